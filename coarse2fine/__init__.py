@@ -1,0 +1,29 @@
+"""Look at a gigapixel image cheaply everywhere, and closely only where it matters."""
+
+from coarse2fine._version import __version__
+from coarse2fine.account import Cost
+from coarse2fine.analysis import Analysis
+from coarse2fine.annotations import AnnotationError
+from coarse2fine.engine import analyze
+from coarse2fine.fit import fit
+from coarse2fine.model import Model, load_model
+from coarse2fine.models.bundle import ModelError
+from coarse2fine.regions import Region
+from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.image import Image, open_image
+
+__all__ = [
+    "Analysis",
+    "AnnotationError",
+    "Cost",
+    "Image",
+    "ImageError",
+    "Model",
+    "ModelError",
+    "Region",
+    "__version__",
+    "analyze",
+    "fit",
+    "load_model",
+    "open_image",
+]

@@ -1,0 +1,68 @@
+"""What an analysis cost, and what the exhaustive pass would have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The account of one analysis; multiply-adds include the scan and every halo.
+
+    Parameters
+    ----------
+    scan_macs, refine_macs : int
+        Multiply-adds of the base on the whole image and of the refine net on the chosen windows.
+    exhaustive_macs : int
+        Multiply-adds of the refine net on every cell, counted without any halo: the least it could take.
+    cells, cells_refined : int
+        Cells of the image, and those that were refined.
+    scan_seconds, choose_seconds, refine_seconds, conclude_seconds : float
+        Wall-clock time of each step.
+    chunks, bytes : int
+        Stored chunks decoded, and the bytes they hold when decoded.
+    """
+
+    scan_macs: int
+    refine_macs: int
+    exhaustive_macs: int
+    cells: int
+    cells_refined: int
+    scan_seconds: float
+    choose_seconds: float
+    refine_seconds: float
+    conclude_seconds: float
+    chunks: int
+    bytes: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds in all."""
+        return self.scan_macs + self.refine_macs
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time in all."""
+        return self.scan_seconds + self.choose_seconds + self.refine_seconds + self.conclude_seconds
+
+    @property
+    def share(self) -> float:
+        """Cost as a share of the exhaustive pass's."""
+        return self.macs / self.exhaustive_macs
+
+    @property
+    def saved(self) -> float:
+        """Share of the exhaustive pass's multiply-adds that were not spent; negative when more were."""
+        return 1.0 - self.share
+
+    @property
+    def speedup(self) -> float:
+        """How many times fewer multiply-adds than the exhaustive pass."""
+        return self.exhaustive_macs / self.macs
+
+    def __str__(self) -> str:
+        return (
+            f"{self.macs / 1e9:,.1f} GMAC, {self.share:.1%} of the exhaustive pass ({self.speedup:.1f}x less); "
+            f"{self.cells_refined:,} of {self.cells:,} cells refined ({self.cells_refined / self.cells:.2%}); "
+            f"{self.seconds:.1f} s; {self.chunks:,} chunks, {self.bytes / 1e6:,.0f} MB read"
+        )

@@ -1,0 +1,89 @@
+"""One answer in full-resolution pixels: refined cells become regions."""
+
+from __future__ import annotations
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from coarse2fine.merge import clusters, peaks, suppress
+from coarse2fine.model import Model
+from coarse2fine.models.heads import Candidates
+from coarse2fine.regions import Region
+from coarse2fine.scan import Scan
+from coarse2fine.tiling.image import Image
+
+_NO_FEATURE = 255
+
+
+def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, threshold: float) -> tuple[Region, ...]:
+    """Regions from the cells in which the refinement found something, the surest first.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        Each fine cell once, in raster order.
+    model : Model
+    scan : Scan
+        Tells which features fired.
+    image : Image
+    threshold : float
+        Probability from which a find counts.
+    """
+    sure = candidates.take(candidates.scores >= threshold)
+    width = -(-image.width // model.geometry.fine_cell)
+    area = np.array([label.kind == "area" for label in model.labels], bool)[sure.labels]
+    objects = suppress(peaks(sure.take(~area), width))
+    regions = _objects(objects, model, scan, image) + _areas(sure.take(area), model, scan, image, width)
+    return tuple(sorted(regions, key=lambda r: (-r.score, r.full_box)))
+
+
+def _objects(found: Candidates, model: Model, scan: Scan, image: Image) -> list[Region]:
+    full = found.boxes.astype(np.float64) * model.geometry.fine_cell
+    high = np.array([image.height, image.width] * 2)
+    full = np.clip(full, 0, high)
+    solid = np.all(full[:, 2:] - full[:, :2] > 0, axis=1)
+    names = _fired(scan, found.cells // model.geometry.fine)
+    return [
+        Region(model.labels[label].name, min(score, 1.0), (y0, x0, y1, x1), None, fired)
+        for label, score, (y0, x0, y1, x1), fired, ok in zip(
+            found.labels.tolist(), found.scores.tolist(), full.tolist(), names, solid.tolist(), strict=True
+        )
+        if ok
+    ]
+
+
+def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int) -> list[Region]:
+    """Connected cells of one class as polygons, each with the mean score of its cells."""
+    if not len(found):
+        return []
+    group = clusters(found, width)
+    order = np.argsort(group, kind="stable")
+    borders = np.flatnonzero(np.diff(group[order])) + 1
+    regions = []
+    for rows in np.split(order, borders):
+        cells = found.cells[rows]
+        best = rows[np.argmax(found.scores[rows])]
+        outline = _outline(cells, model.geometry.fine_cell, image)
+        y, x = zip(*outline, strict=True)
+        fired = _fired(scan, found.cells[best][None] // model.geometry.fine)[0]
+        score = float(found.scores[rows].mean())
+        label = model.labels[int(found.labels[best])].name
+        regions.append(Region(label, min(score, 1.0), (min(y), min(x), max(y), max(x)), outline, fired))
+    return regions
+
+
+def _outline(cells: NDArray[np.int32], cell: int, image: Image) -> tuple[tuple[float, float], ...]:
+    """Outer border of connected cells, in full-resolution pixels, clipped to the image."""
+    y, x = cells.T.astype(np.float64) * cell
+    squares = shapely.box(x, y, np.minimum(x + cell, image.width), np.minimum(y + cell, image.height))
+    ring = shapely.union_all(squares).simplify(0).exterior.coords[:-1]
+    return tuple((float(b), float(a)) for a, b in ring)
+
+
+def _fired(scan: Scan, cells: NDArray[np.int32]) -> list[tuple[str, ...]]:
+    """Names of the features that fired in each cell."""
+    if not scan.fired.size:
+        return [()] * len(cells)
+    rows = scan.fired[cells[:, 0], cells[:, 1]].tolist()
+    return [tuple(f"feature {f}" for f in row if f != _NO_FEATURE) for row in rows]

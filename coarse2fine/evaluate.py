@@ -1,0 +1,69 @@
+"""Comparing what was found with what is there."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+
+def match(
+    found: NDArray[np.float64],
+    scores: NDArray[np.float32],
+    true: NDArray[np.float64],
+    reach: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """Pair finds with true objects one to one, the best find first, each with the nearest object still free.
+
+    Parameters
+    ----------
+    found : ndarray, float64, (n, 2)
+        Centres (y, x) of the finds.
+    scores : ndarray, float32, (n,)
+        Their scores.
+    true : ndarray, float64, (m, 2)
+        Centres of the objects.
+    reach : ndarray, float64, (m,)
+        Greatest distance at which a find counts as that object.
+
+    Returns
+    -------
+    ndarray, int64, (n,)
+        Index of each find's object; -1 for a false alarm.
+    """
+    owner = np.full(len(found), -1, np.int64)
+    if not len(found) or not len(true):
+        return owner
+    free = np.ones(len(true), bool)
+    near = cKDTree(true).query_ball_point(found, float(reach.max()))
+    for i in np.argsort(-scores, kind="stable").tolist():
+        rows = np.array([j for j in near[i] if free[j]], np.int64)
+        if len(rows):
+            distance = np.hypot(*(true[rows] - found[i]).T)
+            within = distance <= reach[rows]
+            if within.any():
+                best = rows[within][np.argmin(distance[within])]
+                owner[i], free[best] = best, False
+    return owner
+
+
+def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], true_count: int) -> tuple[float, float]:
+    """Threshold between 0.1 and 0.9 with the highest F1, and that F1.
+
+    Parameters
+    ----------
+    scores : ndarray, float32, (n,)
+        Scores of the finds.
+    right : ndarray, bool, (n,)
+        Whether each is a true object.
+    true_count : int
+        Objects there are.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(right[order])
+    f1 = 2 * hits / (np.arange(1, len(scores) + 1) + max(true_count, 1))
+    allowed = (scores[order] >= 0.1) & (scores[order] <= 0.9)
+    if not allowed.any():
+        return 0.5, 0.0
+    best = int(np.argmax(np.where(allowed, f1, -1)))
+    return float(scores[order][best]), float(f1[best])

@@ -1,0 +1,165 @@
+"""Looking without knowing what for: what is rare in this image, and what low resolution fails to explain.
+
+The encoder of an autoencoder scans the image; its codes are grouped into kinds, and a code far from every kind is
+rare. A small random sample of cells is read at full resolution too: where the fine codes of like cells are badly
+predicted by their coarse code, a close look is likely to show something that the scan could not see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.model import Model
+from coarse2fine.models.heads import Candidates
+from coarse2fine.models.rarity import Mixture, ridge
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.scan import FIRED, Scan, Tick, features, normalised
+from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.reader import WindowReader
+
+KINDS = 8
+_SAMPLED_CELLS = 768
+_SAMPLED_CODES = 50_000
+# A cell counts as interesting by the far tail of either measure: the noisy-or of the ranks to this power.
+_TAIL = 16
+
+
+@dataclass(frozen=True)
+class Oddities:
+    """What is usual at full resolution in this image.
+
+    Parameters
+    ----------
+    mixture : Mixture
+        Kinds of fine codes.
+    sample : Tensor, float32, (n,)
+        Surprises of a random sample of fine codes, increasing.
+    """
+
+    mixture: Mixture
+    sample: Tensor
+
+
+def explore(image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick | None = None) -> tuple[Scan, Oddities]:
+    """Scan an image and learn from it alone what is worth a closer look.
+
+    Parameters
+    ----------
+    image : Image
+    model : Model
+        An "explore" model.
+    runtime : Runtime
+    seed : int
+        Of the random sample.
+    tick : callable, optional
+        Called with blocks done and blocks in all.
+
+    Returns
+    -------
+    Scan
+        Its cost holds the full-resolution sample too.
+    Oddities
+    """
+    codes, macs = _codes(image, model, runtime, tick)
+    shape = codes.shape[:2]
+    rng = np.random.default_rng(seed)
+    flat = codes.reshape(-1, codes.shape[-1])
+    chosen = np.sort(rng.permutation(len(flat))[:_SAMPLED_CELLS])
+    cells = np.stack(np.unravel_index(chosen, shape), axis=1)
+    fine = _fine_codes(image, model, runtime, cells)
+    macs += len(cells) * model.window_macs(1)
+    usual = flat[np.sort(rng.permutation(len(flat))[:_SAMPLED_CODES])].astype(np.float32)
+    rarity, _ = Mixture.fit(usual, KINDS, seed).surprise(torch.from_numpy(flat))
+    unexplained = _unexplained(flat[chosen].astype(np.float32), fine, flat)
+    tails = [_rank(v) ** _TAIL for v in (rarity.numpy(), unexplained)]
+    interest = (1 - (1 - tails[0]) * (1 - tails[1])).reshape(shape).astype(np.float32)
+    scan = Scan(interest, _loudest(flat, usual).reshape(*shape, FIRED), macs)
+    fine_rows = fine.reshape(-1, fine.shape[-1])
+    mixture = Mixture.fit(fine_rows, KINDS, seed)
+    sample = mixture.surprise(torch.from_numpy(fine_rows))[0].sort().values
+    return scan, Oddities(mixture, sample)
+
+
+def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor: float) -> Candidates:
+    """Cells of a batch of windows that are rarer than the share `floor` of the image's own sample.
+
+    Parameters
+    ----------
+    out : Tensor, float, (n, d, h, w)
+        Fine codes.
+    corners : ndarray, int64, (n, 2)
+        Fine-grid index of each window's first cell.
+    odd : Oddities
+    floor : float
+        Least score, the share of the sample that is less surprising.
+    """
+    n, d, h, w = out.shape
+    surprise, kind = odd.mixture.surprise(out.permute(0, 2, 3, 1).reshape(-1, d))
+    rank = torch.searchsorted(odd.sample.to(out.device), surprise)
+    scores = (rank / (len(odd.sample) + 1)).reshape(n, h, w)
+    row, y, x = torch.nonzero(scores >= floor, as_tuple=True)
+    rows = row.cpu().numpy()
+    cells = np.stack([corners[rows, 0] + y.cpu().numpy(), corners[rows, 1] + x.cpu().numpy()], axis=1).astype(np.int32)
+    boxes = np.concatenate([cells, cells + 1], axis=1).astype(np.float32)
+    labels = kind.reshape(n, h, w)[row, y, x].cpu().numpy().astype(np.int16)
+    return Candidates(cells, scores[row, y, x].float().cpu().numpy(), labels, boxes)
+
+
+def _codes(image: Image, model: Model, runtime: Runtime, tick: Tick | None) -> tuple[NDArray[np.float16], int]:
+    """Codes of all cells (cell height, cell width, d), in half precision to hold large images, and their cost."""
+    shape = model.cell_shape((image.height, image.width))
+    codes = np.zeros((*shape, model.base.spec.stages[-1].channels), np.float16)
+    macs = 0
+    for box, _, code, cost in features(image, model, runtime, tick):
+        codes[box.y0 : box.y1, box.x0 : box.x1] = code.permute(1, 2, 0).cpu().numpy()
+        macs += cost
+    return codes, macs
+
+
+def _fine_codes(image: Image, model: Model, runtime: Runtime, cells: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Full-resolution codes (n, f * f, d) of single cells."""
+    net, fine = runtime.place(model.refiner), model.geometry.fine
+    spec = net.spec
+    boxes = [Box(y, x, y + 1, x + 1).scale(fine * spec.stride).expand(spec.margin) for y, x in cells.tolist()]
+    codes = np.zeros((len(boxes), fine * fine, spec.stages[-1].channels), np.float32)
+    with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
+        for batch in reader.batches(boxes, 64):
+            with torch.inference_mode():
+                out = net(normalised(batch.pixels, model, runtime)).float()
+            codes[batch.index] = out.permute(0, 2, 3, 1).reshape(len(out), -1, out.shape[1]).cpu().numpy()
+    return codes
+
+
+def _unexplained(
+    coarse: NDArray[np.float32], fine: NDArray[np.float32], everywhere: NDArray[np.float16]
+) -> NDArray[np.float32]:
+    """Expected error, at every cell, of predicting its fine codes from its coarse one (two linear regressions)."""
+    mean = fine.mean(axis=1)
+    weights = ridge(coarse, mean)
+    predicted = coarse @ weights[:-1] + weights[-1]
+    error = np.square(fine - predicted[:, None]).mean(axis=(1, 2))
+    log_error = np.log(error + 1e-6)[:, None].astype(np.float32)
+    slope = ridge(coarse, log_error, strength=10.0)
+    return everywhere.astype(np.float32) @ slope[:-1, 0] + slope[-1, 0]  # type: ignore[no-any-return]
+
+
+def _rank(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Share of values that are smaller."""
+    ordered = np.sort(values)
+    return (np.searchsorted(ordered, values) / len(values)).astype(np.float32)
+
+
+def _loudest(codes: NDArray[np.float16], usual: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The code's entries that stray most from their mean, for each cell; (n, 3)."""
+    mean, scale = usual.mean(axis=0), usual.std(axis=0) + 1e-6
+    best = np.empty((len(codes), FIRED), np.uint8)
+    for start in range(0, len(codes), 1 << 18):
+        z = np.abs((codes[start : start + (1 << 18)].astype(np.float32) - mean) / scale)
+        best[start : start + (1 << 18)] = np.argsort(-z, axis=1)[:, :FIRED]
+    return best

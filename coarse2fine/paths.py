@@ -1,0 +1,67 @@
+"""From what a user names (files, folders, globs) to the files meant."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+PathLike = str | os.PathLike[str]
+
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".jp2", ".tif", ".tiff", ".btf"),
+    *(".svs", ".ndpi", ".scn", ".qptiff", ".bif", ".mrxs", ".dcm", ".zarr"),
+)
+
+
+def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """Find files, images unless told otherwise.
+
+    Parameters
+    ----------
+    source : path-like or sequence of path-like
+        A file, a folder (what lies directly inside), a glob (``**`` reaches into folders), or several of
+        these. A Zarr folder counts as a file.
+    suffixes : tuple of str
+        Name endings, in lower case, that are taken from a folder.
+
+    Returns
+    -------
+    list of Path
+        Sorted, each file once.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of the sources leads to nothing.
+    """
+    sources = [source] if isinstance(source, str | os.PathLike) else source
+    if not sources:
+        raise FileNotFoundError("expected at least one file, folder or glob, found an empty list")
+    return sorted({path for each in sources for path in _expand_one(Path(each).expanduser(), suffixes)})
+
+
+def _expand_one(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    if path.is_file() or _is_zarr(path):  # before the glob: a name may hold brackets
+        return [path]
+    if path.is_dir():
+        found = [child for child in path.iterdir() if child.name.lower().endswith(suffixes) and child.name[0] != "."]
+        if not found:
+            raise FileNotFoundError(f"the folder {path} holds no file ending in {', '.join(suffixes)}")
+        return found
+    if not glob.has_magic(str(path)):
+        raise FileNotFoundError(f"there is no file or folder {path}; check the name")
+    # Not Path.glob, whose ** means different things in different Pythons.
+    matches = {Path(match) for match in glob.iglob(str(path), recursive=True)}  # noqa: PTH207
+    found = [match for match in matches if match.is_file() or _is_zarr(match)]
+    # The chunks inside a Zarr folder are part of that image.
+    stores = {match for match in found if match.is_dir()}
+    found = [match for match in found if stores.isdisjoint(match.parents)]
+    if not found:
+        raise FileNotFoundError(f"no file matches {path}; check the pattern")
+    return found
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.is_dir() and (path.suffix == ".zarr" or any((path / n).is_file() for n in ("zarr.json", ".zgroup")))

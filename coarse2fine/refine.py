@@ -1,0 +1,132 @@
+"""The costly look at a little: the refine net on the chosen windows at full resolution, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.model import Model
+from coarse2fine.models.heads import Candidates
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.scan import Tick, normalised
+from coarse2fine.select import Plan
+from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.reader import WindowReader
+
+ROUND_WINDOWS = 4096
+_BATCH_PIXELS = 600_000
+
+# From the refine net's output and the fine-grid corner of each window to what was found.
+Read = Callable[[Tensor, NDArray[np.int64]], Candidates]
+
+
+@dataclass(frozen=True)
+class Fine:
+    """What the refinement found.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        Fine cells in which something was found, each once, in raster order.
+    done : ndarray, int64, (m,)
+        Windows of the plan that were refined.
+    macs : int
+        Multiply-adds spent, halos included.
+    failures : tuple of str
+        Windows that could not be read, and why.
+    """
+
+    candidates: Candidates
+    done: NDArray[np.intp]
+    macs: int
+    failures: tuple[str, ...]
+
+
+def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime, tick: Tick | None = None) -> Fine:
+    """Run the refine net on every window of the plan, best first.
+
+    Ctrl-C ends it early: what was refined up to then is the best that could be had for its cost, and is returned.
+
+    Parameters
+    ----------
+    image : Image
+    plan : Plan
+    model : Model
+    read : callable
+        Turns the refine net's output into candidates.
+    runtime : Runtime
+    tick : callable, optional
+        Called with windows done and windows in all.
+    """
+    net = runtime.place(model.refiner)
+    found: list[Candidates] = []
+    failures: list[str] = []
+    done: list[NDArray[np.intp]] = []
+    macs, count = 0, 0
+    with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
+        try:
+            for rows in _rounds(plan):
+                side = int(plan.sides[rows[0]])
+                for candidates, index in _windows(reader, net, model, plan.cell_corners[rows], side, read, runtime):
+                    found.append(candidates)
+                    done.append(rows[index])
+                    macs += len(index) * model.window_macs(side)
+                    count += len(index)
+                    if tick:
+                        tick(count, len(plan))
+        except KeyboardInterrupt:
+            pass
+        failures.extend(reader.failures)
+    finished = np.concatenate(done) if done else np.zeros(0, np.intp)
+    return Fine(_distinct(Candidates.concatenate(found), model, image), finished, macs, tuple(failures))
+
+
+def _rounds(plan: Plan) -> Iterator[NDArray[np.intp]]:
+    """Windows of one shape at a time, the best of the plan in the first rounds."""
+    for start in range(0, len(plan), ROUND_WINDOWS):
+        rows = np.arange(start, min(start + ROUND_WINDOWS, len(plan)))
+        for side in np.unique(plan.sides[rows]).tolist():
+            yield rows[plan.sides[rows] == side]
+
+
+def _windows(
+    reader: WindowReader,
+    net: torch.nn.Module,
+    model: Model,
+    cell_corners: NDArray[np.int64],
+    side: int,
+    read: Read,
+    runtime: Runtime,
+) -> Iterator[tuple[Candidates, NDArray[np.intp]]]:
+    """Candidates, and which windows they come from, batch by batch, of windows of one shape."""
+    spec, fine = model.refiner.spec, model.geometry.fine
+    cells = side * fine
+    boxes = [
+        Box(y * fine, x * fine, y * fine + cells, x * fine + cells).scale(spec.stride).expand(spec.margin)
+        for y, x in cell_corners.tolist()
+    ]
+    batch_size = max(1, min(64, _BATCH_PIXELS // boxes[0].area))
+    for batch in reader.batches(boxes, batch_size):
+        good = ~batch.failed
+        if good.any():
+            with torch.inference_mode():
+                out = net(normalised(batch.pixels[good], model, runtime))
+            yield read(out, cell_corners[batch.index[good]] * fine), batch.index
+        else:
+            yield Candidates.empty(), batch.index
+
+
+def _distinct(candidates: Candidates, model: Model, image: Image) -> Candidates:
+    """Each fine cell once, in raster order, without those beyond the image's far edges."""
+    cell = model.geometry.fine_cell
+    height, width = -(-image.height // cell), -(-image.width // cell)
+    y, x = candidates.cells[:, 0].astype(np.int64), candidates.cells[:, 1].astype(np.int64)
+    inside = np.flatnonzero((y < height) & (x < width))
+    _, first = np.unique(y[inside] * width + x[inside], return_index=True)
+    return candidates.take(inside[first])

@@ -1,0 +1,240 @@
+"""Choosing where to look again: cells with a probability become windows, best first, within a budget.
+
+Windows are equal squares of k x k cells at the local maxima of the expected number of finds, taken again and again
+with what is covered set to zero. Where they crowd, larger squares on a quad-tree replace them, whenever one larger
+square costs less than the windows in it (its halo is paid once).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+MERGED_SIDES = (8, 16, 32)
+DENSE_SIDE = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Windows to refine, best first.
+
+    Parameters
+    ----------
+    cell_corners : ndarray, int64, (n, 2)
+        First cell (y, x) of each window.
+    sides : ndarray, int64, (n,)
+        Side of each window in cells.
+    scores : ndarray, float32, (n,)
+        Expected finds of the best k x k cells in it.
+    cell_shape : tuple of int
+        Cells of the image.
+    """
+
+    cell_corners: NDArray[np.int64]
+    sides: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    cell_shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, index: NDArray[np.intp]) -> Plan:
+        """The windows at `index`."""
+        return Plan(self.cell_corners[index], self.sides[index], self.scores[index], self.cell_shape)
+
+    def covered(self) -> NDArray[np.bool_]:
+        """Map of the cells that some window covers; shape `cell_shape`."""
+        return _cover(self.cell_corners, self.sides, self.cell_shape)
+
+
+def choose(
+    interest: NDArray[np.float32],
+    window: int,
+    *,
+    window_macs: Callable[[int], int],
+    tau: float = 0.0,
+    budget_macs: int | None = None,
+) -> Plan:
+    """Cover the interesting cells with windows.
+
+    Parameters
+    ----------
+    interest : ndarray, float32, (cell height, cell width)
+        Probability that refining a cell finds something.
+    window : int
+        Side of the smallest window, in cells.
+    window_macs : callable
+        Multiply-adds of a window of a given side.
+    tau : float
+        Expected finds below which a window is not taken.
+    budget_macs : int, optional
+        Most multiply-adds the windows may cost; without it every window above `tau` is taken.
+    """
+    side = min(window, *interest.shape)
+    # With the cheapest cover there is (the largest square), no more windows than this can be paid for.
+    largest = MERGED_SIDES[-1]
+    most = None if budget_macs is None else int(budget_macs / window_macs(largest) * (largest / side) ** 2) + 1
+    corners, scores = best_windows(interest, side, tau, most)
+
+    def cost(count: int) -> tuple[int, Plan]:
+        plan = _merge(corners[:count], scores[:count], side, interest.shape, window_macs)
+        sides, counts = np.unique(plan.sides, return_counts=True)
+        return sum(window_macs(int(s)) * int(n) for s, n in zip(sides, counts, strict=True)), plan
+
+    if budget_macs is None:
+        return cost(len(scores))[1]
+    return _within(cost, len(scores), budget_macs)
+
+
+def dense_plan(interest_shape: tuple[int, int]) -> Plan:
+    """The exhaustive pass: every cell, in squares of `DENSE_SIDE` cells."""
+    side = min(DENSE_SIDE, max(interest_shape))
+    ys, xs = np.arange(0, interest_shape[0], side), np.arange(0, interest_shape[1], side)
+    corners = np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.int64)
+    count = len(corners)
+    return Plan(corners, np.full(count, side, np.int64), np.ones(count, np.float32), interest_shape)
+
+
+def _within(cost: Callable[[int], tuple[int, Plan]], count: int, budget_macs: int) -> Plan:
+    """The plan of the most windows, best first, that the budget pays for (found by bisection)."""
+    spent, plan = cost(count)
+    if spent <= budget_macs:
+        return plan
+    low, high = 0, count
+    best = cost(0)[1]
+    while high - low > max(1, count // 1000):
+        middle = (low + high) // 2
+        spent, plan = cost(middle)
+        if spent <= budget_macs:
+            low, best = middle, plan
+        else:
+            high = middle
+    return best
+
+
+def best_windows(
+    interest: NDArray[np.float32], side: int, tau: float, most: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Equal windows at the local maxima of the expected number of finds, best first, before any merging.
+
+    Parameters
+    ----------
+    interest : ndarray, float32, (cell height, cell width)
+    side : int
+        Side of a window in cells; at most the image's.
+    tau : float
+        Expected finds that a window must exceed.
+    most : int, optional
+        Windows that are enough.
+
+    Returns
+    -------
+    cell_corners : ndarray, int64, (n, 2)
+    scores : ndarray, float32, (n,)
+        Expected finds; what better windows cover counts for them alone.
+    """
+    left = interest.astype(np.float32, copy=True)
+    height, width = left.shape
+    # Equal neighbours (flat areas) would all be maxima: a slight fixed pattern decides between them.
+    ripple = 1 + 1e-4 * np.random.default_rng(0).random((min(251, height), min(257, width)), np.float32)
+    reps = (-(-height // ripple.shape[0]), -(-width // ripple.shape[1]))
+    ripple = np.tile(ripple, reps)[:height, :width]
+    kernel = np.ones((2 * side - 1, 2 * side - 1), np.uint8)
+    floor = max(tau, 1e-7)
+    corners: list[NDArray[np.int64]] = []
+    scores: list[NDArray[np.float32]] = []
+    found = 0
+    while True:
+        sums = cv2.boxFilter(left, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        sums = np.asarray(sums * ripple, np.float32)[: height - side + 1, : width - side + 1]
+        peaks = np.argwhere((sums == cv2.dilate(sums, kernel)) & (sums > floor))
+        if not len(peaks):
+            break
+        corners.append(peaks)
+        scores.append(sums[peaks[:, 0], peaks[:, 1]])
+        found += len(peaks)
+        for dy in range(side):
+            for dx in range(side):
+                left[peaks[:, 0] + dy, peaks[:, 1] + dx] = 0
+        # What is left can only be worse than the best of this round; once enough windows beat that, stop.
+        if most is not None and found > most:
+            floor = max(floor, float(np.partition(np.concatenate(scores), -most)[-most]))
+    if not corners:
+        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
+    all_corners, all_scores = np.concatenate(corners), np.concatenate(scores)
+    order = np.argsort(-all_scores, kind="stable")[:most]
+    return all_corners[order], all_scores[order]
+
+
+def _merge(
+    corners: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    side: int,
+    cell_shape: tuple[int, int],
+    window_macs: Callable[[int], int],
+) -> Plan:
+    """Replace crowded windows by larger squares wherever that costs less (exact on the quad-tree of squares)."""
+    count = len(scores)
+    best = np.full(count, float(window_macs(side)))  # what is paid for each window, or its share of a square
+    owner_side = np.full(count, side, np.int64)
+    owner = corners.copy()
+    for large in (s for s in MERGED_SIDES if s > side and s <= max(cell_shape)):
+        inside = np.all(corners % large + side <= large, axis=1)
+        blocks = corners // large
+        key = blocks[:, 0] * (cell_shape[1] // large + 1) + blocks[:, 1]
+        unique, group = np.unique(key[inside], return_inverse=True)
+        paid = np.bincount(group, weights=best[inside], minlength=len(unique))
+        size = np.bincount(group, minlength=len(unique))
+        cheaper = window_macs(large) < paid
+        take = np.zeros(count, bool)
+        take[inside] = cheaper[group]
+        owner[take] = blocks[take] * large
+        owner_side[take] = large
+        share = np.zeros(count)
+        share[inside] = window_macs(large) / size[group]
+        best[take] = share[take]
+    return _distinct(owner, owner_side, scores, side, cell_shape)
+
+
+def _distinct(
+    owner: NDArray[np.int64],
+    owner_side: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    side: int,
+    cell_shape: tuple[int, int],
+) -> Plan:
+    """One row a square, in order of its best window; small windows inside the squares taken are dropped."""
+    rows = np.column_stack([owner, owner_side])
+    _, first = np.unique(rows, axis=0, return_index=True)
+    first.sort()  # windows come best first, so the first row of a square bears its best score
+    rows, scores = rows[first], scores[first]
+    merged = rows[:, 2] > side
+    if merged.any():
+        cover = _cover(rows[merged, :2], rows[merged, 2], cell_shape)
+        small = rows[~merged, :2]
+        held = np.ones(len(small), bool)
+        for dy in range(side):
+            for dx in range(side):
+                held &= cover[small[:, 0] + dy, small[:, 1] + dx]
+        keep = merged.copy()
+        keep[~merged] = ~held
+        rows, scores = rows[keep], scores[keep]
+    return Plan(rows[:, :2], rows[:, 2], scores, cell_shape)
+
+
+def _cover(corners: NDArray[np.int64], sides: NDArray[np.int64], cell_shape: tuple[int, int]) -> NDArray[np.bool_]:
+    cover = np.zeros(cell_shape, bool)
+    for side in np.unique(sides).tolist():
+        chosen = corners[sides == side]
+        if side <= 4:
+            for dy in range(side):
+                for dx in range(side):
+                    cover[chosen[:, 0] + dy, chosen[:, 1] + dx] = True
+        else:
+            for y, x in chosen.tolist():
+                cover[y : y + side, x : x + side] = True
+    return cover

@@ -1,0 +1,192 @@
+"""What the nets are trained towards: annotations drawn on grids of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from coarse2fine.annotations import Annotations
+from coarse2fine.model import Label
+from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.tiling.image import Image
+
+# Scenes are held back, drawn from and refined in square parts of this many fine cells.
+PART = 64
+# A cell whose centre lies this near to an object's centre (in cells, or as a share of the object's smaller side) is
+# positive; one within the second distance is neither. At least one cell centre is within 0.71 cells of any point.
+_POSITIVE, _POSITIVE_SHARE = 0.75, 0.2
+_NEAR, _NEAR_SHARE = 1.5, 0.5
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Training targets of a block of cells; see `coarse2fine.models.heads.detection_loss`.
+
+    Parameters
+    ----------
+    classes, valid : ndarray, float32, (k, h, w)
+    boxes : ndarray, float32, (4, h, w)
+    boxed : ndarray, float32, (h, w)
+    """
+
+    classes: NDArray[np.float32]
+    valid: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    boxed: NDArray[np.float32]
+
+
+class Scene:
+    """An image with its annotations on the grid of fine cells.
+
+    Parameters
+    ----------
+    image : Image
+    annotations : Annotations
+    labels : sequence of Label
+        The classes; annotations of other classes are left out.
+    fine_cell : int
+        Side of a fine cell in full-resolution pixels.
+    largest : float
+        Objects whose smaller side exceeds this many full-resolution pixels do not fit the refine net's field: they
+        are neither sought nor held against a cell.
+    nominal : float
+        Side given to annotations that are points, in full-resolution pixels.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        annotations: Annotations,
+        labels: Sequence[Label],
+        *,
+        fine_cell: int,
+        largest: float,
+        nominal: float,
+    ) -> None:
+        self.image = image
+        self.labels = tuple(labels)
+        self.fine_cell = fine_cell
+        self.cell_shape = (ceil_div(image.height, fine_cell), ceil_div(image.width, fine_cell))
+        self.part_shape = (ceil_div(self.cell_shape[0], PART), ceil_div(self.cell_shape[1], PART))
+        self.held = np.zeros(self.part_shape, bool)
+        index = {label.name: i for i, label in enumerate(labels)}
+        kinds = [label.kind for label in labels]
+        known = [a for a in annotations.objects if a.label in index]
+        objects = [a for a in known if kinds[index[a.label]] == "object"]
+        bounds = np.array([a.full_bounds for a in objects], np.float64).reshape(-1, 4)
+        size = bounds[:, 2:] - bounds[:, :2]
+        self.sized = np.array([not a.is_point for a in objects], bool)
+        # Thin or tiny annotations still have a size whose logarithm can be learned.
+        self.size = np.where(self.sized[:, None], np.maximum(size, 1.0), nominal)
+        self.centre = (bounds[:, :2] + bounds[:, 2:]) / 2
+        self.label = np.array([index[a.label] for a in objects], np.int64)
+        self.fits = self.size.min(axis=1, initial=np.inf) <= largest
+        self._areas = [(index[a.label], a.geometry) for a in known if kinds[index[a.label]] == "area"]
+        self._ignored = shapely.union_all(list(annotations.ignored))
+        self._regions = shapely.union_all(list(annotations.regions)) if annotations.regions else None
+        for geometry in (self._ignored, self._regions, *(g for _, g in self._areas)):
+            shapely.prepare(geometry)
+
+    def fine_centres(self, cell_box: Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Full-resolution (y, x) of the cells' centres of a block, flattened in raster order."""
+        y = (np.arange(cell_box.y0, cell_box.y1) + 0.5) * self.fine_cell
+        x = (np.arange(cell_box.x0, cell_box.x1) + 0.5) * self.fine_cell
+        gy, gx = np.meshgrid(y, x, indexing="ij")
+        return gy.ravel(), gx.ravel()
+
+    def known(self, cell_box: Box, *, held: bool = False) -> NDArray[np.bool_]:
+        """Cells of a block that lie in the image, were annotated, and are (or are not) held back; (h, w)."""
+        ys = np.arange(cell_box.y0, cell_box.y1)
+        xs = np.arange(cell_box.x0, cell_box.x1)
+        inside = ((ys >= 0) & (ys < self.cell_shape[0]))[:, None] & ((xs >= 0) & (xs < self.cell_shape[1]))[None]
+        parts = self.held[
+            np.ix_(ys.clip(0, self.cell_shape[0] - 1) // PART, xs.clip(0, self.cell_shape[1] - 1) // PART)
+        ]
+        known: NDArray[np.bool_] = inside & (parts == held)
+        for geometry, sense in ((self._regions, True), (self._ignored, False)):
+            if geometry is not None and not geometry.is_empty:
+                y, x = self.fine_centres(cell_box)
+                known &= (shapely.contains_xy(geometry, x, y) == sense).reshape(known.shape)
+        return known
+
+    def draw(self, cell_box: Box) -> Targets:
+        """Targets of a block of fine cells, of which only those not held back count."""
+        shape = (cell_box.height, cell_box.width)
+        classes = np.zeros((len(self.labels), *shape), np.float32)
+        valid = np.broadcast_to(self.known(cell_box), classes.shape).astype(np.float32)
+        boxes = np.zeros((4, *shape), np.float32)
+        boxed = np.zeros(shape, np.float32)
+        for index, geometry in self._areas:
+            y, x = self.fine_centres(cell_box)
+            classes[index][shapely.contains_xy(geometry, x, y).reshape(shape)] = 1
+        for i in self._nearby(cell_box):
+            self._draw_object(int(i), cell_box, classes, valid, boxes, boxed)
+        classes *= valid
+        return Targets(classes, valid, boxes, boxed * valid.max(axis=0))
+
+    def _nearby(self, cell_box: Box) -> NDArray[np.intp]:
+        """Objects that may touch a block, the largest first, so that the small ones inside them have the last word."""
+        full = cell_box.scale(self.fine_cell)
+        reach = np.maximum(self.size * _NEAR_SHARE, _NEAR * self.fine_cell)
+        low, high = self.centre - reach, self.centre + reach
+        touching = np.all((high >= (full.y0, full.x0)) & (low < (full.y1, full.x1)), axis=1)
+        rows = np.flatnonzero(touching)
+        return rows[np.argsort(-self.size[rows].prod(axis=1), kind="stable")]
+
+    def _draw_object(self, i: int, cell_box: Box, classes: Any, valid: Any, boxes: Any, boxed: Any) -> None:
+        centre = self.centre[i] / self.fine_cell - (cell_box.y0, cell_box.x0)
+        size = self.size[i] / self.fine_cell
+        near = np.maximum(_NEAR, size * _NEAR_SHARE)
+        y0, x0 = np.floor(centre - near).astype(int).clip(0)
+        y1, x1 = np.minimum(np.ceil(centre + near).astype(int), classes.shape[1:])
+        if y1 <= y0 or x1 <= x0:
+            return
+        dy = centre[0] - (np.arange(y0, y1)[:, None] + 0.5)
+        dx = centre[1] - (np.arange(x0, x1)[None] + 0.5)
+        label, view = self.label[i], (slice(y0, y1), slice(x0, x1))
+        around = ((dy / near[0]) ** 2 + (dx / near[1]) ** 2) <= 1
+        undecided = around & (classes[:, y0:y1, x0:x1].max(axis=0) == 0)
+        valid[label][view][undecided] = 0
+        if not self.fits[i]:
+            return
+        core = np.hypot(dy, dx) <= max(_POSITIVE, _POSITIVE_SHARE * float(size.min()))
+        known = self.known(Box(y0, x0, y1, x1).shift(cell_box.y0, cell_box.x0))
+        classes[:, y0:y1, x0:x1][:, core] = 0
+        classes[label][view][core] = 1
+        valid[label][view][core] = known[core]
+        log_size = np.log(size)
+        values = np.broadcast_arrays(dy, dx, np.float64(log_size[0]), np.float64(log_size[1]))
+        for channel, value in enumerate(values):
+            boxes[channel][view][core] = value[core]
+        boxed[view][core] = float(self.sized[i])
+
+
+def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> None:
+    """Mark parts that calibrate and never train: whole images where there are many, else parts of every image.
+
+    Parts are drawn systematically in order of the objects they hold, so that rare objects are on both sides.
+    """
+    if len(scenes) >= 8:
+        order = np.argsort([-len(s.centre) for s in scenes], kind="stable")
+        for i in _systematic(order, share, rng):
+            scenes[i].held[:] = True
+        return
+    for scene in scenes:
+        counts = np.zeros(scene.part_shape)
+        y, x = (scene.centre / scene.fine_cell // PART).astype(int).T
+        np.add.at(counts, (y.clip(0, counts.shape[0] - 1), x.clip(0, counts.shape[1] - 1)), 1)
+        ties = rng.random(counts.size)
+        order = np.lexsort((ties, -counts.ravel()))
+        scene.held.ravel()[_systematic(order, share, rng)] = True
+
+
+def _systematic(order: NDArray[np.intp], share: float, rng: np.random.Generator) -> NDArray[np.intp]:
+    step = 1 / share
+    picks = np.arange(rng.uniform(0, min(step, len(order))), len(order), step).astype(int)
+    chosen: NDArray[np.intp] = order[picks]
+    return chosen

@@ -1,0 +1,1 @@
+"""Networks and what their activations mean. Knows nothing of files or tiles."""

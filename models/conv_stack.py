@@ -1,0 +1,179 @@
+"""Small convolutional nets whose every output cell sees a centred square of the input, and nothing of the border.
+
+All convolutions are valid and the receptive field is centred on the output cell, so that a window's answer equals the
+answer of a pass over the whole image: the halo shrinks layer by layer and is paid for once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One convolution: kernel and stride in input pixels of the stage, and output channels."""
+
+    kernel: int
+    stride: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class StackSpec:
+    """The shape of a `ConvStack`.
+
+    Parameters
+    ----------
+    in_channels : int
+        Channels of the input image.
+    stages : tuple of Stage
+        From input to output. The last stage is linear, all others end in a ReLU.
+
+    Raises
+    ------
+    ValueError
+        If the receptive field cannot be centred on the cell (its size and the stride must be both odd or both even).
+    """
+
+    in_channels: int
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a net needs at least one stage")
+        if (self.field - self.stride) % 2:
+            raise ValueError(
+                f"a receptive field of {self.field} px cannot be centred on cells of {self.stride} px; "
+                "use even kernels for stride 2 and odd kernels for stride 1"
+            )
+
+    @classmethod
+    def parse(cls, in_channels: int, text: str) -> Self:
+        """Build from the field's shorthand, ``"4/2:16 3:24 1:8"`` (kernel/stride:channels; stride 1 is left out)."""
+        stages = []
+        for word in text.split():
+            size, channels = word.split(":")
+            kernel, _, stride = size.partition("/")
+            stages.append(Stage(int(kernel), int(stride or 1), int(channels)))
+        return cls(in_channels, tuple(stages))
+
+    def __str__(self) -> str:
+        return " ".join(
+            f"{s.kernel}/{s.stride}:{s.channels}" if s.stride > 1 else f"{s.kernel}:{s.channels}" for s in self.stages
+        )
+
+    @property
+    def stride(self) -> int:
+        """Input pixels from one output cell to the next."""
+        stride = 1
+        for stage in self.stages:
+            stride *= stage.stride
+        return stride
+
+    @property
+    def field(self) -> int:
+        """Side of the receptive field of one output cell, in input pixels."""
+        field, jump = 1, 1
+        for stage in self.stages:
+            field += (stage.kernel - 1) * jump
+            jump *= stage.stride
+        return field
+
+    @property
+    def margin(self) -> int:
+        """Halo on every side of a block of cells, in input pixels."""
+        return (self.field - self.stride) // 2
+
+    def input_size(self, cells: int) -> int:
+        """Input pixels along one side that give `cells` output cells."""
+        return cells * self.stride + 2 * self.margin
+
+    def macs(self, cell_height: int, cell_width: int) -> int:
+        """Multiply-adds of a block of cells, its halo included."""
+        total = 0
+        height, width = self.input_size(cell_height), self.input_size(cell_width)
+        channels = self.in_channels
+        for s in self.stages:
+            height, width = (height - s.kernel) // s.stride + 1, (width - s.kernel) // s.stride + 1
+            total += height * width * s.kernel**2 * channels * s.channels
+            channels = s.channels
+        return total
+
+    @property
+    def macs_per_cell(self) -> float:
+        """Multiply-adds for a cell of an endless image: no halo at all."""
+        total, jump, channels = 0.0, 1, self.in_channels
+        for s in self.stages:
+            jump *= s.stride
+            total += s.kernel**2 * channels * s.channels * (self.stride / jump) ** 2
+            channels = s.channels
+        return total
+
+
+class ConvStack(nn.Module):
+    """A net of valid, centred convolutions; batch norm in training only (see `folded`).
+
+    Parameters
+    ----------
+    spec : StackSpec
+    batch_norm : bool
+        Normalise between convolution and ReLU, for training. Saved nets are folded.
+    """
+
+    def __init__(self, spec: StackSpec, *, batch_norm: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.convs = nn.ModuleList()
+        self.norms = nn.ModuleList()
+        channels = spec.in_channels
+        for index, s in enumerate(spec.stages):
+            last = index == len(spec.stages) - 1
+            normed = batch_norm and not last
+            self.convs.append(nn.Conv2d(channels, s.channels, s.kernel, s.stride, bias=not normed))
+            self.norms.append(nn.BatchNorm2d(s.channels) if normed else nn.Identity())
+            channels = s.channels
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Activations of every stage but the last, after the ReLU; the last of them is the high-level one.
+
+        Parameters
+        ----------
+        x : Tensor, float, (n, c, h, w)
+        """
+        activations = []
+        for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
+            x = torch.relu_(norm(conv(x)))
+            activations.append(x)
+        return activations
+
+    def head(self, high: Tensor) -> Tensor:
+        """The last, linear stage on the high-level activations."""
+        return self.convs[-1](high)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x)[-1])
+
+    def folded(self) -> ConvStack:
+        """A copy with each batch norm folded into its convolution, in evaluation mode."""
+        net = ConvStack(self.spec)
+        for conv, norm, plain in zip(self.convs, self.norms, net.convs, strict=True):
+            weight, bias = fold(conv, norm)
+            plain.load_state_dict({"weight": weight, "bias": bias})
+        return net.eval()
+
+
+def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with the batch norm behind it folded in."""
+    weight = conv.weight.detach().float()
+    bias = conv.bias.detach().float() if conv.bias is not None else torch.zeros(len(weight))
+    if isinstance(norm, nn.BatchNorm2d):
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+        weight = weight * scale[:, None, None, None]
+        bias = (bias - norm.running_mean) * scale + norm.bias.detach()
+    return weight, bias

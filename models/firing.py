@@ -1,0 +1,215 @@
+"""Which high-level feature fires where, and how sure that makes us that something is there.
+
+Nothing here is trained by gradient: each feature's activation is calibrated to the precision of "something is here" by
+counting on held-back cells, and the calibrated features are combined by a fixed rule. The rules are the classic
+noisy-or (Pearl 1988) and a sum of log-lifts (naive Bayes); the base's own answer, its logit, is the third.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+Rule = Literal["logit", "log-lift", "noisy-or"]
+RULES: tuple[Rule, ...] = ("logit", "log-lift", "noisy-or")
+
+# Bin edges at quantiles 1 - 2^(-j/2): each half-octave of the tail has its own bin, for there the choice is made.
+_QUANTILES = 1.0 - 2.0 ** (-np.arange(1, 29) / 2.0)
+_FEATURES = 16
+_PSEUDO_CELLS = 4.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A monotone map from an activation to a precision, constant within bins.
+
+    Parameters
+    ----------
+    edges : ndarray, float32, (b - 1,)
+        Increasing bin edges.
+    precision : ndarray, float32, (b,)
+        Share of "something is here" in each bin, not decreasing.
+    """
+
+    edges: NDArray[np.float32]
+    precision: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, values: NDArray[np.float32], targets: NDArray[np.float32]) -> Curve:
+        """Count the precision of each bin, shrunk to the prior, and make it monotone.
+
+        Parameters
+        ----------
+        values, targets : ndarray, float32, (n,)
+            Activation and the probability that something is there, of each cell.
+        """
+        edges = np.unique(np.quantile(values, _QUANTILES).astype(np.float32))
+        bins = np.searchsorted(edges, values, side="left")
+        count = np.bincount(bins, minlength=len(edges) + 1).astype(np.float64)
+        hits = np.bincount(bins, weights=targets, minlength=len(edges) + 1)
+        prior = float(targets.mean())
+        precision = (hits + _PSEUDO_CELLS * prior) / (count + _PSEUDO_CELLS)
+        monotone = isotonic_regression(precision, weights=count + _PSEUDO_CELLS).x
+        return cls(edges, monotone.astype(np.float32))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Precision of each activation; any shape."""
+        edges = torch.from_numpy(self.edges).to(values.device)
+        return torch.from_numpy(self.precision).to(values.device)[torch.bucketize(values.float().contiguous(), edges)]
+
+
+@dataclass(frozen=True)
+class Firing:
+    """The rule that turns activations into the probability that looking again pays.
+
+    Parameters
+    ----------
+    rule : {"logit", "log-lift", "noisy-or"}
+        How the calibrated features are combined.
+    prior : float
+        Share of calibration cells that hold something.
+    features : ndarray, int64, (f,)
+        The high-level features that choose, the most informative first.
+    curves : tuple of Curve
+        Precision of each of them.
+    raw_knots, probability_knots : ndarray, float32, (m,)
+        Monotone map from the rule's raw score to a probability, linear between knots so that ranks are kept.
+    """
+
+    rule: Rule
+    prior: float
+    features: NDArray[np.int64]
+    curves: tuple[Curve, ...]
+    raw_knots: NDArray[np.float32]
+    probability_knots: NDArray[np.float32]
+
+    def probability(self, high: Tensor, logit: Tensor) -> Tensor:
+        """Probability that a refinement would find something, for each cell.
+
+        Parameters
+        ----------
+        high : Tensor, float, (n, c, h, w)
+            High-level activations of the base.
+        logit : Tensor, float, (n, 1, h, w)
+            The base's own answer.
+
+        Returns
+        -------
+        Tensor, float32, (n, h, w)
+        """
+        return self._calibrated(raw_score(self.rule, high, logit, self.prior, self.features, self.curves))
+
+    def strongest(self, high: Tensor, count: int = 3) -> Tensor:
+        """The features that speak loudest, for cells in rows.
+
+        Parameters
+        ----------
+        high : Tensor, float, (n, c)
+            Activations.
+        count : int
+            How many features.
+
+        Returns
+        -------
+        Tensor, uint8, (n, count)
+            Indices of high-level features, the largest lift over the prior first.
+        """
+        lifts = torch.stack([c(high[:, f]) for f, c in zip(self.features.tolist(), self.curves, strict=True)], dim=1)
+        best = lifts.topk(min(count, lifts.shape[1]), dim=1).indices.cpu()
+        return torch.from_numpy(self.features.astype(np.uint8))[best]
+
+    def _calibrated(self, raw: Tensor) -> Tensor:
+        knots = torch.from_numpy(self.raw_knots).to(raw.device)
+        values = torch.from_numpy(self.probability_knots).to(raw.device)
+        upper = torch.bucketize(raw, knots).clamp_(1, len(knots) - 1)
+        x0, x1 = knots[upper - 1], knots[upper]
+        share = ((raw - x0) / (x1 - x0)).clamp_(0.0, 1.0)
+        return values[upper - 1] + share * (values[upper] - values[upper - 1])
+
+
+def raw_score(
+    rule: Rule,
+    high: Tensor,
+    logit: Tensor,
+    prior: float,
+    features: NDArray[np.int64],
+    curves: tuple[Curve, ...],
+) -> Tensor:
+    """The rule's score before calibration; shapes as in `Firing.probability`."""
+    if rule == "logit":
+        return logit[:, 0].float()
+    total = torch.zeros(logit[:, 0].shape, device=logit.device)
+    for feature, curve in zip(features.tolist(), curves, strict=True):
+        precision = curve(high[:, feature])
+        if rule == "log-lift":
+            total += torch.log(precision / (1 - precision)) - np.log(prior / (1 - prior))
+        else:
+            total -= torch.log1p(-precision)
+    return total
+
+
+def calibrate_firing(
+    high: NDArray[np.float32], logit: NDArray[np.float32], targets: NDArray[np.float32]
+) -> tuple[Firing, dict[str, float]]:
+    """Calibrate every feature on held-back cells and keep the rule that needs the least area.
+
+    Parameters
+    ----------
+    high : ndarray, float32, (n, c)
+        High-level activations of the calibration cells.
+    logit : ndarray, float32, (n,)
+        The base's answer there.
+    targets : ndarray, float32, (n,)
+        Probability that the refine net finds something there.
+
+    Returns
+    -------
+    Firing
+    dict of str to float
+        Share of the cells each rule needs to hold 95 % of all there is to find: what the choice rests on.
+    """
+    prior = float(np.clip(targets.mean(), 1e-6, 0.5))
+    curves = [Curve.fit(high[:, f], targets) for f in range(high.shape[1])]
+    gain = [_information(c, high[:, f], prior) for f, c in enumerate(curves)]
+    order = np.argsort(gain)[::-1][:_FEATURES].astype(np.int64)
+    chosen = tuple(curves[f] for f in order)
+    planes = torch.from_numpy(high.T.copy())[None, :, :, None]
+    own = torch.from_numpy(logit)[None, None, :, None]
+    raws = {r: raw_score(r, planes, own, prior, order, chosen)[0, :, 0].numpy() for r in RULES}
+    areas = {rule: area_for_recall(raw, targets, 0.95) for rule, raw in raws.items()}
+    best = min(RULES, key=lambda rule: areas[rule])
+    knots, values = _knots(raws[best], targets)
+    return Firing(best, prior, order, chosen, knots, values), {str(r): a for r, a in areas.items()}
+
+
+def area_for_recall(scores: NDArray[np.float32], targets: NDArray[np.float32], recall: float) -> float:
+    """Share of cells, taken best first, that holds `recall` of all targets."""
+    order = np.argsort(-scores, kind="stable")
+    held = np.cumsum(targets[order], dtype=np.float64)
+    return float(np.searchsorted(held, recall * held[-1]) + 1) / len(scores)
+
+
+def _information(curve: Curve, values: NDArray[np.float32], prior: float) -> float:
+    """Mutual information of a binned feature and "something is here", in nats."""
+    p = curve(torch.from_numpy(values)).numpy().astype(np.float64).clip(1e-9, 1 - 1e-9)
+    return float(np.mean(p * np.log(p / prior) + (1 - p) * np.log((1 - p) / (1 - prior))))
+
+
+def _knots(raw: NDArray[np.float32], targets: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Knots of a strictly increasing map from raw scores to probabilities."""
+    curve = Curve.fit(raw, targets)
+    middle = np.concatenate([[raw.min()], curve.edges, [raw.max()]]).astype(np.float32)
+    knots, first = np.unique(middle, return_index=True)
+    values = np.concatenate([curve.precision[:1], curve.precision])[first]
+    if len(knots) == 1:
+        knots = np.array([knots[0], knots[0] + 1], np.float32)
+        values = np.repeat(values, 2)
+    # A slight slope keeps the ranks of cells that share a bin's precision.
+    ramp = np.linspace(0, 1e-4 * max(float(values[-1]), 1e-6), len(knots))
+    return knots, (values + ramp).clip(0, 1).astype(np.float32)

@@ -1,0 +1,113 @@
+"""How rare a feature vector is among the features of one image, without labels and without positions.
+
+Features are grouped into kinds by k-means; within a kind they are a Gaussian with a shrunk covariance, as PaDiM
+(Defard et al. 2021, arXiv:2011.08785) has for each position. Here kinds replace positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+_SHRINK = 0.2
+_CHUNK = 65_536
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Gaussian kinds of feature vectors.
+
+    Parameters
+    ----------
+    means : Tensor, float32, (k, d)
+    whiten : Tensor, float32, (k, d, d)
+        Maps a difference from the mean to independent units.
+    offsets : Tensor, float32, (k,)
+        Logarithm of each kind's share and normalisation.
+    """
+
+    means: Tensor
+    whiten: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def fit(cls, x: NDArray[np.float32], kinds: int, seed: int) -> Mixture:
+        """Group rows into kinds and measure each.
+
+        Parameters
+        ----------
+        x : ndarray, float32, (n, d)
+        kinds : int
+            Most kinds; fewer where there is too little to tell them apart.
+        seed : int
+        """
+        x = x.astype(np.float64)
+        scale = x.std(axis=0) + 1e-6
+        kinds = max(1, min(kinds, len(x) // (2 * x.shape[1])))
+        with np.errstate(all="ignore"):
+            _, group = (
+                kmeans2(x / scale, kinds, minit="++", seed=seed, missing="warn")
+                if kinds > 1
+                else (0, np.zeros(len(x), int))
+            )
+        pooled = np.atleast_2d(np.cov(x, rowvar=False)) if len(x) > 1 else np.eye(x.shape[1])
+        pooled = pooled + np.eye(len(pooled)) * (1e-4 * np.trace(pooled) / len(pooled) + 1e-8)
+        rows = []
+        for k in np.unique(group).tolist():
+            mine = x[group == k]
+            spread = np.cov(mine, rowvar=False) if len(mine) > x.shape[1] else pooled
+            spread = (1 - _SHRINK) * spread + _SHRINK * pooled
+            inverse_root = np.linalg.inv(np.linalg.cholesky(spread))
+            log_share = np.log(len(mine) / len(x))
+            rows.append((mine.mean(axis=0), inverse_root, log_share + np.log(np.diag(inverse_root)).sum()))
+        means, whiten, offsets = (torch.from_numpy(np.stack(c).astype(np.float32)) for c in zip(*rows, strict=True))
+        return cls(means, whiten, offsets)
+
+    def surprise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood (up to a constant) and the likeliest kind of each row.
+
+        Parameters
+        ----------
+        x : Tensor, float, (n, d)
+
+        Returns
+        -------
+        surprise : Tensor, float32, (n,)
+        kind : Tensor, int64, (n,)
+        """
+        means, whiten, offsets = (t.to(x.device) for t in (self.means, self.whiten, self.offsets))
+        values, kinds = [], []
+        for rows in torch.split(x.float(), _CHUNK):
+            logs = []
+            for mean, root, offset in zip(means, whiten, offsets, strict=True):
+                logs.append(offset - 0.5 * ((rows - mean) @ root.T).square().sum(dim=1))
+            table = torch.stack(logs, dim=1)
+            values.append(-torch.logsumexp(table, dim=1))
+            kinds.append(table.argmax(dim=1))
+        return torch.cat(values), torch.cat(kinds)
+
+
+def ridge(x: NDArray[np.float32], y: NDArray[np.float32], strength: float = 1.0) -> NDArray[np.float32]:
+    """Weights of a regularised linear regression with an intercept (the last row).
+
+    Parameters
+    ----------
+    x : ndarray, float32, (n, d)
+    y : ndarray, float32, (n, m)
+    strength : float
+        Penalty, relative to one observation of unit variance.
+
+    Returns
+    -------
+    ndarray, float32, (d + 1, m)
+    """
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+    z = ((x - mean) / scale).astype(np.float64)
+    centred = y - y.mean(axis=0)
+    w = np.linalg.solve(z.T @ z + strength * np.eye(z.shape[1]), z.T @ centred) / scale[:, None]
+    return np.vstack([w, y.mean(axis=0) - mean @ w]).astype(np.float32)

@@ -1,0 +1,94 @@
+"""Train the models that come with the package: ``python scripts/train.py NAME --data DIR [-o FILE]``.
+
+digits   handwritten digits in cluttered scenes; needs scikit-learn, no data folder.
+craters  Mars craters; DIR/mars holds the scenes and annotations of aliFrancis/mars-crater-catalogue (CC BY 4.0).
+generic  no labels; DIR/mars, DIR/rbc/images and DIR/formats hold images, scikit-image and the digit scenes add more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import skimage.data
+
+import coarse2fine as c2f
+from coarse2fine.pretrain import fit_explorer
+from coarse2fine.scenes import DigitScene
+from coarse2fine.tiling.geometry import Box
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
+# A crater that one annotator of six has seen is neither a crater nor background.
+LEAST_CONFIDENCE = 2
+
+
+def main() -> None:
+    """Train one embedded model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the training images")
+    parser.add_argument("--steps", type=int, help="optimisation steps of each net")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, help="by default the embedded model itself")
+    arguments = parser.parse_args()
+    options = {"seed": arguments.seed, "name": arguments.name}
+    if arguments.steps:
+        options["steps"] = arguments.steps
+    model = RECIPES[arguments.name](arguments.data, options)
+    target = model.save(arguments.output or EMBEDDED / f"{arguments.name}.c2f")
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
+    print(json.dumps(dict(model.provenance), indent=2))
+
+
+def digits(_: Path, options: dict[str, Any]) -> c2f.Model:
+    """Three scenes of training handwriting; what the demo shows is other handwriting on other ground."""
+    scenes = [DigitScene(4096, 4096, digits=500, clutter=1200, seed=s, handwriting="train") for s in (101, 102, 103)]
+    images = [scene.block(Box(0, 0, 4096, 4096)) for scene in scenes]
+    # Writing has a right way up: a six is no nine.
+    return c2f.fit(images, [s.annotations() for s in scenes], rotate=False, **{"steps": 1500, **options})
+
+
+def craters(data: Path, options: dict[str, Any]) -> c2f.Model:
+    """All eight scenes; craters that only one annotator marked are left out."""
+    paths = sorted((data / "mars").glob("*.png"))
+    annotations = [_confident(json.loads(p.with_suffix(".geojson").read_text())) for p in paths]
+    return c2f.fit(paths, annotations, **{"steps": 1500, **options})
+
+
+def _confident(collection: dict[str, Any]) -> dict[str, Any]:
+    for feature in collection["features"]:
+        if feature["properties"]["measurements"]["confidence"] < LEAST_CONFIDENCE:
+            feature["properties"]["classification"]["name"] = "Ignore*"
+    return collection
+
+
+def generic(data: Path, options: dict[str, Any]) -> c2f.Model:
+    """Planets, blood, tissue, satellite scenes, photographs and paper."""
+    paths = [*sorted((data / "mars").glob("*.png")), *sorted((data / "formats").iterdir())]
+    paths += sorted((data / "rbc" / "images").iterdir())[:24]
+    images: list[Any] = [c2f.open_image(p) for p in paths]
+    names = (
+        "astronaut",
+        "coffee",
+        "chelsea",
+        "rocket",
+        "retina",
+        "immunohistochemistry",
+        "hubble_deep_field",
+    )
+    for name in (*names, "grass", "gravel", "brick", "page", "coins", "moon"):
+        try:
+            images.append(c2f.open_image(getattr(skimage.data, name)()))
+        except (OSError, RuntimeError, ImportError) as error:
+            print(f"left out {name}: not bundled with scikit-image here ({error})")
+    paper = DigitScene(2048, 2048, digits=120, clutter=200, seed=104, handwriting="train")
+    images.append(c2f.open_image(paper.block(Box(0, 0, 2048, 2048))))
+    return fit_explorer(images, **options)
+
+
+RECIPES = {"digits": digits, "craters": craters, "generic": generic}
+
+if __name__ == "__main__":
+    main()

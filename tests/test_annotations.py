@@ -1,0 +1,382 @@
+"""Annotations: reading GeoJSON, pairing files, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapely.geometry import Polygon, box, mapping, shape
+
+from coarse2fine.annotations import (
+    AnnotationError,
+    expand_paths,
+    match_annotations,
+    read_annotations,
+)
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def feature(geometry: Any, label: Any = "cell", **properties: Any) -> dict[str, Any]:
+    if label is not None:
+        properties["classification"] = {"name": label, "color": [1, 2, 3]}
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def collection(*features: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "FeatureCollection", "features": list(features)}
+
+
+def point(x: float, y: float) -> dict[str, Any]:
+    return {"type": "Point", "coordinates": [x, y]}
+
+
+def touch(folder: Path, *names: str) -> list[Path]:
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return paths
+
+
+# Reading
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("form", ["collection", "list", "feature"])
+def test_every_form_of_file_reads_the_same(tmp_path: Path, form: str, compress: bool) -> None:
+    one = feature(point(7, 3))
+    payload: Any = {"collection": collection(one), "list": [one], "feature": one}[form]
+    content = json.dumps(payload).encode()
+    path = tmp_path / ("a.geojson.gz" if compress else "a.geojson")
+    path.write_bytes(gzip.compress(content) if compress else content)
+    annotations = read_annotations(path)
+    assert annotations.path == path
+    assert annotations.labels == ("cell",)
+    assert annotations.objects[0].full_bounds == (3.0, 7.0, 3.0, 7.0)
+    assert annotations.objects[0].is_point
+    assert not annotations.objects[0].is_box
+    assert read_annotations(str(path)) == annotations
+
+
+def test_a_byte_order_mark_and_other_alphabets_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps(collection(feature(point(1, 1), "细胞")), ensure_ascii=False), "utf-8-sig")
+    assert read_annotations(path).labels == ("细胞",)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 500)] * 2, *[st.floats(0.25, 500, width=32)] * 2), min_size=1, max_size=20))
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_boxes_are_read_as_shapely_reads_them(boxes: list[tuple[int, int, float, float]]) -> None:
+    polygons = [box(x, y, x + w, y + h) for x, y, w, h in boxes]
+    objects = read_annotations(collection(*[feature(mapping(p)) for p in polygons])).objects
+    for polygon, annotation in zip(polygons, objects, strict=True):
+        assert annotation.geometry.equals(polygon)
+        assert annotation.is_box
+        assert annotation.full_bounds == tuple(polygon.bounds[i] for i in (1, 0, 3, 2))
+
+
+@given(st.lists(st.tuples(*[st.integers(-30, 130)] * 2, *[st.integers(1, 60)] * 2), min_size=1, max_size=8))
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_clipping_agrees_with_plain_arithmetic(boxes: list[tuple[int, int, int, int]]) -> None:
+    height, width = 100, 90
+    for x, y, w, h in boxes:
+        expected = (max(y, 0), max(x, 0), min(y + h, height), min(x + w, width))
+        payload = feature(mapping(box(x, y, x + w, y + h)))
+        if expected[0] < expected[2] and expected[1] < expected[3]:
+            assert read_annotations(payload, full_shape=(height, width)).objects[0].full_bounds == expected
+        else:
+            with pytest.raises(AnnotationError, match="lies outside the image"):
+                read_annotations(payload, full_shape=(height, width))
+
+
+def test_multipoints_come_apart_and_multipolygons_stay_whole() -> None:
+    parts = {
+        "type": "MultiPolygon",
+        "coordinates": [mapping(box(0, 0, 2, 2))["coordinates"], mapping(box(5, 5, 9, 8))["coordinates"]],
+    }
+    annotations = read_annotations(
+        collection(feature({"type": "MultiPoint", "coordinates": [[1, 2], [3, 4]]}), feature(parts, "b"))
+    )
+    assert [o.full_bounds for o in annotations.objects] == [(2, 1, 2, 1), (4, 3, 4, 3), (0, 0, 8, 9)]
+    assert annotations.labels == ("b", "cell")
+    assert not annotations.objects[2].is_box
+
+
+def test_only_axis_aligned_rectangles_are_boxes() -> None:
+    diamond = Polygon([(5, 0), (10, 5), (5, 10), (0, 5)])
+    holed = Polygon(box(0, 0, 9, 9).exterior.coords, [box(3, 3, 4, 4).exterior.coords])
+    extra_corner = Polygon([(0, 0), (4, 0), (9, 0), (9, 9), (0, 9)])
+    objects = read_annotations(collection(*[feature(mapping(p)) for p in (diamond, holed, extra_corner)])).objects
+    assert [o.is_box for o in objects] == [False, False, True]
+
+
+def test_ignore_and_region_classes_are_areas_not_objects() -> None:
+    area = mapping(box(0, 0, 50, 50))
+    annotations = read_annotations(
+        collection(feature(area, "Ignore*"), feature(area, "Region*"), feature(point(1, 1), "Ignored"))
+    )
+    assert annotations.labels == ("Ignored",)
+    assert [len(annotations.ignored), len(annotations.regions), len(annotations.objects)] == [1, 1, 1]
+    assert annotations.ignored[0].equals(box(0, 0, 50, 50))
+    empty_scene = read_annotations(collection(feature(area, "Region*")))
+    assert (empty_scene.objects, empty_scene.labels) == ((), ())
+    with pytest.raises(AnnotationError, match=r"feature 1 of .* is a Point of class Ignore\*: expected an area"):
+        read_annotations(feature(point(1, 1), "Ignore*"))
+
+
+@pytest.mark.parametrize(
+    ("properties", "label"),
+    [
+        ({"classification": {"name": " a ", "names": ["b"]}, "name": "c"}, "a"),
+        ({"classification": {"names": ["CD3", "CD8"]}, "name": "Annotation 1"}, "CD3: CD8"),
+        ({"classification": "a", "name": "b"}, "a"),
+        ({"classification": None, "name": "b", "label": "c"}, "b"),
+        ({"label": "c", "class": "d"}, "c"),
+        ({"class": 7}, "7"),
+    ],
+)
+def test_where_the_class_name_is_found(properties: dict[str, Any], label: str) -> None:
+    assert read_annotations({"type": "Feature", "geometry": point(1, 1), "properties": properties}).labels == (label,)
+
+
+def test_measurements_of_old_and_new_kind() -> None:
+    new = {"confidence": 3, "text": "high", "flag": True, "none": None, "nan": float("nan")}
+    old = [{"name": "confidence", "value": 3.0}]
+    for found in (new, old):
+        assert read_annotations(feature(point(1, 1), measurements=found)).objects[0].measurements == {"confidence": 3.0}
+    assert read_annotations(feature(point(1, 1), measurements=None)).objects[0].measurements == {}
+
+
+def test_a_polygon_that_crosses_itself_is_repaired() -> None:
+    bow_tie = {"type": "Polygon", "coordinates": [[[0, 0], [10, 10], [10, 0], [0, 10], [0, 0]]]}
+    with_spike = {
+        "type": "Polygon",
+        "coordinates": [[[0, 0], [4, 0], [9, 0], [4, 0], [4, 4], [0, 4], [0, 0]]],
+    }
+    first, second = (o.geometry for o in read_annotations(collection(feature(bow_tie), feature(with_spike))).objects)
+    assert first.is_valid
+    assert first.geom_type == "MultiPolygon"
+    assert first.area == 50
+    assert second.equals(box(0, 0, 4, 4))
+
+
+def test_points_may_stand_on_the_border_and_no_further() -> None:
+    on_border = collection(feature(point(0, 0)), feature(point(90, 100)))
+    assert len(read_annotations(on_border, full_shape=(100, 90)).objects) == 2
+    for x, y in [(-0.01, 5), (90.01, 5), (5, 100.01), (5, -0.01)]:
+        with pytest.raises(AnnotationError, match="feature 1 of"):
+            read_annotations(feature(point(x, y)), full_shape=(100, 90))
+
+
+def test_an_annotation_outside_names_feature_place_and_likely_causes() -> None:
+    payload = collection(feature(point(1, 1)), feature(mapping(box(95, 10, 97, 20)), "nucleus"))
+    with pytest.raises(AnnotationError) as caught:
+        read_annotations(payload, full_shape=(100, 90))
+    assert str(caught.value) == (
+        "feature 2 of the given GeoJSON ('nucleus') lies outside the image: x 95 to 97, y 10 to 20, but the "
+        "image is 90 wide and 100 high. Was it annotated at another resolution, are x and y swapped, or does "
+        "it belong to another image?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (collection(), "holds no features"),
+        ({"type": "FeatureCollection"}, "is not GeoJSON with features: .* found FeatureCollection"),
+        ({"type": "Polygon", "coordinates": []}, "found Polygon"),
+        ({"features": []}, "is not GeoJSON with features: .* found None"),
+        ({"type": "FeatureCollection", "features": [3]}, "feature 1 of .* is not a GeoJSON Feature"),
+        (
+            feature({"type": "LineString", "coordinates": [[0, 0], [1, 1]]}),
+            "expected Point, MultiPoint, Polygon or MultiPolygon; found LineString in feature 1 of",
+        ),
+        (feature(None), "unknown geometry: .*; found None in feature 1 of"),
+        (feature({"type": "GeometryCollection", "geometries": []}), "found GeometryCollection in feature 1"),
+        (feature(point(1, 1), None), "feature 1 of .* has no class name"),
+        (feature(point(1, 1), ""), "feature 1 of .* has no class name"),
+        (feature(point(1, 1), " ", name="Annotation 1"), "feature 1 of .* has no class name"),
+        ({"type": "Feature", "geometry": point(1, 1), "properties": None}, "has no class name"),
+        (feature({"type": "Point", "coordinates": []}), "feature 1 of .* has an empty Point"),
+        (feature({"type": "Polygon", "coordinates": []}), "feature 1 of .* has an empty Polygon"),
+        (feature({"type": "MultiPoint", "coordinates": []}), "feature 1 of .* has an empty MultiPoint"),
+        (feature({"type": "Polygon"}), "the coordinates of feature 1 of .* do not make a Polygon"),
+        (feature({"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}), "do not make a Polygon"),
+        (
+            feature({"type": "Polygon", "coordinates": [[[0, 0], [1], [2, 2], [0, 0]]]}),
+            "do not make a Polygon",
+        ),
+        (feature({"type": "Point", "coordinates": ["a", "b"]}), "do not make a Point"),
+        (feature({"type": "Point", "coordinates": [1]}), "do not make a Point"),
+        (feature(point(float("inf"), 1)), "feature 1 of .* not a finite number"),
+        (
+            feature({"type": "Polygon", "coordinates": [[[0, 0], [5, 5], [9, 9], [0, 0]]]}),
+            "feature 1 of .* is a Polygon without area",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(payload: dict[str, Any], message: str) -> None:
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(payload)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"label,x,y\n", "is not JSON"),
+        (b"\xff\xd8\xff\xe0 JFIF", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"3", "is not GeoJSON with features: .* found JSON int"),
+        (b"\x1f\x8b broken", "cannot read the annotation file"),
+        (gzip.compress(b"[]" * 999)[:-9], "cannot read the annotation file"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.geojson"
+    path.write_bytes(content)
+    with pytest.raises(AnnotationError, match=message) as caught:
+        read_annotations(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"there is no annotation file .*none\.geojson"):
+        read_annotations(tmp_path / "none.geojson")
+    with pytest.raises(AnnotationError, match="is a folder, expected a GeoJSON file"):
+        read_annotations(tmp_path)
+
+
+def test_a_hundred_thousand_features_take_seconds(tmp_path: Path) -> None:
+    boxes = [(i % 1000 * 30, i // 1000 * 30) for i in range(100_000)]
+    corners = [[[x, y], [x + 20, y], [x + 20, y + 10], [x, y + 10], [x, y]] for x, y in boxes]
+    path = tmp_path / "many.geojson"
+    path.write_text(json.dumps(collection(*[feature({"type": "Polygon", "coordinates": [ring]}) for ring in corners])))
+    start = time.process_time()
+    annotations = read_annotations(path, full_shape=(3000, 30_000))
+    assert time.process_time() - start < 20  # 3 s on an idle machine
+    assert len(annotations.objects) == 100_000
+    assert annotations.objects[-1].full_bounds == (2970, 29_970, 2980, 29_990)
+
+
+# Finding and pairing files
+
+
+def test_expand_paths_finds_files_folders_globs_and_stores(tmp_path: Path) -> None:
+    touch(tmp_path, "b.TIF", "a.png", "notes.txt", ".hidden.png", "deep/c.svs", "deep/d.txt")
+    touch(tmp_path, "z.ome.zarr/zarr.json", "z.ome.zarr/0/zarr.json", "z.ome.zarr/0/c/0/0.png", "odd[1].png")
+    top = [tmp_path / name for name in ("a.png", "b.TIF", "odd[1].png", "z.ome.zarr")]
+    assert expand_paths(tmp_path) == sorted(top)
+    assert expand_paths(tmp_path / "odd[1].png") == [tmp_path / "odd[1].png"]
+    assert expand_paths(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+    assert expand_paths(tmp_path / "z.ome.zarr") == [tmp_path / "z.ome.zarr"]
+    assert expand_paths(str(tmp_path / "**" / "*.svs")) == [tmp_path / "deep" / "c.svs"]
+    assert tmp_path / "z.ome.zarr" in expand_paths(tmp_path / "**")
+    assert not [path for path in expand_paths(tmp_path / "**") if tmp_path / "z.ome.zarr" in path.parents]
+    several = expand_paths([tmp_path / "deep", tmp_path / "a.png", str(tmp_path / "*.png")])
+    assert several == sorted([tmp_path / "deep" / "c.svs", tmp_path / "a.png", tmp_path / "odd[1].png"])
+
+
+@pytest.mark.parametrize("name", ["none.png", "*.png", "**/*.svs", "folder"])
+def test_nothing_found_names_the_pattern(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        expand_paths([tmp_path / name])
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_no_source_at_all_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError, match="empty list"):
+        expand_paths([])
+
+
+@pytest.mark.parametrize(
+    ("images", "files", "partners"),
+    [
+        ("b.png a.png", "a.geojson b.geojson c.geojson", "b.geojson a.geojson"),
+        ("huge.ome.tif", "huge.geojson other.geojson", "huge.geojson"),
+        ("huge.ome.tif", "huge.geojson huge.ome.geojson", "huge.ome.geojson"),
+        ("a.tif b.tif", "a.tif.geojson b.tif.geojson.gz", "a.tif.geojson b.tif.geojson.gz"),
+        (
+            "s.2024.1.tif s.2024.2.tif",
+            "s.2024.1.geojson s.2024.2.geojson",
+            "s.2024.1.geojson s.2024.2.geojson",
+        ),
+        ("a.uuid.svs", "a.geojson.gz", "a.geojson.gz"),
+    ],
+)
+def test_pairs_are_made_by_name(tmp_path: Path, images: str, files: str, partners: str) -> None:
+    touch(tmp_path, *files.split())
+    expected = [tmp_path / name for name in partners.split()]
+    paths = [Path("elsewhere") / name for name in images.split()]
+    assert match_annotations(paths, tmp_path) == expected
+    assert match_annotations(paths, str(tmp_path / "*.geojson*")) == expected
+    assert match_annotations(paths, expected[::-1]) == expected
+
+
+def test_one_image_and_one_named_file_pair_whatever_their_names(tmp_path: Path) -> None:
+    files = touch(tmp_path, "export.json")
+    assert match_annotations([Path("scene.tif")], files[0]) == files
+    assert match_annotations([Path("scene.tif")], [str(files[0])]) == files
+    with pytest.raises(AnnotationError, match=r"scene\.tif, named scene\.geojson; found none in"):
+        match_annotations([Path("scene.tif")], tmp_path / "*.json")
+
+
+@pytest.mark.parametrize(
+    ("images", "files", "message"),
+    [
+        ("a.png b.png", "a.geojson", r"for the image b\.png, named b\.geojson; found none in"),
+        ("s.1.tif s.2.tif", "s.1.geojson", r"for the image s\.2\.tif, named s\.2\.geojson; found none in"),
+        ("a.png", "a.geojson a.geojson.gz", r"named a\.geojson; found .*a\.geojson, .*a\.geojson\.gz"),
+        ("a.png a.tif", "a.geojson", r"the images a\.png and a\.tif would share"),
+        ("a.png", "a.txt", "no annotations: the folder"),
+    ],
+)
+def test_a_pair_that_fails_names_the_image(tmp_path: Path, images: str, files: str, message: str) -> None:
+    touch(tmp_path, *files.split())
+    with pytest.raises(AnnotationError, match=message):
+        match_annotations([Path(name) for name in images.split()], tmp_path)
+
+
+def test_a_list_of_another_length_is_refused(tmp_path: Path) -> None:
+    files = touch(tmp_path, "a.geojson", "b.geojson")
+    with pytest.raises(AnnotationError, match="one annotation file for each image; got 2 for 1"):
+        match_annotations([Path("a.png")], files)
+
+
+# Real files
+
+
+@pytest.mark.skipif(not (DATA / "rbc").is_dir(), reason="the shared blood smears are not here")
+def test_all_blood_smears_are_read() -> None:
+    images = expand_paths(DATA / "rbc" / "images")
+    files = match_annotations(images, DATA / "rbc" / "annotations")
+    empty = [file for file in files if not json.loads(file.read_bytes())["features"]]
+    assert [file.name for file in empty] == ["56.geojson"]
+    with pytest.raises(AnnotationError, match=r"56\.geojson holds no features"):
+        read_annotations(empty[0])
+    read = [read_annotations(file, full_shape=(480, 640)) for file in files if file not in empty]
+    assert len(read) == 359
+    assert sum(len(one.objects) for one in read) == 13_230
+    assert len({label for one in read for label in one.labels}) == 13
+    assert all(annotation.is_point for one in read for annotation in one.objects)
+
+
+@pytest.mark.skipif(not (DATA / "mars").is_dir(), reason="the shared scenes of Mars are not here")
+def test_all_craters_are_read() -> None:
+    files = match_annotations(expand_paths(DATA / "mars"), DATA / "mars" / "*.geojson")
+    read = [read_annotations(file, full_shape=(2000, 2000)) for file in files]
+    assert len(read) == 8
+    assert sum(len(one.objects) for one in read) == 3518
+    assert {label for one in read for label in one.labels} == {"crater"}
+    assert all(annotation.is_box for one in read for annotation in one.objects)
+    assert {a.measurements["confidence"] for one in read for a in one.objects} == {1, 2, 3, 4, 5, 6}
+    outside_reader = [shape(f["geometry"]) for f in json.loads(files[0].read_bytes())["features"]]
+    assert all(a.geometry.equals(b) for a, b in zip(read[0].objects, outside_reader, strict=True))

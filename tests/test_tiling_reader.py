@@ -1,0 +1,159 @@
+"""Batches of windows: order, failures, and clean ends."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+from coarse2fine.tiling import Batch, Box, WindowReader, blocks, open_image
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[np.uint8]]:
+    path = tmp_path_factory.mktemp("reader") / "scene.tif"
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 640, 3), dtype=np.uint8)
+    tifffile.imwrite(path, pixels, tile=(128, 128), compression="zlib", photometric="rgb")
+    return path, pixels
+
+
+def reader_threads() -> int:
+    return sum(thread.name.startswith("window-reader") for thread in threading.enumerate())
+
+
+def random_boxes(count: int, side: int) -> list[Box]:
+    corners = np.random.default_rng(1).integers(-20, 600, (count, 2)).tolist()
+    return [Box(y, x, y + side, x + side) for y, x in corners]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("downsample", [1, 3])
+def test_batches_hold_every_window_once(scene: tuple[Path, NDArray[np.uint8]], workers: int, downsample: int) -> None:
+    boxes = random_boxes(50, 40)
+    with open_image(scene[0]) as image, WindowReader(image, downsample=downsample, workers=workers) as reader:
+        batches = list(reader.batches(boxes, 7))
+        assert [len(batch.index) for batch in batches] == [7] * 7 + [1]
+        index = np.concatenate([batch.index for batch in batches])
+        assert sorted(index) == list(range(50))
+        for batch in batches:
+            assert not batch.failed.any()
+            for i, pixels in zip(batch.index, batch.pixels, strict=True):
+                np.testing.assert_array_equal(pixels, image.read_scaled(boxes[i], downsample))
+    assert reader.failures == []
+    assert reader_threads() == 0
+
+
+def test_order_follows_chunks(scene: tuple[Path, NDArray[np.uint8]]) -> None:
+    boxes = random_boxes(80, 16)
+    with open_image(scene[0]) as image, WindowReader(image, workers=3, prefetch=1) as reader:
+        index = np.concatenate([batch.index for batch in reader.batches(boxes, 9)]).tolist()
+    expected = sorted(range(80), key=lambda i: (boxes[i].y0 // 128, boxes[i].x0 // 128, boxes[i].y0, boxes[i].x0))
+    assert index == expected
+
+
+def test_each_chunk_is_decoded_once(scene: tuple[Path, NDArray[np.uint8]]) -> None:
+    boxes = list(blocks(512, 640, 64))
+    boxes = [boxes[i] for i in np.random.default_rng(0).permutation(len(boxes))]
+    with open_image(scene[0]) as image, WindowReader(image, workers=4) as reader:
+        image._cache._limit = 2 * 128 * 128 * 3 * 4
+        for _ in reader.batches(boxes, 8):
+            pass
+        assert image.stats.chunks == 20
+
+
+def test_reading_ahead_is_bounded(scene: tuple[Path, NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_image(scene[0]) as image, WindowReader(image, workers=2, prefetch=2) as reader:
+        reads: list[Box] = []
+        read = image.read
+
+        def counted(box: Box, level: int = 0) -> NDArray[np.uint8]:
+            reads.append(box)
+            return read(box, level)
+
+        monkeypatch.setattr(image, "read", counted)
+        running = reader.batches(random_boxes(100, 16), 5)
+        next(running)
+        assert len(reads) <= 10
+        next(running)
+        assert len(reads) <= 15
+
+
+def test_damaged_windows_are_marked(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8)
+    tifffile.imwrite(path, pixels, tile=(128, 128), compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].dataoffsets[1]
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\xff" * 64)
+    boxes = list(blocks(256, 256, 64))
+    with open_image(path) as image, WindowReader(image) as reader:
+        seen = 0
+        for batch in reader.batches(boxes, 5):
+            for i, window, failed in zip(batch.index, batch.pixels, batch.failed, strict=True):
+                box = boxes[i]
+                bad = box.y0 < 128 <= box.x0
+                seen += bad
+                assert failed == bad
+                expected = 0 if bad else pixels[box.y0 : box.y1, box.x0 : box.x1, None]
+                np.testing.assert_array_equal(window, np.broadcast_to(expected, window.shape))
+        assert seen == 4
+    assert len(reader.failures) == 1
+    assert "chunk at y=0, x=128" in reader.failures[0]
+
+
+def interrupted(reader: WindowReader, boxes: list[Box]) -> None:
+    with reader:
+        for _ in reader.batches(boxes, 4):
+            raise KeyboardInterrupt
+
+
+def test_early_ends_leave_no_threads(scene: tuple[Path, NDArray[np.uint8]]) -> None:
+    boxes = random_boxes(200, 32)
+    with open_image(scene[0]) as image:
+        with WindowReader(image) as reader:
+            running: Any = reader.batches(boxes, 4)
+            next(running)
+            running.close()
+            assert reader_threads() == 0
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(WindowReader(image), boxes)
+        assert reader_threads() == 0
+        with WindowReader(image) as reader:
+            left = reader.batches(boxes, 4)
+            next(left)
+        assert reader_threads() == 0
+        assert list(left) == []
+
+
+def test_errors_that_are_no_damage_reach_the_consumer(
+    scene: tuple[Path, NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NDArray[np.uint8]:
+        raise MemoryError("too much")
+
+    with open_image(scene[0]) as image, WindowReader(image) as reader:
+        monkeypatch.setattr(image, "read", fail)
+        with pytest.raises(MemoryError, match="too much"):
+            list(reader.batches(random_boxes(9, 8), 4))
+    assert reader_threads() == 0
+
+
+def test_arguments_are_checked(scene: tuple[Path, NDArray[np.uint8]]) -> None:
+    with open_image(scene[0]) as image:
+        for wrong in ({"downsample": 0}, {"workers": 0}, {"prefetch": 0}):
+            with pytest.raises(ValueError, match="at least 1"):
+                WindowReader(image, **wrong)
+        with WindowReader(image) as reader:
+            with pytest.raises(ValueError, match="one shape"):
+                reader.batches([Box(0, 0, 1, 1), Box(0, 0, 2, 1)], 4)
+            with pytest.raises(ValueError, match="batch size"):
+                reader.batches([Box(0, 0, 1, 1)], 0)
+            none: list[Batch] = list(reader.batches([], 4))
+            assert none == []

@@ -1,0 +1,70 @@
+"""Decoded chunks, kept while there is room, each decoded once."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ChunkCache:
+    """Least-recently-used cache of arrays, bounded in bytes and safe to share between threads.
+
+    A chunk that one thread is loading is awaited by others. The chunk used last stays even if it alone
+    exceeds the bound, so that an image stored as one chunk is decoded once.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes kept at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, NDArray[np.uint8]] = OrderedDict()
+        self._loading: dict[Hashable, Future[NDArray[np.uint8]]] = {}
+
+    def get(self, key: Hashable, load: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Return the array of `key`, loaded if need be; it is shared and read-only."""
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+                return kept
+            future = self._loading.get(key)
+            mine = future is None
+            if future is None:
+                future = self._loading[key] = Future()
+        if not mine:
+            return future.result()
+        try:
+            array = load()
+        except BaseException as error:
+            with self._lock:
+                del self._loading[key]
+            future.set_exception(error)
+            raise
+        array.flags.writeable = False
+        self._keep(key, array)
+        future.set_result(array)
+        return array
+
+    def _keep(self, key: Hashable, array: NDArray[np.uint8]) -> None:
+        with self._lock:
+            del self._loading[key]
+            self._kept[key] = array
+            self._bytes += array.nbytes
+            while self._bytes > self._limit and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        """Forget every array."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0

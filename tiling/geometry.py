@@ -1,0 +1,94 @@
+"""Boxes and levels: the only place where coordinates change plane.
+
+Planes are named, and variables carry the name as a prefix: ``full_`` (level-0 pixels), ``level_`` (pixels of one
+level, or of a virtual level at an integer downsample), ``cell_`` (index in a grid of cells). Order is (y, x); boxes
+are half-open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Box:
+    """A half-open rectangle ``[y0, y1) x [x0, x1)`` of whole pixels (or cells) in one plane.
+
+    Parameters
+    ----------
+    y0, x0, y1, x1 : int
+        Corners; may be negative or lie outside the image, but ``y1 > y0`` and ``x1 > x0``.
+
+    Raises
+    ------
+    ValueError
+        If the rectangle is empty.
+    """
+
+    y0: int
+    x0: int
+    y1: int
+    x1: int
+
+    def __post_init__(self) -> None:
+        if self.y1 <= self.y0 or self.x1 <= self.x0:
+            raise ValueError(f"a box must not be empty (y1 > y0 and x1 > x0), got {self}")
+
+    @property
+    def height(self) -> int:
+        return self.y1 - self.y0
+
+    @property
+    def width(self) -> int:
+        return self.x1 - self.x0
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+    def expand(self, margin: int) -> Box:
+        """Grow by `margin` pixels on every side."""
+        return Box(self.y0 - margin, self.x0 - margin, self.y1 + margin, self.x1 + margin)
+
+    def shift(self, dy: int, dx: int) -> Box:
+        """Move by whole pixels."""
+        return Box(self.y0 + dy, self.x0 + dx, self.y1 + dy, self.x1 + dx)
+
+    def scale(self, factor: int) -> Box:
+        """The same rectangle in a plane whose pixels are `factor` times smaller."""
+        return Box(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)
+
+    def intersect(self, other: Box) -> Box | None:
+        """The common part, or None when there is none."""
+        y0, x0 = max(self.y0, other.y0), max(self.x0, other.x0)
+        y1, x1 = min(self.y1, other.y1), min(self.x1, other.x1)
+        return Box(y0, x0, y1, x1) if y1 > y0 and x1 > x0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One stored resolution of an image.
+
+    Parameters
+    ----------
+    index : int
+        0 is full resolution.
+    height, width : int
+        Size in pixels of this level.
+    downsample_y, downsample_x : float
+        Full-resolution pixels per pixel of this level.
+    chunk : tuple of int
+        Height and width of a stored chunk, in pixels of this level.
+    """
+
+    index: int
+    height: int
+    width: int
+    downsample_y: float
+    downsample_x: float
+    chunk: tuple[int, int]
+
+
+def ceil_div(value: int, divisor: int) -> int:
+    """Whole division, rounded up."""
+    return -(-value // divisor)

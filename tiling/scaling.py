@@ -1,0 +1,181 @@
+"""Exact area averages of any part of an image at an integer downsample.
+
+Pixel i of the virtual plane at downsample d covers the full_ pixels [d*i, d*(i+1)), clipped to the image; its
+value is their mean weighted by covered area, rounded. Every output pixel is computed alone from absolute
+positions, so the result does not depend on how the plane is cut into boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .geometry import Box, Level, ceil_div
+
+PIECE_BYTES = 64 * 2**20
+"""Bytes of pixels held at once while averaging."""
+
+LEVEL_TOLERANCE = 1e-3
+"""A stored level may be coarser than asked for by this share."""
+
+
+class Readable(Protocol):
+    """An image whose levels can be read."""
+
+    levels: tuple[Level, ...]
+    channels: int
+
+    def read(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
+        """Read a box of a level."""
+
+
+def clamp(box: Box, height: int, width: int) -> Box:
+    """Cut a box to the part of the plane it needs: at least the nearest pixel when it lies outside."""
+    y0, x0 = min(max(box.y0, 0), height - 1), min(max(box.x0, 0), width - 1)
+    return Box(y0, x0, max(min(box.y1, height), y0 + 1), max(min(box.x1, width), x0 + 1))
+
+
+def repeat_edges(pixels: NDArray[np.uint8], inner: Box, box: Box) -> NDArray[np.uint8]:
+    """Extend the pixels of `inner`, which `clamp` gave for `box`, to `box` by repeating edge pixels."""
+    if inner == box:
+        return pixels
+    rows = np.clip(np.arange(box.y0, box.y1), inner.y0, inner.y1 - 1) - inner.y0
+    columns = np.clip(np.arange(box.x0, box.x1), inner.x0, inner.x1 - 1) - inner.x0
+    return pixels[rows[:, None], columns]
+
+
+def read_scaled(image: Readable, box: Box, downsample: int) -> NDArray[np.uint8]:
+    """See `Image.read_scaled`."""
+    if downsample < 1:
+        raise ValueError(f"expected a downsample of at least 1, got {downsample}")
+    full = image.levels[0]
+    virtual = ceil_div(full.height, downsample), ceil_div(full.width, downsample)
+    level = _coarsest(image.levels, downsample)
+    factor = (
+        _factor(downsample / level.downsample_y, virtual[0]),
+        _factor(downsample / level.downsample_x, virtual[1]),
+    )
+    inner = clamp(box, *virtual)
+    out = np.empty((inner.height, inner.width, image.channels), dtype=np.uint8)
+    for piece in _pieces(inner, level, factor, image.channels):
+        rows = slice(piece.y0 - inner.y0, piece.y1 - inner.y0)
+        columns = slice(piece.x0 - inner.x0, piece.x1 - inner.x0)
+        out[rows, columns] = _average(image, level, piece, factor)
+    return repeat_edges(out, inner, box)
+
+
+def virtual_chunk(levels: tuple[Level, ...], downsample: int) -> tuple[float, float]:
+    """Height and width of a stored chunk, measured in pixels of the virtual plane at `downsample`."""
+    level = _coarsest(levels, downsample)
+    return level.chunk[0] * level.downsample_y / downsample, level.chunk[1] * level.downsample_x / downsample
+
+
+def _coarsest(levels: tuple[Level, ...], downsample: int) -> Level:
+    limit = downsample * (1 + LEVEL_TOLERANCE)
+    fitting = [level for level in levels if max(level.downsample_y, level.downsample_x) <= limit]
+    return max(fitting, key=lambda level: level.downsample_y * level.downsample_x, default=levels[0])
+
+
+def _factor(factor: float, length: int) -> float:
+    """Round a factor to a whole one when no pixel moves by half a level pixel or more."""
+    whole = float(max(1, round(factor)))
+    return whole if abs(factor - whole) * length < 0.5 else factor
+
+
+def _pieces(inner: Box, level: Level, factor: tuple[float, float], channels: int) -> Iterator[Box]:
+    """Cut a box into pieces of bounded source size that follow rows of chunks, so few chunks are split."""
+    whole = factor[0].is_integer() and factor[1].is_integer()
+    limit = PIECE_BYTES / channels / (1 if whole else np.dtype(np.float64).itemsize)
+    rows = _step(level.chunk[0], factor[0], limit / (inner.width * factor[1]))
+    columns = _step(level.chunk[1], factor[1], limit / (rows * factor[0]))
+    for y0 in range(inner.y0 // rows * rows, inner.y1, rows):
+        for x0 in range(inner.x0 // columns * columns, inner.x1, columns):
+            piece = Box(y0, x0, y0 + rows, x0 + columns).intersect(inner)
+            if piece is not None:
+                yield piece
+
+
+def _step(chunk: int, factor: float, source_limit: float) -> int:
+    """Output pixels of a piece along one axis: whole chunks up to the limit, one chunk at least."""
+    source = max(1, int(source_limit // chunk)) * chunk
+    return max(1, int(source / factor))
+
+
+def _average(image: Readable, level: Level, piece: Box, factor: tuple[float, float]) -> NDArray[np.uint8]:
+    """Average the source of one piece: complete blocks the fast way, the rest by weights."""
+    fy, fx = factor
+    if fy == fx == 1.0 and piece.y1 <= level.height and piece.x1 <= level.width:
+        return image.read(piece, level.index)
+    wanted = Box(
+        math.floor(piece.y0 * fy),
+        math.floor(piece.x0 * fx),
+        math.ceil(piece.y1 * fy),
+        math.ceil(piece.x1 * fx),
+    )
+    source_box = clamp(wanted, level.height, level.width)
+    source = image.read(source_box, level.index)
+    out = np.empty((piece.height, piece.width, image.channels), dtype=np.uint8)
+    ny, nx = _complete(piece, level, factor)
+    if ny and nx:
+        whole = source[: ny * int(fy), : nx * int(fx)]
+        out[:ny, :nx] = cv2.resize(whole, (nx, ny), interpolation=cv2.INTER_AREA).reshape(ny, nx, -1)
+    for part in _rest(piece, ny, nx):
+        y, x = part.y0 - piece.y0, part.x0 - piece.x0
+        out[y : y + part.height, x : x + part.width] = _weighted(source, source_box, part, factor, level)
+    return out
+
+
+def _complete(piece: Box, level: Level, factor: tuple[float, float]) -> tuple[int, int]:
+    """Count leading rows and columns whose blocks are whole and inside the level; zeros if none are."""
+    if not (factor[0].is_integer() and factor[1].is_integer()):
+        return 0, 0
+    ny = min(piece.y1, level.height // int(factor[0])) - piece.y0
+    nx = min(piece.x1, level.width // int(factor[1])) - piece.x0
+    return (ny, nx) if ny > 0 and nx > 0 else (0, 0)
+
+
+def _rest(piece: Box, ny: int, nx: int) -> Iterator[Box]:
+    """Cut what is left of a piece without its leading `ny` rows and `nx` columns."""
+    if ny < piece.height:
+        yield Box(piece.y0 + ny, piece.x0, piece.y1, piece.x1)
+    if ny and nx < piece.width:
+        yield Box(piece.y0, piece.x0 + nx, piece.y0 + ny, piece.x1)
+
+
+def _weighted(
+    source: NDArray[np.uint8], source_box: Box, part: Box, factor: tuple[float, float], level: Level
+) -> NDArray[np.uint8]:
+    """Mean by covered area, one axis after the other, summed in a fixed order."""
+    index_y, weight_y = _taps(part.y0, part.y1, factor[0], level.height)
+    index_x, weight_x = _taps(part.x0, part.x1, factor[1], level.width)
+    first, last = index_x.min(), index_x.max() + 1
+    strip = source[:, first - source_box.x0 : last - source_box.x0]
+    narrow = np.zeros((part.height, *strip.shape[1:]))
+    for tap in range(index_y.shape[1]):
+        narrow += weight_y[:, tap, None, None] * strip[index_y[:, tap] - source_box.y0]
+    small = np.zeros((part.height, part.width, source.shape[2]))
+    for tap in range(index_x.shape[1]):
+        small += weight_x[None, :, tap, None] * narrow[:, index_x[:, tap] - first]
+    return np.rint(small).astype(np.uint8)
+
+
+def _taps(begin: int, end: int, factor: float, length: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Source pixels under the output pixels ``[begin, end)`` of one axis, and their shares (rows sum to one).
+
+    An output pixel wholly beyond the source takes the last source pixel.
+    """
+    position = np.arange(begin, end, dtype=np.float64)
+    low = position * factor
+    high = np.minimum((position + 1) * factor, length)
+    index = np.floor(low)[:, None] + np.arange(math.ceil(factor) + 1)
+    share = np.clip(np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None]), 0.0, None)
+    share[low >= length, 0] = 1.0
+    share /= share.sum(axis=1, keepdims=True)
+    # Taps without a share may point past the pixels that were read.
+    last = np.max(np.where(share > 0, index, -1), axis=1, keepdims=True)
+    return np.minimum(np.minimum(index, last), length - 1).astype(np.intp), share
