@@ -58,7 +58,7 @@ class Cost:
     @property
     def speedup(self) -> float:
         """How many times fewer multiply-adds than the exhaustive pass."""
-        return self.exhaustive_macs / self.macs
+        return self.exhaustive_macs / max(self.macs, 1)  # nothing was spent where Ctrl-C came at once
 
     def __str__(self) -> str:
         return (

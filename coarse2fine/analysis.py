@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from coarse2fine.account import Cost
 from coarse2fine.export import write_geojson, write_json
 from coarse2fine.regions import Region
-from coarse2fine.report import plot
+from coarse2fine.report import Picture
 from coarse2fine.select import Plan
 from coarse2fine.tiling.image import Image
 
@@ -81,14 +81,15 @@ class Analysis:
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw the overview with the interest, the cells refined and the finds.
+        """Draw where it was sought, what was found, and the busiest place at full resolution.
 
         Parameters
         ----------
         path : path
             A PNG, PDF or SVG file.
         """
-        return plot(Path(path), self.image, self.interest, self.refined, self.cell, self.regions, self._title())
+        picture = Picture(self.image, self.interest, self.plan, self.cell, self.regions, self._title())
+        return picture.save(Path(path))
 
     def to_geojson(self, path: str | os.PathLike[str]) -> Path:
         """Write the regions as GeoJSON that QuPath opens; gzipped where the name ends in ``.gz``."""

@@ -114,7 +114,7 @@ class _Draft(NamedTuple):
 def read_annotations(source: PathLike | dict[str, Any], *, full_shape: tuple[int, int] | None = None) -> Annotations:
     """Read QuPath-style GeoJSON: a FeatureCollection, a bare list of features, or a single Feature.
 
-    A MultiPoint becomes one object for each point; a MultiPolygon stays one object. Polygons that cross
+    A collection without features says that there is nothing in the image. A MultiPoint becomes one object for each point; a MultiPolygon stays one object. Polygons that cross
     themselves are repaired.
 
     Parameters
@@ -131,7 +131,7 @@ def read_annotations(source: PathLike | dict[str, Any], *, full_shape: tuple[int
     Raises
     ------
     AnnotationError
-        If the file cannot be read, is not GeoJSON or holds no features; if a feature has no class, or is
+        If the file cannot be read, is not GeoJSON; if a feature has no class, or is
         neither points nor polygons; with `full_shape`, if a feature lies wholly outside the image.
     """
     path = None if isinstance(source, dict) else Path(source)
@@ -183,11 +183,6 @@ def _features(payload: Any, name: str) -> list[Any]:
         raise AnnotationError(
             f"{name} is not GeoJSON with features: expected a FeatureCollection, a list of features or a "
             f"Feature; found {kind}"
-        )
-    if not features:
-        raise AnnotationError(
-            f"{name} holds no features; annotate an object, or if there is none, draw an area of class "
-            f"{REGION} around what was searched"
         )
     return features
 

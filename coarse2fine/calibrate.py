@@ -212,17 +212,18 @@ def _held_cells(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Activations, logits and targets of the held-back cells (of all cells, where too few are held back)."""
     high, logit, target = [], [], []
+    # Of very large scenes every so many cells is enough, and all that memory need hold.
+    step = max(1, sum(int(s.held.sum()) for s in scenes) * PART**2 // _MOST_CELLS)
     everything = not any(s.held.any() for s in scenes) or _held_finds(scenes, answers) < 5
     for scene, answer in zip(scenes, answers.targets, strict=True):
         for box, h, own, _ in features(scene.image, model, runtime):
             view = answer[box.y0 : box.y1, box.x0 : box.x1]
             use = ~np.isnan(view) & (scene.known(box, held=True) | (scene.known(box) if everything else False))
-            high.append(h.float().cpu().numpy()[:, use].T)
-            logit.append(own[0].cpu().numpy()[use])
-            target.append(view[use])
-    columns = np.concatenate(high), np.concatenate(logit), np.concatenate(target)
-    step = max(1, len(columns[1]) // _MOST_CELLS)
-    return columns[0][::step], columns[1][::step], columns[2][::step]
+            y, x = (index[::step] for index in np.nonzero(use))
+            high.append(h.float().cpu().numpy()[:, y, x].T)
+            logit.append(own[0].cpu().numpy()[y, x])
+            target.append(view[y, x])
+    return np.concatenate(high), np.concatenate(logit), np.concatenate(target)
 
 
 def _held_finds(scenes: Sequence[Scene], answers: Answers) -> int:

@@ -54,30 +54,34 @@ def _objects(found: Candidates, model: Model, scan: Scan, image: Image) -> list[
 
 
 def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int) -> list[Region]:
-    """Connected cells of one class as polygons, each with the mean score of its cells."""
+    """Cells that belong together as polygons, with the mean score of their cells and the kind of most of them."""
     if not len(found):
         return []
-    group = clusters(found, width)
+    # Oddities come in crumbs: cells with at most one ordinary cell between them are one oddity.
+    reach = 2 if model.task == "explore" else 1
+    group = clusters(found, width, reach=reach)
     order = np.argsort(group, kind="stable")
     borders = np.flatnonzero(np.diff(group[order])) + 1
     regions = []
     for rows in np.split(order, borders):
-        cells = found.cells[rows]
         best = rows[np.argmax(found.scores[rows])]
-        outline = _outline(cells, model.geometry.fine_cell, image)
+        outline = _outline(found.cells[rows], model.geometry.fine_cell, image, reach - 1)
         y, x = zip(*outline, strict=True)
         fired = _fired(scan, found.cells[best][None] // model.geometry.fine)[0]
         score = float(found.scores[rows].mean())
-        label = model.labels[int(found.labels[best])].name
+        label = model.labels[int(np.bincount(found.labels[rows]).argmax())].name
         regions.append(Region(label, min(score, 1.0), (min(y), min(x), max(y), max(x)), outline, fired))
     return regions
 
 
-def _outline(cells: NDArray[np.int32], cell: int, image: Image) -> tuple[tuple[float, float], ...]:
-    """Outer border of connected cells, in full-resolution pixels, clipped to the image."""
+def _outline(cells: NDArray[np.int32], cell: int, image: Image, gap: int) -> tuple[tuple[float, float], ...]:
+    """Outer border of cells, with a rim that joins cells up to `gap` apart, in full-resolution pixels."""
     y, x = cells.T.astype(np.float64) * cell
-    squares = shapely.box(x, y, np.minimum(x + cell, image.width), np.minimum(y + cell, image.height))
-    ring = shapely.union_all(squares).simplify(0).exterior.coords[:-1]
+    # A pixel more than half the gap: squares that would only touch at a corner are joined too.
+    rim = gap * cell / 2 + 1 if gap else 0
+    whole = shapely.union_all(shapely.box(x - rim, y - rim, x + cell + rim, y + cell + rim))
+    whole = shapely.intersection(whole, shapely.box(0, 0, image.width, image.height))
+    ring = whole.simplify(0).exterior.coords[:-1]
     return tuple((float(b), float(a)) for a, b in ring)
 
 

@@ -52,7 +52,7 @@ def analyze(
     budget : float, optional
         Most that may be spent, as a share of the exhaustive pass's multiply-adds; all of it is spent, on the best
         windows first. 1.0 or more is the exhaustive pass itself. By default a fitted model refines what its
-        calibrated threshold chooses, and the generic one spends 0.2.
+        calibrated threshold chooses, and the generic one spends 0.2, or a little more on a small image.
     threshold : float, optional
         Probability from which a find is reported; by default the model's own.
     seed : int
@@ -84,7 +84,7 @@ def analyze(
     opened = open_image(image)
     clock, before = _Clock(), opened.stats.snapshot()
     shape = known.cell_shape((opened.height, opened.width))
-    with Progress(progress) as bars:
+    with Progress(progress) as bars, _closed_on_failure(opened, mine=opened is not image):
         with clock("scan"):
             scan, read = _look(opened, known, runtime, budget, limit, seed, bars.task("scan"))
         with clock("choose"):
@@ -114,7 +114,7 @@ def analyze(
         cell=known.geometry.cell,
         cost=cost,
         complete=len(fine.done) == len(plan),
-        failures=fine.failures,
+        failures=tuple(dict.fromkeys(scan.failures + fine.failures)),
         provenance=_provenance(known, runtime, budget, limit, seed),
     )
 
@@ -141,15 +141,16 @@ def _look(
 
 
 def _plan(model: Model, scan: Scan, cell_shape: tuple[int, int], budget: float | None) -> Plan:
-    if budget is None and model.task == "explore":
-        budget = EXPLORE_BUDGET
     if budget is not None and budget >= 1:
         return dense_plan(cell_shape)
-    if budget is None:
+    if budget is None and model.task == "detect":
         return choose(scan.interest, model.window, window_macs=model.window_macs, tau=model.tau)
     exhaustive = model.exhaustive_macs(cell_shape)
-    left = int(budget * exhaustive) - scan.macs
-    if left < 0:
+    left = int((budget or EXPLORE_BUDGET) * exhaustive) - scan.macs
+    if budget is None:
+        # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
+        left = max(left, int(EXPLORE_BUDGET / 2 * exhaustive))
+    elif left < 0:
         raise ValueError(
             f"a budget of {budget:g} does not pay for the scan, which alone costs {scan.macs / exhaustive:.3f} of the "
             "exhaustive pass; allow more, or give no budget"
@@ -168,6 +169,17 @@ def _provenance(model: Model, runtime: Runtime, budget: float | None, threshold:
         "parameters": {"budget": budget, "threshold": threshold, "seed": seed, "runtime": runtime.name},
         "coarse2fine": __version__,
     }
+
+
+@contextmanager
+def _closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
+    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
+    try:
+        yield
+    except BaseException:
+        if mine:
+            image.close()
+        raise
 
 
 class _Clock:

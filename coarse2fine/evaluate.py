@@ -60,10 +60,12 @@ def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], tru
         Objects there are.
     """
     order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
     hits = np.cumsum(right[order])
     f1 = 2 * hits / (np.arange(1, len(scores) + 1) + max(true_count, 1))
-    allowed = (scores[order] >= 0.1) & (scores[order] <= 0.9)
+    last = np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]  # a threshold takes all equal scores or none
+    allowed = (ordered >= 0.1) & (ordered <= 0.9) & last
     if not allowed.any():
         return 0.5, 0.0
     best = int(np.argmax(np.where(allowed, f1, -1)))
-    return float(scores[order][best]), float(f1[best])
+    return float(ordered[best]), float(f1[best])

@@ -24,7 +24,8 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader
 
 KINDS = 8
-_SAMPLED_CELLS = 768
+# Cells read at full resolution: one in so many, within limits, so that the sample stays a small share of the cost.
+_SAMPLED_SHARE, _LEAST_SAMPLED, _MOST_SAMPLED = 32, 32, 768
 _SAMPLED_CODES = 50_000
 # A cell counts as interesting by the far tail of either measure: the noisy-or of the ranks to this power.
 _TAIL = 16
@@ -66,11 +67,13 @@ def explore(image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick 
         Its cost holds the full-resolution sample too.
     Oddities
     """
-    codes, macs = _codes(image, model, runtime, tick)
+    failures: list[str] = []
+    codes, macs = _codes(image, model, runtime, failures, tick)
     shape = codes.shape[:2]
     rng = np.random.default_rng(seed)
     flat = codes.reshape(-1, codes.shape[-1])
-    chosen = np.sort(rng.permutation(len(flat))[:_SAMPLED_CELLS])
+    wanted = max(_LEAST_SAMPLED, min(_MOST_SAMPLED, len(flat) // _SAMPLED_SHARE))
+    chosen = np.sort(rng.permutation(len(flat))[:wanted])
     cells = np.stack(np.unravel_index(chosen, shape), axis=1)
     fine = _fine_codes(image, model, runtime, cells)
     macs += len(cells) * model.window_macs(1)
@@ -79,7 +82,7 @@ def explore(image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick 
     unexplained = _unexplained(flat[chosen].astype(np.float32), fine, flat)
     tails = [_rank(v) ** _TAIL for v in (rarity.numpy(), unexplained)]
     interest = (1 - (1 - tails[0]) * (1 - tails[1])).reshape(shape).astype(np.float32)
-    scan = Scan(interest, _loudest(flat, usual).reshape(*shape, FIRED), macs)
+    scan = Scan(interest, _loudest(flat, usual).reshape(*shape, FIRED), macs, tuple(failures))
     fine_rows = fine.reshape(-1, fine.shape[-1])
     mixture = Mixture.fit(fine_rows, KINDS, seed)
     sample = mixture.surprise(torch.from_numpy(fine_rows))[0].sort().values
@@ -111,12 +114,14 @@ def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor:
     return Candidates(cells, scores[row, y, x].float().cpu().numpy(), labels, boxes)
 
 
-def _codes(image: Image, model: Model, runtime: Runtime, tick: Tick | None) -> tuple[NDArray[np.float16], int]:
+def _codes(
+    image: Image, model: Model, runtime: Runtime, failures: list[str], tick: Tick | None
+) -> tuple[NDArray[np.float16], int]:
     """Codes of all cells (cell height, cell width, d), in half precision to hold large images, and their cost."""
     shape = model.cell_shape((image.height, image.width))
     codes = np.zeros((*shape, model.base.spec.stages[-1].channels), np.float16)
     macs = 0
-    for box, _, code, cost in features(image, model, runtime, tick):
+    for box, _, code, cost in features(image, model, runtime, tick, failures):
         codes[box.y0 : box.y1, box.x0 : box.x1] = code.permute(1, 2, 0).cpu().numpy()
         macs += cost
     return codes, macs

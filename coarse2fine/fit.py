@@ -179,9 +179,12 @@ def _check(recall: float, steps: int) -> None:
 def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotations]]:
     """Images with their annotations; files are matched by name, all else by order."""
     by_name = isinstance(images, str | os.PathLike) or all(isinstance(i, str | os.PathLike) for i in images)
-    sources: list[Any] = list(expand_paths(images)) if by_name else list(images)  # type: ignore[arg-type]
     texts = annotations if isinstance(annotations, str | os.PathLike) else list(annotations)
-    if by_name and not (isinstance(texts, list) and any(isinstance(t, dict) for t in texts)):
+    named = by_name and not (isinstance(texts, list) and any(isinstance(t, dict) for t in texts))
+    # A list keeps its order where only the order tells which annotation belongs to which image.
+    expand = named or isinstance(images, str | os.PathLike)
+    sources: list[Any] = list(expand_paths(images) if expand else images)  # type: ignore[arg-type]
+    if named:
         matched: list[Any] = list(match_annotations(sources, texts))
     else:
         matched = [texts] if isinstance(texts, str | os.PathLike) else texts

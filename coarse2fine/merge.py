@@ -63,8 +63,11 @@ def suppress(candidates: Candidates) -> Candidates:
     return candidates.take(keep)
 
 
-def clusters(candidates: Candidates, cell_width: int) -> NDArray[np.int64]:
-    """Number of the connected area (four neighbours, same class) that each candidate belongs to.
+def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDArray[np.int64]:
+    """Number of the area that each candidate belongs to.
+
+    Cells of one class belong together where they share an edge; with a `reach` of more than one, cells of any class
+    do that lie within so many rows and columns of each other.
 
     Parameters
     ----------
@@ -72,14 +75,18 @@ def clusters(candidates: Candidates, cell_width: int) -> NDArray[np.int64]:
         In raster order, each cell once.
     cell_width : int
         Fine cells in a row of the image.
+    reach : int
     """
     count = len(candidates)
-    keys = candidates.cells[:, 0].astype(np.int64) * (cell_width + 2) + candidates.cells[:, 1]
+    stride = cell_width + 2 * reach
+    keys = candidates.cells[:, 0].astype(np.int64) * stride + candidates.cells[:, 1]
+    steps = [(dy, dx) for dy in range(reach + 1) for dx in range(-reach, reach + 1) if (dy, dx) > (0, 0)]
     rows, columns = [], []
-    for dy, dx in ((0, 1), (1, 0)):
-        other = keys + dy * (cell_width + 2) + dx
+    for dy, dx in ((0, 1), (1, 0)) if reach == 1 else steps:
+        other = keys + dy * stride + dx
         at = np.searchsorted(keys, other).clip(max=max(count - 1, 0))
-        there = np.flatnonzero((keys[at] == other) & (candidates.labels[at] == candidates.labels)) if count else at
+        alike = (reach > 1) | (candidates.labels[at] == candidates.labels)
+        there = np.flatnonzero((keys[at] == other) & alike) if count else at
         rows.append(there)
         columns.append(at[there] if count else at)
     i, j = np.concatenate(rows), np.concatenate(columns)

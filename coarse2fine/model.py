@@ -104,6 +104,16 @@ class Model:
         if self.refiner.spec.stride * g.refine_downsample != g.fine_cell:
             raise ValueError(f"the refine net's stride {self.refiner.spec.stride} does not make {g.fine_cell} px")
 
+    def __str__(self) -> str:
+        g = self.geometry
+        names = ", ".join(label.name for label in self.labels)
+        return (
+            f"{self.name} ({self.task}): {names}\n"
+            f"  scan at 1/{g.scan_downsample}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
+            f"{self.refiner.spec.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
+            f"{self.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned"
+        )
+
     @property
     def channels(self) -> int:
         """Channels the nets read: 1 (grey) or 3 (RGB)."""

@@ -1,78 +1,147 @@
-"""The picture of an analysis: the overview with the interest, the cells refined and the finds."""
+"""The picture of an analysis: where it was sought, what was found, and one place at full resolution."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
-from coarse2fine.export import label_colour
 from coarse2fine.regions import Region
+from coarse2fine.select import Plan
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 
 _SIDE = 1400
+_ZOOM = 640
 _LEGEND_ENTRIES = 14
+_NAMED_IN_ZOOM = 60
+_BLUE = "#1f9bff"
 
 
-def plot(
-    path: Path,
-    image: Image,
-    interest: NDArray[np.float32],
-    refined: NDArray[np.bool_],
-    cell: int,
-    regions: Sequence[Region],
-    title: str,
-) -> Path:
-    """Draw two panels: where it was sought, and what was found.
+@dataclass(frozen=True)
+class Picture:
+    """All that the picture shows.
 
     Parameters
     ----------
-    path : Path
-        The ending chooses the format.
     image : Image
     interest : ndarray, float32, (cell height, cell width)
         May be empty.
-    refined : ndarray, bool, (cell height, cell width)
+    plan : Plan
+        The windows that were refined.
     cell : int
         Side of a cell in full-resolution pixels.
     regions : sequence of Region
     title : str
     """
-    overview, downsample = read_overview(image)
-    height, width = overview.shape[:2]
-    side = 7.0
-    figure = Figure(figsize=(2 * side * min(1, width / height) + 1.2, side * min(1, height / width) + 1.0), dpi=130)
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    left.imshow(_washed(overview), cmap="gray", vmin=0, vmax=255)
-    if interest.size:
-        heat = _to_overview(interest, cell, downsample, (height, width))
-        shown = left.imshow(heat, cmap="inferno", alpha=np.clip(heat * 3, 0, 0.75), vmin=0, vmax=max(heat.max(), 1e-6))
-        figure.colorbar(shown, ax=left, fraction=0.035, pad=0.01, label="interest (scan)")
-    edges = _to_overview(refined.astype(np.float32), cell, downsample, (height, width)) > 0
-    left.imshow(_mask(edges, (0, 200, 255), 0.55))
-    left.set_title("where to look again: interest and, in blue, what was refined", fontsize=9)
-    right.imshow(overview, cmap="gray", vmin=0, vmax=255)
-    _draw_regions(right, regions, downsample, max(height, width))
-    right.set_title(f"what was found: {len(regions):,}", fontsize=9)
-    for axes in (left, right):
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_xlim(-0.5, width - 0.5)
-        axes.set_ylim(height - 0.5, -0.5)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path)
-    return path
+
+    image: Image
+    interest: NDArray[np.float32]
+    plan: Plan
+    cell: int
+    regions: Sequence[Region]
+    title: str
+
+    def save(self, path: Path) -> Path:
+        """Draw three panels into a file whose ending chooses the format."""
+        height, width = self.image.height, self.image.width
+        stacked = width > 1.8 * height
+        panel_width, panel_height = (12.0, 12.0 * height / width) if stacked else (5.6 * min(1.2, width / height), 5.6)
+        size = (panel_width + 2.2, 3 * panel_height + 2) if stacked else (3 * panel_width + 2.2, panel_height + 1.1)
+        figure = Figure(figsize=size, dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        sought, found, near = figure.subplots(3, 1) if stacked else figure.subplots(1, 3)
+        overview, downsample = read_overview(self.image)
+        full = Box(0, 0, height, width)
+        colours = _colours(self.regions)
+        self._draw_sought(figure, sought, overview, downsample)
+        _show(found, overview, full)
+        self._draw_regions(found, full, colours, max(height, width) / 130)
+        found.set_title(f"what was found: {len(self.regions):,}", fontsize=10)
+        self._draw_zoom(near, colours)
+        counts = {label: sum(r.label == label for r in self.regions) for label in colours}
+        handles = [Patch(color=colours[k], label=f"{k} ({n:,})") for k, n in list(counts.items())[:_LEGEND_ENTRIES]]
+        if handles:
+            figure.legend(handles=handles, loc="outside right center", fontsize=9, frameon=False)
+        figure.suptitle(self.title, fontsize=12)
+        figure.savefig(path)
+        return path
+
+    def _draw_sought(self, figure: Figure, axes: Any, overview: NDArray[np.uint8], downsample: int) -> None:
+        full = Box(0, 0, self.image.height, self.image.width)
+        _show(axes, _washed(overview), full)
+        if self.interest.size:
+            shape = (overview.shape[0], overview.shape[1])
+            heat = _to_overview(self.interest, self.cell, downsample, shape)
+            alpha = np.clip(heat * 3, 0, 0.75)
+            shown = axes.imshow(heat, cmap="inferno", alpha=alpha, vmin=0, vmax=max(float(heat.max()), 1e-6))
+            shown.set_extent(_extent(full))
+            figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01, label="interest, seen by the scan")
+        least = max(self.image.height, self.image.width) / 250
+        axes.add_collection(
+            PolyCollection(self._windows(full, least), facecolors="none", edgecolors=_BLUE, linewidths=0.7)
+        )
+        axes.set_title(f"where to look again: {len(self.plan):,} windows", fontsize=10)
+
+    def _windows(self, full_box: Box, least: float) -> list[NDArray[np.float64]]:
+        """Corners (x, y) of the windows that touch a box, grown to a size that can be seen."""
+        low = self.plan.cell_corners * self.cell
+        size = np.maximum(self.plan.sides * self.cell, 1)
+        near = (low[:, 0] < full_box.y1) & (low[:, 1] < full_box.x1)
+        near &= (low[:, 0] + size > full_box.y0) & (low[:, 1] + size > full_box.x0)
+        centre = low[near] + size[near, None] / 2
+        half = np.maximum(size[near], least)[:, None, None] / 2
+        square = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)], np.float64)
+        return list(centre[:, None, ::-1] + half * square)
+
+    def _draw_regions(self, axes: Any, full_box: Box, colours: dict[str, Any], least: float) -> list[Region]:
+        inside = [r for r in self.regions if _touches(r, full_box)]
+        for label, colour in colours.items():
+            shapes = [_corners(r, least) for r in inside if r.label == label]
+            fill = (*colour[:3], 0.12)
+            axes.add_collection(PolyCollection(shapes, facecolors=[fill], edgecolors=[colour], linewidths=1.4))
+        return inside
+
+    def _draw_zoom(self, axes: Any, colours: dict[str, Any]) -> None:
+        """Show the busiest place as it is: the windows read there, and the finds with their names."""
+        box = self._busiest()
+        pixels = self.image.read(box)
+        _show(axes, pixels[..., 0] if pixels.shape[-1] == 1 else pixels, box)
+        axes.add_collection(PolyCollection(self._windows(box, 0), facecolors="none", edgecolors=_BLUE, linewidths=1.0))
+        shown = self._draw_regions(axes, box, colours, 0)
+        for region in shown if len(shown) <= _NAMED_IN_ZOOM else []:
+            y0, x0, _, _ = region.full_box
+            if box.y0 + 8 < y0 < box.y1 and box.x0 < x0 < box.x1 - 20:
+                style = {"facecolor": colours[region.label], "edgecolor": "none", "pad": 0.8}
+                name = f"{region.label} {region.score:.2f}"
+                axes.text(x0, y0 - 2, name, fontsize=6.5, color="white", va="bottom", bbox=style)
+        axes.set_title(f"full resolution, {box.width} x {box.height} px at x {box.x0:,}, y {box.y0:,}", fontsize=10)
+
+    def _busiest(self) -> Box:
+        """A square of the image with many finds; without finds, around the best window."""
+        height, width = min(_ZOOM, self.image.height), min(_ZOOM, self.image.width)
+        if self.regions:
+            centres = np.array([r.full_centre for r in self.regions])
+            neighbours = cKDTree(centres).query_ball_point(centres, _ZOOM / 2, p=np.inf, return_length=True)
+            y, x = centres[int(np.argmax(neighbours))].astype(int).tolist()
+        elif len(self.plan):
+            y, x = (self.plan.cell_corners[0] * self.cell).tolist()
+        else:
+            y, x = self.image.height // 2, self.image.width // 2
+        y0 = min(max(0, y - height // 2), self.image.height - height)
+        x0 = min(max(0, x - width // 2), self.image.width - width)
+        return Box(y0, x0, y0 + height, x0 + width)
 
 
 def read_overview(image: Image) -> tuple[NDArray[np.uint8], int]:
@@ -81,6 +150,25 @@ def read_overview(image: Image) -> tuple[NDArray[np.uint8], int]:
     whole = Box(0, 0, ceil_div(image.height, downsample), ceil_div(image.width, downsample))
     pixels = image.read_scaled(whole, downsample)
     return (pixels[..., 0] if pixels.shape[-1] == 1 else pixels), downsample
+
+
+def _colours(regions: Sequence[Region]) -> dict[str, Any]:
+    """Colours that are told apart on a page, by the order of the labels."""
+    labels = sorted({r.label for r in regions})
+    table = mpl.colormaps["tab10" if len(labels) <= 10 else "tab20"]
+    return {label: table(i % table.N) for i, label in enumerate(labels)}
+
+
+def _extent(full_box: Box) -> tuple[float, float, float, float]:
+    return full_box.x0, full_box.x1, full_box.y1, full_box.y0
+
+
+def _show(axes: Any, pixels: NDArray[np.uint8], full_box: Box) -> None:
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=_extent(full_box))
+    axes.set_xlim(full_box.x0, full_box.x1)
+    axes.set_ylim(full_box.y1, full_box.y0)
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def _washed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -100,30 +188,16 @@ def _to_overview(cells: NDArray[np.float32], cell: int, downsample: int, shape: 
     return cells[np.ix_(y, x)]
 
 
-def _mask(where: NDArray[np.bool_], colour: tuple[int, int, int], alpha: float) -> NDArray[np.float32]:
-    layer = np.zeros((*where.shape, 4), np.float32)
-    layer[where] = (*(c / 255 for c in colour), alpha)
-    return layer
+def _touches(region: Region, full_box: Box) -> bool:
+    y0, x0, y1, x1 = region.full_box
+    return y0 < full_box.y1 and y1 > full_box.y0 and x0 < full_box.x1 and x1 > full_box.x0
 
 
-def _draw_regions(axes: Any, regions: Sequence[Region], downsample: int, extent: int) -> None:
-    labels = sorted({r.label for r in regions})
-    least = extent / 150  # smaller finds would not be seen on the page
-    for label in labels:
-        colour = np.array(label_colour(label)) / 255
-        shapes = [_corners(r, downsample, least) for r in regions if r.label == label]
-        axes.add_collection(PolyCollection(shapes, facecolors=[(*colour, 0.15)], edgecolors=[colour], linewidths=1.1))
-    counts = {label: sum(r.label == label for r in regions) for label in labels[:_LEGEND_ENTRIES]}
-    handles = [Patch(color=np.array(label_colour(k)) / 255, label=f"{k} ({n:,})") for k, n in counts.items()]
-    if handles:
-        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-
-
-def _corners(region: Region, downsample: int, least: float) -> NDArray[np.float64]:
-    """Outline (x, y) in overview pixels, grown to a size that can be seen."""
+def _corners(region: Region, least: float) -> NDArray[np.float64]:
+    """Outline (x, y) in full-resolution pixels, grown to a size that can be seen."""
     y0, x0, y1, x1 = region.full_box
     outline = region.outline or ((y0, x0), (y0, x1), (y1, x1), (y1, x0))
-    points = np.array(outline, np.float64)[:, ::-1] / downsample
+    points = np.array(outline, np.float64)[:, ::-1]
     size = float(np.ptp(points, axis=0).max())
     if size < least:
         points = (points - points.mean(axis=0)) * (least / max(size, 1e-6)) + points.mean(axis=0)

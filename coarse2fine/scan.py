@@ -14,7 +14,7 @@ from torch import Tensor
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.tiling.geometry import Box
-from coarse2fine.tiling.grid import blocks
+from coarse2fine.tiling.grid import blocks, even
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader
 
@@ -38,11 +38,14 @@ class Scan:
         High-level features that spoke loudest, strongest first; 255 where none did.
     macs : int
         Multiply-adds spent, halos included.
+    failures : tuple of str
+        Why blocks could not be read; nothing is expected of their cells.
     """
 
     interest: NDArray[np.float32]
     fired: NDArray[np.uint8]
     macs: int
+    failures: tuple[str, ...] = ()
 
     @classmethod
     def none(cls) -> Scan:
@@ -67,7 +70,8 @@ def look(image: Image, model: Model, runtime: Runtime, tick: Tick | None = None)
     interest = np.zeros(shape, np.float32)
     fired = np.full((*shape, FIRED), 255, np.uint8)
     macs = 0
-    for cell_box, high, logit, cost in features(image, model, runtime, tick):
+    failures: list[str] = []
+    for cell_box, high, logit, cost in features(image, model, runtime, tick, failures):
         rows, columns = slice(cell_box.y0, cell_box.y1), slice(cell_box.x0, cell_box.x1)
         probability = model.firing.probability(high[None], logit[None])[0]
         interest[rows, columns] = probability.cpu().numpy()
@@ -75,13 +79,27 @@ def look(image: Image, model: Model, runtime: Runtime, tick: Tick | None = None)
         names = model.firing.strongest(high[:, y, x].T, FIRED).numpy()
         fired[cell_box.y0 + y.cpu().numpy(), cell_box.x0 + x.cpu().numpy(), : names.shape[1]] = names
         macs += cost
-    return Scan(interest, fired, macs)
+    return Scan(interest, fired, macs, tuple(failures))
 
 
 def features(
-    image: Image, model: Model, runtime: Runtime, tick: Tick | None = None
+    image: Image,
+    model: Model,
+    runtime: Runtime,
+    tick: Tick | None = None,
+    failures: list[str] | None = None,
 ) -> Iterator[tuple[Box, Tensor, Tensor, int]]:
     """High-level activations and answers of the base, block by block.
+
+    Parameters
+    ----------
+    image : Image
+    model : Model
+    runtime : Runtime
+    tick : callable, optional
+        Called with blocks done and blocks in all.
+    failures : list of str, optional
+        Takes the reasons why blocks could not be read; such blocks are left out.
 
     Yields
     ------
@@ -95,13 +113,18 @@ def features(
     net = runtime.place(model.base)
     spec = net.spec
     cell_shape = model.cell_shape((image.height, image.width))
-    side = min(max(8, BLOCK_PIXELS // spec.stride), max(cell_shape))
-    grid = list(blocks(*cell_shape, side))
+    most = max(8, BLOCK_PIXELS // spec.stride)
+    height, width = even(cell_shape[0], most), even(cell_shape[1], most)
+    grid = list(blocks(*cell_shape, (height, width)))
     # All blocks have one shape; what reaches beyond the image repeats its edge and is cropped from the answer.
-    boxes = [Box(b.y0, b.x0, b.y0 + side, b.x0 + side).scale(spec.stride).expand(spec.margin) for b in grid]
-    cost = spec.macs(side, side)
+    boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
+    cost = spec.macs(height, width)
     with WindowReader(image, downsample=model.geometry.scan_downsample) as reader:
         for done, batch in enumerate(reader.batches(boxes, 1)):
+            if tick:
+                tick(done + 1, len(grid))
+            if batch.failed[0]:
+                continue
             cell_box = grid[int(batch.index[0])]
             with torch.inference_mode():
                 high = net.features(normalised(batch.pixels, model, runtime))[-1]
@@ -112,8 +135,8 @@ def features(
                 logit[:, : cell_box.height, : cell_box.width],
                 cost,
             )
-            if tick:
-                tick(done + 1, len(grid))
+        if failures is not None:
+            failures.extend(reader.failures)
 
 
 def normalised(pixels: NDArray[np.uint8], model: Model, runtime: Runtime) -> Tensor:

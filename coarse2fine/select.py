@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.tiling.grid import even
+
 MERGED_SIDES = (8, 16, 32)
 DENSE_SIDE = 128
 
@@ -92,7 +94,7 @@ def choose(
 
 def dense_plan(interest_shape: tuple[int, int]) -> Plan:
     """The exhaustive pass: every cell, in squares of `DENSE_SIDE` cells."""
-    side = min(DENSE_SIDE, max(interest_shape))
+    side = even(max(interest_shape), DENSE_SIDE)
     ys, xs = np.arange(0, interest_shape[0], side), np.arange(0, interest_shape[1], side)
     corners = np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.int64)
     count = len(corners)
@@ -233,7 +235,8 @@ def _cover(corners: NDArray[np.int64], sides: NDArray[np.int64], cell_shape: tup
         if side <= 4:
             for dy in range(side):
                 for dx in range(side):
-                    cover[chosen[:, 0] + dy, chosen[:, 1] + dx] = True
+                    y, x = (chosen + (dy, dx)).clip(max=np.array(cell_shape) - 1).T
+                    cover[y, x] = True
         else:
             for y, x in chosen.tolist():
                 cover[y : y + side, x : x + side] = True

@@ -16,10 +16,10 @@ from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.heads import BOX_CHANNELS
 
 REFINER = "4/2:16 3:24 4/2:48 3:64 3:64 4/2:128 3:128 1:128 1:{out}"
-# The base by the number of its stride-2 stages; about 0.2 kMAC a full-resolution pixel at cells of 8 pixels.
+# The base by the number of its stride-2 stages; 0.2-0.35 kMAC a full-resolution pixel at cells of 8 pixels.
 BASES = {
-    0: "3:16 3:24 3:32 3:32 1:32 1:1",
-    1: "3:16 4/2:24 3:32 3:32 1:32 1:1",
+    0: "3:16 3:32 3:32 1:32 1:1",
+    1: "4/2:16 3:32 3:32 1:32 1:1",
     2: "4/2:12 4/2:24 3:32 3:32 1:32 1:1",
 }
 _FINE_STRIDE = 8

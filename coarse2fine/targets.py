@@ -167,7 +167,7 @@ class Scene:
 
 
 def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> None:
-    """Mark parts that calibrate and never train: whole images where there are many, else parts of every image.
+    """Mark parts that calibrate and never train: whole images where there are many, else parts of all of them.
 
     Parts are drawn systematically in order of the objects they hold, so that rare objects are on both sides.
     """
@@ -176,13 +176,21 @@ def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -
         for i in _systematic(order, share, rng):
             scenes[i].held[:] = True
         return
-    for scene in scenes:
-        counts = np.zeros(scene.part_shape)
-        y, x = (scene.centre / scene.fine_cell // PART).astype(int).T
-        np.add.at(counts, (y.clip(0, counts.shape[0] - 1), x.clip(0, counts.shape[1] - 1)), 1)
-        ties = rng.random(counts.size)
-        order = np.lexsort((ties, -counts.ravel()))
-        scene.held.ravel()[_systematic(order, share, rng)] = True
+    counts = [_objects_by_part(scene).ravel() for scene in scenes]
+    places = [(scene, i) for scene, count in zip(scenes, counts, strict=True) for i in range(len(count))]
+    if len(places) < 2:  # what is held back cannot train
+        return
+    order = np.lexsort((rng.random(len(places)), -np.concatenate(counts)))
+    for row in _systematic(order, share, rng).tolist():
+        scene, i = places[row]
+        scene.held.flat[i] = True
+
+
+def _objects_by_part(scene: Scene) -> NDArray[np.int64]:
+    counts = np.zeros(scene.part_shape, np.int64)
+    y, x = (scene.centre / scene.fine_cell // PART).astype(int).T
+    np.add.at(counts, (y.clip(0, counts.shape[0] - 1), x.clip(0, counts.shape[1] - 1)), 1)
+    return counts
 
 
 def _systematic(order: NDArray[np.intp], share: float, rng: np.random.Generator) -> NDArray[np.intp]:

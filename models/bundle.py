@@ -84,7 +84,10 @@ def load_bundle(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         raise ModelError(
             f"{path} is a safetensors file without a coarse2fine description; expected Model.save's output"
         )
-    description = json.loads(text)
+    try:
+        description = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path} has a damaged description ({error}); fit or copy it again") from error
     found = description.get("format")
     if found != FORMAT_VERSION:
         raise ModelError(

@@ -43,8 +43,8 @@ class StackSpec:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise ValueError("a net needs at least one stage")
+        if len(self.stages) < 2:
+            raise ValueError(f"a net needs at least two stages, features and what reads them; got {len(self.stages)}")
         if (self.field - self.stride) % 2:
             raise ValueError(
                 f"a receptive field of {self.field} px cannot be centred on cells of {self.stride} px; "

@@ -127,7 +127,7 @@ class Firing:
     def _calibrated(self, raw: Tensor) -> Tensor:
         knots = torch.from_numpy(self.raw_knots).to(raw.device)
         values = torch.from_numpy(self.probability_knots).to(raw.device)
-        upper = torch.bucketize(raw, knots).clamp_(1, len(knots) - 1)
+        upper = torch.bucketize(raw.contiguous(), knots).clamp_(1, len(knots) - 1)
         x0, x1 = knots[upper - 1], knots[upper]
         share = ((raw - x0) / (x1 - x0)).clamp_(0.0, 1.0)
         return values[upper - 1] + share * (values[upper] - values[upper - 1])

@@ -6,6 +6,7 @@ Features are grouped into kinds by k-means; within a kind they are a Gaussian wi
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,9 @@ class Mixture:
         x = x.astype(np.float64)
         scale = x.std(axis=0) + 1e-6
         kinds = max(1, min(kinds, len(x) // (2 * x.shape[1])))
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            # Fewer kinds than asked for are no fault: a blank image has one.
+            warnings.simplefilter("ignore", UserWarning)
             _, group = (
                 kmeans2(x / scale, kinds, minit="++", seed=seed, missing="warn")
                 if kinds > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -61,8 +62,8 @@ class Runtime:
         return f"{self.device} {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}"
 
     def place(self, net: Net) -> Net:
-        """The net, ready to run here."""
-        return net.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+        """A copy of the net, ready to run here; the net itself keeps its place and full precision."""
+        return copy.deepcopy(net).to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
 
     def pixels(self, pixels: NDArray[np.uint8], mean: NDArray[np.float32], std: NDArray[np.float32]) -> Tensor:
         """Normalised input of a net from an (n, h, w, c) uint8 batch: an (n, c, h, w) tensor, channels last."""

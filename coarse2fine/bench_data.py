@@ -1,0 +1,175 @@
+"""What the scenes benchmark runs on: annotated images, and which of them are kept for the test."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.annotations import AnnotationError, Annotations, match_annotations, read_annotations
+from coarse2fine.paths import expand_paths
+from coarse2fine.scenes import DigitScene, Handwriting
+from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.image import open_image
+
+DIGIT_SIDE = 3072
+_DIGITS, _CLUTTER = 280, 675
+
+
+@dataclass(frozen=True, eq=False)
+class BenchScene:
+    """An image with its annotations.
+
+    Parameters
+    ----------
+    name : str
+        Unique within one benchmark.
+    image : Path or ndarray
+        What `open_image` opens.
+    annotations : Path or dict
+        GeoJSON, as `fit` takes it.
+    truth : Annotations
+        The same, read and clipped to the image.
+    """
+
+    name: str
+    image: Path | NDArray[np.uint8]
+    annotations: Path | dict[str, Any]
+    truth: Annotations
+
+
+@dataclass(frozen=True)
+class Split:
+    """Scenes to fit on, and scenes to test on, which nothing was fitted or chosen on."""
+
+    train: tuple[BenchScene, ...]
+    test: tuple[BenchScene, ...]
+
+
+def load_scenes(folder: Path) -> tuple[list[BenchScene], list[str]]:
+    """Open the images of a folder that have GeoJSON of the same name beside them.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    list of BenchScene
+        In order of name.
+    list of str
+        A note on each image left out.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or it holds no image.
+    AnnotationError
+        If an image has no annotations, they cannot be read, or all are empty.
+    ImageError
+        If an image cannot be opened.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; expected one of images with GeoJSON beside them")
+    paths = expand_paths(folder)
+    scenes, notes = [], []
+    for path, beside in zip(paths, match_annotations(paths, folder), strict=True):
+        if _is_empty(beside):
+            notes.append(f"left out {path.name}: {beside.name} holds no annotation")
+            continue
+        with open_image(path) as image:
+            truth = read_annotations(beside, full_shape=(image.height, image.width))
+        scenes.append(BenchScene(path.stem, path, beside, truth))
+    if not scenes:
+        raise AnnotationError(f"no image in {folder} has an annotation: there is nothing to compare with")
+    return scenes, notes
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether GeoJSON holds no feature at all; what is no GeoJSON is left to the reader to complain about."""
+    content = path.read_bytes()
+    try:
+        payload = json.loads(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
+    except (ValueError, OSError, EOFError):
+        return False
+    return payload == [] or (isinstance(payload, dict) and payload.get("features") == [])
+
+
+def digit_split(side: int = DIGIT_SIDE) -> Split:
+    """Two synthetic scenes to fit on, and one of other handwriting on other ground to test on."""
+    return Split(
+        (_digits("digits-1", 201, "train", side), _digits("digits-2", 202, "train", side)),
+        (_digits("digits-test", 301, "held-out", side),),
+    )
+
+
+def _digits(name: str, seed: int, handwriting: Handwriting, side: int) -> BenchScene:
+    share = (side / DIGIT_SIDE) ** 2
+    scene = DigitScene(
+        side,
+        side,
+        digits=round(_DIGITS * share),
+        clutter=round(_CLUTTER * share),
+        seed=seed,
+        handwriting=handwriting,
+    )
+    annotations = scene.annotations()
+    truth = read_annotations(annotations, full_shape=(side, side))
+    return BenchScene(name, scene.block(Box(0, 0, side, side)), annotations, truth)
+
+
+def splits(scenes: Sequence[BenchScene], test: Sequence[str], folds: int) -> list[Split]:
+    """Leave scenes out: those named, or else every scene once, in folds.
+
+    Parameters
+    ----------
+    scenes : sequence of BenchScene
+    test : sequence of str
+        Names of the test scenes; empty for folds.
+    folds : int
+        At least 2; where there are fewer scenes, each is a fold.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, nothing is left to fit on, or there are too few scenes or folds.
+    """
+    names = [scene.name for scene in scenes]
+    if test:
+        chosen = named(scenes, test)
+        rest = tuple(s for s in scenes if s.name not in test)
+        if not rest:
+            raise ValueError("all scenes are named as test scenes: nothing is left to fit on; name fewer")
+        return [Split(rest, chosen)]
+    if len(scenes) < 2:
+        raise ValueError(
+            f"leaving scenes out takes at least 2 annotated scenes, got {names}; add some, or name a model"
+        )
+    if folds < 2:
+        raise ValueError(f"expected at least 2 folds, got {folds}")
+    folds = min(folds, len(scenes))
+    return [
+        Split(tuple(s for i, s in enumerate(scenes) if i % folds != fold), tuple(scenes[fold::folds]))
+        for fold in range(folds)
+    ]
+
+
+def named(scenes: Sequence[BenchScene], names: Sequence[str]) -> tuple[BenchScene, ...]:
+    """The scenes of these names, in the scenes' own order.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
+    """
+    known = [scene.name for scene in scenes]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"no annotated scene is named {', '.join(unknown)}; there are {', '.join(known)}")
+    return tuple(scene for scene in scenes if scene.name in names)

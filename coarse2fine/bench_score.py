@@ -1,0 +1,137 @@
+"""Scores of a set of finds: against the labels, and against what the exhaustive pass finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from coarse2fine.annotations import Annotations
+from coarse2fine.evaluate import match
+from coarse2fine.model import Model
+from coarse2fine.regions import Region
+
+_SAME_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """Finds against the labelled objects.
+
+    Parameters
+    ----------
+    hits : int
+        Objects found.
+    false_alarms : int
+        Finds that are no object; those where nobody has annotated do not count.
+    objects : int
+    """
+
+    hits: int
+    false_alarms: int
+    objects: int
+
+    @property
+    def recall(self) -> float:
+        """Share of the objects found; NaN without objects."""
+        return self.hits / self.objects if self.objects else float("nan")
+
+    @property
+    def precision(self) -> float:
+        """Share of the finds that are objects; NaN without finds."""
+        finds = self.hits + self.false_alarms
+        return self.hits / finds if finds else float("nan")
+
+
+def against_labels(regions: Sequence[Region], truth: Annotations, model: Model) -> LabelScore:
+    """Pair finds with labelled objects of their class, one to one.
+
+    A find counts where its centre lies within a cell, or half the object's longer side if that is more, of the
+    object's centre. Areas, which have no natural number, are left out on both sides. Objects too large for the refine
+    net count as missed like any other.
+
+    Parameters
+    ----------
+    regions : sequence of Region
+    truth : Annotations
+    model : Model
+        Tells the size of a cell and which classes are areas.
+    """
+    areas = {label.name for label in model.labels if label.kind == "area"}
+    objects = [a for a in truth.objects if a.label not in areas]
+    bounds = np.array([a.full_bounds for a in objects], np.float64).reshape(-1, 4)
+    size = (bounds[:, 2:] - bounds[:, :2]).max(axis=1, initial=0.0)
+    # A point has no size of its own; fitting gave it the typical one.
+    size[[a.is_point for a in objects]] = float(model.provenance.get("median_size", 0.0))
+    reach = np.maximum(model.geometry.cell, size / 2)
+    centre = (bounds[:, :2] + bounds[:, 2:]) / 2
+    counted = _annotated(centre, truth)
+    found = [r for r in regions if r.label not in areas]
+    found_centre = np.array([r.full_centre for r in found], np.float64).reshape(-1, 2)
+    scores = np.array([r.score for r in found], np.float32)
+    label, found_label = np.array([a.label for a in objects], str), np.array([r.label for r in found], str)
+    hits, false_alarms = 0, 0
+    for name in sorted({*label.tolist(), *found_label.tolist()}):
+        mine, true = np.flatnonzero(found_label == name), np.flatnonzero(label == name)
+        owner = match(found_centre[mine], scores[mine], centre[true], reach[true])
+        hits += int(counted[true[owner[owner >= 0]]].sum())
+        false_alarms += int(_annotated(found_centre[mine[owner < 0]], truth).sum())
+    return LabelScore(hits, false_alarms, int(counted.sum()))
+
+
+def _annotated(centre: NDArray[np.float64], truth: Annotations) -> NDArray[np.bool_]:
+    """Which of the (y, x) lie where annotators have looked."""
+    y, x = centre.T
+    seen = np.ones(len(centre), bool)
+    if truth.regions:
+        seen &= shapely.contains_xy(shapely.union_all(list(truth.regions)), x, y)
+    if truth.ignored:
+        seen &= ~shapely.contains_xy(shapely.union_all(list(truth.ignored)), x, y)
+    return seen
+
+
+def against_exhaustive(regions: Sequence[Region], reference: Sequence[Region], cell: int) -> float:
+    """Share of the exhaustive pass's finds that were found again; NaN where it found nothing.
+
+    Two finds are the same if they are of one class and their centres lie within half a cell, or their boxes overlap
+    by IoU > 0.5; each counts once (a maximum matching).
+
+    Parameters
+    ----------
+    regions, reference : sequence of Region
+    cell : int
+        Side of a cell in full-resolution pixels.
+    """
+    if not reference:
+        return float("nan")
+    if not regions:
+        return 0.0
+    found = np.array([r.full_box for r in regions], np.float64)
+    there = np.array([r.full_box for r in reference], np.float64)
+    # Boxes grown by half a cell meet wherever either rule can hold.
+    grown = there + np.array([-0.5, -0.5, 0.5, 0.5]) * cell
+    j, i = shapely.STRtree(_boxes(grown)).query(_boxes(found), predicate="intersects")
+    low, high = np.maximum(found[j, :2], there[i, :2]), np.minimum(found[j, 2:], there[i, 2:])
+    common = (high - low).clip(min=0).prod(axis=1)
+    union = _area(found[j]) + _area(there[i]) - common
+    apart = np.hypot(*((found[j, :2] + found[j, 2:] - there[i, :2] - there[i, 2:]) / 2).T)
+    label = np.array([r.label for r in regions]), np.array([r.label for r in reference])
+    same = (label[0][j] == label[1][i]) & ((apart <= cell / 2) | (common > _SAME_IOU * union))
+    graph = coo_array((np.ones(int(same.sum()), np.int8), (i[same], j[same])), shape=(len(there), len(found)))
+    return float((maximum_bipartite_matching(graph.tocsr()) >= 0).sum() / len(there))
+
+
+def _boxes(bounds: NDArray[np.float64]) -> NDArray[np.object_]:
+    y0, x0, y1, x1 = bounds.T
+    boxes: NDArray[np.object_] = shapely.box(x0, y0, x1, y1)
+    return boxes
+
+
+def _area(bounds: NDArray[np.float64]) -> NDArray[np.float64]:
+    area: NDArray[np.float64] = (bounds[:, 2:] - bounds[:, :2]).prod(axis=1)
+    return area

@@ -1,0 +1,154 @@
+"""The command line: ``coarse2fine analyze | fit | info | models``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from coarse2fine._version import __version__
+from coarse2fine.annotations import AnnotationError
+from coarse2fine.engine import analyze
+from coarse2fine.fit import fit
+from coarse2fine.model import load_model
+from coarse2fine.models.bundle import ModelError, embedded_names
+from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.image import open_image
+
+_EXPECTED = (ImageError, ModelError, AnnotationError, FileNotFoundError, PermissionError, ValueError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        By default those of the process.
+
+    Returns
+    -------
+    int
+        0, 1 where the input is at fault (one line on standard error says how), 130 after Ctrl-C.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except _EXPECTED as error:
+        print(f"coarse2fine: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("coarse2fine: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="coarse2fine", description="Look at a gigapixel image cheaply everywhere, closely only where it matters."
+    )
+    parser.add_argument("--version", action="version", version=f"coarse2fine {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_analyze(commands.add_parser("analyze", help="analyse an image: summary, picture, JSON, GeoJSON"))
+    _add_fit(commands.add_parser("fit", help="fit a model to annotated scenes"))
+    info = commands.add_parser("info", help="what an image file holds")
+    info.add_argument("image")
+    info.set_defaults(run=_info)
+    models = commands.add_parser("models", help="the models that come with the package")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _add_analyze(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("-m", "--model", default="generic", help="a .c2f file or an embedded model (default: generic)")
+    parser.add_argument("--budget", type=float, help="most to spend, as a share of the exhaustive pass; 1 is that pass")
+    parser.add_argument("--threshold", type=float, help="probability from which a find is reported")
+    _add_common(parser)
+    parser.set_defaults(run=_analyze)
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", help="an image, a folder or a glob (in quotes)")
+    parser.add_argument("annotations", help="GeoJSON of the same names: a file, a folder or a glob (in quotes)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="model file to write, such as boards.c2f")
+    parser.add_argument("--upright", action="store_true", help="objects have a right way up: do not turn them")
+    parser.add_argument(
+        "--object-size", type=float, help="side of an object in pixels, for annotations that are points"
+    )
+    parser.add_argument("--recall", type=float, default=0.97, help="of the exhaustive pass's finds (default: 0.97)")
+    parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
+    _add_common(parser)
+    parser.set_defaults(run=_fit)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="torch device (default: the best there is)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _analyze(parsed: argparse.Namespace) -> None:
+    # The result's place is checked first: an hour of work must not end at a folder that cannot be written.
+    if parsed.output.exists() and not parsed.output.is_dir():
+        raise FileNotFoundError(f"{parsed.output} is a file, expected a folder for the results")
+    analysis = analyze(
+        parsed.image,
+        parsed.model,
+        budget=parsed.budget,
+        threshold=parsed.threshold,
+        seed=parsed.seed,
+        device=parsed.device,
+        precision=parsed.precision,
+        progress=not parsed.quiet,
+    )
+    folder = analysis.save(parsed.output)
+    print(analysis)
+    print(f"written {', '.join(sorted(str(p) for p in folder.iterdir() if p.stem in _WRITTEN))}")
+
+
+_WRITTEN = {"analysis", "overview", "regions"}
+
+
+def _fit(parsed: argparse.Namespace) -> None:
+    if not parsed.output.parent.is_dir():
+        raise FileNotFoundError(f"the folder of {parsed.output} does not exist; make it first")
+    model = fit(
+        parsed.images,
+        parsed.annotations,
+        rotate=not parsed.upright,
+        object_size=parsed.object_size,
+        recall=parsed.recall,
+        steps=parsed.steps,
+        seed=parsed.seed,
+        name=parsed.output.stem,
+        device=parsed.device,
+        precision=parsed.precision,
+        progress=not parsed.quiet,
+    )
+    path = model.save(parsed.output)
+    print(f"{model}\nwritten {path}")
+
+
+def _info(parsed: argparse.Namespace) -> None:
+    with open_image(parsed.image) as image:
+        print(f"{image.name}: {image.format}, {image.width:,} x {image.height:,} px, {image.channels} channel(s)")
+        scale = "unknown" if image.mpp is None else f"{image.mpp[0]:g} x {image.mpp[1]:g} (y, x)"
+        print(f"microns per pixel: {scale}; values {image.value_range[0]:g}..{image.value_range[1]:g}")
+        for level in image.levels:
+            size = f"{level.width:,} x {level.height:,}"
+            print(f"level {level.index}: {size} px, downsample {level.downsample_y:g}, chunk {level.chunk}")
+        for note in image.notes:
+            print(f"note: {note}")
+
+
+def _models(_: argparse.Namespace) -> None:
+    for name in embedded_names():
+        print(load_model(name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

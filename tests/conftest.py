@@ -1,0 +1,114 @@
+"""Tiny models and images that all test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from coarse2fine.explore import KINDS
+from coarse2fine.model import Geometry, Label, Model
+from coarse2fine.models.conv_stack import ConvStack, StackSpec
+from coarse2fine.models.firing import Firing, calibrate_firing
+from coarse2fine.models.runtime import Runtime
+
+BASE = "4/2:4 4/2:4 3:4 1:4 1:1"
+REFINER = "4/2:8 3:8 4/2:12 4/2:16 1:6"
+ENCODER = "4/2:8 4/2:8 1:6"
+
+MakeImage = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Runtime:
+    return Runtime.choose("cpu", "fp32")
+
+
+@pytest.fixture(scope="session")
+def make_image() -> MakeImage:
+    """Soft random blobs with some noise; (h, w) or (h, w, 3)."""
+
+    def make(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
+        rng = np.random.default_rng(seed)
+        coarse = rng.random((-(-height // 12) + 1, -(-width // 12) + 1, channels))
+        soft = np.kron(coarse, np.ones((12, 12, 1)))[:height, :width]
+        pixels = (soft * 200 + rng.random((height, width, channels)) * 55).astype(np.uint8)
+        return pixels[..., 0] if channels == 1 else pixels
+
+    return make
+
+
+def lively_net(channels: int, text: str, seed: int) -> ConvStack:
+    """A random net whose answers vary from place to place."""
+    torch.manual_seed(seed)
+    net = ConvStack(StackSpec.parse(channels, text))
+    for conv in net.convs:
+        torch.nn.init.kaiming_normal_(conv.weight)  # type: ignore[arg-type]
+    return net.eval()
+
+
+def _firing(base: ConvStack) -> Firing:
+    rng = np.random.default_rng(5)
+    noise = torch.from_numpy(rng.normal(0, 1, (1, base.spec.in_channels, 300, 300)).astype(np.float32))
+    with torch.inference_mode():
+        planes = base.features(noise)[-1]
+        own = base.head(planes)[0, 0].reshape(-1).numpy()
+    high = planes[0].flatten(1).T.contiguous().numpy()
+    chance = 1 / (1 + np.exp(-(high @ rng.normal(0, 1, high.shape[1]) - 1.5)))
+    return calibrate_firing(high, own, (rng.random(len(high)) < chance).astype(np.float32))[0]
+
+
+def _detector(channels: int) -> Model:
+    base = lively_net(channels, BASE, 1)
+    refiner = lively_net(channels, REFINER, 2)
+    with torch.no_grad():
+        refiner.convs[-1].weight *= 0.3  # type: ignore[operator]
+    return Model(
+        name="tiny",
+        task="detect",
+        geometry=Geometry(cell=8, scan_downsample=2, refine_downsample=1),
+        mean=(0.4,) * channels,
+        std=(0.25,) * channels,
+        base=base,
+        refiner=refiner,
+        labels=(Label("left"), Label("right")),
+        firing=_firing(base),
+        threshold=0.6,
+        tau=0.4,
+        provenance={"made_for": "tests"},
+    )
+
+
+@pytest.fixture(scope="session")
+def detector() -> Model:
+    """Reads RGB; two classes of objects."""
+    return _detector(3)
+
+
+@pytest.fixture(scope="session")
+def grey_detector() -> Model:
+    return _detector(1)
+
+
+@pytest.fixture(scope="session")
+def explorer() -> Model:
+    encoder = lively_net(3, ENCODER, 3)
+    return Model(
+        name="tiny explorer",
+        task="explore",
+        geometry=Geometry(cell=8, scan_downsample=2, refine_downsample=1, fine=2),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        base=encoder,
+        refiner=encoder,
+        labels=tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS)),
+        threshold=0.99,
+    )

@@ -1,0 +1,103 @@
+"""The house rules that tools do not hold."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import coarse2fine
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("coarse2fine", "tiling", "models", "scripts")
+FILES = [path for part in PARTS for path in sorted((ROOT / part).glob("*.py"))]
+PIXELS = {"numpy", "cv2", "zarr", "dask", "tifffile", "imagecodecs"}
+TENSORS = {"numpy", "torch", "timm", "scipy", "safetensors"}
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Each imported module and its level (1: from the same folder)."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.level
+
+
+def roots(path: Path) -> set[str]:
+    """Third-party packages."""
+    found = {name.partition(".")[0] for name, level in imports(path) if not level}
+    return found - set(sys.stdlib_module_names)
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tiling").glob("*.py")), ids=name_of)
+def test_tiling_knows_pixels_only(path: Path) -> None:
+    assert roots(path) <= PIXELS
+    assert all(level <= 1 for _, level in imports(path))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=name_of)
+def test_models_know_tensors_only(path: Path) -> None:
+    assert roots(path) <= TENSORS
+    assert all(level <= 1 for _, level in imports(path))
+    if path.name != "bundle.py":
+        assert not {name for name, _ in imports(path)} & {"os", "pathlib", "json", "io"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "coarse2fine").glob("*.py")), ids=name_of)
+def test_the_core_does_not_point_back(path: Path) -> None:
+    assert not roots(path) & {"scripts", "tests", "tiling", "models"}
+
+
+def test_the_core_has_no_import_cycle() -> None:
+    graph = {}
+    for path in (ROOT / "coarse2fine").glob("*.py"):
+        if path.stem != "__init__":
+            own = (name.removeprefix("coarse2fine.") for name, _ in imports(path))
+            graph[path.stem] = {name for name in own if (ROOT / "coarse2fine" / f"{name}.py").is_file()}
+    while graph:
+        leaves = {name for name, needs in graph.items() if not needs & graph.keys()}
+        assert leaves, f"these modules import each other: {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in leaves}
+
+
+def test_every_third_party_package_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {text.partition(">=")[0].lower() for text in project["dependencies"]}
+    declared |= {"scikit-learn"}  # of the demo
+    known_as = {"cv2": "opencv-python", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+    used = {root for path in FILES for root in roots(path)} - {"coarse2fine"}
+    assert {known_as.get(name, name) for name in used} <= declared
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            explained = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            assert node.end_lineno - node.lineno + 1 - explained <= 60, node.name
+
+
+def test_public_names() -> None:
+    assert coarse2fine.__all__ == sorted(coarse2fine.__all__)
+    for name in coarse2fine.__all__:
+        assert name == "__version__" or getattr(coarse2fine, name).__doc__
+
+
+def test_import_is_light() -> None:
+    heavy = "matplotlib.pyplot sklearn timm skimage IPython pandas"
+    code = f"import sys, coarse2fine; print(*(n for n in {heavy.split()} if n in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not found.stdout.split()

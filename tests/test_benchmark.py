@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import coarse2fine.benchmark
+from coarse2fine import AnnotationError, ImageError, Model, Region, analyze, open_image
+from coarse2fine.annotations import read_annotations
+from coarse2fine.bench_data import BenchScene, digit_split, load_scenes, splits
+from coarse2fine.bench_report import MEASURES, METHODS, Outcome, Report
+from coarse2fine.bench_rivals import RIVALS, gradient_interest, mask_interest, oracle_interest
+from coarse2fine.bench_score import against_exhaustive, against_labels
+from coarse2fine.benchmark import benchmark_scenes, measure
+from coarse2fine.model import Label
+from coarse2fine.refine import Fine, refine
+from coarse2fine.select import choose
+from coarse2fine.tiling.geometry import Box
+
+BUDGETS = (0.2, 0.5)
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def digits() -> BenchScene:
+    return digit_split(320).test[0]
+
+
+@pytest.fixture(scope="module")
+def sparse(grey_detector: Model, digits: BenchScene) -> Model:
+    """Untrained, but with some 25 finds in the scene and a default that looks at a part of it."""
+    model = replace(grey_detector, threshold=0.01, labels=(Label("2"), Label("3")))
+    found = analyze(digits.image, model, budget=1.0).regions
+    plan = analyze(digits.image, model, budget=0.3).plan
+    return replace(model, threshold=found[25].score, tau=float(plan.scores[-1]))
+
+
+@pytest.fixture(scope="module")
+def outcomes(sparse: Model, digits: BenchScene) -> list[Outcome]:
+    return measure(sparse, digits, 0, budgets=BUDGETS)[0]
+
+
+@pytest.fixture(scope="module")
+def report(outcomes: list[Outcome]) -> Report:
+    other = [replace(o, seed=1, recall_labels=float("nan")) for o in outcomes]
+    return Report((*outcomes, *other), ("a note",), ({"fit": ["a"], "test": ["b"]},), (0, 1), {"steps": 10})
+
+
+def pick(outcomes: list[Outcome], method: str, budget: str) -> Outcome:
+    (found,) = [o for o in outcomes if (o.method, o.budget) == (method, budget)]
+    return found
+
+
+def test_every_method_is_measured_at_every_budget(outcomes: list[Outcome]) -> None:
+    rows = {(o.method, o.budget) for o in outcomes}
+    assert rows == {(m, b) for m in METHODS for b in ("0.20", "0.50", "default")} | {("ours", "1.00")}
+    assert len(outcomes) == len(rows)
+
+
+def test_the_exhaustive_pass_finds_itself(outcomes: list[Outcome]) -> None:
+    whole = pick(outcomes, "ours", "1.00")
+    assert whole.recall_exhaustive == 1.0
+    assert whole.refined == 1.0
+    assert whole.share > 1.0  # its halo is paid for
+
+
+def test_budgets_hold_for_all_methods(outcomes: list[Outcome]) -> None:
+    default = pick(outcomes, "ours", "default").share
+    for o in (o for o in outcomes if o.budget != "1.00"):
+        limit = default + 1e-9 if o.budget == "default" else float(o.budget)
+        assert 0 < o.share <= limit, o
+        assert 0 < o.refined < 1
+
+
+def test_the_oracle_beats_chance_and_finds_all_it_can_pay_for(outcomes: list[Outcome]) -> None:
+    for budget in ("0.20", "0.50", "default"):
+        oracle, chance = pick(outcomes, "oracle", budget), pick(outcomes, "random", budget)
+        assert oracle.recall_exhaustive > chance.recall_exhaustive
+    assert pick(outcomes, "oracle", "0.50").recall_exhaustive > 0.97
+
+
+def test_a_second_run_gives_the_same_numbers(sparse: Model, digits: BenchScene, outcomes: list[Outcome]) -> None:
+    again = measure(sparse, digits, 0, budgets=BUDGETS[:1])[0]
+    fixed = {(o.method, o.budget): replace(o, seconds=0.0) for o in outcomes}
+    for o in again:
+        assert replace(o, seconds=0.0) == fixed[o.method, o.budget]
+
+
+def test_ticks_end_at_the_total(sparse: Model, digits: BenchScene) -> None:
+    ticks: list[tuple[int, int]] = []
+    measure(sparse, digits, 0, budgets=(0.5,), tick=lambda done, total: ticks.append((done, total)))
+    assert [done for done, _ in ticks] == list(range(1, ticks[-1][1] + 1))
+
+
+def test_a_budget_below_the_scan_is_noted_and_left_to_the_rivals(sparse: Model, digits: BenchScene) -> None:
+    found, notes = measure(sparse, digits, 0, budgets=(0.001,))
+    assert {o.method for o in found if o.budget == "0.00"} == set(RIVALS)
+    assert notes == ["ours at 0.00: the scan alone costs more on digits-test"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"), [({"done": np.zeros(0, np.intp)}, KeyboardInterrupt), ({"failures": ("torn",)}, ImageError)]
+)
+def test_a_run_cut_short_is_no_measurement(
+    sparse: Model,
+    digits: BenchScene,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: dict[str, Any],
+    error: type[BaseException],
+) -> None:
+    def cut_short(*arguments: Any) -> Fine:
+        return replace(refine(*arguments), **fault)
+
+    monkeypatch.setattr(coarse2fine.benchmark, "refine", cut_short)
+    with pytest.raises(error):
+        measure(sparse, digits, 0)
+
+
+def test_an_explore_model_is_refused(explorer: Model, digits: BenchScene) -> None:
+    with pytest.raises(ValueError, match="expected a detect model, got tiny explorer"):
+        measure(explorer, digits, 0)
+
+
+def test_figures_are_flat_finite_and_named_by_method_and_budget(report: Report) -> None:
+    figures = json.loads(json.dumps(report.summary(), allow_nan=False))["figures"]
+    assert all(isinstance(v, float) and math.isfinite(v) for v in figures.values())
+    for method in METHODS:
+        assert {f"{method}/0.20/{m}" for m in MEASURES} <= set(figures)
+    assert figures["ours/0.20/recall_exhaustive_sd"] == 0.0
+    assert "ours/0.20/recall_labels_sd" not in figures  # defined in one run of two
+    assert figures["ours/default/times_fewer_macs"] > 1
+
+
+def test_the_record_says_what_is_needed_to_repeat_it(report: Report, tmp_path: Path) -> None:
+    paths = report.save(tmp_path, tmp_path / "figures.json")
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert record["seeds"] == [0, 1]
+    assert record["notes"] == ["a note"]
+    assert record["runs"][-1]["recall_labels"] is None
+    assert {"cpu", "cores", "runtime"} <= set(record["machine"])
+    assert {"torch", "coarse2fine"} <= set(record["versions"])
+    assert cv2.imread(str(paths[1])) is not None
+
+
+def test_the_table_has_a_row_for_each_method_and_budget_and_fits_a_page(report: Report) -> None:
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 120
+    heads = [tuple(line.split()[:2]) for line in lines]
+    assert all((m, b) in heads for b, m in report.rows())
+    assert lines[-1] == "note: a note"
+
+
+def region(y: float, x: float, side: float, label: str = "a", score: float = 0.9) -> Region:
+    return Region(label, score, (y - side / 2, x - side / 2, y + side / 2, x + side / 2))
+
+
+@pytest.mark.parametrize(("shift", "same"), [(3.9, 1.0), (4.0, 1.0), (4.1, 0.0)])
+def test_small_finds_are_the_same_up_to_half_a_cell(shift: float, same: float) -> None:
+    assert against_exhaustive([region(20, 20 + shift, 4)], [region(20, 20, 4)], 8) == same
+
+
+@pytest.mark.parametrize(("shift", "same"), [(33.0, 1.0), (34.0, 0.0)])
+def test_large_finds_are_the_same_above_half_overlap(shift: float, same: float) -> None:
+    assert against_exhaustive([region(200, 200 + shift, 100)], [region(200, 200, 100)], 8) == same
+
+
+def test_a_find_of_another_class_or_counted_already_is_not_the_same() -> None:
+    assert against_exhaustive([region(20, 20, 9, "b")], [region(20, 20, 9)], 8) == 0.0
+    assert against_exhaustive([region(20, 20, 9)], [region(20, 20, 9), region(21, 20, 30)], 8) == 0.5
+    assert against_exhaustive([], [region(20, 20, 9)], 8) == 0.0
+    assert math.isnan(against_exhaustive([region(20, 20, 9)], [], 8))
+
+
+sizes = st.tuples(st.integers(0, 40), st.integers(0, 40), st.sampled_from([6, 20]), st.sampled_from("ab"))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(sizes, max_size=7), st.lists(sizes, min_size=1, max_size=7))
+def test_matching_equals_trying_everything(found: list[Any], there: list[Any]) -> None:
+    a, b = ([region(*row) for row in rows] for rows in (found, there))
+    assert against_exhaustive(a, b, 8) == pytest.approx(_most_pairs(a, b) / len(b))
+
+
+def _most_pairs(found: list[Region], there: list[Region]) -> int:
+    if not there:
+        return 0
+    first, rest = there[0], there[1:]
+    best = _most_pairs(found, rest)
+    for i, other in enumerate(found):
+        (y, x), (v, u) = first.full_centre, other.full_centre
+        p, q = first.full_box, other.full_box
+        common = max(0, min(p[2], q[2]) - max(p[0], q[0])) * max(0, min(p[3], q[3]) - max(p[1], q[1]))
+        union = sum((r[2] - r[0]) * (r[3] - r[1]) for r in (p, q)) - common
+        if first.label == other.label and (math.hypot(y - v, x - u) <= 4 or common > 0.5 * union):
+            best = max(best, 1 + _most_pairs(found[:i] + found[i + 1 :], rest))
+    return best
+
+
+def feature(label: str, x0: float, y0: float, x1: float, y1: float) -> dict[str, Any]:
+    ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    return {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": label}}}
+
+
+def collection(*features: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "FeatureCollection", "features": list(features)}
+
+
+def test_labels_are_reached_within_a_cell_or_half_the_longer_side(grey_detector: Model) -> None:
+    truth = read_annotations(collection(feature("left", 100, 96, 104, 104), feature("left", 200, 0, 300, 20)))
+    near = [region(100, 110, 6, "left"), region(10, 299, 6, "left")]
+    assert against_labels(near, truth, grey_detector).recall == 1.0
+    far = [region(100, 110.1, 6, "left"), region(10, 301, 6, "left"), region(100, 102, 6, "right")]
+    score = against_labels(far, truth, grey_detector)
+    assert (score.hits, score.false_alarms, score.objects) == (0, 3, 2)
+
+
+def test_nothing_counts_where_nobody_has_looked(grey_detector: Model) -> None:
+    truth = read_annotations(
+        collection(
+            feature("Region*", 0, 0, 200, 200),
+            feature("Ignore*", 0, 0, 50, 50),
+            feature("left", 10, 10, 30, 30),
+            feature("left", 100, 100, 120, 120),
+        )
+    )
+    places = [(20, 20), (110, 110), (40, 10), (150, 150), (300, 300)]
+    score = against_labels([region(y, x, 9, "left") for y, x in places], truth, grey_detector)
+    assert (score.hits, score.false_alarms, score.objects) == (1, 1, 1)
+
+
+def test_areas_are_left_out_and_points_have_the_typical_size(grey_detector: Model) -> None:
+    point = feature("left", 0, 0, 1, 1) | {"geometry": {"type": "Point", "coordinates": [50, 50]}}
+    truth = read_annotations(collection(feature("right", 0, 0, 40, 40), point))
+    model = replace(grey_detector, labels=(Label("left"), Label("right", "area")), provenance={"median_size": 60.0})
+    score = against_labels([region(50, 79, 9, "left"), region(20, 20, 40, "right")], truth, model)
+    assert (score.hits, score.false_alarms, score.objects) == (1, 0, 1)
+    assert against_labels([], truth, grey_detector).recall == 0.0
+    assert math.isnan(against_labels([], truth, grey_detector).precision)
+
+
+def test_gradient_is_the_plain_laplacian_of_the_whole(grey_detector: Model, make_image: Callable[..., Any]) -> None:
+    image = open_image(make_image(64, 1100, 1, seed=4))  # wider than one block
+    whole = image.read_scaled(Box(0, 0, 32, 550), 2)[..., 0].astype(np.float32)
+    edges = np.abs(cv2.Laplacian(whole, cv2.CV_32F, borderType=cv2.BORDER_REPLICATE))
+    padded = np.pad(edges, ((0, 0), (0, 2)))
+    plain = padded.reshape(8, 4, 138, 4).max(axis=(1, 3))
+    # The last column's cells reach beyond the image, where edge pixels repeat.
+    np.testing.assert_array_equal(gradient_interest(image, grey_detector)[:, :-1], plain[:, :-1])
+
+
+def test_mask_keeps_what_is_not_empty(grey_detector: Model) -> None:
+    pixels = np.full((256, 256), 90, np.uint8)
+    pixels[64:128, 64:128] = np.random.default_rng(0).integers(0, 256, (64, 64))
+    interest = mask_interest(open_image(pixels), grey_detector, 0)
+    assert (interest[8:16, 8:16] > 0).all()
+    assert not interest[:, 18:].any()
+
+
+def test_nothing_interesting_is_an_empty_plan(grey_detector: Model) -> None:
+    blank = open_image(np.full((160, 160), 90, np.uint8))
+    maps = [mask_interest(blank, grey_detector, 0), oracle_interest(np.zeros((0, 2), np.int64), (20, 20))]
+    for interest in maps:
+        assert len(choose(interest, 2, window_macs=grey_detector.window_macs, budget_macs=10**9)) == 0
+
+
+def write_scene(folder: Path, name: str, geojson: dict[str, Any] | None, seed: int = 0) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (96, 96), np.uint8)
+    assert cv2.imwrite(str(folder / f"{name}.png"), pixels)
+    if geojson is not None:
+        (folder / f"{name}.geojson").write_text(json.dumps(geojson))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(5):
+        write_scene(tmp_path, f"s{i}", collection(feature("left", 20, 20, 40, 40)), i)
+    write_scene(tmp_path, "void", collection())
+    return tmp_path
+
+
+def test_a_scene_without_annotations_is_skipped_with_a_note(folder: Path) -> None:
+    scenes, notes = load_scenes(folder)
+    assert [s.name for s in scenes] == [f"s{i}" for i in range(5)]
+    assert notes == ["left out void.png: void.geojson holds no annotation"]
+
+
+def test_bad_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        load_scenes(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no file ending in"):
+        load_scenes(tmp_path)
+    write_scene(tmp_path, "void", collection())
+    with pytest.raises(AnnotationError, match=r"no image in .* has an annotation"):
+        load_scenes(tmp_path)
+    write_scene(tmp_path, "bare", None)
+    with pytest.raises(AnnotationError, match=r"bare\.png, named bare\.geojson"):
+        load_scenes(tmp_path)
+    (tmp_path / "bare.geojson").write_text("{")
+    with pytest.raises(AnnotationError, match="is not JSON"):
+        load_scenes(tmp_path)
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5, 9])
+def test_folds_leave_every_scene_out_once(folder: Path, folds: int) -> None:
+    scenes, _ = load_scenes(folder)
+    parts = splits(scenes, (), folds)
+    assert len(parts) == min(folds, 5)
+    assert sorted(s.name for p in parts for s in p.test) == [s.name for s in scenes]
+    assert all(sorted(s.name for s in p.train + p.test) == [s.name for s in scenes] for p in parts)
+
+
+def test_splits_that_cannot_be_made(folder: Path) -> None:
+    scenes, _ = load_scenes(folder)
+    with pytest.raises(ValueError, match="no annotated scene is named void; there are s0, s1"):
+        splits(scenes, ("s1", "void"), 4)
+    with pytest.raises(ValueError, match="nothing is left to fit on"):
+        splits(scenes, [s.name for s in scenes], 4)
+    with pytest.raises(ValueError, match="at least 2 annotated scenes"):
+        splits(scenes[:1], (), 4)
+    with pytest.raises(ValueError, match="at least 2 folds, got 1"):
+        splits(scenes, (), 1)
+
+
+def test_no_scene_under_test_is_fitted_on(folder: Path, sparse: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[tuple[list[str], int]] = []
+
+    def fit(images: list[Path], annotations: list[Path], **options: Any) -> Model:
+        assert [i.stem for i in images] == [a.stem for a in annotations]
+        fitted.append(([i.stem for i in images], options["seed"]))
+        assert options["rotate"] is True
+        return sparse
+
+    monkeypatch.setattr(coarse2fine.benchmark, "fit", fit)
+    monkeypatch.setattr(coarse2fine.benchmark, "BUDGETS", ())
+    done = benchmark_scenes(folder, test=["s1", "s3"], seeds=2, progress=False)
+    assert fitted == [(["s0", "s2", "s4"], 0), (["s0", "s2", "s4"], 1)]
+    assert {(o.scene, o.seed) for o in done.outcomes} == {("s1", 0), ("s1", 1), ("s3", 0), ("s3", 1)}
+    assert done.notes[0].startswith("left out void.png")
+
+
+def test_a_given_model_is_not_fitted_and_its_own_scenes_are_told(folder: Path, sparse: Model) -> None:
+    path = replace(sparse, provenance={"scenes": ["s2"]}).save(folder / "known.c2f")
+    done = benchmark_scenes(folder, test=["s1", "s2"], seeds=1, model=str(path), progress=False)
+    assert "NOT A TEST: tiny was fitted on scenes of these names: s2" in done.notes
+    assert {o.scene for o in done.outcomes} == {"s1", "s2"}
+
+
+def test_unusable_parameters() -> None:
+    with pytest.raises(ValueError, match="at least 1 seed, got 0"):
+        benchmark_scenes(seeds=0)
+    with pytest.raises(ValueError, match="can be named only in a folder"):
+        benchmark_scenes(test=["a"])
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "scenes", *map(str, arguments)])
+    return int(script.main())
+
+
+def test_the_script_prints_a_table_and_writes_both_files(
+    script: ModuleType,
+    folder: Path,
+    sparse: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = sparse.save(folder / "known.c2f")
+    out = folder / "results"
+    code = run(script, monkeypatch, "--data", folder, "--test", "s1", "--model", model, "--quick", "--out", out)
+    assert code == 0
+    assert capsys.readouterr().out.startswith("method ")
+    assert sorted(p.name for p in out.iterdir()) == ["scenes.json", "scenes.png"]
+    assert json.loads((out / "scenes.json").read_text())["seeds"] == [0]
+
+
+def test_a_bad_folder_gives_one_clear_line(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(script, monkeypatch, "--data", tmp_path / "nowhere", "--out", tmp_path) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("benchmark: there is no folder")
+
+
+def test_synthetic_scenes_to_fit_and_to_test_differ_in_handwriting_and_ground() -> None:
+    part = digit_split(256)
+    assert [s.name for s in part.test] == ["digits-test"]
+    images = [np.asarray(s.image) for s in (*part.train, *part.test)]
+    assert all(i.shape == (256, 256, 1) for i in images)
+    assert not any(np.array_equal(a, images[-1]) for a in images[:-1])
+    assert {a.label for a in part.train[0].truth.objects} <= set("0123456789")

@@ -1,0 +1,130 @@
+"""From activations to the probability that looking again pays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
+
+from coarse2fine.models.firing import RULES, Curve, Firing, Rule, area_for_recall, calibrate_firing, raw_score
+
+
+def cells(seed: int, count: int = 4000) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Activations of six features (four of them tell something), a logit, and what is there."""
+    rng = np.random.default_rng(seed)
+    there = rng.random(count) < 0.05
+    pull = np.array([1.5, 1.0, -1.0, 0.5, 0.0, 0.0])
+    high = np.maximum(rng.normal(0, 1, (count, 6)) + there[:, None] * pull, 0).astype(np.float32)
+    logit = (rng.normal(-3, 1, count) + 2 * there).astype(np.float32)
+    return high, logit, there.astype(np.float32)
+
+
+def as_planes(high: NDArray[np.float32], logit: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(high.T.copy())[None, :, :, None], torch.from_numpy(logit)[None, None, :, None]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 300), st.sampled_from(["normal", "relu", "constant", "counts"]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_curve_is_monotone_and_a_probability(seed: int, count: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0, 1, count)
+    values = {"relu": values.clip(0), "constant": values * 0, "counts": values.round()}.get(kind, values)
+    targets = rng.random(count).astype(np.float32)
+    curve = Curve.fit(values.astype(np.float32), targets)
+    assert len(curve.precision) == len(curve.edges) + 1
+    assert np.all(np.diff(curve.edges) > 0)
+    assert np.all(np.diff(curve.precision) >= 0)
+    assert curve.precision.min() >= 0
+    assert curve.precision.max() <= 1
+    at = torch.from_numpy(np.sort(values.astype(np.float32)))
+    assert bool((curve(at).diff() >= 0).all())
+
+
+def test_a_curve_gives_the_precision_of_each_bin() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random(200_000).astype(np.float32)
+    targets = (rng.random(len(values)) < values**2).astype(np.float32)
+    found = Curve.fit(values, targets)(torch.tensor([0.8, 0.95]))
+    assert found.tolist() == pytest.approx([0.8**2, 0.95**2], abs=0.05)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_orders_unseen_cells_better_than_chance(rule: Rule) -> None:
+    firing, _ = calibrate_firing(*cells(1))
+    high, logit, there = cells(2)
+    score = raw_score(rule, *as_planes(high, logit), firing.prior, firing.features, firing.curves)[0, :, 0].numpy()
+    beaten = mannwhitneyu(score[there > 0], score[there == 0]).statistic
+    assert beaten / (there.sum() * (there == 0).sum()) > 0.75
+
+
+def test_the_rule_kept_needs_the_least_area() -> None:
+    firing, areas = calibrate_firing(*cells(3))
+    assert set(areas) == set(RULES)
+    assert areas[firing.rule] == min(areas.values())
+    assert set(firing.features[:2].tolist()) == {0, 1}  # those that tell most come first
+
+
+def test_probability_rises_with_the_raw_score_and_is_calibrated() -> None:
+    high, _, there = cells(4, 40_000)
+    rng = np.random.default_rng(4)
+    logit = (rng.normal(-3, 1, len(there)) + 3 * there).astype(np.float32)
+    firing, _ = calibrate_firing(high, logit, there)
+    assert firing.rule == "logit"
+    found = firing.probability(*as_planes(high, logit))[0, :, 0].numpy()
+    assert found.mean() == pytest.approx(there.mean(), rel=0.3)
+    ordered = found[np.argsort(logit, kind="stable")]
+    assert np.all(np.diff(ordered) >= 0)
+    assert len(np.unique(found)) > 0.9 * len(np.unique(logit))  # ranks are kept
+    beyond = torch.tensor([-99.0, 99.0])[None, None, :, None]
+    ends = firing.probability(torch.zeros(1, 6, 2, 1), beyond)[0, :, 0]
+    assert ends.tolist() == pytest.approx([found.min(), found.max()])
+
+
+@pytest.mark.parametrize("there", [0.0, 1.0])
+def test_nothing_or_everything_there_stays_finite(there: float) -> None:
+    high, logit, targets = cells(5, 500)
+    firing, areas = calibrate_firing(high, logit, np.full_like(targets, there))
+    found = firing.probability(*as_planes(high, logit))
+    assert bool(torch.isfinite(found).all())
+    assert float(found.mean()) == pytest.approx(there, abs=1e-3)
+    assert all(0 < area <= 1 for area in areas.values())
+
+
+def test_strongest_features_have_the_greatest_lift() -> None:
+    high, logit, there = cells(6)
+    firing, _ = calibrate_firing(high, logit, there)
+    rows = torch.from_numpy(high[:50])
+    named = firing.strongest(rows, 3)
+    assert named.dtype == torch.uint8
+    lift = {f: c(rows[:, f]).numpy() for f, c in zip(firing.features.tolist(), firing.curves, strict=True)}
+    for row, names in enumerate(named.tolist()):
+        lifts = [lift[f][row] for f in names]
+        assert lifts == sorted((values[row] for values in lift.values()), reverse=True)[:3]
+
+
+def test_a_model_of_few_features_names_few() -> None:
+    high, logit, there = cells(7, 500)
+    firing, _ = calibrate_firing(high[:, :2], logit, there)
+    assert firing.strongest(torch.from_numpy(high[:5, :2]), 3).shape == (5, 2)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.05, 1.0))
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_area_for_recall_is_the_shortest_prefix(seed: int, count: int, recall: float) -> None:
+    rng = np.random.default_rng(seed)
+    scores, targets = rng.random(count).astype(np.float32), rng.integers(0, 3, count).astype(np.float32)
+    targets[0] = 1
+    order = sorted(range(count), key=lambda i: -scores[i])
+    wanted = next(n for n in range(1, count + 1) if targets[order[:n]].sum() >= recall * float(targets.sum()))
+    assert area_for_recall(scores, targets, recall) == wanted / count
+
+
+def test_firing_is_a_value() -> None:
+    firing, _ = calibrate_firing(*cells(8, 300))
+    assert isinstance(firing, Firing)
+    with pytest.raises(AttributeError):
+        firing.rule = "logit"  # type: ignore[misc]

@@ -1,0 +1,177 @@
+"""The choice of windows against a greedy loop, and its invariants."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from coarse2fine import select
+from coarse2fine.select import Plan, best_windows, choose, dense_plan
+
+FIELD, STRIDE = 58, 8
+
+
+def macs(side: int) -> int:
+    """Cost with a halo, as a real refine net has it."""
+    return (side * STRIDE + FIELD - STRIDE) ** 2
+
+
+def interest_map(seed: int, height: int, width: int, kind: str) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    values = rng.random((height, width))
+    if kind == "sparse":
+        values *= rng.random((height, width)) < 0.1
+    if kind == "blobs":
+        y, x = np.mgrid[:height, :width]
+        cy, cx = rng.random(2) * (height, width)
+        values = np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 30) * (0.5 + 0.5 * values)
+    return values.astype(np.float32)
+
+
+maps = st.builds(
+    interest_map,
+    st.integers(0, 10**6),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from(["even", "sparse", "blobs"]),
+)
+
+
+def greedy(interest: NDArray[np.float32], side: int, tau: float) -> list[tuple[float, int, int]]:
+    """Take the best window, set it to zero, and so on."""
+    left = interest.astype(np.float64)
+    taken = []
+    while True:
+        corners = [(y, x) for y, x in np.ndindex(left.shape[0] - side + 1, left.shape[1] - side + 1)]
+        sums = sorted(((left[y : y + side, x : x + side].sum(), y, x) for y, x in corners), reverse=True)
+        # Nearly equal rivals may be taken either way.
+        for a, b in zip(sums, sums[1:], strict=False):
+            near = abs(a[0] - b[0]) < 1e-3 * a[0] and a[0] > tau / 2
+            assume(not (near and abs(a[1] - b[1]) < side and abs(a[2] - b[2]) < side))
+        best, y, x = sums[0]
+        assume(abs(best - tau) > 1e-3 * tau)
+        if best <= tau:
+            return taken
+        taken.append((best, y, x))
+        left[y : y + side, x : x + side] = 0
+
+
+@given(st.integers(0, 10**6), st.integers(2, 9), st.integers(2, 9), st.integers(1, 3), st.floats(0.05, 2))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_windows_are_those_of_the_greedy_loop(seed: int, height: int, width: int, side: int, tau: float) -> None:
+    interest = interest_map(seed, height, width, "even")
+    side = min(side, height, width)
+    expected = greedy(interest, side, tau)
+    corners, scores = best_windows(interest, side, tau)
+    assert {(y, x) for _, y, x in expected} == set(map(tuple, corners.tolist()))
+    np.testing.assert_allclose(scores, sorted((s for s, *_ in expected), reverse=True), rtol=1e-3)
+
+
+@given(maps, st.integers(1, 4), st.floats(1e-3, 1))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_no_window_above_tau_is_left_and_no_find_counts_twice(
+    interest: NDArray[np.float32], side: int, tau: float
+) -> None:
+    side = min(side, *interest.shape)
+    corners, scores = best_windows(interest, side, tau)
+    assert np.all(np.diff(scores) <= 0)
+    assert np.all(scores > tau)
+    left = interest.astype(np.float64)
+    for (y, x), score in zip(corners.tolist(), scores.tolist(), strict=True):
+        own = left[y : y + side, x : x + side]
+        assert own.sum() == pytest.approx(score, rel=1e-3, abs=1e-6)
+        own[:] = 0
+    for y, x in np.ndindex(left.shape[0] - side + 1, left.shape[1] - side + 1):
+        assert left[y : y + side, x : x + side].sum() <= tau * 1.001
+
+
+@given(maps, st.integers(1, 60))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_stopping_at_enough_windows_gives_the_first_of_all(interest: NDArray[np.float32], most: int) -> None:
+    side = min(2, *interest.shape)
+    corners, scores = best_windows(interest, side, 0.01)
+    first, best = best_windows(interest, side, 0.01, most)
+    np.testing.assert_array_equal(first, corners[:most])
+    np.testing.assert_array_equal(best, scores[:most])
+
+
+def spent(plan: Plan) -> int:
+    return sum(macs(side) for side in plan.sides.tolist())
+
+
+def counted(plan: Plan) -> NDArray[np.int64]:
+    """How often each cell is refined."""
+    times = np.zeros(plan.cell_shape, np.int64)
+    for (y, x), side in zip(plan.cell_corners.tolist(), plan.sides.tolist(), strict=True):
+        times[y : y + side, x : x + side] += 1
+    return times
+
+
+@given(maps, st.integers(1, 4), st.floats(1e-3, 0.5))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_merging_never_costs_more_and_covers_at_least_the_same(
+    interest: NDArray[np.float32], window: int, tau: float
+) -> None:
+    side = min(window, *interest.shape)
+    plan = choose(interest, window, window_macs=macs, tau=tau)
+    corners, scores = best_windows(interest, side, tau)
+    plain = Plan(corners, np.full(len(scores), side), scores, interest.shape)
+    assert spent(plan) <= spent(plain)
+    assert plan.covered()[plain.covered()].all()
+    assert np.all(np.diff(plan.scores) <= 0)
+    np.testing.assert_array_equal(plan.covered(), counted(plan) > 0)
+    rows = np.column_stack([plan.cell_corners, plan.sides])
+    assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+@given(maps, st.floats(0.01, 1.5), st.floats(0.01, 1.5))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_budgets_hold_and_larger_ones_cover_more(interest: NDArray[np.float32], first: float, second: float) -> None:
+    least = macs(2) * interest.size // 4
+    budgets = [int(b * least) for b in sorted((first, second))]
+    plans = [choose(interest, 2, window_macs=macs, budget_macs=b) for b in budgets]
+    for plan, budget in zip(plans, budgets, strict=True):
+        assert spent(plan) <= budget
+    assert plans[1].covered()[plans[0].covered()].all()
+
+
+def test_a_crowded_map_is_merged() -> None:
+    plan = choose(np.full((64, 64), 0.5, np.float32), 2, window_macs=macs, tau=0.1)
+    assert plan.sides.max() > 2
+    assert plan.covered().all()
+    assert spent(plan) < 0.5 * macs(2) * 64 * 64 / 4
+
+
+@pytest.mark.parametrize("kind", ["flat", "ramp", "zero"])
+def test_dull_maps_do_not_explode(kind: str) -> None:
+    ramp = np.linspace(0, 1, 300 * 300, dtype=np.float32).reshape(300, 300)
+    interest = {"flat": np.full((300, 300), 0.2, np.float32), "ramp": ramp, "zero": ramp * 0}[kind]
+    begin = time.perf_counter()
+    plan = choose(interest, 2, window_macs=macs, tau=0.1)
+    assert time.perf_counter() - begin < 5
+    assert len(plan) <= 2 * 150 * 150
+    assert plan.covered()[interest > 0.2].all()
+    assert (len(plan) == 0) == (kind == "zero")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 1), (2, 5), (1, 40)])
+def test_images_smaller_than_a_window(shape: tuple[int, int]) -> None:
+    interest = np.full(shape, 0.9, np.float32)
+    assert choose(interest, 4, window_macs=macs, tau=0.1).covered().all()
+    assert len(choose(interest, 4, window_macs=macs, budget_macs=macs(1) - 1)) == 0
+    assert dense_plan(shape).covered().all()
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 3, 7, 128]))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_the_dense_plan_covers_each_cell_once(height: int, width: int, side: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "DENSE_SIDE", side)
+        plan = dense_plan((height, width))
+    assert (counted(plan) == 1).all()
+    assert plan.covered().all()
