@@ -40,7 +40,8 @@ class Analysis:
     cost : Cost
         The account.
     complete : bool
-        False where the work was interrupted: then the windows refined are the best of the plan.
+        False where the work was interrupted (then the windows refined are the best of the plan) or something could
+        not be read.
     failures : tuple of str
         Windows that could not be read.
     provenance : mapping
@@ -76,7 +77,8 @@ class Analysis:
             f"cost   {self.cost}",
         ]
         if not self.complete:
-            lines.append("interrupted: only the best of the plan was refined")
+            done = f"{self.cost.cells_refined:,} cells of {int(self.plan.covered().sum()):,} planned were refined"
+            lines.append(f"incomplete: {done}")
         lines += [f"failed {failure}" for failure in self.failures]
         return "\n".join(lines)
 

@@ -114,8 +114,8 @@ class _Draft(NamedTuple):
 def read_annotations(source: PathLike | dict[str, Any], *, full_shape: tuple[int, int] | None = None) -> Annotations:
     """Read QuPath-style GeoJSON: a FeatureCollection, a bare list of features, or a single Feature.
 
-    A collection without features says that there is nothing in the image. A MultiPoint becomes one object for each point; a MultiPolygon stays one object. Polygons that cross
-    themselves are repaired.
+    A collection without features says that there is nothing in the image. A MultiPoint becomes one object for each
+    point; a MultiPolygon stays one object. Polygons that cross themselves are repaired.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -28,6 +29,7 @@ METHODS = {
     "random": "cells in random order",
     "gradient": "largest Laplacian first",
     "mask": "non-empty cells (Otsu) in random order",
+    "tiles": "windows of 32 x 32 cells, the least empty first",
     "oracle": "the exhaustive pass's own finds",
 }
 _STYLES = {
@@ -35,14 +37,17 @@ _STYLES = {
     "random": ("#808080", "s", "--"),
     "gradient": ("#d08000", "^", "--"),
     "mask": ("#209060", "v", "--"),
+    "tiles": ("#a040a0", "X", "--"),
     "oracle": ("#202020", "D", ":"),
 }
 _LINE = "{:<8} {:>7}  {:>14} {:>7}  {:>14} {:>14} {:>14}  {:>15}"
-_EXPLAINED = """\
-spent: multiply-adds as a share of the exhaustive pass's (counted without any halo), scan and halos included; cells:
-share refined. found: recall of the exhaustive pass's finds; recall, precision: against the labels. Mean +- sd over
-{count} run(s) ({scenes} scene(s) x {seeds} seed(s)). ours at 1.00 is the exhaustive pass; default: the model's own
-threshold, with the rivals at the same multiply-adds in all. The rivals' maps are counted as free, in their favour."""
+_EXPLAINED = (
+    "spent: multiply-adds as a share of the exhaustive pass's (counted without any halo), scan and halos included; "
+    "cells: share refined. found: recall of the exhaustive pass's finds; recall, precision: against the labels. "
+    "Mean +- sd over {count} run(s) ({scenes} scene(s) x {seeds} seed(s)). ours at 1.00 is the exhaustive pass; "
+    "default: the model's own threshold, with the rivals at the same multiply-adds in all. Rivals' maps count as free, "
+    "in their favour."
+)
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,9 @@ class Report:
         scenes = {o.scene for o in self.outcomes}
         count = len({(o.scene, o.seed) for o in self.outcomes})
         gain = (_spread(figures, f"ours/{DEFAULT}/times_{measure}") for measure in ("fewer_macs", "faster"))
-        lines += ["", _EXPLAINED.format(count=count, scenes=len(scenes), seeds=len(self.seeds))]
-        lines.append(
-            "ours at its default: {} times fewer multiply-adds than the exhaustive pass, {} times faster".format(*gain)
-        )
+        explained = _EXPLAINED.format(count=count, scenes=len(scenes), seeds=len(self.seeds))
+        lines += ["", *textwrap.wrap(explained, 118)]
+        lines.append("exhaustive pass over ours at its default: multiply-adds {}, seconds {}".format(*gain))
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def save(self, folder: Path, json: Path) -> list[Path]:

@@ -13,7 +13,9 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.grid import blocks
 from coarse2fine.tiling.image import Image
 
-RIVALS = ("random", "gradient", "mask", "oracle")
+RIVALS = ("random", "gradient", "mask", "tiles", "oracle")
+TILE_CELLS = 32
+"""Side of the windows of "tiles": a square that large pays little for its halo."""
 _BLOCK_CELLS = 128
 
 
@@ -32,8 +34,8 @@ def gradient_interest(image: Image, model: Model) -> NDArray[np.float32]:
     return interest
 
 
-def mask_interest(image: Image, model: Model, seed: int) -> NDArray[np.float32]:
-    """Cells that are not empty in random order, and no others.
+def filled(image: Image, model: Model) -> NDArray[np.bool_]:
+    """Cells that are not empty.
 
     A cell is empty where the standard deviation of the grey pixels in it and its eight neighbours, at the scan's
     resolution, is not above Otsu's threshold over the image (Otsu 1979).
@@ -46,7 +48,8 @@ def mask_interest(image: Image, model: Model, seed: int) -> NDArray[np.float32]:
         _view(square, cell_box)[:] = (pixels**2).mean(axis=(1, 3))
     variance = cv2.blur(square, (3, 3)) - cv2.blur(mean, (3, 3)) ** 2
     deviation = np.sqrt(variance.clip(min=0))
-    return np.where(deviation > threshold_otsu(deviation), random_interest(shape, seed), np.float32(0))
+    mask: NDArray[np.bool_] = deviation > threshold_otsu(deviation)
+    return mask
 
 
 def oracle_interest(cells: NDArray[np.int64], cell_shape: tuple[int, int]) -> NDArray[np.float32]:

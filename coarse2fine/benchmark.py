@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.bench_data import BenchScene, Split, digit_split, load_scenes, named, splits
 from coarse2fine.bench_report import DEFAULT, EXHAUSTIVE, Outcome, Report
-from coarse2fine.bench_rivals import RIVALS, gradient_interest, mask_interest, oracle_interest, random_interest
+from coarse2fine.bench_rivals import RIVALS, TILE_CELLS, filled, gradient_interest, oracle_interest, random_interest
 from coarse2fine.bench_score import against_exhaustive, against_labels
 from coarse2fine.calibrate import settle
 from coarse2fine.conclude import conclude
@@ -243,7 +243,8 @@ class _Trial:
         self._interest: dict[str, Callable[[], NDArray[np.float32]]] = {
             "random": lambda: random_interest(self._cell_shape, seed),
             "gradient": lambda: gradient_interest(image, model),
-            "mask": lambda: mask_interest(image, model, seed),
+            "mask": lambda: filled(image, model) * random_interest(self._cell_shape, seed),
+            "tiles": lambda: filled(image, model).astype(np.float32),
             "oracle": lambda: oracle_interest(self._cells, self._cell_shape),
         }
 
@@ -262,7 +263,8 @@ class _Trial:
         """A rival's interest, through the same windows and the same refine net, for so many multiply-adds in all."""
         model = self._model
         start = time.perf_counter()
-        plan = choose(self._interest[name](), model.window, window_macs=model.window_macs, budget_macs=macs)
+        window = TILE_CELLS if name == "tiles" else model.window
+        plan = choose(self._interest[name](), window, window_macs=model.window_macs, budget_macs=macs)
         fine, regions = self._refined(plan)
         seconds = time.perf_counter() - start
         spent = _Spent(float(plan.covered().mean()), fine.macs / self.exhaustive_macs, seconds)

@@ -242,7 +242,7 @@ def _window_threshold(
 ) -> tuple[float, int]:
     """The score from which windows hold `recall` of the held-back finds, and how many windows of all that takes."""
     everything = _held_finds(scenes, answers) < 5
-    reached, scores = [], []
+    reached, area, scores = [], [], []
     for scene, found, interest in zip(scenes, answers.found, interests, strict=True):
         side = min(window, *interest.shape)
         corners, sums = best_windows(interest, side, _LEAST_TAU)
@@ -252,9 +252,12 @@ def _window_threshold(
         for dy, dx in np.ndindex(side, side):
             np.maximum.at(best, (corners[:, 0] + dy, corners[:, 1] + dx), sums)
         reached.append(best[sure.cells[:, 0], sure.cells[:, 1]])
+        area.append(np.array([label.kind == "area" for label in scene.labels])[sure.labels])
         scores.append(sums)
-    values = np.concatenate(reached)
-    tau = float(np.quantile(values, 1 - recall, method="lower")) if len(values) else 0.5
+    values, areas = np.concatenate(reached), np.concatenate(area)
+    # Each kind must be found: the many cells of an area would outvote the objects.
+    kinds = [values[areas == kind] for kind in (False, True) if (areas == kind).any()]
+    tau = min((float(np.quantile(v, 1 - recall, method="lower")) for v in kinds), default=0.5)
     # A hair below, so that the window which decided is itself taken.
     tau *= 1 - 1e-3
     return tau, int(sum((s > tau).sum() for s in scores))

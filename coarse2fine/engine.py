@@ -113,7 +113,7 @@ def analyze(
         refined=refined,
         cell=known.geometry.cell,
         cost=cost,
-        complete=len(fine.done) == len(plan),
+        complete=len(fine.done) == len(plan) and not scan.failures,
         failures=tuple(dict.fromkeys(scan.failures + fine.failures)),
         provenance=_provenance(known, runtime, budget, limit, seed),
     )

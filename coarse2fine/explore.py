@@ -19,6 +19,7 @@ from coarse2fine.models.heads import Candidates
 from coarse2fine.models.rarity import Mixture, ridge
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import FIRED, Scan, Tick, features, normalised
+from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader
@@ -75,8 +76,9 @@ def explore(image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick 
     wanted = max(_LEAST_SAMPLED, min(_MOST_SAMPLED, len(flat) // _SAMPLED_SHARE))
     chosen = np.sort(rng.permutation(len(flat))[:wanted])
     cells = np.stack(np.unravel_index(chosen, shape), axis=1)
-    fine = _fine_codes(image, model, runtime, cells)
-    macs += len(cells) * model.window_macs(1)
+    fine, good = _fine_codes(image, model, runtime, cells)
+    chosen = chosen[good]
+    macs += len(chosen) * model.window_macs(1)
     usual = flat[np.sort(rng.permutation(len(flat))[:_SAMPLED_CODES])].astype(np.float32)
     rarity, _ = Mixture.fit(usual, KINDS, seed).surprise(torch.from_numpy(flat))
     unexplained = _unexplained(flat[chosen].astype(np.float32), fine, flat)
@@ -127,18 +129,24 @@ def _codes(
     return codes, macs
 
 
-def _fine_codes(image: Image, model: Model, runtime: Runtime, cells: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Full-resolution codes (n, f * f, d) of single cells."""
+def _fine_codes(
+    image: Image, model: Model, runtime: Runtime, cells: NDArray[np.intp]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Full-resolution codes (m, f * f, d) of those single cells that can be read, and which these are."""
     net, fine = runtime.place(model.refiner), model.geometry.fine
     spec = net.spec
     boxes = [Box(y, x, y + 1, x + 1).scale(fine * spec.stride).expand(spec.margin) for y, x in cells.tolist()]
     codes = np.zeros((len(boxes), fine * fine, spec.stages[-1].channels), np.float32)
+    good = np.zeros(len(boxes), bool)
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         for batch in reader.batches(boxes, 64):
             with torch.inference_mode():
                 out = net(normalised(batch.pixels, model, runtime)).float()
             codes[batch.index] = out.permute(0, 2, 3, 1).reshape(len(out), -1, out.shape[1]).cpu().numpy()
-    return codes
+            good[batch.index] = ~batch.failed
+    if not good.any():
+        raise ImageError(f"none of {len(boxes)} sampled places of {image.name} can be read: {reader.failures[0]}")
+    return codes[good], good
 
 
 def _unexplained(

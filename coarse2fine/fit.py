@@ -27,7 +27,7 @@ from coarse2fine.annotations import (
 )
 from coarse2fine.calibrate import calibrate, exhaustive_answer
 from coarse2fine.model import Geometry, Label, Model
-from coarse2fine.models.conv_stack import ConvStack
+from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.heads import BOX_CHANNELS, detection_loss
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.progress import Progress
@@ -51,6 +51,7 @@ class _Recipe:
     """What both training loops need to know."""
 
     geometry: Geometry
+    refiner: StackSpec
     labels: tuple[Label, ...]
     channels: int
     mean: NDArray[np.float32]
@@ -122,20 +123,18 @@ def fit(
     runtime = Runtime.choose(device, precision)
     pairs = _load(images, annotations)
     labels = find_labels([a for _, a in pairs])
-    if not labels:
-        raise AnnotationError("the annotations hold no object of any class: there is nothing to learn from")
     sizes = measure([a for _, a in pairs], labels, object_size)
     geometry = choose_geometry(sizes, labels)
     channels = 1 if all(image.channels == 1 for image, _ in pairs) else 3
-    largest = 1.25 * refiner_spec(channels, labels).field * geometry.refine_downsample
+    spec = refiner_spec(channels, labels, sizes, geometry)
+    largest = 1.25 * spec.field * geometry.refine_downsample
     scenes = [
         Scene(i, a, labels, fine_cell=geometry.fine_cell, largest=largest, nominal=sizes.nominal) for i, a in pairs
     ]
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     mean, std = _normalisation([image for image, _ in pairs], channels, geometry.scan_downsample)
-    recipe = _Recipe(geometry, labels, channels, mean, std, rotate, steps, seed)
-    with Progress(progress) as bars:
-        refiner = _train_refiner(recipe, scenes, runtime, bars)
+    recipe = _Recipe(geometry, spec, labels, channels, mean, std, rotate, steps, seed)
+    with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
         draft = Model(
             name=name,
             task="detect",
@@ -143,14 +142,12 @@ def fit(
             mean=tuple(float(m) for m in mean),
             std=tuple(float(s) for s in std),
             base=ConvStack(base_spec(channels, geometry)).eval(),
-            refiner=refiner,
+            refiner=_train_refiner(recipe, scenes, runtime, bars),
             labels=labels,
         )
-        tick = bars.task("refine net's answer")
-        answers = exhaustive_answer(draft, scenes, runtime, seed, tick)
-        draft = replace(draft, threshold=answers.threshold)
+        answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
         base = _train_base(recipe, scenes, answers.targets, runtime, bars)
-        draft = replace(draft, base=base)
+        draft = replace(draft, threshold=answers.threshold, base=base)
         model = calibrate(draft, scenes, answers, recall, runtime, bars.task("calibrating"))
     return replace(
         model,
@@ -179,7 +176,8 @@ def _check(recall: float, steps: int) -> None:
 def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotations]]:
     """Images with their annotations; files are matched by name, all else by order."""
     by_name = isinstance(images, str | os.PathLike) or all(isinstance(i, str | os.PathLike) for i in images)
-    texts = annotations if isinstance(annotations, str | os.PathLike) else list(annotations)
+    texts: Any = [annotations] if isinstance(annotations, dict) else annotations
+    texts = texts if isinstance(texts, str | os.PathLike) else list(texts)
     named = by_name and not (isinstance(texts, list) and any(isinstance(t, dict) for t in texts))
     # A list keeps its order where only the order tells which annotation belongs to which image.
     expand = named or isinstance(images, str | os.PathLike)
@@ -195,6 +193,8 @@ def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotation
         image = open_image(source)
         known = text if isinstance(text, dict) else Path(text)
         pairs.append((image, read_annotations(known, full_shape=(image.height, image.width))))
+    if not any(annotated.objects for _, annotated in pairs):
+        raise AnnotationError("the annotations hold no object of any class: there is nothing to learn from")
     return pairs
 
 
@@ -216,7 +216,7 @@ def _normalisation(
 
 def _train_refiner(recipe: _Recipe, scenes: Sequence[Scene], runtime: Runtime, bars: Progress) -> ConvStack:
     torch.manual_seed(recipe.seed)
-    net = ConvStack(refiner_spec(recipe.channels, recipe.labels), batch_norm=True)
+    net = ConvStack(recipe.refiner, batch_norm=True)
     bias = net.convs[-1].bias
     with torch.no_grad():
         bias[:-BOX_CHANNELS].fill_(_PRIOR_LOGIT)  # type: ignore[index]

@@ -51,8 +51,9 @@ def fit_explorer(
     Model
     """
     runtime = Runtime.choose(device, precision)
-    torch.manual_seed(seed)
-    net = Autoencoder(3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Autoencoder(3)
     spec = net.encoder.spec
 
     def make(rng: np.random.Generator) -> tuple[Tensor, ...]:

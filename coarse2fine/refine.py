@@ -73,11 +73,13 @@ def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime,
         try:
             for rows in _rounds(plan):
                 side = int(plan.sides[rows[0]])
-                for candidates, index in _windows(reader, net, model, plan.cell_corners[rows], side, read, runtime):
+                for candidates, index, tried in _windows(
+                    reader, net, model, plan.cell_corners[rows], side, read, runtime
+                ):
                     found.append(candidates)
                     done.append(rows[index])
                     macs += len(index) * model.window_macs(side)
-                    count += len(index)
+                    count += tried
                     if tick:
                         tick(count, len(plan))
         except KeyboardInterrupt:
@@ -103,8 +105,8 @@ def _windows(
     side: int,
     read: Read,
     runtime: Runtime,
-) -> Iterator[tuple[Candidates, NDArray[np.intp]]]:
-    """Candidates, and which windows they come from, batch by batch, of windows of one shape."""
+) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
+    """Candidates, the windows they come from, and how many were tried, batch by batch, of windows of one shape."""
     spec, fine = model.refiner.spec, model.geometry.fine
     cells = side * fine
     boxes = [
@@ -113,13 +115,13 @@ def _windows(
     ]
     batch_size = max(1, min(64, _BATCH_PIXELS // boxes[0].area))
     for batch in reader.batches(boxes, batch_size):
-        good = ~batch.failed
-        if good.any():
+        good, index = ~batch.failed, batch.index[~batch.failed]
+        candidates = Candidates.empty()
+        if len(index):
             with torch.inference_mode():
                 out = net(normalised(batch.pixels[good], model, runtime))
-            yield read(out, cell_corners[batch.index[good]] * fine), batch.index
-        else:
-            yield Candidates.empty(), batch.index
+            candidates = read(out, cell_corners[index] * fine)
+        yield candidates, index, len(batch.index)
 
 
 def _distinct(candidates: Candidates, model: Model, image: Image) -> Candidates:

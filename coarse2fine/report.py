@@ -26,7 +26,7 @@ _SIDE = 1400
 _ZOOM = 640
 _LEGEND_ENTRIES = 14
 _NAMED_IN_ZOOM = 60
-_BLUE = "#1f9bff"
+_BLUE = "#00c8f0"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Picture:
         axes.add_collection(
             PolyCollection(self._windows(full, least), facecolors="none", edgecolors=_BLUE, linewidths=0.7)
         )
-        axes.set_title(f"where to look again: {len(self.plan):,} windows", fontsize=10)
+        where = f"where to look again: {len(self.plan):,} windows" if self.interest.size else "every cell was refined"
+        axes.set_title(where, fontsize=10)
 
     def _windows(self, full_box: Box, least: float) -> list[NDArray[np.float64]]:
         """Corners (x, y) of the windows that touch a box, grown to a size that can be seen."""

@@ -18,6 +18,7 @@ from coarse2fine.tiling.grid import even
 
 MERGED_SIDES = (8, 16, 32)
 DENSE_SIDE = 128
+_ROUNDS = 60
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def best_windows(
     corners: list[NDArray[np.int64]] = []
     scores: list[NDArray[np.float32]] = []
     found = 0
-    while True:
+    for _ in range(_ROUNDS):
         sums = cv2.boxFilter(left, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
         sums = np.asarray(sums * ripple, np.float32)[: height - side + 1, : width - side + 1]
         peaks = np.argwhere((sums == cv2.dilate(sums, kernel)) & (sums > floor))
@@ -165,11 +166,25 @@ def best_windows(
         # What is left can only be worse than the best of this round; once enough windows beat that, stop.
         if most is not None and found > most:
             floor = max(floor, float(np.partition(np.concatenate(scores), -most)[-most]))
+    else:
+        rest, sums = _aligned(left, side, floor)
+        corners.append(rest)
+        scores.append(sums)
     if not corners:
         return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
     all_corners, all_scores = np.concatenate(corners), np.concatenate(scores)
     order = np.argsort(-all_scores, kind="stable")[:most]
     return all_corners[order], all_scores[order]
+
+
+def _aligned(left: NDArray[np.float32], side: int, floor: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What is left, in windows on a grid: a long smooth slope has one local maximum a round, and would never end."""
+    height, width = left.shape
+    ys, xs = (np.minimum(np.arange(0, n, side), n - side) for n in (height, width))
+    sums = cv2.boxFilter(left, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    table = np.asarray(sums, np.float32)[np.ix_(ys, xs)]
+    row, column = np.nonzero(table > floor)
+    return np.stack([ys[row], xs[column]], axis=1).astype(np.int64), table[row, column]
 
 
 def _merge(
@@ -235,7 +250,7 @@ def _cover(corners: NDArray[np.int64], sides: NDArray[np.int64], cell_shape: tup
         if side <= 4:
             for dy in range(side):
                 for dx in range(side):
-                    y, x = (chosen + (dy, dx)).clip(max=np.array(cell_shape) - 1).T
+                    y, x = np.minimum(chosen + np.array([dy, dx]), np.array(cell_shape) - 1).T
                     cover[y, x] = True
         else:
             for y, x in chosen.tolist():

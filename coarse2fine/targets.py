@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import shapely
@@ -118,14 +117,15 @@ class Scene:
         """Targets of a block of fine cells, of which only those not held back count."""
         shape = (cell_box.height, cell_box.width)
         classes = np.zeros((len(self.labels), *shape), np.float32)
-        valid = np.broadcast_to(self.known(cell_box), classes.shape).astype(np.float32)
+        known = self.known(cell_box)
+        valid = np.repeat(known[None].astype(np.float32), len(classes), axis=0)
         boxes = np.zeros((4, *shape), np.float32)
         boxed = np.zeros(shape, np.float32)
         for index, geometry in self._areas:
             y, x = self.fine_centres(cell_box)
             classes[index][shapely.contains_xy(geometry, x, y).reshape(shape)] = 1
         for i in self._nearby(cell_box):
-            self._draw_object(int(i), cell_box, classes, valid, boxes, boxed)
+            self._draw_object(int(i), cell_box, known, Targets(classes, valid, boxes, boxed))
         classes *= valid
         return Targets(classes, valid, boxes, boxed * valid.max(axis=0))
 
@@ -138,7 +138,8 @@ class Scene:
         rows = np.flatnonzero(touching)
         return rows[np.argsort(-self.size[rows].prod(axis=1), kind="stable")]
 
-    def _draw_object(self, i: int, cell_box: Box, classes: Any, valid: Any, boxes: Any, boxed: Any) -> None:
+    def _draw_object(self, i: int, cell_box: Box, known: NDArray[np.bool_], into: Targets) -> None:
+        classes, valid = into.classes, into.valid
         centre = self.centre[i] / self.fine_cell - (cell_box.y0, cell_box.x0)
         size = self.size[i] / self.fine_cell
         near = np.maximum(_NEAR, size * _NEAR_SHARE)
@@ -155,15 +156,14 @@ class Scene:
         if not self.fits[i]:
             return
         core = np.hypot(dy, dx) <= max(_POSITIVE, _POSITIVE_SHARE * float(size.min()))
-        known = self.known(Box(y0, x0, y1, x1).shift(cell_box.y0, cell_box.x0))
         classes[:, y0:y1, x0:x1][:, core] = 0
         classes[label][view][core] = 1
-        valid[label][view][core] = known[core]
-        log_size = np.log(size)
-        values = np.broadcast_arrays(dy, dx, np.float64(log_size[0]), np.float64(log_size[1]))
-        for channel, value in enumerate(values):
-            boxes[channel][view][core] = value[core]
-        boxed[view][core] = float(self.sized[i])
+        valid[label][view][core] = known[view][core]
+        row, column = np.nonzero(core)
+        into.boxes[0][view][core] = dy[row, 0]
+        into.boxes[1][view][core] = dx[0, column]
+        into.boxes[2:, y0:y1, x0:x1][:, core] = np.log(size)[:, None]
+        into.boxed[view][core] = float(self.sized[i])
 
 
 def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> None:

@@ -204,12 +204,12 @@ def _information(curve: Curve, values: NDArray[np.float32], prior: float) -> flo
 def _knots(raw: NDArray[np.float32], targets: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Knots of a strictly increasing map from raw scores to probabilities."""
     curve = Curve.fit(raw, targets)
-    middle = np.concatenate([[raw.min()], curve.edges, [raw.max()]]).astype(np.float32)
-    knots, first = np.unique(middle, return_index=True)
-    values = np.concatenate([curve.precision[:1], curve.precision])[first]
-    if len(knots) == 1:
-        knots = np.array([knots[0], knots[0] + 1], np.float32)
-        values = np.repeat(values, 2)
+    bins = np.searchsorted(curve.edges, raw, side="left")
+    count = np.bincount(bins, minlength=len(curve.precision))
+    mean = np.bincount(bins, weights=raw, minlength=len(curve.precision))[count > 0] / count[count > 0]
+    # A bin's precision holds at the mean of its scores; the map is level beyond the first and the last.
+    knots, first = np.unique(np.append(mean, mean[-1] + 1).astype(np.float32), return_index=True)
+    values = np.append(curve.precision[count > 0], curve.precision[-1])[first]
     # A slight slope keeps the ranks of cells that share a bin's precision.
     ramp = np.linspace(0, 1e-4 * max(float(values[-1]), 1e-6), len(knots))
     return knots, (values + ramp).clip(0, 1).astype(np.float32)

@@ -70,7 +70,7 @@ def _detector(channels: int) -> Model:
     base = lively_net(channels, BASE, 1)
     refiner = lively_net(channels, REFINER, 2)
     with torch.no_grad():
-        refiner.convs[-1].weight *= 0.3  # type: ignore[operator]
+        refiner.convs[-1].weight.mul_(0.3)  # type: ignore[operator]
     return Model(
         name="tiny",
         task="detect",

@@ -21,7 +21,7 @@ from coarse2fine import AnnotationError, ImageError, Model, Region, analyze, ope
 from coarse2fine.annotations import read_annotations
 from coarse2fine.bench_data import BenchScene, digit_split, load_scenes, splits
 from coarse2fine.bench_report import MEASURES, METHODS, Outcome, Report
-from coarse2fine.bench_rivals import RIVALS, gradient_interest, mask_interest, oracle_interest
+from coarse2fine.bench_rivals import RIVALS, filled, gradient_interest, oracle_interest
 from coarse2fine.bench_score import against_exhaustive, against_labels
 from coarse2fine.benchmark import benchmark_scenes, measure
 from coarse2fine.model import Label
@@ -29,22 +29,22 @@ from coarse2fine.refine import Fine, refine
 from coarse2fine.select import choose
 from coarse2fine.tiling.geometry import Box
 
-BUDGETS = (0.2, 0.5)
+BUDGETS = (0.3, 0.6)
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
 
 
 @pytest.fixture(scope="module")
 def digits() -> BenchScene:
-    return digit_split(320).test[0]
+    return digit_split(512).test[0]
 
 
 @pytest.fixture(scope="module")
 def sparse(grey_detector: Model, digits: BenchScene) -> Model:
-    """Untrained, but with some 25 finds in the scene and a default that looks at a part of it."""
+    """Untrained, but with some 40 finds in the scene and a default that looks at a part of it."""
     model = replace(grey_detector, threshold=0.01, labels=(Label("2"), Label("3")))
     found = analyze(digits.image, model, budget=1.0).regions
-    plan = analyze(digits.image, model, budget=0.3).plan
-    return replace(model, threshold=found[25].score, tau=float(plan.scores[-1]))
+    plan = analyze(digits.image, model, budget=0.4).plan
+    return replace(model, threshold=found[40].score, tau=float(plan.scores[-1]))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def pick(outcomes: list[Outcome], method: str, budget: str) -> Outcome:
 
 def test_every_method_is_measured_at_every_budget(outcomes: list[Outcome]) -> None:
     rows = {(o.method, o.budget) for o in outcomes}
-    assert rows == {(m, b) for m in METHODS for b in ("0.20", "0.50", "default")} | {("ours", "1.00")}
+    assert rows == {(m, b) for m in METHODS for b in ("0.30", "0.60", "default")} | {("ours", "1.00")}
     assert len(outcomes) == len(rows)
 
 
@@ -85,10 +85,10 @@ def test_budgets_hold_for_all_methods(outcomes: list[Outcome]) -> None:
 
 
 def test_the_oracle_beats_chance_and_finds_all_it_can_pay_for(outcomes: list[Outcome]) -> None:
-    for budget in ("0.20", "0.50", "default"):
+    for budget in ("0.30", "0.60", "default"):
         oracle, chance = pick(outcomes, "oracle", budget), pick(outcomes, "random", budget)
         assert oracle.recall_exhaustive > chance.recall_exhaustive
-    assert pick(outcomes, "oracle", "0.50").recall_exhaustive > 0.97
+    assert pick(outcomes, "oracle", "0.60").recall_exhaustive > 0.97
 
 
 def test_a_second_run_gives_the_same_numbers(sparse: Model, digits: BenchScene, outcomes: list[Outcome]) -> None:
@@ -137,9 +137,9 @@ def test_figures_are_flat_finite_and_named_by_method_and_budget(report: Report) 
     figures = json.loads(json.dumps(report.summary(), allow_nan=False))["figures"]
     assert all(isinstance(v, float) and math.isfinite(v) for v in figures.values())
     for method in METHODS:
-        assert {f"{method}/0.20/{m}" for m in MEASURES} <= set(figures)
-    assert figures["ours/0.20/recall_exhaustive_sd"] == 0.0
-    assert "ours/0.20/recall_labels_sd" not in figures  # defined in one run of two
+        assert {f"{method}/0.30/{m}" for m in MEASURES} <= set(figures)
+    assert figures["ours/0.30/recall_exhaustive_sd"] == 0.0
+    assert "ours/0.30/recall_labels_sd" not in figures  # defined in one run of two
     assert figures["ours/default/times_fewer_macs"] > 1
 
 
@@ -264,14 +264,14 @@ def test_gradient_is_the_plain_laplacian_of_the_whole(grey_detector: Model, make
 def test_mask_keeps_what_is_not_empty(grey_detector: Model) -> None:
     pixels = np.full((256, 256), 90, np.uint8)
     pixels[64:128, 64:128] = np.random.default_rng(0).integers(0, 256, (64, 64))
-    interest = mask_interest(open_image(pixels), grey_detector, 0)
-    assert (interest[8:16, 8:16] > 0).all()
-    assert not interest[:, 18:].any()
+    mask = filled(open_image(pixels), grey_detector)
+    assert mask[8:16, 8:16].all()
+    assert not mask[:, 18:].any()
 
 
 def test_nothing_interesting_is_an_empty_plan(grey_detector: Model) -> None:
     blank = open_image(np.full((160, 160), 90, np.uint8))
-    maps = [mask_interest(blank, grey_detector, 0), oracle_interest(np.zeros((0, 2), np.int64), (20, 20))]
+    maps = [filled(blank, grey_detector).astype(np.float32), oracle_interest(np.zeros((0, 2), np.int64), (20, 20))]
     for interest in maps:
         assert len(choose(interest, 2, window_macs=grey_detector.window_macs, budget_macs=10**9)) == 0
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from coarse2fine.models.autoencoder import Autoencoder
-from coarse2fine.models.conv_stack import ConvStack, Stage, StackSpec
+from coarse2fine.models.conv_stack import ConvStack, StackSpec, Stage
 from coarse2fine.models.runtime import Runtime
 
 stages = st.one_of(
@@ -60,7 +60,7 @@ def test_sizes_and_multiply_adds_are_those_of_torch(spec: StackSpec, height: int
 
     net = ConvStack(spec).eval()
     for conv in net.convs:
-        conv.register_forward_hook(count)  # type: ignore[arg-type]
+        conv.register_forward_hook(count)
     with torch.inference_mode():
         out = net(torch.zeros(1, spec.in_channels, spec.input_size(height), spec.input_size(width)))
     assert out.shape == (1, spec.stages[-1].channels, height, width)

@@ -102,12 +102,12 @@ def test_clusters_equal_those_of_scipy(case: tuple[Candidates, NDArray[np.int64]
 def test_matching_well_separated_points_is_the_assignment(seed: int, objects: int, alarms: int) -> None:
     rng = np.random.default_rng(seed)
     grid = rng.permutation(400)[: objects + alarms]
-    spots = np.stack([grid // 20, grid % 20], axis=1) * 10.0
+    spots = 10 * np.stack([grid // 20, grid % 20], axis=1).astype(np.float64)
     true = spots[:objects]
     seen = rng.random(objects) < 0.7
     found = np.concatenate([true[seen] + rng.uniform(-1.5, 1.5, (seen.sum(), 2)), spots[objects:]])
     found = found[rng.permutation(len(found))]
-    owner = match(found, rng.random(len(found)).astype(np.float32), true, np.full(objects, 3.0))
+    owner = match(found, rng.random(len(found)).astype(np.float32), true, np.full(objects, 3.0, np.float64))
     distance = np.linalg.norm(found[:, None] - true[None], axis=2)
     rows, columns = linear_sum_assignment(np.where(distance <= 3, distance, 1e6))
     expected = np.full(len(found), -1)

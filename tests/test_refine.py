@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,10 +20,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from coarse2fine import analyze, engine, refine, select
+from coarse2fine import analyze, refine, select
 from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.progress import Progress
 from coarse2fine.select import Plan
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import open_image
@@ -180,7 +182,7 @@ def test_a_budget_holds_and_is_used(make_image: MakeImage, detector: Model, budg
 def test_more_budget_refines_more(make_image: MakeImage, detector: Model) -> None:
     pixels = make_image(240, 240, seed=6)
     maps = [analyze(pixels, detector, budget=b, precision="fp32").refined for b in (0.1, 0.2, 0.35, 0.5, 0.7)]
-    for less, more in zip(maps, maps[1:], strict=False):
+    for less, more in itertools.pairwise(maps):
         assert more[less].all()
         assert more.sum() > less.sum()
 
@@ -218,7 +220,7 @@ def test_the_answer_does_not_depend_on_batches_or_rounds(
     pixels = make_image(200, 180, seed=7)
     first = analyze(pixels, detector, budget=0.5, precision="fp32")
     assert analyze(pixels, detector, budget=0.5, precision="fp32").regions == first.regions
-    plain = [(r.score, r.label, r.full_box) for r in first.regions]
+    plain: list[Found] = [(r.score, r.label, r.full_box) for r in first.regions]
     assert len(plain) > 5
     for pixels_at_once, windows in ((1, 4096), (10**8, 4096), (5000, 3), (600_000, 1)):
         monkeypatch.setattr(refine, "_BATCH_PIXELS", pixels_at_once)
@@ -244,9 +246,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
             raise KeyboardInterrupt
 
     def task(_: object, name: str) -> Callable[[int, int], None]:
-        return tick if name == "refine" else lambda done, total: None
+        return tick if name == "refine" else lambda *_: None
 
-    monkeypatch.setattr(engine.Progress, "task", task)
+    monkeypatch.setattr(Progress, "task", task)
 
 
 def test_an_interruption_leaves_the_best_for_what_was_paid(

@@ -1,0 +1,162 @@
+"""The command line: what it writes, and one clear line for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from coarse2fine.cli import main
+from coarse2fine.model import Model
+from coarse2fine.models.bundle import embedded_names
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 255, (200, 320, 3), dtype=np.uint8)
+    path = tmp_path / "grün (1).png"
+    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    return path
+
+
+@pytest.fixture
+def model_file(tmp_path: Path, detector: Model) -> Path:
+    return detector.save(tmp_path / "tiny.c2f")
+
+
+def test_analyze_writes_what_it_says(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["analyze", str(picture), "-o", str(out), "-q"]) == 0
+    printed = capsys.readouterr().out
+    assert "320 x 200 px" in printed
+    assert {p.name for p in out.iterdir()} == {"analysis.json", "overview.png", "regions.geojson"}
+    summary = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+    features = json.loads((out / "regions.geojson").read_text(encoding="utf-8"))["features"]
+    assert summary["regions"] == len(features)
+    assert summary["model"]["name"] == "generic"
+    assert cv2.imread(str(out / "overview.png")) is not None
+
+
+def test_analyze_takes_a_model_file_and_a_budget(picture: Path, model_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["analyze", str(picture), "-o", str(out), "-q", "-m", str(model_file), "--budget", "0.5"]
+    assert main(command) == 0
+    summary = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+    assert summary["cost"]["share"] <= 0.5
+    assert summary["parameters"]["budget"] == 0.5
+
+
+def test_info_and_models(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(picture)]) == 0
+    assert "png, 320 x 200 px, 3 channel(s)" in capsys.readouterr().out
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in embedded_names())
+
+
+def test_the_embedded_models_are_small() -> None:
+    folder = Path(__file__).parent.parent / "models" / "embedded"
+    assert embedded_names() == ["craters", "digits", "generic"]
+    for name in embedded_names():
+        assert (folder / f"{name}.c2f").stat().st_size < 3e6
+        assert (folder / f"{name}.md").is_file()
+
+
+def _missing(folder: Path) -> Path:
+    return folder / "missing.tif"
+
+
+def _directory(folder: Path) -> Path:
+    path = folder / "plain"
+    path.mkdir()
+    return path
+
+
+def _empty(folder: Path) -> Path:
+    path = folder / "empty.tif"
+    path.touch()
+    return path
+
+
+def _text(folder: Path) -> Path:
+    path = folder / "text.tif"
+    path.write_text("this is no image\n" * 40, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("make", [_missing, _directory, _empty, _text])
+def test_a_bad_image_is_one_line_that_names_it(
+    make: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make(tmp_path)
+    assert main(["analyze", str(path), "-o", str(tmp_path / "out"), "-q"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("coarse2fine: ")
+    assert captured.err.count("\n") == 1
+    assert path.name in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_version_is_refused(
+    picture: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = json.dumps({"format": 99, "written_by": "coarse2fine 9.0"})
+    save_file(load_file(model_file), model_file, metadata={"coarse2fine": text})
+    assert main(["analyze", str(picture), "-o", str(tmp_path / "out"), "-q", "-m", str(model_file)]) == 1
+    message = capsys.readouterr().err
+    assert "tiny.c2f has model format 99" in message
+    assert "coarse2fine 9.0" in message
+
+
+def _annotation(geometry: dict[str, Any], label: str) -> dict[str, Any]:
+    properties = {"classification": {"name": label}}
+    return {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": geometry, "properties": properties}]}
+
+
+@pytest.mark.parametrize(
+    ("geometry", "label", "message"),
+    [
+        ({"type": "Circle", "coordinates": [9, 9]}, "cell", "Circle"),
+        ({"type": "Point", "coordinates": [900, 900]}, "cell", "outside"),
+        ({"type": "Point", "coordinates": [9, 9]}, "", "class"),
+    ],
+)
+def test_a_bad_annotation_is_one_line_that_names_it(
+    geometry: dict[str, Any],
+    label: str,
+    message: str,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    annotation = picture.with_suffix(".geojson")
+    annotation.write_text(json.dumps(_annotation(geometry, label)), encoding="utf-8")
+    assert main(["fit", str(picture), str(annotation), "-o", str(tmp_path / "m.c2f"), "-q"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert message in printed
+    assert annotation.name in printed
+
+
+def test_a_result_folder_that_is_a_file_is_refused_before_the_work(
+    picture: Path, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", str(picture), "-o", str(model_file), "-q"]) == 1
+    assert "expected a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "0.0001"])
+def test_a_budget_that_cannot_be(
+    budget: str, picture: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["analyze", str(picture), "-o", str(tmp_path / "out"), "-q", "-m", str(model_file), "--budget", budget]
+    assert main(command) == 1
+    assert "budget" in capsys.readouterr().err

@@ -1,0 +1,239 @@
+"""Fitting end to end on a small scene, and what `fit` refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from coarse2fine import AnnotationError, ImageError, Model, analyze, fit, load_model
+from coarse2fine.fit import _load
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.pretrain import fit_explorer
+from coarse2fine.tiling.image import open_image
+from coarse2fine.training import train
+
+SIDE, RADIUS = 512, 9
+Scene = tuple[NDArray[np.uint8], dict[str, Any]]
+
+
+def feature(label: str, ring: list[list[float]]) -> dict[str, Any]:
+    geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
+    if len(ring) == 1:
+        geometry = {"type": "Point", "coordinates": ring[0]}
+    return {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": label}}}
+
+
+def collection(*features: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "FeatureCollection", "features": list(features)}
+
+
+def discs(seed: int, lake: bool = False) -> tuple[Scene, NDArray[np.float64]]:
+    """Forty bright discs on noise, with their boxes; perhaps a large dark polygon."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(60, 120, (SIDE, SIDE)).astype(np.uint8)
+    features = []
+    if lake:
+        shore = np.array([[30, 60], [330, 20], [300, 200], [380, 330], [120, 350]])
+        cv2.fillPoly(pixels, [shore.astype(np.int32)], 20)
+        features.append(feature("lake", shore.astype(float).tolist()))
+    grid = rng.permutation(100)[:40]
+    centres = np.stack([grid // 10, grid % 10], axis=1) * 49.0 + 30 + rng.uniform(-8, 8, (40, 2))
+    for y, x in centres.round().tolist():
+        cv2.circle(pixels, (int(x), int(y)), RADIUS, 230, -1)
+        y0, x0, y1, x1 = y - RADIUS, x - RADIUS, y + RADIUS + 1, x + RADIUS + 1
+        features.append(feature("disc", [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]))
+    return (pixels, collection(*features)), centres.round() + 0.5
+
+
+@pytest.fixture(scope="module")
+def small_steps() -> Iterator[None]:
+    """Smaller batches and crops than in earnest: what is tested is that fitting works, not how well."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"_REFINE_CROP": 10, "_REFINE_BATCH": 4, "_BASE_CROP": 24, "_BASE_BATCH": 8}.items():
+            # The package's `fit` is the function; its module hides behind it.
+            patch.setattr(sys.modules["coarse2fine.fit"], name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fitted(small_steps: None) -> Model:
+    pixels, annotations = discs(0)[0]
+    return fit([pixels], [annotations], steps=60, precision="fp32", progress=False, name="discs")
+
+
+def test_a_fitted_model_finds_discs_it_has_never_seen(fitted: Model, tmp_path: Path) -> None:
+    (pixels, _), centres = discs(1)
+    assert fitted.name == "discs"
+    assert [label.name for label in fitted.labels] == ["disc"]
+    assert fitted.channels == 1
+    whole = analyze(pixels, fitted, budget=1.0, precision="fp32")
+    found = np.array([r.full_centre for r in whole.regions])
+    distance = np.linalg.norm(found[:, None] - centres[None], axis=2)
+    assert (distance.min(axis=0) < RADIUS).mean() > 0.85
+    assert (distance.min(axis=1) < RADIUS).mean() > 0.7
+    sizes = np.array([r.full_box for r in whole.regions])[:, 2:] - np.array([r.full_box for r in whole.regions])[:, :2]
+    assert np.median(sizes) == pytest.approx(2 * RADIUS + 1, rel=0.35)
+    some = analyze(pixels, fitted, precision="fp32")
+    assert some.cost.cells_refined < whole.cost.cells_refined
+    assert len(some.regions) > 0.7 * len(whole.regions)
+    again = load_model(fitted.save(tmp_path / "discs.c2f"))
+    assert analyze(pixels, again, precision="fp32").regions == some.regions
+    assert json.loads(json.dumps(dict(again.provenance))) == again.provenance
+    assert again.provenance["objects"] == 40
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_luck_alone(small_steps: None) -> None:
+    pixels, annotations = discs(2)[0]
+    torch.manual_seed(7)
+    luck = torch.get_rng_state()
+    first, again = (fit([pixels], [annotations], steps=10, precision="fp32", progress=False) for _ in range(2))
+    other = fit([pixels], [annotations], steps=10, seed=1, precision="fp32", progress=False)
+    for part in ("base", "refiner"):
+        a, b, c = (getattr(m, part).state_dict() for m in (first, again, other))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+        assert not all(torch.equal(a[k], c[k]) for k in a)
+    assert (first.threshold, first.tau, first.window) == (again.threshold, again.tau, again.window)
+    assert torch.equal(torch.get_rng_state(), luck)
+
+
+def test_areas_come_back_as_outlines(small_steps: None) -> None:
+    pixels, annotations = discs(3, lake=True)[0]
+    model = fit([pixels], [annotations], steps=40, precision="fp32", progress=False)
+    assert {label.name: label.kind for label in model.labels} == {"disc": "object", "lake": "area"}
+    regions = analyze(pixels, model, budget=1.0, threshold=0.5, precision="fp32").regions
+    lakes = [r for r in regions if r.label == "lake"]
+    assert lakes
+    assert all(r.outline is not None and len(r.outline) >= 4 for r in lakes)
+    largest = max(lakes, key=lambda r: (r.full_box[2] - r.full_box[0]) * (r.full_box[3] - r.full_box[1]))
+    np.testing.assert_allclose(largest.full_box, (20, 30, 350, 380), atol=60)
+    # The many cells of the lake do not outvote the discs in the default plan.
+    found = [r for r in analyze(pixels, model, threshold=0.5, precision="fp32").regions if r.label == "disc"]
+    assert len(found) >= 0.9 * sum(r.label == "disc" for r in regions) > 9
+
+
+def test_an_image_of_areas_alone_can_be_fitted(small_steps: None) -> None:
+    pixels, annotations = discs(3, lake=True)[0]
+    lake = collection(annotations["features"][0])
+    model = fit([np.repeat(pixels[..., None], 3, axis=2)], [lake], steps=10, precision="fp32", progress=False)
+    assert model.channels == 3
+    assert model.geometry.refine_downsample > 1
+
+
+def test_a_scene_of_points_can_be_fitted(small_steps: None) -> None:
+    (pixels, _), centres = discs(4)
+    points = collection(*(feature("disc", [[x, y]]) for y, x in centres.tolist()))
+    model = fit([pixels], [points], steps=10, object_size=19, precision="fp32", progress=False)
+    assert model.provenance["median_size"] == 19
+
+
+def test_a_scene_where_nothing_is_learned_still_gives_a_model(small_steps: None) -> None:
+    rng = np.random.default_rng(0)
+    blank = rng.integers(0, 255, (200, 200)).astype(np.uint8)
+    model = fit(
+        [blank],
+        [collection(feature("ghost", [[50, 50], [60, 50], [60, 60], [50, 60]]))],
+        steps=10,
+        precision="fp32",
+        progress=False,
+    )
+    analysis = analyze(blank, model, precision="fp32")
+    assert np.isfinite(analysis.interest).all()
+
+
+def write(folder: Path, name: str, shape: tuple[int, int], label: str) -> Path:
+    cv2.imwrite(str(folder / f"{name}.png"), np.zeros(shape, np.uint8))
+    (folder / f"{name}.geojson").write_text(json.dumps(collection(feature(label, [[10, 10]]))))
+    return folder / f"{name}.png"
+
+
+def test_images_and_annotations_are_paired(tmp_path: Path) -> None:
+    second, first = write(tmp_path, "b", (50, 60), "b"), write(tmp_path, "a", (70, 80), "a")
+    texts = [p.with_suffix(".geojson") for p in (second, first)]
+    dicts = [json.loads(p.read_text()) for p in texts]
+    ways: list[tuple[Any, Any]] = [
+        (tmp_path, tmp_path),
+        (str(tmp_path / "*.png"), str(tmp_path / "*.geojson")),
+        ([second, first], texts),
+        ([first, second], texts),
+        ([str(second), str(first)], dicts),
+        ([cv2.imread(str(p)) for p in (second, first)], dicts),
+        ([open_image(second), first], dicts),
+        ([open_image(second), first], texts),
+    ]
+    for images, known in ways:
+        pairs = _load(images, known)
+        assert {(image.height, a.labels) for image, a in pairs} == {(50, ("b",)), (70, ("a",))}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recall": 0.0}, "recall must lie between 0 and 1"),
+        ({"recall": 1.0}, "recall must lie between 0 and 1"),
+        ({"recall": float("nan")}, "recall must lie between 0 and 1"),
+        ({"steps": 9}, "steps must be at least 10"),
+        ({"precision": "fp8"}, "precision must be"),
+    ],
+)
+def test_parameters_out_of_range(options: dict[str, Any], message: str) -> None:
+    pixels, annotations = discs(0)[0]
+    with pytest.raises(ValueError, match=message):
+        fit([pixels], [annotations], progress=False, **options)
+
+
+def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
+    pixels, annotations = discs(0)[0]
+    region = collection(feature("Region*", [[0, 0], [90, 0], [90, 90]]))
+    with pytest.raises(AnnotationError, match="no object of any class"):
+        fit([pixels], [region], progress=False)
+    with pytest.raises(AnnotationError, match="one annotation for each image, got 1 for 2"):
+        fit([pixels, pixels], [annotations], progress=False)
+    with pytest.raises(AnnotationError, match="outside the image"):
+        fit([pixels[:100, :100]], [annotations], progress=False)
+    with pytest.raises((AnnotationError, FileNotFoundError), match="nothing"):
+        fit(tmp_path / "nothing.png", tmp_path / "nothing.geojson", progress=False)
+    path = write(tmp_path, "a", (70, 80), "a")
+    path.write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"a\.png"):
+        fit(path, path.with_suffix(".geojson"), progress=False)
+
+
+def test_an_explorer_is_fitted_and_explores() -> None:
+    images = [open_image(discs(seed)[0][0]) for seed in (0, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.pretrain._BATCH", 4)
+        model = fit_explorer(images, steps=10, precision="fp32", progress=False)
+    assert model.task == "explore"
+    assert model.base is model.refiner
+    assert np.isfinite(model.provenance["loss"])
+    assert analyze(discs(2)[0][0], model, precision="fp32").complete
+
+
+def test_threads_do_not_change_what_training_sees() -> None:
+    def weights() -> torch.Tensor:
+        torch.manual_seed(0)
+        net = torch.nn.Conv2d(1, 1, 3)
+
+        def make(rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+            x = torch.from_numpy(rng.normal(0, 1, (2, 1, 6, 6)).astype(np.float32))
+            return x, 2 * x[..., 1:-1, 1:-1]
+
+        error = train(
+            net, make, torch.nn.functional.mse_loss, Runtime.choose("cpu", "fp32"), steps=150, seed=0, rate=0.1
+        )
+        assert error < 0.1
+        assert not net.training
+        return net.weight.detach()
+
+    first = weights()
+    torch.testing.assert_close(weights(), first, rtol=0, atol=0)
+    assert float(first[0, 0, 1, 1]) == pytest.approx(2, abs=0.2)
