@@ -46,9 +46,7 @@ def benchmark_scenes(
     model: str | None = None,
     progress: bool = True,
 ) -> Report:
-    """Fit on some scenes and test on the others, at several budgets, beside the trivial rivals.
-
-    Nothing is fitted, calibrated or chosen on a scene under test.
+    """Fit on some scenes; test on the others, on which nothing was chosen, at several budgets, beside trivial rivals.
 
     Parameters
     ----------
@@ -74,41 +72,38 @@ def benchmark_scenes(
 
     Raises
     ------
-    FileNotFoundError, AnnotationError, ImageError, ModelError
-        If the data or the model cannot be read.
-    ValueError
-        If a parameter is out of range or does not suit the data.
+    FileNotFoundError, AnnotationError, ImageError, ModelError, ValueError
+        If the data or the model cannot be read, or a parameter does not suit them.
     """
     if seeds < 1:
         raise ValueError(f"expected at least 1 seed, got {seeds}")
     known = None if model is None else load_model(model)
-    parts, notes = _parts(data, test, folds, known)
-    parts = parts[:1] if quick else parts
+    parts, notes = _parts(data, test, folds, known, quick=quick)
     outcomes: list[Outcome] = []
     for seed in range(seeds):
         for number, part in enumerate(parts):
             title = f"seed {seed + 1}/{seeds}, fold {number + 1}/{len(parts)}"
             fitted = known or _fit(part, title, rotate=data is not None, steps=steps, seed=seed, progress=progress)
-            with Progress(progress) as bars:
-                for scene in part.test:
-                    found, missing = measure(fitted, scene, seed, tick=bars.task(f"{title}: {scene.name}"))
-                    outcomes += found
-                    notes += missing
+            found, missing = _measure_all(fitted, part.test, seed, title, progress=progress)
+            outcomes += found
+            notes += missing
     return Report(
         outcomes=tuple(outcomes),
         notes=tuple(dict.fromkeys(notes)),
         folds=tuple({"fit": [s.name for s in p.train], "test": [s.name for s in p.test]} for p in parts),
         seeds=tuple(range(seeds)),
-        parameters={"data": None if data is None else data.name, "model": model, "steps": steps, "quick": quick},
+        parameters={"data": data and data.name, "model": known and known.name, "steps": steps, "quick": quick},
     )
 
 
-def _parts(data: Path | None, test: Sequence[str], folds: int, known: Model | None) -> tuple[list[Split], list[str]]:
+def _parts(
+    data: Path | None, test: Sequence[str], folds: int, known: Model | None, *, quick: bool
+) -> tuple[list[Split], list[str]]:
     notes: list[str] = []
     if data is not None:
         scenes, notes = load_scenes(data)
         if known is None:
-            return splits(scenes, test, folds), notes
+            return splits(scenes, test, folds)[: 1 if quick else None], notes
         chosen = named(scenes, test) if test else tuple(scenes)
     else:
         if test:
@@ -133,6 +128,19 @@ def _fit(part: Split, title: str, *, rotate: bool, steps: int, seed: int, progre
         name=title,
         progress=progress,
     )
+
+
+def _measure_all(
+    model: Model, scenes: Sequence[BenchScene], seed: int, title: str, *, progress: bool
+) -> tuple[list[Outcome], list[str]]:
+    outcomes: list[Outcome] = []
+    notes: list[str] = []
+    with Progress(progress) as bars:
+        for scene in scenes:
+            found, missing = measure(model, scene, seed, tick=bars.task(f"{title}: {scene.name}"))
+            outcomes += found
+            notes += missing
+    return outcomes, notes
 
 
 def measure(

@@ -72,9 +72,11 @@ def exhaustive_answer(
         plan = Plan(rows * PART, np.full(len(rows), PART), np.ones(len(rows), np.float32), scene.cell_shape)
         offset = before
         progress = (lambda done, _, offset=offset: tick(offset + done, total)) if tick else None
-        raw = refine(scene.image, plan, model, partial(read_detections, floor=FLOOR), runtime, progress).candidates
-        found.append(settle(raw, model, scene.cell_shape[1]))
-        asked.append(plan.covered())
+        fine = refine(scene.image, plan, model, partial(read_detections, floor=FLOOR), runtime, progress)
+        if fine.interrupted:
+            raise KeyboardInterrupt  # half an answer would teach that there is nothing in the other half
+        found.append(settle(fine.candidates, model, scene.cell_shape[1]))
+        asked.append(plan.take(fine.done).covered())
         before += len(rows)
     threshold, f1 = _threshold(model, scenes, found)
     targets = [_target(c, a, threshold) for c, a in zip(found, asked, strict=True)]

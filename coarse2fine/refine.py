@@ -40,12 +40,15 @@ class Fine:
         Multiply-adds spent, halos included.
     failures : tuple of str
         Windows that could not be read, and why.
+    interrupted : bool
+        Whether Ctrl-C ended it early.
     """
 
     candidates: Candidates
     done: NDArray[np.intp]
     macs: int
     failures: tuple[str, ...]
+    interrupted: bool = False
 
 
 def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime, tick: Tick | None = None) -> Fine:
@@ -69,6 +72,7 @@ def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime,
     failures: list[str] = []
     done: list[NDArray[np.intp]] = []
     macs, count = 0, 0
+    interrupted = False
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         try:
             for rows in _rounds(plan):
@@ -83,10 +87,11 @@ def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime,
                     if tick:
                         tick(count, len(plan))
         except KeyboardInterrupt:
-            pass
+            interrupted = True
         failures.extend(reader.failures)
     finished = np.concatenate(done) if done else np.zeros(0, np.intp)
-    return Fine(_distinct(Candidates.concatenate(found), model, image), finished, macs, tuple(failures))
+    candidates = _distinct(Candidates.concatenate(found), model, image)
+    return Fine(candidates, finished, macs, tuple(failures), interrupted)
 
 
 def _rounds(plan: Plan) -> Iterator[NDArray[np.intp]]:

@@ -118,7 +118,10 @@ def test_a_model_of_another_version_is_refused(
 
 def _annotation(geometry: dict[str, Any], label: str) -> dict[str, Any]:
     properties = {"classification": {"name": label}}
-    return {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": geometry, "properties": properties}]}
+    return {
+        "type": "FeatureCollection",
+        "features": [{"type": "Feature", "geometry": geometry, "properties": properties}],
+    }
 
 
 @pytest.mark.parametrize(
