@@ -102,8 +102,8 @@ class Analysis:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         self.to_geojson(target / "regions.geojson")
-        self.plot(target / "overview.png")
         write_json(target / "analysis.json", self.summary())
+        self.plot(target / "overview.png")
         return target
 
     def summary(self) -> dict[str, Any]:

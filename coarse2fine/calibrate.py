@@ -40,7 +40,7 @@ class Answers:
     threshold : float
         Probability from which an answer counts, by the best F1 on what was held back.
     f1 : float
-        That F1.
+        That F1; NaN where nothing was held back that could tell.
     """
 
     found: tuple[Candidates, ...]
@@ -117,7 +117,8 @@ def _threshold(model: Model, scenes: Sequence[Scene], found: Sequence[Candidates
             right.append(r)
             count += n
         if count and any(len(s) for s in scores):
-            return best_f1_threshold(np.concatenate(scores), np.concatenate(right), count)
+            threshold, f1 = best_f1_threshold(np.concatenate(scores), np.concatenate(right), count)
+            return threshold, f1 if held_only else float("nan")
     return 0.5, 0.0
 
 
@@ -129,9 +130,11 @@ def _matched(
     c = candidates.take(kinds[candidates.labels])
     cells = (scene.centre / scene.fine_cell).astype(np.int32)
     cells = np.minimum(cells, np.array(scene.cell_shape, np.int32) - 1)
-    counted = scene.fits & (_held(scene, cells) if held_only else True)
+    counted = scene.fits & scene.annotated(*scene.centre.T) & (_held(scene, cells) if held_only else True)
     boxes = c.boxes.astype(np.float64) * scene.fine_cell
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    # A find that nobody can have annotated is no false alarm.
+    judged = scene.annotated(*centres.T)
     scores, right = [], []
     excused = np.zeros(len(c), bool)
     reach = np.maximum(scene.fine_cell, 0.5 * scene.size.max(axis=1, initial=0))
@@ -143,7 +146,7 @@ def _matched(
         scores.append(c.scores[mine])
         right.append(np.stack([mine, hit], axis=1))
     order = np.concatenate(right) if right else np.zeros((0, 2), int)
-    mask = ~excused[order[:, 0]]
+    mask = ~excused[order[:, 0]] & (judged[order[:, 0]] | order[:, 1].astype(bool))
     if held_only:
         mask &= _held(scene, c.cells[order[:, 0]])
     return np.concatenate(scores)[mask], order[mask, 1].astype(bool), int(counted.sum())
@@ -179,7 +182,7 @@ def calibrate(
         Share of the exhaustive pass's finds that the default plan is to find again.
     runtime : Runtime
     tick : callable, optional
-        Called with scenes done (in two rounds) and twice the scenes.
+        Called with scenes done and scenes in all.
     """
     high, logit, target = _held_cells(model, scenes, answers, runtime)
     firing, areas = calibrate_firing(high, logit, target)

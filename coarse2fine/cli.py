@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from coarse2fine.models.bundle import ModelError, embedded_names
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import open_image
 
-_EXPECTED = (ImageError, ModelError, AnnotationError, FileNotFoundError, PermissionError, ValueError)
+_EXPECTED = (ImageError, ModelError, AnnotationError, OSError, ValueError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,8 +94,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _analyze(parsed: argparse.Namespace) -> None:
     # The result's place is checked first: an hour of work must not end at a folder that cannot be written.
-    if parsed.output.exists() and not parsed.output.is_dir():
-        raise FileNotFoundError(f"{parsed.output} is a file, expected a folder for the results")
+    place = next(p for p in (parsed.output, *parsed.output.absolute().parents) if p.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file, expected a folder for the results")
+    _check_writable(place)
     analysis = analyze(
         parsed.image,
         parsed.model,
@@ -113,9 +116,17 @@ def _analyze(parsed: argparse.Namespace) -> None:
 _WRITTEN = {"analysis", "overview", "regions"}
 
 
+def _check_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"writing into {folder} is not permitted; name another folder")
+
+
 def _fit(parsed: argparse.Namespace) -> None:
     if not parsed.output.parent.is_dir():
         raise FileNotFoundError(f"the folder of {parsed.output} does not exist; make it first")
+    if parsed.output.is_dir():
+        raise IsADirectoryError(f"{parsed.output} is a folder, expected the model file to write, such as boards.c2f")
+    _check_writable(parsed.output.parent)
     model = fit(
         parsed.images,
         parsed.annotations,
@@ -130,7 +141,10 @@ def _fit(parsed: argparse.Namespace) -> None:
         progress=not parsed.quiet,
     )
     path = model.save(parsed.output)
-    print(f"{model}\nwritten {path}")
+    print(model)
+    if left_out := model.provenance["too_large"]:
+        print(f"left out {left_out:,} of {model.provenance['objects']:,} objects: larger than the refine net's field")
+    print(f"written {path}")
 
 
 def _info(parsed: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ _BASE_CROP, _BASE_BATCH = 48, 16
 _HELD_SHARE = 0.2
 _PRIOR_LOGIT = -4.0
 
-Sources = str | os.PathLike[str] | Sequence[Any]
+Sources = str | os.PathLike[str] | NDArray[Any] | Image | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def fit(
 
     Parameters
     ----------
-    images : path, glob, folder, or sequence of paths, arrays or Images
+    images : path, glob, folder, array, Image, or sequence of paths, arrays or Images
         The scenes.
-    annotations : path, glob, folder, or sequence of paths or GeoJSON dicts
+    annotations : path, glob, folder, GeoJSON dict, or sequence of paths or GeoJSON dicts
         QuPath-style GeoJSON in full-resolution pixels, matched to image files by name: polygons, boxes and points,
         each with a class. Areas of class ``Ignore*`` are left out; where there are areas of class ``Region*``, only
         what lies inside them counts as annotated. Otherwise all that is not annotated counts as background. With
@@ -119,7 +119,7 @@ def fit(
     ValueError
         If a parameter is out of range.
     """
-    _check(recall, steps)
+    _check(recall, steps, object_size)
     runtime = Runtime.choose(device, precision)
     pairs = _load(images, annotations)
     labels = find_labels([a for _, a in pairs])
@@ -131,7 +131,7 @@ def fit(
     scenes = [
         Scene(i, a, labels, fine_cell=geometry.fine_cell, largest=largest, nominal=sizes.nominal) for i, a in pairs
     ]
-    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
+    _hold_back(scenes, largest, seed)
     mean, std = _normalisation([image for image, _ in pairs], channels, geometry.scan_downsample)
     recipe = _Recipe(geometry, spec, labels, channels, mean, std, rotate, steps, seed)
     with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
@@ -166,15 +166,34 @@ def fit(
     )
 
 
-def _check(recall: float, steps: int) -> None:
+def _check(recall: float, steps: int, object_size: float | None) -> None:
     if not 0 < recall < 1:
         raise ValueError(f"recall must lie between 0 and 1, got {recall}")
     if steps < 10:
         raise ValueError(f"steps must be at least 10, got {steps}; some hundreds are needed to learn anything")
+    if object_size is not None and not 0 < object_size < np.inf:
+        raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
+
+
+def _hold_back(scenes: Sequence[Scene], largest: float, seed: int) -> None:
+    """Hold a share back, unless there is nothing to learn at all."""
+    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
+    if any(label.kind == "area" for label in scenes[0].labels):
+        return
+    seen = [scene.annotated(*scene.centre.T) for scene in scenes]
+    if not any(each.any() for each in seen):
+        raise AnnotationError(
+            "all objects lie in Ignore* areas or outside the Region* areas: there is nothing to learn from; check them"
+        )
+    if not any((each & scene.fits).any() for each, scene in zip(seen, scenes, strict=True)):
+        raise AnnotationError(
+            f"all objects are larger than {largest:,.0f} px, the most that can be sought; fit on smaller copies"
+        )
 
 
 def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotations]]:
     """Images with their annotations; files are matched by name, all else by order."""
+    images = [images] if isinstance(images, np.ndarray | Image) else images
     by_name = isinstance(images, str | os.PathLike) or all(isinstance(i, str | os.PathLike) for i in images)
     texts: Any = [annotations] if isinstance(annotations, dict) else annotations
     texts = texts if isinstance(texts, str | os.PathLike) else list(texts)

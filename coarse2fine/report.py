@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from coarse2fine.regions import Region
 from coarse2fine.select import Plan
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.reader import salvage
 
 _SIDE = 1400
 _ZOOM = 640
@@ -117,7 +119,7 @@ class Picture:
     def _draw_zoom(self, axes: Any, colours: dict[str, Any]) -> None:
         """Show the busiest place as it is: the windows read there, and the finds with their names."""
         box = self._busiest()
-        pixels = self.image.read(box)
+        pixels = salvage(self.image.read, box)
         _show(axes, pixels[..., 0] if pixels.shape[-1] == 1 else pixels, box)
         axes.add_collection(PolyCollection(self._windows(box, 0), facecolors="none", edgecolors=_BLUE, linewidths=1.0))
         shown = self._draw_regions(axes, box, colours, 0)
@@ -146,10 +148,10 @@ class Picture:
 
 
 def read_overview(image: Image) -> tuple[NDArray[np.uint8], int]:
-    """The whole image at a size fit for a page, (h, w) or (h, w, 3), and its downsample."""
+    """The whole image at a size fit for a page, (h, w) or (h, w, 3), black where damaged, and its downsample."""
     downsample = ceil_div(max(image.height, image.width), _SIDE)
     whole = Box(0, 0, ceil_div(image.height, downsample), ceil_div(image.width, downsample))
-    pixels = image.read_scaled(whole, downsample)
+    pixels = salvage(partial(image.read_scaled, downsample=downsample), whole)
     return (pixels[..., 0] if pixels.shape[-1] == 1 else pixels), downsample
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.grid import blocks, even
 from coarse2fine.tiling.image import Image
-from coarse2fine.tiling.reader import WindowReader
+from coarse2fine.tiling.reader import WindowReader, salvage
 
 BLOCK_PIXELS = 1024
 FIRED = 3
@@ -39,7 +41,7 @@ class Scan:
     macs : int
         Multiply-adds spent, halos included.
     failures : tuple of str
-        Why blocks could not be read; nothing is expected of their cells.
+        Why parts could not be read; they were seen as grey, or not at all where a whole block was lost.
     """
 
     interest: NDArray[np.float32]
@@ -99,7 +101,7 @@ def features(
     tick : callable, optional
         Called with blocks done and blocks in all.
     failures : list of str, optional
-        Takes the reasons why blocks could not be read; such blocks are left out.
+        Takes the reasons why parts of blocks could not be read; these are grey, and blocks of nothing else left out.
 
     Yields
     ------
@@ -109,6 +111,11 @@ def features(
     logit : Tensor, float32, (channels of the last stage, h, w)
     macs : int
         Multiply-adds of the block, halo included.
+
+    Raises
+    ------
+    ImageError
+        If no block can be read.
     """
     net = runtime.place(model.base)
     spec = net.spec
@@ -119,15 +126,18 @@ def features(
     # All blocks have one shape; what reaches beyond the image repeats its edge and is cropped from the answer.
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
     cost = spec.macs(height, width)
+    seen = False
     with WindowReader(image, downsample=model.geometry.scan_downsample) as reader:
         for done, batch in enumerate(reader.batches(boxes, 1)):
             if tick:
                 tick(done + 1, len(grid))
-            if batch.failed[0]:
+            index = int(batch.index[0])
+            pixels = _salvaged(image, model, boxes[index]) if batch.failed[0] else batch.pixels
+            if pixels is None:
                 continue
-            cell_box = grid[int(batch.index[0])]
+            seen, cell_box = True, grid[index]
             with torch.inference_mode():
-                high = net.features(normalised(batch.pixels, model, runtime))[-1]
+                high = net.features(normalised(pixels, model, runtime))[-1]
                 logit = net.head(high)[0].float()
             yield (
                 cell_box,
@@ -135,8 +145,19 @@ def features(
                 logit[:, : cell_box.height, : cell_box.width],
                 cost,
             )
+        if not seen:
+            raise ImageError(f"no part of {image.name} can be read: {reader.failures[0]}")
         if failures is not None:
             failures.extend(reader.failures)
+
+
+def _salvaged(image: Image, model: Model, box: Box) -> NDArray[np.uint8] | None:
+    """A block of which parts cannot be read, in a batch of its own; those are of the model's mean grey."""
+    read = partial(image.read_scaled, downsample=model.geometry.scan_downsample)
+    try:
+        return salvage(read, box, fill=round(255 * float(np.mean(model.mean))))[None]
+    except ImageError:
+        return None
 
 
 def normalised(pixels: NDArray[np.uint8], model: Model, runtime: Runtime) -> Tensor:

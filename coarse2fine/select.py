@@ -49,6 +49,11 @@ class Plan:
         """The windows at `index`."""
         return Plan(self.cell_corners[index], self.sides[index], self.scores[index], self.cell_shape)
 
+    def macs(self, window_macs: Callable[[int], int]) -> int:
+        """Multiply-adds of all windows, halos included, by what a window of a given side takes."""
+        sides, counts = np.unique(self.sides, return_counts=True)
+        return sum(window_macs(int(s)) * int(n) for s, n in zip(sides, counts, strict=True))
+
     def covered(self) -> NDArray[np.bool_]:
         """Map of the cells that some window covers; shape `cell_shape`."""
         return _cover(self.cell_corners, self.sides, self.cell_shape)
@@ -75,7 +80,8 @@ def choose(
     tau : float
         Expected finds below which a window is not taken.
     budget_macs : int, optional
-        Most multiply-adds the windows may cost; without it every window above `tau` is taken.
+        Most multiply-adds the windows may cost; without it every window above `tau` is taken, or all cells where that
+        is cheaper.
     """
     side = min(window, *interest.shape)
     # With the cheapest cover there is (the largest square), no more windows than this can be paid for.
@@ -85,17 +91,20 @@ def choose(
 
     def cost(count: int) -> tuple[int, Plan]:
         plan = _merge(corners[:count], scores[:count], side, interest.shape, window_macs)
-        sides, counts = np.unique(plan.sides, return_counts=True)
-        return sum(window_macs(int(s)) * int(n) for s, n in zip(sides, counts, strict=True)), plan
+        return plan.macs(window_macs), plan
 
-    if budget_macs is None:
-        return cost(len(scores))[1]
-    return _within(cost, len(scores), budget_macs)
+    if budget_macs is not None:
+        return _within(cost, len(scores), budget_macs)
+    spent, plan = cost(len(scores))
+    everything = dense_plan(interest.shape)
+    # Where nearly all is interesting, the exhaustive pass is cheaper than its pieces and misses nothing.
+    return plan if spent < everything.macs(window_macs) else everything
 
 
 def dense_plan(interest_shape: tuple[int, int]) -> Plan:
-    """The exhaustive pass: every cell, in squares of `DENSE_SIDE` cells."""
-    side = even(max(interest_shape), DENSE_SIDE)
+    """The exhaustive pass: every cell, in squares of `DENSE_SIDE` cells at most."""
+    # Much of a square as large as a strip is long would lie beyond the strip; a very small one would be all halo.
+    side = max(even(min(interest_shape), DENSE_SIDE), min(MERGED_SIDES[0], DENSE_SIDE, max(interest_shape)))
     ys, xs = np.arange(0, interest_shape[0], side), np.arange(0, interest_shape[1], side)
     corners = np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.int64)
     count = len(corners)

@@ -107,11 +107,15 @@ class Scene:
             np.ix_(ys.clip(0, self.cell_shape[0] - 1) // PART, xs.clip(0, self.cell_shape[1] - 1) // PART)
         ]
         known: NDArray[np.bool_] = inside & (parts == held)
+        return known & self.annotated(*self.fine_centres(cell_box)).reshape(known.shape)
+
+    def annotated(self, full_y: NDArray[np.float64], full_x: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which points lie where the annotations hold: inside the regions, if there are any, and not ignored."""
+        there = np.ones(len(full_y), bool)
         for geometry, sense in ((self._regions, True), (self._ignored, False)):
             if geometry is not None and not geometry.is_empty:
-                y, x = self.fine_centres(cell_box)
-                known &= (shapely.contains_xy(geometry, x, y) == sense).reshape(known.shape)
-        return known
+                there &= shapely.contains_xy(geometry, full_x, full_y) == sense
+        return there
 
     def draw(self, cell_box: Box) -> Targets:
         """Targets of a block of fine cells, of which only those not held back count."""
@@ -169,10 +173,12 @@ class Scene:
 def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> None:
     """Mark parts that calibrate and never train: whole images where there are many, else parts of all of them.
 
-    Parts are drawn systematically in order of the objects they hold, so that rare objects are on both sides.
+    Parts are drawn systematically in order of the objects they hold, so that rare objects are on both sides; what
+    alone holds objects trains.
     """
     if len(scenes) >= 8:
-        order = np.argsort([-len(s.centre) for s in scenes], kind="stable")
+        sizes = np.array([len(s.centre) for s in scenes])
+        order = np.argsort(-sizes, kind="stable")[np.count_nonzero(sizes) == 1 :]
         for i in _systematic(order, share, rng):
             scenes[i].held[:] = True
         return
@@ -180,7 +186,8 @@ def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -
     places = [(scene, i) for scene, count in zip(scenes, counts, strict=True) for i in range(len(count))]
     if len(places) < 2:  # what is held back cannot train
         return
-    order = np.lexsort((rng.random(len(places)), -np.concatenate(counts)))
+    sizes = np.concatenate(counts)
+    order = np.lexsort((rng.random(len(places)), -sizes))[np.count_nonzero(sizes) == 1 :]
     for row in _systematic(order, share, rng).tolist():
         scene, i = places[row]
         scene.held.flat[i] = True

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 FORMAT_VERSION = 1
 SUFFIX = ".c2f"
@@ -62,7 +62,8 @@ def save_bundle(path: Path, arrays: Mapping[str, NDArray[Any]], description: Map
     """
     text = json.dumps({"format": FORMAT_VERSION, **description}, allow_nan=False, sort_keys=True)
     temporary = path.with_name(path.name + ".part")
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata={_KEY: text})
+    # Written by us, so that the file gets the usual permissions: save_file makes it private to its owner.
+    temporary.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={_KEY: text}))
     temporary.replace(path)
 
 
@@ -76,10 +77,15 @@ def load_bundle(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(_KEY)
+            description = _description(path, (file.metadata() or {}).get(_KEY))
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is no model file, or is damaged ({error}); fit or copy it again") from error
+    return arrays, description
+
+
+def _description(path: Path, text: str | None) -> dict[str, Any]:
+    """The description, if it is one that this version reads; before any tensor, of which others may hold any kind."""
     if text is None:
         raise ModelError(
             f"{path} is a safetensors file without a coarse2fine description; expected Model.save's output"
@@ -94,4 +100,4 @@ def load_bundle(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             f"{path} has model format {found}, this coarse2fine reads format {FORMAT_VERSION}; "
             f"install the version that wrote it ({description.get('written_by', 'unknown')}) or fit it again"
         )
-    return arrays, description
+    return description

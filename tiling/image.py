@@ -256,6 +256,8 @@ def open_image(source: ImageSource, *, mpp: Mpp | None = None) -> Image:
     ------
     ImageError
         If the file is missing, unreadable, damaged, or of no known format; or the array has no usable pixels.
+    TypeError
+        If the source is none of these.
     ValueError
         If `mpp` is not positive, or is given for an `Image` that says otherwise.
     """
@@ -266,6 +268,8 @@ def open_image(source: ImageSource, *, mpp: Mpp | None = None) -> Image:
         return source
     if isinstance(source, np.ndarray):
         return Image(raster.array_source(source), None, given)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"expected a path, a NumPy array or an open image, got a {type(source).__name__}")
     path = Path(source)
     return Image(_open_path(path), path, given)
 

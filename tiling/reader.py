@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +16,9 @@ from .errors import ImageError
 from .geometry import Box
 from .image import Image
 from .scaling import virtual_chunk
+
+LEAST_SALVAGED = 64
+"""Side in pixels of the parts in which a damaged box is read; smaller ones are given up."""
 
 
 @dataclass(frozen=True)
@@ -168,3 +171,53 @@ class WindowReader:
                 self.failures.append(reason)
         failed = np.array([reason is not None for reason in reasons], dtype=np.bool_)
         return Batch(pending.index, pending.pixels, failed)
+
+
+def salvage(read: Callable[[Box], NDArray[np.uint8]], box: Box, *, fill: int = 0) -> NDArray[np.uint8]:
+    """Read a box of which parts may be damaged.
+
+    Parameters
+    ----------
+    read : callable
+        Gives the (h, w, channels) pixels of a box, such as `Image.read`.
+    box : Box
+    fill : int
+        Value of the pixels that cannot be read.
+
+    Returns
+    -------
+    (h, w, channels) uint8 array
+
+    Raises
+    ------
+    ImageError
+        If no part can be read.
+    """
+    try:
+        return read(box)
+    except ImageError:
+        if max(box.height, box.width) <= LEAST_SALVAGED:
+            raise
+        halves = _halves(box)
+        parts = [_salvaged(read, half, fill) for half in halves]
+        good = next((part for part in parts if part is not None), None)
+        if good is None:
+            raise
+        shapes = [(half.height, half.width, good.shape[2]) for half in halves]
+        whole = [np.full(n, fill, np.uint8) if p is None else p for n, p in zip(shapes, parts, strict=True)]
+        return np.concatenate(whole, axis=0 if box.height >= box.width else 1)
+
+
+def _salvaged(read: Callable[[Box], NDArray[np.uint8]], box: Box, fill: int) -> NDArray[np.uint8] | None:
+    try:
+        return salvage(read, box, fill=fill)
+    except ImageError:
+        return None
+
+
+def _halves(box: Box) -> tuple[Box, Box]:
+    """Cut across the longer side."""
+    y, x = (box.y0 + box.y1) // 2, (box.x0 + box.x1) // 2
+    if box.height >= box.width:
+        return Box(box.y0, box.x0, y, box.x1), Box(y, box.x0, box.y1, box.x1)
+    return Box(box.y0, box.x0, box.y1, x), Box(box.y0, x, box.y1, box.x1)
