@@ -33,7 +33,7 @@ from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.scan import as_channels
 from coarse2fine.shape import base_spec, choose_geometry, find_labels, measure, refiner_spec
-from coarse2fine.targets import PART, Scene, hold_back
+from coarse2fine.targets import PART, Scene, check_objects, hold_back
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image, open_image
 from coarse2fine.training import train
@@ -43,7 +43,7 @@ _BASE_CROP, _BASE_BATCH = 48, 16
 _HELD_SHARE = 0.2
 _PRIOR_LOGIT = -4.0
 
-Sources = str | os.PathLike[str] | NDArray[Any] | Image | Sequence[Any]
+Sources = str | os.PathLike[str] | NDArray[Any] | Image | dict[str, Any] | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def fit(
     scenes = [
         Scene(i, a, labels, fine_cell=geometry.fine_cell, largest=largest, nominal=sizes.nominal) for i, a in pairs
     ]
-    _hold_back(scenes, largest, seed)
+    check_objects(scenes, largest)
+    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     mean, std = _normalisation([image for image, _ in pairs], channels, geometry.scan_downsample)
     recipe = _Recipe(geometry, spec, labels, channels, mean, std, rotate, steps, seed)
     with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
@@ -173,22 +174,6 @@ def _check(recall: float, steps: int, object_size: float | None) -> None:
         raise ValueError(f"steps must be at least 10, got {steps}; some hundreds are needed to learn anything")
     if object_size is not None and not 0 < object_size < np.inf:
         raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
-
-
-def _hold_back(scenes: Sequence[Scene], largest: float, seed: int) -> None:
-    """Hold a share back, unless there is nothing to learn at all."""
-    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
-    if any(label.kind == "area" for label in scenes[0].labels):
-        return
-    seen = [scene.annotated(*scene.centre.T) for scene in scenes]
-    if not any(each.any() for each in seen):
-        raise AnnotationError(
-            "all objects lie in Ignore* areas or outside the Region* areas: there is nothing to learn from; check them"
-        )
-    if not any((each & scene.fits).any() for each, scene in zip(seen, scenes, strict=True)):
-        raise AnnotationError(
-            f"all objects are larger than {largest:,.0f} px, the most that can be sought; fit on smaller copies"
-        )
 
 
 def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotations]]:

@@ -25,10 +25,13 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import salvage
 
 _SIDE = 1400
-_ZOOM = 640
+_ZOOM = 384
 _LEGEND_ENTRIES = 14
 _NAMED_IN_ZOOM = 60
 _BLUE = "#00c8f0"
+_HEAT = "YlOrRd"
+# Blue and cyan come last: windows are drawn in such a colour.
+_ORDER = (1, 3, 2, 4, 6, 8, 5, 7, 0, 9)
 
 
 @dataclass(frozen=True)
@@ -87,24 +90,36 @@ class Picture:
             shape = (overview.shape[0], overview.shape[1])
             heat = _to_overview(self.interest, self.cell, downsample, shape)
             alpha = np.clip(heat * 3, 0, 0.75)
-            shown = axes.imshow(heat, cmap="inferno", alpha=alpha, vmin=0, vmax=max(float(heat.max()), 1e-6))
+            shown = axes.imshow(heat, cmap=_HEAT, alpha=alpha, vmin=0, vmax=max(float(heat.max()), 1e-6))
             shown.set_extent(_extent(full))
             figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01, label="interest, seen by the scan")
-        least = max(self.image.height, self.image.width) / 250
-        axes.add_collection(
-            PolyCollection(self._windows(full, least), facecolors="none", edgecolors=_BLUE, linewidths=0.7)
-        )
-        where = f"where to look again: {len(self.plan):,} windows" if self.interest.size else "every cell was refined"
-        axes.set_title(where, fontsize=10)
+        axes.set_title("every cell was refined", fontsize=10)
+        if not self.interest.size:
+            return
+        if len(self.plan) and self.plan.sides.max() * self.cell < 4 * downsample:
+            self._dot_windows(axes)
+        else:
+            axes.add_collection(
+                PolyCollection(self._windows(full), facecolors="none", edgecolors=_BLUE, linewidths=0.7)
+            )
+        share = self.plan.covered().mean()
+        axes.set_title(f"where to look again: {len(self.plan):,} windows, {share:.2%} of the image", fontsize=10)
 
-    def _windows(self, full_box: Box, least: float) -> list[NDArray[np.float64]]:
-        """Corners (x, y) of the windows that touch a box, grown to a size that can be seen."""
+    def _dot_windows(self, axes: Any) -> None:
+        """Mark windows too small to be drawn to scale, the best on top and the brightest."""
+        y, x = (self.plan.cell_corners.T + self.plan.sides / 2) * self.cell
+        worst_first = slice(None, None, -1)
+        style = {"s": 2.6, "linewidths": 0, "cmap": _HEAT, "vmin": 0, "vmax": float(self.plan.scores.max()) / 2}
+        axes.scatter(x[worst_first], y[worst_first], c=self.plan.scores[worst_first], **style)
+
+    def _windows(self, full_box: Box) -> list[NDArray[np.float64]]:
+        """Corners (x, y) of the windows that touch a box."""
         low = self.plan.cell_corners * self.cell
         size = np.maximum(self.plan.sides * self.cell, 1)
         near = (low[:, 0] < full_box.y1) & (low[:, 1] < full_box.x1)
         near &= (low[:, 0] + size > full_box.y0) & (low[:, 1] + size > full_box.x0)
         centre = low[near] + size[near, None] / 2
-        half = np.maximum(size[near], least)[:, None, None] / 2
+        half = size[near][:, None, None] / 2
         square = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)], np.float64)
         return list(centre[:, None, ::-1] + half * square)
 
@@ -121,7 +136,7 @@ class Picture:
         box = self._busiest()
         pixels = salvage(self.image.read, box)
         _show(axes, pixels[..., 0] if pixels.shape[-1] == 1 else pixels, box)
-        axes.add_collection(PolyCollection(self._windows(box, 0), facecolors="none", edgecolors=_BLUE, linewidths=1.0))
+        axes.add_collection(PolyCollection(self._windows(box), facecolors="none", edgecolors=_BLUE, linewidths=1.0))
         shown = self._draw_regions(axes, box, colours, 0)
         for region in shown if len(shown) <= _NAMED_IN_ZOOM else []:
             y0, x0, _, _ = region.full_box
@@ -158,7 +173,9 @@ def read_overview(image: Image) -> tuple[NDArray[np.uint8], int]:
 def _colours(regions: Sequence[Region]) -> dict[str, Any]:
     """Colours that are told apart on a page, by the order of the labels."""
     labels = sorted({r.label for r in regions})
-    table = mpl.colormaps["tab10" if len(labels) <= 10 else "tab20"]
+    if len(labels) <= len(_ORDER):
+        return {label: mpl.colormaps["tab10"](_ORDER[i]) for i, label in enumerate(labels)}
+    table = mpl.colormaps["tab20"]
     return {label: table(i % table.N) for i, label in enumerate(labels)}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from coarse2fine.annotations import Annotations
+from coarse2fine.annotations import AnnotationError, Annotations
 from coarse2fine.model import Label
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
@@ -170,6 +170,27 @@ class Scene:
         into.boxed[view][core] = float(self.sized[i])
 
 
+def check_objects(scenes: Sequence[Scene], largest: float) -> None:
+    """Refuse annotations of which nothing can be learned, before anything is trained.
+
+    Raises
+    ------
+    AnnotationError
+        If no object counts, or all are too large.
+    """
+    if any(label.kind == "area" for label in scenes[0].labels):
+        return
+    seen = [scene.annotated(*scene.centre.T) for scene in scenes]
+    if not any(each.any() for each in seen):
+        raise AnnotationError(
+            "all objects lie in Ignore* areas or outside the Region* areas: there is nothing to learn from; check them"
+        )
+    if not any((each & scene.fits).any() for each, scene in zip(seen, scenes, strict=True)):
+        raise AnnotationError(
+            f"all objects are larger than {largest:,.0f} px, the most that can be sought; fit on smaller copies"
+        )
+
+
 def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> None:
     """Mark parts that calibrate and never train: whole images where there are many, else parts of all of them.
 
@@ -178,7 +199,7 @@ def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -
     """
     if len(scenes) >= 8:
         sizes = np.array([len(s.centre) for s in scenes])
-        order = np.argsort(-sizes, kind="stable")[np.count_nonzero(sizes) == 1 :]
+        order = np.argsort(-sizes, kind="stable")[int(np.count_nonzero(sizes) == 1) :]
         for i in _systematic(order, share, rng):
             scenes[i].held[:] = True
         return
@@ -187,7 +208,7 @@ def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -
     if len(places) < 2:  # what is held back cannot train
         return
     sizes = np.concatenate(counts)
-    order = np.lexsort((rng.random(len(places)), -sizes))[np.count_nonzero(sizes) == 1 :]
+    order = np.lexsort((rng.random(len(places)), -sizes))[int(np.count_nonzero(sizes) == 1) :]
     for row in _systematic(order, share, rng).tolist():
         scene, i = places[row]
         scene.held.flat[i] = True

@@ -156,6 +156,18 @@ def test_a_result_folder_that_is_a_file_is_refused_before_the_work(
     assert "expected a folder" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_take_the_result_is_refused_before_the_work(
+    picture: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotation = picture.with_suffix(".geojson")
+    point = {"type": "Point", "coordinates": [9, 9]}
+    annotation.write_text(json.dumps(_annotation(point, "cell")), encoding="utf-8")
+    assert main(["fit", str(picture), str(annotation), "-o", str(tmp_path), "-q"]) == 1
+    assert "is a folder, expected the model file" in capsys.readouterr().err
+    assert main(["analyze", str(picture), "-o", str(model_file / "out"), "-q"]) == 1
+    assert "tiny.c2f is a file, expected a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("budget", ["0", "-1", "0.0001"])
 def test_a_budget_that_cannot_be(
     budget: str, picture: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -181,6 +181,8 @@ def test_images_and_annotations_are_paired(tmp_path: Path) -> None:
         ({"recall": 1.0}, "recall must lie between 0 and 1"),
         ({"recall": float("nan")}, "recall must lie between 0 and 1"),
         ({"steps": 9}, "steps must be at least 10"),
+        ({"object_size": -5.0}, "object_size must be a positive number"),
+        ({"object_size": float("nan")}, "object_size must be a positive number"),
         ({"precision": "fp8"}, "precision must be"),
     ],
 )
@@ -195,6 +197,14 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
     region = collection(feature("Region*", [[0, 0], [90, 0], [90, 90]]))
     with pytest.raises(AnnotationError, match="no object of any class"):
         fit([pixels], [region], progress=False)
+    nowhere = feature("Region*", [[1, 1], [2, 1], [2, 2]])
+    with pytest.raises(AnnotationError, match="outside the Region"):
+        fit([pixels], [collection(*annotations["features"], nowhere)], progress=False)
+    everywhere = feature("Ignore*", [[0, 0], [SIDE, 0], [SIDE, SIDE], [0, SIDE]])
+    with pytest.raises(AnnotationError, match="in Ignore"):
+        fit(pixels, collection(*annotations["features"], everywhere), progress=False)
+    with pytest.raises(AnnotationError, match="larger than 4,640 px"):
+        fit(pixels, collection(feature("disc", [[9, 9]])), object_size=1e6, progress=False)
     with pytest.raises(AnnotationError, match="one annotation for each image, got 1 for 2"):
         fit([pixels, pixels], [annotations], progress=False)
     with pytest.raises(AnnotationError, match="outside the image"):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as torch_file
 
 from coarse2fine import ModelError, analyze, load_model
 from coarse2fine.model import Geometry, Model
@@ -104,6 +105,9 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
             load_model(garbage)
     plain = tmp_path / "plain.safetensors"
     save_file({"x": np.zeros(3)}, plain)
+    with pytest.raises(ModelError, match="without a coarse2fine description"):
+        load_model(plain)
+    torch_file({"x": torch.zeros(3, dtype=torch.bfloat16)}, plain)  # of no type that NumPy knows
     with pytest.raises(ModelError, match="without a coarse2fine description"):
         load_model(plain)
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from coarse2fine import analyze, refine, select
+from coarse2fine import ImageError, analyze, refine, select
 from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
@@ -262,7 +262,7 @@ def test_an_interruption_leaves_the_best_for_what_was_paid(
     part = analyze(pixels, detector, budget=0.5, precision="fp32")
     assert whole.complete
     assert not part.complete
-    assert "interrupted" in str(part)
+    assert "incomplete" in str(part)
     assert 0 < part.cost.refine_macs < whole.cost.refine_macs
     np.testing.assert_array_equal(part.refined, part.plan.take(np.arange(8)).covered())
     assert 0 < len(part.regions) < len(whole.regions)
@@ -316,3 +316,13 @@ def test_a_damaged_chunk_is_told(tmp_path: Path, make_image: MakeImage, detector
     with analyze(path, detector, budget=1.0) as analysis:
         assert analysis.failures
         assert "cannot be decoded" in str(analysis)
+    # One damaged tile costs what lies on it, not the whole block of the scan, and the picture is drawn all the same.
+    with analyze(path, detector) as analysis:
+        assert analysis.failures
+        assert not analysis.complete
+        assert (analysis.interest > 0).mean() > 0.6
+        assert analysis.save(tmp_path / "out").joinpath("overview.png").is_file()
+    with open_image(path) as closed:
+        pass
+    with pytest.raises(ImageError, match="closed"):
+        analyze(closed, detector)

@@ -173,3 +173,18 @@ def test_the_dense_plan_covers_each_cell_once(height: int, width: int, side: int
         plan = dense_plan((height, width))
     assert (counted(plan) == 1).all()
     assert plan.covered().all()
+
+
+@pytest.mark.parametrize("shape", [(1, 625), (625, 1), (3, 40), (63, 3000), (1, 1), (250, 250)])
+def test_the_dense_plan_wastes_little_beyond_a_strip(shape: tuple[int, int]) -> None:
+    plan = dense_plan(shape)
+    assert plan.covered().all()
+    # A square as large as the strip is long would cost more than a window for each cell.
+    assert plan.macs(macs) <= macs(1) * shape[0] * shape[1]
+
+
+@given(maps, st.integers(1, 4))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_no_plan_costs_more_than_everything(interest: NDArray[np.float32], window: int) -> None:
+    plan = choose(interest, window, window_macs=macs, tau=1e-3)
+    assert plan.macs(macs) <= dense_plan(interest.shape).macs(macs)

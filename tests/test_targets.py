@@ -208,6 +208,15 @@ def test_some_is_held_back_and_most_trains(count: int, side: int) -> None:
             assert all(s.held.all() or not s.held.any() for s in scenes)
 
 
+@pytest.mark.parametrize("count", [1, 9])
+def test_what_alone_holds_objects_trains(count: int) -> None:
+    for seed in range(8):
+        scenes = [scene(side=1200) for _ in range(count - 1)] + [scene(("left", 9, 9, 10, 10), side=1200)]
+        hold_back(scenes, 0.2, np.random.default_rng(seed))
+        assert not scenes[-1].held[0, 0]
+        assert any(s.held.any() for s in scenes)
+
+
 # How fine to look
 
 

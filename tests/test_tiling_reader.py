@@ -11,7 +11,8 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from coarse2fine.tiling import Batch, Box, WindowReader, blocks, open_image
+from coarse2fine.tiling import Batch, Box, ImageError, WindowReader, blocks, open_image
+from coarse2fine.tiling.reader import salvage
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +158,21 @@ def test_arguments_are_checked(scene: tuple[Path, NDArray[np.uint8]]) -> None:
                 reader.batches([Box(0, 0, 1, 1)], 0)
             none: list[Batch] = list(reader.batches([], 4))
             assert none == []
+
+
+def test_a_damaged_box_is_read_around_the_damage() -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (300, 500, 3), dtype=np.uint8)
+
+    def read(box: Box) -> NDArray[np.uint8]:
+        if box.intersect(Box(130, 333, 140, 340)):
+            raise ImageError("damaged")
+        return pixels[box.y0 : box.y1, box.x0 : box.x1]
+
+    found = salvage(read, Box(0, 0, 300, 500), fill=0)
+    lost = (found == 0).all(axis=2)
+    assert lost[130:140, 333:340].all()
+    assert lost.sum() <= 64 * 64
+    np.testing.assert_array_equal(found[~lost], pixels[~lost])
+    np.testing.assert_array_equal(salvage(read, Box(0, 0, 90, 500)), pixels[:90])
+    with pytest.raises(ImageError, match="damaged"):
+        salvage(read, Box(130, 333, 140, 340))
