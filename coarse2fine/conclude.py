@@ -14,6 +14,8 @@ from coarse2fine.scan import Scan
 from coarse2fine.tiling.image import Image
 
 _NO_FEATURE = 255
+# A window is chosen by the sum over its cells; a find's own cell need not be the one that spoke.
+_NEARBY = 2
 
 
 def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, threshold: float) -> tuple[Region, ...]:
@@ -86,8 +88,16 @@ def _outline(cells: NDArray[np.int32], cell: int, image: Image, gap: int) -> tup
 
 
 def _fired(scan: Scan, cells: NDArray[np.int32]) -> list[tuple[str, ...]]:
-    """Names of the features that fired in each cell."""
+    """Names of the features that fired for each cell: at the most interesting cell of those that share a window."""
     if not scan.fired.size:
         return [()] * len(cells)
-    rows = scan.fired[cells[:, 0], cells[:, 1]].tolist()
-    return [tuple(f"feature {f}" for f in row if f != _NO_FEATURE) for row in rows]
+    best = np.full(len(cells), -1.0, np.float32)
+    names = np.full((len(cells), scan.fired.shape[-1]), _NO_FEATURE, np.uint8)
+    for dy, dx in np.ndindex(2 * _NEARBY + 1, 2 * _NEARBY + 1):
+        y, x = cells[:, 0] + dy - _NEARBY, cells[:, 1] + dx - _NEARBY
+        inside = (y >= 0) & (x >= 0) & (y < scan.interest.shape[0]) & (x < scan.interest.shape[1])
+        interest = np.where(inside, scan.interest[np.where(inside, y, 0), np.where(inside, x, 0)], -1.0)
+        better = interest > best
+        best[better] = interest[better]
+        names[better] = scan.fired[y[better], x[better]]
+    return [tuple(f"feature {f}" for f in row if f != _NO_FEATURE) for row in names.tolist()]

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from numpy.typing import NDArray
-
 from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
@@ -24,9 +22,8 @@ from coarse2fine.progress import Progress
 from coarse2fine.refine import Read, refine
 from coarse2fine.scan import Scan, Tick, look
 from coarse2fine.select import Plan, choose, dense_plan
-from coarse2fine.tiling.image import Image, open_image
+from coarse2fine.tiling.image import Image, ImageSource, open_image
 
-ImageSource = str | os.PathLike[str] | NDArray[Any] | Image
 EXPLORE_BUDGET = 0.2
 
 
@@ -52,7 +49,7 @@ def analyze(
     budget : float, optional
         Most that may be spent, as a share of the exhaustive pass's multiply-adds; all of it is spent, on the best
         windows first. 1.0 or more is the exhaustive pass itself. By default a fitted model refines what its
-        calibrated threshold chooses, and the generic one spends 0.2, or a little more on a small image.
+        calibrated threshold chooses, and the generic one spends 0.2, or more on a small image, whose sample costs more.
     threshold : float, optional
         Probability from which a find is reported; by default the model's own.
     seed : int
@@ -131,7 +128,8 @@ def _look(
 ) -> tuple[Scan, Read]:
     """The scan, and how the refine net's output is to be read."""
     if model.task == "explore":
-        scan, odd = explore(image, model, runtime, seed, tick)
+        most = None if budget is None else int(budget * model.exhaustive_macs(model.cell_shape(image.shape[:2])))
+        scan, odd = explore(image, model, runtime, seed, tick, most)
         return scan, partial(read_oddities, odd=odd, floor=limit)
     read = partial(read_detections, floor=limit)
     if budget is not None and budget >= 1:

@@ -27,6 +27,8 @@ from coarse2fine.tiling.reader import WindowReader
 KINDS = 8
 # Cells read at full resolution: one in so many, within limits, so that the sample stays a small share of the cost.
 _SAMPLED_SHARE, _LEAST_SAMPLED, _MOST_SAMPLED = 32, 32, 768
+# Where a budget is tight, fewer; but of fewer than these, no cell could ever be among the rarest 0.5 %.
+_LEAST_AFFORDED = 16
 _SAMPLED_CODES = 50_000
 # A cell counts as interesting by the far tail of either measure: the noisy-or of the ranks to this power.
 _TAIL = 16
@@ -48,7 +50,9 @@ class Oddities:
     sample: Tensor
 
 
-def explore(image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick | None = None) -> tuple[Scan, Oddities]:
+def explore(
+    image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick | None = None, budget_macs: int | None = None
+) -> tuple[Scan, Oddities]:
     """Scan an image and learn from it alone what is worth a closer look.
 
     Parameters
@@ -61,6 +65,8 @@ def explore(image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick 
         Of the random sample.
     tick : callable, optional
         Called with blocks done and blocks in all.
+    budget_macs : int, optional
+        Most multiply-adds of the whole analysis: the sample takes half of what the scan leaves of them, at most.
 
     Returns
     -------
@@ -74,6 +80,8 @@ def explore(image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick 
     rng = np.random.default_rng(seed)
     flat = codes.reshape(-1, codes.shape[-1])
     wanted = max(_LEAST_SAMPLED, min(_MOST_SAMPLED, len(flat) // _SAMPLED_SHARE))
+    if budget_macs is not None:
+        wanted = min(wanted, max(_LEAST_AFFORDED, (budget_macs - macs) // 2 // model.window_macs(1)))
     chosen = np.sort(rng.permutation(len(flat))[:wanted])
     cells = np.stack(np.unravel_index(chosen, shape), axis=1)
     fine, good = _fine_codes(image, model, runtime, cells)

@@ -95,9 +95,15 @@ def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime,
 
 
 def _rounds(plan: Plan) -> Iterator[NDArray[np.intp]]:
-    """Windows of one shape at a time, the best of the plan in the first rounds."""
-    for start in range(0, len(plan), ROUND_WINDOWS):
-        rows = np.arange(start, min(start + ROUND_WINDOWS, len(plan)))
+    """Windows of one shape at a time, the best of the plan in the first rounds.
+
+    Within a round windows are read in the order of the stored chunks. Rounds double, so that few chunks are decoded
+    again in a later round, and stopping early loses little of what is best.
+    """
+    start, count = 0, ROUND_WINDOWS
+    while start < len(plan):
+        rows = np.arange(start, min(start + count, len(plan)))
+        start, count = start + count, 2 * count
         for side in np.unique(plan.sides[rows]).tolist():
             yield rows[plan.sides[rows] == side]
 

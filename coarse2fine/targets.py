@@ -79,9 +79,9 @@ class Scene:
         objects = [a for a in known if kinds[index[a.label]] == "object"]
         bounds = np.array([a.full_bounds for a in objects], np.float64).reshape(-1, 4)
         size = bounds[:, 2:] - bounds[:, :2]
-        self.sized = np.array([not a.is_point for a in objects], bool)
+        points = np.array([a.is_point for a in objects], bool)
         # Thin or tiny annotations still have a size whose logarithm can be learned.
-        self.size = np.where(self.sized[:, None], np.maximum(size, 1.0), nominal)
+        self.size = np.where(points[:, None], nominal, np.maximum(size, 1.0))
         self.centre = (bounds[:, :2] + bounds[:, 2:]) / 2
         self.label = np.array([index[a.label] for a in objects], np.int64)
         self.fits = self.size.min(axis=1, initial=np.inf) <= largest
@@ -167,7 +167,7 @@ class Scene:
         into.boxes[0][view][core] = dy[row, 0]
         into.boxes[1][view][core] = dx[0, column]
         into.boxes[2:, y0:y1, x0:x1][:, core] = np.log(size)[:, None]
-        into.boxed[view][core] = float(self.sized[i])
+        into.boxed[view][core] = 1
 
 
 def check_objects(scenes: Sequence[Scene], largest: float) -> None:

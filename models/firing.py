@@ -207,9 +207,12 @@ def _knots(raw: NDArray[np.float32], targets: NDArray[np.float32]) -> tuple[NDAr
     bins = np.searchsorted(curve.edges, raw, side="left")
     count = np.bincount(bins, minlength=len(curve.precision))
     mean = np.bincount(bins, weights=raw, minlength=len(curve.precision))[count > 0] / count[count > 0]
-    # A bin's precision holds at the mean of its scores; the map is level beyond the first and the last.
-    knots, first = np.unique(np.append(mean, mean[-1] + 1).astype(np.float32), return_index=True)
-    values = np.append(curve.precision[count > 0], curve.precision[-1])[first]
+    # A bin's precision holds at the mean of its scores; an image at hand may have scores beyond those seen here.
+    low, high = float(raw.min()), float(raw.max())
+    ends = low - (high - low) - 1, high + (high - low) + 1
+    knots = np.concatenate([[ends[0]], mean, [ends[1]]]).astype(np.float32)
+    precision = curve.precision[count > 0]
+    values = np.concatenate([precision[:1], precision, precision[-1:]])
     # A slight slope keeps the ranks of cells that share a bin's precision.
     ramp = np.linspace(0, 1e-4 * max(float(values[-1]), 1e-6), len(knots))
     return knots, (values + ramp).clip(0, 1).astype(np.float32)

@@ -71,6 +71,18 @@ def test_a_budget_for_all_refines_all(make_image: MakeImage, explorer: Model) ->
         analyze(make_image(64, 96), explorer, budget=0.01, precision="fp32")
 
 
+def test_a_tight_budget_leaves_half_for_the_closer_look(
+    make_image: MakeImage, explorer: Model, runtime: Runtime
+) -> None:
+    pixels = make_image(480, 480)
+    whole = explorer.exhaustive_macs(explorer.cell_shape((480, 480)))
+    usual = explore(open_image(pixels), explorer, runtime, 0)[0].macs / whole
+    found = analyze(pixels, explorer, budget=0.99 * usual, precision="fp32")  # too little for the usual sample
+    assert found.cost.share <= 0.99 * usual
+    assert found.cost.cells_refined > 0
+    assert found.cost.scan_macs < usual * whole
+
+
 @pytest.mark.parametrize("budget", [None, 1.0])
 def test_a_blank_image_holds_nothing_rare(explorer: Model, budget: float | None) -> None:
     found = analyze(np.full((150, 150, 3), 128, np.uint8), explorer, budget=budget, precision="fp32")

@@ -81,7 +81,7 @@ def test_probability_rises_with_the_raw_score_and_is_calibrated() -> None:
     assert len(np.unique(found)) > 0.9 * len(np.unique(logit))  # ranks are kept
     beyond = torch.tensor([-99.0, 99.0])[None, None, :, None]
     ends = firing.probability(torch.zeros(1, 6, 2, 1), beyond)[0, :, 0]
-    assert ends.tolist() == pytest.approx([found.min(), found.max()])
+    assert ends.tolist() == pytest.approx([found.min(), found.max()], rel=1e-2, abs=1e-3)
 
 
 @pytest.mark.parametrize("there", [0.0, 1.0])

@@ -87,11 +87,12 @@ def test_the_ideal_answer_has_no_loss() -> None:
     assert float(detection_loss(-out, *parts)) > best + 5
 
 
-def test_points_teach_a_place_and_no_size() -> None:
+def test_points_teach_their_place_and_the_nominal_size() -> None:
     t = scene(("left", 50, 60, 0, 0)).draw(Box(0, 0, 24, 24))
-    assert t.classes[0].sum() >= 1
-    assert t.boxed.sum() == 0
-    assert np.isfinite(t.boxes).all()
+    assert t.boxed.sum() == t.classes[0].sum() >= 1
+    found = read_detections(ideal_output(t), np.zeros((1, 2), np.int64), floor=0.5)
+    for box in found.boxes * CELL:
+        np.testing.assert_allclose(box, (40, 50, 60, 70), atol=1e-3)
 
 
 def test_near_misses_and_large_objects_are_neither_sought_nor_held_against() -> None:

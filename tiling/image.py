@@ -21,8 +21,7 @@ from .geometry import Box, Level, ceil_div
 from .scaling import clamp, read_scaled, repeat_edges
 from .source import Source
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | NDArray[Any] | Image"
-Mpp: TypeAlias = "float | tuple[float, float]"
+Mpp: TypeAlias = float | tuple[float, float]
 
 CACHE_BYTES = 256 * 2**20
 MPP_RANGE = (0.01, 1000.0)
@@ -233,6 +232,9 @@ class Image:
             ) from error
         self.stats.add(1, pixels.nbytes, time.perf_counter() - begin)
         return pixels
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[Any] | Image
 
 
 def open_image(source: ImageSource, *, mpp: Mpp | None = None) -> Image:
