@@ -30,7 +30,8 @@ class Analysis:
     regions : tuple of Region
         The finds in full-resolution pixels, the surest first.
     interest : ndarray, float32, (cell height, cell width)
-        What the scan expected of each cell; empty (0, 0) after an exhaustive pass, which needs no scan.
+        What the scan expected of each cell; empty (0, 0) after a fitted model's exhaustive pass, which needs no
+        scan.
     plan : Plan
         The windows chosen, best first.
     refined : ndarray, bool, (cell height, cell width)
@@ -43,7 +44,7 @@ class Analysis:
         False where the work was interrupted (then the windows refined are the best of the plan) or something could
         not be read.
     failures : tuple of str
-        Windows that could not be read.
+        Why parts of the image could not be read, each reason once.
     provenance : mapping
         Model, parameters, versions; JSON values.
     """

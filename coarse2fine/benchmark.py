@@ -28,7 +28,6 @@ from coarse2fine.regions import Region
 from coarse2fine.scan import Scan, Tick
 from coarse2fine.select import Plan, choose, dense_plan
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image, open_image
 
 BUDGETS = (0.05, 0.1, 0.2, 0.5)
@@ -246,7 +245,7 @@ class _Trial:
         self.scan_macs = 0
         # This also decodes the image and warms the nets up, so that no timed run pays for it.
         fine, self.reference = self._refined(dense_plan(self._cell_shape))
-        finds = settle(fine.candidates, model, ceil_div(image.width, model.geometry.fine_cell))
+        finds = settle(fine.candidates, model)
         self._cells: NDArray[np.int64] = finds.cells.astype(np.int64) // model.geometry.fine
         self._interest: dict[str, Callable[[], NDArray[np.float32]]] = {
             "random": lambda: random_interest(self._cell_shape, seed),

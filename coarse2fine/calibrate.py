@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.evaluate import best_f1_threshold, match
-from coarse2fine.merge import peaks, suppress
+from coarse2fine.merge import suppress
 from coarse2fine.model import Model
 from coarse2fine.models.firing import calibrate_firing
 from coarse2fine.models.heads import Candidates, read_detections
@@ -34,7 +34,7 @@ class Answers:
     Parameters
     ----------
     found : tuple of Candidates
-        One for each scene: objects' peaks without duplicates, and all cells of areas.
+        One for each scene: objects without duplicates, and all cells of areas.
     targets : tuple of ndarray, float32, (cell height, cell width)
         Probability that a cell holds a find, NaN where the net was not asked.
     threshold : float
@@ -75,7 +75,7 @@ def exhaustive_answer(
         fine = refine(scene.image, plan, model, partial(read_detections, floor=FLOOR), runtime, progress)
         if fine.interrupted:
             raise KeyboardInterrupt  # half an answer would teach that there is nothing in the other half
-        found.append(settle(fine.candidates, model, scene.cell_shape[1]))
+        found.append(settle(fine.candidates, model))
         asked.append(plan.take(fine.done).covered())
         before += len(rows)
     threshold, f1 = _threshold(model, scenes, found)
@@ -83,10 +83,10 @@ def exhaustive_answer(
     return Answers(tuple(found), tuple(targets), threshold, f1)
 
 
-def settle(candidates: Candidates, model: Model, cell_width: int) -> Candidates:
+def settle(candidates: Candidates, model: Model) -> Candidates:
     """Objects reduced to one candidate each; cells of areas left as they are."""
     area = np.array([label.kind == "area" for label in model.labels])[candidates.labels]
-    objects = suppress(peaks(candidates.take(~area), cell_width))
+    objects = suppress(candidates.take(~area))
     return Candidates.concatenate([objects, candidates.take(area)])
 
 

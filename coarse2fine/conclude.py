@@ -6,7 +6,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from coarse2fine.merge import clusters, peaks, suppress
+from coarse2fine.merge import clusters, suppress
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.regions import Region
@@ -35,7 +35,7 @@ def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, thr
     sure = candidates.take(candidates.scores >= threshold)
     width = -(-image.width // model.geometry.fine_cell)
     area = np.array([label.kind == "area" for label in model.labels], bool)[sure.labels]
-    objects = suppress(peaks(sure.take(~area), width))
+    objects = suppress(sure.take(~area))
     regions = _objects(objects, model, scan, image) + _areas(sure.take(area), model, scan, image, width)
     return tuple(sorted(regions, key=lambda r: (-r.score, r.full_box)))
 

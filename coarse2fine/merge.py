@@ -11,36 +11,19 @@ from shapely import STRtree, box
 from coarse2fine.models.heads import Candidates
 
 _OVERLAP = 0.3
-_NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 
 
-def peaks(candidates: Candidates, cell_width: int) -> Candidates:
-    """Candidates that no neighbour among the eight beats; ties go to the first in raster order.
+def suppress(candidates: Candidates) -> Candidates:
+    """Greedy non-maximum suppression across classes: of two boxes of one object the better one stays.
+
+    Two boxes that touch are taken for one object where their IoU exceeds 0.3, or where their centres are nearer than
+    the smaller one is large (the root of its area): boxes of a few pixels read in neighbouring cells overlap little.
+    Overlapping pairs come from a spatial index, so the work grows with the pairs, not with the square of the boxes.
 
     Parameters
     ----------
     candidates : Candidates
-        In raster order, each cell once.
-    cell_width : int
-        Fine cells in a row of the image.
-    """
-    keys = candidates.cells[:, 0].astype(np.int64) * (cell_width + 2) + candidates.cells[:, 1]
-    best = np.ones(len(keys), bool)
-    for dy, dx in _NEIGHBOURS:
-        other = keys + dy * (cell_width + 2) + dx
-        at = np.searchsorted(keys, other).clip(max=max(len(keys) - 1, 0))
-        there = keys[at] == other if len(keys) else np.zeros(0, bool)
-        earlier = dy < 0 or (dy == 0 and dx < 0)
-        rival = candidates.scores[at]
-        beaten = rival >= candidates.scores if earlier else rival > candidates.scores
-        best &= ~(there & beaten)
-    return candidates.take(best)
-
-
-def suppress(candidates: Candidates) -> Candidates:
-    """Greedy non-maximum suppression across classes: of two boxes that overlap by IoU > 0.3 the better one stays.
-
-    Overlapping pairs come from a spatial index, so the work grows with the pairs, not with the square of the boxes.
+        In raster order; of equal scores the first wins.
     """
     if len(candidates) < 2:
         return candidates
@@ -49,8 +32,8 @@ def suppress(candidates: Candidates) -> Candidates:
     first, second = STRtree(shapes).query(shapes, predicate="intersects")
     apart = first < second
     first, second = first[apart], second[apart]
-    overlap = _iou(b[first], b[second]) > _OVERLAP
-    first, second = first[overlap], second[overlap]
+    same = _same_object(b[first], b[second])
+    first, second = first[same], second[same]
     # Ties fall to the lower index, which is raster order, whatever order the windows came in.
     rank = np.empty(len(b), np.int64)
     rank[np.lexsort((np.arange(len(b)), -candidates.scores))] = np.arange(len(b))
@@ -92,6 +75,14 @@ def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDAr
     i, j = np.concatenate(rows), np.concatenate(columns)
     graph = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _same_object(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether boxes in rows (y0, x0, y1, x1) are likely to be of one object, pair by pair."""
+    distance = np.hypot(*((a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2).T)
+    smaller = np.sqrt(np.minimum(*((rows[:, 2:] - rows[:, :2]).prod(axis=1) for rows in (a, b))))
+    near: NDArray[np.bool_] = (_iou(a, b) > _OVERLAP) | (distance < smaller)
+    return near
 
 
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

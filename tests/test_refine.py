@@ -55,15 +55,22 @@ def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return common / (sum(areas) - common)
 
 
+def same_object(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    if max(a[0], b[0]) > min(a[2], b[2]) or max(a[1], b[1]) > min(a[3], b[3]):
+        return False
+    centres = [((q[0] + q[2]) / 2, (q[1] + q[3]) / 2) for q in (a, b)]
+    smaller = math.sqrt(min((q[2] - q[0]) * (q[3] - q[1]) for q in (a, b)))
+    return overlap(a, b) > 0.3 or math.dist(*centres) < smaller
+
+
 def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> list[Found]:
-    """Loops over all cells: peaks, then greedy suppression, then clipping."""
+    """Loops over all cells, then greedy suppression, then clipping."""
     out = dense(pixels, model)
     score = 1 / (1 + np.exp(-out[:-4].max(axis=0)))
     label, cell = out[:-4].argmax(axis=0), model.geometry.fine_cell
     found = []
     for y, x in np.ndindex(score.shape):
-        around = score[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
-        if score[y, x] >= threshold and score[y, x] == around.max():
+        if score[y, x] >= threshold:
             dy, dx, log_h, log_w = out[-4:, y, x].astype(float)
             h, w = (math.exp(min(max(v, -4), 6)) for v in (log_h, log_w))
             cy, cx = y + 0.5 + dy, x + 0.5 + dx
@@ -71,7 +78,7 @@ def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> l
             found.append((float(score[y, x]), model.labels[label[y, x]].name, box))
     kept: list[Found] = []
     for one in sorted(found, reverse=True):
-        if all(overlap(one[2], other[2]) <= 0.3 for other in kept):
+        if not any(same_object(one[2], other[2]) for other in kept):
             kept.append(one)
     high = pixels.shape[:2] * 2
     clipped = [(s, k, tuple(min(max(v, 0), n) for v, n in zip(b, high, strict=True))) for s, k, b in kept]
