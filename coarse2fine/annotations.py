@@ -104,6 +104,28 @@ class Annotations:
     labels: tuple[str, ...]
 
 
+class AnnotatedArea:
+    """Where the annotations of an image hold: inside its regions, if there are any, and not where it is ignored.
+
+    Parameters
+    ----------
+    annotations : Annotations
+    """
+
+    def __init__(self, annotations: Annotations) -> None:
+        kinds = ((annotations.regions, True), (annotations.ignored, False))
+        self._rules = [(shapely.union_all(list(areas)), sense) for areas, sense in kinds if areas]
+        for geometry, _ in self._rules:
+            shapely.prepare(geometry)
+
+    def contains(self, full_y: NDArray[np.float64], full_x: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which of the points (n,), in full-resolution pixels, lie there."""
+        there = np.ones(len(full_y), bool)
+        for geometry, sense in self._rules:
+            there &= shapely.contains_xy(geometry, full_x, full_y) == sense
+        return there
+
+
 class _Draft(NamedTuple):
     place: str  # "feature 3 of scene.geojson"; features are counted from 1
     label: str
@@ -131,8 +153,8 @@ def read_annotations(source: PathLike | dict[str, Any], *, full_shape: tuple[int
     Raises
     ------
     AnnotationError
-        If the file cannot be read, is not GeoJSON; if a feature has no class, or is
-        neither points nor polygons; with `full_shape`, if a feature lies wholly outside the image.
+        If the file cannot be read or is not GeoJSON; if a feature has no class, or is neither points nor polygons;
+        with `full_shape`, if a feature lies wholly outside the image.
     """
     path = None if isinstance(source, dict) else Path(source)
     name = "the given GeoJSON" if path is None else str(path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,25 +78,15 @@ def load_scenes(folder: Path) -> tuple[list[BenchScene], list[str]]:
     paths = expand_paths(folder)
     scenes, notes = [], []
     for path, beside in zip(paths, match_annotations(paths, folder), strict=True):
-        if _is_empty(beside):
-            notes.append(f"left out {path.name}: {beside.name} holds no annotation")
-            continue
         with open_image(path) as image:
             truth = read_annotations(beside, full_shape=(image.height, image.width))
+        if not (truth.objects or truth.regions or truth.ignored):
+            notes.append(f"left out {path.name}: {beside.name} holds no annotation")
+            continue
         scenes.append(BenchScene(path.stem, path, beside, truth))
     if not scenes:
         raise AnnotationError(f"no image in {folder} has an annotation: there is nothing to compare with")
     return scenes, notes
-
-
-def _is_empty(path: Path) -> bool:
-    """Whether GeoJSON holds no feature at all; what is no GeoJSON is left to the reader to complain about."""
-    content = path.read_bytes()
-    try:
-        payload = json.loads(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
-    except (ValueError, OSError, EOFError):
-        return False
-    return payload == [] or (isinstance(payload, dict) and payload.get("features") == [])
 
 
 def digit_split(side: int = DIGIT_SIDE) -> Split:

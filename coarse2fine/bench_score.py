@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from coarse2fine.annotations import Annotations
+from coarse2fine.annotations import AnnotatedArea, Annotations
 from coarse2fine.evaluate import match
 from coarse2fine.model import Model
 from coarse2fine.regions import Region
@@ -70,7 +70,8 @@ def against_labels(regions: Sequence[Region], truth: Annotations, model: Model) 
     size[[a.is_point for a in objects]] = float(model.provenance.get("median_size", 0.0))
     reach = np.maximum(model.geometry.cell, size / 2)
     centre = (bounds[:, :2] + bounds[:, 2:]) / 2
-    counted = _annotated(centre, truth)
+    annotated = AnnotatedArea(truth).contains
+    counted = annotated(*centre.T)
     found = [r for r in regions if r.label not in areas]
     found_centre = np.array([r.full_centre for r in found], np.float64).reshape(-1, 2)
     scores = np.array([r.score for r in found], np.float32)
@@ -80,19 +81,8 @@ def against_labels(regions: Sequence[Region], truth: Annotations, model: Model) 
         mine, true = np.flatnonzero(found_label == name), np.flatnonzero(label == name)
         owner = match(found_centre[mine], scores[mine], centre[true], reach[true])
         hits += int(counted[true[owner[owner >= 0]]].sum())
-        false_alarms += int(_annotated(found_centre[mine[owner < 0]], truth).sum())
+        false_alarms += int(annotated(*found_centre[mine[owner < 0]].T).sum())
     return LabelScore(hits, false_alarms, int(counted.sum()))
-
-
-def _annotated(centre: NDArray[np.float64], truth: Annotations) -> NDArray[np.bool_]:
-    """Which of the (y, x) lie where annotators have looked."""
-    y, x = centre.T
-    seen = np.ones(len(centre), bool)
-    if truth.regions:
-        seen &= shapely.contains_xy(shapely.union_all(list(truth.regions)), x, y)
-    if truth.ignored:
-        seen &= ~shapely.contains_xy(shapely.union_all(list(truth.ignored)), x, y)
-    return seen
 
 
 def against_exhaustive(regions: Sequence[Region], reference: Sequence[Region], cell: int) -> float:

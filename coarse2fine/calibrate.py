@@ -85,7 +85,7 @@ def exhaustive_answer(
 
 def settle(candidates: Candidates, model: Model) -> Candidates:
     """Objects reduced to one candidate each; cells of areas left as they are."""
-    area = np.array([label.kind == "area" for label in model.labels])[candidates.labels]
+    area = model.areas[candidates.labels]
     objects = suppress(candidates.take(~area))
     return Candidates.concatenate([objects, candidates.take(area)])
 
@@ -107,7 +107,7 @@ def _held(scene: Scene, cells: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 def _threshold(model: Model, scenes: Sequence[Scene], found: Sequence[Candidates]) -> tuple[float, float]:
     """Best-F1 threshold over the held-back objects of all scenes; over all objects where none was held back."""
-    if all(label.kind == "area" for label in model.labels):
+    if model.areas.all():
         return 0.5, float("nan")
     for held_only in (True, False):
         scores, right, count = [], [], 0
@@ -126,8 +126,7 @@ def _matched(
     model: Model, scene: Scene, candidates: Candidates, held_only: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
     """Scores of finds, whether each is right, and how many objects there were to find."""
-    kinds = np.array([label.kind == "object" for label in model.labels])
-    c = candidates.take(kinds[candidates.labels])
+    c = candidates.take(~model.areas[candidates.labels])
     cells = (scene.centre / scene.fine_cell).astype(np.int32)
     cells = np.minimum(cells, np.array(scene.cell_shape, np.int32) - 1)
     counted = scene.fits & scene.annotated(*scene.centre.T) & (_held(scene, cells) if held_only else True)
@@ -194,7 +193,7 @@ def calibrate(
         if tick:
             tick(done + 1, len(scenes))
     for window in _WINDOWS:
-        tau, count = _window_threshold(scenes, answers, interests, window, recall)
+        tau, count = _window_threshold(model, scenes, answers, interests, window, recall)
         cost = count * model.window_macs(window)
         if best is None or cost < best[0]:
             best = (cost, window, tau)
@@ -239,6 +238,7 @@ def _held_finds(scenes: Sequence[Scene], answers: Answers) -> int:
 
 
 def _window_threshold(
+    model: Model,
     scenes: Sequence[Scene],
     answers: Answers,
     interests: Sequence[NDArray[np.float32]],
@@ -257,7 +257,7 @@ def _window_threshold(
         for dy, dx in np.ndindex(side, side):
             np.maximum.at(best, (corners[:, 0] + dy, corners[:, 1] + dx), sums)
         reached.append(best[sure.cells[:, 0], sure.cells[:, 1]])
-        area.append(np.array([label.kind == "area" for label in scene.labels])[sure.labels])
+        area.append(model.areas[sure.labels])
         scores.append(sums)
     values, areas = np.concatenate(reached), np.concatenate(area)
     # Each kind must be found: the many cells of an area would outvote the objects.

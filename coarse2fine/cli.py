@@ -18,6 +18,7 @@ from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import open_image
 
 _EXPECTED = (ImageError, ModelError, AnnotationError, OSError, ValueError)
+_WRITTEN = {"analysis", "overview", "regions"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,9 +112,6 @@ def _analyze(parsed: argparse.Namespace) -> None:
     folder = analysis.save(parsed.output)
     print(analysis)
     print(f"written {', '.join(sorted(str(p) for p in folder.iterdir() if p.stem in _WRITTEN))}")
-
-
-_WRITTEN = {"analysis", "overview", "regions"}
 
 
 def _check_writable(folder: Path) -> None:

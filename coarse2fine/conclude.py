@@ -34,7 +34,7 @@ def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, thr
     """
     sure = candidates.take(candidates.scores >= threshold)
     width = -(-image.width // model.geometry.fine_cell)
-    area = np.array([label.kind == "area" for label in model.labels], bool)[sure.labels]
+    area = model.areas[sure.labels]
     objects = suppress(sure.take(~area))
     regions = _objects(objects, model, scan, image) + _areas(sure.take(area), model, scan, image, width)
     return tuple(sorted(regions, key=lambda r: (-r.score, r.full_box)))

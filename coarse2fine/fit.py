@@ -26,7 +26,7 @@ from coarse2fine.annotations import (
     read_annotations,
 )
 from coarse2fine.calibrate import calibrate, exhaustive_answer
-from coarse2fine.model import Geometry, Label, Model
+from coarse2fine.model import Geometry, Model
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.heads import BOX_CHANNELS, detection_loss
 from coarse2fine.models.runtime import Precision, Runtime
@@ -52,7 +52,6 @@ class _Recipe:
 
     geometry: Geometry
     refiner: StackSpec
-    labels: tuple[Label, ...]
     channels: int
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
@@ -134,7 +133,7 @@ def fit(
     check_objects(scenes, largest)
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     mean, std = _normalisation([image for image, _ in pairs], channels, geometry.scan_downsample)
-    recipe = _Recipe(geometry, spec, labels, channels, mean, std, rotate, steps, seed)
+    recipe = _Recipe(geometry, spec, channels, mean, std, rotate, steps, seed)
     with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
         draft = Model(
             name=name,

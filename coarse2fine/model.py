@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -113,6 +114,11 @@ class Model:
             f"{self.refiner.spec.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
             f"{self.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned"
         )
+
+    @property
+    def areas(self) -> NDArray[np.bool_]:
+        """Which labels are areas, by their index."""
+        return np.array([label.kind == "area" for label in self.labels], bool)
 
     @property
     def channels(self) -> int:

@@ -69,7 +69,6 @@ def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime,
     """
     net = runtime.place(model.refiner)
     found: list[Candidates] = []
-    failures: list[str] = []
     done: list[NDArray[np.intp]] = []
     macs, count = 0, 0
     interrupted = False
@@ -88,10 +87,9 @@ def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime,
                         tick(count, len(plan))
         except KeyboardInterrupt:
             interrupted = True
-        failures.extend(reader.failures)
     finished = np.concatenate(done) if done else np.zeros(0, np.intp)
     candidates = _distinct(Candidates.concatenate(found), model, image)
-    return Fine(candidates, finished, macs, tuple(failures), interrupted)
+    return Fine(candidates, finished, macs, tuple(reader.failures), interrupted)
 
 
 def _rounds(plan: Plan) -> Iterator[NDArray[np.intp]]:

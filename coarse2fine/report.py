@@ -86,16 +86,14 @@ class Picture:
     def _draw_sought(self, figure: Figure, axes: Any, overview: NDArray[np.uint8], downsample: int) -> None:
         full = Box(0, 0, self.image.height, self.image.width)
         _show(axes, _washed(overview), full)
-        if self.interest.size:
-            shape = (overview.shape[0], overview.shape[1])
-            heat = _to_overview(self.interest, self.cell, downsample, shape)
-            alpha = np.clip(heat * 3, 0, 0.75)
-            shown = axes.imshow(heat, cmap=_HEAT, alpha=alpha, vmin=0, vmax=max(float(heat.max()), 1e-6))
-            shown.set_extent(_extent(full))
-            figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01, label="interest, seen by the scan")
-        axes.set_title("every cell was refined", fontsize=10)
         if not self.interest.size:
+            axes.set_title("every cell was refined", fontsize=10)
             return
+        heat = _to_overview(self.interest, self.cell, downsample, (overview.shape[0], overview.shape[1]))
+        alpha = np.clip(heat * 3, 0, 0.75)
+        shown = axes.imshow(heat, cmap=_HEAT, alpha=alpha, vmin=0, vmax=max(float(heat.max()), 1e-6))
+        shown.set_extent(_extent(full))
+        figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01, label="interest, seen by the scan")
         if len(self.plan) and self.plan.sides.max() * self.cell < 4 * downsample:
             self._dot_windows(axes)
         else:
@@ -115,7 +113,7 @@ class Picture:
     def _windows(self, full_box: Box) -> list[NDArray[np.float64]]:
         """Corners (x, y) of the windows that touch a box."""
         low = self.plan.cell_corners * self.cell
-        size = np.maximum(self.plan.sides * self.cell, 1)
+        size = self.plan.sides * self.cell
         near = (low[:, 0] < full_box.y1) & (low[:, 1] < full_box.x1)
         near &= (low[:, 0] + size > full_box.y0) & (low[:, 1] + size > full_box.x0)
         centre = low[near] + size[near, None] / 2

@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from coarse2fine.annotations import AnnotationError, Annotations
+from coarse2fine.annotations import AnnotatedArea, AnnotationError, Annotations
 from coarse2fine.model import Label
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
@@ -86,9 +86,8 @@ class Scene:
         self.label = np.array([index[a.label] for a in objects], np.int64)
         self.fits = self.size.min(axis=1, initial=np.inf) <= largest
         self._areas = [(index[a.label], a.geometry) for a in known if kinds[index[a.label]] == "area"]
-        self._ignored = shapely.union_all(list(annotations.ignored))
-        self._regions = shapely.union_all(list(annotations.regions)) if annotations.regions else None
-        for geometry in (self._ignored, self._regions, *(g for _, g in self._areas)):
+        self.annotated = AnnotatedArea(annotations).contains
+        for _, geometry in self._areas:
             shapely.prepare(geometry)
 
     def fine_centres(self, cell_box: Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -108,14 +107,6 @@ class Scene:
         ]
         known: NDArray[np.bool_] = inside & (parts == held)
         return known & self.annotated(*self.fine_centres(cell_box)).reshape(known.shape)
-
-    def annotated(self, full_y: NDArray[np.float64], full_x: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which points lie where the annotations hold: inside the regions, if there are any, and not ignored."""
-        there = np.ones(len(full_y), bool)
-        for geometry, sense in ((self._regions, True), (self._ignored, False)):
-            if geometry is not None and not geometry.is_empty:
-                there &= shapely.contains_xy(geometry, full_x, full_y) == sense
-        return there
 
     def draw(self, cell_box: Box) -> Targets:
         """Targets of a block of fine cells, of which only those not held back count."""
