@@ -1,5 +1,6 @@
 """Look at a gigapixel image cheaply everywhere, and closely only where it matters."""
 
+import coarse2fine._opencv  # noqa: F401 (before any import of OpenCV)
 from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
@@ -9,8 +10,10 @@ from coarse2fine.fit import fit
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.bundle import ModelError
 from coarse2fine.regions import Region
+from coarse2fine.tiling.convert import convert
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.image import Image, open_image
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.opening import open_image
 
 __all__ = [
     "Analysis",
@@ -23,6 +26,7 @@ __all__ = [
     "Region",
     "__version__",
     "analyze",
+    "convert",
     "fit",
     "load_model",
     "open_image",

@@ -21,6 +21,8 @@ class Cost:
         Wall-clock time of each step.
     chunks, bytes : int
         Stored chunks decoded, and the bytes they hold when decoded.
+    fetched : int
+        Stored bytes that came from the file or crossed the network, as far as they are counted.
     """
 
     scan_macs: int
@@ -34,6 +36,7 @@ class Cost:
     conclude_seconds: float
     chunks: int
     bytes: int
+    fetched: int
 
     @property
     def macs(self) -> int:
@@ -64,5 +67,5 @@ class Cost:
         return (
             f"{self.macs / 1e9:,.1f} GMAC, {self.share:.1%} of the exhaustive pass ({self.speedup:.1f}x less); "
             f"{self.cells_refined:,} of {self.cells:,} cells refined ({self.cells_refined / self.cells:.2%}); "
-            f"{self.seconds:.1f} s; {self.chunks:,} chunks, {self.bytes / 1e6:,.0f} MB read"
+            f"{self.seconds:.1f} s; {self.chunks:,} chunks, {self.bytes / 1e6:,.0f} MB decoded"
         )

@@ -113,7 +113,7 @@ class Analysis:
         return {
             "image": {
                 "name": self.image.name,
-                "path": None if self.image.path is None else str(self.image.path),
+                "path": self.image.location,
                 "format": self.image.format,
                 "shape": list(self.image.shape),
                 "mpp": self.image.mpp,

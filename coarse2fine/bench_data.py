@@ -14,7 +14,7 @@ from coarse2fine.annotations import AnnotationError, Annotations, match_annotati
 from coarse2fine.paths import expand_paths
 from coarse2fine.scenes import DigitScene, Handwriting
 from coarse2fine.tiling.geometry import Box
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 
 DIGIT_SIDE = 3072
 _DIGITS, _CLUTTER = 280, 675

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -236,14 +237,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions that bear on the figures."""
-    return {
-        "coarse2fine": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-image")},
-        "opencv": cv2.__version__,
-    }
+def versions(names: Sequence[str] = ("torch", "numpy", "scipy", "scikit-image")) -> dict[str, str]:
+    """Versions that bear on the figures; of the named packages, those that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {"coarse2fine": __version__, "python": platform.python_version(), **found, "opencv": cv2.__version__}
 
 
 def _cpu() -> str:

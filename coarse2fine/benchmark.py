@@ -28,7 +28,8 @@ from coarse2fine.regions import Region
 from coarse2fine.scan import Scan, Tick
 from coarse2fine.select import Plan, choose, dense_plan
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.image import Image, open_image
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.opening import open_image
 
 BUDGETS = (0.05, 0.1, 0.2, 0.5)
 _TIMED_RUNS = 3

@@ -1,4 +1,4 @@
-"""The command line: ``coarse2fine analyze | fit | info | models``."""
+"""The command line: ``coarse2fine analyze | convert | fit | info | models``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from coarse2fine.engine import analyze
 from coarse2fine.fit import fit
 from coarse2fine.model import load_model
 from coarse2fine.models.bundle import ModelError, embedded_names
+from coarse2fine.progress import Progress
+from coarse2fine.tiling.convert import convert
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 
 _EXPECTED = (ImageError, ModelError, AnnotationError, OSError, ValueError)
 _WRITTEN = {"analysis", "overview", "regions"}
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _EXPECTED as error:
         print(f"coarse2fine: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("coarse2fine: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"coarse2fine: interrupted{error}", file=sys.stderr)
         return 130
     return 0
 
@@ -54,8 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_analyze(commands.add_parser("analyze", help="analyse an image: summary, picture, JSON, GeoJSON"))
     _add_fit(commands.add_parser("fit", help="fit a model to annotated scenes"))
+    _add_convert(commands.add_parser("convert", help="convert an image to an OME-Zarr pyramid"))
     info = commands.add_parser("info", help="what an image file holds")
-    info.add_argument("image")
+    info.add_argument("image", help="a file, a Zarr folder or an address")
     info.set_defaults(run=_info)
     models = commands.add_parser("models", help="the models that come with the package")
     models.set_defaults(run=_models)
@@ -63,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_analyze(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image")
+    _add_image(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("-m", "--model", default="generic", help="a .c2f file or an embedded model (default: generic)")
     parser.add_argument("--budget", type=float, help="most to spend, as a share of the exhaustive pass; 1 is that pass")
@@ -86,6 +89,22 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_fit)
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    _add_image(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write, such as scene.zarr")
+    parser.add_argument("--workers", type=int, help="threads (default: one a processor)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=_convert)
+
+
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", help="a file, a Zarr folder or an address")
+    parser.add_argument("--mpp", type=float, help="microns per pixel, instead of what the file says")
+    parser.add_argument(
+        "--channels", type=int, nargs="+", metavar="N", help="the one or three channels to use, counted from 0"
+    )
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="torch device (default: the best there is)")
@@ -100,7 +119,7 @@ def _analyze(parsed: argparse.Namespace) -> None:
         raise NotADirectoryError(f"{place} is a file, expected a folder for the results")
     _check_writable(place)
     analysis = analyze(
-        parsed.image,
+        open_image(parsed.image, mpp=parsed.mpp, channels=parsed.channels),
         parsed.model,
         budget=parsed.budget,
         threshold=parsed.threshold,
@@ -145,14 +164,35 @@ def _fit(parsed: argparse.Namespace) -> None:
     print(f"written {path}")
 
 
+def _convert(parsed: argparse.Namespace) -> None:
+    try:
+        with Progress(not parsed.quiet) as steps:
+            tick = steps.task("converting")
+            image = open_image(parsed.image, mpp=parsed.mpp, channels=parsed.channels)
+            made = convert(image, parsed.output, workers=parsed.workers, progress=tick)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("; run the same command again to go on from here") from None
+    height, width, channels = made.shape
+    print(f"{width:,} x {height:,} px, {channels} channel(s), {made.levels} level(s), {made.seconds:,.1f} s")
+    if made.resumed:
+        print(f"{made.resumed:,} of {made.shards:,} shards were there already")
+    for failure in made.failures:
+        print(f"black: {failure}")
+    print(f"written {made.path}")
+
+
 def _info(parsed: argparse.Namespace) -> None:
     with open_image(parsed.image) as image:
         print(f"{image.name}: {image.format}, {image.width:,} x {image.height:,} px, {image.channels} channel(s)")
         scale = "unknown" if image.mpp is None else f"{image.mpp[0]:g} x {image.mpp[1]:g} (y, x)"
+        if image.mpp is None and image.pixel_size is not None:
+            scale += f"; the file says {image.pixel_size.y:g} x {image.pixel_size.x:g} {image.pixel_size.unit}"
         print(f"microns per pixel: {scale}; values {image.value_range[0]:g}..{image.value_range[1]:g}")
         for level in image.levels:
             size = f"{level.width:,} x {level.height:,}"
             print(f"level {level.index}: {size} px, downsample {level.downsample_y:g}, chunk {level.chunk}")
+        if image.geo is not None:
+            print(f"world: {image.geo.crs or 'no EPSG code'}, {image.geo.unit or 'no unit'}, {image.geo.transform}")
         for note in image.notes:
             print(f"note: {note}")
 

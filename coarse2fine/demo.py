@@ -20,7 +20,7 @@ from coarse2fine.progress import Progress
 from coarse2fine.refine import refine
 from coarse2fine.scenes import DigitScene
 from coarse2fine.select import dense_plan
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.pyramid import write_pyramid
 
 # Neither this seed nor this handwriting was seen in training.

@@ -22,7 +22,8 @@ from coarse2fine.progress import Progress
 from coarse2fine.refine import Read, refine
 from coarse2fine.scan import Scan, Tick, look
 from coarse2fine.select import Plan, choose, dense_plan
-from coarse2fine.tiling.image import Image, ImageSource, open_image
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.opening import ImageSource, open_image
 
 EXPLORE_BUDGET = 0.2
 
@@ -100,6 +101,7 @@ def analyze(
         cells_refined=int(refined.sum()),
         chunks=after.chunks - before.chunks,
         bytes=after.bytes - before.bytes,
+        fetched=after.fetched - before.fetched,
         **clock.seconds,
     )
     return Analysis(

@@ -35,7 +35,8 @@ from coarse2fine.scan import as_channels
 from coarse2fine.shape import base_spec, choose_geometry, find_labels, measure, refiner_spec
 from coarse2fine.targets import PART, Scene, check_objects, hold_back
 from coarse2fine.tiling.geometry import Box
-from coarse2fine.tiling.image import Image, open_image
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.opening import open_image
 from coarse2fine.training import train
 
 _REFINE_CROP, _REFINE_BATCH = 24, 16

@@ -16,7 +16,8 @@ import coarse2fine
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("coarse2fine", "tiling", "models", "scripts")
 FILES = [path for part in PARTS for path in sorted((ROOT / part).glob("*.py"))]
-PIXELS = {"numpy", "cv2", "zarr", "dask", "tifffile", "imagecodecs"}
+PIXELS = {"numpy", "cv2", "zarr", "numcodecs", "dask", "tifffile", "imagecodecs", "platformdirs"}
+EXTRAS = {"aiohttp", "fsspec", "openslide", "tensorstore"}
 TENSORS = {"numpy", "torch", "timm", "scipy", "safetensors"}
 
 
@@ -41,7 +42,7 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tiling").glob("*.py")), ids=name_of)
 def test_tiling_knows_pixels_only(path: Path) -> None:
-    assert roots(path) <= PIXELS
+    assert roots(path) <= PIXELS | EXTRAS
     assert all(level <= 1 for _, level in imports(path))
 
 
@@ -72,9 +73,15 @@ def test_the_core_has_no_import_cycle() -> None:
 
 def test_every_third_party_package_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    declared = {text.partition(">=")[0].lower() for text in project["dependencies"]}
-    declared |= {"scikit-learn"}  # of the demo
-    known_as = {"cv2": "opencv-python", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+    extras = [text for texts in project["optional-dependencies"].values() for text in texts]
+    declared = {text.partition(">=")[0].partition("[")[0].lower() for text in (*project["dependencies"], *extras)}
+    declared |= {"aiohttp"}  # of fsspec[http]
+    known_as = {
+        "cv2": "opencv-python",
+        "openslide": "openslide-python",
+        "skimage": "scikit-image",
+        "sklearn": "scikit-learn",
+    }
     used = {root for path in FILES for root in roots(path)} - {"coarse2fine"}
     assert {known_as.get(name, name) for name in used} <= declared
 

@@ -12,7 +12,7 @@ from coarse2fine.calibrate import _threshold
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.targets import Scene
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 
 SIDE, CELL = 256, 8
 

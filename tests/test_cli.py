@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 from coarse2fine.cli import main
 from coarse2fine.model import Model
 from coarse2fine.models.bundle import embedded_names
+from coarse2fine.progress import Progress
+from coarse2fine.tiling import Box, open_image
 
 
 @pytest.fixture
@@ -51,6 +53,41 @@ def test_analyze_takes_a_model_file_and_a_budget(picture: Path, model_file: Path
     summary = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
     assert summary["cost"]["share"] <= 0.5
     assert summary["parameters"]["budget"] == 0.5
+
+
+def test_convert_writes_what_it_says(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "out" / "grün.zarr"
+    assert main(["convert", str(picture), "-o", str(target), "--mpp", "0.5"]) == 0
+    captured = capsys.readouterr()
+    assert "320 x 200 px, 3 channel(s), 1 level(s)" in captured.out
+    assert captured.out.endswith(f"written {target}\n")
+    assert captured.err == "converting: 1 of 1\n"
+    with open_image(target) as image, open_image(picture) as expected:
+        assert image.mpp == (0.5, 0.5)
+        whole = Box(0, 0, 200, 320)
+        np.testing.assert_array_equal(image.read(whole), expected.read(whole))
+    assert main(["convert", str(picture), "-o", str(target), "-q"]) == 1
+    assert capsys.readouterr().err == f"coarse2fine: {target}: exists already; choose another path or remove it\n"
+
+
+def test_an_interrupted_convert_says_how_to_go_on(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def task(self: Progress, name: str) -> Callable[[int, int], None]:
+        def interrupt(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        return interrupt
+
+    command = ["convert", str(picture), "-o", str(tmp_path / "a.zarr"), "-q"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "task", task)
+        assert main(command) == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "coarse2fine: interrupted; run the same command again to go on from here\n"
+    assert main(command) == 0
+    assert "1 of 1 shards were there already" in capsys.readouterr().out
 
 
 def test_info_and_models(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from coarse2fine.explore import explore
 from coarse2fine.model import Model
 from coarse2fine.models.rarity import Mixture, ridge
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 PATCH = (slice(160, 208), slice(320, 368))

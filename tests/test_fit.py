@@ -18,7 +18,7 @@ from coarse2fine import AnnotationError, ImageError, Model, analyze, fit, load_m
 from coarse2fine.fit import _load
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.pretrain import fit_explorer
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 from coarse2fine.training import train
 
 SIDE, RADIUS = 512, 9

@@ -27,7 +27,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.select import Plan
 from coarse2fine.tiling.geometry import ceil_div
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 Found = tuple[float, str, tuple[float, ...]]

@@ -17,7 +17,7 @@ from coarse2fine import analyze
 from coarse2fine.account import Cost
 from coarse2fine.annotations import read_annotations
 from coarse2fine.model import Label, Model
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 
@@ -87,9 +87,9 @@ def test_an_analysis_tells_its_story(make_image: MakeImage, detector: Model) -> 
 
 
 def test_the_account_adds_up() -> None:
-    cost = Cost(10, 30, 400, 100, 7, 1.0, 2.0, 3.0, 4.0, 5, 6_000_000)
+    cost = Cost(10, 30, 400, 100, 7, 1.0, 2.0, 3.0, 4.0, 5, 6_000_000, 900_000)
     assert (cost.macs, cost.share, cost.saved, cost.speedup, cost.seconds) == (40, 0.1, 0.9, 10.0, 10.0)
     assert str(cost).startswith("0.0 GMAC, 10.0% of the exhaustive pass (10.0x less); 7 of 100 cells refined (7.00%)")
-    dear = Cost(100, 700, 400, 100, 100, 1.0, 1.0, 1.0, 1.0, 0, 0)
+    dear = Cost(100, 700, 400, 100, 100, 1.0, 1.0, 1.0, 1.0, 0, 0, 0)
     assert dear.saved == -1.0
     assert dear.speedup == 0.5

@@ -17,7 +17,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import FIRED, as_channels, look
 from coarse2fine.tiling.geometry import Box, ceil_div
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 

@@ -19,7 +19,7 @@ from coarse2fine.models.heads import BOX_CHANNELS, detection_loss, read_detectio
 from coarse2fine.shape import Sizes, base_spec, choose_geometry, find_labels, measure, refiner_spec
 from coarse2fine.targets import PART, Scene, Targets, hold_back
 from coarse2fine.tiling.geometry import Box
-from coarse2fine.tiling.image import open_image
+from coarse2fine.tiling.opening import open_image
 
 CELL = 8
 LABELS = (Label("left"), Label("right"))

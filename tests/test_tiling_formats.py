@@ -284,7 +284,7 @@ def test_missing_and_unreadable_files(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ImageError, match="expected a Zarr directory"):
         open_image(tmp_path)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "a.tif").write_bytes(b"II*\0")

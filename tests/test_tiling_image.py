@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from coarse2fine.tiling import Box, Image, ImageError, open_image
 from coarse2fine.tiling.cache import ChunkCache
 from coarse2fine.tiling.image import CACHE_BYTES
+from coarse2fine.tiling.stats import ReadStats
+from coarse2fine.tiling.storage import LocalFile
 from coarse2fine.tiling.tiff_page import PageArray
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -107,7 +109,7 @@ def test_image_is_returned_unchanged() -> None:
     image = open_image(noise(4, 4), mpp=(0.5, 0.25))
     assert open_image(image) is image
     assert open_image(image, mpp=(0.5, 0.25)) is image
-    with pytest.raises(ValueError, match="give it on opening"):
+    with pytest.raises(ValueError, match="give them on opening"):
         open_image(image, mpp=3)
 
 
@@ -164,7 +166,7 @@ def test_cache_keeps_to_its_bound_and_awaits_loading() -> None:
         return np.zeros(100, dtype=np.uint8)
 
     for key in (1, 2, 1, 3, 1, 2):
-        cache.get(key, lambda key=key: load(key))  # type: ignore[misc]
+        cache.get((key,), lambda key=key: load(key))  # type: ignore[misc]
     assert loads == [1, 2, 3, 2]
 
     def slow() -> NDArray[np.uint8]:
@@ -173,9 +175,9 @@ def test_cache_keeps_to_its_bound_and_awaits_loading() -> None:
         return load(9)
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(cache.get, 9, slow)
+        first = pool.submit(cache.get, (9,), slow)
         assert started.wait(5)
-        second = pool.submit(cache.get, 9, slow)
+        second = pool.submit(cache.get, (9,), slow)
         release.set()
         assert first.result() is second.result()
     assert loads.count(9) == 1
@@ -188,9 +190,9 @@ def test_cache_forgets_failures_and_keeps_one_large_array() -> None:
         raise OSError("broken")
 
     with pytest.raises(OSError, match="broken"):
-        cache.get(1, fail)
-    large = cache.get(1, lambda: np.zeros(1000, dtype=np.uint8))
-    assert cache.get(1, fail) is large
+        cache.get((1,), fail)
+    large = cache.get((1,), lambda: np.zeros(1000, dtype=np.uint8))
+    assert cache.get((1,), fail) is large
     assert CACHE_BYTES == 256 * 2**20
 
 
@@ -351,7 +353,7 @@ def test_pages_equal_the_zarr_store(tmp_path: Path) -> None:
     tifffile.imwrite(path, noise(150, 130, 3), tile=(32, 48), photometric="rgb", compression="lzw")
     with tifffile.TiffFile(path) as file:
         plain = zarr.open_array(store=file.series[0].aszarr(level=0), mode="r")
-        fast = PageArray(file.pages[0])
+        fast = PageArray(file.pages[0], LocalFile(path, ReadStats()))
         for key in ((slice(0, 150), slice(0, 130), slice(0, 3)), (slice(31, 65), slice(5, 97), slice(0, 1))):
             np.testing.assert_array_equal(fast[key], np.asarray(plain[key]))
 

@@ -12,6 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from coarse2fine.tiling import Batch, Box, ImageError, WindowReader, blocks, open_image
+from coarse2fine.tiling.cache import ChunkCache
 from coarse2fine.tiling.reader import salvage
 
 
@@ -53,15 +54,21 @@ def test_order_follows_chunks(scene: tuple[Path, NDArray[np.uint8]]) -> None:
     boxes = random_boxes(80, 16)
     with open_image(scene[0]) as image, WindowReader(image, workers=3, prefetch=1) as reader:
         index = np.concatenate([batch.index for batch in reader.batches(boxes, 9)]).tolist()
-    expected = sorted(range(80), key=lambda i: (boxes[i].y0 // 128, boxes[i].x0 // 128, boxes[i].y0, boxes[i].x0))
-    assert index == expected
+    top, left = min(box.y0 // 128 for box in boxes), min(box.x0 // 128 for box in boxes)
+
+    def along_the_curve(i: int) -> tuple[int, int, int]:
+        row, column = boxes[i].y0 // 128 - top, boxes[i].x0 // 128 - left
+        bits = "".join(a + b for a, b in zip(f"{row:08b}", f"{column:08b}", strict=True))
+        return int(bits, 2), boxes[i].y0, boxes[i].x0
+
+    assert index == sorted(range(80), key=along_the_curve)
 
 
 def test_each_chunk_is_decoded_once(scene: tuple[Path, NDArray[np.uint8]]) -> None:
     boxes = list(blocks(512, 640, 64))
     boxes = [boxes[i] for i in np.random.default_rng(0).permutation(len(boxes))]
     with open_image(scene[0]) as image, WindowReader(image, workers=4) as reader:
-        image._cache._limit = 2 * 128 * 128 * 3 * 4
+        image._cache = ChunkCache(2 * 128 * 128 * 3 * 4)
         for _ in reader.batches(boxes, 8):
             pass
         assert image.stats.chunks == 20

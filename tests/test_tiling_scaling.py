@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine.tiling import Box, Image, blocks, ceil_div, open_image, scaling
+from coarse2fine.tiling.cache import ChunkCache
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -162,7 +163,7 @@ def test_streaming_decodes_each_chunk_once(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise(1000, 1200), tile=(240, 240))
     with open_image(path) as image:
-        image._cache._limit = 4 * 1200 * 240
+        image._cache = ChunkCache(4 * 1200 * 240)
         scaled(image, 16)
         assert image.stats.chunks == 25
 

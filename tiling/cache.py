@@ -6,9 +6,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Key: TypeAlias = tuple[Hashable, ...]
 
 
 class ChunkCache:
@@ -26,11 +29,11 @@ class ChunkCache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, NDArray[np.uint8]] = OrderedDict()
-        self._loading: dict[Hashable, Future[NDArray[np.uint8]]] = {}
+        self._lock = threading.RLock()  # an image may be collected, and forgotten, while the lock is held
+        self._kept: OrderedDict[Key, NDArray[np.uint8]] = OrderedDict()
+        self._loading: dict[Key, Future[NDArray[np.uint8]]] = {}
 
-    def get(self, key: Hashable, load: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def get(self, key: Key, load: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Return the array of `key`, loaded if need be; it is shared and read-only."""
         with self._lock:
             kept = self._kept.get(key)
@@ -55,7 +58,12 @@ class ChunkCache:
         future.set_result(array)
         return array
 
-    def _keep(self, key: Hashable, array: NDArray[np.uint8]) -> None:
+    def peek(self, key: Key) -> NDArray[np.uint8] | None:
+        """Return the array of `key`, shared and read-only, if it is held."""
+        with self._lock:
+            return self._kept.get(key)
+
+    def _keep(self, key: Key, array: NDArray[np.uint8]) -> None:
         with self._lock:
             del self._loading[key]
             self._kept[key] = array
@@ -63,8 +71,8 @@ class ChunkCache:
             while self._bytes > self._limit and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
-    def clear(self) -> None:
-        """Forget every array."""
+    def forget(self, owner: Hashable) -> None:
+        """Drop every array whose key begins with `owner`."""
         with self._lock:
-            self._kept.clear()
-            self._bytes = 0
+            for key in [key for key in self._kept if key[0] == owner]:
+                self._bytes -= self._kept.pop(key).nbytes

@@ -89,6 +89,62 @@ class Level:
     chunk: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class PixelSize:
+    """Physical size of a full-resolution pixel, in the file's own unit.
+
+    Parameters
+    ----------
+    y, x : float
+        Height and width.
+    unit : str
+        A unit of length by its English name ("micrometer", "inch", ...), or whatever the file has.
+    """
+
+    y: float
+    x: float
+    unit: str
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Microns per pixel (y, x); None when the unit is none of length."""
+        microns = _MICRONS.get(self.unit.lower())
+        return None if microns is None else (self.y * microns, self.x * microns)
+
+
+_MICRONS = {
+    "angstrom": 1e-4,
+    "nanometer": 1e-3,
+    "micrometer": 1.0,
+    "millimeter": 1e3,
+    "centimeter": 1e4,
+    "inch": 25400.0,
+    "foot": 304800.0,
+    "meter": 1e6,
+    "kilometer": 1e9,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GeoReference:
+    """Where full_ pixels lie on a planet.
+
+    Parameters
+    ----------
+    transform : tuple of float
+        (a, b, c, d, e, f): the world coordinates of the point (y, x), counted in full_ pixels from the upper left
+        corner of the first pixel, are ``(a * x + b * y + c, d * x + e * y + f)``.
+    crs : str, optional
+        Coordinate reference system such as "EPSG:32618"; None when the file defines its own.
+    unit : str, optional
+        Of world coordinates, such as "meter" or "degree".
+    """
+
+    transform: tuple[float, float, float, float, float, float]
+    crs: str | None = None
+    unit: str | None = None
+
+
 def ceil_div(value: int, divisor: int) -> int:
     """Whole division, rounded up."""
     return -(-value // divisor)

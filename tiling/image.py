@@ -1,83 +1,64 @@
-"""Open an image lazily and read boxes of it as 8-bit pixels, whatever the format."""
+"""A lazy image: boxes of it as 8-bit pixels, whatever the format."""
 
 from __future__ import annotations
 
-import math
-import os
-import threading
+import itertools
 import time
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeVar
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
-from . import ome_zarr, raster, tiff
 from .cache import ChunkCache
 from .errors import ImageError
 from .geometry import Box, Level, ceil_div
+from .remote import is_url
 from .scaling import clamp, read_scaled, repeat_edges
 from .source import Source
+from .stats import ReadStats
+from .zarr_store import chunk_array
 
-Mpp: TypeAlias = float | tuple[float, float]
+T = TypeVar("T", bound=np.generic)
 
 CACHE_BYTES = 256 * 2**20
+_CACHE = ChunkCache(CACHE_BYTES)
+_OWNERS = itertools.count()
+
 MPP_RANGE = (0.01, 1000.0)
 """Microns per pixel outside this open interval are placeholders, not measurements."""
-
-
-@dataclass
-class ReadStats:
-    """What reading has cost so far; safe to update from several threads.
-
-    Parameters
-    ----------
-    chunks : int
-        Units decoded, repeats included.
-    bytes : int
-        Decoded bytes, after conversion to 8 bits.
-    seconds : float
-        Time spent decoding, summed over threads.
-    """
-
-    chunks: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-
-    def add(self, chunks: int, size: int, seconds: float) -> None:
-        """Count one more read."""
-        with self._lock:
-            self.chunks += chunks
-            self.bytes += size
-            self.seconds += seconds
-
-    def snapshot(self) -> ReadStats:
-        """Copy the counters as they are now."""
-        with self._lock:
-            return ReadStats(self.chunks, self.bytes, self.seconds)
 
 
 class Image:
     """A lazy, multi-resolution image; made by `open_image`, safe to read from several threads.
 
+    Decoded chunks are kept in one cache that all images of a process share.
+
     Parameters
     ----------
     source : Source
         Stored pixels.
-    path : Path, optional
-        The file, if there is one.
+    location : str, optional
+        Path or address, if there is one.
     mpp : tuple of float, optional
         Microns per pixel (y, x) that replace the file's own.
+    stats : ReadStats, optional
+        Those which the source's storage tells of its reads.
+    reopen : callable, optional
+        Opens the same image in another process.
 
     Attributes
     ----------
     name : str
         File name without its last suffix, or "array".
     path : Path or None
-        The file.
+        The file, if it is on this machine.
+    location : str or None
+        Path or address.
     format : str
         Short name of the format, such as "svs", "tiff", "ome-zarr" or "array".
     levels : tuple of Level
@@ -86,6 +67,12 @@ class Image:
         1 (grey) or 3 (RGB), after conversion.
     mpp : tuple of float or None
         Microns per full-resolution pixel (y, x); None when missing or implausible.
+    pixel_size : PixelSize or None
+        Size of a full-resolution pixel in the file's own unit, plausible or not.
+    geo : GeoReference or None
+        Place on a planet, as the file has it.
+    masked : bool
+        Whether some pixels may be without data (transparent, or no-data): see `read_mask`.
     value_range : tuple of float
         Stored values that map to 0 and 255.
     notes : tuple of str
@@ -94,19 +81,34 @@ class Image:
         Cost of reading so far.
     """
 
-    def __init__(self, source: Source, path: Path | None = None, mpp: tuple[float, float] | None = None) -> None:
-        self.path = path
-        self.name = path.stem if path is not None else "array"
+    def __init__(
+        self,
+        source: Source,
+        location: str | None = None,
+        mpp: tuple[float, float] | None = None,
+        *,
+        stats: ReadStats | None = None,
+        reopen: Callable[[], Image] | None = None,
+    ) -> None:
+        self.location = location
+        self.path = None if location is None or is_url(location) else Path(location)
+        self.name = "array" if location is None else _name(location)
         self.format = source.format
         self.levels = _levels(source)
         self.channels = source.channels
+        self.masked = source.masked
         self.value_range = source.value_range
-        self.mpp, notes = (mpp, ()) if mpp is not None else _plausible(source.mpp)
-        self.notes = source.notes + notes
-        self.stats = ReadStats()
+        self.pixel_size, self.geo = source.pixel_size, source.geo
+        stored = None if source.pixel_size is None else source.pixel_size.mpp
+        self.mpp, notes = (mpp, ()) if mpp is not None else _plausible(stored)
+        self.notes = source.notes + source.channel_notes + source.range_notes + notes
+        self.stats = ReadStats() if stats is None else stats
         self._source = source
-        self._cache = ChunkCache(CACHE_BYTES)
+        self._reopen = reopen
+        self._cache = _CACHE
+        self._owner = next(_OWNERS)
         self._closed = False
+        weakref.finalize(self, _CACHE.forget, self._owner)
 
     @property
     def height(self) -> int:
@@ -138,8 +140,13 @@ class Image:
         """Release the file and the cache; reading afterwards is an error. May be called again."""
         if not self._closed:
             self._closed = True
-            self._cache.clear()
+            self._cache.forget(self._owner)
             self._source.close()
+
+    def __reduce__(self) -> tuple[Callable[[], Image], tuple[()]]:
+        if self._reopen is None:
+            raise TypeError(f"{self._label}: this image cannot be sent to another process; open it there")
+        return self._reopen, ()
 
     def read(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
         """Read a box of one level.
@@ -161,14 +168,70 @@ class Image:
         ImageError
             If a chunk cannot be decoded, or the image is closed.
         """
-        if not 0 <= level < len(self.levels):
-            raise ImageError(f"{self._label}: there is no level {level}; it has levels 0 to {len(self.levels) - 1}")
-        if self._closed:
-            raise ImageError(f"{self._label}: the image is closed; open it again to read")
-        size = self.levels[level].height, self.levels[level].width
-        inner = clamp(box, *size)
-        pixels = self._decode(level, inner) if self._source.in_memory else self._assemble(level, inner)
-        return repeat_edges(pixels, inner, box)
+        inner = clamp(box, *self._size(level))
+        if self._source.in_memory:
+            return repeat_edges(self._decode(level, inner).copy(), inner, box)
+        return repeat_edges(self._assemble(level, inner), inner, box)
+
+    def read_mask(self, box: Box, level: int = 0) -> NDArray[np.bool_]:
+        """Tell which pixels of a box of one level have data.
+
+        Parameters
+        ----------
+        box : Box
+            In pixels of the level; may reach outside the image, where there is no data.
+        level : int
+            Index into `levels`.
+
+        Returns
+        -------
+        (h, w) bool array
+            False where a pixel is wholly transparent, has the file's no-data value in every channel, or is not
+            a number.
+
+        Raises
+        ------
+        ImageError
+            If a chunk cannot be decoded, or the image is closed.
+        """
+        height, width = self._size(level)
+        mask = np.zeros((box.height, box.width), dtype=np.bool_)
+        inner = box.intersect(Box(0, 0, height, width))
+        if inner is None:
+            return mask
+        into = inner.shift(-box.y0, -box.x0)
+        place = slice(into.y0, into.y1), slice(into.x0, into.x1)
+        mask[place] = True
+        if self.masked:
+            mask[place] = self._reading(level, inner, self._source.read_mask)
+        return mask
+
+    def array(self, level: int = 0) -> zarr.Array[Any]:
+        """Wrap a level as a lazy `zarr.Array`, for Dask and other libraries that slice.
+
+        Parameters
+        ----------
+        level : int
+            Index into `levels`.
+
+        Returns
+        -------
+        (h, w, channels) uint8 zarr.Array
+            The pixels that `read` gives, in the level's own chunks; read-only, for as long as the image is open.
+
+        Raises
+        ------
+        ImageError
+            If there is no such level, or the image is closed.
+        """
+        height, width = self._size(level)
+        step_y, step_x = self.levels[level].chunk
+
+        def chunk(position: tuple[int, ...]) -> bytes:
+            y, x = position[0] * step_y, position[1] * step_x
+            return self.read(Box(y, x, y + step_y, x + step_x), level).tobytes()
+
+        return chunk_array((height, width, self.channels), (step_y, step_x, self.channels), "yxc", chunk)
 
     def read_scaled(self, box: Box, downsample: int) -> NDArray[np.uint8]:
         """Read a box of the image made `downsample` times smaller by exact area averaging.
@@ -196,118 +259,92 @@ class Image:
 
     @property
     def _label(self) -> str:
-        return str(self.path) if self.path is not None else self.name
+        return self.location if self.location is not None else self.name
+
+    def _size(self, level: int) -> tuple[int, int]:
+        """Height and width of a level that can be read."""
+        if not 0 <= level < len(self.levels):
+            raise ImageError(f"{self._label}: there is no level {level}; it has levels 0 to {len(self.levels) - 1}")
+        if self._closed:
+            raise ImageError(f"{self._label}: the image is closed; open it again to read")
+        return self.levels[level].height, self.levels[level].width
 
     def _assemble(self, level: int, box: Box) -> NDArray[np.uint8]:
-        """Copy a box that lies inside the level from whole decoded chunks."""
+        """Copy a box that lies inside the level from whole decoded chunks, in memory of its own."""
         step_y, step_x = self.levels[level].chunk
+        rows = range(box.y0 // step_y, ceil_div(box.y1, step_y))
+        columns = range(box.x0 // step_x, ceil_div(box.x1, step_x))
+        keep = self._worth_keeping(level, box)
+        if not keep and len(rows) == len(columns) == 1:
+            pixels = self._chunk(level, rows[0], columns[0], keep=False)[1]
+            return pixels if pixels.flags.writeable else pixels.copy()
         out = np.empty((box.height, box.width, self.channels), dtype=np.uint8)
-        for row in range(box.y0 // step_y, ceil_div(box.y1, step_y)):
-            for column in range(box.x0 // step_x, ceil_div(box.x1, step_x)):
-                chunk, pixels = self._chunk(level, row, column)
-                part = chunk.intersect(box)
-                assert part is not None
-                into, of = part.shift(-box.y0, -box.x0), part.shift(-chunk.y0, -chunk.x0)
-                out[into.y0 : into.y1, into.x0 : into.x1] = pixels[of.y0 : of.y1, of.x0 : of.x1]
+        for row, column in itertools.product(rows, columns):
+            chunk, pixels = self._chunk(level, row, column, keep=keep)
+            part = chunk.intersect(box)
+            assert part is not None
+            into, of = part.shift(-box.y0, -box.x0), part.shift(-chunk.y0, -chunk.x0)
+            out[into.y0 : into.y1, into.x0 : into.x1] = pixels[of.y0 : of.y1, of.x0 : of.x1]
         return out
 
-    def _chunk(self, level: int, row: int, column: int) -> tuple[Box, NDArray[np.uint8]]:
-        """One chunk, clipped to its level, from the cache."""
+    def _worth_keeping(self, level: int, box: Box) -> bool:
+        """Whether the chunks under a box may soon be needed again: they are used in part, or the level is small.
+
+        Chunks of a large level that are used whole are seldom needed again, and each kept costs fresh memory.
+        """
+        this = self.levels[level]
+        step_y, step_x = this.chunk
+        return (
+            this.height * this.width * self.channels <= CACHE_BYTES // 4
+            or box.y0 % step_y != 0
+            or box.x0 % step_x != 0
+            or (box.y1 % step_y != 0 and box.y1 != this.height)
+            or (box.x1 % step_x != 0 and box.x1 != this.width)
+        )
+
+    def _chunk(self, level: int, row: int, column: int, *, keep: bool) -> tuple[Box, NDArray[np.uint8]]:
+        """One chunk, clipped to its level, from the cache if it is there."""
         this = self.levels[level]
         y, x = row * this.chunk[0], column * this.chunk[1]
         box = Box(y, x, min(y + this.chunk[0], this.height), min(x + this.chunk[1], this.width))
-        return box, self._cache.get((level, row, column), lambda: self._decode(level, box))
+        key = (self._owner, level, row, column)
+        if keep:
+            return box, self._cache.get(key, lambda: self._decode(level, box))
+        kept = self._cache.peek(key)
+        return box, self._decode(level, box) if kept is None else kept
 
     def _decode(self, level: int, box: Box) -> NDArray[np.uint8]:
         begin = time.perf_counter()
+        pixels = self._reading(level, box, self._source.read)
+        if not self._source.in_memory and isinstance(pixels.base, np.ndarray) and pixels.base.nbytes > pixels.nbytes:
+            pixels = pixels.copy()  # else all of a chunk that holds more, such as other planes, would be kept
+        self.stats.add(1, pixels.nbytes, time.perf_counter() - begin)
+        return pixels
+
+    def _reading(self, level: int, box: Box, read: Callable[[int, Box], NDArray[T]]) -> NDArray[T]:
+        """Turn what goes wrong in a decoder into an error that names the place."""
         try:
-            pixels = self._source.read(level, box)
+            return read(level, box)
         except MemoryError:
             raise
+        except OSError as error:
+            raise ImageError(
+                f"{self._label}: level {level}, chunk at y={box.y0}, x={box.x0} ({box.height} x {box.width} pixels) "
+                f"cannot be read ({error.strerror or error}); check the disk or the network, and try again"
+            ) from error
         except Exception as error:
             raise ImageError(
                 f"{self._label}: level {level}, chunk at y={box.y0}, x={box.x0} "
                 f"({box.height} x {box.width} pixels) cannot be decoded ({type(error).__name__}: {error}); "
                 "the file is damaged there, copy or export it again"
             ) from error
-        self.stats.add(1, pixels.nbytes, time.perf_counter() - begin)
-        return pixels
 
 
-ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[Any] | Image
-
-
-def open_image(source: ImageSource, *, mpp: Mpp | None = None) -> Image:
-    """Open an image; its content decides the format, not its name.
-
-    Parameters
-    ----------
-    source : path, array or Image
-        A TIFF (tiled or stripped, SVS, OME-TIFF, GeoTIFF), PNG, JPEG, WebP, BMP or JPEG 2000 file; an
-        OME-Zarr or Zarr directory; an array (h, w) or (h, w, c), which is not copied; or an `Image`, which is
-        returned unchanged.
-    mpp : float or (float, float), optional
-        Microns per pixel (y, x) to use instead of what the file says.
-
-    Returns
-    -------
-    Image
-        Nothing but its header has been read, except for formats that can only be decoded whole.
-
-    Raises
-    ------
-    ImageError
-        If the file is missing, unreadable, damaged, or of no known format; or the array has no usable pixels.
-    TypeError
-        If the source is none of these.
-    ValueError
-        If `mpp` is not positive, or is given for an `Image` that says otherwise.
-    """
-    given = _given_mpp(mpp)
-    if isinstance(source, Image):
-        if given is not None and given != source.mpp:
-            raise ValueError(f"mpp {given} was given for an open image of mpp {source.mpp}; give it on opening")
-        return source
-    if isinstance(source, np.ndarray):
-        return Image(raster.array_source(source), None, given)
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"expected a path, a NumPy array or an open image, got a {type(source).__name__}")
-    path = Path(source)
-    return Image(_open_path(path), path, given)
-
-
-def _open_path(path: Path) -> Source:
-    try:
-        if path.is_dir():
-            return ome_zarr.open_zarr(path)
-        with path.open("rb") as stream:
-            head = stream.read(64)
-    except FileNotFoundError:
-        raise ImageError(f"{path}: there is no such file or directory; check the path") from None
-    except PermissionError:
-        raise ImageError(f"{path}: reading is not permitted; change the file's permissions") from None
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}); check the path and the disk") from error
-    if not head:
-        raise ImageError(f"{path}: the file is empty; copy or export it again")
-    if tiff.is_tiff(head):
-        return tiff.open_tiff(path)
-    kind = raster.kind_of(head)
-    if kind is None:
-        raise ImageError(
-            f"{path}: expected a TIFF, PNG, JPEG, WebP, BMP or JPEG 2000 file, or a Zarr directory, "
-            f"but it begins with {head[:8]!r}; convert it to one of these"
-        )
-    return raster.open_raster(path, kind)
-
-
-def _given_mpp(mpp: Mpp | None) -> tuple[float, float] | None:
-    if mpp is None:
-        return None
-    pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else (float(mpp[0]), float(mpp[1]))
-    if not all(math.isfinite(v) and v > 0 for v in pair):
-        raise ValueError(f"expected positive microns per pixel (y, x), got {mpp}")
-    return pair
+def _name(location: str) -> str:
+    """File name without its last suffix."""
+    if location.startswith(("http://", "https://")):
+        location = location.partition("?")[0]
+    return Path(location.rstrip("/")).stem
 
 
 def _plausible(

@@ -2,85 +2,161 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import zarr
 
 from .errors import ImageError
-from .source import Alpha, PixelArray, Source, channel_notes, check_samples, check_size, choose_range
+from .geometry import PixelSize
+from .samples import MAX_CHUNK_PIXELS, Alpha, PixelArray, check_samples, check_size, choose_range
+from .source import Source
+from .storage import Keys
+from .tensor_store import TensorStoreArray
+from .zarr_array import ChunkedArray, UnsupportedError, plan_of
+from .zarr_store import FetchStore
 
-_MARKERS = ("zarr.json", ".zarray", ".zgroup")
-_MICRONS = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
-def open_zarr(path: Path) -> Source:
-    """Open a Zarr directory: the first multiscale image of a group, or an array.
+def open_zarr(keys: Keys, label: str, *, folder: str | None = None) -> Source | None:
+    """Open a Zarr: the first multiscale image of a group, or an array.
+
+    Parameters
+    ----------
+    keys : Keys
+        The Zarr's files.
+    label : str
+        Path or address, for messages.
+    folder : str, optional
+        Path of a local Zarr whose chunks tensorstore shall read.
+
+    Returns
+    -------
+    Source, or None where there is no Zarr
 
     Raises
     ------
     ImageError
-        If the directory is no Zarr, is damaged, or its axes cannot be an image.
+        If it is damaged, or its axes cannot be an image.
     """
-    if not any((path / marker).is_file() for marker in _MARKERS):
-        raise ImageError(
-            f"{path}: expected a Zarr directory (with {', '.join(_MARKERS)}), but it has none of these; "
-            "pass an image file or a Zarr"
-        )
+    if all(_get(keys, marker) is None for marker in MARKERS):
+        keys.get(MARKERS[0])  # says so where reading is not permitted
+        return None
     try:
-        return _open(path)
-    except ImageError:
+        return _open(keys, label, folder)
+    except (ImageError, OSError):
         raise
     except Exception as error:
         raise ImageError(
-            f"{path}: the Zarr metadata is damaged or of an unknown kind ({type(error).__name__}: {error}); "
+            f"{label}: the Zarr metadata is damaged or of an unknown kind ({type(error).__name__}: {error}); "
             "copy or write it again"
         ) from error
 
 
-def _open(path: Path) -> Source:
-    node = zarr.open(path, mode="r")
-    if isinstance(node, zarr.Array):
-        arrays: tuple[Any, ...] = (node,)
-        names, mpp = _plain_axes(path, node.shape), None
+def _open(keys: Keys, label: str, folder: str | None) -> Source:
+    metadata = _metadata(keys, "")
+    image: dict[str, Any] | None = None
+    if _is_array(metadata):
+        arrays: tuple[Any, ...] = (_array(keys, "", metadata, folder),)
+        names = _plain_axes(label, arrays[0].shape)
     else:
-        arrays, names, mpp = _multiscale(path, node)
+        image, prefix = _multiscale(keys, metadata, label)
+        paths = [f"{prefix}{level['path']}/" for level in image["datasets"]]
+        arrays = tuple(_array(keys, path, _metadata(keys, path), folder) for path in paths)
+        order = sorted(range(len(arrays)), key=lambda i: -math.prod(arrays[i].shape))
+        arrays = tuple(arrays[i] for i in order)
+        image = {**image, "datasets": [image["datasets"][i] for i in order]}
+        names = _axis_names(image, arrays[0], label)
     axes = "".join(name if name in "yxc" else "0" for name in names)
-    check_samples(str(path), arrays[0].dtype)
+    sizes = _chunk_sizes(arrays, axes, label)
+    # Colour with opacity is stored with channels last; separate channel planes are measurements.
+    alpha: Alpha = "straight" if _samples(arrays[0], axes) == 4 and axes.endswith("yxc") else "none"
+    value_range, notes = choose_range(arrays, axes, sizes[-1])
+    return Source(
+        arrays=cast("tuple[PixelArray, ...]", arrays),
+        chunks=sizes,
+        axes=axes,
+        format="zarr" if image is None else "ome-zarr",
+        value_range=value_range,
+        range_notes=notes,
+        alpha=alpha,
+        pixel_size=None if image is None else _pixel_size(image, names),
+        notes=tuple(
+            f"first of {size} planes along axis {name} used"
+            for name, size in zip(names, arrays[0].shape, strict=True)
+            if name not in ("y", "x", "c") and size > 1
+        ),
+    )
+
+
+def _metadata(keys: Keys, prefix: str) -> dict[str, Any]:
+    """Metadata of an array or a group, of either version, with its attributes."""
+    text = _get(keys, f"{prefix}zarr.json")
+    if text is not None:
+        return cast("dict[str, Any]", json.loads(text))
+    attributes = json.loads(_get(keys, f"{prefix}.zattrs") or b"{}")
+    array = _get(keys, f"{prefix}.zarray")
+    return {**(json.loads(array) if array is not None else {}), "attributes": attributes}
+
+
+def _get(keys: Keys, key: str) -> bytes | None:
+    """Read a value that may be missing; of such, some servers say that reading is not permitted."""
+    try:
+        return keys.get(key)
+    except PermissionError:
+        return None
+
+
+def _is_array(metadata: Mapping[str, Any]) -> bool:
+    return bool(metadata.get("node_type") == "array" or "chunks" in metadata)
+
+
+def _array(keys: Keys, prefix: str, metadata: Mapping[str, Any], folder: str | None) -> Any:
+    """One array: by tensorstore where it shall, by its chunks where they can be read, else by zarr-python."""
+    if not _is_array(metadata):
+        raise ValueError(f"there is no array '{prefix.rstrip('/')}'")
+    if folder is not None:
+        return TensorStoreArray(f"{folder}/{prefix}", metadata)
+    try:
+        return ChunkedArray(keys, prefix, plan_of(metadata))
+    except (UnsupportedError, KeyError, TypeError, ValueError):
+        return zarr.open_array(store=FetchStore(keys.get), path=prefix.rstrip("/"), mode="r")
+
+
+def _chunk_sizes(arrays: tuple[Any, ...], axes: str, label: str) -> tuple[tuple[int, int], ...]:
+    """Height and width of the chunks of each level, which must agree in all else."""
+    check_samples(label, arrays[0].dtype)
     sizes = []
     for array in arrays:
+        if array.dtype != arrays[0].dtype or len(array.shape) != len(axes):
+            raise ImageError(f"{label}: the levels differ in dtype or axes; write the image again")
+        if _samples(array, axes) != _samples(arrays[0], axes):
+            raise ImageError(f"{label}: the levels differ in their number of channels; write the image again")
         height, width, chunk_y, chunk_x = (
             values[axes.index(a)] for values in (array.shape, array.chunks) for a in "yx"
         )
-        if array.dtype != arrays[0].dtype or len(array.shape) != len(axes):
-            raise ImageError(f"{path}: the levels differ in dtype or axes; write the image again")
-        check_size(str(path), height, width, (chunk_y, chunk_x))
+        check_size(label, height, width, (chunk_y, chunk_x))
+        if 0 in array.shape:
+            raise ImageError(f"{label}: the array is empty (shape {array.shape}); write the image again")
+        if math.prod(array.chunks) > MAX_CHUNK_PIXELS:
+            raise ImageError(
+                f"{label}: one stored chunk is {' x '.join(map(str, array.chunks))} samples, more than the limit of "
+                f"{MAX_CHUNK_PIXELS}; the metadata is damaged, or the image should be written again in smaller chunks"
+            )
         sizes.append((chunk_y, chunk_x))
-    samples = arrays[0].shape[axes.index("c")] if "c" in axes else 1
-    # Colour with opacity is stored with channels last; separate channel planes are measurements.
-    alpha: Alpha = "straight" if samples == 4 and axes.endswith("yxc") else "none"
-    value_range, notes = choose_range(arrays, axes, sizes[-1])
-    left_out = tuple(
-        f"first of {size} planes along axis {name} used"
-        for name, size in zip(names, arrays[0].shape, strict=True)
-        if name not in ("y", "x", "c") and size > 1
-    )
-    return Source(
-        arrays=cast("tuple[PixelArray, ...]", arrays),
-        chunks=tuple(sizes),
-        axes=axes,
-        format="zarr" if isinstance(node, zarr.Array) else "ome-zarr",
-        value_range=value_range,
-        alpha=alpha,
-        mpp=mpp,
-        notes=left_out + channel_notes(samples, alpha) + notes,
-    )
+    return tuple(sizes)
 
 
-def _plain_axes(path: Path, shape: tuple[int, ...]) -> list[str]:
+def _samples(array: Any, axes: str) -> int:
+    """Samples of a pixel."""
+    return int(array.shape[axes.index("c")]) if "c" in axes else 1
+
+
+def _plain_axes(label: str, shape: tuple[int, ...]) -> list[str]:
     """Axes of an array without names: the short one of three is the channels."""
     if len(shape) == 2:
         return ["y", "x"]
@@ -89,47 +165,41 @@ def _plain_axes(path: Path, shape: tuple[int, ...]) -> list[str]:
     if len(shape) == 3 and shape[0] <= 4:
         return ["c", "y", "x"]
     raise ImageError(
-        f"{path}: expected a Zarr array (y, x), (y, x, channels) or (channels, y, x) of up to 4 channels, "
+        f"{label}: expected a Zarr array (y, x), (y, x, channels) or (channels, y, x) of up to 4 channels, "
         f"got shape {shape}; write an OME-Zarr image, which names its axes"
     )
 
 
-def _multiscale(path: Path, group: zarr.Group) -> tuple[tuple[Any, ...], list[str], tuple[float, float] | None]:
-    """Levels, axes and pixel size of the first multiscale image of a group."""
-    attributes: Mapping[str, Any] = group.attrs.asdict()
-    ome = attributes.get("ome", attributes)
+def _multiscale(keys: Keys, group: Mapping[str, Any], label: str) -> tuple[dict[str, Any], str]:
+    """Metadata of the first multiscale image of a group, and where its levels lie."""
+    attributes = group.get("attributes", {})
+    ome, prefix = attributes.get("ome", attributes), ""
+    if isinstance(ome, Mapping) and "bioformats2raw.layout" in ome:  # a folder of images, numbered from 0
+        attributes, prefix = _metadata(keys, "0/").get("attributes", {}), "0/"
+        ome = attributes.get("ome", attributes)
     if not isinstance(ome, Mapping) or not ome.get("multiscales"):
-        raise ImageError(f"{path}: the Zarr group has no 'multiscales' metadata; pass the path of an image inside it")
-    image: dict[str, Any] = ome["multiscales"][0]
-    arrays = tuple(cast("zarr.Array[Any]", group[data["path"]]) for data in image["datasets"])
-    arrays = tuple(sorted(arrays, key=lambda array: -math.prod(array.shape)))
-    named = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", _default_axes(arrays[0]))]
-    names = [str(axis["name"]).lower() for axis in named]
+        raise ImageError(f"{label}: the Zarr group has no 'multiscales' metadata; pass the path of an image inside it")
+    return ome["multiscales"][0], prefix
+
+
+def _axis_names(image: Mapping[str, Any], array: Any, label: str) -> list[str]:
+    # Versions before 0.4 did not name the axes.
+    axes = image.get("axes", list("tczyx")[-len(array.shape) :])
+    names = [str(axis["name"] if isinstance(axis, dict) else axis).lower() for axis in axes]
     if names.count("y") != 1 or names.count("x") != 1:
-        raise ImageError(f"{path}: expected axes with y and x, got {names}; write the image again")
-    return arrays, names, _mpp(image, named, names)
+        raise ImageError(f"{label}: expected axes with y and x, got {names}; write the image again")
+    return names
 
 
-def _default_axes(array: Any) -> list[str]:
-    """Axes of versions before 0.4, which did not name them."""
-    return list("tczyx")[-len(array.shape) :]
-
-
-def _mpp(image: dict[str, Any], named: list[dict[str, Any]], names: list[str]) -> tuple[float, float] | None:
-    """Microns per pixel (y, x) of level 0; None unless both axes have a unit of length."""
+def _pixel_size(image: Mapping[str, Any], names: list[str]) -> PixelSize | None:
+    """Size of a pixel of level 0; None unless both axes have the same unit."""
     scale = np.ones(len(names))
-    steps = [
-        *image["datasets"][0].get("coordinateTransformations", ()),
-        *image.get("coordinateTransformations", ()),
-    ]
+    steps = [*image["datasets"][0].get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
     for step in steps:
         if step.get("type") == "scale":
             scale *= np.asarray(step["scale"], dtype=np.float64)
-    sizes = []
-    for name in "yx":
-        place = names.index(name)
-        unit = _MICRONS.get(str(named[place].get("unit", "")))
-        if unit is None:
-            return None
-        sizes.append(float(scale[place]) * unit)
-    return sizes[0], sizes[1]
+    y, x = names.index("y"), names.index("x")
+    units = [axis.get("unit") if isinstance(axis, dict) else None for axis in image.get("axes", names)]
+    if units[y] is None or units[y] != units[x]:
+        return None
+    return PixelSize(float(scale[y]), float(scale[x]), str(units[y]))

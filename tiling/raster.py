@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import os
+import math
 from pathlib import Path
 from typing import Any
-
-# OpenCV's own limit is half of ours; it is read when the library loads.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**31))
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .disk_cache import CacheEntry
 from .errors import ImageError
+from .geometry import ceil_div
 from .header import RasterHeader, read_header
-from .source import Alpha, Source, channel_notes, check_samples, check_size, choose_range
+from .orientation import upright
+from .samples import Alpha, check_samples, check_size, choose_range
+from .source import Source
+from .stats import ReadStats
+
+CACHED_BYTES = 256 * 2**20
+"""Decoded pixels that take more are kept on disk, not in memory."""
 
 MEMORY_CHUNK = 512
 """Arrays have no chunks; reads are ordered as if they had these."""
+
+_SWAPPED_BYTES = 2**22
 
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -66,8 +73,8 @@ def array_source(array: NDArray[Any], format: str = "array") -> Source:  # noqa:
         axes=axes,
         format=format,
         value_range=value_range,
+        range_notes=notes,
         alpha=alpha,
-        notes=channel_notes(samples, alpha) + notes,
         in_memory=True,
     )
 
@@ -79,50 +86,84 @@ def kind_of(head: bytes) -> str | None:
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
-def open_raster(path: Path, kind: str) -> Source:
+def open_raster_file(path: Path, kind: str, stats: ReadStats) -> Source:
+    """Open a file of format `kind`: from the cache on disk if it was decoded before, else by decoding it whole.
+
+    Pixels that take more than `CACHED_BYTES` when decoded go to the cache, and memory is given back.
+
+    Parameters
+    ----------
+    path : Path
+    kind : str
+        As `kind_of` gives it.
+    stats : ReadStats
+        Told of reads.
+
+    Raises
+    ------
+    ImageError
+        See `open_raster`.
+    OSError
+        If the file cannot be read. A cache that cannot be used is no error, but a note of the source.
+    """
+    entry = CacheEntry.of(path)
+    kept = entry.open(stats)
+    if kept is not None:
+        return kept
+    data = path.read_bytes()
+    stats.fetch(len(data))
+    decoded = open_raster(data, kind, str(path))
+    array = decoded.arrays[0]
+    large = math.prod(array.shape) * array.dtype.itemsize > CACHED_BYTES
+    return entry.keep(decoded, stats) if large else decoded
+
+
+def open_raster(data: bytes, kind: str, label: str) -> Source:
     """Decode a file of format `kind` whole.
+
+    Memory holds the file and, while OpenCV decodes, its samples of 8 or 16 bits twice; of JPEG 2000 some six times.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    kind : str
+        As `kind_of` gives it.
+    label : str
+        Path or address, for messages.
 
     Raises
     ------
     ImageError
         If it is damaged, cut off, too large, or not decodable.
     """
-    data = np.fromfile(path, dtype=np.uint8)
-    header = read_header(data.tobytes(), kind)
+    header = read_header(data, kind)
     if header is None:
-        raise ImageError(f"{path}: its {kind} header is damaged; copy or export it again")
-    check_size(str(path), header.height, header.width, (header.height, header.width))
+        raise ImageError(f"{label}: its {kind} header is damaged; copy or export it again")
+    check_size(label, header.height, header.width, (header.height, header.width))
     if not header.complete:
-        raise ImageError(f"{path}: the {kind} file is cut off or damaged; copy or export it again")
+        raise ImageError(f"{label}: the {kind} file is cut off or damaged; copy or export it again")
     try:
-        stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        stored = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise ImageError(f"{path}: OpenCV cannot decode it ({error.err}); convert it to tiled TIFF") from error
+        raise ImageError(f"{label}: OpenCV cannot decode it ({error.err}); convert it to tiled TIFF") from error
     if stored is None:
-        raise ImageError(f"{path}: the {kind} data is damaged or of an unknown kind; export it again")
+        raise ImageError(f"{label}: the {kind} data is damaged or of an unknown kind; export it again")
     if stored.shape[:2] != (header.height, header.width):
         raise ImageError(
-            f"{path}: the header says {header.height} x {header.width} pixels, but {stored.shape[0]} x "
+            f"{label}: the header says {header.height} x {header.width} pixels, but {stored.shape[0]} x "
             f"{stored.shape[1]} were decoded; export it again"
         )
-    return array_source(_upright(_rgb(stored, header), header.orientation), format=kind)
+    return array_source(upright(_rgb(stored, header), header.orientation), format=kind)
 
 
 def _rgb(stored: NDArray[Any], header: RasterHeader) -> NDArray[Any]:
-    """Put OpenCV's blue, green, red in order; keep one of three equal channels."""
+    """Put OpenCV's blue, green, red in order, in place; keep one of three equal channels."""
     if stored.ndim == 2 or stored.shape[2] == 1:
         return stored
-    if stored.shape[2] == 4:
-        return stored[..., [2, 3]] if header.grey else stored[..., [2, 1, 0, 3]]
-    return stored[..., 0] if header.grey else stored[..., ::-1]
-
-
-def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn and mirror as EXIF says."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    if header.grey:
+        return np.ascontiguousarray(stored[..., [2, 3]] if stored.shape[2] == 4 else stored[..., 0])
+    swap = cv2.COLOR_BGRA2RGBA if stored.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    for strip in np.array_split(stored, ceil_div(stored.nbytes, _SWAPPED_BYTES)):
+        strip[:] = cv2.cvtColor(strip, swap)
+    return stored

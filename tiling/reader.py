@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,17 @@ from .errors import ImageError
 from .geometry import Box
 from .image import Image
 from .scaling import virtual_chunk
+
+MOST_WORKERS = 8
+
+_SPREAD = (
+    (16, 0x0000FFFF0000FFFF),
+    (8, 0x00FF00FF00FF00FF),
+    (4, 0x0F0F0F0F0F0F0F0F),
+    (2, 0x3333333333333333),
+    (1, 0x5555555555555555),
+)
+"""Shifts and masks that put a zero between any two of 32 bits."""
 
 LEAST_SALVAGED = 64
 """Side in pixels of the parts in which a damaged box is read; smaller ones are given up."""
@@ -42,17 +54,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch whose windows are being read; each future gives the reason of a failure, or None."""
+    """A batch whose windows are being read; each future gives, window by window, the reason of a failure or None."""
 
     index: NDArray[np.intp]
     pixels: NDArray[np.uint8]
-    reads: list[Future[str | None]]
+    reads: list[Future[list[str | None]]]
 
 
 class WindowReader:
     """Read equally large windows of an image in batches; a context manager.
 
-    Windows come in the order of the chunks that hold their corners, so that each chunk is decoded once.
+    Windows come in the order of the chunks that hold their corners, along a Z-order curve: neighbours follow each
+    other, so that each chunk is decoded once while the cache holds the few around it, however wide the image is.
     Threads read ahead by a bounded number of batches; they end when the batches are used up, their iterator
     is closed, or the context is left, whatever the reason.
 
@@ -62,8 +75,9 @@ class WindowReader:
         Stays open when the reader closes.
     downsample : int
         Full-resolution pixels per pixel of the plane in which boxes lie.
-    workers : int
-        Threads that decode.
+    workers : int, optional
+        Threads that decode; by default as many as there are cores, at most 8, and 8 where waiting for a network
+        takes the time.
     prefetch : int
         Batches read ahead of the consumer, the one it waits for included.
 
@@ -78,7 +92,10 @@ class WindowReader:
         If a number is below 1.
     """
 
-    def __init__(self, image: Image, *, downsample: int = 1, workers: int = 2, prefetch: int = 4) -> None:
+    def __init__(self, image: Image, *, downsample: int = 1, workers: int | None = None, prefetch: int = 4) -> None:
+        if workers is None:
+            near = image.path is not None or image.location is None
+            workers = min(MOST_WORKERS, os.cpu_count() or 1) if near else MOST_WORKERS
         if min(downsample, workers, prefetch) < 1:
             raise ValueError(
                 f"expected downsample, workers and prefetch of at least 1, got {downsample}, {workers} and {prefetch}"
@@ -100,7 +117,7 @@ class WindowReader:
             self._running.pop().close()
 
     def batches(self, boxes: Sequence[Box], batch_size: int) -> Iterator[Batch]:
-        """Read boxes of one shape, sorted by the chunk that holds their corner (row, column), then position.
+        """Read boxes of one shape, in Z-order of the chunk that holds their corner, then by position.
 
         Parameters
         ----------
@@ -145,14 +162,19 @@ class WindowReader:
 
     def _order(self, boxes: Sequence[Box]) -> NDArray[np.intp]:
         corners = np.array([(box.y0, box.x0) for box in boxes], dtype=np.int64).reshape(-1, 2)
-        chunks = np.floor(corners / virtual_chunk(self._image.levels, self._downsample))
-        return np.lexsort((corners[:, 1], corners[:, 0], chunks[:, 1], chunks[:, 0]))
+        chunks = np.floor(corners / virtual_chunk(self._image.levels, self._downsample)).astype(np.int64)
+        return np.lexsort((corners[:, 1], corners[:, 0], _z_order(chunks)))
 
     def _submit(self, pool: ThreadPoolExecutor, boxes: Sequence[Box], index: NDArray[np.intp]) -> _Pending:
         first = boxes[index[0]]
         pixels = np.zeros((len(index), first.height, first.width, self._image.channels), dtype=np.uint8)
-        reads = [pool.submit(self._read, boxes[i], pixels[n]) for n, i in enumerate(index)]
+        # Small windows are read several by one task: handing tasks out costs more than reading them.
+        runs = np.array_split(np.arange(len(index)), min(len(index), 2 * self._workers))
+        reads = [pool.submit(self._read_run, [boxes[index[n]] for n in run], pixels[run[0] :]) for run in runs]
         return _Pending(index, pixels, reads)
+
+    def _read_run(self, boxes: Sequence[Box], into: NDArray[np.uint8]) -> list[str | None]:
+        return [self._read(box, pixels) for box, pixels in zip(boxes, into, strict=False)]
 
     def _read(self, box: Box, into: NDArray[np.uint8]) -> str | None:
         try:
@@ -165,12 +187,24 @@ class WindowReader:
         return None
 
     def _finish(self, pending: _Pending) -> Batch:
-        reasons = [read.result() for read in pending.reads]
+        reasons = [reason for read in pending.reads for reason in read.result()]
         for reason in reasons:
             if reason is not None and reason not in self.failures:
                 self.failures.append(reason)
         failed = np.array([reason is not None for reason in reasons], dtype=np.bool_)
         return Batch(pending.index, pending.pixels, failed)
+
+
+def _z_order(positions: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Places (n,) of grid positions (n, 2) on a Z-order curve (Morton, 1966)."""
+    if not len(positions):
+        return np.zeros(0, dtype=np.uint64)
+    # Windows may begin outside the image.
+    spread = (positions - positions.min(axis=0)).astype(np.uint64)
+    for shift, mask in _SPREAD:
+        spread = (spread | (spread << np.uint64(shift))) & np.uint64(mask)
+    woven: NDArray[np.uint64] = (spread[:, 0] << np.uint64(1)) | spread[:, 1]
+    return woven
 
 
 def salvage(read: Callable[[Box], NDArray[np.uint8]], box: Box, *, fill: int = 0) -> NDArray[np.uint8]:

@@ -1,31 +1,24 @@
-"""TIFF, BigTIFF, Aperio SVS, OME-TIFF and GeoTIFF."""
+"""TIFF in all its dialects: BigTIFF, Aperio SVS, NDPI, SCN, QPTIFF, OME-TIFF, GeoTIFF and COG."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tifffile
 import zarr
-from numpy.typing import NDArray
 
 from .errors import ImageError
 from .geometry import ceil_div
-from .source import (
-    Alpha,
-    PixelArray,
-    Source,
-    channel_notes,
-    check_samples,
-    check_size,
-    choose_range,
-    sample_range,
-)
-from .tiff_page import PageArray
+from .orientation import UprightArray
+from .samples import PixelArray, check_samples, check_size
+from .source import Source
+from .storage import ByteFile, FileStream
+from .tiff_page import PageArray, StackArray, page_chunk
+from .tiff_tags import colours_of, geo_reference_of, nodata_of, pixel_size_of, value_range_of
 
 GROUP_PIXELS = 2**14
 """Strips and tiles smaller than this are decoded in groups."""
@@ -33,13 +26,9 @@ GROUP_ROWS = 64
 GROUP_LIMIT = 2**22
 """Strips of wide images are grouped to so many rows, if that is no more than so many pixels."""
 
-_APERIO_YCBCR = 33003
-# tifffile returns these as RGB whatever the photometric tag says.
-_RGB_CODECS = {6, 7, 22610, 33007, 34892, 34934, 50001, 50002, 52546}
 _EXTRA_NAMES = re.compile("label|macro|thumbnail|overview", re.IGNORECASE)
-_MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_PRINTER_DPI = {72, 96, 100, 150, 200, 300, 600, 1200}
-"""Dots per inch that programs write when they know nothing of the specimen."""
+_DIALECTS = ("svs", "ndpi", "scn", "qpi", "ome")
+_FORMATS = {"qpi": "qptiff", "ome": "ome-tiff"}
 
 
 def is_tiff(head: bytes) -> bool:
@@ -47,8 +36,15 @@ def is_tiff(head: bytes) -> bool:
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_tiff(path: Path) -> Source:
+def open_tiff(file: ByteFile, label: str) -> Source:
     """Open the largest image of a TIFF with all its levels.
+
+    Parameters
+    ----------
+    file : ByteFile
+        Is closed with the source, or when opening fails.
+    label : str
+        Path or address, for messages.
 
     Raises
     ------
@@ -56,53 +52,68 @@ def open_tiff(path: Path) -> Source:
         If the file is damaged, cut off, or holds what is no picture.
     """
     try:
-        file = tifffile.TiffFile(path)
-    except Exception as error:
-        raise ImageError(f"{path}: the TIFF header is damaged ({error}); copy or export it again") from error
-    try:
-        return _open(file, path)
-    except ImageError:
+        return _open(tifffile.TiffFile(FileStream(file, label)), file, label)
+    except BaseException as error:
         file.close()
-        raise
-    except Exception as error:
-        file.close()
+        if isinstance(error, ImageError | OSError) or not isinstance(error, Exception):
+            raise
         raise ImageError(
-            f"{path}: the TIFF directory is damaged or of an unknown kind ({type(error).__name__}: {error}); "
+            f"{label}: the TIFF directory is damaged or of an unknown kind ({type(error).__name__}: {error}); "
             "copy or export it again"
         ) from error
 
 
-def _open(file: Any, path: Path) -> Source:
-    if not len(file.pages) or not file.series:
-        raise ImageError(f"{path}: the TIFF has no image in it; copy or export it again")
-    base = max(file.series, key=_area)
+def _open(tiff: Any, file: ByteFile, label: str) -> Source:
+    if not len(tiff.pages) or not tiff.series:
+        raise ImageError(f"{label}: the TIFF has no image in it; copy or export it again")
+    base = max(tiff.series, key=_area)
     page = base.keyframe
-    check_samples(str(path), np.dtype(base.dtype))
-    levels, notes = _levels(file, base)
+    check_samples(label, np.dtype(base.dtype))
+    levels, notes = _levels(tiff, base)
     for level in levels:
-        _check(path, level)
-    arrays, chunks = zip(*(_array(level) for level in levels), strict=True)
-    axes, first_notes = _axes(base)
-    colours = _colours(path, page, base.shape[axes.index("c")] if "c" in axes else 1)
-    group = chunks[-1]
-    value_range, range_notes = _value_range(arrays, axes, group, page)
+        _check(label, level, file.size)
+    arrays, chunks = zip(*(_array(level, file) for level in levels), strict=True)
+    axes, plane_notes = _axes(base)
+    colours = colours_of(label, page, base.shape[axes.index("c")] if "c" in axes else 1)
+    value_range, range_notes = value_range_of(arrays, axes, chunks[-1], page)
     if colours.palette is not None:
         value_range, range_notes = (0.0, 255.0), ()
-    mpp, mpp_notes = _mpp(file, page)
-    if page.photometric == 0 and colours.palette is None:
+    elif page.photometric == 0:
         value_range, range_notes = value_range[::-1], (*range_notes, "low values are white, as the file says")
-    return Source(
+    pixel_size, size_notes = pixel_size_of(tiff, page)
+    source = Source(
         arrays=arrays,
         chunks=tuple(_grouped(chunk, level) for chunk, level in zip(chunks, levels, strict=True)),
         axes=axes,
-        format="svs" if file.is_svs else "ome-tiff" if file.is_ome else "tiff",
+        format=next((_FORMATS.get(name, name) for name in _DIALECTS if getattr(tiff, f"is_{name}")), "tiff"),
         value_range=value_range,
+        range_notes=range_notes,
         alpha=colours.alpha,
         palette=colours.palette,
         ycbcr=colours.ycbcr,
-        mpp=mpp,
-        notes=notes + first_notes + colours.notes + range_notes + mpp_notes,
+        nodata=nodata_of(page),
+        pixel_size=pixel_size,
+        geo=geo_reference_of(page),
+        notes=notes + plane_notes + colours.notes + size_notes,
         close=file.close,
+    )
+    return _upright(source, int(page.tags.valueof(274, default=1)))
+
+
+def _upright(source: Source, orientation: int) -> Source:
+    if not 2 <= orientation <= 8:
+        return source
+    y, x = source.axes.index("y"), source.axes.index("x")
+    turned = orientation >= 5
+    size = source.pixel_size
+    if turned and size is not None:
+        size = dataclasses.replace(size, y=size.x, x=size.y)
+    return dataclasses.replace(
+        source,
+        arrays=tuple(UprightArray(array, orientation, y, x) for array in source.arrays),
+        chunks=tuple(chunk[::-1] if turned else chunk for chunk in source.chunks),
+        pixel_size=size,
+        notes=(*source.notes, f"turned upright from orientation {orientation}"),
     )
 
 
@@ -150,38 +161,37 @@ def _is_reduction(base: Any, other: Any) -> bool:
     )
 
 
-def _check(path: Path, level: Any) -> None:
+def _check(label: str, level: Any, size: int) -> None:
     """Refuse absurd sizes and files that end before their pixels do."""
-    page, what = level.keyframe, str(path)
+    page = level.keyframe
     height, width = _size(level)
-    check_size(what, height, width, _page_chunk(page))
+    check_size(label, height, width, page_chunk(page))
     segments = math.prod(page.chunked)
     if len(page.dataoffsets) < segments:
         raise ImageError(
-            f"{path}: the header promises {height} x {width} pixels in {segments} segments but lists "
+            f"{label}: the header promises {height} x {width} pixels in {segments} segments but lists "
             f"{len(page.dataoffsets)}; the header is damaged, copy or export the file again"
         )
-    size = page.parent.filehandle.size
     end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
     if end > size:
         raise ImageError(
-            f"{path}: the file is cut off, it ends at byte {size} but its pixels at {end}; copy or export it again"
+            f"{label}: the file is cut off, it ends at byte {size} but its pixels at {end}; copy or export it again"
         )
 
 
-def _page_chunk(page: Any) -> tuple[int, int]:
-    if page.is_tiled:
-        return page.tilelength, page.tilewidth
-    return min(page.rowsperstrip, page.imagelength), page.imagewidth
-
-
-def _array(level: Any) -> tuple[PixelArray, tuple[int, int]]:
+def _array(level: Any, file: ByteFile) -> tuple[PixelArray, tuple[int, int]]:
     """Pixels of a level and the size of a stored chunk."""
     page = level.keyframe
-    alone = len(level.pages) == 1 and level.transform is None and tuple(level.shape) == tuple(page.shape)
-    if alone and page.axes in ("YX", "YXS", "SYX"):
-        view = PageArray(page)
-        return view, view.chunk
+    leading = tuple(level.shape)[: -len(page.shape)]
+    # Series of other kinds (mosaics, one block of pixels under many headers) are left to tifffile.
+    plain = level.transform is None and level.dataoffset is None and tuple(level.shape) == leading + tuple(page.shape)
+    if plain and page.axes in ("YX", "YXS", "SYX") and len(level.pages) == math.prod(leading):
+        if not leading:
+            one = PageArray(page, file)
+            return one, one.chunk
+        if all(page is not None for page in level.pages):
+            stack = StackArray(level, leading, file)
+            return stack, stack.chunk
     # With more than one worker the store decodes outside zarr's event loop.
     array = zarr.open_array(store=level.aszarr(level=0, maxworkers=2), mode="r")
     return array, (array.chunks[level.axes.index("Y")], array.chunks[level.axes.index("X")])
@@ -212,95 +222,3 @@ def _axes(series: Any) -> tuple[str, tuple[str, ...]]:
         if axis not in letters and size > 1
     )
     return axes, notes
-
-
-@dataclass(frozen=True)
-class _Colours:
-    alpha: Alpha = "none"
-    palette: NDArray[np.uint8] | None = None
-    ycbcr: bool = False
-    notes: tuple[str, ...] = ()
-
-
-def _colours(path: Path, page: Any, samples: int) -> _Colours:
-    """Find what the samples of a pixel mean."""
-    photometric = int(page.photometric)
-    if photometric == 3 and page.colormap is not None:
-        colours = np.asarray(page.colormap).T
-        scale = 257 if colours.max() > 255 else 1
-        return _Colours(palette=(colours // scale).astype(np.uint8), notes=("palette applied",))
-    if photometric in (5, 8, 9, 10):
-        raise ImageError(
-            f"{path}: expected grey, RGB, palette or YCbCr pixels, got {page.photometric.name}; convert it to RGB"
-        )
-    last = int(page.extrasamples[-1]) if page.extrasamples else 0
-    alpha: Alpha = "none"
-    if last in (1, 2) and samples in (2, 4) and samples == page.samplesperpixel:
-        alpha = "premultiplied" if last == 1 else "straight"
-    # Aperio's first JPEG 2000 kind holds YCbCr even where the photometric tag says RGB.
-    codec = int(page.compression)
-    ycbcr = samples == 3 and (codec == _APERIO_YCBCR or (photometric == 6 and codec not in _RGB_CODECS))
-    orientation = page.tags.valueof(274, default=1)
-    turned = (f"orientation tag {orientation} not applied",) if orientation not in (0, 1) else ()
-    return _Colours(alpha, None, ycbcr, channel_notes(samples, alpha) + turned)
-
-
-def _value_range(
-    arrays: tuple[PixelArray, ...], axes: str, chunk: tuple[int, int], page: Any
-) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """As `choose_range`, unless the file says how many bits or which values are used."""
-    dtype = arrays[0].dtype
-    bits = page.bitspersample
-    if isinstance(bits, int) and dtype.kind == "u" and bits < 8 * dtype.itemsize:
-        return (0.0, 2.0**bits - 1), (f"range 0..{2**bits - 1} scaled to 0..255",)
-    if dtype.kind == "u" and dtype.itemsize > 1:
-        high = np.max(page.tags.valueof(281, default=0))
-        low = np.min(page.tags.valueof(280, default=0))
-        if 0 <= low < high < sample_range(dtype)[1]:
-            return (float(low), float(high)), (f"range {low}..{high} scaled to 0..255, as the file says",)
-    tag = page.tags.valueof(42113, default=None)
-    return choose_range(arrays, axes, chunk, page.nodata if tag is not None else None)
-
-
-class _Resolution(NamedTuple):
-    mpp: tuple[float, float] | None
-    notes: tuple[str, ...] = ()
-
-
-def _mpp(file: Any, page: Any) -> _Resolution:
-    """Microns per pixel (y, x) from the vendor's text, OME-XML, or the resolution tags."""
-    found = re.search(r"\bMPP\s*=\s*([0-9.eE+-]+)", page.description or "") if file.is_svs else None
-    if found:
-        return _Resolution((float(found[1]), float(found[1])))
-    if file.is_ome:
-        return _Resolution(_ome_mpp(file.ome_metadata or ""))
-    unit = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof(296, default=1)))
-    x, y = (_ratio(page.tags.valueof(tag, default=None)) for tag in (282, 283))
-    if unit is None or not x or not y:
-        return _Resolution(None)
-    if unit == 25400.0 and x == y and x in _PRINTER_DPI:
-        return _Resolution(None, (f"resolution of {x:g} dots per inch ignored: it is a printer's",))
-    return _Resolution((unit / y, unit / x))
-
-
-def _ratio(value: Any) -> float:
-    """Return a rational tag as a number; 0 when it is missing or broken."""
-    if not isinstance(value, tuple) or len(value) != 2 or not value[1]:
-        return 0.0
-    return float(value[0]) / float(value[1])
-
-
-def _ome_mpp(xml: str) -> tuple[float, float] | None:
-    """Physical pixel size of the first image in OME-XML."""
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
-    if pixels is None:
-        return None
-    sizes = []
-    for axis in "YX":
-        size = re.search(rf'PhysicalSize{axis}="([^"]+)"', pixels[0])
-        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', pixels[0])
-        factor = _MICRONS.get(unit[1]) if unit else 1.0
-        if size is None or factor is None:
-            return None
-        sizes.append(float(size[1]) * factor)
-    return sizes[0], sizes[1]

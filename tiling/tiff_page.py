@@ -1,17 +1,20 @@
-"""Slices of one TIFF page, decoded segment by segment.
+"""Slices of TIFF pages, decoded segment by segment.
 
-The general way into a TIFF is tifffile's Zarr store; for a page of its own, which whole-slide images and
-scenes are, decoding its segments directly costs several times less per tile.
+The general way into a TIFF is tifffile's Zarr store. Most images are pages of their own, or stacks of them, and
+there reading the bytes of a segment at its offset and decoding them costs several times less per tile.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Box, ceil_div
+from .storage import ByteFile
 
 
 class PageArray:
@@ -19,29 +22,30 @@ class PageArray:
 
     Parameters
     ----------
-    page : tifffile.TiffPage
+    page : tifffile.TiffPage or TiffFrame
         With axes "YX", "YXS" or "SYX".
+    file : ByteFile
+        Holds the page.
     """
 
-    def __init__(self, page: Any) -> None:
-        self.shape: tuple[int, ...] = tuple(page.shape)
-        self.dtype: np.dtype[Any] = np.dtype(page.dtype)
-        self._page = page
-        self._file = page.parent.filehandle
-        self._file.set_lock(True)
-        self._height, self._width = page.imagelength, page.imagewidth
-        tiled = page.is_tiled
-        self.chunk: tuple[int, int] = (
-            (page.tilelength, page.tilewidth) if tiled else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
-        )
+    def __init__(self, page: Any, file: ByteFile) -> None:
+        key = page.keyframe
+        self.shape: tuple[int, ...] = tuple(key.shape)
+        self.dtype: np.dtype[Any] = np.dtype(key.dtype)
+        self._file = file
+        self._offsets, self._counts = page.dataoffsets, page.databytecounts
+        self._height, self._width = key.imagelength, key.imagewidth
+        self.chunk: tuple[int, int] = page_chunk(key)
         self._rows = ceil_div(self._height, self.chunk[0])
         self._columns = ceil_div(self._width, self.chunk[1])
-        self._planar = page.axes == "SYX"
-        self._samples = page.samplesperpixel
-        self._decode = page.decode
+        self._planar = key.axes == "SYX"
+        self._samples = key.samplesperpixel
+        self._nodata = key.nodata
+        self._decode = key.decode
+        self._tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
 
     def __getitem__(self, key: tuple[Any, ...], /) -> NDArray[Any]:
-        """Decode the part under slices, one for each axis of the page."""
+        """Decode the part under slices, one for each axis of the page; of one segment, a view."""
         if len(self.shape) == 2:
             rows, columns, samples = (*key, slice(0, 1))
         elif self._planar:
@@ -50,44 +54,96 @@ class PageArray:
             rows, columns, samples = key
         wanted = range(*samples.indices(self._samples))
         box = Box(*(part[i] for i in (0, 1) for part in (_ends(rows, self._height), _ends(columns, self._width))))
-        out = np.empty((box.height, box.width, len(wanted)), dtype=self.dtype)
         if self._planar:
-            for index, sample in enumerate(wanted):
-                self._fill(out[..., index : index + 1], box, sample, slice(0, 1))
-            return np.moveaxis(out, -1, 0)
-        self._fill(out, box, 0, slice(wanted.start, wanted.stop))
-        return out[..., 0] if len(self.shape) == 2 else out
+            return np.stack([self._plane(box, sample, slice(0, 1))[..., 0] for sample in wanted])
+        pixels = self._plane(box, 0, slice(wanted.start, wanted.stop))
+        return pixels[..., 0] if len(self.shape) == 2 else pixels
 
-    def _fill(self, out: NDArray[Any], box: Box, plane: int, samples: slice) -> None:
+    def _plane(self, box: Box, plane: int, samples: slice) -> NDArray[Any]:
         step_y, step_x = self.chunk
-        for row in range(box.y0 // step_y, ceil_div(box.y1, step_y)):
-            for column in range(box.x0 // step_x, ceil_div(box.x1, step_x)):
-                y, x = row * step_y, column * step_x
-                part = Box(y, x, y + step_y, x + step_x).intersect(box)
-                assert part is not None
-                segment = self._segment((plane * self._rows + row) * self._columns + column)
-                into = out[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0]
-                if segment is None:
-                    into[:] = self._page.nodata
-                    continue
-                into[:] = segment[part.y0 - y : part.y1 - y, part.x0 - x : part.x1 - x, samples]
+        rows = range(box.y0 // step_y, ceil_div(box.y1, step_y))
+        columns = range(box.x0 // step_x, ceil_div(box.x1, step_x))
+        if len(rows) == len(columns) == 1:
+            return self._part(box, plane, rows[0], columns[0])[..., samples]
+        out = np.empty((box.height, box.width, samples.stop - samples.start), dtype=self.dtype)
+        for row, column in itertools.product(rows, columns):
+            y, x = row * step_y, column * step_x
+            inside = Box(y, x, y + step_y, x + step_x).intersect(box)
+            assert inside is not None
+            into = inside.shift(-box.y0, -box.x0)
+            out[into.y0 : into.y1, into.x0 : into.x1] = self._part(inside, plane, row, column)[..., samples]
+        return out
+
+    def _part(self, box: Box, plane: int, row: int, column: int) -> NDArray[Any]:
+        """Part of a segment, all samples; the file's no-data value where it is sparse."""
+        index = (plane * self._rows + row) * self._columns + column
+        segment = self._segment(index)
+        if segment is None:
+            samples = 1 if self._planar else self._samples
+            return np.full((box.height, box.width, samples), self._nodata, dtype=self.dtype)
+        y, x = row * self.chunk[0], column * self.chunk[1]
+        if segment.shape[0] < box.y1 - y or segment.shape[1] < box.x1 - x:
+            raise ValueError(f"segment {index} holds {segment.shape[0]} x {segment.shape[1]} pixels, fewer than stated")
+        return segment[box.y0 - y : box.y1 - y, box.x0 - x : box.x1 - x]
 
     def _segment(self, index: int) -> NDArray[Any] | None:
         """One decoded strip or tile (h, w, samples); None where the file is sparse."""
-        page = self._page
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
+        count = self._counts[index]
         if not count:
             return None
-        with self._file.lock:
-            self._file.seek(offset)
-            data = self._file.read(count)
+        data = self._file.read_at(self._offsets[index], count)
         if len(data) < count:
             raise EOFError(f"the file ends after {len(data)} of {count} bytes of segment {index}")
-        decoded, _, shape = self._decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+        decoded, _, shape = self._decode(data, index, **self._tables)
         if decoded is None:
             return None
         segment: NDArray[Any] = np.asarray(decoded).reshape(shape)[0]
         return segment
+
+
+class StackArray:
+    """Equal pages that make up one level, such as channels stored apart; each is opened when it is first read.
+
+    Parameters
+    ----------
+    series : tifffile.TiffPageSeries
+        Its shape is that of `leading` followed by the page's.
+    leading : tuple of int
+        Axes that count pages.
+    file : ByteFile
+        Holds the pages.
+    """
+
+    def __init__(self, series: Any, leading: tuple[int, ...], file: ByteFile) -> None:
+        self.shape: tuple[int, ...] = tuple(series.shape)
+        self.dtype: np.dtype[Any] = np.dtype(series.dtype)
+        self.chunk = page_chunk(series.keyframe)
+        self._series, self._leading, self._file = series, leading, file
+        self._pages: dict[int, PageArray] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, key: tuple[Any, ...], /) -> NDArray[Any]:
+        """Decode the part under indices or slices of the leading axes and slices of the page's."""
+        lead, inner = key[: len(self._leading)], key[len(self._leading) :]
+        choices = [[k] if isinstance(k, int) else range(n)[k] for k, n in zip(lead, self._leading, strict=True)]
+        pages = [
+            self._page(int(np.ravel_multi_index(place, self._leading)))[inner] for place in itertools.product(*choices)
+        ]
+        shape = [len(choice) for k, choice in zip(lead, choices, strict=True) if not isinstance(k, int)]
+        return np.stack(pages).reshape(*shape, *pages[0].shape) if shape else pages[0]
+
+    def _page(self, index: int) -> PageArray:
+        with self._lock:
+            if index not in self._pages:
+                self._pages[index] = PageArray(self._series.pages[index], self._file)
+            return self._pages[index]
+
+
+def page_chunk(page: Any) -> tuple[int, int]:
+    """Height and width of the segments of a page."""
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
 
 
 def _ends(part: slice, length: int) -> tuple[int, int]:

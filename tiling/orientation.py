@@ -1,0 +1,54 @@
+"""Images stored turned or mirrored, as the orientation of EXIF and TIFF says (1 to 8; 1 is upright)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .samples import PixelArray
+
+
+def upright(pixels: NDArray[Any], orientation: int, y: int = 0, x: int = 1) -> NDArray[Any]:
+    """Turn and mirror stored pixels, whose rows and columns are axes `y` and `x`; a view."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(y, x)
+    if orientation in (2, 3, 6, 7):
+        pixels = np.flip(pixels, x)
+    return np.flip(pixels, y) if orientation in (3, 4, 7, 8) else pixels
+
+
+class UprightArray:
+    """A stored level seen upright, read lazily.
+
+    Parameters
+    ----------
+    stored : PixelArray
+    orientation : int
+        2 to 8.
+    y, x : int
+        Axes of rows and columns.
+    """
+
+    def __init__(self, stored: PixelArray, orientation: int, y: int, x: int) -> None:
+        shape = list(stored.shape)
+        if orientation >= 5:
+            shape[y], shape[x] = shape[x], shape[y]
+        self.shape, self.dtype = tuple(shape), stored.dtype
+        self._stored, self._orientation, self._y, self._x = stored, orientation, y, x
+
+    def __getitem__(self, key: tuple[Any, ...], /) -> NDArray[Any]:
+        """Read the part under slices of `y` and `x` and anything of other axes."""
+        rows, columns = (range(self.shape[axis])[key[axis]] for axis in (self._y, self._x))
+        if self._orientation in (3, 4, 7, 8):
+            rows = range(self.shape[self._y] - rows.stop, self.shape[self._y] - rows.start)
+        if self._orientation in (2, 3, 6, 7):
+            columns = range(self.shape[self._x] - columns.stop, self.shape[self._x] - columns.start)
+        if self._orientation >= 5:
+            rows, columns = columns, rows
+        place = list(key)
+        place[self._y], place[self._x] = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+        # An index takes its axis away.
+        y, x = (axis - sum(isinstance(k, int) for k in key[:axis]) for axis in (self._y, self._x))
+        return upright(np.asarray(self._stored[tuple(place)]), self._orientation, y, x)
