@@ -70,6 +70,8 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("-m", "--model", default="generic", help="a .c2f file or an embedded model (default: generic)")
     parser.add_argument("--budget", type=float, help="most to spend, as a share of the exhaustive pass; 1 is that pass")
+    parser.add_argument("--cells", type=int, help="most cells to refine")
+    parser.add_argument("--seconds", type=float, help="time after which no further window is refined")
     parser.add_argument("--threshold", type=float, help="probability from which a find is reported")
     _add_common(parser)
     parser.set_defaults(run=_analyze)
@@ -122,6 +124,8 @@ def _analyze(parsed: argparse.Namespace) -> None:
         open_image(parsed.image, mpp=parsed.mpp, channels=parsed.channels),
         parsed.model,
         budget=parsed.budget,
+        cells=parsed.cells,
+        seconds=parsed.seconds,
         threshold=parsed.threshold,
         seed=parsed.seed,
         device=parsed.device,

@@ -13,6 +13,7 @@ from typing import Any
 from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
+from coarse2fine.budget import Budget
 from coarse2fine.conclude import conclude
 from coarse2fine.explore import explore, read_oddities
 from coarse2fine.model import Model, load_model
@@ -20,7 +21,7 @@ from coarse2fine.models.heads import read_detections
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.refine import Read, refine
-from coarse2fine.scan import Scan, Tick, look
+from coarse2fine.scan import Scan, Tick, look, scan_macs
 from coarse2fine.select import Plan, choose, dense_plan
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
@@ -33,6 +34,8 @@ def analyze(
     model: str | os.PathLike[str] | Model = "generic",
     *,
     budget: float | None = None,
+    cells: int | None = None,
+    seconds: float | None = None,
     threshold: float | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -51,6 +54,10 @@ def analyze(
         Most that may be spent, as a share of the exhaustive pass's multiply-adds; all of it is spent, on the best
         windows first. 1.0 or more is the exhaustive pass itself. By default a fitted model refines what its
         calibrated threshold chooses, and the generic one spends 0.2, or more on a small image, whose sample costs more.
+    cells : int, optional
+        Most cells that may be refined, the best first.
+    seconds : float, optional
+        Time after which no further window is refined; the scan is not cut short.
     threshold : float, optional
         Probability from which a find is reported; by default the model's own.
     seed : int
@@ -78,17 +85,20 @@ def analyze(
     known = load_model(model)
     runtime = Runtime.choose(device, precision)
     limit = known.threshold if threshold is None else threshold
-    _check(budget, limit)
+    if not 0 < limit < 1:
+        raise ValueError(f"threshold must be a probability between 0 and 1, got {limit}")
+    limits = Budget(budget, cells, seconds)
     opened = open_image(image)
     clock, before = _Clock(), opened.stats.snapshot()
+    deadline = None if seconds is None else time.perf_counter() + seconds
     shape = known.cell_shape((opened.height, opened.width))
     with Progress(progress) as bars, _closed_on_failure(opened, mine=opened is not image):
         with clock("scan"):
-            scan, read = _look(opened, known, runtime, budget, limit, seed, bars.task("scan"))
+            scan, read = _look(opened, known, runtime, limits, limit, seed, bars.task("scan"))
         with clock("choose"):
-            plan = _plan(known, scan, shape, budget)
+            plan = _plan(known, scan, shape, limits)
         with clock("refine"):
-            fine = refine(opened, plan, known, read, runtime, bars.task("refine"))
+            fine = refine(opened, plan, known, read, runtime, bars.task("refine"), deadline=deadline)
     with clock("conclude"):
         regions = conclude(fine.candidates, known, scan, opened, limit)
     refined = plan.take(fine.done).covered()
@@ -114,51 +124,52 @@ def analyze(
         cost=cost,
         complete=len(fine.done) == len(plan) and not scan.failures,
         failures=tuple(dict.fromkeys(scan.failures + fine.failures)),
-        provenance=_provenance(known, runtime, budget, limit, seed),
+        provenance=_provenance(known, runtime, {**limits.parameters(), "threshold": limit, "seed": seed}),
     )
 
 
-def _check(budget: float | None, threshold: float) -> None:
-    if budget is not None and not budget > 0:
-        raise ValueError(f"budget must be a positive share of the exhaustive pass's cost, such as 0.1; got {budget}")
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
-
-
 def _look(
-    image: Image, model: Model, runtime: Runtime, budget: float | None, limit: float, seed: int, tick: Tick
+    image: Image, model: Model, runtime: Runtime, limits: Budget, threshold: float, seed: int, tick: Tick
 ) -> tuple[Scan, Read]:
     """The scan, and how the refine net's output is to be read."""
+    shape = model.cell_shape(image.shape[:2])
     if model.task == "explore":
-        most = None if budget is None else int(budget * model.exhaustive_macs(model.cell_shape(image.shape[:2])))
+        most = None if limits.share is None else int(limits.share * model.exhaustive_macs(shape))
         scan, odd = explore(image, model, runtime, seed, tick, most)
-        return scan, partial(read_oddities, odd=odd, floor=limit)
-    read = partial(read_detections, floor=limit)
-    if budget is not None and budget >= 1:
+        return scan, partial(read_oddities, odd=odd, floor=threshold)
+    read = partial(read_detections, floor=threshold)
+    if limits.exhaustive:
         # Every cell is refined anyway: a scan would only cost.
         return Scan.none(), read
+    _check_pays(limits, scan_macs(model, shape), model, shape)
     return look(image, model, runtime, tick), read
 
 
-def _plan(model: Model, scan: Scan, cell_shape: tuple[int, int], budget: float | None) -> Plan:
-    if budget is not None and budget >= 1:
+def _check_pays(limits: Budget, macs: int, model: Model, cell_shape: tuple[int, int]) -> None:
+    share = macs / model.exhaustive_macs(cell_shape)
+    if limits.share is not None and limits.share < share:
+        raise ValueError(
+            f"a budget of {limits.share:g} does not pay for the scan, which alone costs {share:.3f} of the exhaustive "
+            "pass; allow more, or give no budget"
+        )
+
+
+def _plan(model: Model, scan: Scan, cell_shape: tuple[int, int], limits: Budget) -> Plan:
+    if limits.exhaustive:
         return dense_plan(cell_shape)
-    if budget is None and model.task == "detect":
-        return choose(scan.interest, model.window, window_macs=model.window_macs, tau=model.tau)
+    chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
+    if limits.share is None and model.task == "detect":
+        return chosen(tau=model.tau if limits.cells is None else 0.0)
     exhaustive = model.exhaustive_macs(cell_shape)
-    left = int((budget or EXPLORE_BUDGET) * exhaustive) - scan.macs
-    if budget is None:
+    left = int((limits.share or EXPLORE_BUDGET) * exhaustive) - scan.macs
+    if limits.share is None:
         # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
         left = max(left, int(EXPLORE_BUDGET / 2 * exhaustive))
-    elif left < 0:
-        raise ValueError(
-            f"a budget of {budget:g} does not pay for the scan, which alone costs {scan.macs / exhaustive:.3f} of the "
-            "exhaustive pass; allow more, or give no budget"
-        )
-    return choose(scan.interest, model.window, window_macs=model.window_macs, budget_macs=left)
+    _check_pays(limits, scan.macs, model, cell_shape)
+    return chosen(budget_macs=left)
 
 
-def _provenance(model: Model, runtime: Runtime, budget: float | None, threshold: float, seed: int) -> dict[str, Any]:
+def _provenance(model: Model, runtime: Runtime, parameters: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": {
             "name": model.name,
@@ -166,7 +177,7 @@ def _provenance(model: Model, runtime: Runtime, budget: float | None, threshold:
             "geometry": asdict(model.geometry),
             **model.provenance,
         },
-        "parameters": {"budget": budget, "threshold": threshold, "seed": seed, "runtime": runtime.name},
+        "parameters": {**parameters, "runtime": runtime.name},
         "coarse2fine": __version__,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader
 
 ROUND_WINDOWS = 4096
+HURRIED_WINDOWS = 256
+"""Windows of the first round where time may end the work: what is read in the order of chunks is not best first."""
 _BATCH_PIXELS = 600_000
 
 # From the refine net's output and the fine-grid corner of each window to what was found.
@@ -51,7 +54,16 @@ class Fine:
     interrupted: bool = False
 
 
-def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime, tick: Tick | None = None) -> Fine:
+def refine(
+    image: Image,
+    plan: Plan,
+    model: Model,
+    read: Read,
+    runtime: Runtime,
+    tick: Tick | None = None,
+    *,
+    deadline: float | None = None,
+) -> Fine:
     """Run the refine net on every window of the plan, best first.
 
     Ctrl-C ends it early: what was refined up to then is the best that could be had for its cost, and is returned.
@@ -66,25 +78,26 @@ def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime,
     runtime : Runtime
     tick : callable, optional
         Called with windows done and windows in all.
+    deadline : float, optional
+        Time of `time.perf_counter` at which to end with the batch at hand.
     """
-    net = runtime.place(model.refiner)
     found: list[Candidates] = []
     done: list[NDArray[np.intp]] = []
     macs, count = 0, 0
     interrupted = False
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         try:
-            for rows in _rounds(plan):
-                side = int(plan.sides[rows[0]])
-                for candidates, index, tried in _windows(
-                    reader, net, model, plan.cell_corners[rows], side, read, runtime
-                ):
-                    found.append(candidates)
-                    done.append(rows[index])
-                    macs += len(index) * model.window_macs(side)
-                    count += tried
-                    if tick:
-                        tick(count, len(plan))
+            for candidates, rows, side, tried in _answers(
+                reader, plan, model, read, runtime, hurried=deadline is not None
+            ):
+                found.append(candidates)
+                done.append(rows)
+                macs += len(rows) * model.window_macs(side)
+                count += tried
+                if tick:
+                    tick(count, len(plan))
+                if deadline is not None and time.perf_counter() >= deadline:
+                    break
         except KeyboardInterrupt:
             interrupted = True
     finished = np.concatenate(done) if done else np.zeros(0, np.intp)
@@ -92,13 +105,24 @@ def refine(image: Image, plan: Plan, model: Model, read: Read, runtime: Runtime,
     return Fine(candidates, finished, macs, tuple(reader.failures), interrupted)
 
 
-def _rounds(plan: Plan) -> Iterator[NDArray[np.intp]]:
+def _answers(
+    reader: WindowReader, plan: Plan, model: Model, read: Read, runtime: Runtime, *, hurried: bool
+) -> Iterator[tuple[Candidates, NDArray[np.intp], int, int]]:
+    """Candidates, the rows of the plan they come from, the windows' side, and how many were tried, batch by batch."""
+    net = runtime.place(model.refiner)
+    for rows in _rounds(plan, HURRIED_WINDOWS if hurried else ROUND_WINDOWS):
+        side = int(plan.sides[rows[0]])
+        for candidates, index, tried in _windows(reader, net, model, plan.cell_corners[rows], side, read, runtime):
+            yield candidates, rows[index], side, tried
+
+
+def _rounds(plan: Plan, first: int) -> Iterator[NDArray[np.intp]]:
     """Windows of one shape at a time, the best of the plan in the first rounds.
 
     Within a round windows are read in the order of the stored chunks. Rounds double, so that few chunks are decoded
     again in a later round, and stopping early loses little of what is best.
     """
-    start, count = 0, ROUND_WINDOWS
+    start, count = 0, first
     while start < len(plan):
         rows = np.arange(start, min(start + count, len(plan)))
         start, count = start + count, 2 * count

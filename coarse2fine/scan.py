@@ -15,7 +15,7 @@ from torch import Tensor
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.grid import blocks, even
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader, salvage
@@ -120,8 +120,7 @@ def features(
     net = runtime.place(model.base)
     spec = net.spec
     cell_shape = model.cell_shape((image.height, image.width))
-    most = max(8, BLOCK_PIXELS // spec.stride)
-    height, width = even(cell_shape[0], most), even(cell_shape[1], most)
+    height, width = _block_shape(model, cell_shape)
     grid = list(blocks(*cell_shape, (height, width)))
     # All blocks have one shape; what reaches beyond the image repeats its edge and is cropped from the answer.
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
@@ -149,6 +148,19 @@ def features(
             raise ImageError(f"no part of {image.name} can be read: {reader.failures[0]}")
         if failures is not None:
             failures.extend(reader.failures)
+
+
+def scan_macs(model: Model, cell_shape: tuple[int, int]) -> int:
+    """Multiply-adds that scanning an image of so many cells takes, halos included."""
+    height, width = _block_shape(model, cell_shape)
+    count = ceil_div(cell_shape[0], height) * ceil_div(cell_shape[1], width)
+    return count * model.base.spec.macs(height, width)
+
+
+def _block_shape(model: Model, cell_shape: tuple[int, int]) -> tuple[int, int]:
+    """Cells of a block that is scanned at once."""
+    most = max(8, BLOCK_PIXELS // model.base.spec.stride)
+    return even(cell_shape[0], most), even(cell_shape[1], most)
 
 
 def _salvaged(image: Image, model: Model, box: Box) -> NDArray[np.uint8] | None:

@@ -66,6 +66,7 @@ def choose(
     window_macs: Callable[[int], int],
     tau: float = 0.0,
     budget_macs: int | None = None,
+    budget_cells: int | None = None,
 ) -> Plan:
     """Cover the interesting cells with windows.
 
@@ -79,26 +80,33 @@ def choose(
         Multiply-adds of a window of a given side.
     tau : float
         Expected finds below which a window is not taken.
-    budget_macs : int, optional
-        Most multiply-adds the windows may cost; without it every window above `tau` is taken, or all cells where that
-        is cheaper.
+    budget_macs, budget_cells : int, optional
+        Most multiply-adds the windows may cost, and most cells they may cover; without either every window above
+        `tau` is taken, or all cells where that is cheaper.
     """
     side = min(window, *interest.shape)
     # With the cheapest cover there is (the largest square), no more windows than this can be paid for.
     largest = MERGED_SIDES[-1]
     most = None if budget_macs is None else int(budget_macs / window_macs(largest) * (largest / side) ** 2) + 1
+    if budget_cells is not None:
+        most = min(budget_cells, most if most is not None else budget_cells)  # each covers a cell of its own
     corners, scores = best_windows(interest, side, tau, most)
 
-    def cost(count: int) -> tuple[int, Plan]:
-        plan = _merge(corners[:count], scores[:count], side, interest.shape, window_macs)
-        return plan.macs(window_macs), plan
+    def best(count: int) -> Plan:
+        if budget_cells is not None:  # a larger square would cover cells that nobody asked for
+            return Plan(corners[:count], np.full(count, side, np.int64), scores[:count], interest.shape)
+        return _merge(corners[:count], scores[:count], side, interest.shape, window_macs)
 
-    if budget_macs is not None:
-        return _within(cost, len(scores), budget_macs)
-    spent, plan = cost(len(scores))
-    everything = dense_plan(interest.shape)
+    def affordable(plan: Plan) -> bool:
+        if budget_macs is not None and plan.macs(window_macs) > budget_macs:
+            return False
+        return budget_cells is None or int(plan.covered().sum()) <= budget_cells
+
+    if budget_macs is not None or budget_cells is not None:
+        return _most(best, len(scores), affordable)
+    plan, everything = best(len(scores)), dense_plan(interest.shape)
     # Where nearly all is interesting, the exhaustive pass is cheaper than its pieces and misses nothing.
-    return plan if spent < everything.macs(window_macs) else everything
+    return plan if plan.macs(window_macs) < everything.macs(window_macs) else everything
 
 
 def dense_plan(interest_shape: tuple[int, int]) -> Plan:
@@ -111,21 +119,21 @@ def dense_plan(interest_shape: tuple[int, int]) -> Plan:
     return Plan(corners, np.full(count, side, np.int64), np.ones(count, np.float32), interest_shape)
 
 
-def _within(cost: Callable[[int], tuple[int, Plan]], count: int, budget_macs: int) -> Plan:
-    """The plan of the most windows, best first, that the budget pays for (found by bisection)."""
-    spent, plan = cost(count)
-    if spent <= budget_macs:
+def _most(best: Callable[[int], Plan], count: int, affordable: Callable[[Plan], bool]) -> Plan:
+    """The plan of the most windows, best first, that can be paid for (found by bisection)."""
+    plan = best(count)
+    if affordable(plan):
         return plan
     low, high = 0, count
-    best = cost(0)[1]
+    found = best(0)
     while high - low > max(1, count // 1000):
         middle = (low + high) // 2
-        spent, plan = cost(middle)
-        if spent <= budget_macs:
-            low, best = middle, plan
+        plan = best(middle)
+        if affordable(plan):
+            low, found = middle, plan
         else:
             high = middle
-    return best
+    return found
 
 
 def best_windows(
