@@ -5,6 +5,7 @@ from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
 from coarse2fine.annotations import AnnotationError
+from coarse2fine.audit import Audit
 from coarse2fine.engine import analyze
 from coarse2fine.fit import fit
 from coarse2fine.model import Model, load_model
@@ -18,6 +19,7 @@ from coarse2fine.tiling.opening import open_image
 __all__ = [
     "Analysis",
     "AnnotationError",
+    "Audit",
     "Cost",
     "Image",
     "ImageError",

@@ -11,13 +11,13 @@ class Cost:
 
     Parameters
     ----------
-    scan_macs, refine_macs : int
-        Multiply-adds of the base on the whole image and of the refine net on the chosen windows.
+    scan_macs, refine_macs, audit_macs : int
+        Multiply-adds of the base on the whole image, and of the refine net on the chosen windows and for the audit.
     exhaustive_macs : int
         Multiply-adds of the refine net on every cell, counted without any halo: the least it could take.
     cells, cells_refined : int
         Cells of the image, and those that were refined.
-    scan_seconds, choose_seconds, refine_seconds, conclude_seconds : float
+    scan_seconds, choose_seconds, refine_seconds, audit_seconds, conclude_seconds : float
         Wall-clock time of each step.
     chunks, bytes : int
         Stored chunks decoded, and the bytes they hold when decoded.
@@ -27,12 +27,14 @@ class Cost:
 
     scan_macs: int
     refine_macs: int
+    audit_macs: int
     exhaustive_macs: int
     cells: int
     cells_refined: int
     scan_seconds: float
     choose_seconds: float
     refine_seconds: float
+    audit_seconds: float
     conclude_seconds: float
     chunks: int
     bytes: int
@@ -41,12 +43,13 @@ class Cost:
     @property
     def macs(self) -> int:
         """Multiply-adds in all."""
-        return self.scan_macs + self.refine_macs
+        return self.scan_macs + self.refine_macs + self.audit_macs
 
     @property
     def seconds(self) -> float:
         """Wall-clock time in all."""
-        return self.scan_seconds + self.choose_seconds + self.refine_seconds + self.conclude_seconds
+        looking = self.scan_seconds + self.choose_seconds + self.refine_seconds + self.audit_seconds
+        return looking + self.conclude_seconds
 
     @property
     def share(self) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.account import Cost
+from coarse2fine.audit import Audit
 from coarse2fine.export import write_geojson, write_json
 from coarse2fine.regions import Region
 from coarse2fine.report import Picture
@@ -40,6 +41,8 @@ class Analysis:
         Side of a cell in full-resolution pixels.
     cost : Cost
         The account.
+    audit : Audit or None
+        What is known of recall against the exhaustive pass; None where that was not asked for.
     complete : bool
         False where the work was interrupted (then the windows refined are the best of the plan) or something could
         not be read.
@@ -56,6 +59,7 @@ class Analysis:
     refined: NDArray[np.bool_]
     cell: int
     cost: Cost
+    audit: Audit | None
     complete: bool
     failures: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -77,6 +81,8 @@ class Analysis:
             f"found  {len(self.regions):,}: {by_label}",
             f"cost   {self.cost}",
         ]
+        if self.audit is not None:
+            lines.append(f"audit  {self.audit}")
         if not self.complete:
             done = f"{self.cost.cells_refined:,} cells of {int(self.plan.covered().sum()):,} planned were refined"
             lines.append(f"incomplete: {done}")
@@ -122,6 +128,7 @@ class Analysis:
             },
             "regions": len(self.regions),
             "windows": len(self.plan),
+            "audit": None if self.audit is None else self.audit.to_json(),
             "complete": self.complete,
             "failures": list(self.failures),
             "cost": {

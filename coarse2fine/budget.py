@@ -1,4 +1,4 @@
-"""What an analysis may spend."""
+"""What an analysis may spend, and how sure it has to be."""
 
 from __future__ import annotations
 
@@ -46,3 +46,61 @@ class Budget:
     def parameters(self) -> dict[str, float | int | None]:
         """As JSON values."""
         return {"budget": self.share, "cells": self.cells, "seconds": self.seconds}
+
+
+AUDIT = 0.01
+"""Share of the exhaustive pass's multiply-adds for the audit of an analysis that has no other limit."""
+
+
+@dataclass(frozen=True)
+class Assurance:
+    """How sure an analysis has to be of its recall.
+
+    Parameters
+    ----------
+    recall : float, optional
+        To certify.
+    confidence : float
+        Of what is said of recall.
+    audit : float, optional
+        Share of the exhaustive pass's multiply-adds for a random sample; None for what is usual.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range, or they contradict each other.
+    """
+
+    recall: float | None = None
+    confidence: float = 0.95
+    audit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.recall is not None and not 0 < self.recall < 1:
+            raise ValueError(f"recall must be a share of the finds, such as 0.95; got {self.recall}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must be a probability, such as 0.95; got {self.confidence}")
+        if self.audit is not None and not 0 <= self.audit < 1:
+            raise ValueError(f"audit must be a share of the exhaustive pass's cost, such as 0.01; got {self.audit}")
+        if self.audit is not None and self.recall is not None:
+            raise ValueError("a recall to certify sizes its own audit: give recall or audit, not both")
+
+    def sample(self, limits: Budget) -> float:
+        """Share of the exhaustive pass's multiply-adds for a random sample, within these limits.
+
+        Raises
+        ------
+        ValueError
+            If the limits leave no place for what is asked for.
+        """
+        if self.recall is not None and limits.cells is not None:
+            raise ValueError("recall and cells exclude each other: limit a certification by budget or seconds")
+        if self.audit and (limits.cells is not None or limits.seconds is not None):
+            raise ValueError("a random sample has a fixed size: with an audit, limit the analysis by budget alone")
+        if self.audit is None:
+            return AUDIT if limits == Budget() and self.recall is None else 0.0
+        return self.audit
+
+    def parameters(self) -> dict[str, float | None]:
+        """As JSON values."""
+        return {"recall": self.recall, "confidence": self.confidence, "audit": self.audit}

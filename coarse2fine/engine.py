@@ -10,10 +10,14 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
-from coarse2fine.budget import Budget
+from coarse2fine.audit import Audited, certify, survey
+from coarse2fine.blocks import Standing
+from coarse2fine.budget import Assurance, Budget
 from coarse2fine.conclude import conclude
 from coarse2fine.explore import explore, read_oddities
 from coarse2fine.model import Model, load_model
@@ -36,6 +40,9 @@ def analyze(
     budget: float | None = None,
     cells: int | None = None,
     seconds: float | None = None,
+    recall: float | None = None,
+    confidence: float = 0.95,
+    audit: float | None = None,
     threshold: float | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -58,10 +65,20 @@ def analyze(
         Most cells that may be refined, the best first.
     seconds : float, optional
         Time after which no further window is refined; the scan is not cut short.
+    recall : float, optional
+        Share of what the exhaustive pass would find in this image that is to be found for certain: more is refined
+        until a bound that holds with `confidence` allows an end, or nothing is left, or a limit is reached. The
+        fewer the finds, the more of the image that takes.
+    confidence : float
+        Probability, over random choices, with which what the result says of its recall is true.
+    audit : float, optional
+        Share of the exhaustive pass's multiply-adds for a random sample of what was skipped, from which recall is
+        estimated; a part of `budget`. By default 0.01 for a fitted model where neither a limit nor `recall` is given
+        and finds are enough for so small a sample to tell anything.
     threshold : float, optional
         Probability from which a find is reported; by default the model's own.
     seed : int
-        Of what the generic model samples; fitted models draw nothing at random.
+        Of what is chosen at random: the generic model's sample, and audits.
     device : str, optional
         A torch device; by default the best there is.
     precision : {"auto", "fp32", "bf16"}
@@ -80,33 +97,51 @@ def analyze(
     ModelError
         If the model cannot be loaded.
     ValueError
-        If the budget does not pay for the scan, or another parameter is out of range.
+        If the budget does not pay for the scan, or parameters are out of range or contradict each other.
     """
     known = load_model(model)
     runtime = Runtime.choose(device, precision)
     limit = known.threshold if threshold is None else threshold
     if not 0 < limit < 1:
         raise ValueError(f"threshold must be a probability between 0 and 1, got {limit}")
-    limits = Budget(budget, cells, seconds)
+    limits, sure = Budget(budget, cells, seconds), Assurance(recall, confidence, audit)
+    sample = _sample(known, limits, sure)
     opened = open_image(image)
     clock, before = _Clock(), opened.stats.snapshot()
     deadline = None if seconds is None else time.perf_counter() + seconds
     shape = known.cell_shape((opened.height, opened.width))
+    exhaustive = known.exhaustive_macs(shape)
     with Progress(progress) as bars, _closed_on_failure(opened, mine=opened is not image):
         with clock("scan"):
             scan, read = _look(opened, known, runtime, limits, limit, seed, bars.task("scan"))
         with clock("choose"):
-            plan = _plan(known, scan, shape, limits)
+            plan = _plan(known, scan, shape, limits, sample, to_threshold=recall is not None)
+        closely = partial(refine, opened, model=known, read=read, runtime=runtime, deadline=deadline)
         with clock("refine"):
-            fine = refine(opened, plan, known, read, runtime, bars.task("refine"), deadline=deadline)
+            fine = closely(plan, tick=bars.task("refine"))
+        with clock("audit"):
+            first = Standing(
+                known,
+                scan.interest if scan.interest.size else np.zeros(shape, np.float32),
+                plan.take(fine.done).covered(),
+                fine.candidates,
+                limit,
+                partial(closely, tick=bars.task("audit") if sample or recall else None),
+            )
+            left = None if budget is None else int(budget * exhaustive) - scan.macs - fine.macs
+            cut = fine.interrupted or (len(fine.done) < len(plan) and not fine.failures)
+            audited = None if cut else _audit(first, sure, int(sample * exhaustive), seed, left)
     with clock("conclude"):
-        regions = conclude(fine.candidates, known, scan, opened, limit)
-    refined = plan.take(fine.done).covered()
+        candidates = audited.candidates if audited else fine.candidates
+        regions = conclude(candidates, known, scan, opened, limit)
+    refined = audited.refined if audited else first.covered
+    failures = scan.failures + fine.failures + (audited.failures if audited else ())
     after = opened.stats.snapshot()
     cost = Cost(
         scan_macs=scan.macs,
         refine_macs=fine.macs,
-        exhaustive_macs=known.exhaustive_macs(shape),
+        audit_macs=audited.macs if audited else 0,
+        exhaustive_macs=exhaustive,
         cells=shape[0] * shape[1],
         cells_refined=int(refined.sum()),
         chunks=after.chunks - before.chunks,
@@ -118,14 +153,37 @@ def analyze(
         image=opened,
         regions=regions,
         interest=scan.interest,
-        plan=plan,
+        plan=plan.joined(audited.plan) if audited else plan,
         refined=refined,
         cell=known.geometry.cell,
         cost=cost,
-        complete=len(fine.done) == len(plan) and not scan.failures,
-        failures=tuple(dict.fromkeys(scan.failures + fine.failures)),
-        provenance=_provenance(known, runtime, {**limits.parameters(), "threshold": limit, "seed": seed}),
+        audit=audited.audit if audited else None,
+        complete=len(fine.done) == len(plan) and not scan.failures and not (audited and audited.interrupted),
+        failures=tuple(dict.fromkeys(failures)),
+        provenance=_provenance(
+            known, runtime, {**limits.parameters(), **sure.parameters(), "threshold": limit, "seed": seed}
+        ),
     )
+
+
+def _sample(model: Model, limits: Budget, sure: Assurance) -> float:
+    """Share of the exhaustive pass's multiply-adds for a random sample."""
+    if model.task == "detect":
+        return sure.sample(limits)
+    if sure.recall or sure.audit:
+        raise ValueError(
+            f"{model.name} was not fitted to anything, so there is no recall to speak of: leave out recall and audit, "
+            "or fit a model"
+        )
+    return 0.0
+
+
+def _audit(standing: Standing, sure: Assurance, macs: int, seed: int, most_macs: int | None) -> Audited | None:
+    if sure.recall is not None:
+        return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=most_macs)
+    if not macs:
+        return None
+    return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
 
 
 def _look(
@@ -145,28 +203,31 @@ def _look(
     return look(image, model, runtime, tick), read
 
 
-def _check_pays(limits: Budget, macs: int, model: Model, cell_shape: tuple[int, int]) -> None:
-    share = macs / model.exhaustive_macs(cell_shape)
+def _check_pays(limits: Budget, macs: int, model: Model, cell_shape: tuple[int, int], sample: float = 0.0) -> None:
+    share = macs / model.exhaustive_macs(cell_shape) + sample
     if limits.share is not None and limits.share < share:
+        audit = " and the audit" if sample else ""
         raise ValueError(
-            f"a budget of {limits.share:g} does not pay for the scan, which alone costs {share:.3f} of the exhaustive "
-            "pass; allow more, or give no budget"
+            f"a budget of {limits.share:g} does not pay for the scan{audit}, which alone costs {share:.3f} of the "
+            "exhaustive pass; allow more, or give no budget"
         )
 
 
-def _plan(model: Model, scan: Scan, cell_shape: tuple[int, int], limits: Budget) -> Plan:
+def _plan(
+    model: Model, scan: Scan, cell_shape: tuple[int, int], limits: Budget, sample: float, *, to_threshold: bool
+) -> Plan:
     if limits.exhaustive:
         return dense_plan(cell_shape)
     chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
     if limits.share is None and model.task == "detect":
         return chosen(tau=model.tau if limits.cells is None else 0.0)
     exhaustive = model.exhaustive_macs(cell_shape)
-    left = int((limits.share or EXPLORE_BUDGET) * exhaustive) - scan.macs
+    left = int(((limits.share or EXPLORE_BUDGET) - sample) * exhaustive) - scan.macs
     if limits.share is None:
         # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
         left = max(left, int(EXPLORE_BUDGET / 2 * exhaustive))
-    _check_pays(limits, scan.macs, model, cell_shape)
-    return chosen(budget_macs=left)
+    _check_pays(limits, scan.macs, model, cell_shape, sample)
+    return chosen(budget_macs=left, tau=model.tau if to_threshold else 0.0)
 
 
 def _provenance(model: Model, runtime: Runtime, parameters: dict[str, Any]) -> dict[str, Any]:

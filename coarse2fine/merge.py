@@ -13,7 +13,7 @@ from coarse2fine.models.heads import Candidates
 _OVERLAP = 0.3
 
 
-def suppress(candidates: Candidates) -> Candidates:
+def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> Candidates:
     """Greedy non-maximum suppression across classes: of two boxes of one object the better one stays.
 
     Two boxes that touch are taken for one object where their IoU exceeds 0.3, or where their centres are nearer than
@@ -24,16 +24,17 @@ def suppress(candidates: Candidates) -> Candidates:
     ----------
     candidates : Candidates
         In raster order; of equal scores the first wins.
+    group : ndarray, int64, (n,), optional
+        Candidates of different groups leave each other alone.
     """
     if len(candidates) < 2:
         return candidates
     b = candidates.boxes.astype(np.float64)
-    shapes = box(b[:, 1], b[:, 0], b[:, 3], b[:, 2])
-    first, second = STRtree(shapes).query(shapes, predicate="intersects")
+    first, second = _same(b, b)
     apart = first < second
+    if group is not None:
+        apart &= group[first] == group[second]
     first, second = first[apart], second[apart]
-    same = _same_object(b[first], b[second])
-    first, second = first[same], second[same]
     # Ties fall to the lower index, which is raster order, whatever order the windows came in.
     rank = np.empty(len(b), np.int64)
     rank[np.lexsort((np.arange(len(b)), -candidates.scores))] = np.arange(len(b))
@@ -44,6 +45,14 @@ def suppress(candidates: Candidates) -> Candidates:
         if keep[better[i]]:
             keep[worse[i]] = False
     return candidates.take(keep)
+
+
+def repeats(candidates: Candidates, known: Candidates) -> NDArray[np.bool_]:
+    """Which candidates are the same object as one that is known, by the rule of `suppress`."""
+    again = np.zeros(len(candidates), bool)
+    if len(candidates) and len(known):
+        again[_same(candidates.boxes.astype(np.float64), known.boxes.astype(np.float64))[0]] = True
+    return again
 
 
 def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDArray[np.int64]:
@@ -75,6 +84,14 @@ def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDAr
     i, j = np.concatenate(rows), np.concatenate(columns)
     graph = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _same(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of two tables of boxes that are likely to be of one object."""
+    mine, others = (box(rows[:, 1], rows[:, 0], rows[:, 3], rows[:, 2]) for rows in (a, b))
+    first, second = STRtree(others).query(mine, predicate="intersects")
+    same = _same_object(a[first], b[second])
+    return first[same], second[same]
 
 
 def _same_object(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -49,6 +49,15 @@ class Plan:
         """The windows at `index`."""
         return Plan(self.cell_corners[index], self.sides[index], self.scores[index], self.cell_shape)
 
+    def joined(self, other: Plan) -> Plan:
+        """These windows, then those of another plan of the same image."""
+        return Plan(
+            np.concatenate([self.cell_corners, other.cell_corners]),
+            np.concatenate([self.sides, other.sides]),
+            np.concatenate([self.scores, other.scores]),
+            self.cell_shape,
+        )
+
     def macs(self, window_macs: Callable[[int], int]) -> int:
         """Multiply-adds of all windows, halos included, by what a window of a given side takes."""
         sides, counts = np.unique(self.sides, return_counts=True)

@@ -87,9 +87,9 @@ def test_an_analysis_tells_its_story(make_image: MakeImage, detector: Model) -> 
 
 
 def test_the_account_adds_up() -> None:
-    cost = Cost(10, 30, 400, 100, 7, 1.0, 2.0, 3.0, 4.0, 5, 6_000_000, 900_000)
+    cost = Cost(10, 25, 5, 400, 100, 7, 1.0, 2.0, 2.5, 0.5, 4.0, 5, 6_000_000, 900_000)
     assert (cost.macs, cost.share, cost.saved, cost.speedup, cost.seconds) == (40, 0.1, 0.9, 10.0, 10.0)
     assert str(cost).startswith("0.0 GMAC, 10.0% of the exhaustive pass (10.0x less); 7 of 100 cells refined (7.00%)")
-    dear = Cost(100, 700, 400, 100, 100, 1.0, 1.0, 1.0, 1.0, 0, 0, 0)
+    dear = Cost(100, 600, 100, 400, 100, 100, 1.0, 1.0, 1.0, 1.0, 1.0, 0, 0, 0)
     assert dear.saved == -1.0
     assert dear.speedup == 0.5

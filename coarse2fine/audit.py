@@ -1,0 +1,380 @@
+"""What was missed, against what the exhaustive pass would find in this very image: no labels are needed.
+
+The cells that the plan left out are cut into blocks; a random choice of these is refined too, and what it turns up
+bounds what the rest holds (elusion testing, as in the review of documents; the statistics are in `bound` and
+`sample`). With a recall to certify, blocks are refined, the most promising ones first and then random ones, until the
+bound allows it or nothing is left to refine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.blocks import Blocks, Standing
+from coarse2fine.bound import MissBound, audit_weights
+from coarse2fine.models.heads import Candidates
+from coarse2fine.sample import Sample, allowed_misses, inclusion, least_share, pool, recall_interval
+from coarse2fine.select import Plan, choose
+
+__all__ = ["Audit"]
+
+# A sample is drawn as if this recall were to be certified.
+_USUAL_RECALL = 0.95
+# A sample that could not show this recall even by finding nothing tells nothing.
+_TELLING = 0.5
+_LEAST_DRAWS = 32
+# While more than this share of what may be missed seems to be, the most promising blocks are refined first.
+_HOPEFUL = 0.6
+# Further windows are chosen down to these shares of the threshold, if that makes the audit cheaper by more.
+_DEEPER = (1.0, 1 / 3, 1 / 9, 1 / 27, 1 / 81)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How much was found of what the exhaustive pass would find.
+
+    Parameters
+    ----------
+    found : int
+        Finds, those of the audit included; of an area every fine cell counts.
+    missed : float
+        Unbiased estimate of the finds missed; NaN where nothing was audited.
+    missed_interval : tuple of int
+        Fewest and most of them, with `confidence`. After a certification, which asks for the most alone, from 0.
+    confidence : float
+        Probability, over the random choice of blocks, with which the interval holds. The one assumption is `cap`.
+    cap : float
+        Most finds that a block can hold: the most seen in any, doubled where the audit saw more.
+    blocks, audited : int
+        Blocks of skipped cells, and those of them that were chosen at random and refined.
+    side : int
+        Of a block, in cells; 0 where images of several sizes are pooled.
+    target : float, optional
+        The recall to certify.
+    sample : Sample, optional
+        The record from which audits of several images are pooled; None after a certification.
+    """
+
+    found: int
+    missed: float
+    missed_interval: tuple[int, int]
+    confidence: float
+    cap: float
+    blocks: int
+    audited: int
+    side: int
+    target: float | None = None
+    sample: Sample | None = None
+
+    @property
+    def recall(self) -> float:
+        """Estimate of found over all; 1 where there seems to be nothing to find."""
+        if math.isnan(self.missed):
+            return math.nan
+        return self.found / (self.found + self.missed) if self.missed else 1.0
+
+    @property
+    def recall_interval(self) -> tuple[float, float]:
+        """Least and greatest recall, with `confidence`."""
+        return recall_interval(self.found, self.missed_interval)
+
+    @property
+    def certified(self) -> bool:
+        """Whether the recall that was asked for is reached, with confidence."""
+        return self.target is not None and self.recall_interval[0] >= self.target
+
+    @classmethod
+    def pooled(cls, audits: Sequence[Audit], *, confidence: float = 0.95, target: float | None = None) -> Audit:
+        """One audit out of those of many images: its interval is far closer than those of single images.
+
+        Parameters
+        ----------
+        audits : sequence of Audit
+            Of analyses without a `recall` of their own.
+        confidence : float
+            Probability with which the interval of the whole holds.
+        target : float, optional
+            Recall to certify for all images together.
+
+        Raises
+        ------
+        ValueError
+            If one of them has no sample, or was made to certify a recall of its own and stopped where it was lucky.
+        """
+        samples = [audit.sample for audit in audits if audit.sample is not None]
+        if len(samples) < len(audits):
+            raise ValueError("only random samples can be pooled: analyse every image with audit=0.01, without recall")
+        whole = pool(samples)
+        made = _of_sample(whole, sum(a.found for a in audits), confidence, sum(a.blocks for a in audits), 0)
+        return replace(made, audited=sum(a.audited for a in audits), target=target)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; `sample` is left out."""
+        low, high = self.recall_interval
+        return {
+            "found": self.found,
+            "missed": None if math.isnan(self.missed) else self.missed,
+            "missed_interval": list(self.missed_interval),
+            "recall": None if math.isnan(self.recall) else self.recall,
+            "recall_interval": [low, high],
+            "confidence": self.confidence,
+            "cap": self.cap,
+            "blocks": self.blocks,
+            "audited": self.audited,
+            "side": self.side,
+            "target": self.target,
+            "certified": self.certified,
+        }
+
+    def __str__(self) -> str:
+        low, high = self.recall_interval
+        work = f"{self.audited:,} of {self.blocks:,} skipped blocks audited" if self.blocks else "nothing was skipped"
+        sure = f"with {self.confidence:.0%} confidence"
+        if self.target is not None:
+            short = "" if self.certified else f"; {self.target:.1%} is not certified"
+            return f"recall at least {_floored(low)} {sure}{short} ({work})"
+        if math.isnan(self.missed):
+            few = "; too few finds for a small sample to tell" if self._too_few(_TELLING, 0.01) else ""
+            return f"recall unknown ({work}{few})"
+        if self.blocks and self._too_few(_TELLING, self.audited / self.blocks):
+            return f"too few finds for so small a sample: recall {_floored(low)} to {high:.1%} {sure} ({work})"
+        return f"recall {self.recall:.1%} of the exhaustive pass, {_floored(low)} to {high:.1%} {sure} ({work})"
+
+    def _too_few(self, recall: float, share: float) -> bool:
+        """Whether a sample of this share could not show that recall even by finding nothing."""
+        return least_share(self.found, recall, max(self.cap, 1), self.confidence) > share
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit, and what there is after it.
+
+    Parameters
+    ----------
+    audit : Audit
+    candidates : Candidates
+        All, those from before the audit included.
+    refined : ndarray, bool, (cell height, cell width)
+        All cells refined by now.
+    plan : Plan
+        Windows that were chosen in addition; empty but for a certification.
+    macs : int
+        Multiply-adds of the windows and blocks refined for it.
+    failures : tuple of str
+    interrupted : bool
+        Whether Ctrl-C ended it early.
+    """
+
+    audit: Audit
+    candidates: Candidates
+    refined: NDArray[np.bool_]
+    plan: Plan
+    macs: int
+    failures: tuple[str, ...]
+    interrupted: bool
+
+
+def survey(standing: Standing, macs: int, *, confidence: float, seed: int, if_telling: bool = False) -> Audited:
+    """Audit blocks at random, each with a probability fixed beforehand; an estimate with an interval.
+
+    Parameters
+    ----------
+    standing : Standing
+    macs : int
+        Multiply-adds that it may take; in the mean, since chance decides on every block by itself.
+    confidence : float
+    seed : int
+    if_telling : bool
+        Spend nothing where finds are so few that the sample could hardly tell anything of recall.
+    """
+    blocks = Blocks(replace(standing, interest=standing.interest * _sobriety(standing)))
+    size = min(macs / blocks.macs_each, len(blocks)) if macs < blocks.rest_macs else len(blocks)
+    finds = blocks.finds()
+    if if_telling and len(blocks) and least_share(finds, _TELLING, blocks.cap, confidence) > size / len(blocks):
+        return _audited(_unknown(blocks, confidence), blocks, _no_plan(standing), 0)
+    target = max(1, allowed_misses(finds, _USUAL_RECALL))
+    chances = inclusion(audit_weights(blocks.expected, blocks.cap, target), size) if size else np.zeros(len(blocks))
+    index = np.flatnonzero(np.random.default_rng(seed).random(len(blocks)) < chances)
+    found = blocks.look(index) if len(index) else np.zeros(0, np.int64)
+    # Cut short it is no sample any more, nor without a chance for every block.
+    if found is None or (len(blocks) and not size):
+        audit = _unknown(blocks, confidence)
+    else:
+        sample = Sample.of(chances, index, found, blocks.cap)
+        audit = replace(_of_sample(sample, blocks.finds(), confidence, len(blocks), blocks.side), audited=len(index))
+    return _audited(audit, blocks, _no_plan(standing), 0)
+
+
+def certify(
+    standing: Standing, recall: float, *, confidence: float, seed: int, most_macs: int | None = None
+) -> Audited:
+    """Refine more until the recall is certain enough, or nothing is left.
+
+    Parameters
+    ----------
+    standing : Standing
+    recall : float
+        Share of what the exhaustive pass would find.
+    confidence : float
+    seed : int
+    most_macs : int, optional
+        Multiply-adds that it may take.
+    """
+    scale = _sobriety(standing)
+    extension = _extension(standing, scale, recall, confidence, most_macs)
+    standing = replace(standing, interest=standing.interest * scale)
+    plan_macs, interrupted = 0, False
+    failures: tuple[str, ...] = ()
+    if len(extension):
+        fine = standing.refine(extension)
+        plan_macs, failures, interrupted = fine.macs, fine.failures, fine.interrupted
+        standing = replace(
+            standing,
+            covered=standing.covered | extension.take(fine.done).covered(),
+            candidates=_united(standing, fine.candidates),
+        )
+    blocks = Blocks(standing)
+    bound = _bound(blocks, recall, confidence, seed)
+    left = None if most_macs is None else most_macs - plan_macs
+    blocks.cut |= interrupted
+    _go_on(blocks, bound, recall, left)
+    nothing_left = blocks.exhausted or not bound.unknown
+    missed = 0.0 if nothing_left else max(0.0, bound.estimate - bound.known)
+    audit = Audit(
+        found=blocks.finds(),
+        missed=missed,
+        missed_interval=(0, 0 if nothing_left else bound.missed),
+        confidence=confidence,
+        cap=bound.cap,
+        blocks=len(blocks),
+        audited=bound.audited,
+        side=blocks.side,
+        target=recall,
+    )
+    done = _audited(audit, blocks, extension, plan_macs)
+    return replace(
+        done,
+        failures=tuple(dict.fromkeys((*failures, *done.failures))),
+        interrupted=done.interrupted or interrupted,
+    )
+
+
+def _go_on(blocks: Blocks, bound: MissBound, recall: float, most_macs: int | None) -> None:
+    """Rounds of the most promising and of random blocks, until the bound allows an end."""
+    unknown = np.ones(len(blocks), bool)
+    while bound.unknown and not blocks.cut:
+        allowed = allowed_misses(blocks.finds(), recall)
+        if bound.missed <= allowed:
+            return
+        promising = bound.hoped > _HOPEFUL * max(allowed, 1)
+        count = (
+            _promising(blocks.expected[unknown], bound.hoped, allowed) if promising else bound.planned_draws(allowed)
+        )
+        left = math.inf if most_macs is None else most_macs - blocks.macs
+        if count * blocks.macs_each >= blocks.rest_macs and blocks.rest_macs <= left:
+            blocks.look_at_rest()
+            return
+        # Half of what is planned: what it turns up makes the next plan better.
+        count = min(max(_LEAST_DRAWS, -(-count // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
+        if not count:
+            return
+        if promising:
+            candidates = np.flatnonzero(unknown)
+            index = candidates[np.argsort(-blocks.expected[candidates], kind="stable")[:count]]
+        else:
+            index = bound.draw(count)
+        found = blocks.look(index)
+        if found is None:
+            return
+        (bound.know if promising else bound.see)(index, found)
+        unknown[index] = False
+
+
+def _sobriety(standing: Standing) -> np.float32:
+    """Factor from what the scan expects of skipped cells to the misses that the model was calibrated for, 1 at most.
+
+    Calibration bounds the precision of low activations from above; over millions of cells that adds up.
+    """
+    target = float(standing.model.provenance.get("recall_target", _USUAL_RECALL))
+    likely = (1 + len(standing.finds())) * (1 - target) / target
+    expected = float(standing.interest[~standing.covered].sum())
+    return np.float32(min(1.0, likely / expected)) if expected else np.float32(1)
+
+
+def _promising(expected: NDArray[np.float64], seems: float, allowed: int) -> int:
+    """Blocks, the best first, that hold enough of what seems to be missed."""
+    order = np.sort(expected)[::-1]
+    enough = (1 - _HOPEFUL * allowed / seems) * order.sum()
+    return int(np.searchsorted(np.cumsum(order), enough)) + 1
+
+
+def _extension(standing: Standing, scale: np.float32, recall: float, confidence: float, most_macs: int | None) -> Plan:
+    """Further windows that make the windows and the audit cheapest together, by what the scan expects."""
+    model = standing.model
+    shape = (standing.covered.shape[0], standing.covered.shape[1])
+    left = np.where(standing.covered, 0, standing.interest).astype(np.float32)
+    best, least = _no_plan(standing), math.inf
+    for share in _DEEPER:
+        plan = choose(left, model.window, window_macs=model.window_macs, tau=model.tau * share)
+        covered = standing.covered | plan.covered()
+        blocks = Blocks(replace(standing, covered=covered, interest=left * scale))
+        more = float(left[plan.covered()].sum() * scale)
+        allowed = allowed_misses(round(len(standing.finds()) + more), recall)
+        draws = _bound(blocks, recall, confidence, 0, more=more).planned_draws(allowed) if len(blocks) else 0
+        macs = plan.macs(model.window_macs)
+        cost = macs + min(draws * blocks.macs_each, blocks.rest_macs)
+        if cost > least or (most_macs is not None and macs > most_macs):
+            break
+        best, least = plan, cost
+    return Plan(best.cell_corners, best.sides, best.scores, shape)
+
+
+def _bound(blocks: Blocks, recall: float, confidence: float, seed: int, more: float = 0.0) -> MissBound:
+    target = max(1, allowed_misses(round(blocks.finds() + more), recall))
+    return MissBound(blocks.expected, blocks.cap, target=target, confidence=confidence, seed=seed)
+
+
+def _of_sample(sample: Sample, found: int, confidence: float, blocks: int, side: int) -> Audit:
+    return Audit(
+        found=found,
+        missed=max(0.0, sample.missed),
+        missed_interval=sample.missed_interval(confidence),
+        confidence=confidence,
+        cap=sample.cap,
+        blocks=blocks,
+        audited=sample.audited,
+        side=side,
+        sample=sample,
+    )
+
+
+def _unknown(blocks: Blocks, confidence: float) -> Audit:
+    """No sample: nothing is known but how much there is room for."""
+    most = blocks.cap * len(blocks)
+    return Audit(blocks.finds(), math.nan, (0, most), confidence, blocks.cap, len(blocks), 0, blocks.side)
+
+
+def _audited(audit: Audit, blocks: Blocks, plan: Plan, macs: int) -> Audited:
+    return Audited(
+        audit, blocks.candidates, blocks.refined, plan, macs + blocks.macs, blocks.failures, blocks.interrupted
+    )
+
+
+def _no_plan(standing: Standing) -> Plan:
+    shape = (standing.covered.shape[0], standing.covered.shape[1])
+    return Plan(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), shape)
+
+
+def _united(standing: Standing, fresh: Candidates) -> Candidates:
+    return Candidates.concatenate([standing.candidates, fresh])
+
+
+def _floored(share: float) -> str:
+    """A lower bound in percent, never rounded up."""
+    return f"{math.floor(share * 1000) / 10:.1f}%"

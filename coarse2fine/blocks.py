@@ -1,0 +1,206 @@
+"""The cells that a plan left out, in blocks that can be refined one by one: the population of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.merge import repeats, suppress
+from coarse2fine.model import Model
+from coarse2fine.models.heads import Candidates
+from coarse2fine.refine import Fine
+from coarse2fine.select import Plan, dense_plan
+
+BLOCK_SIDES = (4, 8, 16)
+_LEAST_CAP = 2
+
+Refine = Callable[[Plan], Fine]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known when an audit begins.
+
+    Parameters
+    ----------
+    model : Model
+        Of the task "detect".
+    interest : ndarray, float32, (cell height, cell width)
+        Probability that refining the cell finds something.
+    covered : ndarray, bool, (cell height, cell width)
+        Cells that were refined.
+    candidates : Candidates
+        What that gave.
+    threshold : float
+        Probability from which a find counts.
+    refine : callable
+        Refines the windows of a plan.
+    """
+
+    model: Model
+    interest: NDArray[np.float32]
+    covered: NDArray[np.bool_]
+    candidates: Candidates
+    threshold: float
+    refine: Refine
+
+    def finds(self) -> Candidates:
+        """Sure candidates, each object once; of an area every cell."""
+        sure = self.candidates.take(self.candidates.scores >= self.threshold)
+        area = self.model.areas[sure.labels]
+        return Candidates.concatenate([suppress(sure.take(~area)), sure.take(area)])
+
+
+class Blocks:
+    """Squares of cells with something in them that was not refined, numbered from 0.
+
+    What a block holds is a number of its own, whatever else is refined: the finds in its skipped cells, each object
+    once, without those that were known when the audit began. An object on the border of two blocks may count in both:
+    an audit then errs on the safe side.
+
+    Parameters
+    ----------
+    standing : Standing
+
+    Attributes
+    ----------
+    side : int
+        Of a block, in cells.
+    cap : int
+        Most finds that any block of this size was seen to hold.
+    expected : ndarray, float64, (n,)
+        Finds that the scan expects in the skipped cells of each.
+    macs_each, rest_macs : int
+        Multiply-adds of one block, and of all cells not yet refined in the squares of the exhaustive pass.
+    macs : int
+        Multiply-adds spent on blocks.
+    failures : tuple of str
+        What could not be read.
+    interrupted, cut : bool
+        Whether Ctrl-C ended work early; whether that or a deadline did.
+    exhausted : bool
+        Whether every cell was refined, as far as it can be read.
+    """
+
+    def __init__(self, standing: Standing) -> None:
+        self._at = standing
+        self._known = standing.finds()
+        model, shape = standing.model, standing.covered.shape
+        self.side, self.cap = _best_side(model, self._known, max(shape))
+        self.macs_each = model.window_macs(self.side)
+        self._skipped = ~standing.covered
+        skipped = _per_block(self._skipped, self.side)
+        self._columns = skipped.shape[1]
+        self._numbers = np.flatnonzero(skipped)
+        hoped = _per_block(np.where(self._skipped, standing.interest, 0), self.side)
+        self.expected = hoped.ravel()[self._numbers]
+        self._found = [standing.candidates]
+        self._refined = standing.covered.copy()
+        self.macs = 0
+        self.failures: tuple[str, ...] = ()
+        self.interrupted = self.cut = self.exhausted = False
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @property
+    def candidates(self) -> Candidates:
+        """All there are by now, each fine cell once, in raster order."""
+        every = Candidates.concatenate(self._found)
+        width = np.int64(self._refined.shape[1] * self._at.model.geometry.fine)
+        _, first = np.unique(every.cells[:, 0].astype(np.int64) * width + every.cells[:, 1], return_index=True)
+        return every.take(first)
+
+    @property
+    def refined(self) -> NDArray[np.bool_]:
+        """Map of the cells refined by now, (cell height, cell width)."""
+        return self._refined
+
+    @property
+    def rest_macs(self) -> int:
+        return self._rest().macs(self._at.model.window_macs)
+
+    def finds(self) -> int:
+        """Finds by now, each object once."""
+        at = self._at
+        return len(Standing(at.model, at.interest, at.covered, self.candidates, at.threshold, at.refine).finds())
+
+    def look(self, index: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Refine blocks; the finds of each, or None where it was cut short.
+
+        What cannot be read holds nothing: the exhaustive pass would find nothing there either.
+        """
+        numbers = self._numbers[index]
+        corners = np.stack(np.divmod(numbers, self._columns), axis=1).astype(np.int64) * self.side
+        count = len(index)
+        shape = (self._skipped.shape[0], self._skipped.shape[1])
+        plan = Plan(corners, np.full(count, self.side, np.int64), np.ones(count, np.float32), shape)
+        fresh = self._refine(plan)
+        if self.cut:
+            return None
+        homes = self._homes(fresh)
+        order = np.argsort(numbers)
+        mine = np.isin(homes, numbers)
+        place = order[np.searchsorted(numbers, homes[mine], sorter=order)]
+        return np.bincount(place, minlength=count).astype(np.int64)
+
+    def look_at_rest(self) -> None:
+        """Refine every cell that is left."""
+        self._refine(self._rest())
+        self.exhausted = not self.cut
+
+    def _refine(self, plan: Plan) -> Candidates:
+        """Sure finds in skipped cells."""
+        fine = self._at.refine(plan)
+        self.macs += fine.macs
+        self.failures = tuple(dict.fromkeys(self.failures + fine.failures))
+        self.cut |= fine.interrupted or (len(fine.done) < len(plan) and not fine.failures)
+        self.interrupted |= fine.interrupted
+        self._refined |= plan.take(fine.done).covered()
+        self._found.append(fine.candidates)
+        sure = fine.candidates.take(fine.candidates.scores >= self._at.threshold)
+        cells = sure.cells // self._at.model.geometry.fine
+        return sure.take(self._skipped[cells[:, 0], cells[:, 1]])
+
+    def _rest(self) -> Plan:
+        whole = dense_plan((self._skipped.shape[0], self._skipped.shape[1]))
+        side = int(whole.sides[0])
+        row, column = (whole.cell_corners // side).T
+        return whole.take(np.flatnonzero(_per_block(~self._refined, side)[row, column]))
+
+    def _homes(self, fresh: Candidates) -> NDArray[np.int64]:
+        """The block of each find, in the grid of all blocks."""
+        area = self._at.model.areas[fresh.labels]
+        objects = suppress(fresh.take(~area), self._home(fresh.take(~area)))
+        objects = objects.take(~repeats(objects, self._known))
+        return np.concatenate([self._home(objects), self._home(fresh.take(area))])
+
+    def _home(self, candidates: Candidates) -> NDArray[np.int64]:
+        block = candidates.cells.astype(np.int64) // (self.side * self._at.model.geometry.fine)
+        return np.asarray(block[:, 0] * self._columns + block[:, 1])
+
+
+def _per_block(cells: NDArray[np.generic], side: int) -> NDArray[np.float64]:
+    """Sums over squares of `side` cells."""
+    high, wide = (-(-n // side) for n in cells.shape)
+    padded = np.zeros((high * side, wide * side), np.float64)
+    padded[: cells.shape[0], : cells.shape[1]] = cells
+    return np.asarray(padded.reshape(high, side, wide, side).sum(axis=(1, 3)))
+
+
+def _best_side(model: Model, known: Candidates, most: int) -> tuple[int, int]:
+    """Side of a block with which a bound comes cheapest, and the most finds that any such block holds."""
+    caps = {side: max(_LEAST_CAP, _fullest(model, known, side)) for side in BLOCK_SIDES if side <= max(most, 4)}
+    # The draws that a bound takes go with the number of blocks and with the cap.
+    side = min(caps, key=lambda s: caps[s] * model.window_macs(s) / s**2)
+    return side, caps[side]
+
+
+def _fullest(model: Model, known: Candidates, side: int) -> int:
+    if model.areas.any():
+        return (side * model.geometry.fine) ** 2  # every cell of an area is a find
+    block = known.cells.astype(np.int64) // (side * model.geometry.fine)
+    return int(np.unique(block, axis=0, return_counts=True)[1].max(initial=0)) if len(block) else 0

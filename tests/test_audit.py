@@ -1,0 +1,316 @@
+"""Audits against worlds whose every object is known, and against the exhaustive pass itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from coarse2fine import Audit, analyze
+from coarse2fine.audit import certify, survey
+from coarse2fine.blocks import Blocks, Standing
+from coarse2fine.evaluate import match
+from coarse2fine.merge import suppress
+from coarse2fine.model import Label, Model
+from coarse2fine.models.heads import Candidates
+from coarse2fine.refine import Fine
+from coarse2fine.select import Plan, choose
+
+MakeImage = Callable[..., NDArray[np.uint8]]
+THRESHOLD = 0.5
+
+
+class World:
+    """Objects on a grid of cells, a scan that sees some of them, and what refining any window finds."""
+
+    def __init__(self, model: Model, seed: int, *, side: int = 160, objects: int = 400, blind: float = 0.1) -> None:
+        rng = np.random.default_rng(seed)
+        self.model = model
+        cells = np.unique(rng.integers(0, side, (objects, 2)), axis=0).astype(np.int32)
+        half = rng.uniform(0.2, 0.9, (len(cells), 2))
+        boxes = np.hstack([cells + 0.5 - half, cells + 0.5 + half]).astype(np.float32)
+        scores = rng.uniform(0.3, 1, len(cells)).astype(np.float32)
+        self.every = Candidates(cells, scores, np.zeros(len(cells), np.int16), boxes)
+        self.interest = rng.uniform(0, 2e-3, (side, side)).astype(np.float32)
+        seen = rng.random(len(cells)) >= blind
+        self.interest[tuple(cells[seen].T)] = rng.uniform(0.05, 1, int(seen.sum()))
+        self.looks = 0
+
+    def refine(self, plan: Plan) -> Fine:
+        self.looks += 1
+        covered = plan.covered()
+        found = self.every.take(covered[tuple(self.every.cells.T)])
+        return Fine(found, np.arange(len(plan)), plan.macs(self.model.window_macs), ())
+
+    def standing(self, tau: float = 0.1) -> Standing:
+        model = self.model
+        plan = choose(self.interest, model.window, window_macs=model.window_macs, tau=tau)
+        fine = self.refine(plan)
+        return Standing(model, self.interest, plan.covered(), fine.candidates, THRESHOLD, self.refine)
+
+    def total(self) -> int:
+        """What the exhaustive pass finds."""
+        return len(suppress(self.every.take(self.every.scores >= THRESHOLD)))
+
+    @property
+    def exhaustive(self) -> int:
+        return self.model.exhaustive_macs(self.interest.shape)
+
+
+@given(st.integers(0, 10**6), st.integers(5, 90), st.integers(0, 400), st.floats(0, 1))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_what_a_block_holds_depends_on_nothing_else(
+    detector: Model, seed: int, side: int, objects: int, blind: float
+) -> None:
+    world = World(detector, seed, side=side, objects=objects, blind=blind)
+    standing = world.standing()
+    rng = np.random.default_rng(seed)
+    blocks = Blocks(standing)
+    whole = blocks.look(np.arange(len(blocks)))
+    assert whole is not None
+    assert whole.max(initial=0) <= blocks.side**2
+    # With objects at the borders of blocks counted twice at most, nothing that the exhaustive pass finds is left out.
+    assert len(standing.finds()) + whole.sum() >= world.total()
+    assert blocks.refined.all()
+    assert blocks.finds() == world.total()
+    pieces, again = np.array_split(rng.permutation(len(blocks)), 4), Blocks(standing)
+    for piece in pieces:
+        found = again.look(piece)
+        assert found is not None
+        np.testing.assert_array_equal(found, whole[piece])
+    assert again.rest_macs == 0
+
+
+def test_the_rest_is_all_that_was_not_refined(detector: Model) -> None:
+    world = World(detector, 1)
+    blocks = Blocks(world.standing())
+    blocks.look(np.arange(len(blocks))[::3])
+    assert 0 < blocks.rest_macs <= world.exhaustive * 1.2
+    blocks.look_at_rest()
+    assert blocks.exhausted
+    assert blocks.refined.all()
+    assert blocks.finds() == world.total()
+
+
+@pytest.mark.parametrize(("recall", "blind"), [(0.8, 0.05), (0.9, 0.15), (0.9, 1.0)])
+def test_what_is_certified_is_true(detector: Model, recall: float, blind: float) -> None:
+    runs, true, cheaper = 60, 0, 0
+    for seed in range(runs):
+        world = World(detector, seed, objects=1500, blind=blind)
+        result = certify(world.standing(), recall, confidence=0.8, seed=seed)
+        assert result.audit.certified
+        assert result.audit.found == len(Standing(*_outcome(world, result.candidates)).finds())
+        true += result.audit.found >= recall * world.total() * (1 - 1e-9)
+        cheaper += result.macs < world.exhaustive
+    assert true >= binom.ppf(0.001, runs, 0.8)
+    assert cheaper > (runs // 2 if blind < 1 else -1)
+
+
+def test_a_sample_tells_recall(detector: Model) -> None:
+    inside, errors, runs = 0, [], 80
+    for seed in range(runs):
+        world = World(detector, seed, objects=1500, blind=0.2)
+        result = survey(world.standing(), world.exhaustive // 10, confidence=0.8, seed=seed)
+        audit, true = result.audit, world.total()
+        left = true - audit.found
+        low, high = audit.missed_interval
+        inside += low <= left <= high
+        # Objects on the border of two blocks count twice, which is the safe side.
+        errors.append(audit.missed - left)
+        assert result.macs == pytest.approx(world.exhaustive / 10, rel=0.5)
+        assert low <= audit.missed <= high
+        assert audit.recall_interval[0] <= audit.recall <= audit.recall_interval[1]
+    assert inside >= binom.ppf(0.001, runs, 0.8)
+    assert abs(np.mean(errors)) < 4 * np.std(errors) / math.sqrt(runs) + 2
+
+
+def test_audits_are_pooled(detector: Model) -> None:
+    audits, found, missed = [], 0, 0
+    for seed in range(12):
+        world = World(detector, seed, objects=800, blind=0.05)
+        result = survey(world.standing(), world.exhaustive // 10, confidence=0.95, seed=seed)
+        audits.append(result.audit)
+        found += result.audit.found
+        missed += world.total() - result.audit.found
+    whole = Audit.pooled(audits, target=0.7)
+    assert whole.found == found
+    assert whole.blocks == sum(a.blocks for a in audits)
+    assert whole.missed == pytest.approx(sum(a.missed for a in audits))
+    low, high = whole.missed_interval
+    assert low <= missed <= high
+    assert whole.recall_interval[0] > max(a.recall_interval[0] for a in audits) - 0.02
+    assert whole.certified
+    assert "recall at least" in str(whole)
+    world = World(detector, 0, objects=800)
+    single = certify(world.standing(), 0.9, confidence=0.95, seed=0).audit
+    with pytest.raises(ValueError, match=r"only random samples can be pooled: analyse every image with audit=0\.01"):
+        Audit.pooled([*audits, single])
+
+
+def test_too_few_objects_end_at_the_exhaustive_pass(detector: Model) -> None:
+    world = World(detector, 3, objects=12)
+    result = certify(world.standing(), 0.95, confidence=0.95, seed=0)
+    assert result.refined.all()
+    assert result.audit.certified
+    assert result.audit.recall_interval == (1.0, 1.0)
+    assert result.audit.found == world.total()
+    silent = survey(world.standing(), world.exhaustive // 50, confidence=0.95, seed=0, if_telling=True)
+    assert silent.macs == 0
+    assert math.isnan(silent.audit.recall)
+    assert "recall unknown" in str(silent.audit)
+    assert "too few finds" in str(silent.audit)
+    drawn = survey(world.standing(), world.exhaustive // 50, confidence=0.95, seed=0)
+    assert drawn.macs > 0
+    assert "too few finds for so small a sample" in str(drawn.audit)
+
+
+def test_a_limit_ends_a_certification(detector: Model) -> None:
+    world = World(detector, 4, objects=300, blind=0.5)
+    standing = world.standing()
+    before = len(standing.finds())
+    for share in (0.0, 0.02, 0.2):
+        result = certify(standing, 0.95, confidence=0.95, seed=0, most_macs=int(share * world.exhaustive))
+        assert result.macs <= share * world.exhaustive
+        assert not result.audit.certified
+        assert result.audit.recall_interval[0] < 0.95
+        assert result.audit.found >= before
+        assert "95.0% is not certified" in str(result.audit)
+
+
+def test_interrupted_work_is_kept_and_claims_nothing(detector: Model) -> None:
+    world = World(detector, 5, objects=600)
+    standing = world.standing()
+
+    def broken(plan: Plan) -> Fine:
+        fine = world.refine(plan.take(np.arange(len(plan) // 2)))
+        return replace(fine, interrupted=True)
+
+    for result in (
+        survey(replace(standing, refine=broken), world.exhaustive // 10, confidence=0.95, seed=0),
+        certify(replace(standing, refine=broken), 0.9, confidence=0.95, seed=0),
+    ):
+        assert result.interrupted
+        assert result.audit.audited == 0
+        assert not result.audit.certified
+        assert result.audit.found >= len(standing.finds())
+        assert result.refined.sum() > standing.covered.sum()
+
+
+def test_what_cannot_be_read_is_not_missed(detector: Model) -> None:
+    world = World(detector, 6, objects=600)
+    standing = world.standing()
+
+    def damaged(plan: Plan) -> Fine:
+        good = np.flatnonzero(plan.cell_corners[:, 0] >= 16)
+        fine = world.refine(plan.take(good))
+        return replace(fine, done=good, failures=("chunk (0, 0) is damaged",) if len(good) < len(plan) else ())
+
+    result = certify(replace(standing, refine=damaged), 0.9, confidence=0.95, seed=0)
+    assert result.audit.certified
+    assert not result.interrupted
+    assert set(result.failures) <= {"chunk (0, 0) is damaged"}
+
+
+def test_the_same_seed_gives_the_same_audit(detector: Model) -> None:
+    results = [certify(World(detector, 7, objects=900).standing(), 0.85, confidence=0.9, seed=s) for s in (1, 1, 2)]
+    assert results[0].audit == results[1].audit
+    np.testing.assert_array_equal(results[0].refined, results[1].refined)
+    assert not np.array_equal(results[0].refined, results[2].refined)
+
+
+def test_a_certified_analysis_against_the_exhaustive_pass(make_image: MakeImage, detector: Model) -> None:
+    pixels, picky = make_image(900, 1100), replace(detector, tau=1.5)
+    with (
+        analyze(pixels, picky, budget=1.0, precision="fp32") as whole,
+        analyze(pixels, picky, recall=0.8, confidence=0.9, precision="fp32") as part,
+    ):
+        pass
+    mine, theirs = (np.array([r.full_box for r in a.regions]) for a in (part, whole))
+    centres = (mine[:, :2] + mine[:, 2:]) / 2, (theirs[:, :2] + theirs[:, 2:]) / 2
+    scores = np.array([r.score for r in part.regions], np.float32)
+    owner = match(centres[0], scores, centres[1], np.full(len(theirs), 4.0))
+    assert part.audit is not None
+    assert part.audit.certified
+    assert (owner >= 0).sum() >= 0.8 * len(whole.regions)
+    # Boxes that lie wholly beyond the border are no regions.
+    assert part.audit.found == pytest.approx(len(part.regions), rel=0.01)
+    assert part.cost.audit_macs > 0
+    assert part.cost.cells_refined == part.refined.sum()
+    assert part.cost.macs == part.cost.scan_macs + part.cost.refine_macs + part.cost.audit_macs
+    assert part.complete
+    record = part.summary()
+    assert record["audit"]["target"] == 0.8
+    assert record["audit"]["certified"] is True
+    assert record["parameters"]["recall"] == 0.8
+    assert "audit  recall at least" in str(part)
+    assert whole.audit is None
+
+
+def test_an_exhaustive_analysis_needs_no_audit_to_be_certain(make_image: MakeImage, detector: Model) -> None:
+    with analyze(make_image(200, 240), detector, budget=1.0, recall=0.99) as analysis:
+        assert analysis.audit is not None
+        assert analysis.audit.recall_interval == (1.0, 1.0)
+        assert analysis.cost.audit_macs == 0
+        assert "nothing was skipped" in str(analysis)
+
+
+def test_a_sample_is_part_of_the_budget(make_image: MakeImage, detector: Model) -> None:
+    pixels = make_image(800, 800)
+    with analyze(pixels, detector, budget=0.4, audit=0.1) as sampled, analyze(pixels, detector, budget=0.4) as plain:
+        assert plain.audit is None
+        assert sampled.audit is not None
+        assert sampled.audit.audited > 0
+        assert sampled.cost.refine_macs < plain.cost.refine_macs
+        assert sampled.cost.share <= 0.42  # the sample's size is right in the mean
+        json = sampled.summary()["audit"]
+        assert json["audited"] == sampled.audit.audited
+        assert json["recall_interval"][0] <= json["recall"]
+
+
+def test_cells_of_areas_count_one_by_one(make_image: MakeImage, detector: Model) -> None:
+    model = replace(detector, labels=tuple(Label(label.name, "area") for label in detector.labels))
+    with analyze(make_image(300, 300), model, recall=0.9) as analysis:
+        assert analysis.audit is not None
+        assert analysis.audit.certified
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"recall": 1.0}, r"recall must be a share of the finds, such as 0\.95; got 1\.0"),
+        ({"recall": 0.9, "confidence": 1}, "confidence must be a probability"),
+        ({"audit": 1.0}, "audit must be a share of the exhaustive pass's cost"),
+        ({"audit": -0.1}, "audit must be a share"),
+        ({"recall": 0.9, "audit": 0.1}, "give recall or audit, not both"),
+        ({"recall": 0.9, "cells": 10}, "recall and cells exclude each other"),
+        ({"audit": 0.1, "seconds": 10}, "a random sample has a fixed size"),
+        ({"audit": 0.5, "budget": 0.4}, "does not pay for the scan and the audit"),
+    ],
+)
+def test_demands_that_contradict_each_other(
+    make_image: MakeImage, detector: Model, parameters: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        analyze(make_image(100, 100), detector, **parameters)  # type: ignore[arg-type]
+
+
+def test_a_model_that_seeks_nothing_has_no_recall(make_image: MakeImage, explorer: Model) -> None:
+    for parameters in ({"recall": 0.9}, {"audit": 0.01}):
+        with pytest.raises(ValueError, match="tiny explorer was not fitted to anything"):
+            analyze(make_image(100, 100), explorer, **parameters)  # type: ignore[arg-type]
+    with analyze(make_image(100, 100), explorer) as analysis:
+        assert analysis.audit is None
+
+
+def _outcome(
+    world: World, candidates: Candidates
+) -> tuple[Model, NDArray[np.float32], NDArray[np.bool_], Candidates, float, Callable[[Plan], Fine]]:
+    covered = np.ones(world.interest.shape, bool)
+    return world.model, world.interest, covered, candidates, THRESHOLD, world.refine
