@@ -42,7 +42,7 @@ def read_header(data: bytes, kind: str) -> RasterHeader | None:
     """Read the header of a file held in memory; None if it is damaged."""
     try:
         return _READERS[kind](data)
-    except (struct.error, IndexError, ValueError):
+    except (struct.error, LookupError, ValueError):
         return None
 
 

@@ -140,8 +140,10 @@ def _chunk_sizes(arrays: tuple[Any, ...], axes: str, label: str) -> tuple[tuple[
             values[axes.index(a)] for values in (array.shape, array.chunks) for a in "yx"
         )
         check_size(label, height, width, (chunk_y, chunk_x))
-        if 0 in array.shape:
-            raise ImageError(f"{label}: the array is empty (shape {array.shape}); write the image again")
+        if 0 in (*array.shape, *array.chunks):
+            raise ImageError(
+                f"{label}: the array is empty (shape {array.shape}, chunks {array.chunks}); write the image again"
+            )
         if math.prod(array.chunks) > MAX_CHUNK_PIXELS:
             raise ImageError(
                 f"{label}: one stored chunk is {' x '.join(map(str, array.chunks))} samples, more than the limit of "

@@ -100,10 +100,10 @@ def _open(
     source: str | NDArray[Any], label: str, stats: ReadStats, channels: Sequence[int] | None, reader: Reader | None
 ) -> Source:
     try:
+        if reader is not None and (not isinstance(source, str) or is_url(source) or Path(source).is_file()):
+            raise ImageError(f"{label}: {reader} reads Zarr directories of this machine; leave 'reader' out")
         stored = _stored(source, stats, reader)
         try:
-            if reader is not None and not (stored.format.endswith("zarr") and not is_url(source)):
-                raise ImageError(f"{label}: {reader} reads Zarr directories of this machine; leave 'reader' out")
             return stored if channels is None else stored.pick(tuple(channels), label)
         except BaseException:
             stored.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .geometry import GeoReference
 from .samples import PixelArray
 
 
@@ -17,6 +19,21 @@ def upright(pixels: NDArray[Any], orientation: int, y: int = 0, x: int = 1) -> N
     if orientation in (2, 3, 6, 7):
         pixels = np.flip(pixels, x)
     return np.flip(pixels, y) if orientation in (3, 4, 7, 8) else pixels
+
+
+def upright_geo(geo: GeoReference, orientation: int, height: int, width: int) -> GeoReference:
+    """Place of an image on a planet after turning to `height` x `width` pixels, from that of the stored pixels."""
+    transform: list[float] = []
+    for by_x, by_y, start in (geo.transform[:3], geo.transform[3:]):
+        along_x, along_y = (by_y, by_x) if orientation >= 5 else (by_x, by_y)
+        origin = start
+        if orientation in (2, 3, 6, 7):
+            origin, along_x = origin + along_x * width, -along_x
+        if orientation in (3, 4, 7, 8):
+            origin, along_y = origin + along_y * height, -along_y
+        transform += along_x, along_y, origin
+    a, b, c, d, e, f = transform
+    return dataclasses.replace(geo, transform=(a, b, c, d, e, f))
 
 
 class UprightArray:

@@ -97,6 +97,8 @@ class Remote:
         OSError
             If the server fails repeatedly, or does not honour ranges.
         """
+        if stop is not None and stop <= (start or 0):
+            return b""  # no range of http says so
         address = self._address(key)
         if self._http:
             data, _ = self._get(address, start, stop)

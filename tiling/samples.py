@@ -47,9 +47,10 @@ def to_uint8(raw: NDArray[Any], value_range: tuple[float, float]) -> NDArray[np.
     if raw.dtype == np.bool_ and value_range == (0.0, 1.0):
         return np.array(raw, order="C", dtype=np.uint8) * np.uint8(255)
     low, high = value_range
-    values = raw.astype(np.float64)
-    values -= low
-    values *= 255.0 / (high - low)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond all measure is no fault of the code's
+        values = raw.astype(np.float64)
+        values -= low
+        values *= 255.0 / (high - low)
     np.nan_to_num(values, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
     return np.rint(np.clip(values, 0.0, 255.0, out=values), out=values).astype(np.uint8, order="C")
 
@@ -164,7 +165,9 @@ def _intact(array: PixelArray, axes: str, boxes: list[Box], channels: list[int])
     for box, channel in itertools.product(boxes, channels):
         key = {"y": slice(box.y0, box.y1), "x": slice(box.x0, box.x1), "c": slice(channel, channel + 1), "0": 0}
         try:
-            parts.append(np.asarray(array[tuple(key[axis] for axis in axes)], dtype=np.float64).ravel())
+            stored = array[tuple(key[axis] for axis in axes)]
+            with np.errstate(invalid="ignore"):
+                parts.append(np.asarray(stored, dtype=np.float64).ravel())
         except (OSError, MemoryError):
             raise
         except Exception:  # noqa: BLE001, S112 (every decoder has errors of its own)

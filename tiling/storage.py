@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -53,6 +54,8 @@ class LocalFile:
     """
 
     def __init__(self, path: Path, stats: ReadStats) -> None:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise OSError("it is a pipe or device, not a file")
         self._file = path.open("rb", buffering=0)
         self._stats = stats
         self._lock = threading.Lock()
@@ -216,11 +219,13 @@ class FileStream(io.RawIOBase):
         data = b"".join(self._blocks[block] for block in range(first, last + 1))
         while len(self._blocks) > _BLOCKS_KEPT:
             self._blocks.popitem(last=False)
-        return data[offset - first * _BLOCK :][:count]
+        begin = offset - first * _BLOCK
+        return data[begin : begin + count]
 
     def _fetch(self, first: int, last: int) -> None:
         """Read neighbouring blocks at once: a long table of offsets is one request."""
         data = self._file.read_at(first * _BLOCK, (last - first + 1) * _BLOCK)
         for index in range(first, last + 1):
-            self._blocks[index] = data[(index - first) * _BLOCK :][:_BLOCK]
+            begin = (index - first) * _BLOCK
+            self._blocks[index] = data[begin : begin + _BLOCK]
             self._blocks.move_to_end(index)

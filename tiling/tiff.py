@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import re
-from typing import Any
+import threading
+from typing import Any, Self
 
 import numpy as np
 import tifffile
@@ -13,11 +15,12 @@ import zarr
 
 from .errors import ImageError
 from .geometry import ceil_div
-from .orientation import UprightArray
-from .samples import PixelArray, check_samples, check_size
+from .orientation import UprightArray, upright_geo
+from .samples import MAX_CHUNK_PIXELS, PixelArray, check_samples, check_size
 from .source import Source
 from .storage import ByteFile, FileStream
-from .tiff_page import PageArray, StackArray, page_chunk
+from .tiff_claim import may_hold
+from .tiff_page import PageArray, RawArray, StackArray, page_chunk, raw_chunk
 from .tiff_tags import colours_of, geo_reference_of, nodata_of, pixel_size_of, value_range_of
 
 GROUP_PIXELS = 2**14
@@ -26,6 +29,8 @@ GROUP_ROWS = 64
 GROUP_LIMIT = 2**22
 """Strips of wide images are grouped to so many rows, if that is no more than so many pixels."""
 
+_FIRST_PRIVATE_TAG = 32768
+_BEYOND_THE_END = re.compile(r"(TiffTag (\d+)).* invalid value offset \d+")
 _EXTRA_NAMES = re.compile("label|macro|thumbnail|overview", re.IGNORECASE)
 _DIALECTS = ("svs", "ndpi", "scn", "qpi", "ome")
 _FORMATS = {"qpi": "qptiff", "ome": "ome-tiff"}
@@ -52,7 +57,14 @@ def open_tiff(file: ByteFile, label: str) -> Source:
         If the file is damaged, cut off, or holds what is no picture.
     """
     try:
-        return _open(tifffile.TiffFile(FileStream(file, label)), file, label)
+        with _Complaints() as complaints:
+            source = _open(_parse(file, label), file, label)
+        if complaints.cut:
+            raise ImageError(
+                f"{label}: the file is cut off or damaged, its header points beyond its end ({complaints.cut}); "
+                "copy or export it again"
+            )
+        return dataclasses.replace(source, notes=source.notes + complaints.notes)
     except BaseException as error:
         file.close()
         if isinstance(error, ImageError | OSError) or not isinstance(error, Exception):
@@ -63,17 +75,31 @@ def open_tiff(file: ByteFile, label: str) -> Source:
         ) from error
 
 
+def _parse(file: ByteFile, label: str) -> Any:
+    """Parse the directory; of a series that spans files, the pages of this one are read."""
+    # NDPI has offsets of 64 bits; its name tells tifffile so, but any TIFF may have that name, and NDPI another.
+    stream = FileStream(file, label)
+    stream.seek(4)
+    first = int.from_bytes(stream.read(8) or b"", "little")
+    stream.seek(0)
+    options = {"is_ndpi": False} if first >= file.size else {}
+    tiff = tifffile.TiffFile(stream, _multifile=False, **options)
+    if first < file.size and len(tiff.pages) and tiff.pages.first.is_ndpi and not tiff.tiff.is_ndpi:
+        stream.seek(0)
+        return tifffile.TiffFile(stream, _multifile=False, is_ndpi=True)
+    return tiff
+
+
 def _open(tiff: Any, file: ByteFile, label: str) -> Source:
     if not len(tiff.pages) or not tiff.series:
         raise ImageError(f"{label}: the TIFF has no image in it; copy or export it again")
     base = max(tiff.series, key=_area)
     page = base.keyframe
-    check_samples(label, np.dtype(base.dtype))
     levels, notes = _levels(tiff, base)
     for level in levels:
         _check(label, level, file.size)
     arrays, chunks = zip(*(_array(level, file) for level in levels), strict=True)
-    axes, plane_notes = _axes(base)
+    axes, plane_notes = _axes(tiff, base)
     colours = colours_of(label, page, base.shape[axes.index("c")] if "c" in axes else 1)
     value_range, range_notes = value_range_of(arrays, axes, chunks[-1], page)
     if colours.palette is not None:
@@ -108,11 +134,15 @@ def _upright(source: Source, orientation: int) -> Source:
     size = source.pixel_size
     if turned and size is not None:
         size = dataclasses.replace(size, y=size.x, x=size.y)
-    return dataclasses.replace(
+    upright = dataclasses.replace(
         source,
         arrays=tuple(UprightArray(array, orientation, y, x) for array in source.arrays),
         chunks=tuple(chunk[::-1] if turned else chunk for chunk in source.chunks),
         pixel_size=size,
+    )
+    return dataclasses.replace(
+        upright,
+        geo=None if source.geo is None else upright_geo(source.geo, orientation, *upright.size(0)),
         notes=(*source.notes, f"turned upright from orientation {orientation}"),
     )
 
@@ -128,8 +158,8 @@ def _area(series: Any) -> int:
 def _levels(file: Any, base: Any) -> tuple[list[Any], tuple[str, ...]]:
     """Levels of the base series: those tifffile knows, and pages that are plainly smaller copies of it."""
     known = list(base.levels)
-    found = known[:1] + [level for level in known[1:] if _same_aspect(known[0], level)]
-    notes = (f"{len(known) - len(found)} level(s) of another shape ignored",) if len(found) < len(known) else ()
+    found = known[:1] + [level for level in known[1:] if _is_smaller(known[0], level)]
+    notes = (f"{len(known) - len(found)} level(s) of another shape or kind ignored",) if len(found) < len(known) else ()
     if len(known) == 1 and not file.is_svs and not file.is_ome:
         found += [other for other in file.series if other is not base and _is_reduction(base, other)]
     found.sort(key=_area, reverse=True)
@@ -137,10 +167,12 @@ def _levels(file: Any, base: Any) -> tuple[list[Any], tuple[str, ...]]:
     return [level for i, level in enumerate(found) if sizes[i] not in sizes[:i]], notes
 
 
-def _same_aspect(base: Any, level: Any) -> bool:
-    """Whether a level is smaller by one factor, allowing for a pixel lost to rounding."""
+def _is_smaller(base: Any, level: Any) -> bool:
+    """Whether a level has the same kind of pixels, fewer by one factor, allowing for a pixel lost to rounding."""
+    if (level.axes, level.dtype) != (base.axes, base.dtype):
+        return False
     (full_height, full_width), (height, width) = _size(base), _size(level)
-    if height > full_height or width > full_width or len(base.shape) != len(level.shape):
+    if not (0 < height <= full_height and 0 < width <= full_width):
         return False
     slack = 0.01 + 1.0 / min(height, width)
     return abs(full_height / height / (full_width / width) - 1.0) <= slack
@@ -149,9 +181,9 @@ def _same_aspect(base: Any, level: Any) -> bool:
 def _is_reduction(base: Any, other: Any) -> bool:
     """Whether another series is the same picture, smaller: it says so, or is tiled at a whole factor."""
     page, first = other.keyframe, base.keyframe
-    if other.axes != base.axes or other.dtype != base.dtype or _EXTRA_NAMES.search(page.description or ""):
+    if page.is_mask or _EXTRA_NAMES.search(page.description or ""):
         return False
-    if other.shape == base.shape or not _same_aspect(base, other):
+    if other.shape == base.shape or not _is_smaller(base, other):
         return False
     if page.is_reduced or not (page.is_tiled and first.is_tiled):
         return bool(page.is_reduced)
@@ -161,11 +193,48 @@ def _is_reduction(base: Any, other: Any) -> bool:
     )
 
 
+def _check_kind(label: str, page: Any) -> None:
+    """Refuse samples and compressions that nothing here decodes."""
+    if page.dtype is None:
+        raise ImageError(
+            f"{label}: samples of {page.bitspersample} bits and format {page.sampleformat} are of no known kind; "
+            "convert it to 8, 16 or 32 bits"
+        )
+    check_samples(label, np.dtype(page.dtype))
+    if page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise ImageError(
+            f"{label}: its compression ({page.compression}) is of no known kind; write it again with a common one, "
+            "such as deflate or JPEG"
+        )
+
+
+def _check_chunk(label: str, page: Any) -> None:
+    """Refuse strips and tiles without pixels, and those no decoder should take memory for."""
+    sides = " x ".join(map(str, page.chunks))
+    if not all(isinstance(side, int) and side > 0 for side in page.chunks):
+        raise ImageError(f"{label}: the header promises strips or tiles of {sides} samples; it is damaged")
+    samples, stored = math.prod(page.chunks), max(page.databytecounts, default=0)
+    if samples > MAX_CHUNK_PIXELS:
+        raise ImageError(
+            f"{label}: one strip or tile is {sides} samples, more than the limit of {MAX_CHUNK_PIXELS}; "
+            "the header is damaged, or the file should be written again in tiles"
+        )
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else 8 * np.dtype(page.dtype).itemsize
+    if stored and not may_hold(stored, int(page.compression), samples * bits // 8):
+        raise ImageError(
+            f"{label}: the header promises strips or tiles of {sides} samples, but the largest has {stored} encoded "
+            "bytes, which cannot hold them; the header is damaged, copy or export the file again"
+        )
+
+
 def _check(label: str, level: Any, size: int) -> None:
     """Refuse absurd sizes and files that end before their pixels do."""
     page = level.keyframe
+    _check_kind(label, page)
+    if not _is_raw(level):
+        _check_chunk(label, page)
     height, width = _size(level)
-    check_size(label, height, width, page_chunk(page))
+    check_size(label, height, width, raw_chunk(level) if _is_raw(level) else page_chunk(page))
     segments = math.prod(page.chunked)
     if len(page.dataoffsets) < segments:
         raise ImageError(
@@ -173,21 +242,31 @@ def _check(label: str, level: Any, size: int) -> None:
             f"{len(page.dataoffsets)}; the header is damaged, copy or export the file again"
         )
     end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+    if _is_raw(level):
+        end = level.dataoffset + level.nbytes
     if end > size:
         raise ImageError(
             f"{label}: the file is cut off, it ends at byte {size} but its pixels at {end}; copy or export it again"
         )
 
 
+def _is_raw(level: Any) -> bool:
+    """Whether samples lie in the file as they are, one after the other."""
+    return level.transform is None and level.dataoffset is not None
+
+
 def _array(level: Any, file: ByteFile) -> tuple[PixelArray, tuple[int, int]]:
     """Pixels of a level and the size of a stored chunk."""
+    if _is_raw(level):
+        raw = RawArray(level, file)
+        return raw, raw.chunk
     page = level.keyframe
     leading = tuple(level.shape)[: -len(page.shape)]
-    # Series of other kinds (mosaics, one block of pixels under many headers) are left to tifffile.
-    plain = level.transform is None and level.dataoffset is None and tuple(level.shape) == leading + tuple(page.shape)
+    # Series of other kinds, such as mosaics, are left to tifffile.
+    plain = level.transform is None and tuple(level.shape) == leading + tuple(page.shape)
     if plain and page.axes in ("YX", "YXS", "SYX") and len(level.pages) == math.prod(leading):
         if not leading:
-            one = PageArray(page, file)
+            one = PageArray(level.pages[0], file)
             return one, one.chunk
         if all(page is not None for page in level.pages):
             stack = StackArray(level, leading, file)
@@ -211,8 +290,8 @@ def _grouped(chunk: tuple[int, int], level: Any) -> tuple[int, int]:
     return step_y, step_x
 
 
-def _axes(series: Any) -> tuple[str, tuple[str, ...]]:
-    """Axes of a series in the letters of `Source`, and notes on planes that are left out."""
+def _axes(tiff: Any, series: Any) -> tuple[str, tuple[str, ...]]:
+    """Axes of a series in the letters of `Source`, and notes on planes that are left out or missing."""
     samples = "S" if "S" in series.axes else "C"
     letters = {"Y": "y", "X": "x", samples: "c"}
     axes = "".join(letters.get(axis, "0") for axis in series.axes)
@@ -221,4 +300,44 @@ def _axes(series: Any) -> tuple[str, tuple[str, ...]]:
         for axis, size in zip(series.axes, series.shape, strict=True)
         if axis not in letters and size > 1
     )
+    if tiff.is_ome and series.kind != "ome":
+        notes += ("its OME-XML is damaged or describes further files; only the pages of this file are read",)
+    missing = 0 if _is_raw(series) else sum(page is None for page in series.pages)
+    if missing:
+        notes += (f"{missing} of {len(series.pages)} planes are missing and read as no data",)
     return axes, notes
+
+
+class _Complaints(logging.Handler):
+    """Takes what tifffile logs while one file is opened, instead of the terminal.
+
+    Attributes
+    ----------
+    notes : tuple of str
+        On pages that are lost.
+    cut : str
+        Names a tag of the standard whose value cannot be there; empty without one. Makers' own tags are often careless.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: tuple[str, ...] = ()
+        self.cut = ""
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.thread != self._thread:
+            return
+        tag = _BEYOND_THE_END.search(text)
+        if tag is not None and int(tag[2]) < _FIRST_PRIVATE_TAG:
+            self.cut = tag[1]
+        if text.startswith("<tifffile.TiffPages"):
+            self.notes = (f"the list of pages is damaged, some are lost ({text.partition('> ')[2]})",)
+
+    def __enter__(self) -> Self:
+        logging.getLogger("tifffile").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("tifffile").removeHandler(self)

@@ -1,13 +1,16 @@
 """Slices of TIFF pages, decoded segment by segment.
 
 The general way into a TIFF is tifffile's Zarr store. Most images are pages of their own, or stacks of them, and
-there reading the bytes of a segment at its offset and decoding them costs several times less per tile.
+there reading the bytes of a segment at its offset and decoding them costs several times less per tile. What is not
+encoded at all is read row by row, however large its strips are.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 
 from .geometry import Box, ceil_div
 from .storage import ByteFile
+from .tiff_claim import check_claim
 
 
 class PageArray:
@@ -41,6 +45,8 @@ class PageArray:
         self._planar = key.axes == "SYX"
         self._samples = key.samplesperpixel
         self._nodata = key.nodata
+        # The parts of NDPI's streams have no header of their own.
+        self._compression = int(key.compression) if key.jpegheader is None else None
         self._decode = key.decode
         self._tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
 
@@ -87,18 +93,23 @@ class PageArray:
         return segment[box.y0 - y : box.y1 - y, box.x0 - x : box.x1 - x]
 
     def _segment(self, index: int) -> NDArray[Any] | None:
-        """One decoded strip or tile (h, w, samples); None where the file is sparse."""
-        count = self._counts[index]
-        if not count:
+        """One decoded strip or tile (h, w, samples), which may end where the image does; None where it is sparse."""
+        offset, count = self._offsets[index], self._counts[index]
+        if not offset or not count:
             return None
-        data = self._file.read_at(self._offsets[index], count)
+        if offset + count > self._file.size:  # before memory is taken for it
+            raise EOFError(f"segment {index} is said to end at byte {offset + count} of {self._file.size}")
+        data = self._file.read_at(offset, count)
         if len(data) < count:
             raise EOFError(f"the file ends after {len(data)} of {count} bytes of segment {index}")
-        decoded, _, shape = self._decode(data, index, **self._tables)
-        if decoded is None:
-            return None
-        segment: NDArray[Any] = np.asarray(decoded).reshape(shape)[0]
-        return segment
+        if self._compression is not None:
+            check_claim(data, self._compression, math.prod(self.chunk))
+        segment: NDArray[Any] = np.asarray(self._decode(data, index, **self._tables)[0])[0]
+        if segment.dtype == self.dtype:
+            return segment
+        if self.dtype != np.bool_ and not np.can_cast(segment.dtype, self.dtype):
+            raise ValueError(f"segment {index} holds {segment.dtype} samples, expected {self.dtype}")
+        return segment.astype(self.dtype)
 
 
 class StackArray:
@@ -125,18 +136,54 @@ class StackArray:
     def __getitem__(self, key: tuple[Any, ...], /) -> NDArray[Any]:
         """Decode the part under indices or slices of the leading axes and slices of the page's."""
         lead, inner = key[: len(self._leading)], key[len(self._leading) :]
-        choices = [[k] if isinstance(k, int) else range(n)[k] for k, n in zip(lead, self._leading, strict=True)]
-        pages = [
-            self._page(int(np.ravel_multi_index(place, self._leading)))[inner] for place in itertools.product(*choices)
-        ]
-        shape = [len(choice) for k, choice in zip(lead, choices, strict=True) if not isinstance(k, int)]
-        return np.stack(pages).reshape(*shape, *pages[0].shape) if shape else pages[0]
+        return _stacked(lead, self._leading, lambda index: self._page(index)[inner])
 
     def _page(self, index: int) -> PageArray:
         with self._lock:
             if index not in self._pages:
                 self._pages[index] = PageArray(self._series.pages[index], self._file)
             return self._pages[index]
+
+
+class RawArray:
+    """A level whose samples lie in the file as they are, one after the other; only rows asked for are read.
+
+    Parameters
+    ----------
+    series : tifffile.TiffPageSeries
+        With an offset to its data.
+    file : ByteFile
+        Holds the data.
+    """
+
+    def __init__(self, series: Any, file: ByteFile) -> None:
+        self.shape: tuple[int, ...] = tuple(series.shape)
+        self.dtype: np.dtype[Any] = np.dtype(series.dtype)
+        self._stored_dtype = self.dtype.newbyteorder(series.keyframe.parent.byteorder)
+        self._file, self._offset = file, int(series.dataoffset)
+        self._y = series.axes.index("Y")
+        self._row = self.shape[self._y + 1 :]
+        self.chunk = raw_chunk(series)
+
+    def __getitem__(self, key: tuple[Any, ...], /) -> NDArray[Any]:
+        """Read the part under indices or slices of the axes before rows, and slices of the others."""
+        lead, inner = key[: self._y], (slice(None), *key[self._y + 1 :])
+        begin, end = _ends(key[self._y], self.shape[self._y])
+        return _stacked(lead, self.shape[: self._y], lambda index: self._rows(index, begin, end)[inner])
+
+    def _rows(self, plane: int, begin: int, end: int) -> NDArray[Any]:
+        row_bytes = math.prod(self._row) * self.dtype.itemsize
+        count = (end - begin) * row_bytes
+        data = self._file.read_at(self._offset + (plane * self.shape[self._y] + begin) * row_bytes, count)
+        if len(data) < count:
+            raise EOFError(f"the file ends after {len(data)} of {count} bytes of rows {begin} to {end}")
+        stored = np.frombuffer(data, dtype=self._stored_dtype).reshape(end - begin, *self._row)
+        return stored.astype(self.dtype, copy=False)
+
+
+def raw_chunk(series: Any) -> tuple[int, int]:
+    """Height and width of the unit that is read of a `RawArray`."""
+    return 1, series.shape[series.axes.index("X")]
 
 
 def page_chunk(page: Any) -> tuple[int, int]:
@@ -149,3 +196,11 @@ def page_chunk(page: Any) -> tuple[int, int]:
 def _ends(part: slice, length: int) -> tuple[int, int]:
     begin, end, _ = part.indices(length)
     return begin, end
+
+
+def _stacked(key: tuple[int | slice, ...], shape: tuple[int, ...], read: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
+    """Planes under indices or slices of the axes that count them, each read by its number."""
+    choices = [[k] if isinstance(k, int) else range(n)[k] for k, n in zip(key, shape, strict=True)]
+    planes = [read(int(np.ravel_multi_index(place, shape)) if place else 0) for place in itertools.product(*choices)]
+    kept = [len(choice) for k, choice in zip(key, choices, strict=True) if not isinstance(k, int)]
+    return np.stack(planes).reshape(*kept, *planes[0].shape) if kept else planes[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ _OME_UNITS = {
     "cm": "centimeter",
     "m": "meter",
 }
+_ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*["']([^"']*)["']""")
 _PRINTER_DPI = {72, 96, 100, 150, 200, 300, 600, 1200}
 """Dots per inch that programs write when they know nothing of the specimen."""
 _GEO_UNITS = {9001: "meter", 9002: "foot", 9003: "US survey foot", 9101: "radian", 9102: "degree"}
@@ -87,17 +90,33 @@ def value_range_of(
 
 
 def nodata_of(page: Any) -> float | None:
-    """Value of pixels that were not measured, where the file names one."""
-    return float(page.nodata) if page.tags.valueof(42113, default=None) is not None else None
+    """Value of pixels that were not measured, where the file names one that its samples can have."""
+    value = _number(page.tags.valueof(42113, default=None))
+    if value is None or not math.isfinite(value):
+        return None
+    if page.dtype.kind == "f":
+        low, high = float(np.finfo(page.dtype).min), float(np.finfo(page.dtype).max)
+    else:
+        low, high = sample_range(page.dtype)
+    return value if low <= value <= high and (page.dtype.kind == "f" or value.is_integer()) else None
+
+
+def _number(text: Any) -> float | None:
+    """Return what a text says, with a point or a comma; None when it is no number."""
+    try:
+        return float(text.replace(",", ".")) if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def pixel_size_of(file: Any, page: Any) -> tuple[PixelSize | None, tuple[str, ...]]:
     """Size of a pixel by the vendor's text, OME-XML, or the resolution tags, with a note where it is not believed."""
-    found = re.search(r"\bMPP\s*=\s*([0-9.eE+-]+)", page.description or "") if file.is_svs else None
-    if found:
-        return PixelSize(float(found[1]), float(found[1]), "micrometer"), ()
+    found = re.search(r"\bMPP\s*=\s*([0-9.,eE+-]+)", page.description or "") if file.is_svs else None
+    size = _number(found[1]) if found else None
+    if size is not None:
+        return PixelSize(size, size, "micrometer"), ()
     if file.is_ome:
-        return _ome_size(file.ome_metadata or ""), ()
+        return _ome_size(file.ome_metadata or "", page), ()
     unit = {2: "inch", 3: "centimeter"}.get(int(page.tags.valueof(296, default=1)))
     x, y = (_ratio(page.tags.valueof(tag, default=None)) for tag in (282, 283))
     if unit is None or not x or not y:
@@ -114,30 +133,30 @@ def _ratio(value: Any) -> float:
     return float(value[0]) / float(value[1])
 
 
-def _ome_size(xml: str) -> PixelSize | None:
-    """Physical pixel size of the first image in OME-XML."""
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
-    if pixels is None:
+def _ome_size(xml: str, page: Any) -> PixelSize | None:
+    """Physical pixel size in OME-XML of the image that has a page's size, else of the first."""
+    images = [
+        {name: html.unescape(value) for name, value in _ATTRIBUTE.findall(pixels)}
+        for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
+    ]
+    wanted = {"SizeY": str(page.imagelength), "SizeX": str(page.imagewidth)}
+    pixels = next((image for image in images if wanted.items() <= image.items()), images[0] if images else {})
+    y, x = (_number(pixels.get(f"PhysicalSize{axis}")) for axis in "YX")
+    if y is None or x is None:
         return None
-    sizes, units = [], []
-    for axis in "YX":
-        size = re.search(rf'PhysicalSize{axis}="([^"]+)"', pixels[0])
-        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', pixels[0])
-        if size is None:
-            return None
-        sizes.append(float(size[1]))
-        units.append(_OME_UNITS.get(unit[1], unit[1]) if unit else "micrometer")
-    if units[0] == units[1]:
-        return PixelSize(sizes[0], sizes[1], units[0])
-    y, x = (PixelSize(size, size, unit).mpp for size, unit in zip(sizes, units, strict=True))
-    return PixelSize(y[0], x[0], "micrometer") if y and x else None
+    units = [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "YX"]
+    unit_y, unit_x = (_OME_UNITS.get(unit, unit) for unit in units)
+    if unit_y == unit_x:
+        return PixelSize(y, x, unit_y)
+    sizes = PixelSize(y, y, unit_y).mpp, PixelSize(x, x, unit_x).mpp
+    return PixelSize(sizes[0][0], sizes[1][1], "micrometer") if sizes[0] and sizes[1] else None
 
 
 def geo_reference_of(page: Any) -> GeoReference | None:
     """Place on a planet by the tags of GeoTIFF; None without them."""
     tags = page.geotiff_tags
     transform = None if tags is None else _geo_transform(tags)
-    if tags is None or transform is None:
+    if tags is None or transform is None or not all(map(math.isfinite, transform)):
         return None
     projected = int(tags.get("ProjectedCSTypeGeoKey", 0))
     code = projected or int(tags.get("GeographicTypeGeoKey", 0))
@@ -152,7 +171,7 @@ def _geo_transform(tags: dict[str, Any]) -> tuple[float, float, float, float, fl
     if "ModelTransformation" in tags:
         (a, b, _, c), (d, e, _, f) = tags["ModelTransformation"][:2]
     elif "ModelPixelScale" in tags and "ModelTiepoint" in tags:
-        tie = np.reshape(tags["ModelTiepoint"], (-1, 6))[0]
+        tie = np.reshape(tags["ModelTiepoint"], (-1, 6))[0].tolist()
         scale_x, scale_y = tags["ModelPixelScale"][:2]
         a, b, c = scale_x, 0.0, tie[3] - tie[0] * scale_x
         d, e, f = 0.0, -scale_y, tie[4] + tie[1] * scale_y

@@ -7,6 +7,7 @@ reads it. A chunk costs one read of its own bytes, in a shard too, whose index i
 
 from __future__ import annotations
 
+import functools
 import itertools
 import lzma
 import math
@@ -38,6 +39,7 @@ _DIRECT: dict[str, Callable[..., Any]] = {
     "zlib": imagecodecs.zlib_decode,
     "blosc": imagecodecs.blosc_decode,
     "bz2": imagecodecs.bz2_decode,
+    "lz4": functools.partial(imagecodecs.lz4_decode, header=True),
 }
 _BLOSC_HEADER = 16
 _NAMED_ALIKE = ("zstd", "gzip", "blosc")
@@ -65,7 +67,7 @@ class ChunkPlan:
     chunk : tuple of int
         Of what is decoded at a time: in shards, of the inner chunks.
     shard : tuple of int
-        Of what is stored under one key; equals `chunk` without sharding.
+        Of what is stored under one key; equals `chunk` without sharding, and may with it.
     dtype : dtype
         Of stored samples, with their byte order.
     fill : number
@@ -76,8 +78,8 @@ class ChunkPlan:
         Applied in order to the bytes of a chunk.
     order : tuple of int, optional
         Axes of the array in the order in which they are stored; None is row-major.
-    index_first : bool
-        Whether a shard's index stands at its beginning.
+    index : "start" or "end", optional
+        Where in a shard its index stands; None without sharding.
     """
 
     shape: Shape
@@ -88,7 +90,11 @@ class ChunkPlan:
     key: Callable[[Shape], str]
     decoders: tuple[Decoder, ...]
     order: Shape | None = None
-    index_first: bool = False
+    index: Literal["start", "end"] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.shape) == len(self.chunk) == len(self.shard):
+            raise ValueError(f"an array of shape {self.shape} cannot be stored in chunks of {self.chunk}")
 
 
 def plan_of(metadata: Mapping[str, Any]) -> ChunkPlan:
@@ -131,7 +137,8 @@ def _plan_3(metadata: Mapping[str, Any]) -> ChunkPlan:
         raise UnsupportedError("its grid or its keys")
     shape = _sizes(metadata["shape"])
     shard = chunk = _sizes(grid["configuration"]["chunk_shape"])
-    codecs, first = list(metadata["codecs"]), False
+    codecs: list[Any] = list(metadata["codecs"])
+    index: Literal["start", "end"] | None = None
     if len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed":
         sharding = codecs[0]["configuration"]
         chunk, codecs = _sizes(sharding["chunk_shape"]), list(sharding["codecs"])
@@ -140,7 +147,7 @@ def _plan_3(metadata: Mapping[str, Any]) -> ChunkPlan:
         names = [codec["name"] for codec in sharding["index_codecs"]]
         if names != ["bytes", "crc32c"] or _byteorder(sharding["index_codecs"][0]) != "<":
             raise UnsupportedError("the codecs of its shard index")
-        first = sharding.get("index_location", "end") == "start"
+        index = "start" if sharding.get("index_location", "end") == "start" else "end"
     dtype, order, decoders = _codecs(codecs, np.dtype(metadata["data_type"]), len(shape))
     fill = metadata["fill_value"]
     prefix = encoding["name"] == "default"
@@ -150,9 +157,9 @@ def _plan_3(metadata: Mapping[str, Any]) -> ChunkPlan:
         return separator.join(["c"] * prefix + [str(i) for i in position])
 
     plain = _NUMBERS.get(fill, fill) if isinstance(fill, str) else fill
-    if isinstance(plain, str | list):
+    if plain is None or isinstance(plain, str | list):
         raise UnsupportedError("its fill value")
-    return ChunkPlan(shape, chunk, shard, dtype, plain, key, decoders, order, first)
+    return ChunkPlan(shape, chunk, shard, dtype, plain, key, decoders, order, index)
 
 
 def _sizes(values: Any) -> Shape:
@@ -238,7 +245,6 @@ class ChunkedArray:
         self.dtype: np.dtype[Any] = plan.dtype.newbyteorder("=")
         self._keys, self._prefix, self._plan = keys, prefix, plan
         self._grid = tuple(s // c for s, c in zip(plan.shard, plan.chunk, strict=True))
-        self._sharded = plan.shard != plan.chunk
         self._bytes = math.prod(plan.chunk) * plan.dtype.itemsize
         self._indices_kept = max(1, INDEX_BYTES // index_bytes(self._grid))
         self._indices: OrderedDict[Shape, NDArray[np.uint64] | None] = OrderedDict()
@@ -317,7 +323,7 @@ class ChunkedArray:
 
     def _stored(self, position: Shape) -> bytes | memoryview | None:
         """Bytes of a chunk, in memory that is lent."""
-        if not self._sharded:
+        if self._plan.index is None:
             return self._keys.lend(self._prefix + self._plan.key(position))
         shard = tuple(p // n for p, n in zip(position, self._grid, strict=True))
         index = self._index(shard)
@@ -338,7 +344,7 @@ class ChunkedArray:
                 self._indices.move_to_end(shard)
                 return self._indices[shard]
         size = index_bytes(self._grid)
-        ends = (0, size) if self._plan.index_first else (-size, None)
+        ends = (0, size) if self._plan.index == "start" else (-size, None)
         data = self._keys.get(self._prefix + self._plan.key(shard), *ends)
         index = None if data is None else read_index(data, self._grid)
         with self._lock:

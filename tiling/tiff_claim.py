@@ -1,0 +1,92 @@
+"""What an encoded strip or tile of a TIFF can hold and says it holds: known before a decoder takes memory for it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from .header import read_header
+
+_HARMLESS = 2**24
+"""Pixels or bytes that any decoder may take."""
+_EXPANSION = {5: 2**12, 8: 1032, 32773: 64, 32946: 1032, 34925: 2**14, 50000: 2**15, 50013: 1032}
+"""No byte of LZW, deflate, PackBits, LZMA and Zstandard becomes more. Memory is taken for all that is promised."""
+
+
+def may_hold(count: int, compression: int, size: int) -> bool:
+    """Whether `count` encoded bytes can become `size` bytes, as far as the TIFF's number of a compression tells."""
+    return compression not in _EXPANSION or size <= _HARMLESS + _EXPANSION[compression] * count
+
+
+def check_claim(data: bytes, compression: int, pixels: int) -> None:
+    """Refuse encoded data whose own header claims far more pixels than the page promises.
+
+    Raises
+    ------
+    ValueError
+        If it does.
+    """
+    claim = _CLAIMS[compression](data) if compression in _CLAIMS else None
+    if claim is not None and claim[0] * claim[1] > max(_HARMLESS, 4 * pixels):
+        raise ValueError(f"it claims {claim[0]} x {claim[1]} pixels, the page promises {pixels}")
+
+
+def _headed(kind: str) -> Callable[[bytes], tuple[int, int] | None]:
+    def claim(data: bytes) -> tuple[int, int] | None:
+        header = read_header(data, kind)
+        return None if header is None else (header.height, header.width)
+
+    return claim
+
+
+def _jpegxr(data: bytes) -> tuple[int, int] | None:
+    try:
+        begin = struct.unpack_from("<I", data, 4)[0] + 2
+        end = begin + 12 * struct.unpack_from("<H", data, begin - 2)[0]
+        values = {tag: value for tag, _, _, value in struct.iter_unpack("<HHII", data[begin:end])}
+        return values[0xBC81], values[0xBC80]
+    except (struct.error, KeyError):
+        return None
+
+
+def _lerc(data: bytes) -> tuple[int, int] | None:
+    if not data.startswith(b"Lerc2 ") or len(data) < 22:
+        return None
+    version = struct.unpack_from("<I", data, 6)[0]
+    height, width = struct.unpack_from("<II", data, 14 if version >= 3 else 10)  # after a checksum
+    return height, width
+
+
+def _jpegxl(data: bytes) -> tuple[int, int] | None:
+    start = max(data.find(b"jxlc") + 4, data.find(b"jxlp") + 8) if data[:4] == bytes((0, 0, 0, 12)) else 0
+    if data[start : start + 2] != b"\xff\n":
+        return None
+    bits = int.from_bytes(data[start + 2 : start + 12], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value: int = bits & (1 << count) - 1
+        bits >>= count
+        return value
+
+    def side() -> int:
+        return 8 * (take(5) + 1) if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    small = take(1) == 1
+    height = side()
+    ratio = take(3)
+    if ratio == 0:
+        return height, side()
+    over, under = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+    return height, height * over // under
+
+
+_CLAIMS: dict[int, Callable[[bytes], tuple[int, int] | None]] = {
+    **dict.fromkeys((6, 7, 33007, 34892), _headed("jpeg")),
+    **dict.fromkeys((33003, 33004, 33005, 34712), _headed("jpeg2000")),
+    34933: _headed("png"),
+    **dict.fromkeys((34927, 50001), _headed("webp")),
+    **dict.fromkeys((22610, 34934), _jpegxr),
+    34887: _lerc,
+    **dict.fromkeys((50002, 52546), _jpegxl),
+}
