@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from coarse2fine.account import Cost
 from coarse2fine.audit import Audit
 from coarse2fine.export import write_geojson, write_json
+from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.regions import Region
 from coarse2fine.report import Picture
+from coarse2fine.scan import feature_name
 from coarse2fine.select import Plan
 from coarse2fine.tiling.image import Image
+
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,9 @@ class Analysis:
             f"found  {len(self.regions):,}: {by_label}",
             f"cost   {self.cost}",
         ]
+        if chosen := self._chosen_by():
+            lead = ", ".join(f"{name} {share:.0%}" for name, share in list(chosen.items())[:_NAMED])
+            lines.append(f"chosen {len(self.plan):,} windows, by {lead}")
         if self.audit is not None:
             lines.append(f"audit  {self.audit}")
         if not self.complete:
@@ -128,6 +135,7 @@ class Analysis:
             },
             "regions": len(self.regions),
             "windows": len(self.plan),
+            "chosen_by": self._chosen_by(),
             "audit": None if self.audit is None else self.audit.to_json(),
             "complete": self.complete,
             "failures": list(self.failures),
@@ -141,6 +149,14 @@ class Analysis:
             },
             **self.provenance,
         }
+
+    def _chosen_by(self) -> dict[str, float]:
+        """Share of the windows in which each feature fired strongest, the largest first."""
+        if self.plan.fired is None or not len(self.plan):
+            return {}
+        features, counts = np.unique(self.plan.fired[:, 0], return_counts=True)
+        shares = sorted(zip(counts.tolist(), features.tolist(), strict=True), reverse=True)
+        return {feature_name(f): count / len(self.plan) for count, f in shares if f != NO_FEATURE}
 
     def _title(self) -> str:
         return (

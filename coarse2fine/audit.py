@@ -179,6 +179,11 @@ class Audited:
     failures: tuple[str, ...]
     interrupted: bool
 
+    @classmethod
+    def none(cls, standing: Standing, confidence: float) -> Audited:
+        """No audit at all: nothing is known but how much there is room for."""
+        return _audited(_unknown(Blocks(standing), confidence), Blocks(standing), _no_plan(standing), 0)
+
 
 def survey(standing: Standing, macs: int, *, confidence: float, seed: int, if_telling: bool = False) -> Audited:
     """Audit blocks at random, each with a probability fixed beforehand; an estimate with an interval.
@@ -317,7 +322,6 @@ def _promising(expected: NDArray[np.float64], seems: float, allowed: int) -> int
 def _extension(standing: Standing, scale: np.float32, recall: float, confidence: float, most_macs: int | None) -> Plan:
     """Further windows that make the windows and the audit cheapest together, by what the scan expects."""
     model = standing.model
-    shape = (standing.covered.shape[0], standing.covered.shape[1])
     left = np.where(standing.covered, 0, standing.interest).astype(np.float32)
     best, least = _no_plan(standing), math.inf
     for share in _DEEPER:
@@ -332,7 +336,7 @@ def _extension(standing: Standing, scale: np.float32, recall: float, confidence:
         if cost > least or (most_macs is not None and macs > most_macs):
             break
         best, least = plan, cost
-    return Plan(best.cell_corners, best.sides, best.scores, shape)
+    return best
 
 
 def _bound(blocks: Blocks, recall: float, confidence: float, seed: int, more: float = 0.0) -> MissBound:
@@ -355,7 +359,6 @@ def _of_sample(sample: Sample, found: int, confidence: float, blocks: int, side:
 
 
 def _unknown(blocks: Blocks, confidence: float) -> Audit:
-    """No sample: nothing is known but how much there is room for."""
     most = blocks.cap * len(blocks)
     return Audit(blocks.finds(), math.nan, (0, most), confidence, blocks.cap, len(blocks), 0, blocks.side)
 
@@ -367,8 +370,7 @@ def _audited(audit: Audit, blocks: Blocks, plan: Plan, macs: int) -> Audited:
 
 
 def _no_plan(standing: Standing) -> Plan:
-    shape = (standing.covered.shape[0], standing.covered.shape[1])
-    return Plan(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), shape)
+    return Plan(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), standing.cell_shape)
 
 
 def _united(standing: Standing, fresh: Candidates) -> Candidates:

@@ -47,6 +47,11 @@ class Standing:
     threshold: float
     refine: Refine
 
+    @property
+    def cell_shape(self) -> tuple[int, int]:
+        """Cells of the image."""
+        return self.covered.shape[0], self.covered.shape[1]
+
     def finds(self) -> Candidates:
         """Sure candidates, each object once; of an area every cell."""
         sure = self.candidates.take(self.candidates.scores >= self.threshold)
@@ -136,8 +141,7 @@ class Blocks:
         numbers = self._numbers[index]
         corners = np.stack(np.divmod(numbers, self._columns), axis=1).astype(np.int64) * self.side
         count = len(index)
-        shape = (self._skipped.shape[0], self._skipped.shape[1])
-        plan = Plan(corners, np.full(count, self.side, np.int64), np.ones(count, np.float32), shape)
+        plan = Plan(corners, np.full(count, self.side, np.int64), np.ones(count, np.float32), self._at.cell_shape)
         fresh = self._refine(plan)
         if self.cut:
             return None
@@ -166,7 +170,7 @@ class Blocks:
         return sure.take(self._skipped[cells[:, 0], cells[:, 1]])
 
     def _rest(self) -> Plan:
-        whole = dense_plan((self._skipped.shape[0], self._skipped.shape[1]))
+        whole = dense_plan(self._at.cell_shape)
         side = int(whole.sides[0])
         row, column = (whole.cell_corners // side).T
         return whole.take(np.flatnonzero(_per_block(~self._refined, side)[row, column]))

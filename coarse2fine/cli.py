@@ -72,6 +72,11 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, help="most to spend, as a share of the exhaustive pass; 1 is that pass")
     parser.add_argument("--cells", type=int, help="most cells to refine")
     parser.add_argument("--seconds", type=float, help="time after which no further window is refined")
+    parser.add_argument("--recall", type=float, help="of the exhaustive pass's finds, to be certified, such as 0.95")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of what is said of recall (default: 0.95)")
+    parser.add_argument(
+        "--audit", type=float, help="share of the exhaustive pass for a random sample of what was skipped"
+    )
     parser.add_argument("--threshold", type=float, help="probability from which a find is reported")
     _add_common(parser)
     parser.set_defaults(run=_analyze)
@@ -85,6 +90,8 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--object-size", type=float, help="side of an object in pixels, for annotations that are points"
     )
+    parser.add_argument("--base", metavar="timm:NAME", help="network that scans (default: a small built-in one)")
+    parser.add_argument("--base-weights", metavar="FILE", help='its weights, or "none" (default: those of timm\'s hub)')
     parser.add_argument("--recall", type=float, default=0.97, help="of the exhaustive pass's finds (default: 0.97)")
     parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
     _add_common(parser)
@@ -126,6 +133,9 @@ def _analyze(parsed: argparse.Namespace) -> None:
         budget=parsed.budget,
         cells=parsed.cells,
         seconds=parsed.seconds,
+        recall=parsed.recall,
+        confidence=parsed.confidence,
+        audit=parsed.audit,
         threshold=parsed.threshold,
         seed=parsed.seed,
         device=parsed.device,
@@ -153,6 +163,8 @@ def _fit(parsed: argparse.Namespace) -> None:
         parsed.annotations,
         rotate=not parsed.upright,
         object_size=parsed.object_size,
+        base=parsed.base,
+        base_weights=parsed.base_weights,
         recall=parsed.recall,
         steps=parsed.steps,
         seed=parsed.seed,

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from coarse2fine.merge import clusters, suppress
 from coarse2fine.model import Model
+from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.heads import Candidates
 from coarse2fine.regions import Region
-from coarse2fine.scan import Scan
+from coarse2fine.scan import Scan, feature_name
 from coarse2fine.tiling.image import Image
 
-_NO_FEATURE = 255
 # A window is chosen by the sum over its cells; a find's own cell need not be the one that spoke.
 _NEARBY = 2
 
@@ -92,7 +92,7 @@ def _fired(scan: Scan, cells: NDArray[np.int32]) -> list[tuple[str, ...]]:
     if not scan.fired.size:
         return [()] * len(cells)
     best = np.full(len(cells), -1.0, np.float32)
-    names = np.full((len(cells), scan.fired.shape[-1]), _NO_FEATURE, np.uint8)
+    names = np.full((len(cells), scan.fired.shape[-1]), NO_FEATURE, np.uint8)
     for dy, dx in np.ndindex(2 * _NEARBY + 1, 2 * _NEARBY + 1):
         y, x = cells[:, 0] + dy - _NEARBY, cells[:, 1] + dx - _NEARBY
         inside = (y >= 0) & (x >= 0) & (y < scan.interest.shape[0]) & (x < scan.interest.shape[1])
@@ -100,4 +100,4 @@ def _fired(scan: Scan, cells: NDArray[np.int32]) -> list[tuple[str, ...]]:
         better = interest > best
         best[better] = interest[better]
         names[better] = scan.fired[y[better], x[better]]
-    return [tuple(f"feature {f}" for f in row if f != _NO_FEATURE) for row in names.tolist()]
+    return [tuple(feature_name(f) for f in row if f != NO_FEATURE) for row in names.tolist()]

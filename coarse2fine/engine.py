@@ -29,6 +29,7 @@ from coarse2fine.scan import Scan, Tick, look, scan_macs
 from coarse2fine.select import Plan, choose, dense_plan
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
+from coarse2fine.tiling.stats import ReadStats
 
 EXPLORE_BUDGET = 0.2
 
@@ -110,7 +111,6 @@ def analyze(
     clock, before = _Clock(), opened.stats.snapshot()
     deadline = None if seconds is None else time.perf_counter() + seconds
     shape = known.cell_shape((opened.height, opened.width))
-    exhaustive = known.exhaustive_macs(shape)
     with Progress(progress) as bars, _closed_on_failure(opened, mine=opened is not image):
         with clock("scan"):
             scan, read = _look(opened, known, runtime, limits, limit, seed, bars.task("scan"))
@@ -120,46 +120,24 @@ def analyze(
         with clock("refine"):
             fine = closely(plan, tick=bars.task("refine"))
         with clock("audit"):
-            first = Standing(
-                known,
-                scan.interest if scan.interest.size else np.zeros(shape, np.float32),
-                plan.take(fine.done).covered(),
-                fine.candidates,
-                limit,
-                partial(closely, tick=bars.task("audit") if sample or recall else None),
-            )
-            left = None if budget is None else int(budget * exhaustive) - scan.macs - fine.macs
+            interest = scan.interest if scan.interest.size else np.zeros(shape, np.float32)
+            again = partial(closely, tick=bars.task("audit") if sample or recall else None)
+            standing = Standing(known, interest, plan.take(fine.done).covered(), fine.candidates, limit, again)
             cut = fine.interrupted or (len(fine.done) < len(plan) and not fine.failures)
-            audited = None if cut else _audit(first, sure, int(sample * exhaustive), seed, left)
+            audited = _audit(standing, limits, sure, scan.macs + fine.macs, seed, cut=cut)
     with clock("conclude"):
-        candidates = audited.candidates if audited else fine.candidates
-        regions = conclude(candidates, known, scan, opened, limit)
-    refined = audited.refined if audited else first.covered
-    failures = scan.failures + fine.failures + (audited.failures if audited else ())
-    after = opened.stats.snapshot()
-    cost = Cost(
-        scan_macs=scan.macs,
-        refine_macs=fine.macs,
-        audit_macs=audited.macs if audited else 0,
-        exhaustive_macs=exhaustive,
-        cells=shape[0] * shape[1],
-        cells_refined=int(refined.sum()),
-        chunks=after.chunks - before.chunks,
-        bytes=after.bytes - before.bytes,
-        fetched=after.fetched - before.fetched,
-        **clock.seconds,
-    )
+        regions = conclude(audited.candidates, known, scan, opened, limit)
     return Analysis(
         image=opened,
         regions=regions,
         interest=scan.interest,
-        plan=plan.joined(audited.plan) if audited else plan,
-        refined=refined,
+        plan=plan.joined(audited.plan).explained(scan.interest, scan.fired),
+        refined=audited.refined,
         cell=known.geometry.cell,
-        cost=cost,
-        audit=audited.audit if audited else None,
-        complete=len(fine.done) == len(plan) and not scan.failures and not (audited and audited.interrupted),
-        failures=tuple(dict.fromkeys(failures)),
+        cost=_cost(known, shape, scan.macs, fine.macs, audited, opened.stats.since(before), clock.seconds),
+        audit=audited.audit if sample or recall else None,
+        complete=len(fine.done) == len(plan) and not (scan.failures or audited.interrupted),
+        failures=tuple(dict.fromkeys(scan.failures + fine.failures + audited.failures)),
         provenance=_provenance(
             known, runtime, {**limits.parameters(), **sure.parameters(), "threshold": limit, "seed": seed}
         ),
@@ -178,12 +156,39 @@ def _sample(model: Model, limits: Budget, sure: Assurance) -> float:
     return 0.0
 
 
-def _audit(standing: Standing, sure: Assurance, macs: int, seed: int, most_macs: int | None) -> Audited | None:
-    if sure.recall is not None:
-        return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=most_macs)
+def _audit(standing: Standing, limits: Budget, sure: Assurance, spent: int, seed: int, *, cut: bool) -> Audited:
+    """What is certified or sampled; neither where work was cut short before."""
+    exhaustive = standing.model.exhaustive_macs(standing.cell_shape)
+    if sure.recall is not None and not cut:
+        left = None if limits.share is None else int(limits.share * exhaustive) - spent
+        return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
+    macs = 0 if cut else int(_sample(standing.model, limits, sure) * exhaustive)
     if not macs:
-        return None
+        return Audited.none(standing, sure.confidence)
     return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
+
+
+def _cost(
+    model: Model,
+    cell_shape: tuple[int, int],
+    scan_macs: int,
+    refine_macs: int,
+    audited: Audited,
+    read: ReadStats,
+    seconds: dict[str, float],
+) -> Cost:
+    return Cost(
+        scan_macs=scan_macs,
+        refine_macs=refine_macs,
+        audit_macs=audited.macs,
+        exhaustive_macs=model.exhaustive_macs(cell_shape),
+        cells=cell_shape[0] * cell_shape[1],
+        cells_refined=int(audited.refined.sum()),
+        chunks=read.chunks,
+        bytes=read.bytes,
+        fetched=read.fetched,
+        **seconds,
+    )
 
 
 def _look(
@@ -199,7 +204,7 @@ def _look(
     if limits.exhaustive:
         # Every cell is refined anyway: a scan would only cost.
         return Scan.none(), read
-    _check_pays(limits, scan_macs(model, shape), model, shape)
+    _check_pays(limits, scan_macs(model, image.shape[:2]), model, shape)
     return look(image, model, runtime, tick), read
 
 

@@ -129,7 +129,7 @@ def _codes(
 ) -> tuple[NDArray[np.float16], int]:
     """Codes of all cells (cell height, cell width, d), in half precision to hold large images, and their cost."""
     shape = model.cell_shape((image.height, image.width))
-    codes = np.zeros((*shape, model.base.spec.stages[-1].channels), np.float16)
+    codes = np.zeros((*shape, model.refiner.spec.stages[-1].channels), np.float16)
     macs = 0
     for box, _, code, cost in features(image, model, runtime, tick, failures):
         codes[box.y0 : box.y1, box.x0 : box.x1] = code.permute(1, 2, 0).cpu().numpy()

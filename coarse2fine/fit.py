@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ from coarse2fine.annotations import (
     match_annotations,
     read_annotations,
 )
+from coarse2fine.backbones import Weights, make_backbone
 from coarse2fine.calibrate import calibrate, exhaustive_answer
-from coarse2fine.model import Geometry, Model
-from coarse2fine.models.conv_stack import ConvStack, StackSpec
+from coarse2fine.crops import Recipe
+from coarse2fine.fit_base import PRIOR_LOGIT, train_base
+from coarse2fine.model import Model
+from coarse2fine.models.backbone import Backbone, parse_network
+from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.heads import BOX_CHANNELS, detection_loss
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.progress import Progress
@@ -40,25 +45,9 @@ from coarse2fine.tiling.opening import open_image
 from coarse2fine.training import train
 
 _REFINE_CROP, _REFINE_BATCH = 24, 16
-_BASE_CROP, _BASE_BATCH = 48, 16
 _HELD_SHARE = 0.2
-_PRIOR_LOGIT = -4.0
 
 Sources = str | os.PathLike[str] | NDArray[Any] | Image | dict[str, Any] | Sequence[Any]
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """What both training loops need to know."""
-
-    geometry: Geometry
-    refiner: StackSpec
-    channels: int
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
-    rotate: bool
-    steps: int
-    seed: int
 
 
 def fit(
@@ -67,6 +56,8 @@ def fit(
     *,
     rotate: bool = True,
     object_size: float | None = None,
+    base: str | None = None,
+    base_weights: Weights = None,
     recall: float = 0.97,
     steps: int = 1000,
     seed: int = 0,
@@ -91,6 +82,14 @@ def fit(
         writing, prints, and all that has a right way up.
     object_size : float, optional
         Side of a typical object in full-resolution pixels, for annotations that are points.
+    base : str, optional
+        The net that scans: a convolutional network of timm, such as ``"timm:mobilenetv2_100"``, of which the first
+        stages are fine-tuned; by default a small built-in net. Arguments of the network follow its name, and so does
+        what its weights expect of their input where timm does not know it:
+        ``"timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5"``.
+    base_weights : path or "none", optional
+        Weights of that network, by timm's names (.safetensors or .pth); "none" for random ones; by default those of
+        timm's hub.
     recall : float
         Share of what the exhaustive pass finds that the default threshold is set to find again, on what was held back.
     steps : int
@@ -116,10 +115,12 @@ def fit(
         If annotations are missing, unreadable, outside their image, or hold no object at all.
     ImageError
         If an image cannot be read.
+    ModelError
+        If the base is unknown, or its weights cannot be had or do not fit.
     ValueError
         If a parameter is out of range.
     """
-    _check(recall, steps, object_size)
+    _check(recall, steps, object_size, base, base_weights)
     runtime = Runtime.choose(device, precision)
     pairs = _load(images, annotations)
     labels = find_labels([a for _, a in pairs])
@@ -134,46 +135,68 @@ def fit(
     check_objects(scenes, largest)
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     mean, std = _normalisation([image for image, _ in pairs], channels, geometry.scan_downsample)
-    recipe = _Recipe(geometry, spec, channels, mean, std, rotate, steps, seed)
+    recipe = Recipe(geometry, spec, channels, mean, std, rotate, steps, seed)
     with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
+        backbone = _backbone(recipe, base, base_weights)
         draft = Model(
             name=name,
             task="detect",
             geometry=geometry,
             mean=tuple(float(m) for m in mean),
             std=tuple(float(s) for s in std),
-            base=ConvStack(base_spec(channels, geometry)).eval(),
+            base=backbone or ConvStack(base_spec(channels, geometry)).eval(),
             refiner=_train_refiner(recipe, scenes, runtime, bars),
             labels=labels,
         )
         answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
-        base = _train_base(recipe, scenes, answers.targets, runtime, bars)
-        draft = replace(draft, threshold=answers.threshold, base=base)
+        fitted = train_base(recipe, backbone, scenes, answers.targets, runtime, bars.task("base"))
+        draft = replace(draft, threshold=answers.threshold, base=fitted)
         model = calibrate(draft, scenes, answers, recall, runtime, bars.task("calibrating"))
-    return replace(
-        model,
-        provenance={
-            **model.provenance,
-            "scenes": [image.name for image, _ in pairs],
-            "objects": int(sum(len(s.centre) for s in scenes)),
-            "too_large": int(sum((~s.fits).sum() for s in scenes)),
-            "median_size": sizes.median,
-            "steps": steps,
-            "seed": seed,
-            "rotate": rotate,
-            "runtime": runtime.name,
-            "torch": str(torch.__version__),
-        },
-    )
+    origin = _origin(recipe, scenes) | _origin_of_base(base, base_weights)
+    known = {"median_size": sizes.median, "runtime": runtime.name, "torch": str(torch.__version__)}
+    return replace(model, provenance={**model.provenance, **origin, **known})
 
 
-def _check(recall: float, steps: int, object_size: float | None) -> None:
+def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Backbone | None:
+    """The network of timm that was asked for; its new parts and its random weights follow the seed."""
+    if base is None:
+        return None
+    torch.manual_seed(recipe.seed + 1)
+    stride = recipe.geometry.cell // recipe.geometry.scan_downsample
+    return make_backbone(base, weights, channels=recipe.channels, stride=stride, mean=recipe.mean, std=recipe.std)
+
+
+def _origin(recipe: Recipe, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """What a model was fitted on, and how."""
+    return {
+        "scenes": [scene.image.name for scene in scenes],
+        "objects": int(sum(len(s.centre) for s in scenes)),
+        "too_large": int(sum((~s.fits).sum() for s in scenes)),
+        "steps": recipe.steps,
+        "seed": recipe.seed,
+        "rotate": recipe.rotate,
+    }
+
+
+def _origin_of_base(base: str | None, weights: Weights) -> dict[str, Any]:
+    """Where a network of timm came from."""
+    if base is None:
+        return {}
+    source = "timm's hub" if weights is None else Path(weights).name
+    return {"base": base, "base_weights": source, "timm": version("timm")}
+
+
+def _check(recall: float, steps: int, object_size: float | None, base: str | None, base_weights: Weights) -> None:
     if not 0 < recall < 1:
         raise ValueError(f"recall must lie between 0 and 1, got {recall}")
     if steps < 10:
         raise ValueError(f"steps must be at least 10, got {steps}; some hundreds are needed to learn anything")
     if object_size is not None and not 0 < object_size < np.inf:
         raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
+    if base is not None:
+        parse_network(base)
+    elif base_weights is not None:
+        raise ValueError("base_weights are weights of a base: name it too, such as base='timm:mobilenetv2_100'")
 
 
 def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotations]]:
@@ -218,12 +241,12 @@ def _normalisation(
     return pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 0.02)
 
 
-def _train_refiner(recipe: _Recipe, scenes: Sequence[Scene], runtime: Runtime, bars: Progress) -> ConvStack:
+def _train_refiner(recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, bars: Progress) -> ConvStack:
     torch.manual_seed(recipe.seed)
     net = ConvStack(recipe.refiner, batch_norm=True)
     bias = net.convs[-1].bias
     with torch.no_grad():
-        bias[:-BOX_CHANNELS].fill_(_PRIOR_LOGIT)  # type: ignore[index]
+        bias[:-BOX_CHANNELS].fill_(PRIOR_LOGIT)  # type: ignore[index]
         bias[-BOX_CHANNELS:].zero_()  # type: ignore[index]
     choose = _object_crops(scenes)
 
@@ -268,130 +291,17 @@ def _trains(scene: Scene) -> NDArray[np.bool_]:
 
 
 def _refine_sample(
-    recipe: _Recipe, place: tuple[Scene, Box], net: ConvStack, rng: np.random.Generator
+    recipe: Recipe, place: tuple[Scene, Box], net: ConvStack, rng: np.random.Generator
 ) -> tuple[NDArray[Any], ...]:
     scene, cell_box = place
     spec = net.spec
     pixels = scene.image.read_scaled(cell_box.scale(spec.stride).expand(spec.margin), recipe.geometry.refine_downsample)
     t = scene.draw(cell_box)
-    turn = _turn(recipe, rng)
-    boxes = _turned_boxes(turn.maps(t.boxes), turn)
+    turn = recipe.turn(rng)
     return (
-        _jitter(recipe, turn.maps(_planes(recipe, pixels)), rng),
+        recipe.relit(turn.maps(recipe.planes(pixels)), rng),
         turn.maps(t.classes),
         turn.maps(t.valid),
-        boxes,
+        turn.boxes(t.boxes),
         turn.maps(t.boxed[None])[0],
     )
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """One of the eight ways to lay a square: a transpose, then mirrors."""
-
-    transpose: bool
-    mirror_y: bool
-    mirror_x: bool
-
-    def maps(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The (c, h, w) planes, turned."""
-        if self.transpose:
-            planes = planes.transpose(0, 2, 1)
-        return np.ascontiguousarray(planes[:, :: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1])
-
-
-def _turn(recipe: _Recipe, rng: np.random.Generator) -> _Turn:
-    flags = rng.random(3) < 0.5
-    return _Turn(*flags.tolist()) if recipe.rotate else _Turn(False, False, False)
-
-
-def _turned_boxes(boxes: NDArray[np.float32], turn: _Turn) -> NDArray[np.float32]:
-    """Offsets and sizes of turned maps: values change with the places."""
-    if turn.transpose:
-        boxes = boxes[[1, 0, 3, 2]]
-    sign = np.array([-1 if turn.mirror_y else 1, -1 if turn.mirror_x else 1, 1, 1], np.float32)
-    return boxes * sign[:, None, None]
-
-
-def _planes(recipe: _Recipe, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Normalised (c, h, w) planes."""
-    x = as_channels(pixels, recipe.channels).astype(np.float32) / 255
-    return ((x - recipe.mean) / recipe.std).astype(np.float32).transpose(2, 0, 1)
-
-
-def _jitter(recipe: _Recipe, planes: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Other light: contrast, brightness and, of colour images, tint."""
-    tint = rng.normal(0, 0.1, (recipe.channels, 1, 1)) if recipe.channels > 1 else 0.0
-    return (planes * rng.uniform(0.8, 1.25) + rng.normal(0, 0.2) + tint).astype(np.float32)
-
-
-def _train_base(
-    recipe: _Recipe,
-    scenes: Sequence[Scene],
-    targets: Sequence[NDArray[np.float32]],
-    runtime: Runtime,
-    bars: Progress,
-) -> ConvStack:
-    torch.manual_seed(recipe.seed + 1)
-    net = ConvStack(base_spec(recipe.channels, recipe.geometry), batch_norm=True)
-    with torch.no_grad():
-        net.convs[-1].bias.fill_(_PRIOR_LOGIT)  # type: ignore[operator]
-    places = _answer_crops(scenes, targets)
-
-    def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
-        rows = [_base_sample(recipe, scenes, targets, places, net, rng) for _ in range(_BASE_BATCH)]
-        return tuple(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-
-    train(net, make, _answer_loss, runtime, steps=recipe.steps, seed=recipe.seed + 1, tick=bars.task("base"))
-    return net.folded()
-
-
-def _answer_crops(scenes: Sequence[Scene], targets: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.int64], ...]:
-    """Cells (scene, y, x) where the refine net found something, and all parts, as places to draw crops from."""
-    found, parts = [], []
-    for s, (scene, target) in enumerate(zip(scenes, targets, strict=True)):
-        cells = np.argwhere(np.nan_to_num(target) > 0.2)
-        cells = cells[~scene.held[cells[:, 0] // PART, cells[:, 1] // PART]]
-        found.append(np.insert(cells, 0, s, axis=1))
-        seen = [p for p in np.argwhere(~scene.held) if not np.isnan(target[p[0] * PART, p[1] * PART])]
-        parts.append(np.insert(np.array(seen, np.int64).reshape(-1, 2), 0, s, axis=1))
-    return np.concatenate(found), np.concatenate(parts)
-
-
-def _base_sample(
-    recipe: _Recipe,
-    scenes: Sequence[Scene],
-    targets: Sequence[NDArray[np.float32]],
-    places: tuple[NDArray[np.int64], ...],
-    net: ConvStack,
-    rng: np.random.Generator,
-) -> tuple[NDArray[Any], ...]:
-    found, parts = places
-    side, spec = _BASE_CROP, net.spec
-    if len(found) and rng.random() < 0.5:
-        s, *middle = found[rng.integers(len(found))].tolist()
-        corner = np.array(middle) - rng.integers(4, side - 4, 2)
-    else:
-        s, *part = parts[rng.integers(len(parts))].tolist()
-        corner = np.array(part) * PART + rng.integers(-side // 2, PART - side // 2, 2)
-    y, x = corner.tolist()
-    box = Box(y, x, y + side, x + side)
-    pixels = scenes[s].image.read_scaled(box.scale(spec.stride).expand(spec.margin), recipe.geometry.scan_downsample)
-    target = np.full((side, side), np.nan, np.float32)
-    inner = box.intersect(Box(0, 0, *targets[s].shape))
-    if inner is not None:
-        view = (slice(inner.y0 - y, inner.y1 - y), slice(inner.x0 - x, inner.x1 - x))
-        target[view] = targets[s][inner.y0 : inner.y1, inner.x0 : inner.x1]
-    valid = scenes[s].known(box) & ~np.isnan(target)
-    turn = _turn(recipe, rng)
-    return (
-        _jitter(recipe, turn.maps(_planes(recipe, pixels)), rng),
-        turn.maps(np.nan_to_num(target)[None]),
-        turn.maps(valid.astype(np.float32)[None]),
-    )
-
-
-def _answer_loss(out: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Binary cross-entropy with the refine net's answer, per find."""
-    entropy = torch.nn.functional.binary_cross_entropy_with_logits(out.float(), target, reduction="none")
-    return (entropy * valid).sum() / (target * valid).sum().clamp(min=1.0)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from coarse2fine._version import __version__
+from coarse2fine.models.backbone import PREFIX, Backbone, BackboneSpec
+from coarse2fine.models.base import Base
 from coarse2fine.models.bundle import ModelError, load_bundle, locate, save_bundle
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Curve, Firing
@@ -58,6 +62,43 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Level:
+    """One step of the zoom: a net that looks at one plane of the image, and a rule that says where to look closer.
+
+    Parameters
+    ----------
+    net : Base
+    cell : int
+        Side of a cell, the square under one position of the net's feature map, in full-resolution pixels.
+    downsample : int
+        Full-resolution pixels per pixel of the plane.
+    firing : Firing or None
+        How the net's activations choose; None in an "explore" model.
+    tau : float
+        Probability of a find from which a cell is looked at more closely.
+
+    Raises
+    ------
+    ValueError
+        If the net's stride does not make such cells.
+    """
+
+    net: Base
+    cell: int
+    downsample: int
+    firing: Firing | None
+    tau: float
+
+    def __post_init__(self) -> None:
+        if self.net.spec.stride * self.downsample != self.cell:
+            raise ValueError(f"the net's stride {self.net.spec.stride} does not make cells of {self.cell} px")
+
+    def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
+        """Cells of an image of `full_shape` pixels (height, width); those at the far edges may reach beyond it."""
+        return -(-full_shape[0] // self.cell), -(-full_shape[1] // self.cell)
+
+
+@dataclass(frozen=True)
 class Model:
     """What `fit` returns and `analyze` runs.
 
@@ -69,8 +110,10 @@ class Model:
     geometry : Geometry
     mean, std : tuple of float
         Normalisation of each channel, of pixels in 0..1.
-    base, refiner : ConvStack
-        The net that scans and the net that refines; one and the same encoder in an "explore" model.
+    base : Base
+        The net that scans: a built-in `ConvStack` or a `Backbone` of timm.
+    refiner : ConvStack
+        The net that refines; in an "explore" model one and the same encoder.
     labels : tuple of Label
     firing : Firing or None
         How the base's activations choose; None in an "explore" model, which learns it from each image.
@@ -80,6 +123,9 @@ class Model:
         Expected finds from which a window is worth refining when no budget is given.
     window : int
         Side of the smallest window, in cells.
+    glances : tuple of Level
+        Cheaper looks that come before the base's, the coarsest first: each looks, and the base after them, only where
+        the one before it found reason to. Their cells are whole numbers of the next one's.
     provenance : mapping
         Training data, seed, figures; JSON values.
     """
@@ -89,13 +135,14 @@ class Model:
     geometry: Geometry
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    base: ConvStack
+    base: Base
     refiner: ConvStack
     labels: tuple[Label, ...] = ()
     firing: Firing | None = None
     threshold: float = 0.5
     tau: float = 0.05
     window: int = 2
+    glances: tuple[Level, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,13 +151,17 @@ class Model:
             raise ValueError(f"the base's stride {self.base.spec.stride} does not make cells of {g.cell} px")
         if self.refiner.spec.stride * g.refine_downsample != g.fine_cell:
             raise ValueError(f"the refine net's stride {self.refiner.spec.stride} does not make {g.fine_cell} px")
+        for level, closer in pairwise(self.levels):
+            if level.cell % (closer.cell * closer.net.spec.align) or level.cell == closer.cell:
+                raise ValueError(f"cells of {level.cell} px are not whole numbers of the next level's {closer.cell} px")
 
     def __str__(self) -> str:
         g = self.geometry
         names = ", ".join(label.name for label in self.labels)
+        scans = ", then ".join(f"1/{level.downsample}" for level in self.levels)
         return (
             f"{self.name} ({self.task}): {names}\n"
-            f"  scan at 1/{g.scan_downsample}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
+            f"  scan at {scans}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
             f"{self.refiner.spec.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
             f"{self.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned"
         )
@@ -124,6 +175,12 @@ class Model:
     def channels(self) -> int:
         """Channels the nets read: 1 (grey) or 3 (RGB)."""
         return self.base.spec.in_channels
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """All steps of the zoom up to the base, which is the last."""
+        g = self.geometry
+        return (*self.glances, Level(self.base, g.cell, g.scan_downsample, self.firing, self.tau))
 
     def window_macs(self, cells: int) -> int:
         """Multiply-adds of refining one window of `cells` by `cells` cells, halo included."""
@@ -152,7 +209,7 @@ class Model:
         arrays: dict[str, NDArray[Any]] = {}
         for part, net in (("base", self.base), ("refiner", self.refiner)):
             if part == "base" or self.refiner is not self.base:
-                arrays |= {f"{part}.{key}": t.detach().cpu().float().numpy() for key, t in net.state_dict().items()}
+                arrays |= _weights(net, f"{part}.")
         description: dict[str, Any] = {
             "written_by": f"coarse2fine {__version__}",
             "name": self.name,
@@ -170,8 +227,9 @@ class Model:
             "provenance": dict(self.provenance),
         }
         if self.firing is not None:
-            arrays |= _firing_arrays(self.firing)
+            arrays |= _firing_arrays(self.firing, "firing.")
             description["firing"] = {"rule": self.firing.rule, "prior": self.firing.prior}
+        description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(self.glances)]
         save_bundle(target, arrays, description)
         return target
 
@@ -200,9 +258,14 @@ def load_model(model: str | os.PathLike[str] | Model) -> Model:
 
 
 def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
-    base = _net(arrays, "base.", StackSpec.parse(text["channels"], text["base"]))
-    own = any(key.startswith("refiner.") for key in arrays)
-    refiner = _net(arrays, "refiner.", StackSpec.parse(text["channels"], text["refiner"])) if own else base
+    base = _unfitted(text["channels"], text["base"])
+    _fill(base, arrays, "base.")
+    refiner: nn.Module = base
+    if any(key.startswith("refiner.") for key in arrays):
+        refiner = ConvStack(StackSpec.parse(text["channels"], text["refiner"]))
+        _fill(refiner, arrays, "refiner.")
+    if not isinstance(refiner, ConvStack):
+        raise ValueError(f"no weights of the refine net {text['refiner']}")
     return Model(
         name=text["name"],
         task=text["task"],
@@ -212,35 +275,70 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
         base=base,
         refiner=refiner,
         labels=tuple(Label(**label) for label in text["labels"]),
-        firing=_firing(arrays, text["firing"]) if "firing" in text else None,
+        firing=_firing(arrays, text["firing"], "firing.") if "firing" in text else None,
         threshold=text["threshold"],
         tau=text["tau"],
         window=text["window"],
+        glances=tuple(
+            _level(text["channels"], described, f"glance{i}.", arrays)
+            for i, described in enumerate(text.get("glances", ()))
+        ),
         provenance=text["provenance"],
     )
 
 
-def _net(arrays: dict[str, NDArray[Any]], prefix: str, spec: StackSpec) -> ConvStack:
-    net = ConvStack(spec)
-    state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)}
-    net.load_state_dict(state)
-    return net.eval()
+def _unfitted(channels: int, text: str) -> Base:
+    """The base that a text describes: a network of timm, or a built-in one."""
+    if text.startswith(PREFIX):
+        return Backbone(BackboneSpec.parse(channels, text))
+    return ConvStack(StackSpec.parse(channels, text))
 
 
-def _firing_arrays(firing: Firing) -> dict[str, NDArray[Any]]:
+def _fill(net: nn.Module, arrays: dict[str, NDArray[Any]], prefix: str) -> None:
+    net.load_state_dict(
+        {k.removeprefix(prefix): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)}
+    )
+    net.eval()
+
+
+def _weights(net: nn.Module, prefix: str) -> dict[str, NDArray[Any]]:
+    return {f"{prefix}{key}": t.detach().cpu().float().numpy() for key, t in net.state_dict().items()}
+
+
+def _describe(level: Level, prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """What a model file says of a level; its arrays are added."""
+    assert level.firing is not None
+    arrays |= _weights(level.net, prefix) | _firing_arrays(level.firing, f"{prefix}firing.")
+    return {
+        "net": str(level.net.spec),
+        "cell": level.cell,
+        "downsample": level.downsample,
+        "tau": level.tau,
+        "firing": {"rule": level.firing.rule, "prior": level.firing.prior},
+    }
+
+
+def _level(channels: int, text: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> Level:
+    net = _unfitted(channels, text["net"])
+    rule = f"{prefix}firing."
+    _fill(net, {key: value for key, value in arrays.items() if not key.startswith(rule)}, prefix)
+    return Level(net, text["cell"], text["downsample"], _firing(arrays, text["firing"], rule), text["tau"])
+
+
+def _firing_arrays(firing: Firing, prefix: str) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
-        "firing.features": firing.features,
-        "firing.raw_knots": firing.raw_knots,
-        "firing.probability_knots": firing.probability_knots,
+        f"{prefix}features": firing.features,
+        f"{prefix}raw_knots": firing.raw_knots,
+        f"{prefix}probability_knots": firing.probability_knots,
     }
     for index, curve in enumerate(firing.curves):
-        arrays[f"firing.{index}.edges"] = curve.edges
-        arrays[f"firing.{index}.precision"] = curve.precision
+        arrays[f"{prefix}{index}.edges"] = curve.edges
+        arrays[f"{prefix}{index}.precision"] = curve.precision
     return arrays
 
 
-def _firing(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Firing:
-    features = arrays["firing.features"]
-    curves = tuple(Curve(arrays[f"firing.{i}.edges"], arrays[f"firing.{i}.precision"]) for i in range(len(features)))
-    knots, values = arrays["firing.raw_knots"], arrays["firing.probability_knots"]
+def _firing(arrays: dict[str, NDArray[Any]], text: dict[str, Any], prefix: str) -> Firing:
+    features = arrays[f"{prefix}features"]
+    curves = tuple(Curve(arrays[f"{prefix}{i}.edges"], arrays[f"{prefix}{i}.precision"]) for i in range(len(features)))
+    knots, values = arrays[f"{prefix}raw_knots"], arrays[f"{prefix}probability_knots"]
     return Firing(text["rule"], text["prior"], features, curves, knots, values)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.model import Model
+from coarse2fine.model import Level, Model
+from coarse2fine.models.firing import NO_FEATURE, Firing
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.select import Plan, choose
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.grid import blocks, even
@@ -21,11 +24,19 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader, salvage
 
 BLOCK_PIXELS = 1024
+_BATCH_PIXELS = 600_000
+# Squares of a zoom's plan: a cell of the level above, and these many by as many, where that is cheaper.
+_SQUARES = (2, 4, 8, 16, 32)
 FIRED = 3
 # Naming the features that fired is for windows; cells below this probability are never worth one.
 _NAMED_FROM = 1e-3
 
 Tick = Callable[[int, int], None]
+
+
+def feature_name(feature: int) -> str:
+    """How a high-level feature of the base is called in results."""
+    return f"feature {feature}"
 
 
 @dataclass(frozen=True)
@@ -52,11 +63,38 @@ class Scan:
     @classmethod
     def none(cls) -> Scan:
         """No scan at all: empty maps."""
-        return cls(np.zeros((0, 0), np.float32), np.zeros((0, 0, FIRED), np.uint8), 0)
+        return cls.empty((0, 0))
+
+    @classmethod
+    def empty(cls, cell_shape: tuple[int, int]) -> Scan:
+        """Nothing seen yet."""
+        return cls(np.zeros(cell_shape, np.float32), np.full((*cell_shape, FIRED), NO_FEATURE, np.uint8), 0)
+
+    def enter(self, cell_corners: NDArray[np.int64], high: Tensor, logit: Tensor, firing: Firing) -> None:
+        """Write what equal blocks of cells show into the maps; what lies beyond these is left out.
+
+        Parameters
+        ----------
+        cell_corners : ndarray, int64, (n, 2)
+        high : Tensor, float, (n, c, h, w)
+        logit : Tensor, float32, (n, 1, h, w)
+        firing : Firing
+        """
+        probability = firing.probability(high, logit)
+        seen = probability.cpu().numpy()
+        height, width = self.interest.shape
+        for (y, x), block in zip(cell_corners.tolist(), seen, strict=True):
+            view = self.interest[y : y + block.shape[0], x : x + block.shape[1]]
+            view[:] = block[: view.shape[0], : view.shape[1]]
+        n, y, x = torch.nonzero(probability > _NAMED_FROM, as_tuple=True)
+        names = firing.strongest(high[n, :, y, x], FIRED).numpy()
+        rows, columns = (cell_corners[n.cpu().numpy()] + torch.stack([y, x], dim=1).cpu().numpy()).T
+        inside = (rows < height) & (columns < width)
+        self.fired[rows[inside], columns[inside], : names.shape[1]] = names[inside]
 
 
 def look(image: Image, model: Model, runtime: Runtime, tick: Tick | None = None) -> Scan:
-    """Scan the whole image with a model that knows what it seeks.
+    """Scan the whole image with a model that knows what it seeks, level by level where the zoom has several.
 
     Parameters
     ----------
@@ -65,23 +103,76 @@ def look(image: Image, model: Model, runtime: Runtime, tick: Tick | None = None)
         A "detect" model; see `coarse2fine.explore` for the other kind.
     runtime : Runtime
     tick : callable, optional
+        Called with blocks done and blocks in all, of each level.
+    """
+    seen = survey_level(image, model, runtime, model.levels[0], tick)
+    for level, closer in pairwise(model.levels):
+        seen = _look_closer(image, model, runtime, closer, zoom_plan(seen.interest, level, closer), seen, tick)
+    return seen
+
+
+def survey_level(image: Image, model: Model, runtime: Runtime, level: Level, tick: Tick | None = None) -> Scan:
+    """Look at the whole image with one level, whatever the others say.
+
+    Parameters
+    ----------
+    image : Image
+    model : Model
+    runtime : Runtime
+    level : Level
+    tick : callable, optional
         Called with blocks done and blocks in all.
     """
-    assert model.firing is not None
-    shape = model.cell_shape((image.height, image.width))
-    interest = np.zeros(shape, np.float32)
-    fired = np.full((*shape, FIRED), 255, np.uint8)
+    assert level.firing is not None
+    scan = Scan.empty(level.cell_shape(image.shape[:2]))
     macs = 0
     failures: list[str] = []
-    for cell_box, high, logit, cost in features(image, model, runtime, tick, failures):
-        rows, columns = slice(cell_box.y0, cell_box.y1), slice(cell_box.x0, cell_box.x1)
-        probability = model.firing.probability(high[None], logit[None])[0]
-        interest[rows, columns] = probability.cpu().numpy()
-        y, x = torch.nonzero(probability > _NAMED_FROM, as_tuple=True)
-        names = model.firing.strongest(high[:, y, x].T, FIRED).numpy()
-        fired[cell_box.y0 + y.cpu().numpy(), cell_box.x0 + x.cpu().numpy(), : names.shape[1]] = names
+    for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level):
+        scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level.firing)
         macs += cost
-    return Scan(interest, fired, macs, tuple(failures))
+    return replace(scan, macs=macs, failures=tuple(failures))
+
+
+def zoom_plan(interest: NDArray[np.float32], level: Level, closer: Level) -> Plan:
+    """Squares in cells of the next level, together all that a level wants to have looked at more closely.
+
+    Parameters
+    ----------
+    interest : ndarray, float32, (cell height, cell width)
+        Of the level's cells.
+    level, closer : Level
+    """
+    ratio, spec = level.cell // closer.cell, closer.net.spec
+    plan = choose(interest, 1, window_macs=lambda n: spec.macs(n * ratio, n * ratio), tau=level.tau, merged=_SQUARES)
+    shape = (interest.shape[0] * ratio, interest.shape[1] * ratio)
+    return Plan(plan.cell_corners * ratio, plan.sides * ratio, plan.scores, shape)
+
+
+def _look_closer(
+    image: Image, model: Model, runtime: Runtime, level: Level, plan: Plan, before: Scan, tick: Tick | None
+) -> Scan:
+    """Look at the squares of a plan alone; elsewhere there is nothing of interest."""
+    assert level.firing is not None
+    net, spec = runtime.place(level.net), level.net.spec
+    scan, macs, done = Scan.empty(level.cell_shape(image.shape[:2])), before.macs, 0
+    with WindowReader(image, downsample=level.downsample) as reader:
+        for side in np.unique(plan.sides).tolist():
+            corners = plan.cell_corners[plan.sides == side]
+            boxes = [Box(y, x, y + side, x + side).scale(spec.stride).expand(spec.margin) for y, x in corners.tolist()]
+            for batch in reader.batches(boxes, max(1, min(64, _BATCH_PIXELS // boxes[0].area))):
+                for i in np.flatnonzero(batch.failed).tolist():
+                    saved = _salvaged(image, model, level, boxes[int(batch.index[i])])
+                    batch.pixels[i] = _grey(model) if saved is None else saved
+                with torch.inference_mode():
+                    high = net.features(normalised(batch.pixels, model, runtime))[-1]
+                    logit = net.head(high).float()
+                scan.enter(corners[batch.index], high, logit, level.firing)
+                macs += len(batch.index) * spec.macs(side, side)
+                done += len(batch.index)
+                if tick:
+                    tick(done, len(plan))
+        failures = tuple(dict.fromkeys((*before.failures, *reader.failures)))
+    return replace(scan, macs=macs, failures=failures)
 
 
 def features(
@@ -90,8 +181,10 @@ def features(
     runtime: Runtime,
     tick: Tick | None = None,
     failures: list[str] | None = None,
+    *,
+    level: Level | None = None,
 ) -> Iterator[tuple[Box, Tensor, Tensor, int]]:
-    """High-level activations and answers of the base, block by block.
+    """High-level activations and answers of the base, or of another level, block by block.
 
     Parameters
     ----------
@@ -102,6 +195,8 @@ def features(
         Called with blocks done and blocks in all.
     failures : list of str, optional
         Takes the reasons why parts of blocks could not be read; these are grey, and blocks of nothing else left out.
+    level : Level, optional
+        By default the base's.
 
     Yields
     ------
@@ -117,21 +212,22 @@ def features(
     ImageError
         If no block can be read.
     """
-    net = runtime.place(model.base)
+    level = level or model.levels[-1]
+    net = runtime.place(level.net)
     spec = net.spec
-    cell_shape = model.cell_shape((image.height, image.width))
-    height, width = _block_shape(model, cell_shape)
+    cell_shape = level.cell_shape(image.shape[:2])
+    height, width = _block_shape(level, cell_shape)
     grid = list(blocks(*cell_shape, (height, width)))
     # All blocks have one shape; what reaches beyond the image repeats its edge and is cropped from the answer.
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
     cost = spec.macs(height, width)
     seen = False
-    with WindowReader(image, downsample=model.geometry.scan_downsample) as reader:
+    with WindowReader(image, downsample=level.downsample) as reader:
         for done, batch in enumerate(reader.batches(boxes, 1)):
             if tick:
                 tick(done + 1, len(grid))
             index = int(batch.index[0])
-            pixels = _salvaged(image, model, boxes[index]) if batch.failed[0] else batch.pixels
+            pixels = _salvaged(image, model, level, boxes[index]) if batch.failed[0] else batch.pixels
             if pixels is None:
                 continue
             seen, cell_box = True, grid[index]
@@ -150,26 +246,34 @@ def features(
             failures.extend(reader.failures)
 
 
-def scan_macs(model: Model, cell_shape: tuple[int, int]) -> int:
-    """Multiply-adds that scanning an image of so many cells takes, halos included."""
-    height, width = _block_shape(model, cell_shape)
+def scan_macs(model: Model, full_shape: tuple[int, int]) -> int:
+    """Multiply-adds that the first look at an image of so many pixels takes, halos included: the least of a scan."""
+    level = model.levels[0]
+    cell_shape = level.cell_shape(full_shape)
+    height, width = _block_shape(level, cell_shape)
     count = ceil_div(cell_shape[0], height) * ceil_div(cell_shape[1], width)
-    return count * model.base.spec.macs(height, width)
+    return count * level.net.spec.macs(height, width)
 
 
-def _block_shape(model: Model, cell_shape: tuple[int, int]) -> tuple[int, int]:
+def _block_shape(level: Level, cell_shape: tuple[int, int]) -> tuple[int, int]:
     """Cells of a block that is scanned at once."""
-    most = max(8, BLOCK_PIXELS // model.base.spec.stride)
-    return even(cell_shape[0], most), even(cell_shape[1], most)
+    spec = level.net.spec
+    most = max(8, BLOCK_PIXELS // spec.stride)
+    height, width = (ceil_div(even(n, most), spec.align) * spec.align for n in cell_shape)
+    return height, width
 
 
-def _salvaged(image: Image, model: Model, box: Box) -> NDArray[np.uint8] | None:
+def _salvaged(image: Image, model: Model, level: Level, box: Box) -> NDArray[np.uint8] | None:
     """A block of which parts cannot be read, in a batch of its own; those are of the model's mean grey."""
-    read = partial(image.read_scaled, downsample=model.geometry.scan_downsample)
+    read = partial(image.read_scaled, downsample=level.downsample)
     try:
-        return salvage(read, box, fill=round(255 * float(np.mean(model.mean))))[None]
+        return salvage(read, box, fill=_grey(model))[None]
     except ImageError:
         return None
+
+
+def _grey(model: Model) -> int:
+    return round(255 * float(np.mean(model.mean)))
 
 
 def normalised(pixels: NDArray[np.uint8], model: Model, runtime: Runtime) -> Tensor:

@@ -8,7 +8,7 @@ square costs less than the windows in it (its halo is paid once).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from coarse2fine.tiling.grid import even
 MERGED_SIDES = (8, 16, 32)
 DENSE_SIDE = 128
 _ROUNDS = 60
+_GATHERED = 2**22
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,55 @@ class Plan:
         Expected finds of the best k x k cells in it.
     cell_shape : tuple of int
         Cells of the image.
+    fired : ndarray, uint8, (n, f), optional
+        High-level features that fired at the most interesting cell of each window, strongest first; 255 for none. None
+        where no scan told.
     """
 
     cell_corners: NDArray[np.int64]
     sides: NDArray[np.int64]
     scores: NDArray[np.float32]
     cell_shape: tuple[int, int]
+    fired: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def take(self, index: NDArray[np.intp]) -> Plan:
         """The windows at `index`."""
-        return Plan(self.cell_corners[index], self.sides[index], self.scores[index], self.cell_shape)
+        fired = None if self.fired is None else self.fired[index]
+        return Plan(self.cell_corners[index], self.sides[index], self.scores[index], self.cell_shape, fired)
 
     def joined(self, other: Plan) -> Plan:
-        """These windows, then those of another plan of the same image."""
+        """These windows, then those of another plan of the same image; unexplained."""
         return Plan(
             np.concatenate([self.cell_corners, other.cell_corners]),
             np.concatenate([self.sides, other.sides]),
             np.concatenate([self.scores, other.scores]),
             self.cell_shape,
         )
+
+    def explained(self, interest: NDArray[np.float32], fired: NDArray[np.uint8]) -> Plan:
+        """The same windows with the features that fired in them.
+
+        Parameters
+        ----------
+        interest : ndarray, float32, (cell height, cell width)
+        fired : ndarray, uint8, (cell height, cell width, f)
+        """
+        if not interest.size:
+            return self
+        names = np.full((len(self), fired.shape[-1]), 255, np.uint8)
+        width, last = self.cell_shape[1], np.array(self.cell_shape) - 1
+        for side in np.unique(self.sides).tolist():
+            mine = np.flatnonzero(self.sides == side)
+            steps = np.indices((side, side)).reshape(2, -1).T
+            for rows in np.array_split(mine, -(-len(mine) * side**2 // _GATHERED)):
+                cells = np.minimum(self.cell_corners[rows, None] + steps, last)
+                flat = cells[..., 0] * width + cells[..., 1]
+                best = interest.ravel()[flat].argmax(axis=1)
+                names[rows] = fired.reshape(-1, fired.shape[-1])[flat[np.arange(len(rows)), best]]
+        return replace(self, fired=names)
 
     def macs(self, window_macs: Callable[[int], int]) -> int:
         """Multiply-adds of all windows, halos included, by what a window of a given side takes."""
@@ -76,6 +104,7 @@ def choose(
     tau: float = 0.0,
     budget_macs: int | None = None,
     budget_cells: int | None = None,
+    merged: tuple[int, ...] = MERGED_SIDES,
 ) -> Plan:
     """Cover the interesting cells with windows.
 
@@ -92,10 +121,12 @@ def choose(
     budget_macs, budget_cells : int, optional
         Most multiply-adds the windows may cost, and most cells they may cover; without either every window above
         `tau` is taken, or all cells where that is cheaper.
+    merged : tuple of int
+        Sides of the larger squares, increasing multiples.
     """
     side = min(window, *interest.shape)
     # With the cheapest cover there is (the largest square), no more windows than this can be paid for.
-    largest = MERGED_SIDES[-1]
+    largest = merged[-1]
     most = None if budget_macs is None else int(budget_macs / window_macs(largest) * (largest / side) ** 2) + 1
     if budget_cells is not None:
         most = min(budget_cells, most if most is not None else budget_cells)  # each covers a cell of its own
@@ -104,7 +135,7 @@ def choose(
     def best(count: int) -> Plan:
         if budget_cells is not None:  # a larger square would cover cells that nobody asked for
             return Plan(corners[:count], np.full(count, side, np.int64), scores[:count], interest.shape)
-        return _merge(corners[:count], scores[:count], side, interest.shape, window_macs)
+        return _merge(corners[:count], scores[:count], side, interest.shape, window_macs, merged)
 
     def affordable(plan: Plan) -> bool:
         if budget_macs is not None and plan.macs(window_macs) > budget_macs:
@@ -219,13 +250,14 @@ def _merge(
     side: int,
     cell_shape: tuple[int, int],
     window_macs: Callable[[int], int],
+    merged: tuple[int, ...],
 ) -> Plan:
     """Replace crowded windows by larger squares wherever that costs less (exact on the quad-tree of squares)."""
     count = len(scores)
     best = np.full(count, float(window_macs(side)))  # what is paid for each window, or its share of a square
     owner_side = np.full(count, side, np.int64)
     owner = corners.copy()
-    for large in (s for s in MERGED_SIDES if s > side and s <= max(cell_shape)):
+    for large in (s for s in merged if s > side and s <= max(cell_shape)):
         inside = np.all(corners % large + side <= large, axis=1)
         blocks = corners // large
         key = blocks[:, 0] * (cell_shape[1] // large + 1) + blocks[:, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from coarse2fine.scan import Tick
 
 Item = TypeVar("Item")
 _AHEAD = 4
+_SLOW = 1 / 3
 
 
 def train(
@@ -26,6 +27,7 @@ def train(
     steps: int,
     seed: int,
     rate: float = 3e-3,
+    slow: nn.Module | None = None,
     tick: Tick | None = None,
 ) -> float:
     """Fit a net by AdamW under a one-cycle rate.
@@ -45,6 +47,8 @@ def train(
         Each step draws from its own generator, so threads do not change the result.
     rate : float
         Highest learning rate.
+    slow : Module, optional
+        Part of the net that knows something already, and learns at a third of the rate.
     tick : callable, optional
         Called with steps done and steps in all.
 
@@ -54,8 +58,10 @@ def train(
         Mean loss of the last tenth of the steps.
     """
     net.to(runtime.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
+    groups = _groups(net, slow, rate)
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=1e-3)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.15)
     mixed = torch.autocast(runtime.device.type, torch.bfloat16, enabled=runtime.dtype == torch.bfloat16)
     recent: list[float] = []
 
@@ -78,6 +84,14 @@ def train(
             tick(step + 1, steps)
     net.cpu().eval()
     return float(np.mean(recent))
+
+
+def _groups(net: nn.Module, slow: nn.Module | None, rate: float) -> list[dict[str, Any]]:
+    if slow is None:
+        return [{"params": list(net.parameters()), "lr": rate}]
+    known = set(slow.parameters())
+    new = [p for p in net.parameters() if p not in known]
+    return [{"params": new, "lr": rate}, {"params": list(slow.parameters()), "lr": _SLOW * rate}]
 
 
 def _ahead(make: Callable[[int], Item], count: int) -> Iterator[Item]:

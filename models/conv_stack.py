@@ -12,6 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .base import Base
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -88,6 +90,11 @@ class StackSpec:
         """Halo on every side of a block of cells, in input pixels."""
         return (self.field - self.stride) // 2
 
+    @property
+    def align(self) -> int:
+        """Blocks may start at any cell."""
+        return 1
+
     def input_size(self, cells: int) -> int:
         """Input pixels along one side that give `cells` output cells."""
         return cells * self.stride + 2 * self.margin
@@ -114,7 +121,7 @@ class StackSpec:
         return total
 
 
-class ConvStack(nn.Module):
+class ConvStack(Base):
     """A net of valid, centred convolutions; batch norm in training only (see `folded`).
 
     Parameters
@@ -123,6 +130,8 @@ class ConvStack(nn.Module):
     batch_norm : bool
         Normalise between convolution and ReLU, for training. Saved nets are folded.
     """
+
+    spec: StackSpec
 
     def __init__(self, spec: StackSpec, *, batch_norm: bool = False) -> None:
         super().__init__()
@@ -153,9 +162,6 @@ class ConvStack(nn.Module):
     def head(self, high: Tensor) -> Tensor:
         """The last, linear stage on the high-level activations."""
         return self.convs[-1](high)  # type: ignore[no-any-return]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x)[-1])
 
     def folded(self) -> ConvStack:
         """A copy with each batch norm folded into its convolution, in evaluation mode."""

@@ -22,6 +22,7 @@ RULES: tuple[Rule, ...] = ("logit", "log-lift", "noisy-or")
 # Bin edges at quantiles 1 - 2^(-j/2): each half-octave of the tail has its own bin, for there the choice is made.
 _QUANTILES = 1.0 - 2.0 ** (-np.arange(1, 29) / 2.0)
 _FEATURES = 16
+NO_FEATURE = 255
 _PSEUDO_CELLS = 4.0
 
 
@@ -106,7 +107,9 @@ class Firing:
         return self._calibrated(raw_score(self.rule, high, logit, self.prior, self.features, self.curves))
 
     def strongest(self, high: Tensor, count: int = 3) -> Tensor:
-        """The features that speak loudest, for cells in rows.
+        """The features that fire, those that speak loudest first, for cells in rows.
+
+        A feature fires where its precision is above the prior: where it makes a find likelier.
 
         Parameters
         ----------
@@ -118,11 +121,12 @@ class Firing:
         Returns
         -------
         Tensor, uint8, (n, count)
-            Indices of high-level features, the largest lift over the prior first.
+            Indices of high-level features, the largest lift over the prior first; 255 where no more fire.
         """
         lifts = torch.stack([c(high[:, f]) for f, c in zip(self.features.tolist(), self.curves, strict=True)], dim=1)
-        best = lifts.topk(min(count, lifts.shape[1]), dim=1).indices.cpu()
-        return torch.from_numpy(self.features.astype(np.uint8))[best]
+        top = lifts.topk(min(count, lifts.shape[1]), dim=1)
+        names = torch.from_numpy(self.features.astype(np.uint8))[top.indices.cpu()]
+        return names.masked_fill(top.values.cpu() <= self.prior, NO_FEATURE)
 
     def _calibrated(self, raw: Tensor) -> Tensor:
         knots = torch.from_numpy(self.raw_knots).to(raw.device)

@@ -1,6 +1,7 @@
-"""Measure what coarse to fine saves and misses: ``python scripts/benchmark.py NAME``.
+"""Measure what coarse to fine saves and misses, and how fast it reads: ``python scripts/benchmark.py NAME``.
 
 scenes   leave scenes out: recall, precision and multiply-adds at several budgets, beside the trivial rivals.
+io       reads per second, chunks decoded, memory and conversion, beside the bare codec and other readers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 from coarse2fine import AnnotationError, ImageError, ModelError
+from coarse2fine.bench_io import FULL, QUICK, benchmark_io
 from coarse2fine.benchmark import benchmark_scenes
 
 _EXPECTED = (AnnotationError, ImageError, ModelError, OSError, ImportError, ValueError)
@@ -18,8 +20,27 @@ _EXPECTED = (AnnotationError, ImageError, ModelError, OSError, ImportError, Valu
 def main() -> int:
     """Run one benchmark: print its table, write its JSON and its picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="NAME")
-    scenes = commands.add_parser("scenes", help="leave scenes out")
+    commands = parser.add_subparsers(required=True, metavar="NAME", dest="name")
+    _add_scenes(commands.add_parser("scenes", help="leave scenes out"))
+    _add_io(commands.add_parser("io", help="reading and conversion"))
+    arguments = parser.parse_args()
+    json = arguments.json or arguments.out / f"{arguments.name}.json"
+    try:
+        # Long work must not end at a folder that cannot be written.
+        for folder in (arguments.out, json.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        written = arguments.run(arguments, json)
+    except _EXPECTED as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("benchmark: interrupted", file=sys.stderr)
+        return 130
+    print(f"written {', '.join(map(str, written))}")
+    return 0
+
+
+def _add_scenes(scenes: argparse.ArgumentParser) -> None:
     scenes.add_argument("--data", type=Path, help="folder of images and GeoJSON (default: synthetic scenes of digits)")
     scenes.add_argument("--test", nargs="+", default=[], metavar="NAME", help="test scenes; all others are fitted on")
     scenes.add_argument("--folds", type=int, default=4, help="else every scene is left out once (default: 4)")
@@ -27,36 +48,45 @@ def main() -> int:
     scenes.add_argument("--steps", type=int, help="optimisation steps of each net (default: 1000; 300 with --quick)")
     scenes.add_argument("--quick", action="store_true", help="one seed, one fold, few steps: under five minutes")
     scenes.add_argument("--model", metavar="FILE", help="test this model; fit none")
-    scenes.add_argument("--json", type=Path, metavar="FILE", help="for the figures (default: scenes.json in --out)")
-    scenes.add_argument(
-        "--out", type=Path, default=Path("bench"), metavar="DIR", help="folder of the picture (default: bench)"
-    )
-    arguments = parser.parse_args()
+    _add_output(scenes, "folder of the picture")
+    scenes.set_defaults(run=_scenes)
+
+
+def _add_io(io: argparse.ArgumentParser) -> None:
+    io.add_argument("--data", type=Path, help="folder of real slides; the SVS files in it are read too")
+    io.add_argument("--quick", action="store_true", help="smaller images, fewer rounds: under three minutes")
+    io.add_argument("--seed", type=int, default=0, help="of pixels and positions (default: 0)")
+    _add_output(io, "folder in which images are made and removed again, up to 6 GB (2 GB with --quick)")
+    io.set_defaults(run=_io)
+
+
+def _add_output(parser: argparse.ArgumentParser, folder: str) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="for the figures (default: NAME.json in --out)")
+    parser.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help=f"{folder} (default: bench)")
+
+
+def _scenes(arguments: argparse.Namespace, json: Path) -> list[Path]:
     seeds, steps = (1, 300) if arguments.quick else (5, 1000)
-    json = arguments.json or arguments.out / "scenes.json"
-    try:
-        # Long work must not end at a folder that cannot be written.
-        for folder in (arguments.out, json.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        report = benchmark_scenes(
-            arguments.data,
-            test=arguments.test,
-            folds=arguments.folds,
-            seeds=seeds if arguments.seeds is None else arguments.seeds,
-            steps=steps if arguments.steps is None else arguments.steps,
-            quick=arguments.quick,
-            model=arguments.model,
-        )
-        written = report.save(arguments.out, json)
-    except _EXPECTED as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("benchmark: interrupted", file=sys.stderr)
-        return 130
+    report = benchmark_scenes(
+        arguments.data,
+        test=arguments.test,
+        folds=arguments.folds,
+        seeds=seeds if arguments.seeds is None else arguments.seeds,
+        steps=steps if arguments.steps is None else arguments.steps,
+        quick=arguments.quick,
+        model=arguments.model,
+    )
+    written = report.save(arguments.out, json)
     print(report)
-    print(f"written {', '.join(map(str, written))}")
-    return 0
+    return written
+
+
+def _io(arguments: argparse.Namespace, json: Path) -> list[Path]:
+    scale = QUICK if arguments.quick else FULL
+    report = benchmark_io(arguments.out, data=arguments.data, scale=scale, seed=arguments.seed)
+    written = report.save(json)
+    print(report)
+    return written
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from coarse2fine.explore import KINDS
 from coarse2fine.model import Geometry, Label, Model
+from coarse2fine.models.backbone import Backbone, design
+from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Firing, calibrate_firing
 from coarse2fine.models.runtime import Runtime
@@ -55,9 +58,9 @@ def lively_net(channels: int, text: str, seed: int) -> ConvStack:
     return net.eval()
 
 
-def _firing(base: ConvStack) -> Firing:
+def _firing(base: Base, side: int = 300) -> Firing:
     rng = np.random.default_rng(5)
-    noise = torch.from_numpy(rng.normal(0, 1, (1, base.spec.in_channels, 300, 300)).astype(np.float32))
+    noise = torch.from_numpy(rng.normal(0, 1, (1, base.spec.in_channels, side, side)).astype(np.float32))
     with torch.inference_mode():
         planes = base.features(noise)[-1]
         own = base.head(planes)[0, 0].reshape(-1).numpy()
@@ -96,6 +99,19 @@ def detector() -> Model:
 @pytest.fixture(scope="session")
 def grey_detector() -> Model:
     return _detector(1)
+
+
+@pytest.fixture(scope="session")
+def timm_detector(detector: Model) -> Model:
+    """Reads RGB; its base is a random network of timm."""
+    torch.manual_seed(6)
+    base = Backbone(design(3, "mobilenetv2_035", {}, 4))
+    noise = torch.randn(4, 3, *(base.spec.input_size(8),) * 2)
+    with torch.inference_mode():
+        for _ in range(8):
+            base.train()(noise)  # batch norms take their statistics from it
+    base.eval()
+    return replace(detector, name="tiny of timm", base=base, firing=_firing(base, base.spec.input_size(64)))
 
 
 @pytest.fixture(scope="session")

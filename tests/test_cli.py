@@ -205,6 +205,18 @@ def test_a_place_that_cannot_take_the_result_is_refused_before_the_work(
     assert "tiny.c2f is a file, expected a folder" in capsys.readouterr().err
 
 
+def test_a_base_that_cannot_be_is_one_line(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotation = picture.with_suffix(".geojson")
+    square = {"type": "Polygon", "coordinates": [[[9, 9], [29, 9], [29, 29], [9, 29], [9, 9]]]}
+    annotation.write_text(json.dumps(_annotation(square, "cell")), encoding="utf-8")
+    command = ["fit", str(picture), str(annotation), "-o", str(tmp_path / "m.c2f"), "-q", "--base", "timm:resnet18"]
+    assert main([*command, "--base-weights", str(tmp_path / "missing.pth")]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("coarse2fine: no weights at ")
+    assert "missing.pth" in printed
+    assert printed.count("\n") == 1
+
+
 @pytest.mark.parametrize("budget", ["0", "-1", "0.0001"])
 def test_a_budget_that_cannot_be(
     budget: str, picture: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
-from coarse2fine.models.firing import RULES, Curve, Firing, Rule, area_for_recall, calibrate_firing, raw_score
+from coarse2fine.models.firing import (
+    NO_FEATURE,
+    RULES,
+    Curve,
+    Firing,
+    Rule,
+    area_for_recall,
+    calibrate_firing,
+    raw_score,
+)
 
 
 def cells(seed: int, count: int = 4000) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
@@ -102,8 +111,10 @@ def test_strongest_features_have_the_greatest_lift() -> None:
     assert named.dtype == torch.uint8
     lift = {f: c(rows[:, f]).numpy() for f, c in zip(firing.features.tolist(), firing.curves, strict=True)}
     for row, names in enumerate(named.tolist()):
-        lifts = [lift[f][row] for f in names]
-        assert lifts == sorted((values[row] for values in lift.values()), reverse=True)[:3]
+        above = sorted((v[row] for v in lift.values() if v[row] > firing.prior), reverse=True)
+        assert [lift[f][row] for f in names if f != NO_FEATURE] == above[:3]
+        assert names == sorted(names, key=lambda f: f == NO_FEATURE)
+    assert (named == NO_FEATURE).any()
 
 
 def test_a_model_of_few_features_names_few() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 from numpy.typing import NDArray
 
@@ -58,9 +59,11 @@ def discs(seed: int, lake: bool = False) -> tuple[Scene, NDArray[np.float64]]:
 def small_steps() -> Iterator[None]:
     """Smaller batches and crops than in earnest: what is tested is that fitting works, not how well."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"_REFINE_CROP": 10, "_REFINE_BATCH": 4, "_BASE_CROP": 24, "_BASE_BATCH": 8}.items():
-            # The package's `fit` is the function; its module hides behind it.
-            patch.setattr(sys.modules["coarse2fine.fit"], name, value)
+        # The package's `fit` is the function; its module hides behind it.
+        sizes = {"fit": {"_REFINE_CROP": 10, "_REFINE_BATCH": 4}, "fit_base": {"_CROP": 24, "_BATCH": 8}}
+        for module, constants in sizes.items():
+            for name, value in constants.items():
+                patch.setattr(sys.modules[f"coarse2fine.{module}"], name, value)
         yield
 
 
@@ -103,6 +106,29 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_luck_alone(
         assert not all(torch.equal(a[k], c[k]) for k in a)
     assert (first.threshold, first.tau, first.window) == (again.threshold, again.tau, again.window)
     assert torch.equal(torch.get_rng_state(), luck)
+
+
+def test_a_network_of_timm_can_scan(small_steps: None, tmp_path: Path) -> None:
+    pixels, annotations = discs(0)[0]
+    name = "mobilenetv3_small_050"
+    whole = timm.create_model(name)
+    weights = tmp_path / "weights.pth"
+    torch.save(whole.state_dict(), weights)
+    options: dict[str, Any] = {"base": f"timm:{name}", "steps": 10, "precision": "fp32", "progress": False}
+    luck = torch.get_rng_state()
+    tuned, random = (fit([pixels], [annotations], base_weights=w, **options) for w in (weights, "none"))
+    assert torch.equal(torch.get_rng_state(), luck)
+    assert [m.provenance["base_weights"] for m in (tuned, random)] == ["weights.pth", "none"]
+    again = fit([pixels], [annotations], base_weights="none", **options)
+    state = random.base.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.base.state_dict().items())
+    weights.unlink()
+    scene = discs(1)[0][0]
+    for model in (tuned, random):
+        assert str(model.base.spec).startswith(f"timm:{name} ")
+        some = analyze(scene, model, precision="fp32")
+        assert analyze(scene, model.save(tmp_path / "model.c2f"), precision="fp32").regions == some.regions
+        assert some.interest.max() > 2 * some.interest.min()
 
 
 def test_areas_come_back_as_outlines(small_steps: None) -> None:
@@ -184,6 +210,9 @@ def test_images_and_annotations_are_paired(tmp_path: Path) -> None:
         ({"object_size": -5.0}, "object_size must be a positive number"),
         ({"object_size": float("nan")}, "object_size must be a positive number"),
         ({"precision": "fp8"}, "precision must be"),
+        ({"base": "resnet18"}, "expected a base such as 'timm:mobilenetv2_100'"),
+        ({"base": "timm:resnt18", "base_weights": "none"}, "it knows .*resnet18"),
+        ({"base_weights": "none"}, "base_weights are weights of a base"),
     ],
 )
 def test_parameters_out_of_range(options: dict[str, Any], message: str) -> None:

@@ -54,6 +54,27 @@ def test_a_saved_model_gives_identical_answers(saved: Path, detector: Model, mak
         assert first.regions == second.regions
 
 
+def test_a_network_of_timm_is_saved_whole(
+    timm_detector: Model, tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = timm_detector.save(tmp_path / "tiny.c2f")
+    assert parts(path)[1]["base"] == "timm:mobilenetv2_035 stride=4 stages=4,8 offset=-3 margin=40 neck=64"
+    monkeypatch.setattr("timm.models._builder.load_pretrained", None)  # nothing is fetched
+    again = load_model(path)
+    assert again.base.spec == timm_detector.base.spec
+    assert str(again) == str(timm_detector)
+    pixels = make_image(150, 130)
+    first, second = (analyze(pixels, m, precision="fp32") for m in (timm_detector, again))
+    np.testing.assert_array_equal(first.interest, second.interest)
+    assert first.regions == second.regions
+    assert first.cost.scan_macs == second.cost.scan_macs > 0
+    changes = ("timm:nonsense", "timm:mobilenetv2_035", "timm:resnet18 stride=4 stages=4,8 offset=-3 margin=40 neck=64")
+    for text in changes:
+        rewrite(path, json.dumps({**parts(path)[1], "base": text}))
+        with pytest.raises(ModelError, match="does not describe a whole model"):
+            load_model(path)
+
+
 def test_an_explorer_keeps_one_encoder(explorer: Model, tmp_path: Path) -> None:
     again = load_model(explorer.save(tmp_path / "odd.c2f"))
     assert again.base is again.refiner

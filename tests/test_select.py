@@ -188,3 +188,19 @@ def test_the_dense_plan_wastes_little_beyond_a_strip(shape: tuple[int, int]) -> 
 def test_no_plan_costs_more_than_everything(interest: NDArray[np.float32], window: int) -> None:
     plan = choose(interest, window, window_macs=macs, tau=1e-3)
     assert plan.macs(macs) <= dense_plan(interest.shape).macs(macs)
+
+
+@given(maps, st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_windows_say_which_features_fired(interest: NDArray[np.float32], seed: int) -> None:
+    fired = np.random.default_rng(seed).integers(0, 9, (*interest.shape, 2)).astype(np.uint8)
+    plan = choose(interest, 2, window_macs=macs, tau=0.6)
+    assert plan.fired is None
+    told = plan.explained(interest, fired)
+    assert told.fired is not None
+    for (y, x), side, names in zip(told.cell_corners.tolist(), told.sides.tolist(), told.fired, strict=True):
+        view = interest[y : y + side, x : x + side]
+        dy, dx = np.unravel_index(view.argmax(), view.shape)
+        np.testing.assert_array_equal(names, fired[y + dy, x + dx])
+    np.testing.assert_array_equal(told.take(np.arange(len(told))[::2]).fired, told.fired[::2])
+    assert plan.explained(np.zeros((0, 0), np.float32), np.zeros((0, 0, 2), np.uint8)).fired is None

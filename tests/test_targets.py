@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine.annotations import AnnotationError, read_annotations
-from coarse2fine.fit import _Turn, _turned_boxes
+from coarse2fine.crops import Turn
 from coarse2fine.model import Geometry, Label
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.heads import BOX_CHANNELS, detection_loss, read_detections
@@ -23,7 +23,7 @@ from coarse2fine.tiling.opening import open_image
 
 CELL = 8
 LABELS = (Label("left"), Label("right"))
-TURNS = [_Turn(t, y, x) for t in (False, True) for y in (False, True) for x in (False, True)]
+TURNS = [Turn(t, y, x) for t in (False, True) for y in (False, True) for x in (False, True)]
 
 Shape = tuple[str, float, float, float, float]  # label, y, x, height, width; a point where the height is 0
 
@@ -162,7 +162,7 @@ def test_areas_are_drawn_cell_by_cell() -> None:
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=str)
-def test_turning_pixels_and_targets_agrees_with_turned_annotations(turn: _Turn) -> None:
+def test_turning_pixels_and_targets_agrees_with_turned_annotations(turn: Turn) -> None:
     side = 192
     shapes: list[Shape] = [("left", 30, 41, 20, 33), ("right", 101, 90, 50, 16), ("left", 7, 150, 31, 38)]
 
@@ -184,7 +184,7 @@ def test_turning_pixels_and_targets_agrees_with_turned_annotations(turn: _Turn) 
     np.testing.assert_array_equal(turn.maps(before.classes), after.classes)
     np.testing.assert_array_equal(turn.maps(before.valid), after.valid)
     np.testing.assert_array_equal(turn.maps(before.boxed[None])[0], after.boxed)
-    np.testing.assert_allclose(_turned_boxes(turn.maps(before.boxes), turn), after.boxes, atol=1e-5)
+    np.testing.assert_allclose(turn.boxes(before.boxes), after.boxes, atol=1e-5)
 
 
 # What is held back

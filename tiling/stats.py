@@ -49,3 +49,14 @@ class ReadStats:
         """Copy the counters as they are now."""
         with self._lock:
             return ReadStats(self.chunks, self.bytes, self.seconds, self.fetched, self.requests)
+
+    def since(self, before: ReadStats) -> ReadStats:
+        """What has been added to an earlier copy."""
+        now = self.snapshot()
+        return ReadStats(
+            now.chunks - before.chunks,
+            now.bytes - before.bytes,
+            now.seconds - before.seconds,
+            now.fetched - before.fetched,
+            now.requests - before.requests,
+        )

@@ -1,0 +1,64 @@
+"""Crops to train on: turned, relit and normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.model import Geometry
+from coarse2fine.models.conv_stack import StackSpec
+from coarse2fine.scan import as_channels
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One of the eight ways to lay a square: a transpose, then mirrors."""
+
+    transpose: bool
+    mirror_y: bool
+    mirror_x: bool
+
+    def maps(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The (c, h, w) planes, turned."""
+        if self.transpose:
+            planes = planes.transpose(0, 2, 1)
+        return np.ascontiguousarray(planes[:, :: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1])
+
+    def boxes(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Offsets and sizes (4, h, w), turned: values change with the places."""
+        planes = self.maps(planes)
+        if self.transpose:
+            planes = planes[[1, 0, 3, 2]]
+        sign = np.array([-1 if self.mirror_y else 1, -1 if self.mirror_x else 1, 1, 1], np.float32)
+        return planes * sign[:, None, None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the training of both nets needs to know."""
+
+    geometry: Geometry
+    refiner: StackSpec
+    channels: int
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    rotate: bool
+    steps: int
+    seed: int
+
+    def turn(self, rng: np.random.Generator) -> Turn:
+        """A random way to lay a crop; always the same where objects have a right way up."""
+        flags = rng.random(3) < 0.5
+        return Turn(*flags.tolist()) if self.rotate else Turn(False, False, False)
+
+    def planes(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Normalised (c, h, w) planes."""
+        x = as_channels(pixels, self.channels).astype(np.float32) / 255
+        return ((x - self.mean) / self.std).astype(np.float32).transpose(2, 0, 1)
+
+    def relit(self, planes: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Other light: contrast, brightness and, of colour images, tint."""
+        tint = rng.normal(0, 0.1, (self.channels, 1, 1)) if self.channels > 1 else 0.0
+        return (planes * rng.uniform(0.8, 1.25) + rng.normal(0, 0.2) + tint).astype(np.float32)

@@ -1,0 +1,73 @@
+"""What a base is: the net that scans. The built-in small nets and timm's backbones have this face in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class BaseSpec(Protocol):
+    """The shape of a base; its text, `str(spec)`, and its weights are all that a model file holds of it."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input image."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Input pixels from one cell to the next."""
+        ...
+
+    @property
+    def margin(self) -> int:
+        """Halo on every side of a block of cells, in input pixels."""
+        ...
+
+    @property
+    def align(self) -> int:
+        """Blocks start, and have sides, at multiples of this many cells."""
+        ...
+
+    @property
+    def macs_per_cell(self) -> float:
+        """Multiply-adds for a cell of an endless image: no halo at all."""
+        ...
+
+    def input_size(self, cells: int) -> int:
+        """Input pixels along one side that give `cells` cells."""
+        ...
+
+    def macs(self, cell_height: int, cell_width: int) -> int:
+        """Multiply-adds of a block of cells, its halo included."""
+        ...
+
+
+class Base(nn.Module, ABC):
+    """A net that gives features of every cell of a block, and one answer read off the last of them.
+
+    Attributes
+    ----------
+    spec : BaseSpec
+    """
+
+    spec: BaseSpec
+
+    @abstractmethod
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Activations of every stage; the last of them is the high-level map, not negative, one position a cell.
+
+        Parameters
+        ----------
+        x : Tensor, float, (n, c, h, w)
+            A block with its halo: `spec.input_size` of its cells.
+        """
+
+    @abstractmethod
+    def head(self, high: Tensor) -> Tensor:
+        """The answer read off the high-level map; linear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x)[-1])
