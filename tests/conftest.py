@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from coarse2fine.explore import KINDS
-from coarse2fine.model import Geometry, Label, Model
+from coarse2fine.model import Geometry, Label, Level, Model
 from coarse2fine.models.backbone import Backbone, design
 from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
@@ -20,6 +20,7 @@ from coarse2fine.models.runtime import Runtime
 
 BASE = "4/2:4 4/2:4 3:4 1:4 1:1"
 REFINER = "4/2:8 3:8 4/2:12 4/2:16 1:6"
+GLANCE = "4/2:4 4/2:4 4/2:4 1:1"
 ENCODER = "4/2:8 4/2:8 1:6"
 
 MakeImage = Callable[..., NDArray[np.uint8]]
@@ -99,6 +100,13 @@ def detector() -> Model:
 @pytest.fixture(scope="session")
 def grey_detector() -> Model:
     return _detector(1)
+
+
+@pytest.fixture(scope="session")
+def zoom_detector(detector: Model) -> Model:
+    """Reads RGB; a glance at 1/4 with cells of 32 pixels comes before the base."""
+    net = lively_net(3, GLANCE, 4)
+    return replace(detector, name="tiny zoom", glances=(Level(net, 32, 4, _firing(net, 1200), 0.2),))
 
 
 @pytest.fixture(scope="session")
