@@ -8,7 +8,7 @@ from coarse2fine.annotations import AnnotationError
 from coarse2fine.audit import Audit
 from coarse2fine.engine import analyze
 from coarse2fine.fit import fit
-from coarse2fine.model import Model, load_model
+from coarse2fine.model import Geometry, Model, load_model
 from coarse2fine.models.bundle import ModelError
 from coarse2fine.regions import Region
 from coarse2fine.tiling.convert import convert
@@ -21,6 +21,7 @@ __all__ = [
     "AnnotationError",
     "Audit",
     "Cost",
+    "Geometry",
     "Image",
     "ImageError",
     "Model",

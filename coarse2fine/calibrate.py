@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.evaluate import best_f1_threshold, match
 from coarse2fine.merge import suppress
-from coarse2fine.model import Model
+from coarse2fine.model import Level, Model
 from coarse2fine.models.firing import calibrate_firing
 from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.refine import refine
-from coarse2fine.scan import Tick, features, look
+from coarse2fine.scan import Tick, features, survey_level
 from coarse2fine.select import Plan, best_windows
-from coarse2fine.targets import PART, Scene
+from coarse2fine.targets import PART, Scene, part_of, pooled
 
 FLOOR = 0.05
 _MOST_PARTS = 1024
 _MOST_CELLS = 500_000
-_WINDOWS = (2, 3, 4)
+WINDOWS = (2, 3, 4)
+_FEW_FINDS = 5
 _LEAST_TAU = 1e-4
+# Besides the default's, thresholds for these recalls are told, so that a benchmark need set none on what it tests.
+_TOLD_RECALLS = (0.9, 0.95, 0.97, 0.99, 0.995)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,90 @@ class Answers:
     targets: tuple[NDArray[np.float32], ...]
     threshold: float
     f1: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a level sees of the fitting scenes.
+
+    Parameters
+    ----------
+    interests : tuple of ndarray, float32, (cell height, cell width)
+        One for each scene, of the level's cells.
+    macs : int
+        Multiply-adds, halos included.
+    seconds : float
+        Time, reading included.
+    """
+
+    interests: tuple[NDArray[np.float32], ...]
+    macs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A model with its thresholds set, and what its default plan costs on the fitting scenes.
+
+    Parameters
+    ----------
+    model : Model
+    seen : Seen
+        By its base.
+    cost : float
+        Scan and windows, in the price's unit.
+    """
+
+    model: Model
+    seen: Seen
+    cost: float
+
+
+@dataclass(frozen=True)
+class Price:
+    """What work costs: the measure by which geometry is chosen.
+
+    Parameters
+    ----------
+    unit : {"macs", "seconds"}
+    window_seconds : mapping of int to float
+        Seconds for a window by its side in fine cells, reading included; empty where macs count.
+    """
+
+    unit: Literal["macs", "seconds"]
+    window_seconds: Mapping[int, float] = field(default_factory=dict)
+
+    def window(self, model: Model, cells: int) -> float:
+        """Cost of refining a window of `cells` by `cells` cells."""
+        if self.unit == "macs":
+            return model.window_macs(cells)
+        return self.window_seconds[cells * model.geometry.fine]
+
+    def scan(self, macs: int, seen: Seen) -> float:
+        """Cost of so many multiply-adds of a level's net, by what a look at everything took."""
+        return macs if self.unit == "macs" else macs * seen.seconds / seen.macs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What bases are judged by.
+
+    Parameters
+    ----------
+    scenes : tuple of Scene
+    answers : Answers
+        The refine net's, to these scenes.
+    recall : float
+        Share of the exhaustive pass's finds that the default plan is to find again.
+    price : Price
+    runtime : Runtime
+    """
+
+    scenes: tuple[Scene, ...]
+    answers: Answers
+    recall: float
+    price: Price
+    runtime: Runtime
 
 
 def exhaustive_answer(
@@ -161,72 +251,87 @@ def _target(candidates: Candidates, asked: NDArray[np.bool_], threshold: float) 
     return target
 
 
-def calibrate(
-    model: Model,
-    scenes: Sequence[Scene],
-    answers: Answers,
-    recall: float,
-    runtime: Runtime,
-    tick: Tick | None = None,
-) -> Model:
+def calibrate(model: Model, setting: Setting, tick: Tick | None = None) -> Calibrated:
     """Set the rule of firing, the window and the default threshold from what was held back.
 
     Parameters
     ----------
     model : Model
         With both nets trained and `threshold` set.
-    scenes : sequence of Scene
-    answers : Answers
-    recall : float
-        Share of the exhaustive pass's finds that the default plan is to find again.
-    runtime : Runtime
+    setting : Setting
     tick : callable, optional
         Called with scenes done and scenes in all.
     """
-    high, logit, target = _held_cells(model, scenes, answers, runtime)
+    level, areas = calibrate_level(model, setting, model.levels[-1])
+    assert level.firing is not None
+    model = replace(model, firing=level.firing)
+    seen = survey_scenes(model, setting, level, tick)
+    price = setting.price
+    scan = price.scan(seen.macs, seen)
+    costs = {}
+    for window in WINDOWS:
+        tau, count = window_threshold(model, setting, seen.interests, window, setting.recall)
+        costs[window] = (scan + count * price.window(model, window), tau)
+    window = min(costs, key=lambda w: costs[w][0])
+    taus = {f"{r:g}": window_threshold(model, setting, seen.interests, window, r)[0] for r in _TOLD_RECALLS}
+    provenance = {
+        "f1_held_back": None if math.isnan(setting.answers.f1) else round(setting.answers.f1, 4),
+        "area_for_95_percent": {rule: round(a, 5) for rule, a in areas.items()},
+        "rule": level.firing.rule,
+        "recall_target": setting.recall,
+        "taus": taus,
+    }
+    model = replace(model, window=window, tau=costs[window][1], provenance=provenance)
+    return Calibrated(model, seen, costs[window][0])
+
+
+def calibrate_level(model: Model, setting: Setting, level: Level) -> tuple[Level, dict[str, float]]:
+    """The level with its rule of firing; and of each rule the share of the cells that it needs for 95 % of the finds.
+
+    Parameters
+    ----------
+    model : Model
+    setting : Setting
+    level : Level
+        With a trained net.
+    """
+    high, logit, target = _held_cells(model, setting, level)
     firing, areas = calibrate_firing(high, logit, target)
-    model = replace(model, firing=firing)
-    best: tuple[float, int, float] | None = None
-    interests = []
-    for done, scene in enumerate(scenes):
-        interests.append(look(scene.image, model, runtime).interest)
+    return replace(level, firing=firing), areas
+
+
+def survey_scenes(model: Model, setting: Setting, level: Level, tick: Tick | None = None) -> Seen:
+    """What a level sees of all scenes, whatever the other levels say."""
+    interests, macs = [], 0
+    start = time.perf_counter()
+    for done, scene in enumerate(setting.scenes):
+        scan = survey_level(scene.image, model, setting.runtime, level)
+        interests.append(scan.interest)
+        macs += scan.macs
         if tick:
-            tick(done + 1, len(scenes))
-    for window in _WINDOWS:
-        tau, count = _window_threshold(model, scenes, answers, interests, window, recall)
-        cost = count * model.window_macs(window)
-        if best is None or cost < best[0]:
-            best = (cost, window, tau)
-    assert best is not None
-    return replace(
-        model,
-        window=best[1],
-        tau=best[2],
-        provenance={
-            "f1_held_back": round(answers.f1, 4) if answers.f1 == answers.f1 else None,
-            "area_for_95_percent": {rule: round(a, 5) for rule, a in areas.items()},
-            "rule": firing.rule,
-            "recall_target": recall,
-        },
-    )
+            tick(done + 1, len(setting.scenes))
+    return Seen(tuple(interests), macs, time.perf_counter() - start)
 
 
 def _held_cells(
-    model: Model, scenes: Sequence[Scene], answers: Answers, runtime: Runtime
+    model: Model, setting: Setting, level: Level
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Activations, logits and targets of the held-back cells (of all cells, where too few are held back)."""
+    scenes, answers = setting.scenes, setting.answers
     high, logit, target = [], [], []
+    ratio = level.cell // model.geometry.fine_cell
     # Of very large scenes every so many cells is enough, and all that memory need hold.
-    step = max(1, sum(int(s.held.sum()) for s in scenes) * PART**2 // _MOST_CELLS)
-    everything = not any(s.held.any() for s in scenes) or _held_finds(scenes, answers) < 5
+    step = max(1, sum(int(s.held.sum()) for s in scenes) * (PART // ratio) ** 2 // _MOST_CELLS)
+    everything = not any(s.held.any() for s in scenes) or _held_finds(scenes, answers) < _FEW_FINDS
     for scene, answer in zip(scenes, answers.targets, strict=True):
-        for box, h, own, _ in features(scene.image, model, runtime):
-            view = answer[box.y0 : box.y1, box.x0 : box.x1]
-            use = ~np.isnan(view) & (scene.known(box, held=True) | (scene.known(box) if everything else False))
+        for box, h, own, _ in features(scene.image, model, setting.runtime, level=level):
+            fine_box = box.scale(ratio)
+            known = scene.known(fine_box, held=True) | (scene.known(fine_box) if everything else False)
+            value, use = pooled(part_of(answer, fine_box), known, ratio)
             y, x = (index[::step] for index in np.nonzero(use))
             high.append(h.float().cpu().numpy()[:, y, x].T)
             logit.append(own[0].cpu().numpy()[y, x])
-            target.append(view[y, x])
+            target.append(value[y, x])
     return np.concatenate(high), np.concatenate(logit), np.concatenate(target)
 
 
@@ -237,32 +342,44 @@ def _held_finds(scenes: Sequence[Scene], answers: Answers) -> int:
     )
 
 
-def _window_threshold(
+def window_threshold(
     model: Model,
-    scenes: Sequence[Scene],
-    answers: Answers,
+    setting: Setting,
     interests: Sequence[NDArray[np.float32]],
     window: int,
     recall: float,
 ) -> tuple[float, int]:
     """The score from which windows hold `recall` of the held-back finds, and how many windows of all that takes."""
-    everything = _held_finds(scenes, answers) < 5
-    reached, area, scores = [], [], []
-    for scene, found, interest in zip(scenes, answers.found, interests, strict=True):
+    values, areas, scores = [], [], []
+    for cells, area, interest in zip(*held_finds(model, setting), interests, strict=True):
         side = min(window, *interest.shape)
         corners, sums = best_windows(interest, side, _LEAST_TAU)
-        sure = found.take(found.scores >= answers.threshold)
-        sure = sure if everything else sure.take(_held(scene, sure.cells))
         best = np.zeros(interest.shape, np.float32)
         for dy, dx in np.ndindex(side, side):
             np.maximum.at(best, (corners[:, 0] + dy, corners[:, 1] + dx), sums)
-        reached.append(best[sure.cells[:, 0], sure.cells[:, 1]])
-        area.append(model.areas[sure.labels])
+        values.append(best[cells[:, 0], cells[:, 1]])
+        areas.append(area)
         scores.append(sums)
-    values, areas = np.concatenate(reached), np.concatenate(area)
-    # Each kind must be found: the many cells of an area would outvote the objects.
+    tau = least_of(np.concatenate(values), np.concatenate(areas), recall)
+    return tau, int(sum((s > tau).sum() for s in scores))
+
+
+def held_finds(model: Model, setting: Setting) -> tuple[list[NDArray[np.int64]], list[NDArray[np.bool_]]]:
+    """Cells of the sure finds held back in each scene (of all, where too few are held back), and which are areas'."""
+    scenes, answers = setting.scenes, setting.answers
+    everything = _held_finds(scenes, answers) < _FEW_FINDS
+    cells, areas = [], []
+    for scene, found in zip(scenes, answers.found, strict=True):
+        sure = found.take(found.scores >= answers.threshold)
+        sure = sure if everything else sure.take(_held(scene, sure.cells))
+        cells.append(sure.cells.astype(np.int64) // model.geometry.fine)
+        areas.append(model.areas[sure.labels])
+    return cells, areas
+
+
+def least_of(values: NDArray[np.float32], areas: NDArray[np.bool_], recall: float) -> float:
+    """The threshold that `recall` of the values reach, of each kind: areas' many cells would outvote objects."""
     kinds = [values[areas == kind] for kind in (False, True) if (areas == kind).any()]
     tau = min((float(np.quantile(v, 1 - recall, method="lower")) for v in kinds), default=0.5)
-    # A hair below, so that the window which decided is itself taken.
-    tau *= 1 - 1e-3
-    return tau, int(sum((s > tau).sum() for s in scores))
+    # A hair below, so that the value which decided is itself taken.
+    return tau * (1 - 1e-3)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,22 +27,23 @@ from coarse2fine.annotations import (
     read_annotations,
 )
 from coarse2fine.backbones import Weights, make_backbone
-from coarse2fine.calibrate import calibrate, exhaustive_answer
+from coarse2fine.calibrate import Calibrated, Price, Setting, calibrate, exhaustive_answer
 from coarse2fine.crops import Recipe
 from coarse2fine.fit_base import PRIOR_LOGIT, train_base
-from coarse2fine.model import Model
+from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.backbone import Backbone, parse_network
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.heads import BOX_CHANNELS, detection_loss
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.scan import as_channels
-from coarse2fine.shape import base_spec, choose_geometry, find_labels, measure, refiner_spec
+from coarse2fine.shape import FINE_STRIDE, STRIDES, base_spec, choose_geometry, find_labels, measure, refiner_spec
 from coarse2fine.targets import PART, Scene, check_objects, hold_back
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.training import train
+from coarse2fine.zoom import add_glances, measure_price, scan_candidates
 
 _REFINE_CROP, _REFINE_BATCH = 24, 16
 _HELD_SHARE = 0.2
@@ -58,6 +59,8 @@ def fit(
     object_size: float | None = None,
     base: str | None = None,
     base_weights: Weights = None,
+    geometry: Geometry | Literal["search"] | None = None,
+    minimise: Literal["macs", "seconds"] = "macs",
     recall: float = 0.97,
     steps: int = 1000,
     seed: int = 0,
@@ -90,6 +93,12 @@ def fit(
     base_weights : path or "none", optional
         Weights of that network, by timm's names (.safetensors or .pth); "none" for random ones; by default those of
         timm's hub.
+    geometry : Geometry or "search", optional
+        Cells and resolutions. By default they follow from the objects' sizes; "search" fits a base for several and
+        takes the cheapest, which takes two to three times as long.
+    minimise : {"macs", "seconds"}
+        What is cheap: fewest multiply-adds, or least time on this machine. It decides on windows, on how many steps
+        the scan takes, and on what "search" finds.
     recall : float
         Share of what the exhaustive pass finds that the default threshold is set to find again, on what was held back.
     steps : int
@@ -121,40 +130,70 @@ def fit(
         If a parameter is out of range.
     """
     _check(recall, steps, object_size, base, base_weights)
+    _check_geometry(geometry)
     runtime = Runtime.choose(device, precision)
     pairs = _load(images, annotations)
     labels = find_labels([a for _, a in pairs])
     sizes = measure([a for _, a in pairs], labels, object_size)
-    geometry = choose_geometry(sizes, labels)
+    planes = geometry if isinstance(geometry, Geometry) else choose_geometry(sizes, labels)
     channels = 1 if all(image.channels == 1 for image, _ in pairs) else 3
-    spec = refiner_spec(channels, labels, sizes, geometry)
-    largest = 1.25 * spec.field * geometry.refine_downsample
-    scenes = [
-        Scene(i, a, labels, fine_cell=geometry.fine_cell, largest=largest, nominal=sizes.nominal) for i, a in pairs
-    ]
+    spec = refiner_spec(channels, labels, sizes, planes)
+    largest = 1.25 * spec.field * planes.refine_downsample
+    scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, largest=largest, nominal=sizes.nominal) for i, a in pairs]
     check_objects(scenes, largest)
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
-    mean, std = _normalisation([image for image, _ in pairs], channels, geometry.scan_downsample)
-    recipe = Recipe(geometry, spec, channels, mean, std, rotate, steps, seed)
+    mean, std = _normalisation([image for image, _ in pairs], channels, planes.scan_downsample)
+    # The refine net's cells are the base's, unless a search finds larger ones.
+    fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
+    recipe = Recipe(fine, spec, channels, mean, std, rotate, steps, seed)
     with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
-        backbone = _backbone(recipe, base, base_weights)
-        draft = Model(
-            name=name,
-            task="detect",
-            geometry=geometry,
-            mean=tuple(float(m) for m in mean),
-            std=tuple(float(s) for s in std),
-            base=backbone or ConvStack(base_spec(channels, geometry)).eval(),
-            refiner=_train_refiner(recipe, scenes, runtime, bars),
-            labels=labels,
-        )
+        draft = _draft(recipe, labels, name, _train_refiner(recipe, scenes, runtime, bars))
         answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
-        fitted = train_base(recipe, backbone, scenes, answers.targets, runtime, bars.task("base"))
-        draft = replace(draft, threshold=answers.threshold, base=fitted)
-        model = calibrate(draft, scenes, answers, recall, runtime, bars.task("calibrating"))
-    origin = _origin(recipe, scenes) | _origin_of_base(base, base_weights)
+        draft = replace(draft, threshold=answers.threshold)
+        price = Price("macs") if minimise == "macs" else measure_price(draft, scenes, runtime, seed)
+        setting = Setting(tuple(scenes), answers, recall, price, runtime)
+        found = [
+            _calibrated(replace(recipe, geometry=each), draft, setting, base, base_weights, bars)
+            for each in (scan_candidates(planes) if geometry == "search" else [planes])
+        ]
+        best = min(found, key=lambda each: each.cost)
+        recipe = replace(recipe, geometry=best.model.geometry)
+        best = add_glances(best, recipe, setting, bars)
+    tried = {_planes(each.model.geometry): each.cost for each in found}
     known = {"median_size": sizes.median, "runtime": runtime.name, "torch": str(torch.__version__)}
-    return replace(model, provenance={**model.provenance, **origin, **known})
+    cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
+    origin = _origin(recipe, scenes) | _origin_of_base(base, base_weights)
+    return replace(best.model, provenance={**best.model.provenance, **origin, **known, **cost})
+
+
+def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
+    """A model whose base knows nothing yet."""
+    return Model(
+        name=name,
+        task="detect",
+        geometry=recipe.geometry,
+        mean=tuple(float(m) for m in recipe.mean),
+        std=tuple(float(s) for s in recipe.std),
+        base=ConvStack(base_spec(recipe.channels, recipe.geometry)).eval(),
+        refiner=refiner,
+        labels=labels,
+    )
+
+
+def _calibrated(
+    recipe: Recipe, draft: Model, setting: Setting, base: str | None, weights: Weights, bars: Progress
+) -> Calibrated:
+    """The model with a base for one geometry, its thresholds set."""
+    task = bars.task("base")
+    fitted = train_base(
+        recipe, _backbone(recipe, base, weights), setting.scenes, setting.answers.targets, setting.runtime, task
+    )
+    model = replace(draft, geometry=recipe.geometry, base=fitted)
+    return calibrate(model, setting, bars.task("calibrating"))
+
+
+def _planes(geometry: Geometry) -> str:
+    return f"scan 1/{geometry.scan_downsample}, cells of {geometry.cell} px"
 
 
 def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Backbone | None:
@@ -197,6 +236,20 @@ def _check(recall: float, steps: int, object_size: float | None, base: str | Non
         parse_network(base)
     elif base_weights is not None:
         raise ValueError("base_weights are weights of a base: name it too, such as base='timm:mobilenetv2_100'")
+
+
+def _check_geometry(geometry: Geometry | str | None) -> None:
+    if geometry is None or geometry == "search":
+        return
+    if not isinstance(geometry, Geometry):
+        raise ValueError(f'geometry must be a Geometry or "search", got {geometry!r}')
+    if geometry.fine_cell != FINE_STRIDE * geometry.refine_downsample:
+        raise ValueError(
+            f"the refine net makes cells of {FINE_STRIDE * geometry.refine_downsample} px where it reads 1/"
+            f"{geometry.refine_downsample}: expected cell = {FINE_STRIDE} * refine_downsample * fine, got {geometry}"
+        )
+    if geometry.cell // geometry.scan_downsample not in STRIDES:
+        raise ValueError(f"a cell must be 1, 2, 4 or 8 pixels of the plane that is scanned, got {geometry}")
 
 
 def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotations]]:

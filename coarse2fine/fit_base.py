@@ -17,12 +17,13 @@ from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import Tick
 from coarse2fine.shape import base_spec
-from coarse2fine.targets import PART, Scene
+from coarse2fine.targets import PART, Scene, part_of, pooled
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.training import train
 
 PRIOR_LOGIT = -4.0
 _CROP, _BATCH = 48, 16
+_CROP_PIXELS = 192
 # Of a backbone's neck and head; its stages learn at a third of it, as do the built-in nets.
 _NEW_RATE = 9e-3
 
@@ -43,7 +44,7 @@ def train_base(
     backbone : Backbone, optional
         The net to fit, changed in place; by default the built-in net of the geometry.
     scenes : sequence of Scene
-    targets : sequence of ndarray, float32, (cell height, cell width)
+    targets : sequence of ndarray, float32, (fine cell height, fine cell width)
         The refine net's answer to each scene, NaN where it was not asked.
     runtime : Runtime
     tick : callable, optional
@@ -75,8 +76,10 @@ def _batches(
     return make
 
 
-def _answer_crops(scenes: Sequence[Scene], targets: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.int64], ...]:
-    """Cells (scene, y, x) where the refine net found something, and all parts, as places to draw crops from."""
+def _answer_crops(
+    scenes: Sequence[Scene], targets: Sequence[NDArray[np.float32]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fine cells (scene, y, x) where the refine net found something, and all parts, as places to draw crops from."""
     found, parts = [], []
     for s, (scene, target) in enumerate(zip(scenes, targets, strict=True)):
         cells = np.argwhere(np.nan_to_num(target) > 0.2)
@@ -91,34 +94,42 @@ def _base_sample(
     recipe: Recipe,
     scenes: Sequence[Scene],
     targets: Sequence[NDArray[np.float32]],
-    places: tuple[NDArray[np.int64], ...],
+    places: tuple[NDArray[np.int64], NDArray[np.int64]],
     net: Base,
     rng: np.random.Generator,
 ) -> tuple[NDArray[Any], ...]:
-    found, parts = places
-    spec = net.spec
-    side = ceil_div(_CROP, spec.align) * spec.align
-    if len(found) and rng.random() < 0.5:
-        s, *middle = found[rng.integers(len(found))].tolist()
-        corner = np.array(middle) - rng.integers(4, side - 4, 2)
-    else:
-        s, *part = parts[rng.integers(len(parts))].tolist()
-        corner = np.array(part) * PART + rng.integers(-side // 2, PART - side // 2, 2)
-    y, x = corner.tolist()
-    box = Box(y, x, y + side, x + side)
+    spec, ratio = net.spec, recipe.geometry.fine
+    s, box = _crop(places, _crop_side(net), ratio, rng)
     pixels = scenes[s].image.read_scaled(box.scale(spec.stride).expand(spec.margin), recipe.geometry.scan_downsample)
-    target = np.full((side, side), np.nan, np.float32)
-    inner = box.intersect(Box(0, 0, *targets[s].shape))
-    if inner is not None:
-        view = (slice(inner.y0 - y, inner.y1 - y), slice(inner.x0 - x, inner.x1 - x))
-        target[view] = targets[s][inner.y0 : inner.y1, inner.x0 : inner.x1]
-    valid = scenes[s].known(box) & ~np.isnan(target)
+    fine_box = box.scale(ratio)
+    target, valid = pooled(part_of(targets[s], fine_box), scenes[s].known(fine_box), ratio)
     turn = recipe.turn(rng)
     return (
         recipe.relit(turn.maps(recipe.planes(pixels)), rng),
-        turn.maps(np.nan_to_num(target)[None]),
+        turn.maps(target[None]),
         turn.maps(valid.astype(np.float32)[None]),
     )
+
+
+def _crop_side(net: Base) -> int:
+    """Cells of a crop; of nets of large strides fewer, which are as many pixels."""
+    side = min(_CROP, _CROP_PIXELS // net.spec.stride)
+    return ceil_div(side, net.spec.align) * net.spec.align
+
+
+def _crop(
+    places: tuple[NDArray[np.int64], NDArray[np.int64]], side: int, ratio: int, rng: np.random.Generator
+) -> tuple[int, Box]:
+    """A scene and a block of its cells, each of `ratio` fine cells: half of them around a find, half anywhere."""
+    found, parts = places
+    if len(found) and rng.random() < 0.5:
+        s, *middle = found[rng.integers(len(found))].tolist()
+        corner = np.array(middle) // ratio - rng.integers(side // 12, side - side // 12, 2)
+    else:
+        s, *part = parts[rng.integers(len(parts))].tolist()
+        corner = (np.array(part) * PART + rng.integers(0, PART, 2)) // ratio - side // 2
+    y, x = corner.tolist()
+    return s, Box(y, x, y + side, x + side)
 
 
 def _answer_loss(out: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Geometry:
     fine: int = 1
 
     def __post_init__(self) -> None:
-        if self.cell % (self.scan_downsample * self.fine) or self.cell % (self.refine_downsample * self.fine):
+        if self.cell % self.scan_downsample or self.cell % (self.refine_downsample * self.fine):
             raise ValueError(f"a cell must be whole pixels in every plane, got {self}")
 
     @property

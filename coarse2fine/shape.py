@@ -24,8 +24,10 @@ BASES = {
     0: "3:16 3:32 3:32 1:32 1:1",
     1: "4/2:16 3:32 3:32 1:32 1:1",
     2: "4/2:12 4/2:24 3:32 3:32 1:32 1:1",
+    3: "4/2:12 4/2:24 4/2:48 3:48 1:48 1:1",
 }
-_FINE_STRIDE = 8
+FINE_STRIDE = 8
+STRIDES = tuple(2**halvings for halvings in BASES)
 _FIELD = 58
 # An object of fewer scan pixels than this cannot be told from noise.
 _SCAN_PIXELS = 5.0
@@ -96,14 +98,14 @@ def choose_geometry(sizes: Sizes, labels: Sequence[Label]) -> Geometry:
     labels : sequence of Label
     """
     if all(label.kind == "area" for label in labels):
-        return Geometry(cell=_FINE_STRIDE * 4, scan_downsample=16, refine_downsample=4)
+        return Geometry(cell=FINE_STRIDE * 4, scan_downsample=16, refine_downsample=4)
     coarsest = max(1.0, sizes.small / _SCAN_PIXELS)
     wanted = max(1.0, 1.2 * sizes.large / _FIELD)
     refine = 2 ** math.ceil(math.log2(wanted))
     refine = min(refine, 2 ** math.floor(math.log2(coarsest)), 64)
     scan = 2 ** math.floor(math.log2(coarsest))
-    scan = min(max(scan, 2 * refine), _FINE_STRIDE * refine)
-    return Geometry(cell=_FINE_STRIDE * refine, scan_downsample=scan, refine_downsample=refine)
+    scan = min(max(scan, 2 * refine), FINE_STRIDE * refine)
+    return Geometry(cell=FINE_STRIDE * refine, scan_downsample=scan, refine_downsample=refine)
 
 
 def base_spec(channels: int, geometry: Geometry) -> StackSpec:

@@ -161,6 +161,40 @@ class Scene:
         into.boxed[view][core] = 1
 
 
+def part_of(target: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
+    """A block of a map of cells, NaN where it lies beyond; (h, w)."""
+    block = np.full((box.height, box.width), np.nan, np.float32)
+    inner = box.intersect(Box(0, 0, *target.shape))
+    if inner is not None:
+        view = (slice(inner.y0 - box.y0, inner.y1 - box.y0), slice(inner.x0 - box.x0, inner.x1 - box.x0))
+        block[view] = target[inner.y0 : inner.y1, inner.x0 : inner.x1]
+    return block
+
+
+def pooled(
+    target: NDArray[np.float32], known: NDArray[np.bool_], ratio: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Targets of larger cells: whether there is something in any of the cells within, and where that is known.
+
+    Parameters
+    ----------
+    target : ndarray, float32, (ratio * h, ratio * w)
+        NaN where nobody was asked.
+    known : ndarray, bool, (ratio * h, ratio * w)
+    ratio : int
+
+    Returns
+    -------
+    target : ndarray, float32, (h, w)
+    known : ndarray, bool, (h, w)
+        All cells within are known; of cells beyond the image, which are all unknown, some may be.
+    """
+    shape = (target.shape[0] // ratio, ratio, target.shape[1] // ratio, ratio)
+    use = known & ~np.isnan(target)
+    value = np.where(use, target, 0).reshape(shape).max(axis=(1, 3))
+    return value.astype(np.float32), np.asarray(use.reshape(shape).all(axis=(1, 3)))
+
+
 def check_objects(scenes: Sequence[Scene], largest: float) -> None:
     """Refuse annotations of which nothing can be learned, before anything is trained.
 

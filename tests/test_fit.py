@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from coarse2fine import AnnotationError, ImageError, Model, analyze, fit, load_model
+from coarse2fine import AnnotationError, Geometry, ImageError, Model, analyze, fit, load_model
 from coarse2fine.fit import _load
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.pretrain import fit_explorer
@@ -129,6 +130,60 @@ def test_a_network_of_timm_can_scan(small_steps: None, tmp_path: Path) -> None:
         some = analyze(scene, model, precision="fp32")
         assert analyze(scene, model.save(tmp_path / "model.c2f"), precision="fp32").regions == some.regions
         assert some.interest.max() > 2 * some.interest.min()
+
+
+def test_the_cheapest_geometry_is_found_by_measuring(small_steps: None) -> None:
+    pixels, annotations = discs(0)[0]
+    for minimise in ("macs", "seconds"):
+        model = fit(
+            [pixels],
+            [annotations],
+            geometry="search",
+            minimise=minimise,  # type: ignore[arg-type]
+            steps=40,
+            precision="fp32",
+            progress=False,
+        )
+        told = model.provenance
+        assert told["minimised"] == minimise
+        assert len(told["cost_without_glances"]) >= 3
+        assert 0 < told["cost"] <= min(told["cost_without_glances"].values())
+        g = model.geometry
+        assert f"scan 1/{g.scan_downsample}, cells of {g.cell} px" in told["cost_without_glances"]
+        with analyze(pixels, model) as analysis:
+            assert analysis.regions
+
+
+def test_a_geometry_of_ones_own(small_steps: None) -> None:
+    pixels, annotations = discs(0)[0]
+    mine = Geometry(cell=16, scan_downsample=4, refine_downsample=1, fine=2)
+    model = fit([pixels], [annotations], geometry=mine, steps=60, precision="fp32", progress=False)
+    assert model.geometry == mine
+    with analyze(pixels, model) as part, analyze(pixels, model, budget=1.0) as whole:
+        assert len(part.regions) >= 0.8 * len(whole.regions) > 0
+        assert part.refined.shape == (32, 32)
+    for wrong, message in (
+        (Geometry(cell=16, scan_downsample=4, refine_downsample=1), r"expected cell = 8 \* refine_downsample \* fine"),
+        (Geometry(cell=64, scan_downsample=2, refine_downsample=1, fine=8), "a cell must be 1, 2, 4 or 8 pixels"),
+        ("fine", 'geometry must be a Geometry or "search"'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit([pixels], [annotations], geometry=wrong, progress=False)  # type: ignore[arg-type]
+
+
+def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Twenty bright discs in a large empty scene: the scan is nearly all that there is to pay.
+    pixels = np.random.default_rng(0).integers(60, 120, (2048, 2048)).astype(np.uint8)
+    small, annotations = discs(0)[0]
+    pixels[:SIDE, :SIDE] = small
+    model = fit([pixels], [annotations], steps=60, recall=0.9, precision="fp32", progress=False)
+    assert len(model.glances) >= 1
+    told = model.provenance
+    assert told["cost"] < min(told["cost_without_glances"].values())
+    plain = replace(model, glances=())
+    with analyze(pixels, model, audit=0) as zoomed, analyze(pixels, plain, audit=0) as looked:
+        assert zoomed.cost.scan_macs < looked.cost.scan_macs
+        assert len(zoomed.regions) >= 0.75 * len(looked.regions) > 0
 
 
 def test_areas_come_back_as_outlines(small_steps: None) -> None:

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine import analyze, load_model
-from coarse2fine.model import Level, Model
+from coarse2fine.model import Geometry, Level, Model
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import look, scan_macs, survey_level, zoom_plan
 from coarse2fine.tiling.opening import open_image
+from coarse2fine.zoom import scan_candidates, zoomed
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 
@@ -50,6 +51,28 @@ def test_a_closer_look_sees_what_a_look_at_everything_sees(
     spec = second.net.spec
     assert found.macs == glance.macs + sum(spec.macs(n, n) for n in plan.sides.tolist())
     assert scan_macs(model, (height, width)) == glance.macs
+
+
+@given(st.integers(200, 900), st.integers(200, 900), st.floats(0.05, 0.5))
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_a_zoom_is_priced_without_looking_again(
+    make_image: MakeImage, zoom_detector: Model, runtime: Runtime, height: int, width: int, tau: float
+) -> None:
+    model = with_tau(zoom_detector, tau)
+    image = open_image(make_image(height, width, seed=width))
+    looks = [survey_level(image, model, runtime, level) for level in model.levels]
+    interest, macs = zoomed(model.levels, [seen.interest for seen in looks])
+    found = look(image, model, runtime)
+    np.testing.assert_allclose(interest, found.interest, atol=1e-5)
+    assert looks[0].macs + sum(macs) == found.macs
+
+
+def test_candidates_keep_the_refine_nets_cells() -> None:
+    for geometry in (Geometry(8, 2, 1), Geometry(8, 4, 1), Geometry(8, 8, 1), Geometry(16, 4, 2), Geometry(32, 16, 4)):
+        found = scan_candidates(geometry)
+        assert found[0] == geometry
+        assert len(set(found)) == len(found) >= 2
+        assert {g.fine_cell for g in found} == {geometry.cell}
 
 
 def test_three_levels(make_image: MakeImage, zoom_detector: Model, runtime: Runtime) -> None:

@@ -1,0 +1,193 @@
+"""Choosing the steps of the scan by what everything costs: where to scan, and whether to glance first.
+
+Candidates are trained and calibrated, and the default plan of each is priced on the fitting scenes, as multiply-adds or
+as seconds on this machine; what is cheapest at the recall that was asked for is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.calibrate import (
+    WINDOWS,
+    Calibrated,
+    Price,
+    Seen,
+    Setting,
+    calibrate_level,
+    held_finds,
+    least_of,
+    survey_scenes,
+    window_threshold,
+)
+from coarse2fine.crops import Recipe
+from coarse2fine.fit_base import train_base
+from coarse2fine.model import Geometry, Level, Model
+from coarse2fine.models.heads import read_detections
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.progress import Progress
+from coarse2fine.refine import refine
+from coarse2fine.scan import zoom_plan
+from coarse2fine.select import Plan
+from coarse2fine.targets import Scene
+
+# A glance's cells are this much larger, and its plane this much coarser, than the next level's.
+_LARGER, _COARSER = 4, 2
+_MOST_GLANCES = 3
+# A glance can save no more than the scan costs; below this share of everything it is not worth its training.
+_WORTH = 0.15
+_GAIN = 0.95
+# Shares of the finds that a glance may lose; the windows then have to make up for them.
+_LOSSES = (0.0, 0.002, 0.005, 0.01, 0.02)
+_TIMED_WINDOWS = 256
+
+
+def measure_price(model: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int) -> Price:
+    """Time windows of every shape on the largest scene, reading included.
+
+    Parameters
+    ----------
+    model : Model
+        With a trained refine net.
+    scenes : sequence of Scene
+    runtime : Runtime
+    seed : int
+        Of the windows' places.
+    """
+    image = max((scene.image for scene in scenes), key=lambda i: i.height * i.width)
+    shape = model.cell_shape(image.shape[:2])
+    rng = np.random.default_rng(seed)
+    sides = sorted({window * fine for window in WINDOWS for fine in (1, 2)})
+    seconds = {}
+    for side in sides:
+        corners = rng.integers(0, [max(1, n - side + 1) for n in shape], (_TIMED_WINDOWS, 2))
+        plan = Plan(corners, np.full(len(corners), side), np.ones(len(corners), np.float32), shape)
+        again = partial(refine, image, plan, model, partial(read_detections, floor=0.5), runtime)
+        again()  # chunks are decoded and the net is warm
+        start = time.perf_counter()
+        again()
+        seconds[side] = (time.perf_counter() - start) / _TIMED_WINDOWS
+    return Price("seconds", seconds)
+
+
+def scan_candidates(geometry: Geometry) -> list[Geometry]:
+    """The geometry itself, and neighbours with a finer or a coarser plane or larger cells.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        By the rule of thumb; its cells are those of the refine net.
+    """
+    g = geometry
+    wanted = [(g.cell, g.scan_downsample), (g.cell, 2 * g.scan_downsample), (2 * g.cell, 2 * g.scan_downsample)]
+    wanted += [(g.cell, g.scan_downsample // 2)] if g.scan_downsample >= 4 * g.refine_downsample else []
+    return [
+        Geometry(cell, scan, g.refine_downsample, cell // g.cell) for cell, scan in wanted if 1 <= cell // scan <= 8
+    ]
+
+
+def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progress) -> Calibrated:
+    """Put cheaper looks before the base's, one after another, as long as each makes the whole cheaper.
+
+    Parameters
+    ----------
+    found : Calibrated
+        Without any.
+    recipe : Recipe
+        Of the base.
+    setting : Setting
+        Its recall is that of glances and windows together.
+    bars : Progress
+    """
+    price, scenes, answers = setting.price, setting.scenes, setting.answers
+    seen: tuple[Seen, ...] = (found.seen,)
+    while len(found.model.glances) < _MOST_GLANCES:
+        model, first = found.model, found.model.levels[0]
+        if price.scan(seen[0].macs, seen[0]) < _WORTH * found.cost or not _room(first, scenes):
+            break
+        geometry = Geometry(
+            first.cell * _LARGER,
+            first.downsample * _COARSER,
+            model.geometry.refine_downsample,
+            first.cell * _LARGER // model.geometry.fine_cell,
+        )
+        glance = replace(recipe, geometry=geometry, seed=recipe.seed + 10 + len(model.glances))
+        task = bars.task(f"glance at 1/{geometry.scan_downsample}")
+        net = train_base(glance, None, scenes, answers.targets, setting.runtime, task)
+        level = Level(net, geometry.cell, geometry.scan_downsample, None, 1.0)
+        level, _ = calibrate_level(model, setting, level)
+        views = (survey_scenes(model, setting, level), *seen)
+        tried = [_with_glance(found, level, loss, views, setting) for loss in _LOSSES]
+        best = min((t for t in tried if t is not None), key=lambda t: t.cost, default=found)
+        if best.cost > _GAIN * found.cost:
+            break
+        found, seen = best, views
+    return found
+
+
+def _room(level: Level, scenes: Sequence[Scene]) -> bool:
+    """Whether some scene has cells enough for a glance, and strides allow for one."""
+    largest = max(min(scene.image.height, scene.image.width) for scene in scenes)
+    stride = level.net.spec.stride * _LARGER // _COARSER
+    return largest >= 8 * level.cell * _LARGER and stride <= 8
+
+
+def _with_glance(
+    found: Calibrated,
+    level: Level,
+    loss: float,
+    views: tuple[Seen, ...],
+    setting: Setting,
+) -> Calibrated | None:
+    """The model with a glance that loses so many finds, its thresholds set anew; None where that cannot do."""
+    model, price = found.model, setting.price
+    cells, areas = held_finds(model, setting)
+    ratio = level.cell // model.geometry.cell
+    values = [view[at[:, 0] // ratio, at[:, 1] // ratio] for view, at in zip(views[0].interests, cells, strict=True)]
+    tau = least_of(np.concatenate(values), np.concatenate(areas), 1 - loss)
+    model = replace(model, glances=(replace(level, tau=tau), *model.glances))
+    interests, costs = [], 0.0
+    for index in range(len(setting.scenes)):
+        interest, macs = zoomed(model.levels, [view.interests[index] for view in views])
+        interests.append(interest)
+        costs += sum(price.scan(m, view) for m, view in zip(macs, views[1:], strict=True))
+    tau, count = window_threshold(model, setting, interests, model.window, setting.recall)
+    # Where a glance has lost more than the recall allows for, no threshold is left.
+    if tau <= 0:
+        return None
+    cost = price.scan(views[0].macs, views[0]) + costs + count * price.window(model, model.window)
+    return Calibrated(replace(model, tau=tau), found.seen, cost)
+
+
+def zoomed(levels: Sequence[Level], interests: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], list[int]]:
+    """What a zoom sees of an image of which each level's look at everything is known; nothing is looked at again.
+
+    Parameters
+    ----------
+    levels : sequence of Level
+        The coarsest first.
+    interests : sequence of ndarray, float32, (cell height, cell width)
+        Of each level's cells.
+
+    Returns
+    -------
+    ndarray, float32, (cell height, cell width)
+        Of the last level, 0 where it does not look.
+    list of int
+        Multiply-adds of each level but the first.
+    """
+    seen, macs = interests[0], []
+    for (level, closer), closely in zip(pairwise(levels), interests[1:], strict=True):
+        plan = zoom_plan(seen, level, closer)
+        spec = closer.net.spec
+        macs.append(plan.macs(lambda n, spec=spec: spec.macs(n, n)))  # type: ignore[misc]
+        looked = plan.covered()[: closely.shape[0], : closely.shape[1]]
+        seen = np.where(looked, closely, np.float32(0))
+    return seen, macs
