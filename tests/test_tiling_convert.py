@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine.tiling import Box, ImageError, open_image, pyramid, sharded
+from coarse2fine.tiling import journal as journals
 from coarse2fine.tiling.convert import Conversion, convert
 from coarse2fine.tiling.journal import Journal
 from coarse2fine.tiling.shard import ShardWriter
@@ -461,7 +462,8 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path, make_image: MakeImage) -
 
 @pytest.mark.parametrize("torn", [b'[3, "half', b"[3]", b"\xff\xfe\n[9]\n"])
 def test_a_journal_survives_a_torn_line(tmp_path: Path, torn: bytes) -> None:
-    path = tmp_path / "journal.jsonl"
+    path = tmp_path / "partial" / "journal.jsonl"
+    path.parent.mkdir()
     journal = Journal(path)
     journal.begin({"of": "ä"})
     journal.add([1, "a"])
@@ -475,8 +477,9 @@ def test_a_journal_survives_a_torn_line(tmp_path: Path, torn: bytes) -> None:
     journal.close()
     journal = Journal(path)
     assert (journal.fingerprint, journal.records) == ({"of": "ä"}, [[1, "a"], [2, "b"]])
-    journal.remove()
-    assert not path.exists()
+    journal.publish(tmp_path / "done")
+    assert not path.parent.exists()
+    assert [*(tmp_path / "done").iterdir()] == []
 
 
 def test_two_at_once_are_refused(tmp_path: Path, make_image: MakeImage) -> None:
@@ -487,6 +490,25 @@ def test_two_at_once_are_refused(tmp_path: Path, make_image: MakeImage) -> None:
         convert(source, target)
     journal.close()
     assert convert(source, target).resumed > 0
+
+
+def test_a_folder_just_finished_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "partial").mkdir()
+    path, target = tmp_path / "partial" / "a.jsonl", tmp_path / "target"
+    first = Journal(path)
+
+    def late(stream: IO[bytes], path: Path) -> None:
+        with pytest.raises(BlockingIOError):
+            lock(stream, path)
+        first.publish(target)
+        lock(stream, path)
+
+    lock = journals._lock
+    monkeypatch.setattr(journals, "_lock", late)
+    with pytest.raises(BlockingIOError, match="was finished by another process"):
+        Journal(path)
+    assert [*target.iterdir()] == []
+    assert not path.parent.exists()
 
 
 def test_a_target_that_comes_meanwhile_is_kept(tmp_path: Path, make_image: MakeImage) -> None:

@@ -100,6 +100,23 @@ def test_png_with_grey_and_opacity_stays_grey(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(image)[..., 0], [[10, 255], [10, 255]])
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_png_with_a_transparent_grey(tmp_path: Path, depth: int) -> None:
+    top = (1 << depth) - 1
+    values, clear = [0, top, 1, top], 1  # two bytes a row at most, but for sixteen bits
+    row = sum(value << depth * (7 - i if depth == 1 else 3 - i) for i, value in enumerate(values))
+    packed = row.to_bytes(8 if depth == 16 else max(1, depth * 4 // 8))
+    header = struct.pack(">IIBBBBB", 4, 1, depth, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", struct.pack(">H", clear)), (b"IDAT", zlib.compress(b"\0" + packed))]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in [*chunks, (b"IEND", b"")])
+    (tmp_path / "a.png").write_bytes(data)
+    image = open_image(tmp_path / "a.png")
+    assert image.channels == 1
+    assert "alpha composited on white" in image.notes
+    np.testing.assert_array_equal(image.read_mask(Box(0, 0, 1, 4)), [[value != clear for value in values]])
+    np.testing.assert_array_equal(whole(image)[0, :, 0], [0, 255, 255, 255])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_exif_orientation_equals_opencv(tmp_path: Path, orientation: int, order: str) -> None:
@@ -208,6 +225,27 @@ def test_plain_zarr(tmp_path: Path, form: Any, shape: tuple[int, ...]) -> None:
     assert image.format == "zarr"
     expected = np.moveaxis(pixels, 0, -1) if shape[0] == 3 else pixels
     np.testing.assert_array_equal(whole(image), whole(open_image(expected)))
+
+
+@pytest.mark.parametrize("form", [2, 3])
+@pytest.mark.parametrize(
+    ("names", "shape"), [("cyx", (3, 50, 4)), ("cyx", (3, 50, 1)), ("cyx", (5, 50, 40)), ("tyx", (4, 50, 40))]
+)
+def test_names_of_axes_tell_what_they_are(tmp_path: Path, form: Any, names: str, shape: tuple[int, ...]) -> None:
+    named = {"dimension_names": list(names)} if form == 3 else {"attributes": {"_ARRAY_DIMENSIONS": list(names)}}
+    array = zarr.create_array(tmp_path / "a.zarr", shape=shape, dtype="uint8", zarr_format=form, **named)
+    array[:] = noise(*shape)
+    expected = np.moveaxis(noise(*shape), 0, -1)[..., : 3 if names == "cyx" else 1]
+    np.testing.assert_array_equal(whole(open_image(tmp_path / "a.zarr")), expected)
+
+
+def test_names_that_are_no_axes_of_an_image_are_ignored(tmp_path: Path) -> None:
+    for names in (["a", "b", "c"], ["y", "x", "x"], [None, None, None], ["c", "y", "band"]):
+        array = zarr.create_array(
+            tmp_path / "a.zarr", shape=(50, 40, 3), dtype="uint8", dimension_names=names, overwrite=True
+        )
+        array[:] = noise(50, 40, 3)
+        np.testing.assert_array_equal(whole(open_image(tmp_path / "a.zarr")), noise(50, 40, 3))
 
 
 def test_sharded_zarr_decodes_inner_chunks(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.tiling import Box, Image, ImageError, open_image
 from coarse2fine.tiling.cache import ChunkCache
+from coarse2fine.tiling.geometry import downsamples
 from coarse2fine.tiling.image import CACHE_BYTES
 from coarse2fine.tiling.stats import ReadStats
 from coarse2fine.tiling.storage import LocalFile
@@ -253,7 +256,15 @@ def test_tiff_palette(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", index, photometric="palette", colormap=colours)
     with open_image(tmp_path / "a.tif") as image:
         assert image.channels == 3
-        np.testing.assert_array_equal(whole(image), (colours // 257).T[index])
+        np.testing.assert_array_equal(whole(image), (colours // 256).T[index])
+
+
+@pytest.mark.parametrize("widened", [256, 257])
+def test_tiff_palette_of_eight_bits_is_exact(tmp_path: Path, widened: int) -> None:
+    index, colours = noise(30, 30), noise(3, 256)
+    tifffile.imwrite(tmp_path / "a.tif", index, photometric="palette", colormap=colours * np.uint16(widened))
+    with open_image(tmp_path / "a.tif") as image:
+        np.testing.assert_array_equal(whole(image), colours.T[index])
 
 
 def test_tiff_opacity_and_further_bands(tmp_path: Path) -> None:
@@ -396,6 +407,61 @@ def test_level_and_closed_image_errors(tiled: tuple[Path, NDArray[np.uint8]]) ->
     image.close()
     with pytest.raises(ImageError, match="is closed"):
         image.read(Box(0, 0, 1, 1))
+
+
+def test_an_image_closed_while_it_is_read_is_not_called_damaged(tiled: tuple[Path, NDArray[np.uint8]]) -> None:
+    image = open_image(tiled[0])
+
+    def read(level: int, box: Box) -> NDArray[np.uint8]:
+        image.close()
+        return stored(level, box)
+
+    stored = image._source.read
+    object.__setattr__(image._source, "read", read)
+    with pytest.raises(ImageError, match="is closed"):
+        image.read(Box(0, 0, 1, 1))
+
+
+def test_levels_that_fit_several_factors() -> None:
+    cases = {
+        ((301, 403), (18, 25)): (16, 16),
+        ((301, 301), (18, 18)): (16, 16),
+        ((100_000, 90_000), (195, 175)): (512, 512),
+        ((901, 1200), (300, 400)): (3, 3),
+        ((32914, 46000), (8228, 11500)): (4, 4),
+        ((1, 3000), (1, 1500)): (2, 2),
+        ((1000, 2000), (500, 2000)): (2, 1),
+        ((1000, 1000), (601, 603)): (1000 / 601, 1000 / 603),
+    }
+    for sizes, expected in cases.items():
+        assert downsamples(*sizes) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_does_not_wait_for_the_threads_of_its_parent(tiled: tuple[Path, NDArray[np.uint8]]) -> None:
+    image, begun, go_on = open_image(tiled[0]), threading.Event(), threading.Event()
+
+    def read(level: int, box: Box) -> NDArray[np.uint8]:
+        begun.set()
+        assert go_on.wait(60)
+        return stored(level, box)
+
+    stored = image._source.read
+    object.__setattr__(image._source, "read", read)
+    thread = threading.Thread(target=lambda: image.read(Box(0, 0, 9, 9)))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        child = os.fork()
+        if child == 0:
+            go_on.set()
+            signal.alarm(30)
+            os._exit(int((image.read(Box(0, 0, 9, 9)) != tiled[1][:9, :9].reshape(9, 9, -1)).any()))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        go_on.set()
+        thread.join()
 
 
 def test_sparse_tiles_are_the_nodata_value(tmp_path: Path) -> None:

@@ -475,4 +475,9 @@ def test_what_is_an_address(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="there is no such file"):
         open_image("C:\\images\\a.tif")
     pixels = write_tiff(tmp_path / "a b.tif")
-    np.testing.assert_array_equal(whole(open_image((tmp_path / "a b.tif").as_uri()))[..., 0], pixels)
+    address = (tmp_path / "a b.tif").as_uri()
+    for same in (address, address.replace("file://", "file://localhost")):
+        np.testing.assert_array_equal(whole(open_image(same))[..., 0], pixels)
+    for empty in ("", "file://"):
+        with pytest.raises(ImageError, match="got an empty text"):
+            open_image(empty)

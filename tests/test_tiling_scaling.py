@@ -51,6 +51,35 @@ def test_whole_factors_equal_opencv(downsample: int, channels: int) -> None:
     np.testing.assert_array_equal(scaled(open_image(pixels), downsample), expected)
 
 
+@pytest.mark.parametrize("downsample", [2896, 2897, 3000, 5001, 7000, 10**9])
+def test_the_largest_factors_neither_overflow_nor_hold_the_image(downsample: int) -> None:
+    pixels = np.full((6000, 5000, 1), 255, dtype=np.uint8)
+    pixels[:3000] = 200
+    expected = plain_average(pixels, (downsample, downsample), (ceil_div(6000, downsample), ceil_div(5000, downsample)))
+    result = scaled(open_image(pixels), downsample)
+    assert np.abs(result - expected).max() <= 0.5 + 1e-6
+
+
+def test_large_factors_read_bounded_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "MOST_SUMMED", 64)
+    monkeypatch.setattr(scaling, "PIECE_BYTES", 2**14)
+    pixels = noise(400, 300, 3)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(16, 16))
+    image, read = open_image(tmp_path / "a.tif"), []
+
+    def noted(box: Box, level: int = 0) -> NDArray[np.uint8]:
+        read.append(box.area)
+        return plain(box, level)
+
+    plain, image.read = image.read, noted  # type: ignore[method-assign]
+    for downsample in (9, 50, 170, 1000):
+        expected = plain_average(
+            pixels, (downsample, downsample), (ceil_div(400, downsample), ceil_div(300, downsample))
+        )
+        assert np.abs(scaled(image, downsample) - expected).max() <= 0.5 + 1e-6
+    assert max(read) <= 128 * 128  # small tiles are decoded in groups of that size
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 50))
 def test_partial_blocks_average_what_the_image_has(height: int, width: int, downsample: int) -> None:

@@ -28,6 +28,10 @@ class ChunkCache:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop everything, and what threads were loading: in a forked process they are gone."""
         self._bytes = 0
         self._lock = threading.RLock()  # an image may be collected, and forgotten, while the lock is held
         self._kept: OrderedDict[Key, NDArray[np.uint8]] = OrderedDict()

@@ -182,9 +182,8 @@ def convert(
             ) from error
         failures = tuple(message for *_, message in sorted(journal.records))
         zarr.open_group(partial, mode="r+").attrs.put(_attributes(image, len(pyramid.levels), failures))
-        journal.remove()
         _check_free(target)
-        partial.rename(target)
+        journal.publish(target)
     shards = sum(len(level.shards) for level in pyramid.levels)
     seconds = time.perf_counter() - begin
     return Conversion(target, image.shape, len(pyramid.levels), shards, shards - written, failures, seconds)

@@ -7,6 +7,7 @@ are half-open.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -148,3 +149,26 @@ class GeoReference:
 def ceil_div(value: int, divisor: int) -> int:
     """Whole division, rounded up."""
     return -(-value // divisor)
+
+
+def downsamples(full: tuple[int, int], level: tuple[int, int]) -> tuple[float, float]:
+    """Ratios of sizes along both axes; a whole number where the level's size is that quotient rounded either way.
+
+    A level of 8228 pixels made from 32914 by a factor of 4 lost two pixels at its far edge; its pixels still
+    cover 4. Small levels fit several numbers, such as 18 of 301 pixels both 16 and 17: then a power of two that
+    fits both axes comes first, and what fits the longer axis second.
+    """
+    ratios = full[0] / level[0], full[1] / level[1]
+    longer = ratios[0] if level[0] >= level[1] else ratios[1]
+    for whole in (2 ** round(math.log2(longer)), max(1, round(longer))):
+        if all(_fits(*sizes, whole) for sizes in zip(full, level, strict=True)):
+            return float(whole), float(whole)
+    y, x = (
+        float(whole) if _fits(*sizes, whole := max(1, round(ratio))) else ratio
+        for ratio, sizes in zip(ratios, zip(full, level, strict=True), strict=True)
+    )
+    return y, x
+
+
+def _fits(full: int, level: int, factor: int) -> bool:
+    return level in (full // factor, ceil_div(full, factor))

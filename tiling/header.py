@@ -29,6 +29,8 @@ class RasterHeader:
         Whether colour is known to be grey though decoders widen it (PNG with grey and opacity).
     orientation : int
         EXIF orientation, 1 to 8; 1 is upright.
+    clear : int, optional
+        The grey that is transparent, on the scale of decoded samples (PNG); decoders leave that out.
     """
 
     height: int
@@ -36,6 +38,7 @@ class RasterHeader:
     complete: bool
     grey: bool = False
     orientation: int = 1
+    clear: int | None = None
 
 
 def read_header(data: bytes, kind: str) -> RasterHeader | None:
@@ -49,13 +52,16 @@ def read_header(data: bytes, kind: str) -> RasterHeader | None:
 def _png(data: bytes) -> RasterHeader:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    complete, orientation = False, 1
+    complete, orientation, clear = False, 1, None
     for name, begin, end in _png_chunks(data):
         if name == b"eXIf":
             orientation = exif_orientation(data[begin:end])
+        if name == b"tRNS" and colour == 0:
+            value = struct.unpack_from(">H", data, begin)[0] & (1 << depth) - 1
+            clear = value if depth >= 8 else value * 255 // ((1 << depth) - 1)
         if name == b"IEND":
             complete = height * width * samples * depth // 8 <= _DEFLATE_RATIO * len(data)
-    return RasterHeader(height, width, complete, colour in (0, 4), orientation)
+    return RasterHeader(height, width, complete, colour in (0, 4), orientation, clear)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from .cache import ChunkCache
 from .errors import ImageError
-from .geometry import Box, Level, ceil_div
+from .geometry import Box, Level, ceil_div, downsamples
 from .remote import is_url
 from .scaling import clamp, read_scaled, repeat_edges
 from .source import Source
@@ -28,6 +29,8 @@ T = TypeVar("T", bound=np.generic)
 CACHE_BYTES = 256 * 2**20
 _CACHE = ChunkCache(CACHE_BYTES)
 _OWNERS = itertools.count()
+if hasattr(os, "register_at_fork"):  # else a child would wait for chunks that its parent's threads were loading
+    os.register_at_fork(after_in_child=_CACHE.clear)
 
 MPP_RANGE = (0.01, 1000.0)
 """Microns per pixel outside this open interval are placeholders, not measurements."""
@@ -266,7 +269,7 @@ class Image:
         if not 0 <= level < len(self.levels):
             raise ImageError(f"{self._label}: there is no level {level}; it has levels 0 to {len(self.levels) - 1}")
         if self._closed:
-            raise ImageError(f"{self._label}: the image is closed; open it again to read")
+            raise self._closed_error()
         return self.levels[level].height, self.levels[level].width
 
     def _assemble(self, level: int, box: Box) -> NDArray[np.uint8]:
@@ -327,17 +330,25 @@ class Image:
             return read(level, box)
         except MemoryError:
             raise
-        except OSError as error:
-            raise ImageError(
-                f"{self._label}: level {level}, chunk at y={box.y0}, x={box.x0} ({box.height} x {box.width} pixels) "
-                f"cannot be read ({error.strerror or error}); check the disk or the network, and try again"
-            ) from error
         except Exception as error:
-            raise ImageError(
-                f"{self._label}: level {level}, chunk at y={box.y0}, x={box.x0} "
-                f"({box.height} x {box.width} pixels) cannot be decoded ({type(error).__name__}: {error}); "
-                "the file is damaged there, copy or export it again"
-            ) from error
+            if self._closed:  # meanwhile, by another thread
+                raise self._closed_error() from None
+            raise self._read_error(level, box, error) from error
+
+    def _closed_error(self) -> ImageError:
+        return ImageError(f"{self._label}: the image is closed; open it again to read")
+
+    def _read_error(self, level: int, box: Box, error: Exception) -> ImageError:
+        place = (
+            f"{self._label}: level {level}, chunk at y={box.y0}, x={box.x0} ({box.height} x {box.width} pixels) cannot"
+        )
+        if isinstance(error, OSError):
+            return ImageError(
+                f"{place} be read ({error.strerror or error}); check the disk or the network, and try again"
+            )
+        return ImageError(
+            f"{place} be decoded ({type(error).__name__}: {error}); the file is damaged there, copy or export it again"
+        )
 
 
 def _name(location: str) -> str:
@@ -366,19 +377,8 @@ def _levels(source: Source) -> tuple[Level, ...]:
                 index,
                 height,
                 width,
-                _downsample(full_height, height),
-                _downsample(full_width, width),
+                *downsamples((full_height, full_width), (height, width)),
                 (min(chunk[0], height), min(chunk[1], width)),
             )
         )
     return tuple(levels)
-
-
-def _downsample(full: int, level: int) -> float:
-    """Ratio of sizes; a whole number where the level's size is that quotient rounded either way.
-
-    A level of 8228 pixels made from 32914 by a factor of 4 lost two pixels at its far edge; its pixels still
-    cover 4.
-    """
-    ratio = max(1, round(full / level))
-    return float(ratio) if level in (full // ratio, ceil_div(full, ratio)) else full / level

@@ -42,6 +42,8 @@ class Journal:
         self._stream = path.open("a+b")
         try:
             _lock(self._stream, path)
+            if not self._is_there():
+                raise BlockingIOError(f"{path.parent} was finished by another process just now")
             lines = self._read()
         except BaseException:
             self._stream.close()
@@ -92,10 +94,26 @@ class Journal:
         """Unlock the file and leave it for the next."""
         self._stream.close()
 
-    def remove(self) -> None:
-        """Unlock the file and remove it: the work is done."""
-        self._stream.close()
-        self._path.unlink()
+    def publish(self, target: Path) -> None:
+        """Give the folder that the journal is in its final name, and remove the journal: the work is done.
+
+        It stays locked until then, lest another process take the folder for its own and begin afresh in it.
+        """
+        if sys.platform == "win32":  # where what is open cannot be renamed
+            self._stream.close()
+            self._path.unlink()
+            self._path.parent.rename(target)
+        else:
+            self._path.parent.rename(target)
+            (target / self._path.name).unlink()
+            self._stream.close()
+
+    def _is_there(self) -> bool:
+        """Whether the file that is open still has its name; when it has not, its work is done."""
+        try:
+            return os.path.samestat(os.fstat(self._stream.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
 
 
 def _lock(stream: IO[bytes], path: Path) -> None:

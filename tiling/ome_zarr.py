@@ -19,6 +19,8 @@ from .tensor_store import TensorStoreArray
 from .zarr_array import ChunkedArray, UnsupportedError, plan_of
 from .zarr_store import FetchStore
 
+_AXES = {"channel": "c", "channels": "c", "band": "c", "bands": "c"}
+
 MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
@@ -62,7 +64,7 @@ def _open(keys: Keys, label: str, folder: str | None) -> Source:
     image: dict[str, Any] | None = None
     if _is_array(metadata):
         arrays: tuple[Any, ...] = (_array(keys, "", metadata, folder),)
-        names = _plain_axes(label, arrays[0].shape)
+        names = _stored_names(metadata, len(arrays[0].shape)) or _plain_axes(label, arrays[0].shape)
     else:
         image, prefix = _multiscale(keys, metadata, label)
         paths = [f"{prefix}{level['path']}/" for level in image["datasets"]]
@@ -156,6 +158,13 @@ def _chunk_sizes(arrays: tuple[Any, ...], axes: str, label: str) -> tuple[tuple[
 def _samples(array: Any, axes: str) -> int:
     """Samples of a pixel."""
     return int(array.shape[axes.index("c")]) if "c" in axes else 1
+
+
+def _stored_names(metadata: Mapping[str, Any], axes: int) -> list[str]:
+    """Names of the axes that an array has itself, by Zarr 3 or by xarray; none where they do not name an image."""
+    found = metadata.get("dimension_names") or metadata.get("attributes", {}).get("_ARRAY_DIMENSIONS") or ()
+    names = [_AXES.get(str(name).lower(), str(name).lower()) for name in found]
+    return names if len(names) == axes and all(names.count(axis) == 1 for axis in "yx") and names.count("c") < 2 else []
 
 
 def _plain_axes(label: str, shape: tuple[int, ...]) -> list[str]:

@@ -80,7 +80,7 @@ def open_image(
         raise TypeError(f"expected a path, an address, a NumPy array or an open image, got a {type(source).__name__}")
     stats = ReadStats()
     location = None if isinstance(source, np.ndarray) else _location(source)
-    label = location or "array"
+    label = "array" if location is None else location
     stored = _open(source if isinstance(source, np.ndarray) else label, label, stats, channels, reader)
     reopen = functools.partial(open_image, source, mpp=mpp, channels=channels, reader=reader)
     return Image(stored, location, given, stats=stats, reopen=reopen)
@@ -92,7 +92,10 @@ def _location(source: str | os.PathLike[str]) -> str:
     if text.startswith("file://"):
         from urllib.request import url2pathname  # noqa: PLC0415 (rarely needed, slow to import)
 
-        text = url2pathname(text.removeprefix("file://"))
+        text = text.removeprefix("file://")
+        text = url2pathname(text.removeprefix("localhost") if text.startswith("localhost/") else text)
+    if not text:
+        raise ImageError("expected the path or address of an image, got an empty text")
     return text
 
 

@@ -160,7 +160,10 @@ def open_raster(data: bytes, kind: str, label: str) -> Source:
 def _rgb(stored: NDArray[Any], header: RasterHeader) -> NDArray[Any]:
     """Put OpenCV's blue, green, red in order, in place; keep one of three equal channels."""
     if stored.ndim == 2 or stored.shape[2] == 1:
-        return stored
+        if header.clear is None:
+            return stored
+        opacity = (stored != header.clear) * stored.dtype.type(np.iinfo(stored.dtype).max)
+        return np.dstack((stored, opacity))
     if header.grey:
         return np.ascontiguousarray(stored[..., [2, 3]] if stored.shape[2] == 4 else stored[..., 0])
     swap = cv2.COLOR_BGRA2RGBA if stored.shape[2] == 4 else cv2.COLOR_BGR2RGB

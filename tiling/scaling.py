@@ -20,6 +20,9 @@ from .geometry import Box, Level, ceil_div
 PIECE_BYTES = 64 * 2**20
 """Bytes of pixels held at once while averaging."""
 
+MOST_SUMMED = 2**23
+"""Pixels that OpenCV can average: it sums in 32 bits, and what overflows becomes black."""
+
 LEVEL_TOLERANCE = 1e-3
 """A stored level may be coarser than asked for by this share."""
 
@@ -111,6 +114,8 @@ def _average(image: Readable, level: Level, piece: Box, factor: tuple[float, flo
     fy, fx = factor
     if fy == fx == 1.0 and piece.y1 <= level.height and piece.x1 <= level.width:
         return image.read(piece, level.index)
+    if fy * fx > MOST_SUMMED:
+        return _gathered(image, level, piece, factor)
     wanted = Box(
         math.floor(piece.y0 * fy),
         math.floor(piece.x0 * fx),
@@ -128,6 +133,36 @@ def _average(image: Readable, level: Level, piece: Box, factor: tuple[float, flo
         y, x = part.y0 - piece.y0, part.x0 - piece.x0
         out[y : y + part.height, x : x + part.width] = _weighted(source, source_box, part, factor, level)
     return out
+
+
+def _gathered(image: Readable, level: Level, piece: Box, factor: tuple[float, float]) -> NDArray[np.uint8]:
+    """Average output pixels whose source is too large to be held, or summed, at once."""
+    out = np.empty((piece.height, piece.width, image.channels), dtype=np.uint8)
+    for row, column in np.ndindex(piece.height, piece.width):
+        y0, y1 = _span(piece.y0 + row, factor[0], level.height)
+        x0, x1 = _span(piece.x0 + column, factor[1], level.width)
+        box = Box(math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1))
+        total = np.zeros(image.channels)
+        for part in _pieces(box, level, (1.0, 1.0), image.channels * np.dtype(np.float64).itemsize):
+            rows = image.read(part, level.index).reshape(part.height, -1)
+            cover = _cover(part.y0, part.y1, y0, y1)
+            sums = cv2.reduce(rows, 0, cv2.REDUCE_SUM, dtype=cv2.CV_64F) if cover.min() == 1.0 else cover @ rows
+            total += _cover(part.x0, part.x1, x0, x1) @ sums.reshape(part.width, image.channels)
+        out[row, column] = np.rint(total / ((y1 - y0) * (x1 - x0)))
+    return out
+
+
+def _span(position: int, factor: float, length: int) -> tuple[float, float]:
+    """Source under one output pixel of an axis; the last source pixel where that lies wholly beyond it."""
+    begin = position * factor
+    return (begin, min(begin + factor, length)) if begin < length else (length - 1.0, float(length))
+
+
+def _cover(begin: int, end: int, low: float, high: float) -> NDArray[np.float64]:
+    """Share of each of the source pixels ``[begin, end)`` that lies in ``[low, high)``."""
+    index = np.arange(begin, end, dtype=np.float64)
+    share: NDArray[np.float64] = np.clip(np.minimum(index + 1, high) - np.maximum(index, low), 0.0, None)
+    return share
 
 
 def _complete(piece: Box, level: Level, factor: tuple[float, float]) -> tuple[int, int]:

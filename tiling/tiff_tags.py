@@ -57,8 +57,9 @@ def colours_of(label: str, page: Any, samples: int) -> Colours:
     photometric = int(page.photometric)
     if photometric == 3 and page.colormap is not None:
         colours = np.asarray(page.colormap).T
-        scale = 257 if colours.max() > 255 else 1
-        return Colours(palette=(colours // scale).astype(np.uint8), notes=("palette applied",))
+        # Writers widen 8 bits by 257 or by 256; the upper byte is the colour in both.
+        shift = 8 if colours.max() > 255 else 0
+        return Colours(palette=(colours >> shift).astype(np.uint8), notes=("palette applied",))
     if photometric in (5, 8, 9, 10):
         raise ImageError(
             f"{label}: expected grey, RGB, palette or YCbCr pixels, got {page.photometric.name}; convert it to RGB"
