@@ -92,7 +92,8 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", metavar="timm:NAME", help="network that scans (default: a small built-in one)")
     parser.add_argument("--base-weights", metavar="FILE", help='its weights, or "none" (default: those of timm\'s hub)')
-    parser.add_argument("--search", action="store_true", help="try several scan resolutions and cell sizes")
+    parser.add_argument("--width", type=float, default=1.0, help="factor on the built-in base's channels (default: 1)")
+    parser.add_argument("--search", action="store_true", help="try several scan resolutions, cell sizes and widths")
     parser.add_argument("--minimise", choices=("macs", "seconds"), default="macs", help="what is cheap (default: macs)")
     parser.add_argument("--recall", type=float, default=0.97, help="of the exhaustive pass's finds (default: 0.97)")
     parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
@@ -167,6 +168,7 @@ def _fit(parsed: argparse.Namespace) -> None:
         object_size=parsed.object_size,
         base=parsed.base,
         base_weights=parsed.base_weights,
+        width=parsed.width,
         geometry="search" if parsed.search else None,
         minimise=parsed.minimise,
         recall=parsed.recall,

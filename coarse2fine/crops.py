@@ -47,6 +47,7 @@ class Recipe:
     rotate: bool
     steps: int
     seed: int
+    width: float = 1.0
 
     def turn(self, rng: np.random.Generator) -> Turn:
         """A random way to lay a crop; always the same where objects have a right way up."""

@@ -59,6 +59,7 @@ def fit(
     object_size: float | None = None,
     base: str | None = None,
     base_weights: Weights = None,
+    width: float = 1.0,
     geometry: Geometry | Literal["search"] | None = None,
     minimise: Literal["macs", "seconds"] = "macs",
     recall: float = 0.97,
@@ -93,9 +94,11 @@ def fit(
     base_weights : path or "none", optional
         Weights of that network, by timm's names (.safetensors or .pth); "none" for random ones; by default those of
         timm's hub.
+    width : float
+        Of the built-in base: a factor on its channels. A wider one costs more, and chooses better.
     geometry : Geometry or "search", optional
-        Cells and resolutions. By default they follow from the objects' sizes; "search" fits a base for several and
-        takes the cheapest, which takes two to three times as long.
+        Cells and resolutions. By default they follow from the objects' sizes; "search" fits bases for several, and a
+        wider one, and takes the cheapest, which takes two to three times as long.
     minimise : {"macs", "seconds"}
         What is cheap: fewest multiply-adds, or least time on this machine. It decides on windows, on how many steps
         the scan takes, and on what "search" finds.
@@ -130,7 +133,7 @@ def fit(
         If a parameter is out of range.
     """
     _check(recall, steps, object_size, base, base_weights)
-    _check_geometry(geometry)
+    _check_scan(geometry, width)
     runtime = Runtime.choose(device, precision)
     pairs = _load(images, annotations)
     labels = find_labels([a for _, a in pairs])
@@ -145,7 +148,7 @@ def fit(
     mean, std = _normalisation([image for image, _ in pairs], channels, planes.scan_downsample)
     # The refine net's cells are the base's, unless a search finds larger ones.
     fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
-    recipe = Recipe(fine, spec, channels, mean, std, rotate, steps, seed)
+    recipe = Recipe(fine, spec, channels, mean, std, rotate, steps, seed, width)
     with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
         draft = _draft(recipe, labels, name, _train_refiner(recipe, scenes, runtime, bars))
         answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
@@ -153,13 +156,17 @@ def fit(
         price = Price("macs") if minimise == "macs" else measure_price(draft, scenes, runtime, seed)
         setting = Setting(tuple(scenes), answers, recall, price, runtime)
         found = [
-            _calibrated(replace(recipe, geometry=each), draft, setting, base, base_weights, bars)
-            for each in (scan_candidates(planes) if geometry == "search" else [planes])
+            _calibrated(each, draft, setting, base, base_weights, bars)
+            for each in (
+                scan_candidates(replace(recipe, geometry=planes), built_in=base is None)
+                if geometry == "search"
+                else [replace(recipe, geometry=planes)]
+            )
         ]
         best = min(found, key=lambda each: each.cost)
         recipe = replace(recipe, geometry=best.model.geometry)
         best = add_glances(best, recipe, setting, bars)
-    tried = {_planes(each.model.geometry): each.cost for each in found}
+    tried = {_scan_of(each.model): each.cost for each in found}
     known = {"median_size": sizes.median, "runtime": runtime.name, "torch": str(torch.__version__)}
     cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
     origin = _origin(recipe, scenes) | _origin_of_base(base, base_weights)
@@ -192,8 +199,9 @@ def _calibrated(
     return calibrate(model, setting, bars.task("calibrating"))
 
 
-def _planes(geometry: Geometry) -> str:
-    return f"scan 1/{geometry.scan_downsample}, cells of {geometry.cell} px"
+def _scan_of(model: Model) -> str:
+    g, spec = model.geometry, model.base.spec
+    return f"scan 1/{g.scan_downsample}, cells of {g.cell} px, {spec.macs_per_cell / g.cell**2 / 1e3:.2f} kMAC a pixel"
 
 
 def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Backbone | None:
@@ -238,7 +246,9 @@ def _check(recall: float, steps: int, object_size: float | None, base: str | Non
         raise ValueError("base_weights are weights of a base: name it too, such as base='timm:mobilenetv2_100'")
 
 
-def _check_geometry(geometry: Geometry | str | None) -> None:
+def _check_scan(geometry: Geometry | str | None, width: float) -> None:
+    if not 0.25 <= width <= 8:
+        raise ValueError(f"width must be a factor between 0.25 and 8, got {width}")
     if geometry is None or geometry == "search":
         return
     if not isinstance(geometry, Geometry):

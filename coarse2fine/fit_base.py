@@ -52,7 +52,7 @@ def train_base(
     """
     seed = recipe.seed + 1
     torch.manual_seed(seed)
-    net = backbone or ConvStack(base_spec(recipe.channels, recipe.geometry), batch_norm=True)
+    net = backbone or ConvStack(base_spec(recipe.channels, recipe.geometry, recipe.width), batch_norm=True)
     reader = net.reader if isinstance(net, Backbone) else net.convs[-1]
     with torch.no_grad():
         reader.bias.fill_(PRIOR_LOGIT)  # type: ignore[operator]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,10 +108,21 @@ def choose_geometry(sizes: Sizes, labels: Sequence[Label]) -> Geometry:
     return Geometry(cell=FINE_STRIDE * refine, scan_downsample=scan, refine_downsample=refine)
 
 
-def base_spec(channels: int, geometry: Geometry) -> StackSpec:
-    """The base for a geometry; a scan as coarse as its cells needs no stride."""
+def base_spec(channels: int, geometry: Geometry, width: float = 1.0) -> StackSpec:
+    """The base for a geometry; a scan as coarse as its cells needs no stride.
+
+    Parameters
+    ----------
+    channels : int
+        Of the image.
+    geometry : Geometry
+    width : float
+        Factor on the channels of all stages but the answer's; multiply-adds go nearly with its square.
+    """
     halvings = int(math.log2(geometry.cell // geometry.scan_downsample))
-    return StackSpec.parse(channels, BASES[halvings])
+    spec = StackSpec.parse(channels, BASES[halvings])
+    *stages, last = spec.stages
+    return StackSpec(channels, (*(replace(s, channels=max(4, round(width * s.channels))) for s in stages), last))
 
 
 def refiner_spec(channels: int, labels: Sequence[Label], sizes: Sizes, geometry: Geometry) -> StackSpec:

@@ -41,6 +41,8 @@ from coarse2fine.targets import Scene
 # A glance's cells are this much larger, and its plane this much coarser, than the next level's.
 _LARGER, _COARSER = 4, 2
 _MOST_GLANCES = 3
+_MOST_STRIDE = 8
+_WIDER = 2.0
 # A glance can save no more than the scan costs; below this share of everything it is not worth its training.
 _WORTH = 0.15
 _GAIN = 0.95
@@ -77,20 +79,23 @@ def measure_price(model: Model, scenes: Sequence[Scene], runtime: Runtime, seed:
     return Price("seconds", seconds)
 
 
-def scan_candidates(geometry: Geometry) -> list[Geometry]:
-    """The geometry itself, and neighbours with a finer or a coarser plane or larger cells.
+def scan_candidates(recipe: Recipe, *, built_in: bool = True) -> list[Recipe]:
+    """The recipe itself, and neighbours with a finer or a coarser plane, with larger cells, or with a wider base.
 
     Parameters
     ----------
-    geometry : Geometry
-        By the rule of thumb; its cells are those of the refine net.
+    recipe : Recipe
+        With the geometry of the rule of thumb; its cells are those of the refine net.
+    built_in : bool
+        Whether the base is the built-in one, of any width.
     """
-    g = geometry
-    wanted = [(g.cell, g.scan_downsample), (g.cell, 2 * g.scan_downsample), (2 * g.cell, 2 * g.scan_downsample)]
-    wanted += [(g.cell, g.scan_downsample // 2)] if g.scan_downsample >= 4 * g.refine_downsample else []
-    return [
-        Geometry(cell, scan, g.refine_downsample, cell // g.cell) for cell, scan in wanted if 1 <= cell // scan <= 8
-    ]
+    g = recipe.geometry
+    scan, refined = g.scan_downsample, g.refine_downsample
+    planes = [(g.cell, scan), (g.cell, 2 * scan), (2 * g.cell, 2 * scan)]
+    planes += [(g.cell, scan // 2)] if scan >= 4 * refined else []
+    near = [Geometry(c, s, refined, c // g.fine_cell) for c, s in planes if 1 <= c // s <= _MOST_STRIDE]
+    found = [replace(recipe, geometry=each) for each in near]
+    return [*found, replace(recipe, width=_WIDER * recipe.width)] if built_in else found
 
 
 def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progress) -> Calibrated:
@@ -118,7 +123,7 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progr
             model.geometry.refine_downsample,
             first.cell * _LARGER // model.geometry.fine_cell,
         )
-        glance = replace(recipe, geometry=geometry, seed=recipe.seed + 10 + len(model.glances))
+        glance = replace(recipe, geometry=geometry, width=1.0, seed=recipe.seed + 10 + len(model.glances))
         task = bars.task(f"glance at 1/{geometry.scan_downsample}")
         net = train_base(glance, None, scenes, answers.targets, setting.runtime, task)
         level = Level(net, geometry.cell, geometry.scan_downsample, None, 1.0)
@@ -136,7 +141,7 @@ def _room(level: Level, scenes: Sequence[Scene]) -> bool:
     """Whether some scene has cells enough for a glance, and strides allow for one."""
     largest = max(min(scene.image.height, scene.image.width) for scene in scenes)
     stride = level.net.spec.stride * _LARGER // _COARSER
-    return largest >= 8 * level.cell * _LARGER and stride <= 8
+    return largest >= 8 * level.cell * _LARGER and stride <= _MOST_STRIDE
 
 
 def _with_glance(

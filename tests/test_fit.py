@@ -139,7 +139,7 @@ def test_the_cheapest_geometry_is_found_by_measuring(small_steps: None) -> None:
             [pixels],
             [annotations],
             geometry="search",
-            minimise=minimise,  # type: ignore[arg-type]
+            minimise=minimise,
             steps=40,
             precision="fp32",
             progress=False,
@@ -149,7 +149,8 @@ def test_the_cheapest_geometry_is_found_by_measuring(small_steps: None) -> None:
         assert len(told["cost_without_glances"]) >= 3
         assert 0 < told["cost"] <= min(told["cost_without_glances"].values())
         g = model.geometry
-        assert f"scan 1/{g.scan_downsample}, cells of {g.cell} px" in told["cost_without_glances"]
+        scan = f"scan 1/{g.scan_downsample}, cells of {g.cell} px, "
+        assert any(each.startswith(scan) for each in told["cost_without_glances"])
         with analyze(pixels, model) as analysis:
             assert analysis.regions
 

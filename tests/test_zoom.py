@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine import analyze, load_model
+from coarse2fine.crops import Recipe
 from coarse2fine.model import Geometry, Level, Model
+from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import look, scan_macs, survey_level, zoom_plan
+from coarse2fine.shape import base_spec
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.zoom import scan_candidates, zoomed
 
@@ -68,11 +71,18 @@ def test_a_zoom_is_priced_without_looking_again(
 
 
 def test_candidates_keep_the_refine_nets_cells() -> None:
+    spec = StackSpec.parse(1, "4/2:4 4/2:4 4/2:4 1:6")
+    flat = np.zeros(1, np.float32)
     for geometry in (Geometry(8, 2, 1), Geometry(8, 4, 1), Geometry(8, 8, 1), Geometry(16, 4, 2), Geometry(32, 16, 4)):
-        found = scan_candidates(geometry)
-        assert found[0] == geometry
-        assert len(set(found)) == len(found) >= 2
-        assert {g.fine_cell for g in found} == {geometry.cell}
+        recipe = Recipe(geometry, spec, 1, flat, flat, False, 10, 0)
+        found = scan_candidates(recipe)
+        assert found[0] == recipe
+        assert len({(r.geometry, r.width) for r in found}) == len(found) >= 3
+        assert {r.geometry.fine_cell for r in found} == {geometry.cell}
+        assert {r.width for r in scan_candidates(recipe, built_in=False)} == {1.0}
+        wide, plain = (base_spec(1, geometry, width) for width in (2.0, 1.0))
+        assert 2 < wide.macs_per_cell / plain.macs_per_cell < 4
+        assert wide.stages[-1] == plain.stages[-1]
 
 
 def test_three_levels(make_image: MakeImage, zoom_detector: Model, runtime: Runtime) -> None:
