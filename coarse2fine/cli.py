@@ -125,11 +125,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyze(parsed: argparse.Namespace) -> None:
-    # The result's place is checked first: an hour of work must not end at a folder that cannot be written.
-    place = next(p for p in (parsed.output, *parsed.output.absolute().parents) if p.exists())
-    if not place.is_dir():
-        raise NotADirectoryError(f"{place} is a file, expected a folder for the results")
-    _check_writable(place)
+    _check_place(parsed.output)
     analysis = analyze(
         open_image(parsed.image, mpp=parsed.mpp, channels=parsed.channels),
         parsed.model,
@@ -148,6 +144,14 @@ def _analyze(parsed: argparse.Namespace) -> None:
     folder = analysis.save(parsed.output)
     print(analysis)
     print(f"written {', '.join(sorted(str(p) for p in folder.iterdir() if p.stem in _WRITTEN))}")
+
+
+def _check_place(folder: Path) -> None:
+    """The result's place is checked first: an hour of work must not end at a folder that cannot be written."""
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file, expected a folder for the results")
+    _check_writable(place)
 
 
 def _check_writable(folder: Path) -> None:
@@ -187,6 +191,7 @@ def _fit(parsed: argparse.Namespace) -> None:
 
 
 def _convert(parsed: argparse.Namespace) -> None:
+    _check_place(parsed.output)
     try:
         with Progress(not parsed.quiet) as steps:
             tick = steps.task("converting")

@@ -224,3 +224,14 @@ def test_a_budget_that_cannot_be(
     command = ["analyze", str(picture), "-o", str(tmp_path / "out"), "-q", "-m", str(model_file), "--budget", budget]
     assert main(command) == 1
     assert "budget" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_hold_results_is_named_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, blocked = tmp_path / "a.png", tmp_path / "file"
+    cv2.imwrite(str(image), np.zeros((40, 40), np.uint8))
+    blocked.write_text("in the way")
+    for command in ("convert", "analyze"):
+        assert main([command, str(image), "-o", str(blocked / "out")]) == 1
+        assert f"{blocked} is a file, expected a folder for the results" in capsys.readouterr().err

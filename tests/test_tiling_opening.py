@@ -259,3 +259,12 @@ def test_images_share_a_cache_and_leave_it(tmp_path: Path) -> None:
     assert cache._bytes - before == 64 * 64
     third.close()
     assert cache._bytes == before
+
+
+def test_channels_and_resolution_may_be_single_numbers() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 5)).astype(np.uint8)
+    with open_image(pixels, channels=3, mpp=0.5) as image:
+        np.testing.assert_array_equal(image.read(Box(0, 0, 20, 30))[..., 0], pixels[..., 3])
+        assert image.mpp == (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"as one number or as two \(y, x\), got \(1,\)"):
+        open_image(pixels, mpp=(1,))  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def open_image(
     source: ImageSource,
     *,
     mpp: Mpp | None = None,
-    channels: Sequence[int] | None = None,
+    channels: int | Sequence[int] | None = None,
     reader: Reader | None = None,
 ) -> Image:
     """Open an image; its content decides the format, not its name.
@@ -47,7 +47,7 @@ def open_image(
         unchanged.
     mpp : float or (float, float), optional
         Microns per pixel (y, x) to use instead of what the file says.
-    channels : sequence of int, optional
+    channels : int or sequence of int, optional
         The one or three stored channels, counted from 0, to read as grey or as red, green and blue; by default the
         first three, or the first where there are fewer.
     reader : "tensorstore", optional
@@ -70,6 +70,7 @@ def open_image(
         If `mpp` is not positive, the reader is unknown, or options are given for an `Image` that is open already.
     """
     given = _given_mpp(mpp)
+    channels = (channels,) if isinstance(channels, int) else channels
     if reader not in (None, "tensorstore"):
         raise ValueError(f"expected the reader 'tensorstore' or none, got {reader!r}")
     if isinstance(source, Image):
@@ -187,7 +188,10 @@ def _raster_kind(head: bytes, label: str) -> str:
 def _given_mpp(mpp: Mpp | None) -> tuple[float, float] | None:
     if mpp is None:
         return None
-    pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else (float(mpp[0]), float(mpp[1]))
+    given = (mpp, mpp) if isinstance(mpp, int | float) else tuple(mpp)
+    if len(given) != 2:
+        raise ValueError(f"expected microns per pixel as one number or as two (y, x), got {mpp}")
+    pair = (float(given[0]), float(given[1]))
     if not all(math.isfinite(v) and v > 0 for v in pair):
         raise ValueError(f"expected positive microns per pixel (y, x), got {mpp}")
     return pair
