@@ -159,7 +159,7 @@ def _look_closer(
         for side in np.unique(plan.sides).tolist():
             corners = plan.cell_corners[plan.sides == side]
             boxes = [Box(y, x, y + side, x + side).scale(spec.stride).expand(spec.margin) for y, x in corners.tolist()]
-            for batch in reader.batches(boxes, max(1, min(64, _BATCH_PIXELS // boxes[0].area))):
+            for batch in reader.batches(boxes, max(1, _BATCH_PIXELS // boxes[0].area)):
                 for i in np.flatnonzero(batch.failed).tolist():
                     saved = _salvaged(image, model, level, boxes[int(batch.index[i])])
                     batch.pixels[i] = _grey(model) if saved is None else saved
