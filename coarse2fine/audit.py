@@ -1,9 +1,8 @@
 """What was missed, against what the exhaustive pass would find in this very image: no labels are needed.
 
 The cells that the plan left out are cut into blocks; a random choice of these is refined too, and what it turns up
-bounds what the rest holds (elusion testing, as in the review of documents; the statistics are in `bound` and
-`sample`). With a recall to certify, blocks are refined, the most promising ones first and then random ones, until the
-bound allows it or nothing is left to refine.
+bounds what the rest holds (elusion testing, as in the review of documents). The statistics are in `sample`; where a
+recall is to be certified, in `certify` and `bound`.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.blocks import Blocks, Standing
-from coarse2fine.bound import MissBound, audit_weights
+from coarse2fine.bound import audit_weights
 from coarse2fine.models.heads import Candidates
 from coarse2fine.sample import Sample, allowed_misses, inclusion, least_share, pool, recall_interval
-from coarse2fine.select import Plan, choose
+from coarse2fine.select import Plan
 
 __all__ = ["Audit"]
 
@@ -28,11 +27,6 @@ __all__ = ["Audit"]
 _USUAL_RECALL = 0.95
 # A sample that could not show this recall even by finding nothing tells nothing.
 _TELLING = 0.5
-_LEAST_DRAWS = 32
-# While more than this share of what may be missed seems to be, the most promising blocks are refined first.
-_HOPEFUL = 0.6
-# Further windows are chosen down to these shares of the threshold, if that makes the audit cheaper by more.
-_DEEPER = (1.0, 1 / 3, 1 / 9, 1 / 27, 1 / 81)
 
 
 @dataclass(frozen=True)
@@ -180,9 +174,22 @@ class Audited:
     interrupted: bool
 
     @classmethod
+    def after(cls, audit: Audit, blocks: Blocks, plan: Plan | None = None, macs: int = 0) -> Audited:
+        """What there is after work on blocks, and on a plan and what else came before."""
+        return cls(
+            audit,
+            blocks.candidates,
+            blocks.refined,
+            Plan.empty(blocks.cell_shape) if plan is None else plan,
+            macs + blocks.macs,
+            blocks.failures,
+            blocks.interrupted,
+        )
+
+    @classmethod
     def none(cls, standing: Standing, confidence: float) -> Audited:
         """No audit at all: nothing is known but how much there is room for."""
-        return _audited(_unknown(Blocks(standing), confidence), Blocks(standing), _no_plan(standing), 0)
+        return cls.after(_unknown(Blocks(standing), confidence), Blocks(standing))
 
 
 def survey(standing: Standing, macs: int, *, confidence: float, seed: int, if_telling: bool = False) -> Audited:
@@ -198,11 +205,11 @@ def survey(standing: Standing, macs: int, *, confidence: float, seed: int, if_te
     if_telling : bool
         Spend nothing where finds are so few that the sample could hardly tell anything of recall.
     """
-    blocks = Blocks(replace(standing, interest=standing.interest * _sobriety(standing)))
+    blocks = Blocks(standing.scaled(sobriety(standing)))
     size = min(macs / blocks.macs_each, len(blocks)) if macs < blocks.rest_macs else len(blocks)
     finds = blocks.finds()
     if if_telling and len(blocks) and least_share(finds, _TELLING, blocks.cap, confidence) > size / len(blocks):
-        return _audited(_unknown(blocks, confidence), blocks, _no_plan(standing), 0)
+        return Audited.after(_unknown(blocks, confidence), blocks)
     target = max(1, allowed_misses(finds, _USUAL_RECALL))
     chances = inclusion(audit_weights(blocks.expected, blocks.cap, target), size) if size else np.zeros(len(blocks))
     index = np.flatnonzero(np.random.default_rng(seed).random(len(blocks)) < chances)
@@ -213,95 +220,10 @@ def survey(standing: Standing, macs: int, *, confidence: float, seed: int, if_te
     else:
         sample = Sample.of(chances, index, found, blocks.cap)
         audit = replace(_of_sample(sample, blocks.finds(), confidence, len(blocks), blocks.side), audited=len(index))
-    return _audited(audit, blocks, _no_plan(standing), 0)
+    return Audited.after(audit, blocks)
 
 
-def certify(
-    standing: Standing, recall: float, *, confidence: float, seed: int, most_macs: int | None = None
-) -> Audited:
-    """Refine more until the recall is certain enough, or nothing is left.
-
-    Parameters
-    ----------
-    standing : Standing
-    recall : float
-        Share of what the exhaustive pass would find.
-    confidence : float
-    seed : int
-    most_macs : int, optional
-        Multiply-adds that it may take.
-    """
-    scale = _sobriety(standing)
-    extension = _extension(standing, scale, recall, confidence, most_macs)
-    standing = replace(standing, interest=standing.interest * scale)
-    plan_macs, interrupted = 0, False
-    failures: tuple[str, ...] = ()
-    if len(extension):
-        fine = standing.refine(extension)
-        plan_macs, failures, interrupted = fine.macs, fine.failures, fine.interrupted
-        standing = replace(
-            standing,
-            covered=standing.covered | extension.take(fine.done).covered(),
-            candidates=_united(standing, fine.candidates),
-        )
-    blocks = Blocks(standing)
-    bound = _bound(blocks, recall, confidence, seed)
-    left = None if most_macs is None else most_macs - plan_macs
-    blocks.cut |= interrupted
-    _go_on(blocks, bound, recall, left)
-    nothing_left = blocks.exhausted or not bound.unknown
-    missed = 0.0 if nothing_left else max(0.0, bound.estimate - bound.known)
-    audit = Audit(
-        found=blocks.finds(),
-        missed=missed,
-        missed_interval=(0, 0 if nothing_left else bound.missed),
-        confidence=confidence,
-        cap=bound.cap,
-        blocks=len(blocks),
-        audited=bound.audited,
-        side=blocks.side,
-        target=recall,
-    )
-    done = _audited(audit, blocks, extension, plan_macs)
-    return replace(
-        done,
-        failures=tuple(dict.fromkeys((*failures, *done.failures))),
-        interrupted=done.interrupted or interrupted,
-    )
-
-
-def _go_on(blocks: Blocks, bound: MissBound, recall: float, most_macs: int | None) -> None:
-    """Rounds of the most promising and of random blocks, until the bound allows an end."""
-    unknown = np.ones(len(blocks), bool)
-    while bound.unknown and not blocks.cut:
-        allowed = allowed_misses(blocks.finds(), recall)
-        if bound.missed <= allowed:
-            return
-        promising = bound.hoped > _HOPEFUL * max(allowed, 1)
-        count = (
-            _promising(blocks.expected[unknown], bound.hoped, allowed) if promising else bound.planned_draws(allowed)
-        )
-        left = math.inf if most_macs is None else most_macs - blocks.macs
-        if count * blocks.macs_each >= blocks.rest_macs and blocks.rest_macs <= left:
-            blocks.look_at_rest()
-            return
-        # Half of what is planned: what it turns up makes the next plan better.
-        count = min(max(_LEAST_DRAWS, -(-count // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
-        if not count:
-            return
-        if promising:
-            candidates = np.flatnonzero(unknown)
-            index = candidates[np.argsort(-blocks.expected[candidates], kind="stable")[:count]]
-        else:
-            index = bound.draw(count)
-        found = blocks.look(index)
-        if found is None:
-            return
-        (bound.know if promising else bound.see)(index, found)
-        unknown[index] = False
-
-
-def _sobriety(standing: Standing) -> np.float32:
+def sobriety(standing: Standing) -> float:
     """Factor from what the scan expects of skipped cells to the misses that the model was calibrated for, 1 at most.
 
     Calibration bounds the precision of low activations from above; over millions of cells that adds up.
@@ -309,39 +231,7 @@ def _sobriety(standing: Standing) -> np.float32:
     target = float(standing.model.provenance.get("recall_target", _USUAL_RECALL))
     likely = (1 + len(standing.finds())) * (1 - target) / target
     expected = float(standing.interest[~standing.covered].sum())
-    return np.float32(min(1.0, likely / expected)) if expected else np.float32(1)
-
-
-def _promising(expected: NDArray[np.float64], seems: float, allowed: int) -> int:
-    """Blocks, the best first, that hold enough of what seems to be missed."""
-    order = np.sort(expected)[::-1]
-    enough = (1 - _HOPEFUL * allowed / seems) * order.sum()
-    return int(np.searchsorted(np.cumsum(order), enough)) + 1
-
-
-def _extension(standing: Standing, scale: np.float32, recall: float, confidence: float, most_macs: int | None) -> Plan:
-    """Further windows that make the windows and the audit cheapest together, by what the scan expects."""
-    model = standing.model
-    left = np.where(standing.covered, 0, standing.interest).astype(np.float32)
-    best, least = _no_plan(standing), math.inf
-    for share in _DEEPER:
-        plan = choose(left, model.window, window_macs=model.window_macs, tau=model.tau * share)
-        covered = standing.covered | plan.covered()
-        blocks = Blocks(replace(standing, covered=covered, interest=left * scale))
-        more = float(left[plan.covered()].sum() * scale)
-        allowed = allowed_misses(round(len(standing.finds()) + more), recall)
-        draws = _bound(blocks, recall, confidence, 0, more=more).planned_draws(allowed) if len(blocks) else 0
-        macs = plan.macs(model.window_macs)
-        cost = macs + min(draws * blocks.macs_each, blocks.rest_macs)
-        if cost > least or (most_macs is not None and macs > most_macs):
-            break
-        best, least = plan, cost
-    return best
-
-
-def _bound(blocks: Blocks, recall: float, confidence: float, seed: int, more: float = 0.0) -> MissBound:
-    target = max(1, allowed_misses(round(blocks.finds() + more), recall))
-    return MissBound(blocks.expected, blocks.cap, target=target, confidence=confidence, seed=seed)
+    return min(1.0, likely / expected) if expected else 1.0
 
 
 def _of_sample(sample: Sample, found: int, confidence: float, blocks: int, side: int) -> Audit:
@@ -361,20 +251,6 @@ def _of_sample(sample: Sample, found: int, confidence: float, blocks: int, side:
 def _unknown(blocks: Blocks, confidence: float) -> Audit:
     most = blocks.cap * len(blocks)
     return Audit(blocks.finds(), math.nan, (0, most), confidence, blocks.cap, len(blocks), 0, blocks.side)
-
-
-def _audited(audit: Audit, blocks: Blocks, plan: Plan, macs: int) -> Audited:
-    return Audited(
-        audit, blocks.candidates, blocks.refined, plan, macs + blocks.macs, blocks.failures, blocks.interrupted
-    )
-
-
-def _no_plan(standing: Standing) -> Plan:
-    return Plan(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), standing.cell_shape)
-
-
-def _united(standing: Standing, fresh: Candidates) -> Candidates:
-    return Candidates.concatenate([standing.candidates, fresh])
 
 
 def _floored(share: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,17 @@ class Standing:
     def cell_shape(self) -> tuple[int, int]:
         """Cells of the image."""
         return self.covered.shape[0], self.covered.shape[1]
+
+    def scaled(self, factor: float) -> Standing:
+        """The same with another idea of how much there is."""
+        return replace(self, interest=self.interest * np.float32(factor))
+
+    def with_more(self, candidates: Candidates, covered: NDArray[np.bool_]) -> Standing:
+        """After more was refined; each fine cell once, in raster order."""
+        every = Candidates.concatenate([self.candidates, candidates])
+        width = np.int64(self.covered.shape[1] * self.model.geometry.fine)
+        _, first = np.unique(every.cells[:, 0].astype(np.int64) * width + every.cells[:, 1], return_index=True)
+        return replace(self, covered=self.covered | covered, candidates=every.take(first))
 
     def finds(self) -> Candidates:
         """Sure candidates, each object once; of an area every cell."""
@@ -102,7 +113,7 @@ class Blocks:
         self._numbers = np.flatnonzero(skipped)
         hoped = _per_block(np.where(self._skipped, standing.interest, 0), self.side)
         self.expected = hoped.ravel()[self._numbers]
-        self._found = [standing.candidates]
+        self._found: list[Candidates] = []
         self._refined = standing.covered.copy()
         self.macs = 0
         self.failures: tuple[str, ...] = ()
@@ -114,10 +125,17 @@ class Blocks:
     @property
     def candidates(self) -> Candidates:
         """All there are by now, each fine cell once, in raster order."""
-        every = Candidates.concatenate(self._found)
-        width = np.int64(self._refined.shape[1] * self._at.model.geometry.fine)
-        _, first = np.unique(every.cells[:, 0].astype(np.int64) * width + every.cells[:, 1], return_index=True)
-        return every.take(first)
+        return self.standing.candidates
+
+    @property
+    def cell_shape(self) -> tuple[int, int]:
+        """Cells of the image."""
+        return self._at.cell_shape
+
+    @property
+    def standing(self) -> Standing:
+        """What is known by now: the beginning of another audit."""
+        return self._at.with_more(Candidates.concatenate(self._found), self._refined)
 
     @property
     def refined(self) -> NDArray[np.bool_]:
@@ -130,8 +148,7 @@ class Blocks:
 
     def finds(self) -> int:
         """Finds by now, each object once."""
-        at = self._at
-        return len(Standing(at.model, at.interest, at.covered, self.candidates, at.threshold, at.refine).finds())
+        return len(self.standing.finds())
 
     def look(self, index: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Refine blocks; the finds of each, or None where it was cut short.

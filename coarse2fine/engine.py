@@ -15,9 +15,10 @@ import numpy as np
 from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
-from coarse2fine.audit import Audited, certify, survey
+from coarse2fine.audit import Audited, survey
 from coarse2fine.blocks import Standing
 from coarse2fine.budget import Assurance, Budget
+from coarse2fine.certify import certify
 from coarse2fine.conclude import conclude
 from coarse2fine.explore import explore, read_oddities
 from coarse2fine.model import Model, load_model

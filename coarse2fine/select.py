@@ -55,6 +55,11 @@ class Plan:
         fired = None if self.fired is None else self.fired[index]
         return Plan(self.cell_corners[index], self.sides[index], self.scores[index], self.cell_shape, fired)
 
+    @classmethod
+    def empty(cls, cell_shape: tuple[int, int]) -> Plan:
+        """No window at all."""
+        return cls(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), cell_shape)
+
     def joined(self, other: Plan) -> Plan:
         """These windows, then those of another plan of the same image; unexplained."""
         return Plan(
@@ -135,7 +140,7 @@ def choose(
     def best(count: int) -> Plan:
         if budget_cells is not None:  # a larger square would cover cells that nobody asked for
             return Plan(corners[:count], np.full(count, side, np.int64), scores[:count], interest.shape)
-        return _merge(corners[:count], scores[:count], side, interest.shape, window_macs, merged)
+        return merge_windows(corners[:count], scores[:count], side, interest.shape, window_macs, merged)
 
     def affordable(plan: Plan) -> bool:
         if budget_macs is not None and plan.macs(window_macs) > budget_macs:
@@ -244,15 +249,30 @@ def _aligned(left: NDArray[np.float32], side: int, floor: float) -> tuple[NDArra
     return np.stack([ys[row], xs[column]], axis=1).astype(np.int64), table[row, column]
 
 
-def _merge(
+def merge_windows(
     corners: NDArray[np.int64],
     scores: NDArray[np.float32],
     side: int,
     cell_shape: tuple[int, int],
     window_macs: Callable[[int], int],
-    merged: tuple[int, ...],
+    merged: tuple[int, ...] = MERGED_SIDES,
 ) -> Plan:
-    """Replace crowded windows by larger squares wherever that costs less (exact on the quad-tree of squares)."""
+    """Replace crowded windows by larger squares wherever that costs less (exact on the quad-tree of squares).
+
+    Parameters
+    ----------
+    corners : ndarray, int64, (n, 2)
+        First cell (y, x) of each window, the best first.
+    scores : ndarray, float32, (n,)
+    side : int
+        Side of a window in cells.
+    cell_shape : tuple of int
+        Cells of the image.
+    window_macs : callable
+        Multiply-adds of a window of a given side.
+    merged : tuple of int
+        Sides of the larger squares, increasing multiples.
+    """
     count = len(scores)
     best = np.full(count, float(window_macs(side)))  # what is paid for each window, or its share of a square
     owner_side = np.full(count, side, np.int64)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from coarse2fine import Audit, analyze
-from coarse2fine.audit import certify, survey
+from coarse2fine.audit import survey
 from coarse2fine.blocks import Blocks, Standing
+from coarse2fine.certify import certify
 from coarse2fine.evaluate import match
 from coarse2fine.merge import suppress
 from coarse2fine.model import Label, Model

@@ -1,0 +1,187 @@
+"""Refining until a recall is certain: further windows while many finds seem to be missed, then random blocks.
+
+Pilot draws tell how much is missed, which the scan's own expectation does not: on other images it is off by a multiple.
+They decide where to look and claim nothing, so that the bound of the final audit, on blocks that were fixed before its
+first draw, holds with all the confidence that was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.audit import Audit, Audited, sobriety
+from coarse2fine.blocks import Blocks, Standing
+from coarse2fine.bound import MissBound
+from coarse2fine.sample import allowed_misses
+from coarse2fine.select import Plan, choose
+
+_LEAST_DRAWS = 32
+# While more than this share of what may be missed seems to be, promising places are refined first.
+_HOPEFUL = 0.6
+# Further windows are tried down to these shares of the threshold.
+_DEEPER = tuple(0.5**k for k in range(10))
+# A pilot's blocks, and the share of the exhaustive pass that they may cost; fewer are not worth it.
+_MOST_PILOTS, _PILOT_SHARE, _LEAST_PILOTS = 256, 0.015, 16
+_ROUNDS = 4
+
+
+def certify(
+    standing: Standing, recall: float, *, confidence: float, seed: int, most_macs: int | None = None
+) -> Audited:
+    """Refine more until the recall is certain enough, or nothing is left.
+
+    Parameters
+    ----------
+    standing : Standing
+    recall : float
+        Share of what the exhaustive pass would find.
+    confidence : float
+    seed : int
+    most_macs : int, optional
+        Multiply-adds that it may take.
+    """
+    work = _Work(standing, recall, confidence, seed, most_macs)
+    for stage in range(_ROUNDS):
+        work.extend()
+        if work.cut or work.settled(stage):
+            break
+    blocks = Blocks(work.standing)
+    bound = work.bound(blocks, stage=_ROUNDS)
+    if not work.cut:
+        _go_on(blocks, bound, recall, work.left)
+    nothing_left = blocks.exhausted or not bound.unknown
+    audit = Audit(
+        found=blocks.finds(),
+        missed=0.0 if nothing_left else max(0.0, bound.estimate - bound.known),
+        missed_interval=(0, 0 if nothing_left else bound.missed),
+        confidence=confidence,
+        cap=bound.cap,
+        blocks=len(blocks),
+        audited=bound.audited,
+        side=blocks.side,
+        target=recall,
+    )
+    done = Audited.after(audit, blocks, work.plan, work.macs)
+    failures = tuple(dict.fromkeys((*work.failures, *done.failures)))
+    return replace(done, failures=failures, interrupted=done.interrupted or work.interrupted)
+
+
+class _Work:
+    """What is done before the audit that counts: windows chosen in addition, and pilot draws."""
+
+    def __init__(self, standing: Standing, recall: float, confidence: float, seed: int, most_macs: int | None) -> None:
+        self.standing = standing.scaled(sobriety(standing))
+        # What was not scaled is what thresholds are in.
+        self._interest = standing.interest
+        self._recall, self._confidence, self._seed, self._most = recall, confidence, seed, most_macs
+        self.plan = Plan.empty(standing.cell_shape)
+        self.macs = 0
+        self.failures: tuple[str, ...] = ()
+        self.interrupted = self.cut = False
+
+    @property
+    def left(self) -> float:
+        """Multiply-adds that may still be spent."""
+        return math.inf if self._most is None else self._most - self.macs
+
+    def bound(self, blocks: Blocks, stage: int, more: float = 0.0) -> MissBound:
+        """A bound for these blocks and no others, with draws of its own."""
+        target = max(1, allowed_misses(round(blocks.finds() + more), self._recall))
+        seed = self._seed * (_ROUNDS + 1) + stage
+        return MissBound(blocks.expected, blocks.cap, target=target, confidence=self._confidence, seed=seed)
+
+    def extend(self) -> None:
+        """Refine further windows, if that makes these and the audit cheaper together."""
+        plan = self._extension()
+        if not len(plan):
+            return
+        fine = self.standing.refine(plan)
+        self.macs += fine.macs
+        self.failures += fine.failures
+        self.interrupted |= fine.interrupted
+        self.cut |= fine.interrupted or (len(fine.done) < len(plan) and not fine.failures)
+        self.plan = self.plan.joined(plan)
+        self.standing = self.standing.with_more(fine.candidates, plan.take(fine.done).covered())
+
+    def settled(self, stage: int) -> bool:
+        """Draw a pilot and correct what is expected; whether no more windows seem to be called for."""
+        blocks = Blocks(self.standing)
+        exhaustive = self.standing.model.exhaustive_macs(self.standing.cell_shape)
+        count = int(min(_MOST_PILOTS, min(_PILOT_SHARE * exhaustive, self.left) / blocks.macs_each, len(blocks) // 4))
+        if count < _LEAST_PILOTS:
+            return True
+        index = self.bound(blocks, stage).draw(count)
+        found = blocks.look(index)
+        self.macs += blocks.macs
+        self.failures += blocks.failures
+        self.interrupted |= blocks.interrupted
+        self.cut |= blocks.cut
+        self.standing = blocks.standing
+        if found is None:
+            return True
+        correction = (1 + found.sum()) / (1 + blocks.expected[index].sum())
+        self.standing = self.standing.scaled(float(correction))
+        seems = float(self.standing.interest[~self.standing.covered].sum())
+        return seems <= _HOPEFUL * allowed_misses(blocks.finds(), self._recall)
+
+    def _extension(self) -> Plan:
+        at, model = self.standing, self.standing.model
+        left = np.where(at.covered, 0, self._interest).astype(np.float32)
+        finds = len(at.finds())
+        best, least = Plan.empty(at.cell_shape), math.inf
+        for share in _DEEPER:
+            plan = choose(left, model.window, window_macs=model.window_macs, tau=model.tau * share)
+            macs = plan.macs(model.window_macs)
+            if macs > min(least, self.left):
+                break
+            covered = plan.covered()
+            more = float(at.interest[covered & ~at.covered].sum())
+            blocks = Blocks(replace(at, covered=at.covered | covered))
+            allowed = allowed_misses(round(finds + more), self._recall)
+            draws = self.bound(blocks, _ROUNDS, more).planned_draws(allowed) if len(blocks) else 0
+            cost = macs + min(draws * blocks.macs_each, blocks.rest_macs)
+            if cost < least:
+                best, least = plan, cost
+        return best
+
+
+def _go_on(blocks: Blocks, bound: MissBound, recall: float, most_macs: float) -> None:
+    """Rounds of the most promising and of random blocks, until the bound allows an end."""
+    unknown = np.ones(len(blocks), bool)
+    while bound.unknown:
+        allowed = allowed_misses(blocks.finds(), recall)
+        if bound.missed <= allowed:
+            return
+        promising = bound.hoped > _HOPEFUL * max(allowed, 1)
+        count = (
+            _promising(blocks.expected[unknown], bound.hoped, allowed) if promising else bound.planned_draws(allowed)
+        )
+        left = most_macs - blocks.macs
+        if count * blocks.macs_each >= blocks.rest_macs and blocks.rest_macs <= left:
+            blocks.look_at_rest()
+            return
+        # Half of what is planned: what it turns up makes the next plan better.
+        count = min(max(_LEAST_DRAWS, -(-count // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
+        if not count:
+            return
+        if promising:
+            candidates = np.flatnonzero(unknown)
+            index = candidates[np.argsort(-blocks.expected[candidates], kind="stable")[:count]]
+        else:
+            index = bound.draw(count)
+        found = blocks.look(index)
+        if found is None:
+            return
+        (bound.know if promising else bound.see)(index, found)
+        unknown[index] = False
+
+
+def _promising(expected: NDArray[np.float64], seems: float, allowed: int) -> int:
+    """Blocks, the best first, that hold enough of what seems to be missed."""
+    order = np.sort(expected)[::-1]
+    enough = (1 - _HOPEFUL * allowed / seems) * order.sum()
+    return int(np.searchsorted(np.cumsum(order), enough)) + 1
