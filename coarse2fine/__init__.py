@@ -1,6 +1,6 @@
 """Look at a gigapixel image cheaply everywhere, and closely only where it matters."""
 
-import coarse2fine._opencv  # noqa: F401 (before any import of OpenCV)
+import coarse2fine._environment  # noqa: F401 (before OpenCV and torch)
 from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis

@@ -187,9 +187,11 @@ class Audited:
         )
 
     @classmethod
-    def none(cls, standing: Standing, confidence: float) -> Audited:
-        """No audit at all: nothing is known but how much there is room for."""
-        return cls.after(_unknown(Blocks(standing), confidence), Blocks(standing))
+    def none(cls, standing: Standing, confidence: float | None) -> Audited:
+        """No audit was asked for; or, with a confidence, it came to nothing, and all that is known is the room left."""
+        nothing = Audit(0, math.nan, (0, 0), 0.0, 0.0, 0, 0, 0)
+        audit = nothing if confidence is None else _unknown(Blocks(standing), confidence)
+        return cls(audit, standing.candidates, standing.covered, Plan.empty(standing.cell_shape), 0, (), False)
 
 
 def survey(standing: Standing, macs: int, *, confidence: float, seed: int, if_telling: bool = False) -> Audited:

@@ -56,6 +56,7 @@ def load_scenes(folder: Path) -> tuple[list[BenchScene], list[str]]:
     Parameters
     ----------
     folder : Path
+        Where it holds folders named "images" and "annotations", the one is beside the other.
 
     Returns
     -------
@@ -75,9 +76,11 @@ def load_scenes(folder: Path) -> tuple[list[BenchScene], list[str]]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; expected one of images with GeoJSON beside them")
-    paths = expand_paths(folder)
+    apart = (folder / "images").is_dir() and (folder / "annotations").is_dir()
+    paths = expand_paths(folder / "images" if apart else folder)
+    beside_them = match_annotations(paths, folder / "annotations" if apart else folder)
     scenes, notes = [], []
-    for path, beside in zip(paths, match_annotations(paths, folder), strict=True):
+    for path, beside in zip(paths, beside_them, strict=True):
         with open_image(path) as image:
             truth = read_annotations(beside, full_shape=(image.height, image.width))
         if not (truth.objects or truth.regions or truth.ignored):

@@ -13,7 +13,6 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.grid import blocks
 from coarse2fine.tiling.image import Image
 
-RIVALS = ("random", "gradient", "mask", "tiles", "oracle")
 TILE_CELLS = 32
 """Side of the windows of "tiles": a square that large pays little for its halo."""
 _BLOCK_CELLS = 128

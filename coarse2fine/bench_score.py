@@ -48,8 +48,8 @@ class LabelScore:
         return self.hits / finds if finds else float("nan")
 
 
-def against_labels(regions: Sequence[Region], truth: Annotations, model: Model) -> LabelScore:
-    """Pair finds with labelled objects of their class, one to one.
+class Labelled:
+    """The labelled objects of a scene, with which finds are paired.
 
     A find counts where its centre lies within a cell, or half the object's longer side if that is more, of the
     object's centre. Areas, which have no natural number, are left out on both sides. Objects too large for the refine
@@ -57,32 +57,41 @@ def against_labels(regions: Sequence[Region], truth: Annotations, model: Model) 
 
     Parameters
     ----------
-    regions : sequence of Region
     truth : Annotations
     model : Model
         Tells the size of a cell and which classes are areas.
     """
-    areas = {label.name for label in model.labels if label.kind == "area"}
-    objects = [a for a in truth.objects if a.label not in areas]
-    bounds = np.array([a.full_bounds for a in objects], np.float64).reshape(-1, 4)
-    size = (bounds[:, 2:] - bounds[:, :2]).max(axis=1, initial=0.0)
-    # A point has no size of its own; fitting gave it the typical one.
-    size[[a.is_point for a in objects]] = float(model.provenance.get("median_size", 0.0))
-    reach = np.maximum(model.geometry.cell, size / 2)
-    centre = (bounds[:, :2] + bounds[:, 2:]) / 2
-    annotated = AnnotatedArea(truth).contains
-    counted = annotated(*centre.T)
-    found = [r for r in regions if r.label not in areas]
-    found_centre = np.array([r.full_centre for r in found], np.float64).reshape(-1, 2)
-    scores = np.array([r.score for r in found], np.float32)
-    label, found_label = np.array([a.label for a in objects], str), np.array([r.label for r in found], str)
-    hits, false_alarms = 0, 0
-    for name in sorted({*label.tolist(), *found_label.tolist()}):
-        mine, true = np.flatnonzero(found_label == name), np.flatnonzero(label == name)
-        owner = match(found_centre[mine], scores[mine], centre[true], reach[true])
-        hits += int(counted[true[owner[owner >= 0]]].sum())
-        false_alarms += int(annotated(*found_centre[mine[owner < 0]].T).sum())
-    return LabelScore(hits, false_alarms, int(counted.sum()))
+
+    def __init__(self, truth: Annotations, model: Model) -> None:
+        self._areas = {label.name for label in model.labels if label.kind == "area"}
+        boxes = object_boxes(truth, model)[[a.label not in self._areas for a in truth.objects]]
+        self._label = np.array([a.label for a in truth.objects if a.label not in self._areas], str)
+        self._reach = np.maximum(model.geometry.cell, (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0.0) / 2)
+        self._centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        self._annotated = AnnotatedArea(truth).contains
+        self._counted = self._annotated(*self._centre.T)
+
+    def score(self, regions: Sequence[Region]) -> LabelScore:
+        """Pair finds with objects of their class, one to one."""
+        found = [r for r in regions if r.label not in self._areas]
+        found_centre = np.array([r.full_centre for r in found], np.float64).reshape(-1, 2)
+        scores = np.array([r.score for r in found], np.float32)
+        found_label = np.array([r.label for r in found], str)
+        hits, false_alarms = 0, 0
+        for name in sorted({*self._label.tolist(), *found_label.tolist()}):
+            mine, true = np.flatnonzero(found_label == name), np.flatnonzero(self._label == name)
+            owner = match(found_centre[mine], scores[mine], self._centre[true], self._reach[true])
+            hits += int(self._counted[true[owner[owner >= 0]]].sum())
+            false_alarms += int(self._annotated(*found_centre[mine[owner < 0]].T).sum())
+        return LabelScore(hits, false_alarms, int(self._counted.sum()))
+
+
+def object_boxes(truth: Annotations, model: Model) -> NDArray[np.float64]:
+    """Bounds (y0, x0, y1, x1) of the labelled objects; points are given the size that was typical in fitting."""
+    bounds = np.array([a.full_bounds for a in truth.objects], np.float64).reshape(-1, 4)
+    half = float(model.provenance.get("median_size", 0.0)) / 2
+    bounds[[a.is_point for a in truth.objects]] += np.array([-half, -half, half, half])
+    return bounds
 
 
 def against_exhaustive(regions: Sequence[Region], reference: Sequence[Region], cell: int) -> float:

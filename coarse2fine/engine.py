@@ -163,9 +163,9 @@ def _audit(standing: Standing, limits: Budget, sure: Assurance, spent: int, seed
     if sure.recall is not None and not cut:
         left = None if limits.share is None else int(limits.share * exhaustive) - spent
         return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
-    macs = 0 if cut else int(_sample(standing.model, limits, sure) * exhaustive)
-    if not macs:
-        return Audited.none(standing, sure.confidence)
+    macs = int(_sample(standing.model, limits, sure) * exhaustive)
+    if cut or not macs:
+        return Audited.none(standing, None if sure.recall is None and not macs else sure.confidence)
     return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
 
 

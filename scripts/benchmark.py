@@ -1,6 +1,6 @@
 """Measure what coarse to fine saves and misses, and how fast it reads: ``python scripts/benchmark.py NAME``.
 
-scenes   leave scenes out: recall, precision and multiply-adds at several budgets, beside the trivial rivals.
+scenes   leave scenes out: recall against multiply-adds, chunks and seconds, beside the trivial rivals; audits.
 io       reads per second, chunks decoded, memory and conversion, beside the bare codec and other readers.
 """
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from coarse2fine import AnnotationError, ImageError, ModelError
+from coarse2fine.bench_composite import Composition
 from coarse2fine.bench_io import FULL, QUICK, benchmark_io
 from coarse2fine.benchmark import benchmark_scenes
 
@@ -48,7 +49,13 @@ def _add_scenes(scenes: argparse.ArgumentParser) -> None:
     scenes.add_argument("--steps", type=int, help="optimisation steps of each net (default: 1000; 300 with --quick)")
     scenes.add_argument("--quick", action="store_true", help="one seed, one fold, few steps: under five minutes")
     scenes.add_argument("--model", metavar="FILE", help="test this model; fit none")
-    _add_output(scenes, "folder of the picture")
+    scenes.add_argument(
+        "--composite", type=float, metavar="MPX", help="make one scene of so many megapixels of a fold's"
+    )
+    scenes.add_argument(
+        "--density", type=float, metavar="SHARE", help="share of a composite that is scenes; the rest is empty ground"
+    )
+    _add_output(scenes, "folder of the picture, and of a composite while it is needed")
     scenes.set_defaults(run=_scenes)
 
 
@@ -67,6 +74,9 @@ def _add_output(parser: argparse.ArgumentParser, folder: str) -> None:
 
 def _scenes(arguments: argparse.Namespace, json: Path) -> list[Path]:
     seeds, steps = (1, 300) if arguments.quick else (5, 1000)
+    if arguments.composite is None and arguments.density is not None:
+        raise ValueError("--density is of a composite: give --composite too")
+    density = 1.0 if arguments.density is None else arguments.density
     report = benchmark_scenes(
         arguments.data,
         test=arguments.test,
@@ -75,6 +85,8 @@ def _scenes(arguments: argparse.Namespace, json: Path) -> list[Path]:
         steps=steps if arguments.steps is None else arguments.steps,
         quick=arguments.quick,
         model=arguments.model,
+        composite=None if arguments.composite is None else Composition(arguments.composite, density),
+        folder=arguments.out,
     )
     written = report.save(arguments.out, json)
     print(report)

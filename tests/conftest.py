@@ -10,6 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from coarse2fine import analyze
+from coarse2fine.bench_data import BenchScene, digit_split
 from coarse2fine.explore import KINDS
 from coarse2fine.model import Geometry, Label, Level, Model
 from coarse2fine.models.backbone import Backbone, design
@@ -136,3 +138,19 @@ def explorer() -> Model:
         labels=tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS)),
         threshold=0.99,
     )
+
+
+@pytest.fixture(scope="session")
+def digits() -> BenchScene:
+    return digit_split(512).test[0]
+
+
+@pytest.fixture(scope="session")
+def sparse(grey_detector: Model, digits: BenchScene) -> Model:
+    """Untrained, but with some 40 finds in the scene of digits and a default that looks at a part of it."""
+    model = replace(grey_detector, threshold=0.01, labels=(Label("2"), Label("3")))
+    found = analyze(digits.image, model, budget=1.0).regions
+    plan = analyze(digits.image, model, budget=0.4).plan
+    tau = float(plan.scores[-1])
+    taus = {"0.9": tau, "0.95": tau / 2, "0.99": tau / 10}
+    return replace(model, threshold=found[40].score, tau=tau, provenance={"taus": taus})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coarse2fine import Model, Region
 from coarse2fine.annotations import read_annotations
-from coarse2fine.bench_score import against_exhaustive, against_labels
+from coarse2fine.bench_score import Labelled, against_exhaustive
 from coarse2fine.model import Label
 
 
@@ -73,9 +73,9 @@ def collection(*features: dict[str, Any]) -> dict[str, Any]:
 def test_labels_are_reached_within_a_cell_or_half_the_longer_side(grey_detector: Model) -> None:
     truth = read_annotations(collection(feature("left", 100, 96, 104, 104), feature("left", 200, 0, 300, 20)))
     near = [region(100, 110, 6, "left"), region(10, 299, 6, "left")]
-    assert against_labels(near, truth, grey_detector).recall == 1.0
+    assert Labelled(truth, grey_detector).score(near).recall == 1.0
     far = [region(100, 110.1, 6, "left"), region(10, 301, 6, "left"), region(100, 102, 6, "right")]
-    score = against_labels(far, truth, grey_detector)
+    score = Labelled(truth, grey_detector).score(far)
     assert (score.hits, score.false_alarms, score.objects) == (0, 3, 2)
 
 
@@ -89,7 +89,7 @@ def test_nothing_counts_where_nobody_has_looked(grey_detector: Model) -> None:
         )
     )
     places = [(20, 20), (110, 110), (40, 10), (150, 150), (300, 300)]
-    score = against_labels([region(y, x, 9, "left") for y, x in places], truth, grey_detector)
+    score = Labelled(truth, grey_detector).score([region(y, x, 9, "left") for y, x in places])
     assert (score.hits, score.false_alarms, score.objects) == (1, 1, 1)
 
 
@@ -97,7 +97,7 @@ def test_areas_are_left_out_and_points_have_the_typical_size(grey_detector: Mode
     point = feature("left", 0, 0, 1, 1) | {"geometry": {"type": "Point", "coordinates": [50, 50]}}
     truth = read_annotations(collection(feature("right", 0, 0, 40, 40), point))
     model = replace(grey_detector, labels=(Label("left"), Label("right", "area")), provenance={"median_size": 60.0})
-    score = against_labels([region(50, 79, 9, "left"), region(20, 20, 40, "right")], truth, model)
+    score = Labelled(truth, model).score([region(50, 79, 9, "left"), region(20, 20, 40, "right")])
     assert (score.hits, score.false_alarms, score.objects) == (1, 0, 1)
-    assert against_labels([], truth, grey_detector).recall == 0.0
-    assert math.isnan(against_labels([], truth, grey_detector).precision)
+    assert Labelled(truth, grey_detector).score([]).recall == 0.0
+    assert math.isnan(Labelled(truth, grey_detector).score([]).precision)

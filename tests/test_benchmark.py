@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,147 +14,16 @@ import numpy as np
 import pytest
 
 import coarse2fine.benchmark
-from coarse2fine import AnnotationError, ImageError, Model, analyze, open_image
-from coarse2fine.bench_data import BenchScene, digit_split, load_scenes, splits
-from coarse2fine.bench_report import MEASURES, METHODS, Outcome, Report
-from coarse2fine.bench_rivals import RIVALS, filled, gradient_interest, oracle_interest
-from coarse2fine.benchmark import benchmark_scenes, measure
-from coarse2fine.model import Label
-from coarse2fine.refine import Fine, refine
+from coarse2fine import AnnotationError, Model, open_image
+from coarse2fine.bench_data import digit_split, load_scenes, splits
+from coarse2fine.bench_rivals import filled, gradient_interest, oracle_interest
+from coarse2fine.bench_score import object_boxes
+from coarse2fine.benchmark import benchmark_scenes
 from coarse2fine.select import choose
 from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.image import Image
 
-BUDGETS = (0.3, 0.6)
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
-
-
-@pytest.fixture(scope="module")
-def digits() -> BenchScene:
-    return digit_split(512).test[0]
-
-
-@pytest.fixture(scope="module")
-def sparse(grey_detector: Model, digits: BenchScene) -> Model:
-    """Untrained, but with some 40 finds in the scene and a default that looks at a part of it."""
-    model = replace(grey_detector, threshold=0.01, labels=(Label("2"), Label("3")))
-    found = analyze(digits.image, model, budget=1.0).regions
-    plan = analyze(digits.image, model, budget=0.4).plan
-    return replace(model, threshold=found[40].score, tau=float(plan.scores[-1]))
-
-
-@pytest.fixture(scope="module")
-def outcomes(sparse: Model, digits: BenchScene) -> list[Outcome]:
-    return measure(sparse, digits, 0, budgets=BUDGETS)[0]
-
-
-@pytest.fixture(scope="module")
-def report(outcomes: list[Outcome]) -> Report:
-    other = [replace(o, seed=1, recall_labels=float("nan")) for o in outcomes]
-    return Report((*outcomes, *other), ("a note",), ({"fit": ["a"], "test": ["b"]},), (0, 1), {"steps": 10})
-
-
-def pick(outcomes: list[Outcome], method: str, budget: str) -> Outcome:
-    (found,) = [o for o in outcomes if (o.method, o.budget) == (method, budget)]
-    return found
-
-
-def test_every_method_is_measured_at_every_budget(outcomes: list[Outcome]) -> None:
-    rows = {(o.method, o.budget) for o in outcomes}
-    assert rows == {(m, b) for m in METHODS for b in ("0.30", "0.60", "default")} | {("ours", "1.00")}
-    assert len(outcomes) == len(rows)
-
-
-def test_the_exhaustive_pass_finds_itself(outcomes: list[Outcome]) -> None:
-    whole = pick(outcomes, "ours", "1.00")
-    assert whole.recall_exhaustive == 1.0
-    assert whole.refined == 1.0
-    assert whole.share > 1.0  # its halo is paid for
-
-
-def test_budgets_hold_for_all_methods(outcomes: list[Outcome]) -> None:
-    default = pick(outcomes, "ours", "default").share
-    for o in (o for o in outcomes if o.budget != "1.00"):
-        limit = default + 1e-9 if o.budget == "default" else float(o.budget)
-        assert 0 < o.share <= limit, o
-        assert 0 < o.refined < 1
-
-
-def test_the_oracle_beats_chance_and_finds_all_it_can_pay_for(outcomes: list[Outcome]) -> None:
-    for budget in ("0.30", "0.60", "default"):
-        oracle, chance = pick(outcomes, "oracle", budget), pick(outcomes, "random", budget)
-        assert oracle.recall_exhaustive > chance.recall_exhaustive
-    assert pick(outcomes, "oracle", "0.60").recall_exhaustive > 0.97
-
-
-def test_a_second_run_gives_the_same_numbers(sparse: Model, digits: BenchScene, outcomes: list[Outcome]) -> None:
-    again = measure(sparse, digits, 0, budgets=BUDGETS[:1])[0]
-    fixed = {(o.method, o.budget): replace(o, seconds=0.0) for o in outcomes}
-    for o in again:
-        assert replace(o, seconds=0.0) == fixed[o.method, o.budget]
-
-
-def test_ticks_end_at_the_total(sparse: Model, digits: BenchScene) -> None:
-    ticks: list[tuple[int, int]] = []
-    measure(sparse, digits, 0, budgets=(0.5,), tick=lambda done, total: ticks.append((done, total)))
-    assert [done for done, _ in ticks] == list(range(1, ticks[-1][1] + 1))
-
-
-def test_a_budget_below_the_scan_is_noted_and_left_to_the_rivals(sparse: Model, digits: BenchScene) -> None:
-    found, notes = measure(sparse, digits, 0, budgets=(0.001,))
-    assert {o.method for o in found if o.budget == "0.00"} == set(RIVALS)
-    assert notes == ["ours at 0.00: the scan alone costs more on digits-test"]
-
-
-@pytest.mark.parametrize(
-    ("fault", "error"), [({"done": np.zeros(0, np.intp)}, KeyboardInterrupt), ({"failures": ("torn",)}, ImageError)]
-)
-def test_a_run_cut_short_is_no_measurement(
-    sparse: Model,
-    digits: BenchScene,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: dict[str, Any],
-    error: type[BaseException],
-) -> None:
-    def cut_short(*arguments: Any) -> Fine:
-        return replace(refine(*arguments), **fault)
-
-    monkeypatch.setattr(coarse2fine.benchmark, "refine", cut_short)
-    with pytest.raises(error):
-        measure(sparse, digits, 0)
-
-
-def test_an_explore_model_is_refused(explorer: Model, digits: BenchScene) -> None:
-    with pytest.raises(ValueError, match="expected a detect model, got tiny explorer"):
-        measure(explorer, digits, 0)
-
-
-def test_figures_are_flat_finite_and_named_by_method_and_budget(report: Report) -> None:
-    figures = json.loads(json.dumps(report.summary(), allow_nan=False))["figures"]
-    assert all(isinstance(v, float) and math.isfinite(v) for v in figures.values())
-    for method in METHODS:
-        assert {f"{method}/0.30/{m}" for m in MEASURES} <= set(figures)
-    assert figures["ours/0.30/recall_exhaustive_sd"] == 0.0
-    assert "ours/0.30/recall_labels_sd" not in figures  # defined in one run of two
-    assert figures["ours/default/times_fewer_macs"] > 1
-
-
-def test_the_record_says_what_is_needed_to_repeat_it(report: Report, tmp_path: Path) -> None:
-    paths = report.save(tmp_path, tmp_path / "figures.json")
-    record = json.loads((tmp_path / "figures.json").read_text())
-    assert record["seeds"] == [0, 1]
-    assert record["notes"] == ["a note"]
-    assert record["runs"][-1]["recall_labels"] is None
-    assert {"cpu", "cores", "runtime"} <= set(record["machine"])
-    assert {"torch", "coarse2fine"} <= set(record["versions"])
-    assert cv2.imread(str(paths[1])) is not None
-
-
-def test_the_table_has_a_row_for_each_method_and_budget_and_fits_a_page(report: Report) -> None:
-    lines = str(report).splitlines()
-    assert max(map(len, lines)) <= 120
-    heads = [tuple(line.split()[:2]) for line in lines]
-    assert all((m, b) in heads for b, m in report.rows())
-    assert lines[-1] == "note: a note"
 
 
 def feature(label: str, x0: float, y0: float, x1: float, y1: float) -> dict[str, Any]:
@@ -214,6 +82,14 @@ def test_a_scene_without_annotations_is_skipped_with_a_note(folder: Path) -> Non
     assert notes == ["left out void.png: void.geojson holds no annotation"]
 
 
+def test_images_and_annotations_may_lie_in_folders_of_their_own(tmp_path: Path) -> None:
+    for name in ("images", "annotations"):
+        (tmp_path / name).mkdir()
+    write_scene(tmp_path / "images", "a", collection(feature("left", 20, 20, 40, 40)))
+    (tmp_path / "images" / "a.geojson").rename(tmp_path / "annotations" / "a.geojson")
+    assert [s.name for s in load_scenes(tmp_path)[0]] == ["a"]
+
+
 def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         load_scenes(tmp_path / "nowhere")
@@ -260,10 +136,16 @@ def test_no_scene_under_test_is_fitted_on(folder: Path, sparse: Model, monkeypat
         assert options["rotate"] is True
         return sparse
 
+    probed: list[list[str]] = []
+
+    def fit_probe(images: Iterable[Image], *_: Any) -> None:
+        probed.append([image.name for image in images])
+
     monkeypatch.setattr(coarse2fine.benchmark, "fit", fit)
-    monkeypatch.setattr(coarse2fine.benchmark, "BUDGETS", ())
+    monkeypatch.setattr(coarse2fine.benchmark, "fit_probe", fit_probe)
     done = benchmark_scenes(folder, test=["s1", "s3"], seeds=2, progress=False)
     assert fitted == [(["s0", "s2", "s4"], 0), (["s0", "s2", "s4"], 1)]
+    assert probed == [names for names, _ in fitted]
     assert {(o.scene, o.seed) for o in done.outcomes} == {("s1", 0), ("s1", 1), ("s3", 0), ("s3", 1)}
     assert done.notes[0].startswith("left out void.png")
 
@@ -308,9 +190,40 @@ def test_the_script_prints_a_table_and_writes_both_files(
     out = folder / "results"
     code = run(script, monkeypatch, "--data", folder, "--test", "s1", "--model", model, "--quick", "--out", out)
     assert code == 0
-    assert capsys.readouterr().out.startswith("method ")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "1 run(s): 1 scene(s) x 1 seed(s)"
+    assert any(line.startswith("probe ") for line in printed)
+    assert "note: images that are stored whole count as if in chunks of 256 x 256 pixels" in printed
     assert sorted(p.name for p in out.iterdir()) == ["scenes.json", "scenes.png"]
     assert json.loads((out / "scenes.json").read_text())["seeds"] == [0]
+
+
+def test_a_composite_stands_in_for_the_scenes_of_a_fold_and_is_removed(
+    script: ModuleType, folder: Path, sparse: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = sparse.save(folder / "known.c2f")
+    out = folder / "results"
+    monkeypatch.setattr(coarse2fine.benchmark, "_occupied", lambda scene, model: object_boxes(scene.truth, model))
+    made = ("--composite", "0.1", "--density", "0.5")
+    code = run(script, monkeypatch, "--data", folder, "--model", model, "--quick", "--out", out, *made)
+    assert code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "is a COMPOSITE, not a real scene: tiles cut from the test scenes at random, turned, on 50.0%" in printed
+    assert "no scene is left to fit the rival probe on" in printed
+    assert sorted(p.name for p in out.iterdir()) == ["scenes.json", "scenes.png"]
+    record = json.loads((out / "scenes.json").read_text())
+    assert record["figures"]["scenes/megapixels"] >= 0.1
+    assert 0 < record["figures"]["scenes/chunks_decoded"] < 3
+    assert "chunks for each stored at full resolution" in printed
+    assert record["parameters"]["composite"] == {"megapixels": 0.1, "density": 0.5}
+    assert [s["scene"] for s in record["scenes"]] == ["composite of s0+4 more"]
+
+
+def test_a_density_without_a_composite_is_refused(
+    script: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(script, monkeypatch, "--data", folder, "--density", "0.5", "--out", folder) == 1
+    assert "--density is of a composite" in capsys.readouterr().err
 
 
 def test_a_bad_folder_gives_one_clear_line(

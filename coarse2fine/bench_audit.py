@@ -1,0 +1,59 @@
+"""Certifications and samples, with what refining finds looked up: what they cost, and whether what they say is true."""
+
+from __future__ import annotations
+
+from coarse2fine.audit import Audited, survey
+from coarse2fine.bench_results import SAMPLE, AuditRun
+from coarse2fine.bench_trial import Trial
+from coarse2fine.blocks import Standing
+from coarse2fine.budget import AUDIT
+from coarse2fine.certify import certify
+from coarse2fine.select import choose
+
+TARGETS = (0.9, 0.95)
+CONFIDENCE = 0.95
+AUDIT_SEEDS = 10
+
+
+def audit_runs(trial: Trial, scene: str, seed: int) -> list[AuditRun]:
+    """Audit the model's default windows, several times for each recall to certify and for the usual sample.
+
+    Parameters
+    ----------
+    trial : Trial
+        Of a scene in which the exhaustive pass finds something.
+    scene : str
+    seed : int
+    """
+    model, interest = trial.model, trial.scan.interest
+    plan = choose(interest, model.window, window_macs=model.window_macs, tau=model.tau)
+    fine = trial.refine(plan)
+    standing = Standing(model, interest, plan.covered(), fine.candidates, model.threshold, trial.refine)
+    spent = trial.scan.macs + fine.macs
+    sample = int(AUDIT * trial.exhaustive_macs)
+    runs = []
+    for draw in range(AUDIT_SEEDS):
+        for recall in TARGETS:
+            audited = certify(standing, recall, confidence=CONFIDENCE, seed=draw)
+            runs.append(_run(trial, audited, spent, f"{recall:g}", scene, seed, draw))
+        audited = survey(standing, sample, confidence=CONFIDENCE, seed=draw, if_telling=True)
+        runs.append(_run(trial, audited, spent, SAMPLE, scene, seed, draw))
+    return runs
+
+
+def _run(trial: Trial, audited: Audited, spent: int, kind: str, scene: str, seed: int, draw: int) -> AuditRun:
+    recall = trial.score(trial.regions(audited.candidates)).exhaustive
+    audit = audited.audit
+    least, most = audit.recall_interval
+    return AuditRun(
+        kind=kind,
+        scene=scene,
+        seed=seed,
+        audit_seed=draw,
+        share=(spent + audited.macs) / trial.exhaustive_macs,
+        recall=recall,
+        least=least,
+        most=most,
+        held=least - 1e-9 <= recall <= most + 1e-9,
+        told=audit.recall == audit.recall,
+    )

@@ -1,0 +1,321 @@
+"""What the scenes benchmark measures, and the figures that follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.bench_trial import Point
+
+DEFAULT, EXHAUSTIVE, SAMPLE = "default", "1.00", "sample"
+RECALLS = (0.9, 0.95, 0.99)
+MEASURES = ("recall_exhaustive", "recall_labels", "precision_labels", "refined", "chunks", "share")
+METHODS = {
+    "ours": "scan, then windows where its features fire",
+    "probe": "logistic regression on pixel statistics",
+    "gradient": "largest Laplacian first",
+    "mask": "non-empty cells (Otsu) in random order",
+    "tiles": "windows of 32 x 32 cells, the least empty first",
+    "random": "cells in random order",
+    "oracle": "the exhaustive pass's own finds",
+}
+_CURVE_POINTS = 300
+_TRIVIAL = tuple(name for name in METHODS if name not in ("ours", "oracle"))
+
+
+def at(reference: str, recall: float) -> str:
+    """Key of the least cost of a recall, such as "exhaustive@0.95"."""
+    return f"{reference}@{recall:g}"
+
+
+def fixed_at(recall: float) -> str:
+    """Key of the threshold that fitting has set for a recall."""
+    return f"fixed@{recall:g}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One method on one scene, at one cost.
+
+    Parameters
+    ----------
+    method : str
+        A key of `METHODS`.
+    key : str
+        What decided on the cost. "0.10": a share of the exhaustive pass's. "1.00": the exhaustive pass. "default",
+        "fixed@0.95": the model's own threshold, and that set when it was fitted for a recall; of a rival, the least
+        cost of the recall that ours had with it. "exhaustive@0.95", "labels@0.95": the least cost of that recall of
+        the exhaustive pass's finds, or of the labels that it finds.
+    scene : str
+    seed : int
+    recall_exhaustive : float
+        Share of the exhaustive pass's finds that were found; NaN where it found none.
+    recall_labels, precision_labels : float
+        Against the labels; NaN where there are no objects, or no finds.
+    refined : float
+        Share of the cells that were refined.
+    chunks : float
+        Share of the stored chunks of full resolution that the windows touch with their halos.
+    share : float
+        Multiply-adds in all, scan and halos included, as a share of the exhaustive pass's.
+    seconds : float
+        Wall-clock time.
+    measured : bool
+        Whether that was measured; else it is estimated from what was.
+    """
+
+    method: str
+    key: str
+    scene: str
+    seed: int
+    recall_exhaustive: float
+    recall_labels: float
+    precision_labels: float
+    refined: float
+    chunks: float
+    share: float
+    seconds: float
+    measured: bool
+
+    @classmethod
+    def of(
+        cls, method: str, key: str, scene: str, seed: int, point: Point, seconds: float, *, measured: bool
+    ) -> Outcome:
+        """The outcome that a point of a method is."""
+        score = point.score
+        return cls(
+            method=method,
+            key=key,
+            scene=scene,
+            seed=seed,
+            recall_exhaustive=score.exhaustive,
+            recall_labels=score.labels,
+            precision_labels=score.precision,
+            refined=point.refined,
+            chunks=point.chunks,
+            share=point.share,
+            seconds=seconds,
+            measured=measured,
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Recall of the exhaustive pass's finds against cost, of one method on one scene.
+
+    Parameters
+    ----------
+    method, scene : str
+    seed : int
+    share, recall : tuple of float
+        Growing: the most that is found for so much.
+    """
+
+    method: str
+    scene: str
+    seed: int
+    share: tuple[float, ...]
+    recall: tuple[float, ...]
+
+    @classmethod
+    def of(cls, method: str, scene: str, seed: int, sweeps: Sequence[Sequence[Point]]) -> Curve:
+        """The best of several sweeps at each cost, each in proportion between its points."""
+        share = np.unique([p.share for points in sweeps for p in points])
+        recall = np.zeros(len(share))
+        for points in sweeps:
+            x, y = np.array(sorted((p.share, p.score.exhaustive) for p in points)).T
+            recall = np.maximum(recall, np.interp(share, x, y, left=0.0))
+        grown = np.maximum.accumulate(recall)
+        return cls(method, scene, seed, tuple(share.tolist()), tuple(grown.tolist()))
+
+    def within(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What is found for each cost, between the points in proportion; NaN below the first."""
+        return np.interp(shares, self.share, self.recall, left=np.nan)
+
+
+@dataclass(frozen=True)
+class MeanCurve:
+    """The mean of several curves of one method, where all are defined.
+
+    Parameters
+    ----------
+    share, recall, sd : ndarray, float64, (n,)
+        The spread is 0 where there is one curve.
+    """
+
+    share: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    sd: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, curves: Sequence[Curve]) -> MeanCurve:
+        """From 0.1 % of the exhaustive pass's cost to where the last of them ends."""
+        end = max(c.share[-1] for c in curves)
+        share = np.append(np.geomspace(1e-3, end, _CURVE_POINTS)[:-1], end)
+        recall = np.stack([c.within(share) for c in curves])
+        there = ~np.isnan(recall).any(axis=0)
+        recall = recall[:, there]
+        sd = recall.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(recall.shape[1])
+        return cls(share[there], recall.mean(axis=0), sd)
+
+
+@dataclass(frozen=True)
+class SceneFacts:
+    """What a scene is to a model.
+
+    Parameters
+    ----------
+    scene : str
+    seed : int
+    megapixels : float
+    labelled, finds : int
+        Labelled objects, and what the exhaustive pass finds.
+    label_recall, label_precision : float
+        Of the exhaustive pass.
+    labels_cover, finds_cover : float
+        Share of the cells of 16 x 16 pixels that they touch.
+    scan_share : float
+        Multiply-adds of the scan as a share of the exhaustive pass's.
+    chunks_assumed : bool
+        Whether the image is stored whole, so that chunks of 256 x 256 pixels are assumed.
+    chunks_decoded : float
+        Chunks that the measured run at the model's default decoded, again and again where it had to, for each chunk
+        stored at full resolution; NaN where the image is stored whole.
+    scan_seconds, choose_seconds, refine_seconds, conclude_seconds : float
+        Of that run.
+    agreement : float
+        Share of a real run's finds that were as looked up; NaN where none was made.
+    """
+
+    scene: str
+    seed: int
+    megapixels: float
+    labelled: int
+    finds: int
+    label_recall: float
+    label_precision: float
+    labels_cover: float
+    finds_cover: float
+    scan_share: float
+    chunks_assumed: bool
+    chunks_decoded: float
+    scan_seconds: float
+    choose_seconds: float
+    refine_seconds: float
+    conclude_seconds: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class AuditRun:
+    """One audit of one scene.
+
+    Parameters
+    ----------
+    kind : str
+        The recall to certify, such as "0.95", or "sample" for the random sample of an analysis that has no limit.
+    scene : str
+    seed, audit_seed : int
+        Of all else, and of what the audit draws.
+    share : float
+        Multiply-adds in all, audit included, as a share of the exhaustive pass's.
+    recall : float
+        Share of the exhaustive pass's finds that were found by its end.
+    least, most : float
+        What the audit says of it.
+    held : bool
+        Whether that is true.
+    told : bool
+        Whether anything was said: with too few finds a sample tells nothing, and none is drawn.
+    """
+
+    kind: str
+    scene: str
+    seed: int
+    audit_seed: int
+    share: float
+    recall: float
+    least: float
+    most: float
+    held: bool
+    told: bool
+
+
+def mean(name: str, values: Iterable[float]) -> dict[str, float]:
+    """The mean of those that are defined, and their spread, "..._sd", where there are two; nothing where none is."""
+    defined = [v for v in values if not math.isnan(v)]
+    if not defined:
+        return {}
+    spread = {f"{name}_sd": float(np.std(defined, ddof=1))} if len(defined) > 1 else {}
+    return {name: float(np.mean(defined))} | spread
+
+
+def rows(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], list[Outcome]]:
+    """Outcomes by (method, key)."""
+    table: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        table.setdefault((outcome.method, outcome.key), []).append(outcome)
+    return table
+
+
+def outcome_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Means by name, such as "ours/0.10/recall_exhaustive", and their spread.
+
+    "times_fewer" is one over the mean share; "best_rival/KEY/share" the least mean share of the trivial rivals.
+    "ours/default/times_faster" and "times_fewer_macs" compare with the exhaustive pass, halo included, on the same
+    scene; times are medians of interleaved runs.
+    """
+    figures: dict[str, float] = {}
+    table = rows(outcomes)
+    for (method, key), found in table.items():
+        name = f"{method}/{key}"
+        for measure in MEASURES:
+            figures |= mean(f"{name}/{measure}", [getattr(o, measure) for o in found])
+        seconds = "seconds" if all(o.measured for o in found) else "seconds_estimated"
+        figures |= mean(f"{name}/{seconds}", [o.seconds for o in found])
+        if figures[f"{name}/share"] > 0:
+            figures[f"{name}/times_fewer"] = 1 / figures[f"{name}/share"]
+    for key in {key for _, key in table if "@" in key or key == DEFAULT}:
+        shares = [figures[f"{m}/{key}/share"] for m in _TRIVIAL if (m, key) in table]
+        if shares:
+            figures[f"best_rival/{key}/share"] = min(shares)
+    own, whole = ({(o.scene, o.seed): o for o in table.get(("ours", key), ())} for key in (DEFAULT, EXHAUSTIVE))
+    figures |= mean(f"ours/{DEFAULT}/times_faster", [whole[k].seconds / own[k].seconds for k in own])
+    return figures | mean(f"ours/{DEFAULT}/times_fewer_macs", [whole[k].share / own[k].share for k in own])
+
+
+def audit_figures(audits: Sequence[AuditRun]) -> dict[str, float]:
+    """Of each kind of audit, such as "certified@0.95/held" (share of runs that spoke true) and ".../share"."""
+    figures: dict[str, float] = {}
+    for kind in dict.fromkeys(a.kind for a in audits):
+        name = SAMPLE if kind == SAMPLE else f"certified@{kind}"
+        found = [a for a in audits if a.kind == kind]
+        told = [a for a in found if a.told]
+        figures |= {f"{name}/runs": float(len(found)), f"{name}/told": len(told) / len(found)}
+        figures |= mean(f"{name}/share", [a.share for a in found])
+        figures |= mean(f"{name}/recall", [a.recall for a in found])
+        figures[f"{name}/recall_least"] = min(a.recall for a in found)
+        figures |= {} if not told else {f"{name}/held": float(np.mean([a.held for a in told]))}
+        figures |= mean(f"{name}/least_stated", [a.least for a in told])
+        figures |= mean(f"{name}/most_stated", [a.most for a in told])
+    return figures
+
+
+def scene_figures(facts: Sequence[SceneFacts]) -> dict[str, float]:
+    """Means over scenes and seeds of what the scenes are, such as "scenes/finds_cover"."""
+    measures = (
+        *("megapixels", "labelled", "finds", "label_recall", "label_precision"),
+        *("labels_cover", "finds_cover", "scan_share", "agreement"),
+        *("chunks_decoded", "scan_seconds", "choose_seconds", "refine_seconds", "conclude_seconds"),
+    )
+    return {k: v for m in measures for k, v in mean(f"scenes/{m}", [getattr(f, m) for f in facts]).items()}
+
+
+def best_rival(figures: Mapping[str, float], key: str) -> str | None:
+    """Name of the trivial rival of the least mean share."""
+    shares = {m: figures[f"{m}/{key}/share"] for m in _TRIVIAL if f"{m}/{key}/share" in figures}
+    return min(shares, key=lambda m: shares[m]) if shares else None

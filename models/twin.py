@@ -1,0 +1,291 @@
+"""Where the maps of a base lie, and how a column's stages fit onto them.
+
+All lengths are input pixels of the base. A map's halo is how far it reaches beyond a block of cells, on every side;
+centres may lie between pixels, so halos come in halves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .base import Base
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A map that a column may read: the base's input or the activations of one of its stages.
+
+    Parameters
+    ----------
+    channels : int
+    jump : int
+        Input pixels from one position to the next.
+    halo : float
+        Input pixels by which the map reaches beyond the block's cells, on every side.
+    """
+
+    channels: int
+    jump: int
+    halo: float
+
+
+@dataclass(frozen=True)
+class Twins:
+    """All maps of a base, its input first and its high-level map last.
+
+    Parameters
+    ----------
+    stride, align : int
+        Of the base's cells, see `BaseSpec`.
+    maps : tuple of Twin
+    """
+
+    stride: int
+    align: int
+    maps: tuple[Twin, ...]
+
+    @classmethod
+    def of(cls, base: Base) -> Self:
+        """Measure where the features of any base lie, without computing them.
+
+        Parameters
+        ----------
+        base : Base
+
+        Raises
+        ------
+        ValueError
+            If a stage's positions do not lie on a regular grid around the block's middle.
+        """
+        spec = base.spec
+        net = copy.deepcopy(base).to("meta").eval()
+        small, large = ([*_shapes(net, n * spec.align)] for n in (4, 8))
+        maps = []
+        for (channels, few), (_, many) in zip(small, large, strict=True):
+            jump, rest = divmod(4 * spec.align * spec.stride, max(1, many - few))
+            if rest:
+                raise ValueError(f"expected a stage's positions to be whole input pixels apart, got {small}, {large}")
+            maps.append(Twin(channels, jump, (few * jump - 4 * spec.align * spec.stride) / 2))
+        return cls(spec.stride, spec.align, tuple(maps))
+
+
+def _shapes(net: Base, cells: int) -> list[tuple[int, int]]:
+    """Channels and side of the input and of each stage's map, for a square block of cells."""
+    side = net.spec.input_size(cells)
+    x = torch.empty(1, net.spec.in_channels, side, side, device="meta")
+    with torch.no_grad():
+        return [(m.shape[1], m.shape[2]) for m in (x, *net.features(x))]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnStage:
+    """One stage of a column: side of its convolution's kernel, and channels. Its stride is its twin's."""
+
+    kernel: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """The shape of a `Column`.
+
+    Parameters
+    ----------
+    stages : tuple of ColumnStage
+        The last is the twin of the base's high-level map, the one before it of the stage before that, and so on.
+    first : int
+        The base's stage that the first is the twin of, counted from 1; it reads the base's map before that (0 is the
+        input).
+
+    Raises
+    ------
+    ValueError
+        If there is no stage, or the first is the twin of none.
+    """
+
+    stages: tuple[ColumnStage, ...]
+    first: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.stages or self.first < 1:
+            raise ValueError(f"a column needs stages, the first the twin of stage 1 or a later one; got {self}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Build from ``"4:2 4:4 3:8"`` (kernel:channels), after ``"@2"`` if the first is the twin of stage 2."""
+        words = text.split()
+        first = int(words.pop(0)[1:]) if text.startswith("@") else 1
+        return cls(tuple(ColumnStage(*(int(n) for n in word.split(":"))) for word in words), first)
+
+    @classmethod
+    def design(cls, twins: Twins, top: int, *, growth: float = 2.0, first: int = 1) -> Self:
+        """A column whose widths grow upwards, with kernels that need no wider block than the base's own.
+
+        Parameters
+        ----------
+        twins : Twins
+            The maps of the base.
+        top : int
+            Channels of the last stage.
+        growth : float
+            Factor on the channels from one stage to the next.
+        first : int
+            See `ColumnSpec`.
+        """
+        stages = []
+        for n in range(first, len(twins.maps)):
+            source, own = twins.maps[n - 1], twins.maps[n]
+            stride = own.jump // source.jump or 1
+            # As large as the halos leave room for: a built-in base's own kernel. Larger than 2 x stride pays little.
+            room = stride + round(2 * (source.halo - own.halo) / source.jump) if own.jump >= source.jump else 1
+            most = max(3, 2 * stride)
+            kernel = room if room <= most else most - (most - room) % 2
+            stages.append(ColumnStage(kernel, max(1, round(top * growth ** (n + 1 - len(twins.maps))))))
+        return cls(tuple(stages), first)
+
+    def narrowed(self, share: float) -> ColumnSpec:
+        """The same with that share of the channels, at least one: for columns one step down the tree."""
+        stages = (ColumnStage(s.kernel, max(1, round(s.channels * share))) for s in self.stages)
+        return ColumnSpec(tuple(stages), self.first)
+
+    def __str__(self) -> str:
+        words = [f"{s.kernel}:{s.channels}" for s in self.stages]
+        return " ".join(words if self.first == 1 else [f"@{self.first}", *words])
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How a stage of a column goes from the map before it to its own grid.
+
+    Parameters
+    ----------
+    enlarge : int
+        Each position is repeated so often along each side, where the twin is finer than the map before it.
+    crop : int
+        Positions cut off on every side after that.
+    stride : int
+        Of the convolution.
+    """
+
+    enlarge: int
+    crop: int
+    stride: int
+
+    def framed(self, plane: Tensor) -> Tensor:
+        """The map before the stage, enlarged and cropped for its convolution."""
+        if self.enlarge > 1:
+            plane = plane.repeat_interleave(self.enlarge, dim=-1).repeat_interleave(self.enlarge, dim=-2)
+        return cropped(plane, self.crop)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a column reads of a base's maps, so that every answered cell sees the same wherever its block begins.
+
+    Parameters
+    ----------
+    spec : ColumnSpec
+    twins : Twins
+    border : int
+        Cells around those that are answered, on every side, that the block of the base must have; a multiple of its
+        `align`.
+    halos : tuple of float
+        Of each map that is read, around the cells that are answered: the map before the first stage, then the twin of
+        each stage.
+    steps : tuple of Step
+        One for each stage.
+    """
+
+    spec: ColumnSpec
+    twins: Twins
+    border: int
+    halos: tuple[float, ...]
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, spec: ColumnSpec, twins: Twins) -> Self:
+        """Fit a column onto the maps of a base.
+
+        Raises
+        ------
+        ValueError
+            If the column has not one stage for each twin, or a kernel whose middle falls between its twin's positions.
+        """
+        maps = twins.maps[spec.first - 1 :]
+        if len(maps) != len(spec.stages) + 1:
+            raise ValueError(
+                f"a column must end at the base's stage {len(twins.maps) - 1}: "
+                f"expected {len(maps) - 1} stages from stage {spec.first} on, got '{spec}'"
+            )
+        if twins.maps[-1].jump != twins.stride or twins.maps[-1].halo % twins.stride:
+            raise ValueError(f"expected a high-level map with one position a cell, got {twins.maps[-1]}")
+        halos: list[float] = [0.0]
+        steps: list[Step] = []
+        for n in range(len(spec.stages), 0, -1):
+            step, halo = _step(maps[n - 1], maps[n], spec.stages[n - 1].kernel, halos[0])
+            if halo is None:
+                raise ValueError(
+                    f"the kernel of {spec.stages[n - 1].kernel} in stage {n} of the column '{spec}' is not centred "
+                    "on its twin's positions; make it larger or smaller by one"
+                )
+            halos.insert(0, halo)
+            steps.insert(0, step)
+        lacking = max(halo - twin.halo for halo, twin in zip(halos, maps, strict=True))
+        border = twins.align * max(0, -int(-lacking // (twins.stride * twins.align)))
+        return cls(spec, twins, border, tuple(halos), tuple(steps))
+
+    @property
+    def maps(self) -> tuple[Twin, ...]:
+        """The base's maps that are read: one before the first stage, then the twin of each stage."""
+        return self.twins.maps[self.spec.first - 1 :]
+
+    @property
+    def crops(self) -> tuple[int, ...]:
+        """Positions of each map that lie beyond what is read, on every side."""
+        reach = self.border * self.twins.stride
+        return tuple(round((t.halo + reach - h) / t.jump) for t, h in zip(self.maps, self.halos, strict=True))
+
+    def sides(self, cells: int) -> tuple[int, ...]:
+        """Positions along a side of each map that is read, for so many answered cells; a multiple of `align`."""
+        length = cells * self.twins.stride
+        return tuple(round((length + 2 * h) / t.jump) for t, h in zip(self.maps, self.halos, strict=True))
+
+    def read(self, x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """What a column reads of a block, for all its cells but those of the border.
+
+        Parameters
+        ----------
+        x : Tensor, float, (n, c, h, w)
+            The base's input.
+        features : sequence of Tensor
+            The base's `features` of it.
+        """
+        maps = [x, *features][self.spec.first - 1 :]
+        return [cropped(m, crop) for m, crop in zip(maps, self.crops, strict=True)]
+
+    def inner(self, answer: Tensor) -> Tensor:
+        """The base's answer without the border's cells."""
+        return cropped(answer, self.border)
+
+
+def cropped(plane: Tensor, border: int) -> Tensor:
+    """A map without so many positions on every side."""
+    return plane[..., border : plane.shape[-2] - border, border : plane.shape[-1] - border]
+
+
+def _step(source: Twin, own: Twin, kernel: int, halo: float) -> tuple[Step, float | None]:
+    """A stage's way from one grid to the next, and the halo it needs of the map before; None if it is off centre."""
+    enlarge, stride = max(1, source.jump // own.jump), max(1, own.jump // source.jump)
+    jump = source.jump // enlarge
+    needed = halo + jump * (kernel - stride) / 2
+    # Whole positions of the source's own grid, which has one where its halo ends.
+    held = source.halo - source.jump * ((source.halo - needed) // source.jump)
+    crop = (held - needed) / jump
+    centred = crop % 1 == 0 and jump * stride == own.jump
+    return Step(enlarge, int(crop), stride), held if centred else None
