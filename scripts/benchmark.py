@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from coarse2fine import AnnotationError, ImageError, ModelError
-from coarse2fine.bench_composite import Composition
-from coarse2fine.bench_io import FULL, QUICK, benchmark_io
-from coarse2fine.benchmark import benchmark_scenes
+from coarse2fine.bench.composite import Composition
+from coarse2fine.bench.io import FULL, QUICK, benchmark_io
+from coarse2fine.bench.scenes import benchmark_scenes
 
 _EXPECTED = (AnnotationError, ImageError, ModelError, OSError, ImportError, ValueError)
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from coarse2fine import analyze
-from coarse2fine.bench_data import BenchScene, digit_split
+from coarse2fine.bench.data import BenchScene, digit_split
 from coarse2fine.explore import KINDS
 from coarse2fine.model import Geometry, Label, Level, Model
 from coarse2fine.models.backbone import Backbone, design

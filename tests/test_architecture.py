@@ -14,8 +14,9 @@ import pytest
 import coarse2fine
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("coarse2fine", "tiling", "models", "scripts")
-FILES = [path for part in PARTS for path in sorted((ROOT / part).glob("*.py"))]
+CORE = sorted(p for p in (ROOT / "coarse2fine").rglob("*.py") if not {"tiling", "models"} & set(p.parts[-2:-1]))
+PARTS = [sorted((ROOT / part).glob("*.py")) for part in ("tiling", "models", "scripts")]
+FILES = [path for part in (CORE, *PARTS) for path in part]
 PIXELS = {"numpy", "cv2", "zarr", "numcodecs", "dask", "tifffile", "imagecodecs", "platformdirs"}
 EXTRAS = {"aiohttp", "fsspec", "openslide", "tensorstore"}
 TENSORS = {"numpy", "torch", "timm", "scipy", "safetensors"}
@@ -54,21 +55,25 @@ def test_models_know_tensors_only(path: Path) -> None:
         assert not {name for name, _ in imports(path)} & {"os", "pathlib", "json", "io"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "coarse2fine").glob("*.py")), ids=name_of)
+@pytest.mark.parametrize("path", CORE, ids=name_of)
 def test_the_core_does_not_point_back(path: Path) -> None:
     assert not roots(path) & {"scripts", "tests", "tiling", "models"}
 
 
 def test_the_core_has_no_import_cycle() -> None:
-    graph = {}
-    for path in (ROOT / "coarse2fine").glob("*.py"):
-        if path.stem != "__init__":
-            own = (name.removeprefix("coarse2fine.") for name, _ in imports(path))
-            graph[path.stem] = {name for name in own if (ROOT / "coarse2fine" / f"{name}.py").is_file()}
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in CORE if path.stem != "__init__"}
+    graph = {name: {n for n, _ in imports(path)} & set(names.values()) for path, name in names.items()}
     while graph:
         leaves = {name for name, needs in graph.items() if not needs & graph.keys()}
         assert leaves, f"these modules import each other: {sorted(graph)}"
         graph = {name: needs for name, needs in graph.items() if name not in leaves}
+
+
+def test_every_package_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in CORE}
+    parts = {"coarse2fine.tiling", "coarse2fine.models"}
+    assert set(project["tool"]["setuptools"]["packages"]) == folders | parts
 
 
 def test_every_third_party_package_is_declared() -> None:

@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coarse2fine import bench_io_child, bench_io_data
-from coarse2fine.bench_io import IoScale, benchmark_io
-from coarse2fine.bench_io_child import PEAK_IS_KNOWN
-from coarse2fine.bench_io_memory import in_child
-from coarse2fine.bench_io_readers import Subject, tiff_subject, zarr_subject
-from coarse2fine.bench_io_report import IoReport, Ratio
-from coarse2fine.bench_io_speed import aligned, in_threads, measure_speed, read_side, unaligned
-from coarse2fine.bench_io_walk import HALO, cluster, measure_walk, touched
+from coarse2fine.bench import io_child, io_data
+from coarse2fine.bench.io import IoScale, benchmark_io
+from coarse2fine.bench.io_child import PEAK_IS_KNOWN
+from coarse2fine.bench.io_memory import in_child
+from coarse2fine.bench.io_readers import Subject, tiff_subject, zarr_subject
+from coarse2fine.bench.io_report import IoReport, Ratio
+from coarse2fine.bench.io_speed import aligned, in_threads, measure_speed, read_side, unaligned
+from coarse2fine.bench.io_walk import HALO, cluster, measure_walk, touched
 from coarse2fine.tiling import Box, Level
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
@@ -37,17 +37,17 @@ TINY = IoScale(1024, 2, (1, 4), 2, 0.01, 16, (0.003,), 0.0003, (0.0003,))
 
 @pytest.fixture(scope="module")
 def pixels() -> NDArray[np.uint8]:
-    return bench_io_data.mosaic(bench_io_data.photo_like(3, seed=1), 1024, seed=2)
+    return io_data.mosaic(io_data.photo_like(3, seed=1), 1024, seed=2)
 
 
 @pytest.fixture(scope="module")
 def subjects(pixels: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
     folder = tmp_path_factory.mktemp("subjects")
-    bench_io_data.write_tiff(folder / "a.tif", pixels)
-    bench_io_data.write_svs(folder / "a.svs", pixels)
-    bench_io_data.write_ome_zarr(folder / "a.ome.zarr", pixels)
+    io_data.write_tiff(folder / "a.tif", pixels)
+    io_data.write_svs(folder / "a.svs", pixels)
+    io_data.write_ome_zarr(folder / "a.ome.zarr", pixels)
     for version in (2, 3):
-        bench_io_data.write_zarr(folder / f"a{version}.zarr", pixels, version)
+        io_data.write_zarr(folder / f"a{version}.zarr", pixels, version)
     return {
         "tiff_jpeg_512": tiff_subject("tiff_jpeg_512", "", folder / "a.tif"),
         "svs_jpeg_256": tiff_subject("svs_jpeg_256", "", folder / "a.svs"),
@@ -66,39 +66,39 @@ def bare_subject(height: int, width: int, chunk: tuple[int, int]) -> Subject:
 
 
 def test_pixels_compress_like_photographs_and_repeat_with_the_seed() -> None:
-    tiles = bench_io_data.photo_like(4, seed=0)
-    np.testing.assert_array_equal(tiles, bench_io_data.photo_like(4, seed=0))
-    assert not np.array_equal(tiles, bench_io_data.photo_like(4, seed=1))
-    jpeg = sum(len(imagecodecs.jpeg8_encode(tile, bench_io_data.JPEG_QUALITY)) for tile in tiles)
+    tiles = io_data.photo_like(4, seed=0)
+    np.testing.assert_array_equal(tiles, io_data.photo_like(4, seed=0))
+    assert not np.array_equal(tiles, io_data.photo_like(4, seed=1))
+    jpeg = sum(len(imagecodecs.jpeg8_encode(tile, io_data.JPEG_QUALITY)) for tile in tiles)
     assert 6 < tiles.nbytes / jpeg < 25
-    zstd = sum(len(imagecodecs.zstd_encode(tile.tobytes(), bench_io_data.ZSTD_LEVEL)) for tile in tiles)
+    zstd = sum(len(imagecodecs.zstd_encode(tile.tobytes(), io_data.ZSTD_LEVEL)) for tile in tiles)
     assert 1.02 < tiles.nbytes / zstd < 2
 
 
 def test_a_mosaic_is_made_of_its_tiles() -> None:
-    tiles = bench_io_data.photo_like(2, seed=0)
-    laid = bench_io_data.mosaic(tiles, 1536, seed=3)
+    tiles = io_data.photo_like(2, seed=0)
+    laid = io_data.mosaic(tiles, 1536, seed=3)
     parts = [laid[y : y + 512, x : x + 512] for y in range(0, 1536, 512) for x in range(0, 1536, 512)]
     found = [next(i for i in (0, 1) if np.array_equal(part, tiles[i])) for part in parts]
     assert set(found) == {0, 1}
 
 
 def test_zarrs_hold_the_pixels_in_the_chunks_they_promise(subjects: dict[str, Subject], tmp_path: Path) -> None:
-    pixels = bench_io_data.photo_like(1, seed=5)[0]
-    bench_io_data.write_ome_zarr(tmp_path / "a.ome.zarr", pixels)
+    pixels = io_data.photo_like(1, seed=5)[0]
+    io_data.write_ome_zarr(tmp_path / "a.ome.zarr", pixels)
     level = zarr.open_array(tmp_path / "a.ome.zarr" / "0", mode="r")
     assert (level.chunks, level.shards) == ((3, 512, 512), (3, 4096, 4096))
     np.testing.assert_array_equal(np.moveaxis(np.asarray(level[:]), 0, -1), pixels)
     for version in (2, 3):
-        bench_io_data.write_zarr(tmp_path / f"{version}.zarr", pixels, version)
+        io_data.write_zarr(tmp_path / f"{version}.zarr", pixels, version)
         array = zarr.open_array(tmp_path / f"{version}.zarr", mode="r")
         assert (array.chunks, array.metadata.zarr_format) == ((512, 512, 3), version)
         np.testing.assert_array_equal(np.asarray(array[:]), pixels)
 
 
 def test_a_big_tiff_has_the_tiles_that_were_encoded(tmp_path: Path) -> None:
-    tiles = bench_io_data.photo_like(2, seed=0)
-    bench_io_data.write_big_tiff(tmp_path / "big.tif", tiles, 1536, seed=4)
+    tiles = io_data.photo_like(2, seed=0)
+    io_data.write_big_tiff(tmp_path / "big.tif", tiles, 1536, seed=4)
     with tifffile.TiffFile(tmp_path / "big.tif") as file:
         assert (file.is_bigtiff, len(file.pages), file.pages[0].tilewidth) == (True, 1, 512)
         stored = file.asarray()
@@ -110,7 +110,7 @@ def test_a_big_tiff_has_the_tiles_that_were_encoded(tmp_path: Path) -> None:
 
 def test_the_svs_is_one_to_other_readers(subjects: dict[str, Subject], tmp_path: Path) -> None:
     openslide = pytest.importorskip("openslide", exc_type=ImportError)
-    bench_io_data.write_svs(tmp_path / "a.svs", bench_io_data.mosaic(bench_io_data.photo_like(1, 0), 1024, 0))
+    io_data.write_svs(tmp_path / "a.svs", io_data.mosaic(io_data.photo_like(1, 0), 1024, 0))
     with openslide.OpenSlide(tmp_path / "a.svs") as slide:
         assert slide.properties["openslide.vendor"] == "aperio"
         assert slide.level_dimensions == ((1024, 1024), (256, 256), (64, 64))
@@ -235,7 +235,7 @@ def test_clusters_are_apart(side: int) -> None:
 
 def test_the_walk_counts_what_is_decoded(tmp_path: Path) -> None:
     path = tmp_path / "walked.tif"
-    bench_io_data.write_big_tiff(path, bench_io_data.photo_like(2, 0), 6 * 512, seed=0)
+    io_data.write_big_tiff(path, io_data.photo_like(2, 0), 6 * 512, seed=0)
     ticks: list[tuple[int, int]] = []
     section = measure_walk(path, tiles=16, threads=2, seed=0, tick=lambda done, total: ticks.append((done, total)))
     figures = section.figures
@@ -250,11 +250,11 @@ def test_the_walk_counts_what_is_decoded(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not PEAK_IS_KNOWN, reason="peak memory is not measured on this system")
 def test_peak_memory_sees_what_was_held() -> None:
-    before = bench_io_child.peak_memory()
+    before = io_child.peak_memory()
     held = np.ones(before, np.uint8)
-    assert bench_io_child.peak_memory() > before
+    assert io_child.peak_memory() > before
     del held
-    assert bench_io_child.peak_memory() > before
+    assert io_child.peak_memory() > before
 
 
 def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[IoReport, Path]:
     out, slides = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("slides")
-    bench_io_data.write_svs(slides / "whole.svs", bench_io_data.mosaic(bench_io_data.photo_like(1, 0), 1024, 0))
+    io_data.write_svs(slides / "whole.svs", io_data.mosaic(io_data.photo_like(1, 0), 1024, 0))
     (slides / "torn.svs").write_bytes((slides / "whole.svs").read_bytes()[:20000])
     (slides / "no slide.tif").touch()
     return benchmark_io(out, data=slides, scale=TINY, progress=False), out

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coarse2fine import Model, Region
 from coarse2fine.annotations import read_annotations
-from coarse2fine.bench_score import Labelled, against_exhaustive
+from coarse2fine.bench.score import Labelled, against_exhaustive
 from coarse2fine.model import Label
 
 

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
-import coarse2fine.benchmark
+import coarse2fine.bench.scenes
 from coarse2fine import AnnotationError, Model, open_image
-from coarse2fine.bench_data import digit_split, load_scenes, splits
-from coarse2fine.bench_rivals import filled, gradient_interest, oracle_interest
-from coarse2fine.bench_score import object_boxes
-from coarse2fine.benchmark import benchmark_scenes
+from coarse2fine.bench.data import digit_split, load_scenes, splits
+from coarse2fine.bench.rivals import filled, gradient_interest, oracle_interest
+from coarse2fine.bench.scenes import benchmark_scenes
+from coarse2fine.bench.score import object_boxes
 from coarse2fine.select import choose
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
@@ -141,8 +141,8 @@ def test_no_scene_under_test_is_fitted_on(folder: Path, sparse: Model, monkeypat
     def fit_probe(images: Iterable[Image], *_: Any) -> None:
         probed.append([image.name for image in images])
 
-    monkeypatch.setattr(coarse2fine.benchmark, "fit", fit)
-    monkeypatch.setattr(coarse2fine.benchmark, "fit_probe", fit_probe)
+    monkeypatch.setattr(coarse2fine.bench.scenes, "fit", fit)
+    monkeypatch.setattr(coarse2fine.bench.scenes, "fit_probe", fit_probe)
     done = benchmark_scenes(folder, test=["s1", "s3"], seeds=2, progress=False)
     assert fitted == [(["s0", "s2", "s4"], 0), (["s0", "s2", "s4"], 1)]
     assert probed == [names for names, _ in fitted]
@@ -203,7 +203,7 @@ def test_a_composite_stands_in_for_the_scenes_of_a_fold_and_is_removed(
 ) -> None:
     model = sparse.save(folder / "known.c2f")
     out = folder / "results"
-    monkeypatch.setattr(coarse2fine.benchmark, "_occupied", lambda scene, model: object_boxes(scene.truth, model))
+    monkeypatch.setattr(coarse2fine.bench.scenes, "_occupied", lambda scene, model: object_boxes(scene.truth, model))
     made = ("--composite", "0.1", "--density", "0.5")
     code = run(script, monkeypatch, "--data", folder, "--model", model, "--quick", "--out", out, *made)
     assert code == 0

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from coarse2fine import open_image
 from coarse2fine.annotations import AnnotatedArea, read_annotations
-from coarse2fine.bench_composite import Composition, Tile, compose
-from coarse2fine.bench_data import BenchScene
-from coarse2fine.bench_ground import Ground, find_patches
+from coarse2fine.bench.composite import Composition, Tile, compose
+from coarse2fine.bench.data import BenchScene
+from coarse2fine.bench.ground import Ground, find_patches
 from coarse2fine.tiling.geometry import Box
 
 GREY = 90

@@ -17,21 +17,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from shapely.geometry import box, mapping
 
-import coarse2fine.bench_measure
-import coarse2fine.bench_trial
+import coarse2fine.bench.measure
+import coarse2fine.bench.trial
 from coarse2fine import ImageError, Model, analyze, open_image
 from coarse2fine.annotations import read_annotations
-from coarse2fine.bench_cover import ASSUMED_CHUNK, chunk_shape, chunks_touched, touched
-from coarse2fine.bench_data import BenchScene
-from coarse2fine.bench_measure import Measurement, measure
-from coarse2fine.bench_methods import methods
-from coarse2fine.bench_probe import Probe, fit_probe, statistics
-from coarse2fine.bench_report import Report
-from coarse2fine.bench_results import MEASURES, METHODS, RECALLS, Curve, Outcome
-from coarse2fine.bench_rivals import gradient_interest
-from coarse2fine.bench_sweep import Sweep
-from coarse2fine.bench_table import WIDTH
-from coarse2fine.bench_trial import Trial
+from coarse2fine.bench.cover import ASSUMED_CHUNK, chunk_shape, chunks_touched, touched
+from coarse2fine.bench.data import BenchScene
+from coarse2fine.bench.measure import Measurement, measure
+from coarse2fine.bench.methods import methods
+from coarse2fine.bench.probe import Probe, fit_probe, statistics
+from coarse2fine.bench.report import Report
+from coarse2fine.bench.results import MEASURES, METHODS, RECALLS, Curve, Outcome
+from coarse2fine.bench.rivals import gradient_interest
+from coarse2fine.bench.sweep import Sweep
+from coarse2fine.bench.table import WIDTH
+from coarse2fine.bench.trial import Trial
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.refine import Fine, refine
 from coarse2fine.select import Plan, best_windows, choose
@@ -232,7 +232,7 @@ def test_a_run_cut_short_is_no_measurement(
     def cut_short(*arguments: Any) -> Fine:
         return replace(refine(*arguments), **fault)
 
-    monkeypatch.setattr(coarse2fine.bench_trial, "refine", cut_short)
+    monkeypatch.setattr(coarse2fine.bench.trial, "refine", cut_short)
     with pytest.raises(error):
         measure(sparse, digits, 0)
 
@@ -242,8 +242,8 @@ def test_a_look_up_that_differs_is_noted(sparse: Model, digits: BenchScene, monk
         analysis = analyze(*arguments, **options)
         return replace(analysis, regions=analysis.regions[1:])
 
-    monkeypatch.setattr(coarse2fine.bench_measure, "analyze", forgetful)
-    monkeypatch.setattr(coarse2fine.bench_measure, "_CHECKED_SHARE", 0.8)
+    monkeypatch.setattr(coarse2fine.bench.measure, "analyze", forgetful)
+    monkeypatch.setattr(coarse2fine.bench.measure, "_CHECKED_SHARE", 0.8)
     found = measure(sparse, digits, 0, budgets=())
     assert 0.5 < found.facts.agreement < 1
     assert "a real run found" in found.notes[0]

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench_trial import Point, Trial
+from coarse2fine.bench.trial import Point, Trial
 from coarse2fine.select import best_windows, dense_plan, merge_windows
 
 Reference = Literal["exhaustive", "labels"]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.annotations import Annotations
-from coarse2fine.bench_cover import chunks_touched, touched
-from coarse2fine.bench_score import Labelled, against_exhaustive, object_boxes
+from coarse2fine.bench.cover import chunks_touched, touched
+from coarse2fine.bench.score import Labelled, against_exhaustive, object_boxes
 from coarse2fine.conclude import conclude
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates, read_detections

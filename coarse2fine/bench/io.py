@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench_io_child import PEAK_IS_KNOWN
-from coarse2fine.bench_io_convert import measure_conversion
-from coarse2fine.bench_io_data import (
+from coarse2fine.bench.io_child import PEAK_IS_KNOWN
+from coarse2fine.bench.io_convert import measure_conversion
+from coarse2fine.bench.io_data import (
     TILE,
     mosaic,
     photo_like,
@@ -25,11 +25,11 @@ from coarse2fine.bench_io_data import (
     write_tiff,
     write_zarr,
 )
-from coarse2fine.bench_io_memory import in_child, measure_memory
-from coarse2fine.bench_io_readers import METHODS, Subject, missing_extras, tiff_subject, zarr_subject
-from coarse2fine.bench_io_report import IoReport, Section
-from coarse2fine.bench_io_speed import measure_speed
-from coarse2fine.bench_io_walk import measure_walk
+from coarse2fine.bench.io_memory import in_child, measure_memory
+from coarse2fine.bench.io_readers import METHODS, Subject, missing_extras, tiff_subject, zarr_subject
+from coarse2fine.bench.io_report import IoReport, Section
+from coarse2fine.bench.io_speed import measure_speed
+from coarse2fine.bench.io_walk import measure_walk
 from coarse2fine.paths import expand_paths
 from coarse2fine.progress import Progress
 

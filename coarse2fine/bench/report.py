@@ -17,8 +17,8 @@ import cv2
 import torch
 
 from coarse2fine._version import __version__
-from coarse2fine.bench_plot import plot
-from coarse2fine.bench_results import (
+from coarse2fine.bench.plot import plot
+from coarse2fine.bench.results import (
     AuditRun,
     Curve,
     MeanCurve,
@@ -28,7 +28,7 @@ from coarse2fine.bench_results import (
     outcome_figures,
     scene_figures,
 )
-from coarse2fine.bench_table import WIDTH, lines
+from coarse2fine.bench.table import WIDTH, lines
 from coarse2fine.export import write_json
 from coarse2fine.models.runtime import Runtime
 

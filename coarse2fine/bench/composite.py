@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from shapely.geometry import box, mapping
 
 from coarse2fine.annotations import IGNORE, REGION, read_annotations
-from coarse2fine.bench_cover import ASSUMED_CHUNK
-from coarse2fine.bench_data import BenchScene
-from coarse2fine.bench_ground import Ground, fading, find_patches
+from coarse2fine.bench.cover import ASSUMED_CHUNK
+from coarse2fine.bench.data import BenchScene
+from coarse2fine.bench.ground import Ground, fading, find_patches
 from coarse2fine.scan import as_channels
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from coarse2fine.bench_results import DEFAULT, EXHAUSTIVE, METHODS, Curve, MeanCurve
+from coarse2fine.bench.results import DEFAULT, EXHAUSTIVE, METHODS, Curve, MeanCurve
 
 _COLOURS = {
     "ours": "#0060c0",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from coarse2fine.bench_results import (
+from coarse2fine.bench.results import (
     DEFAULT,
     EXHAUSTIVE,
     METHODS,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from coarse2fine.bench_report import machine, versions
+from coarse2fine.bench.report import machine, versions
 from coarse2fine.export import write_json
 
 PACKAGES = ("numpy", "imagecodecs", "tifffile", "zarr", "dask", "openslide-python", "openslide-bin", "tensorstore")

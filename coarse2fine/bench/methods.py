@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench_probe import Probe
-from coarse2fine.bench_rivals import TILE_CELLS, filled, gradient_interest, oracle_interest, random_interest
-from coarse2fine.bench_sweep import Reference, Sweep
-from coarse2fine.bench_trial import Point, Trial
+from coarse2fine.bench.probe import Probe
+from coarse2fine.bench.rivals import TILE_CELLS, filled, gradient_interest, oracle_interest, random_interest
+from coarse2fine.bench.sweep import Reference, Sweep
+from coarse2fine.bench.trial import Point, Trial
 from coarse2fine.calibrate import settle
 from coarse2fine.select import choose
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from coarse2fine import bench_io_child
-from coarse2fine.bench_io_child import OVERVIEW_SIDE, TILE_SIDE, TILES
-from coarse2fine.bench_io_report import Section
+from coarse2fine.bench import io_child
+from coarse2fine.bench.io_child import OVERVIEW_SIDE, TILE_SIDE, TILES
+from coarse2fine.bench.io_report import Section
 
 Tick = Callable[[int, int], None]
 
@@ -30,7 +30,7 @@ class Peak:
 
 
 def in_child(task: str, *arguments: object) -> Peak:
-    """Do a task of `bench_io_child` in a fresh process.
+    """Do a task of `io_child` in a fresh process.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def in_child(task: str, *arguments: object) -> Peak:
         If it fails; the message has the last line that it printed.
     """
     # -P: the working directory is no place to import from.
-    command = [sys.executable, "-P", "-m", bench_io_child.__name__, task, *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", io_child.__name__, task, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8", errors="replace")  # noqa: S603
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]

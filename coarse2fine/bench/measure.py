@@ -10,12 +10,12 @@ import numpy as np
 
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
-from coarse2fine.bench_audit import audit_runs
-from coarse2fine.bench_cover import chunk_count, chunks_touched, stored_whole
-from coarse2fine.bench_data import BenchScene
-from coarse2fine.bench_methods import OURS, Method, methods
-from coarse2fine.bench_probe import Probe
-from coarse2fine.bench_results import (
+from coarse2fine.bench.audit import audit_runs
+from coarse2fine.bench.cover import chunk_count, chunks_touched, stored_whole
+from coarse2fine.bench.data import BenchScene
+from coarse2fine.bench.methods import OURS, Method, methods
+from coarse2fine.bench.probe import Probe
+from coarse2fine.bench.results import (
     DEFAULT,
     EXHAUSTIVE,
     METHODS,
@@ -27,9 +27,9 @@ from coarse2fine.bench_results import (
     at,
     fixed_at,
 )
-from coarse2fine.bench_score import against_exhaustive
-from coarse2fine.bench_sweep import Reference
-from coarse2fine.bench_trial import Point, Trial
+from coarse2fine.bench.score import against_exhaustive
+from coarse2fine.bench.sweep import Reference
+from coarse2fine.bench.trial import Point, Trial
 from coarse2fine.engine import analyze
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime

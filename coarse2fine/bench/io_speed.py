@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench_io_readers import Opener, Subject
-from coarse2fine.bench_io_report import Ratio, Section
+from coarse2fine.bench.io_readers import Opener, Subject
+from coarse2fine.bench.io_report import Ratio, Section
 from coarse2fine.tiling import Box, blocks, ceil_div
 
 Item = TypeVar("Item")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from coarse2fine.audit import Audited, survey
-from coarse2fine.bench_results import SAMPLE, AuditRun
-from coarse2fine.bench_trial import Trial
+from coarse2fine.bench.results import SAMPLE, AuditRun
+from coarse2fine.bench.trial import Trial
 from coarse2fine.blocks import Standing
 from coarse2fine.budget import AUDIT
 from coarse2fine.certify import certify

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from coarse2fine.bench_trial import answer
+from coarse2fine.bench.trial import answer
 from coarse2fine.calibrate import settle
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime

@@ -13,9 +13,9 @@ import imagecodecs
 import numpy as np
 import zarr
 
-from coarse2fine.bench_io_memory import Peak, in_child, peak_table
-from coarse2fine.bench_io_report import Ratio, Section
-from coarse2fine.bench_io_speed import SIDE, Tick, in_threads
+from coarse2fine.bench.io_memory import Peak, in_child, peak_table
+from coarse2fine.bench.io_report import Ratio, Section
+from coarse2fine.bench.io_speed import SIDE, Tick, in_threads
 from coarse2fine.tiling import blocks, ceil_div, open_image
 
 CHUNKS = 64

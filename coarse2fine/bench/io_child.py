@@ -1,6 +1,6 @@
 """One task in a process of its own, to see how much memory it takes.
 
-``python -m coarse2fine.bench_io_child TASK [PATH ...]`` prints the process's peak memory in bytes and the seconds that
+``python -m coarse2fine.bench.io_child TASK [PATH ...]`` prints the process's peak memory in bytes and the seconds that
 the task took, as JSON. It imports what reading needs and nothing else.
 """
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from coarse2fine.bench_io_report import Section
-from coarse2fine.bench_io_speed import SIDE, Tick, in_threads
+from coarse2fine.bench.io_report import Section
+from coarse2fine.bench.io_speed import SIDE, Tick, in_threads
 from coarse2fine.tiling import Box, Image, Level, WindowReader, ceil_div, open_image
 
 HALO = 32

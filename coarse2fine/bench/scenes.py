@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench_composite import Composition, compose
-from coarse2fine.bench_data import BenchScene, Split, digit_split, load_scenes, named, splits
-from coarse2fine.bench_measure import Measurement, measure
-from coarse2fine.bench_probe import Probe, fit_probe
-from coarse2fine.bench_report import Report
-from coarse2fine.bench_score import object_boxes
+from coarse2fine.bench.composite import Composition, compose
+from coarse2fine.bench.data import BenchScene, Split, digit_split, load_scenes, named, splits
+from coarse2fine.bench.measure import Measurement, measure
+from coarse2fine.bench.probe import Probe, fit_probe
+from coarse2fine.bench.report import Report
+from coarse2fine.bench.score import object_boxes
 from coarse2fine.engine import analyze
 from coarse2fine.fit import fit
 from coarse2fine.model import Model, load_model
