@@ -50,6 +50,9 @@ def _add_scenes(scenes: argparse.ArgumentParser) -> None:
     scenes.add_argument("--quick", action="store_true", help="one seed, one fold, few steps: under five minutes")
     scenes.add_argument("--model", metavar="FILE", help="test this model; fit none")
     scenes.add_argument(
+        "--models", type=Path, metavar="DIR", help="keep fitted models, and use those of an earlier run"
+    )
+    scenes.add_argument(
         "--composite", type=float, metavar="MPX", help="make one scene of so many megapixels of a fold's"
     )
     scenes.add_argument(
@@ -87,6 +90,7 @@ def _scenes(arguments: argparse.Namespace, json: Path) -> list[Path]:
         model=arguments.model,
         composite=None if arguments.composite is None else Composition(arguments.composite, density),
         folder=arguments.out,
+        models=arguments.models,
     )
     written = report.save(arguments.out, json)
     print(report)

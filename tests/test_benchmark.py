@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,6 +149,30 @@ def test_no_scene_under_test_is_fitted_on(folder: Path, sparse: Model, monkeypat
     assert probed == [names for names, _ in fitted]
     assert {(o.scene, o.seed) for o in done.outcomes} == {("s1", 0), ("s1", 1), ("s3", 0), ("s3", 1)}
     assert done.notes[0].startswith("left out void.png")
+
+
+def test_fitted_models_are_kept_and_found_again(
+    folder: Path, sparse: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fitted: list[int] = []
+
+    def fit(images: list[Path], _: list[Path], **options: Any) -> Model:
+        fitted.append(options["seed"])
+        origin = {"scenes": [i.stem for i in images], "steps": options["steps"], "seed": options["seed"]}
+        return replace(sparse, provenance={**sparse.provenance, **origin})
+
+    monkeypatch.setattr(coarse2fine.bench.scenes, "fit", fit)
+    monkeypatch.setattr(coarse2fine.bench.scenes, "fit_probe", lambda *_: None)
+    run = partial(benchmark_scenes, folder, test=["s1", "s3"], models=tmp_path / "kept", progress=False)
+    first = run(seeds=1)
+    assert fitted == [0]
+    again = run(seeds=2)
+    assert fitted == [0, 1]
+    assert [o.share for o in first.outcomes if o.key == "0.10"] == [
+        o.share for o in again.outcomes if o.key == "0.10" and o.seed == 0
+    ]
+    run(seeds=1, steps=20)
+    assert fitted == [0, 1, 0]
 
 
 def test_a_given_model_is_not_fitted_and_its_own_scenes_are_told(folder: Path, sparse: Model) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ def benchmark_scenes(
     model: str | None = None,
     composite: Composition | None = None,
     folder: Path | None = None,
+    models: Path | None = None,
     progress: bool = True,
 ) -> Report:
     """Fit on some scenes; test on the others, on which nothing was chosen, beside trivial rivals.
@@ -62,6 +63,8 @@ def benchmark_scenes(
         Makes one large scene out of the test scenes of a fold.
     folder : Path, optional
         Where that is stored while it is needed; by default where temporary files go.
+    models : Path, optional
+        Folder in which fitted models are kept, and found again by a later run with the same data, seed and steps.
     progress : bool
 
     Returns
@@ -82,7 +85,8 @@ def benchmark_scenes(
         for seed in range(seeds):
             for number, part in enumerate(parts):
                 title = f"seed {seed + 1}/{seeds}, fold {number + 1}/{len(parts)}"
-                fitted = known or _fit(part, title, rotate=data is not None, steps=steps, seed=seed, progress=progress)
+                fitting = _Fitting(part, title, rotate=data is not None, steps=steps, seed=seed, progress=progress)
+                fitted = known or fitting.model(models and models / f"fold-{number}-seed-{seed}.c2f")
                 probe = _probe(part, fitted, seed)
                 scenes = composites.of(number, part, fitted)
                 found += _measure_all(fitted, scenes, probe, seed, title, progress=progress)
@@ -176,16 +180,39 @@ def _parts(
     return [Split(rest, chosen)], notes
 
 
-def _fit(part: Split, title: str, *, rotate: bool, steps: int, seed: int, progress: bool) -> Model:
-    return fit(
-        [s.image for s in part.train],
-        [s.annotations for s in part.train],
-        rotate=rotate,
-        steps=steps,
-        seed=seed,
-        name=title,
-        progress=progress,
-    )
+@dataclass(frozen=True)
+class _Fitting:
+    part: Split
+    title: str
+    rotate: bool
+    steps: int
+    seed: int
+    progress: bool
+
+    def model(self, path: Path | None) -> Model:
+        """Fitted, or found as an earlier run has left it."""
+        if path is None:
+            return self._fit()
+        if not path.exists() or not self._is_ours(found := load_model(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found = self._fit()
+            found.save(path)
+        return found
+
+    def _is_ours(self, model: Model) -> bool:
+        wanted = {"scenes": [s.name for s in self.part.train], "steps": self.steps, "seed": self.seed}
+        return all(model.provenance.get(key) == value for key, value in wanted.items())
+
+    def _fit(self) -> Model:
+        return fit(
+            [s.image for s in self.part.train],
+            [s.annotations for s in self.part.train],
+            rotate=self.rotate,
+            steps=self.steps,
+            seed=self.seed,
+            name=self.title,
+            progress=self.progress,
+        )
 
 
 def _probe(part: Split, model: Model, seed: int) -> Probe | None:
