@@ -6,6 +6,7 @@ from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
 from coarse2fine.annotations import AnnotationError
 from coarse2fine.audit import Audit
+from coarse2fine.batch import Batch, analyze_folder
 from coarse2fine.engine import analyze
 from coarse2fine.fit import fit
 from coarse2fine.model import Geometry, Model, load_model
@@ -20,6 +21,7 @@ __all__ = [
     "Analysis",
     "AnnotationError",
     "Audit",
+    "Batch",
     "Cost",
     "Geometry",
     "Image",
@@ -29,6 +31,7 @@ __all__ = [
     "Region",
     "__version__",
     "analyze",
+    "analyze_folder",
     "convert",
     "fit",
     "load_model",

@@ -3,25 +3,59 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.account import Cost
 from coarse2fine.audit import Audit
-from coarse2fine.export import write_geojson, write_json
+from coarse2fine.export import write_json
+from coarse2fine.export_features import as_anndata, interesting_patches, with_features, write_patches
+from coarse2fine.export_geojson import write_geojson, write_world_geojson
+from coarse2fine.export_maps import Maps, write_maps
+from coarse2fine.export_tables import tiles_frame, write_csv, write_parquet
+from coarse2fine.files import replacing
+from coarse2fine.model import Model, load_model
 from coarse2fine.models.firing import NO_FEATURE
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.overlays import encoded, read_overview, thumbnail
+from coarse2fine.pages import data_uri, render
+from coarse2fine.recorded import record_of
 from coarse2fine.regions import Region
 from coarse2fine.report import Picture
 from coarse2fine.scan import feature_name
 from coarse2fine.select import Plan
+from coarse2fine.stored import (
+    ANALYSIS,
+    MAPS,
+    OVERVIEW,
+    REGIONS,
+    THUMBNAIL,
+    TILES,
+    TILES_CSV,
+    TIMING,
+    WORLD_REGIONS,
+    audit_json,
+    cost_json,
+    read_result,
+    timing_json,
+)
+from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.opening import ImageSource
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
 
 _NAMED = 4
+_PACKED_FROM = 50_000
 
 
 @dataclass(frozen=True)
@@ -75,17 +109,14 @@ class Analysis:
         self.image.close()
 
     def __str__(self) -> str:
-        counts: dict[str, int] = {}
-        for region in self.regions:
-            counts[region.label] = counts.get(region.label, 0) + 1
-        by_label = ", ".join(f"{n} {label}" for label, n in sorted(counts.items())) or "nothing"
+        by_label = ", ".join(f"{n} {label}" for label, n in sorted(self.labels.items())) or "nothing"
         height, width = self.image.height, self.image.width
         lines = [
             f"{self.image.name}: {width:,} x {height:,} px ({self.image.format})",
             f"found  {len(self.regions):,}: {by_label}",
             f"cost   {self.cost}",
         ]
-        if chosen := self._chosen_by():
+        if chosen := self.chosen_by:
             lead = ", ".join(f"{name} {share:.0%}" for name, share in list(chosen.items())[:_NAMED])
             lines.append(f"chosen {len(self.plan):,} windows, by {lead}")
         if self.audit is not None:
@@ -96,67 +127,205 @@ class Analysis:
         lines += [f"failed {failure}" for failure in self.failures]
         return "\n".join(lines)
 
-    def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw where it was sought, what was found, and the busiest place at full resolution.
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a small picture, and the account."""
+        try:
+            picture = encoded(self._thumbnail(), ".jpg")
+        except ImageError:  # the image is closed, or not here
+            picture = None
+        source = None if picture is None else data_uri(picture, ".jpg")
+        return render("analysis.html.j2", picture=source, lines=str(self).splitlines())
 
-        Parameters
-        ----------
-        path : path
-            A PNG, PDF or SVG file.
-        """
-        picture = Picture(self.image, self.interest, self.plan, self.cell, self.regions, self._title())
-        return picture.save(Path(path))
+    @property
+    def tiles(self) -> pd.DataFrame:
+        """The windows of the plan, best first, one row each; see `coarse2fine.export_tables.tiles_frame`."""
+        return tiles_frame(self.plan, self.cell, self.image.shape[:2], self.refined, self.regions)
 
-    def to_geojson(self, path: str | os.PathLike[str]) -> Path:
-        """Write the regions as GeoJSON that QuPath opens; gzipped where the name ends in ``.gz``."""
-        return write_geojson(path, self.regions)
+    @cached_property
+    def overview(self) -> tuple[NDArray[np.uint8], int]:
+        """The whole image at a size fit for a page, and its downsample; read once."""
+        return read_overview(self.image)
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``analysis.json``, ``regions.geojson`` and ``overview.png`` into a folder, made where needed."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        self.to_geojson(target / "regions.geojson")
-        write_json(target / "analysis.json", self.summary())
-        self.plot(target / "overview.png")
-        return target
+    @property
+    def labels(self) -> dict[str, int]:
+        """How many regions there are of each class that was found, the most frequent first."""
+        counts = Counter(region.label for region in self.regions)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
-    def summary(self) -> dict[str, Any]:
-        """All but maps and pixels, as JSON values."""
-        cost = self.cost
-        return {
-            "image": {
-                "name": self.image.name,
-                "path": self.image.location,
-                "format": self.image.format,
-                "shape": list(self.image.shape),
-                "mpp": self.image.mpp,
-                "value_range": self.image.value_range,
-                "notes": list(self.image.notes),
-            },
-            "regions": len(self.regions),
-            "windows": len(self.plan),
-            "chosen_by": self._chosen_by(),
-            "audit": None if self.audit is None else self.audit.to_json(),
-            "complete": self.complete,
-            "failures": list(self.failures),
-            "cost": {
-                **{name: getattr(cost, name) for name in cost.__dataclass_fields__},
-                "macs": cost.macs,
-                "share": cost.share,
-                "saved": cost.saved,
-                "speedup": cost.speedup,
-                "seconds": cost.seconds,
-            },
-            **self.provenance,
-        }
-
-    def _chosen_by(self) -> dict[str, float]:
+    @property
+    def chosen_by(self) -> dict[str, float]:
         """Share of the windows in which each feature fired strongest, the largest first."""
         if self.plan.fired is None or not len(self.plan):
             return {}
         features, counts = np.unique(self.plan.fired[:, 0], return_counts=True)
         shares = sorted(zip(counts.tolist(), features.tolist(), strict=True), reverse=True)
         return {feature_name(f): count / len(self.plan) for count, f in shares if f != NO_FEATURE}
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draw where it was sought, what was found, and the busiest place at full resolution.
+
+        Parameters
+        ----------
+        path : path
+            A PNG, PDF or SVG file, by its ending.
+        """
+        target = Path(path)
+        picture = Picture(self.image, self.overview, self.interest, self.plan, self.cell, self.regions, self._title())
+        with replacing(target) as temporary:
+            picture.save(temporary, target.suffix.lstrip(".").lower())
+        return target
+
+    def to_geojson(self, path: str | os.PathLike[str], *, world: bool = False) -> Path:
+        """Write the regions as GeoJSON; gzipped where the name ends in ``.gz``.
+
+        Parameters
+        ----------
+        path : path
+        world : bool
+            In the world coordinates of a georeferenced image, for GIS programs; by default in full-resolution pixels,
+            for QuPath.
+
+        Raises
+        ------
+        ValueError
+            If the image has no world coordinates.
+        """
+        if not world:
+            return write_geojson(path, self.regions)
+        if self.image.geo is None:
+            raise ValueError(f"{self.image.name} is not georeferenced; write its regions in pixels (world=False)")
+        return write_world_geojson(path, self.regions, self.image.geo)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
+        """Write `tiles` as Parquet."""
+        return write_parquet(path, self.tiles)
+
+    def to_h5(
+        self, path: str | os.PathLike[str], model: str | os.PathLike[str] | Model | None = None, *, tile: int = 256
+    ) -> Path:
+        """Write the tiles that were worth a closer look as HDF5, as CLAM and TRIDENT do (extra ``features``).
+
+        Parameters
+        ----------
+        path : path
+        model : path, str or Model, optional
+            Whose refine net describes each tile: ``features`` holds the means of its high-level features. Without
+            one there are ``coords`` alone, from which the encoders of those tools go on.
+        tile : int
+            Side of a tile in full-resolution pixels. Tiles lie on a regular grid; those with a refined window in them
+            are written.
+
+        Raises
+        ------
+        ImageError
+            If features are asked for and the image is not there.
+        ImportError
+            If h5py is not installed.
+        ModelError
+            If the model cannot be loaded.
+        ValueError
+            If the tile is not a whole number of the model's fine cells.
+        """
+        patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
+        if model is not None:
+            patches = with_features(patches, self.image, load_model(model), Runtime.choose())
+        return write_patches(path, patches, self.image)
+
+    def to_anndata(self, model: str | os.PathLike[str] | Model, *, tile: int = 256) -> AnnData:
+        """The tiles that `to_h5` writes, with features, as an annotated table (extra ``anndata``).
+
+        Parameters
+        ----------
+        model : path, str or Model
+        tile : int
+            See `to_h5`, also for what may go wrong.
+        """
+        patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
+        return as_anndata(with_features(patches, self.image, load_model(model), Runtime.choose()), self.image)
+
+    def to_ome_zarr(self, path: str | os.PathLike[str]) -> Path:
+        """Write maps of cells, and labels of pixels, as OME-Zarr 0.5; see `coarse2fine.export_maps.write_maps`."""
+        image = self.image
+        return write_maps(
+            path,
+            Maps(image.name, image.shape[:2], image.mpp, self.cell, self.interest, self.refined, self.regions),
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write all of it into a folder, made where needed.
+
+        ``analysis.json`` (what, how, at what cost), ``tiles.parquet`` and ``tiles.csv`` (where it was sought),
+        ``regions.geojson`` (what was found, for QuPath), ``regions_world.geojson`` (on the map, of a georeferenced
+        image), ``maps.ome.zarr`` (maps and labels), ``overview.png``, ``thumbnail.jpg`` and ``timing.json``. With more
+        than 50,000 regions the GeoJSON is gzipped (``.geojson.gz``). Equal analyses write equal files, but for
+        ``timing.json``. Each file appears whole or not at all, ``analysis.json`` last; files of other names are left
+        alone.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / ANALYSIS).unlink(missing_ok=True)  # until all is written, this is no whole result
+        tiles = self.tiles
+        write_parquet(target / TILES, tiles)
+        write_csv(target / TILES_CSV, tiles)
+        self._save_regions(target)
+        self.to_ome_zarr(target / MAPS)
+        self.plot(target / OVERVIEW)
+        with replacing(target / THUMBNAIL) as temporary:
+            temporary.write_bytes(encoded(self._thumbnail(), ".jpg"))
+        write_json(target / TIMING, timing_json(self.cost))
+        write_json(target / ANALYSIS, self.summary())
+        return target
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], image: ImageSource | None = None) -> Analysis:
+        """Read a saved analysis back.
+
+        Parameters
+        ----------
+        folder : path
+        image : path, ndarray or Image, optional
+            The image, if it was moved or was an array. By default it is found where it was, and opened when pixels
+            are asked for: without them the result is read where the image is not.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no whole result.
+        ImageError
+            If `image` cannot be opened, or is another one.
+        ValueError
+            If files of the result are damaged, missing or of something else.
+        """
+        return cls(**vars(read_result(Path(folder), image)))
+
+    def summary(self) -> dict[str, Any]:
+        """All but maps, pixels and what differs from run to run, as JSON values."""
+        return {
+            "image": record_of(self.image),
+            "regions": len(self.regions),
+            "labels": self.labels,
+            "windows": len(self.plan),
+            "chosen_by": self.chosen_by,
+            "cells": {"side": self.cell, "shape": list(self.refined.shape), "scanned": bool(self.interest.size)},
+            "audit": None if self.audit is None else audit_json(self.audit),
+            "complete": self.complete,
+            "failures": list(self.failures),
+            "cost": cost_json(self.cost),
+            **self.provenance,
+        }
+
+    def _thumbnail(self) -> NDArray[np.uint8]:
+        return thumbnail(*self.overview, self.interest, self.cell, self.regions)
+
+    def _save_regions(self, folder: Path) -> None:
+        packed = ".gz" if len(self.regions) > _PACKED_FROM else ""
+        names = [REGIONS] if self.image.geo is None else [REGIONS, WORLD_REGIONS]
+        for name in names:
+            self.to_geojson(folder / f"{name}{packed}", world=name == WORLD_REGIONS)
+        for name in (REGIONS, WORLD_REGIONS):
+            for ending in ("", ".gz"):
+                if name not in names or ending != packed:  # of an earlier result
+                    (folder / f"{name}{ending}").unlink(missing_ok=True)
 
     def _title(self) -> str:
         return (

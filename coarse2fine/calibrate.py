@@ -169,7 +169,7 @@ def exhaustive_answer(
         asked.append(plan.take(fine.done).covered())
         before += len(rows)
     threshold, f1 = _threshold(model, scenes, found)
-    targets = [_target(c, a, threshold) for c, a in zip(found, asked, strict=True)]
+    targets = [target_of(c, a, threshold) for c, a in zip(found, asked, strict=True)]
     return Answers(tuple(found), tuple(targets), threshold, f1)
 
 
@@ -241,8 +241,21 @@ def _matched(
     return np.concatenate(scores)[mask], order[mask, 1].astype(bool), int(counted.sum())
 
 
-def _target(candidates: Candidates, asked: NDArray[np.bool_], threshold: float) -> NDArray[np.float32]:
-    """sigmoid(logit - logit of the threshold) in the cells of finds, 0 elsewhere, NaN where nothing was asked."""
+def target_of(candidates: Candidates, asked: NDArray[np.bool_], threshold: float) -> NDArray[np.float32]:
+    """What a base is to say: sigmoid(logit - logit of the threshold) in the cells of finds, 0 in all others.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        Without duplicates.
+    asked : ndarray, bool, (cell height, cell width)
+        Where the refine net was asked; the target is NaN elsewhere.
+    threshold : float
+
+    Returns
+    -------
+    ndarray, float32, (cell height, cell width)
+    """
     target = np.where(asked, np.float32(0), np.float32(np.nan))
     p = candidates.scores.astype(np.float64).clip(1e-6, 1 - 1e-6)
     odds = p / (1 - p) * (1 - threshold) / threshold

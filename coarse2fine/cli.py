@@ -1,17 +1,21 @@
-"""The command line: ``coarse2fine analyze | convert | fit | info | models``."""
+"""The command line: ``coarse2fine COMMAND``, of which ``coarse2fine --help`` lists the commands."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from coarse2fine._version import __version__
 from coarse2fine.annotations import AnnotationError
-from coarse2fine.engine import analyze
+from coarse2fine.cli_analyze import add_analyze
+from coarse2fine.cli_common import add_common, add_opening, check_place, check_writable
+from coarse2fine.cli_doctor import add_doctor
+from coarse2fine.cli_show import add_report, add_tiles, add_view
 from coarse2fine.fit import fit
+from coarse2fine.fit_specialists import MODES
 from coarse2fine.model import load_model
 from coarse2fine.models.bundle import ModelError, embedded_names
 from coarse2fine.progress import Progress
@@ -20,7 +24,6 @@ from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.opening import open_image
 
 _EXPECTED = (ImageError, ModelError, AnnotationError, OSError, ValueError)
-_WRITTEN = {"analysis", "overview", "regions"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,18 +37,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, 1 where the input is at fault (one line on standard error says how), 130 after Ctrl-C.
+        0, 1 where the input is at fault (one line on standard error says how) or an image of a batch failed, 130 after
+        Ctrl-C.
     """
-    parsed = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of images are printed, also where a terminal or a pipe has no such characters.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["benchmark"]:
+        # Benchmarks load much that nothing else needs, some of it in extras.
+        from coarse2fine.bench.command import main as benchmark  # noqa: PLC0415
+
+        return benchmark(given[1:])
+    parsed = _parser().parse_args(given)
     try:
-        parsed.run(parsed)
+        return parsed.run(parsed) or 0
     except _EXPECTED as error:
         print(f"coarse2fine: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"coarse2fine: interrupted{error}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,32 +67,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"coarse2fine {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_analyze(commands.add_parser("analyze", help="analyse an image: summary, picture, JSON, GeoJSON"))
-    _add_fit(commands.add_parser("fit", help="fit a model to annotated scenes"))
+    add_analyze(commands.add_parser("analyze", help="analyse an image, or a folder of them"))
+    add_report(commands.add_parser("report", help="write results as one HTML page"))
+    add_view(commands.add_parser("view", help="show a result in the browser, down to full resolution"))
+    add_tiles(commands.add_parser("tiles", help="write the interesting tiles as HDF5, for CLAM, TRIDENT and others"))
+    _add_fit(commands.add_parser("fit", aliases=["train"], help="fit a model to annotated scenes"))
     _add_convert(commands.add_parser("convert", help="convert an image to an OME-Zarr pyramid"))
     info = commands.add_parser("info", help="what an image file holds")
     info.add_argument("image", help="a file, a Zarr folder or an address")
     info.set_defaults(run=_info)
     models = commands.add_parser("models", help="the models that come with the package")
     models.set_defaults(run=_models)
+    commands.add_parser("benchmark", add_help=False, help="measure what is saved and missed, reading, batches and more")
+    add_doctor(commands.add_parser("doctor", help="versions, devices, codecs and a self-test: what a bug report needs"))
     return parser
-
-
-def _add_analyze(parser: argparse.ArgumentParser) -> None:
-    _add_image(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("-m", "--model", default="generic", help="a .c2f file or an embedded model (default: generic)")
-    parser.add_argument("--budget", type=float, help="most to spend, as a share of the exhaustive pass; 1 is that pass")
-    parser.add_argument("--cells", type=int, help="most cells to refine")
-    parser.add_argument("--seconds", type=float, help="time after which no further window is refined")
-    parser.add_argument("--recall", type=float, help="of the exhaustive pass's finds, to be certified, such as 0.95")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of what is said of recall (default: 0.95)")
-    parser.add_argument(
-        "--audit", type=float, help="share of the exhaustive pass for a random sample of what was skipped"
-    )
-    parser.add_argument("--threshold", type=float, help="probability from which a find is reported")
-    _add_common(parser)
-    parser.set_defaults(run=_analyze)
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
@@ -95,68 +96,21 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=float, default=1.0, help="factor on the built-in base's channels (default: 1)")
     parser.add_argument("--search", action="store_true", help="try several scan resolutions, cell sizes and widths")
     parser.add_argument("--minimise", choices=("macs", "seconds"), default="macs", help="what is cheap (default: macs)")
+    parser.add_argument("--specialists", choices=MODES, help="small nets for kinds of cells (default: none)")
+    parser.add_argument("--cache", type=Path, help="folder in which specialists go on after an interruption")
     parser.add_argument("--recall", type=float, default=0.97, help="of the exhaustive pass's finds (default: 0.97)")
     parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
-    _add_common(parser)
+    add_common(parser)
     parser.set_defaults(run=_fit)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    _add_image(parser)
+    parser.add_argument("image", help="a file, a Zarr folder or an address")
+    add_opening(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write, such as scene.zarr")
     parser.add_argument("--workers", type=int, help="threads (default: one a processor)")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=_convert)
-
-
-def _add_image(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", help="a file, a Zarr folder or an address")
-    parser.add_argument("--mpp", type=float, help="microns per pixel, instead of what the file says")
-    parser.add_argument(
-        "--channels", type=int, nargs="+", metavar="N", help="the one or three channels to use, counted from 0"
-    )
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="torch device (default: the best there is)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
-
-
-def _analyze(parsed: argparse.Namespace) -> None:
-    _check_place(parsed.output)
-    analysis = analyze(
-        open_image(parsed.image, mpp=parsed.mpp, channels=parsed.channels),
-        parsed.model,
-        budget=parsed.budget,
-        cells=parsed.cells,
-        seconds=parsed.seconds,
-        recall=parsed.recall,
-        confidence=parsed.confidence,
-        audit=parsed.audit,
-        threshold=parsed.threshold,
-        seed=parsed.seed,
-        device=parsed.device,
-        precision=parsed.precision,
-        progress=not parsed.quiet,
-    )
-    folder = analysis.save(parsed.output)
-    print(analysis)
-    print(f"written {', '.join(sorted(str(p) for p in folder.iterdir() if p.stem in _WRITTEN))}")
-
-
-def _check_place(folder: Path) -> None:
-    """The result's place is checked first: an hour of work must not end at a folder that cannot be written."""
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not place.is_dir():
-        raise NotADirectoryError(f"{place} is a file, expected a folder for the results")
-    _check_writable(place)
-
-
-def _check_writable(folder: Path) -> None:
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"writing into {folder} is not permitted; name another folder")
 
 
 def _fit(parsed: argparse.Namespace) -> None:
@@ -164,7 +118,7 @@ def _fit(parsed: argparse.Namespace) -> None:
         raise FileNotFoundError(f"the folder of {parsed.output} does not exist; make it first")
     if parsed.output.is_dir():
         raise IsADirectoryError(f"{parsed.output} is a folder, expected the model file to write, such as boards.c2f")
-    _check_writable(parsed.output.parent)
+    check_writable(parsed.output.parent)
     model = fit(
         parsed.images,
         parsed.annotations,
@@ -175,6 +129,8 @@ def _fit(parsed: argparse.Namespace) -> None:
         width=parsed.width,
         geometry="search" if parsed.search else None,
         minimise=parsed.minimise,
+        specialists=parsed.specialists,
+        cache=parsed.cache,
         recall=parsed.recall,
         steps=parsed.steps,
         seed=parsed.seed,
@@ -191,7 +147,7 @@ def _fit(parsed: argparse.Namespace) -> None:
 
 
 def _convert(parsed: argparse.Namespace) -> None:
-    _check_place(parsed.output)
+    check_place(parsed.output)
     try:
         with Progress(not parsed.quiet) as steps:
             tick = steps.task("converting")

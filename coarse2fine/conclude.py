@@ -47,12 +47,22 @@ def _objects(found: Candidates, model: Model, scan: Scan, image: Image) -> list[
     solid = np.all(full[:, 2:] - full[:, :2] > 0, axis=1)
     names = _fired(scan, found.cells // model.geometry.fine)
     return [
-        Region(model.labels[label].name, min(score, 1.0), (y0, x0, y1, x1), None, fired)
-        for label, score, (y0, x0, y1, x1), fired, ok in zip(
-            found.labels.tolist(), found.scores.tolist(), full.tolist(), names, solid.tolist(), strict=True
+        Region(model.labels[label].name, min(score, 1.0), (y0, x0, y1, x1), None, fired, _route(model, node))
+        for label, score, (y0, x0, y1, x1), fired, node, ok in zip(
+            found.labels.tolist(),
+            found.scores.tolist(),
+            full.tolist(),
+            names,
+            found.nodes.tolist(),
+            solid.tolist(),
+            strict=True,
         )
         if ok
     ]
+
+
+def _route(model: Model, node: int) -> tuple[int, ...]:
+    return () if model.tree is None else model.tree.route(node)
 
 
 def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int) -> list[Region]:
@@ -72,7 +82,8 @@ def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int
         fired = _fired(scan, found.cells[best][None] // model.geometry.fine)[0]
         score = float(found.scores[rows].mean())
         label = model.labels[int(np.bincount(found.labels[rows]).argmax())].name
-        regions.append(Region(label, min(score, 1.0), (min(y), min(x), max(y), max(x)), outline, fired))
+        route = _route(model, int(found.nodes[best]))
+        regions.append(Region(label, min(score, 1.0), (min(y), min(x), max(y), max(x)), outline, fired, route))
     return regions
 
 

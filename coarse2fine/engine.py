@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -15,19 +15,23 @@ import numpy as np
 from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
+from coarse2fine.answer import Read
 from coarse2fine.audit import Audited, survey
 from coarse2fine.blocks import Standing
-from coarse2fine.budget import Assurance, Budget
 from coarse2fine.certify import certify
 from coarse2fine.conclude import conclude
+from coarse2fine.config import Config, ModelSpec
 from coarse2fine.explore import explore, read_oddities
+from coarse2fine.masks import MaskSource, cells_inside
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.heads import read_detections
 from coarse2fine.models.runtime import Precision, Runtime
-from coarse2fine.progress import Progress
-from coarse2fine.refine import Read, refine
+from coarse2fine.pieces import Kept, refine_in_pieces
+from coarse2fine.progress import Progress, Steps
+from coarse2fine.refine import Fine, refine
 from coarse2fine.scan import Scan, Tick, look, scan_macs
 from coarse2fine.select import Plan, choose, dense_plan
+from coarse2fine.stored import versions
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
 from coarse2fine.tiling.stats import ReadStats
@@ -49,6 +53,8 @@ def analyze(
     seed: int = 0,
     device: str | None = None,
     precision: Precision = "auto",
+    batch_size: int | None = None,
+    mask: MaskSource | None = None,
     progress: bool = False,
 ) -> Analysis:
     """Analyse an image of any size at a small share of the exhaustive pass's cost.
@@ -85,6 +91,11 @@ def analyze(
         A torch device; by default the best there is.
     precision : {"auto", "fp32", "bf16"}
         Number format; "auto" takes bfloat16 where the hardware has it.
+    batch_size : int, optional
+        Windows that are refined at once; by default by their size.
+    mask : path or ndarray, bool, (h, w), optional
+        What is to be analysed: GeoJSON with polygons, or an image of the same extent at any resolution that is not
+        black there. Costs and recall are then of that part; the scan looks at everything.
     progress : bool
         Whether to show a progress bar.
 
@@ -101,55 +112,227 @@ def analyze(
     ValueError
         If the budget does not pay for the scan, or parameters are out of range or contradict each other.
     """
-    known = load_model(model)
-    runtime = Runtime.choose(device, precision)
-    limit = known.threshold if threshold is None else threshold
-    if not 0 < limit < 1:
-        raise ValueError(f"threshold must be a probability between 0 and 1, got {limit}")
-    limits, sure = Budget(budget, cells, seconds), Assurance(recall, confidence, audit)
-    sample = _sample(known, limits, sure)
+    config = Config(
+        budget=budget,
+        cells=cells,
+        seconds=seconds,
+        recall=recall,
+        confidence=confidence,
+        audit=audit,
+        threshold=threshold,
+        seed=seed,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+    )
+    with Progress(progress) as bars:
+        sha256 = None if isinstance(model, Model) else ModelSpec.of(model).sha256
+        return run_analysis(image, load_model(model), config, steps=bars, mask=mask, model_sha256=sha256)
+
+
+def run_analysis(
+    image: ImageSource,
+    model: Model,
+    config: Config,
+    *,
+    steps: Steps,
+    kept: Kept | None = None,
+    mask: MaskSource | None = None,
+    model_sha256: str | None = None,
+) -> Analysis:
+    """The analysis itself; see `analyze`.
+
+    Parameters
+    ----------
+    image : path, ndarray or Image
+    model : Model
+    config : Config
+    steps : Steps
+        Told of progress.
+    kept : Kept, optional
+        What is there of an earlier run is not done again.
+    mask : path or ndarray, bool, (h, w), optional
+    model_sha256 : str, optional
+        Hash of the model's file.
+    """
     opened = open_image(image)
     clock, before = _Clock(), opened.stats.snapshot()
-    deadline = None if seconds is None else time.perf_counter() + seconds
-    shape = known.cell_shape((opened.height, opened.width))
-    with Progress(progress) as bars, _closed_on_failure(opened, mine=opened is not image):
+    with _closed_on_failure(opened, mine=opened is not image):
+        run = Run(opened, model, config, kept or Kept(), mask)
         with clock("scan"):
-            scan, read = _look(opened, known, runtime, limits, limit, seed, bars.task("scan"))
+            scan, read = run.look(steps.task("scan"))
         with clock("choose"):
-            plan = _plan(known, scan, shape, limits, sample, to_threshold=recall is not None)
-        closely = partial(refine, opened, model=known, read=read, runtime=runtime, deadline=deadline)
+            plan = run.choose(scan)
+        closely = partial(run.refine, read=read)
         with clock("refine"):
-            fine = closely(plan, tick=bars.task("refine"))
+            fine = closely(plan, tick=steps.task("refine"))
         with clock("audit"):
-            interest = scan.interest if scan.interest.size else np.zeros(shape, np.float32)
-            again = partial(closely, tick=bars.task("audit") if sample or recall else None)
-            standing = Standing(known, interest, plan.take(fine.done).covered(), fine.candidates, limit, again)
+            asked = bool(run.sample or config.recall)
+            interest = scan.interest if scan.interest.size else np.zeros(run.cell_shape, np.float32)
+            again = partial(closely, tick=steps.task("audit") if asked else None)
+            covered = plan.take(fine.done).covered() | ~run.inside
+            standing = Standing(model, interest, covered, fine.candidates, run.threshold, again)
             cut = fine.interrupted or (len(fine.done) < len(plan) and not fine.failures)
-            audited = _audit(standing, limits, sure, scan.macs + fine.macs, seed, cut=cut)
+            audited = run.audit(standing, scan.macs + fine.macs, cut=cut)
     with clock("conclude"):
-        regions = conclude(audited.candidates, known, scan, opened, limit)
+        regions = conclude(audited.candidates, model, scan, opened, run.threshold)
     return Analysis(
         image=opened,
         regions=regions,
         interest=scan.interest,
         plan=plan.joined(audited.plan).explained(scan.interest, scan.fired),
-        refined=audited.refined,
-        cell=known.geometry.cell,
-        cost=_cost(known, shape, scan.macs, fine.macs, audited, opened.stats.since(before), clock.seconds),
-        audit=audited.audit if sample or recall else None,
+        refined=audited.refined & run.inside,
+        cell=model.geometry.cell,
+        cost=run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds),
+        audit=audited.audit if asked else None,
         complete=len(fine.done) == len(plan) and not (scan.failures or audited.interrupted),
         failures=tuple(dict.fromkeys(scan.failures + fine.failures + audited.failures)),
-        provenance=_provenance(
-            known, runtime, {**limits.parameters(), **sure.parameters(), "threshold": limit, "seed": seed}
-        ),
+        provenance=_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
     )
 
 
-def _sample(model: Model, limits: Budget, sure: Assurance) -> float:
+class Run:
+    """One analysis, step by step.
+
+    Parameters
+    ----------
+    image : Image
+    model : Model
+    config : Config
+    kept : Kept
+        What is there of an earlier run.
+    mask : path or ndarray, bool, (h, w), optional
+
+    Attributes
+    ----------
+    inside : ndarray, bool, (cell height, cell width)
+        Cells to analyse.
+
+    Raises
+    ------
+    ValueError
+        If the parameters do not suit the model, or the device cannot be used.
+    """
+
+    def __init__(self, image: Image, model: Model, config: Config, kept: Kept, mask: MaskSource | None = None) -> None:
+        self._image, self._model, self._config, self._kept = image, model, config, kept
+        self._limits = config.limits
+        self._deadline = None if config.seconds is None else time.perf_counter() + config.seconds
+        self.runtime = Runtime.choose(config.device, config.precision)
+        self.threshold = model.threshold if config.threshold is None else config.threshold
+        self.cell_shape = model.cell_shape((image.height, image.width))
+        cell = model.geometry.cell
+        self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
+        self.exhaustive_macs = model.exhaustive_macs((1, int(self.inside.sum())))
+        self.sample = _sample(model, config)
+
+    def look(self, tick: Tick | None) -> tuple[Scan, Read]:
+        """The scan, and how the refine net's output is to be read."""
+        if self._model.task == "explore":
+            most = None if self._limits.share is None else int(self._limits.share * self.exhaustive_macs)
+            scan, odd = self._kept.looked(
+                lambda: explore(self._image, self._model, self.runtime, self._config.seed, tick, most)
+            )
+            assert odd is not None
+            return self._masked(scan), partial(read_oddities, odd=odd, floor=self.threshold)
+        read = partial(read_detections, floor=self.threshold)
+        if self._limits.exhaustive:
+            # Every cell is refined anyway: a scan would only cost.
+            return Scan.none(), read
+        self._check_pays(scan_macs(self._model, self._image.shape[:2]))
+        scan, _ = self._kept.looked(lambda: (look(self._image, self._model, self.runtime, tick), None))
+        return self._masked(scan), read
+
+    def _masked(self, scan: Scan) -> Scan:
+        return scan if self.inside.all() else replace(scan, interest=scan.interest * self.inside)
+
+    def choose(self, scan: Scan) -> Plan:
+        """Where to look again."""
+        plan = self._choose(scan)
+        return plan if self.inside.all() else plan.take(plan.touching(self.inside))
+
+    def _choose(self, scan: Scan) -> Plan:
+        limits, model = self._limits, self._model
+        if limits.exhaustive:
+            return dense_plan(self.cell_shape)
+        chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
+        if limits.share is None and model.task == "detect":
+            return chosen(tau=model.tau if limits.cells is None else 0.0)
+        left = int(((limits.share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
+        if limits.share is None:
+            # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
+            left = max(left, int(EXPLORE_BUDGET / 2 * self.exhaustive_macs))
+        self._check_pays(scan.macs, self.sample)
+        return chosen(budget_macs=left, tau=0.0 if self._config.recall is None else model.tau)
+
+    def refine(self, plan: Plan, read: Read, tick: Tick | None = None) -> Fine:
+        """The closer look; in pieces that are kept, unless time may cut it short."""
+        closely = self._closely(read)
+        if self._deadline is not None:
+            fine = closely(plan, tick=tick, deadline=self._deadline)
+        else:
+            fine = refine_in_pieces(plan, self._model, self._kept, closely, tick)
+        if self.inside.all():
+            return fine
+        y, x = fine.candidates.cells.T // self._model.geometry.fine
+        return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
+
+    def refine_piece(self, plan: Plan, read: Read) -> Fine:
+        """One piece of it."""
+        return self._kept.refined(plan, self._closely(read))
+
+    def _closely(self, read: Read) -> Callable[..., Fine]:
+        return partial(
+            refine,
+            self._image,
+            model=self._model,
+            read=read,
+            runtime=self.runtime,
+            batch_size=self._config.batch_size,
+            capped=self._limits.share is not None and not self._limits.exhaustive,
+        )
+
+    def audit(self, standing: Standing, spent: int, *, cut: bool) -> Audited:
+        """What is certified or sampled; neither where work was cut short before."""
+        sure, seed = self._config.sure, self._config.seed
+        if sure.recall is not None and not cut:
+            left = None if self._limits.share is None else int(self._limits.share * self.exhaustive_macs) - spent
+            return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
+        macs = int(self.sample * self.exhaustive_macs)
+        if cut or not macs:
+            return Audited.none(standing, None if sure.recall is None and not macs else sure.confidence)
+        return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
+
+    def cost(self, scan: Scan, fine: Fine, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
+        """The account."""
+        return Cost(
+            scan_macs=scan.macs,
+            refine_macs=fine.macs,
+            audit_macs=audited.macs,
+            exhaustive_macs=self.exhaustive_macs,
+            cells=int(self.inside.sum()),
+            cells_refined=int((audited.refined & self.inside).sum()),
+            chunks=read.chunks,
+            bytes=read.bytes,
+            fetched=read.fetched,
+            **seconds,
+        )
+
+    def _check_pays(self, macs: int, sample: float = 0.0) -> None:
+        share = macs / self.exhaustive_macs + sample
+        if self._limits.share is not None and self._limits.share < share:
+            audit = " and the audit" if sample else ""
+            raise ValueError(
+                f"a budget of {self._limits.share:g} does not pay for the scan{audit}, which alone costs {share:.3f} "
+                "of the exhaustive pass; allow more, or give no budget"
+            )
+
+
+def _sample(model: Model, config: Config) -> float:
     """Share of the exhaustive pass's multiply-adds for a random sample."""
     if model.task == "detect":
-        return sure.sample(limits)
-    if sure.recall or sure.audit:
+        return config.sure.sample(config.limits)
+    if config.recall or config.audit:
         raise ValueError(
             f"{model.name} was not fitted to anything, so there is no recall to speak of: leave out recall and audit, "
             "or fit a model"
@@ -157,95 +340,18 @@ def _sample(model: Model, limits: Budget, sure: Assurance) -> float:
     return 0.0
 
 
-def _audit(standing: Standing, limits: Budget, sure: Assurance, spent: int, seed: int, *, cut: bool) -> Audited:
-    """What is certified or sampled; neither where work was cut short before."""
-    exhaustive = standing.model.exhaustive_macs(standing.cell_shape)
-    if sure.recall is not None and not cut:
-        left = None if limits.share is None else int(limits.share * exhaustive) - spent
-        return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
-    macs = int(_sample(standing.model, limits, sure) * exhaustive)
-    if cut or not macs:
-        return Audited.none(standing, None if sure.recall is None and not macs else sure.confidence)
-    return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
-
-
-def _cost(
-    model: Model,
-    cell_shape: tuple[int, int],
-    scan_macs: int,
-    refine_macs: int,
-    audited: Audited,
-    read: ReadStats,
-    seconds: dict[str, float],
-) -> Cost:
-    return Cost(
-        scan_macs=scan_macs,
-        refine_macs=refine_macs,
-        audit_macs=audited.macs,
-        exhaustive_macs=model.exhaustive_macs(cell_shape),
-        cells=cell_shape[0] * cell_shape[1],
-        cells_refined=int(audited.refined.sum()),
-        chunks=read.chunks,
-        bytes=read.bytes,
-        fetched=read.fetched,
-        **seconds,
-    )
-
-
-def _look(
-    image: Image, model: Model, runtime: Runtime, limits: Budget, threshold: float, seed: int, tick: Tick
-) -> tuple[Scan, Read]:
-    """The scan, and how the refine net's output is to be read."""
-    shape = model.cell_shape(image.shape[:2])
-    if model.task == "explore":
-        most = None if limits.share is None else int(limits.share * model.exhaustive_macs(shape))
-        scan, odd = explore(image, model, runtime, seed, tick, most)
-        return scan, partial(read_oddities, odd=odd, floor=threshold)
-    read = partial(read_detections, floor=threshold)
-    if limits.exhaustive:
-        # Every cell is refined anyway: a scan would only cost.
-        return Scan.none(), read
-    _check_pays(limits, scan_macs(model, image.shape[:2]), model, shape)
-    return look(image, model, runtime, tick), read
-
-
-def _check_pays(limits: Budget, macs: int, model: Model, cell_shape: tuple[int, int], sample: float = 0.0) -> None:
-    share = macs / model.exhaustive_macs(cell_shape) + sample
-    if limits.share is not None and limits.share < share:
-        audit = " and the audit" if sample else ""
-        raise ValueError(
-            f"a budget of {limits.share:g} does not pay for the scan{audit}, which alone costs {share:.3f} of the "
-            "exhaustive pass; allow more, or give no budget"
-        )
-
-
-def _plan(
-    model: Model, scan: Scan, cell_shape: tuple[int, int], limits: Budget, sample: float, *, to_threshold: bool
-) -> Plan:
-    if limits.exhaustive:
-        return dense_plan(cell_shape)
-    chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
-    if limits.share is None and model.task == "detect":
-        return chosen(tau=model.tau if limits.cells is None else 0.0)
-    exhaustive = model.exhaustive_macs(cell_shape)
-    left = int(((limits.share or EXPLORE_BUDGET) - sample) * exhaustive) - scan.macs
-    if limits.share is None:
-        # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
-        left = max(left, int(EXPLORE_BUDGET / 2 * exhaustive))
-    _check_pays(limits, scan.macs, model, cell_shape, sample)
-    return chosen(budget_macs=left, tau=model.tau if to_threshold else 0.0)
-
-
-def _provenance(model: Model, runtime: Runtime, parameters: dict[str, Any]) -> dict[str, Any]:
+def _provenance(model: Model, sha256: str | None, runtime: Runtime, parameters: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": {
             "name": model.name,
             "task": model.task,
+            "sha256": sha256,
             "geometry": asdict(model.geometry),
             **model.provenance,
         },
         "parameters": {**parameters, "runtime": runtime.name},
         "coarse2fine": __version__,
+        "versions": versions(),
     }
 
 

@@ -1,7 +1,8 @@
 """Looking without knowing what for: what is rare in this image, and what low resolution fails to explain.
 
 The encoder of an autoencoder scans the image; its codes are grouped into kinds, and a code far from every kind is
-rare. A small random sample of cells is read at full resolution too: where the fine codes of like cells are badly
+rare. (In a model with a tree of kinds the fine cells are measured by it, see `coarse2fine.kinds`, and are rare within
+their kind.) A small random sample of cells is read at full resolution too: where the fine codes of like cells are badly
 predicted by their coarse code, a close look is likely to show something that the scan could not see.
 """
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coarse2fine.kinds import MEASURES, kind_reader
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.models.rarity import Mixture, ridge
@@ -41,7 +43,7 @@ class Oddities:
     Parameters
     ----------
     mixture : Mixture
-        Kinds of fine codes.
+        Kinds of fine codes; of a model with a tree of kinds, of what it measures.
     sample : Tensor, float32, (n,)
         Surprises of a random sample of fine codes, increasing.
     """
@@ -84,7 +86,7 @@ def explore(
         wanted = min(wanted, max(_LEAST_AFFORDED, (budget_macs - macs) // 2 // model.window_macs(1)))
     chosen = np.sort(rng.permutation(len(flat))[:wanted])
     cells = np.stack(np.unravel_index(chosen, shape), axis=1)
-    fine, good = _fine_codes(image, model, runtime, cells)
+    fine, measures, good = _fine_codes(image, model, runtime, cells)
     chosen = chosen[good]
     macs += len(chosen) * model.window_macs(1)
     usual = flat[np.sort(rng.permutation(len(flat))[:_SAMPLED_CODES])].astype(np.float32)
@@ -93,10 +95,20 @@ def explore(
     tails = [_rank(v) ** _TAIL for v in (rarity.numpy(), unexplained)]
     interest = (1 - (1 - tails[0]) * (1 - tails[1])).reshape(shape).astype(np.float32)
     scan = Scan(interest, _loudest(flat, usual).reshape(*shape, FIRED), macs, tuple(failures))
-    fine_rows = fine.reshape(-1, fine.shape[-1])
-    mixture = Mixture.fit(fine_rows, KINDS, seed)
-    sample = mixture.surprise(torch.from_numpy(fine_rows))[0].sort().values
-    return scan, Oddities(mixture, sample)
+    return scan, _usual(model, measures, seed)
+
+
+def _usual(model: Model, measures: NDArray[np.float32], seed: int) -> Oddities:
+    """What is usual among the fine cells of a sample."""
+    rows = measures.reshape(-1, measures.shape[-1])
+    if model.tree is None:
+        mixture = Mixture.fit(rows, KINDS, seed)
+        surprise, _ = mixture.surprise(torch.from_numpy(rows))
+    else:
+        kind = rows[:, MEASURES].astype(np.int64)
+        mixture = Mixture.of_kinds(rows[:, :MEASURES], kind, len(model.labels))
+        surprise = mixture.within(torch.from_numpy(rows[:, :MEASURES]), torch.from_numpy(kind))
+    return Oddities(mixture, surprise.sort().values)
 
 
 def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor: float) -> Candidates:
@@ -105,7 +117,7 @@ def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor:
     Parameters
     ----------
     out : Tensor, float, (n, d, h, w)
-        Fine codes.
+        Fine codes; or what a tree of kinds measures, and behind it the number of the kind.
     corners : ndarray, int64, (n, 2)
         Fine-grid index of each window's first cell.
     odd : Oddities
@@ -113,7 +125,12 @@ def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor:
         Least score, the share of the sample that is less surprising.
     """
     n, d, h, w = out.shape
-    surprise, kind = odd.mixture.surprise(out.permute(0, 2, 3, 1).reshape(-1, d))
+    cells_of = out.permute(0, 2, 3, 1).reshape(-1, d)
+    if d == odd.mixture.means.shape[1]:
+        surprise, kind = odd.mixture.surprise(cells_of)
+    else:
+        kind = cells_of[:, -1].long()
+        surprise = odd.mixture.within(cells_of[:, :-1], kind)
     rank = torch.searchsorted(odd.sample.to(out.device), surprise)
     scores = (rank / (len(odd.sample) + 1)).reshape(n, h, w)
     row, y, x = torch.nonzero(scores >= floor, as_tuple=True)
@@ -121,7 +138,8 @@ def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor:
     cells = np.stack([corners[rows, 0] + y.cpu().numpy(), corners[rows, 1] + x.cpu().numpy()], axis=1).astype(np.int32)
     boxes = np.concatenate([cells, cells + 1], axis=1).astype(np.float32)
     labels = kind.reshape(n, h, w)[row, y, x].cpu().numpy().astype(np.int16)
-    return Candidates(cells, scores[row, y, x].float().cpu().numpy(), labels, boxes)
+    nodes = np.zeros(len(cells), np.int32)
+    return Candidates(cells, scores[row, y, x].float().cpu().numpy(), labels, boxes, nodes)
 
 
 def _codes(
@@ -139,22 +157,34 @@ def _codes(
 
 def _fine_codes(
     image: Image, model: Model, runtime: Runtime, cells: NDArray[np.intp]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Full-resolution codes (m, f * f, d) of those single cells that can be read, and which these are."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Full-resolution codes (m, f * f, d) of those single cells that can be read, how they are measured, and which."""
     net, fine = runtime.place(model.refiner), model.geometry.fine
+    kinds = kind_reader(model, runtime)
     spec = net.spec
     boxes = [Box(y, x, y + 1, x + 1).scale(fine * spec.stride).expand(spec.margin) for y, x in cells.tolist()]
     codes = np.zeros((len(boxes), fine * fine, spec.stages[-1].channels), np.float32)
+    measures = codes if kinds is None else np.zeros((len(boxes), fine * fine, MEASURES + 1), np.float32)
     good = np.zeros(len(boxes), bool)
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         for batch in reader.batches(boxes, 64):
             with torch.inference_mode():
-                out = net(normalised(batch.pixels, model, runtime)).float()
-            codes[batch.index] = out.permute(0, 2, 3, 1).reshape(len(out), -1, out.shape[1]).cpu().numpy()
+                x = normalised(batch.pixels, model, runtime)
+                seen = net.features(x)
+                code = net.head(seen[-1])
+                codes[batch.index] = _by_cell(code)
+                if kinds is not None:
+                    measures[batch.index] = _by_cell(kinds(x, seen, code))
             good[batch.index] = ~batch.failed
     if not good.any():
         raise ImageError(f"none of {len(boxes)} sampled places of {image.name} can be read: {reader.failures[0]}")
-    return codes[good], good
+    return codes[good], measures[good], good
+
+
+def _by_cell(planes: Tensor) -> NDArray[np.float32]:
+    """Planes (n, d, h, w) as rows, (n, h * w, d)."""
+    rows = planes.float().permute(0, 2, 3, 1).reshape(len(planes), -1, planes.shape[1])
+    return np.asarray(rows.cpu().numpy())
 
 
 def _unexplained(

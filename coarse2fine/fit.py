@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from coarse2fine.annotations import (
     AnnotationError,
@@ -29,23 +28,22 @@ from coarse2fine.annotations import (
 from coarse2fine.backbones import Weights, make_backbone
 from coarse2fine.calibrate import Calibrated, Price, Setting, calibrate, exhaustive_answer
 from coarse2fine.crops import Recipe
-from coarse2fine.fit_base import PRIOR_LOGIT, train_base
+from coarse2fine.fit_base import train_base
+from coarse2fine.fit_refiner import train_refiner
+from coarse2fine.fit_specialists import MODES, Mode, add_specialists
 from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.backbone import Backbone, parse_network
 from coarse2fine.models.conv_stack import ConvStack
-from coarse2fine.models.heads import BOX_CHANNELS, detection_loss
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.scan import as_channels
 from coarse2fine.shape import FINE_STRIDE, STRIDES, base_spec, choose_geometry, find_labels, measure, refiner_spec
-from coarse2fine.targets import PART, Scene, check_objects, hold_back
+from coarse2fine.targets import Scene, check_objects, hold_back
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import open_image
-from coarse2fine.training import train
 from coarse2fine.zoom import add_glances, measure_price, scan_candidates
 
-_REFINE_CROP, _REFINE_BATCH = 24, 16
 _HELD_SHARE = 0.2
 
 Sources = str | os.PathLike[str] | NDArray[Any] | Image | dict[str, Any] | Sequence[Any]
@@ -64,6 +62,8 @@ def fit(
     minimise: Literal["macs", "seconds"] = "macs",
     recall: float = 0.97,
     steps: int = 1000,
+    specialists: Mode | None = None,
+    cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
     name: str = "model",
     device: str | None = None,
@@ -106,6 +106,14 @@ def fit(
         Share of what the exhaustive pass finds that the default threshold is set to find again, on what was held back.
     steps : int
         Optimisation steps of each of the two nets.
+    specialists : {"heads", "tree", "activity", "both", "auto"}, optional
+        Small nets that are asked where the refine net is unsure: "heads", a linear reader for each kind of cells;
+        "tree", columns of convolutions for each kind, in a tree of two steps; "activity", such columns for groups of
+        features, where they fire; "both", the tree after the groups. Those that do not surely help on what was held
+        back are left out again; "auto" takes what helps most, if anything does.
+    cache : path, optional
+        A folder for what specialists learn from and what they have learned, so that an interrupted fit of the same
+        scenes goes on there; by default a temporary one.
     seed : int
         The same seed and data give the same model on the same machine.
     name : str
@@ -132,7 +140,7 @@ def fit(
     ValueError
         If a parameter is out of range.
     """
-    _check(recall, steps, object_size, base, base_weights)
+    _check(recall, steps, object_size, base, base_weights, specialists)
     _check_scan(geometry, width)
     runtime = Runtime.choose(device, precision)
     pairs = _load(images, annotations)
@@ -142,15 +150,15 @@ def fit(
     channels = 1 if all(image.channels == 1 for image, _ in pairs) else 3
     spec = refiner_spec(channels, labels, sizes, planes)
     largest = 1.25 * spec.field * planes.refine_downsample
-    scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, largest=largest, nominal=sizes.nominal) for i, a in pairs]
-    check_objects(scenes, largest)
-    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
+    scenes = _scenes(pairs, labels, planes.fine_cell, largest, sizes.nominal, seed)
     mean, std = _normalisation([image for image, _ in pairs], channels, planes.scan_downsample)
     # The refine net's cells are the base's, unless a search finds larger ones.
     fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
     recipe = Recipe(fine, spec, channels, mean, std, rotate, steps, seed, width)
     with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
-        draft = _draft(recipe, labels, name, _train_refiner(recipe, scenes, runtime, bars))
+        _backbone(replace(recipe, geometry=planes), base, base_weights)  # what is wrong with it is told before any work
+        draft = _draft(recipe, labels, name, train_refiner(recipe, scenes, runtime, bars.task("refine net")))
+        draft = add_specialists(draft, recipe, scenes, runtime, specialists, cache, bars)
         answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
         draft = replace(draft, threshold=answers.threshold)
         price = Price("macs") if minimise == "macs" else measure_price(draft, scenes, runtime, seed)
@@ -170,7 +178,22 @@ def fit(
     known = {"median_size": sizes.median, "runtime": runtime.name, "torch": str(torch.__version__)}
     cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
     origin = _origin(recipe, scenes) | _origin_of_base(base, base_weights)
-    return replace(best.model, provenance={**best.model.provenance, **origin, **known, **cost})
+    return replace(best.model, provenance={**best.model.provenance, **draft.provenance, **origin, **known, **cost})
+
+
+def _scenes(
+    pairs: Sequence[tuple[Image, Annotations]],
+    labels: tuple[Label, ...],
+    fine_cell: int,
+    largest: float,
+    nominal: float,
+    seed: int,
+) -> list[Scene]:
+    """Images with their annotations on the grid of fine cells; some parts are held back."""
+    scenes = [Scene(i, a, labels, fine_cell=fine_cell, largest=largest, nominal=nominal) for i, a in pairs]
+    check_objects(scenes, largest)
+    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
+    return scenes
 
 
 def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
@@ -191,10 +214,7 @@ def _calibrated(
     recipe: Recipe, draft: Model, setting: Setting, base: str | None, weights: Weights, bars: Progress
 ) -> Calibrated:
     """The model with a base for one geometry, its thresholds set."""
-    task = bars.task("base")
-    fitted = train_base(
-        recipe, _backbone(recipe, base, weights), setting.scenes, setting.answers.targets, setting.runtime, task
-    )
+    fitted = train_base(recipe, _backbone(recipe, base, weights), draft, setting, bars)
     model = replace(draft, geometry=recipe.geometry, base=fitted)
     return calibrate(model, setting, bars.task("calibrating"))
 
@@ -233,7 +253,14 @@ def _origin_of_base(base: str | None, weights: Weights) -> dict[str, Any]:
     return {"base": base, "base_weights": source, "timm": version("timm")}
 
 
-def _check(recall: float, steps: int, object_size: float | None, base: str | None, base_weights: Weights) -> None:
+def _check(
+    recall: float,
+    steps: int,
+    object_size: float | None,
+    base: str | None,
+    base_weights: Weights,
+    specialists: str | None,
+) -> None:
     if not 0 < recall < 1:
         raise ValueError(f"recall must lie between 0 and 1, got {recall}")
     if steps < 10:
@@ -244,6 +271,8 @@ def _check(recall: float, steps: int, object_size: float | None, base: str | Non
         parse_network(base)
     elif base_weights is not None:
         raise ValueError("base_weights are weights of a base: name it too, such as base='timm:mobilenetv2_100'")
+    if specialists is not None and specialists not in MODES:
+        raise ValueError(f"specialists must be None or one of {', '.join(MODES)}, got {specialists!r}")
 
 
 def _check_scan(geometry: Geometry | str | None, width: float) -> None:
@@ -302,69 +331,3 @@ def _normalisation(
                 samples.append(as_channels(block, channels).reshape(-1, channels)[::7])
     pixels = np.concatenate(samples).astype(np.float32) / 255
     return pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 0.02)
-
-
-def _train_refiner(recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, bars: Progress) -> ConvStack:
-    torch.manual_seed(recipe.seed)
-    net = ConvStack(recipe.refiner, batch_norm=True)
-    bias = net.convs[-1].bias
-    with torch.no_grad():
-        bias[:-BOX_CHANNELS].fill_(PRIOR_LOGIT)  # type: ignore[index]
-        bias[-BOX_CHANNELS:].zero_()  # type: ignore[index]
-    choose = _object_crops(scenes)
-
-    def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
-        rows = [_refine_sample(recipe, choose(rng), net, rng) for _ in range(_REFINE_BATCH)]
-        return tuple(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-
-    train(net, make, detection_loss, runtime, steps=recipe.steps, seed=recipe.seed, tick=bars.task("refine net"))
-    return net.folded()
-
-
-def _object_crops(scenes: Sequence[Scene]) -> Any:
-    """A sampler of (scene, cell box): half of them around an object of an evenly drawn class, half anywhere."""
-    rows = [(s, i, int(scene.label[i])) for s, scene in enumerate(scenes) for i in np.flatnonzero(_trains(scene))]
-    by_label = {k: [r for r in rows if r[2] == k] for k in sorted({r[2] for r in rows})}
-    parts = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.argwhere(~scene.held).tolist()]
-    side = _REFINE_CROP
-
-    def choose(rng: np.random.Generator) -> tuple[Scene, Box]:
-        if by_label and rng.random() < 0.5:
-            # Rare classes are drawn more often than they occur, but not as often as common ones.
-            weight = np.array([len(v) for v in by_label.values()]) ** 0.5
-            label = list(by_label)[rng.choice(len(by_label), p=weight / weight.sum())]
-            s, i, _ = by_label[label][rng.integers(len(by_label[label]))]
-            middle = scenes[s].centre[i] / scenes[s].fine_cell + rng.uniform(-side / 3, side / 3, 2)
-            corner = np.floor(middle - side / 2).astype(int)
-        else:
-            s, y, x = parts[rng.integers(len(parts))]
-            corner = np.array([y, x]) * PART + rng.integers(-side // 2, PART - side // 2, 2)
-        y, x = corner.tolist()
-        return scenes[s], Box(y, x, y + side, x + side)
-
-    return choose
-
-
-def _trains(scene: Scene) -> NDArray[np.bool_]:
-    """Objects that lie in parts that are not held back, and fit the net's field."""
-    y, x = (scene.centre / scene.fine_cell // PART).astype(int).T
-    held = scene.held[y.clip(0, scene.part_shape[0] - 1), x.clip(0, scene.part_shape[1] - 1)]
-    trains: NDArray[np.bool_] = scene.fits & ~held
-    return trains
-
-
-def _refine_sample(
-    recipe: Recipe, place: tuple[Scene, Box], net: ConvStack, rng: np.random.Generator
-) -> tuple[NDArray[Any], ...]:
-    scene, cell_box = place
-    spec = net.spec
-    pixels = scene.image.read_scaled(cell_box.scale(spec.stride).expand(spec.margin), recipe.geometry.refine_downsample)
-    t = scene.draw(cell_box)
-    turn = recipe.turn(rng)
-    return (
-        recipe.relit(turn.maps(recipe.planes(pixels)), rng),
-        turn.maps(t.classes),
-        turn.maps(t.valid),
-        turn.boxes(t.boxes),
-        turn.maps(t.boxed[None])[0],
-    )

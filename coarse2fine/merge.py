@@ -40,11 +40,12 @@ def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> 
     rank[np.lexsort((np.arange(len(b)), -candidates.scores))] = np.arange(len(b))
     better = np.where(rank[first] < rank[second], first, second)
     worse = np.where(rank[first] < rank[second], second, first)
-    keep = np.ones(len(b), bool)
-    for i in np.argsort(rank[better], kind="stable").tolist():
-        if keep[better[i]]:
-            keep[worse[i]] = False
-    return candidates.take(keep)
+    best_first = np.argsort(rank[better], kind="stable")
+    keep = bytearray(b"\1") * len(b)  # a loop is faster over plain Python values
+    for i, j in zip(better[best_first].tolist(), worse[best_first].tolist(), strict=True):
+        if keep[i]:
+            keep[j] = 0
+    return candidates.take(np.frombuffer(keep, np.bool_))
 
 
 def repeats(candidates: Candidates, known: Candidates) -> NDArray[np.bool_]:
@@ -88,8 +89,9 @@ def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDAr
 
 def _same(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of two tables of boxes that are likely to be of one object."""
-    mine, others = (box(rows[:, 1], rows[:, 0], rows[:, 3], rows[:, 2]) for rows in (a, b))
-    first, second = STRtree(others).query(mine, predicate="intersects")
+    others = box(b[:, 1], b[:, 0], b[:, 3], b[:, 2])
+    mine = others if a is b else box(a[:, 1], a[:, 0], a[:, 3], a[:, 2])
+    first, second = STRtree(others).query(mine)
     same = _same_object(a[first], b[second])
     return first[same], second[same]
 

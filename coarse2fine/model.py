@@ -20,8 +20,13 @@ from coarse2fine.models.base import Base
 from coarse2fine.models.bundle import ModelError, load_bundle, locate, save_bundle
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Curve, Firing
+from coarse2fine.models.twin import Twins
+from coarse2fine.specialist_groups import SpecialistGroups
+from coarse2fine.specialist_tree import SpecialistTree
 
 Task = Literal["detect", "explore"]
+_SET_ASIDE = 3
+"""How many times the multiply-adds expected of specialists a plan leaves room for."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,13 @@ class Model:
     glances : tuple of Level
         Cheaper looks that come before the base's, the coarsest first: each looks, and the base after them, only where
         the one before it found reason to. Their cells are whole numbers of the next one's.
+    tree : SpecialistTree, optional
+        Specialists that answer where the refine net is unsure, each for its kind of cells; in an "explore" model they
+        paint cells of their kind, see `coarse2fine.kinds`.
+    groups : SpecialistGroups, optional
+        Specialists that answer where the refine net is unsure and their features fire; the tree comes after them.
+    painter : ndarray, float32, (d + 1, p), optional
+        What the code of an "explore" model paints before its tree does.
     provenance : mapping
         Training data, seed, figures; JSON values.
     """
@@ -143,6 +155,9 @@ class Model:
     tau: float = 0.05
     window: int = 2
     glances: tuple[Level, ...] = ()
+    tree: SpecialistTree | None = None
+    groups: SpecialistGroups | None = None
+    painter: NDArray[np.float32] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -164,7 +179,17 @@ class Model:
             f"  scan at {scans}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
             f"{self.refiner.spec.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
             f"{self.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned"
+            + "".join(self._told(each) for each in self.specialists)
         )
+
+    def _told(self, each: SpecialistGroups | SpecialistTree) -> str:
+        more = each.macs_per_cell / self.refiner.spec.macs_per_cell
+        return f"\n  {str(each).partition(chr(10))[0]}; {more:.1%} more where it refines"
+
+    @property
+    def specialists(self) -> tuple[SpecialistGroups | SpecialistTree, ...]:
+        """All there are."""
+        return tuple(each for each in (self.groups, self.tree) if each is not None)
 
     @property
     def areas(self) -> NDArray[np.bool_]:
@@ -182,13 +207,19 @@ class Model:
         g = self.geometry
         return (*self.glances, Level(self.base, g.cell, g.scan_downsample, self.firing, self.tau))
 
-    def window_macs(self, cells: int) -> int:
-        """Multiply-adds of refining one window of `cells` by `cells` cells, halo included."""
+    def refiner_macs(self, cells: int) -> int:
+        """Multiply-adds of the refine net alone on one window of `cells` by `cells` cells, halo included."""
         side = cells * self.geometry.fine
         return self.refiner.spec.macs(side, side)
 
+    def window_macs(self, cells: int) -> int:
+        """Multiply-adds of refining one window of `cells` by `cells` cells: halo, and what specialists may take."""
+        # Windows are chosen where there is something to be unsure of; all cells are painted.
+        aside = (_SET_ASIDE if self.painter is None else 1) * sum(each.macs_per_cell for each in self.specialists)
+        return self.refiner_macs(cells) + round(aside * (cells * self.geometry.fine) ** 2)
+
     def exhaustive_macs(self, cell_shape: tuple[int, int]) -> int:
-        """Multiply-adds of the exhaustive pass over an image of that many cells, as if it had no halo at all."""
+        """Multiply-adds of an exhaustive pass of the refine net alone over that many cells, without any halo."""
         return round(self.refiner.spec.macs_per_cell * self.geometry.fine**2 * cell_shape[0] * cell_shape[1])
 
     def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
@@ -230,6 +261,12 @@ class Model:
             arrays |= _firing_arrays(self.firing, "firing.")
             description["firing"] = {"rule": self.firing.rule, "prior": self.firing.prior}
         description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(self.glances)]
+        for name, each in (("tree", self.tree), ("groups", self.groups)):
+            if each is not None:
+                arrays |= each.arrays()
+                description[name] = each.describe()
+        if self.painter is not None:
+            arrays["painter"] = self.painter
         save_bundle(target, arrays, description)
         return target
 
@@ -283,6 +320,9 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
             _level(text["channels"], described, f"glance{i}.", arrays)
             for i, described in enumerate(text.get("glances", ()))
         ),
+        tree=SpecialistTree.load(arrays, text["tree"], Twins.of(refiner)) if "tree" in text else None,
+        groups=SpecialistGroups.load(arrays, text["groups"], Twins.of(refiner)) if "groups" in text else None,
+        painter=arrays.get("painter"),
         provenance=text["provenance"],
     )
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich import progress
 from rich.console import Console
 
 _PLAIN_EVERY = 10.0
+
+
+class Steps(Protocol):
+    """Who is told how far each step of a piece of work is."""
+
+    def task(self, name: str) -> Callable[[int, int], None]:
+        """Start a step; call what is returned with the work done and the work in all."""
 
 
 class Progress:
@@ -70,3 +78,79 @@ def _plain_lines(name: str) -> Callable[[int, int], None]:
             print(f"{name}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
     return tick
+
+
+class BatchProgress:
+    """A bar for a batch and one for each image that is being worked on; a context manager.
+
+    Elsewhere than on a terminal, a line for each image that is done.
+
+    Parameters
+    ----------
+    shown : bool
+        Whether to show anything at all.
+    total : int
+        Images of the batch.
+    """
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self._shown, self._total, self._done = shown, total, 0
+        self._images: dict[str, progress.TaskID] = {}
+        self._lock = threading.Lock()
+        self._bars: progress.Progress | None = None
+        if shown and sys.stderr.isatty():
+            self._bars = progress.Progress(
+                progress.TextColumn("{task.description:>28}", markup=False),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._batch = self._bars.add_task("images", total=total)
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def running(self, image: str, step: str, done: int, total: int) -> None:
+        """Tell how far a step of an image is; from any thread."""
+        if self._bars is None:
+            return
+        text = f"{image if len(image) <= 20 else image[:19] + '…'} {step}"
+        with self._lock:
+            if image not in self._images:
+                self._images[image] = self._bars.add_task(text, total=total)
+            self._bars.update(self._images[image], description=text, completed=done, total=total)
+
+    def finished(self, image: str, line: str) -> None:
+        """Tell that an image is done, and what became of it."""
+        self._done += 1
+        if self._bars is None:
+            if self._shown:
+                print(f"[{self._done:,}/{self._total:,}] {line}", file=sys.stderr, flush=True)
+            return
+        with self._lock:
+            if image in self._images:
+                self._bars.remove_task(self._images.pop(image))
+            self._bars.update(self._batch, completed=self._done)
+            self._bars.console.print(line, markup=False, highlight=False)
+
+    def image(self, name: str) -> Steps:
+        """Steps of one image that this process works on itself."""
+        return _ImageSteps(self, name)
+
+
+class _ImageSteps:
+    def __init__(self, batch: BatchProgress, image: str) -> None:
+        self._batch, self._image = batch, image
+
+    def task(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._batch.running(self._image, name, done, total)

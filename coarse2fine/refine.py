@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from coarse2fine.answer import Read, RefineNet
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.models.runtime import Runtime
@@ -25,9 +24,6 @@ HURRIED_WINDOWS = 256
 """Windows of the first round where time may end the work: what is read in the order of chunks is not best first."""
 _BATCH_PIXELS = 600_000
 
-# From the refine net's output and the fine-grid corner of each window to what was found.
-Read = Callable[[Tensor, NDArray[np.int64]], Candidates]
-
 
 @dataclass(frozen=True)
 class Fine:
@@ -40,7 +36,7 @@ class Fine:
     done : ndarray, int64, (m,)
         Windows of the plan that were refined.
     macs : int
-        Multiply-adds spent, halos included.
+        Multiply-adds spent, halos and specialists included.
     failures : tuple of str
         Windows that could not be read, and why.
     interrupted : bool
@@ -63,8 +59,10 @@ def refine(
     tick: Tick | None = None,
     *,
     deadline: float | None = None,
+    batch_size: int | None = None,
+    capped: bool = False,
 ) -> Fine:
-    """Run the refine net on every window of the plan, best first.
+    """Run the refine net on every window of the plan, best first, and its specialists where it is unsure.
 
     Ctrl-C ends it early: what was refined up to then is the best that could be had for its cost, and is returned.
 
@@ -80,39 +78,53 @@ def refine(
         Called with windows done and windows in all.
     deadline : float, optional
         Time of `time.perf_counter` at which to end with the batch at hand.
+    batch_size : int, optional
+        Windows that are refined at once; by default by their size.
+    capped : bool
+        Specialists take no more multiply-adds than the model sets aside for the plan.
     """
     found: list[Candidates] = []
     done: list[NDArray[np.intp]] = []
     macs, count = 0, 0
     interrupted = False
+    cell = model.geometry.fine_cell
+    aside = plan.macs(model.window_macs) - plan.macs(model.refiner_macs) if capped else None
+    net = RefineNet(model, runtime, read, (-(-image.height // cell), -(-image.width // cell)), aside)
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         try:
-            for candidates, rows, side, tried in _answers(
-                reader, plan, model, read, runtime, hurried=deadline is not None
-            ):
+            first = HURRIED_WINDOWS if deadline is not None else ROUND_WINDOWS
+            for candidates, rows, side, tried in _answers(reader, plan, model, net, runtime, first, batch_size):
                 found.append(candidates)
                 done.append(rows)
-                macs += len(rows) * model.window_macs(side)
+                macs += len(rows) * model.refiner_macs(side)
                 count += tried
                 if tick:
                     tick(count, len(plan))
                 if deadline is not None and time.perf_counter() >= deadline:
                     break
+            found.append(net.flush())
         except KeyboardInterrupt:
             interrupted = True
+            found.append(net.abandon())
     finished = np.concatenate(done) if done else np.zeros(0, np.intp)
     candidates = _distinct(Candidates.concatenate(found), model, image)
-    return Fine(candidates, finished, macs, tuple(reader.failures), interrupted)
+    return Fine(candidates, finished, macs + net.specialist_macs, tuple(reader.failures), interrupted)
 
 
 def _answers(
-    reader: WindowReader, plan: Plan, model: Model, read: Read, runtime: Runtime, *, hurried: bool
+    reader: WindowReader,
+    plan: Plan,
+    model: Model,
+    net: RefineNet,
+    runtime: Runtime,
+    first: int,
+    batch_size: int | None,
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int, int]]:
-    """Candidates, the rows of the plan they come from, the windows' side, and how many were tried, batch by batch."""
-    net = runtime.place(model.refiner)
-    for rows in _rounds(plan, HURRIED_WINDOWS if hurried else ROUND_WINDOWS):
+    """What is settled, the rows of the plan that were refined, their side, and how many were tried, by batch."""
+    for rows in _rounds(plan, first):
         side = int(plan.sides[rows[0]])
-        for candidates, index, tried in _windows(reader, net, model, plan.cell_corners[rows], side, read, runtime):
+        corners = plan.cell_corners[rows]
+        for candidates, index, tried in _windows(reader, net, model, corners, side, runtime, batch_size):
             yield candidates, rows[index], side, tried
 
 
@@ -132,28 +144,26 @@ def _rounds(plan: Plan, first: int) -> Iterator[NDArray[np.intp]]:
 
 def _windows(
     reader: WindowReader,
-    net: torch.nn.Module,
+    net: RefineNet,
     model: Model,
     cell_corners: NDArray[np.int64],
     side: int,
-    read: Read,
     runtime: Runtime,
+    batch_size: int | None,
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
-    """Candidates, the windows they come from, and how many were tried, batch by batch, of windows of one shape."""
+    """What is settled, the windows that were refined, and how many were tried, batch by batch, of one shape."""
     spec, fine = model.refiner.spec, model.geometry.fine
     cells = side * fine
     boxes = [
         Box(y * fine, x * fine, y * fine + cells, x * fine + cells).scale(spec.stride).expand(spec.margin)
         for y, x in cell_corners.tolist()
     ]
-    batch_size = max(1, min(64, _BATCH_PIXELS // boxes[0].area))
-    for batch in reader.batches(boxes, batch_size):
+    usual = max(1, min(64, _BATCH_PIXELS // boxes[0].area))
+    for batch in reader.batches(boxes, batch_size or usual):
         good, index = ~batch.failed, batch.index[~batch.failed]
         candidates = Candidates.empty()
         if len(index):
-            with torch.inference_mode():
-                out = net(normalised(batch.pixels[good], model, runtime))
-            candidates = read(out, cell_corners[index] * fine)
+            candidates = net(normalised(batch.pixels[good], model, runtime), cell_corners[index] * fine)
         yield candidates, index, len(batch.index)
 
 

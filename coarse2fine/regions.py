@@ -22,6 +22,8 @@ class Region:
         Corners (y, x) of a polygon in full-resolution pixels, without a repeated end point; None: the box.
     fired : tuple of str
         The base's features that chose this place, strongest first.
+    route : tuple of int
+        Nodes of the tree of specialists that its best cell came to, from the top; none where the refine net was sure.
 
     Raises
     ------
@@ -34,6 +36,7 @@ class Region:
     full_box: tuple[float, float, float, float]
     outline: tuple[tuple[float, float], ...] | None = None
     fired: tuple[str, ...] = ()
+    route: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.label:

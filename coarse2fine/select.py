@@ -96,6 +96,14 @@ class Plan:
         sides, counts = np.unique(self.sides, return_counts=True)
         return sum(window_macs(int(s)) * int(n) for s, n in zip(sides, counts, strict=True))
 
+    def touching(self, cells: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Rows of the windows that cover any of some cells, given as a map of shape `cell_shape`."""
+        sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int64)
+        sums[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
+        y, x = self.cell_corners.T
+        y1, x1 = np.minimum(y + self.sides, cells.shape[0]), np.minimum(x + self.sides, cells.shape[1])
+        return np.flatnonzero(sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x])
+
     def covered(self) -> NDArray[np.bool_]:
         """Map of the cells that some window covers; shape `cell_shape`."""
         return _cover(self.cell_corners, self.sides, self.cell_shape)

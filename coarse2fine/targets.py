@@ -108,11 +108,24 @@ class Scene:
         known: NDArray[np.bool_] = inside & (parts == held)
         return known & self.annotated(*self.fine_centres(cell_box)).reshape(known.shape)
 
-    def draw(self, cell_box: Box) -> Targets:
-        """Targets of a block of fine cells, of which only those not held back count."""
+    def trains_at(self, full_y: NDArray[np.float64], full_x: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Where a grid of points, in full-resolution pixels, lies in the image, is annotated and is not held back."""
+        inside_y, inside_x = (
+            (at >= 0) & (at < size) for at, size in ((full_y, self.image.height), (full_x, self.image.width))
+        )
+        rows, columns = (
+            (at // (self.fine_cell * PART)).astype(int).clip(0, count - 1)
+            for at, count in zip((full_y, full_x), self.part_shape, strict=True)
+        )
+        trains: NDArray[np.bool_] = inside_y[:, None] & inside_x[None] & ~self.held[np.ix_(rows, columns)]
+        y, x = np.meshgrid(full_y, full_x, indexing="ij")
+        return trains & self.annotated(y.ravel(), x.ravel()).reshape(trains.shape)
+
+    def draw(self, cell_box: Box, *, held: bool = False) -> Targets:
+        """Targets of a block of fine cells, of which only those not held back count (or only those that are)."""
         shape = (cell_box.height, cell_box.width)
         classes = np.zeros((len(self.labels), *shape), np.float32)
-        known = self.known(cell_box)
+        known = self.known(cell_box, held=held)
         valid = np.repeat(known[None].astype(np.float32), len(classes), axis=0)
         boxes = np.zeros((4, *shape), np.float32)
         boxed = np.zeros(shape, np.float32)

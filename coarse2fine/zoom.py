@@ -93,7 +93,7 @@ def scan_candidates(recipe: Recipe, *, built_in: bool = True) -> list[Recipe]:
     g = recipe.geometry
     scan, refined = g.scan_downsample, g.refine_downsample
     planes = [(g.cell, scan), (g.cell, 2 * scan), (2 * g.cell, 2 * scan)]
-    planes += [(g.cell, scan // 2)] if scan >= 4 * refined else []
+    planes += [(g.cell, scan // 2)] if scan >= 2 * refined else []
     near = [Geometry(c, s, refined, c // g.fine_cell) for c, s in planes if 1 <= c // s <= _MOST_STRIDE]
     found = [replace(recipe, geometry=each) for each in near]
     return [*found, replace(recipe, width=_WIDER * recipe.width)] if built_in else found
@@ -112,7 +112,7 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progr
         Its recall is that of glances and windows together.
     bars : Progress
     """
-    price, scenes, answers = setting.price, setting.scenes, setting.answers
+    price, scenes = setting.price, setting.scenes
     seen: tuple[Seen, ...] = (found.seen,)
     while len(found.model.glances) < _MOST_GLANCES:
         model, first = found.model, found.model.levels[0]
@@ -125,8 +125,7 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progr
             first.cell * _LARGER // model.geometry.fine_cell,
         )
         glance = replace(recipe, geometry=geometry, width=1.0, seed=recipe.seed + 10 + len(model.glances))
-        task = bars.task(f"glance at 1/{geometry.scan_downsample}")
-        net = train_base(glance, None, scenes, answers.targets, setting.runtime, task)
+        net = train_base(glance, None, model, setting, bars, f"glance at 1/{geometry.scan_downsample}")
         level = Level(net, geometry.cell, geometry.scan_downsample, None, 1.0)
         level, _ = calibrate_level(model, setting, level)
         views = (survey_scenes(model, setting, level), *seen)

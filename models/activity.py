@@ -187,26 +187,10 @@ class Activity:
         # Pairs come sorted by column, so one batch at a time is enough.
         batch = max(1, _BATCH_CELLS // (sides[0] * sides[1]))
         queue = Dispatch(run, deliver, macs, batch=min(batch, max(1, len(parts))), most_open=1)
-        sources, rows = self._tiles(inputs, sides, places)
+        sources, rows = self.columns[0].layout.items(inputs, sides, places)
         queue.put(columns.cpu().numpy(), np.arange(len(parts)), sources, rows)
         queue.flush()
         self.macs_spent += queue.macs_spent
-
-    def _tiles(
-        self, inputs: Sequence[Tensor], sides: tuple[int, int], places: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Views of the maps with a tile at every element, and the elements at which the tiles begin."""
-        layout = self.columns[0].layout
-        stride = layout.twins.stride
-        images, tops, lefts = places
-        sources, rows = [], []
-        heights, widths = layout.sides(sides[0]), layout.sides(sides[1])
-        for m, twin, height, width in zip(inputs, layout.maps, heights, widths, strict=True):
-            n, c, y, x = m.stride()
-            count = 1 + (m.shape[0] - 1) * n + (m.shape[2] - height) * y + (m.shape[3] - width) * x
-            sources.append(m.as_strided((count, m.shape[1], height, width), (1, c, y, x)))
-            rows.append(images * n + (tops * stride // twin.jump) * y + (lefts * stride // twin.jump) * x)
-        return sources, rows
 
 
 def dense(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) -> Tensor:

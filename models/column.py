@@ -22,6 +22,8 @@ _SHARED_DECAY, _OWN_DECAY = 1e-4, 0.3
 class Column(nn.Module):
     """Stages ``c_l = ReLU(conv(c_{l-1}) + conv1x1(twin_l) + conv1x1(parent_l) + b)`` and a linear reader.
 
+    Without stages it is a head: a linear reader of the base's high-level map alone.
+
     Parameters
     ----------
     spec : ColumnSpec
@@ -60,8 +62,10 @@ class Column(nn.Module):
             nn.Conv2d(channels, width, 1, bias=False) for channels, width in zip(above, widths[1:], strict=False)
         )
         self.reader = nn.Conv2d(widths[-1], out_channels, 1)
-        self.twin_reader = nn.Conv2d(maps[-1].channels, out_channels, 1, bias=False)
-        for p in (*self.reader.parameters(), *self.twin_reader.parameters()):
+        # A head's reader reads the twin itself.
+        twin_channels = [maps[-1].channels] if spec.stages else []
+        self.twin_readers = nn.ModuleList(nn.Conv2d(c, out_channels, 1, bias=False) for c in twin_channels)
+        for p in (*self.reader.parameters(), *self.twin_readers.parameters()):
             nn.init.zeros_(p)
 
     def forward(self, inputs: Sequence[Tensor], parent: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
@@ -88,12 +92,15 @@ class Column(nn.Module):
                 x = x.add_(self.parents[n](above[n]))
             x = torch.relu_(x)
             stages.append(x)
-        return self.reader(x) + self.twin_reader(inputs[-1]), stages
+        added = self.reader(x)
+        for reader in self.twin_readers:
+            added = added + reader(inputs[-1])
+        return added, stages
 
     def macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds for a block of so many answered cells."""
         heights, widths = self.layout.sides(cell_height), self.layout.sides(cell_width)
-        total = cell_height * cell_width * (_taps(self.reader) + _taps(self.twin_reader))
+        total = cell_height * cell_width * sum(_taps(r) for r in (self.reader, *self.twin_readers))
         for n, conv in enumerate(self.convs):
             each = [conv, self.twins[n], *([self.parents[n]] if self.parents else [])]
             total += heights[n + 1] * widths[n + 1] * sum(_taps(c) for c in each)
@@ -231,45 +238,3 @@ class Columns(Shared):
         back = torch.argsort(order)
         added, *stages = (torch.cat(column)[back] for column in zip(*parts, strict=True))
         return added, stages
-
-
-class ClusterHeads(Shared):
-    """The cheapest specialist: a linear reader of the base's high-level map for each cluster.
-
-    Parameters
-    ----------
-    channels : int
-        Of the high-level map.
-    out_channels : int
-        Of the base's answer.
-    count : int
-        How many clusters.
-    """
-
-    shared: nn.Conv2d
-
-    def __init__(self, channels: int, out_channels: int, count: int) -> None:
-        reader = nn.Conv2d(channels, out_channels, 1)
-        for p in reader.parameters():
-            nn.init.zeros_(p)
-        super().__init__(reader, count)
-
-    def forward(self, high: Tensor, index: Tensor) -> Tensor:
-        """What each item's head adds to the base's answer; differentiable.
-
-        Parameters
-        ----------
-        high : Tensor, float, (n, channels, h, w)
-            One position a cell.
-        index : Tensor, int64, (n,)
-            Each item's cluster.
-        """
-        own = [self.weights(k) for k in range(len(self.own))]
-        weight = torch.stack([w["weight"].flatten(1) for w in own])[index]
-        bias = torch.stack([w["bias"] for w in own])[index]
-        added = torch.baddbmm(bias[:, :, None], weight, high.flatten(2))
-        return added.view(len(high), -1, *high.shape[2:])
-
-    def macs(self, cell_height: int, cell_width: int) -> int:
-        """Multiply-adds for an item of so many cells."""
-        return cell_height * cell_width * _taps(self.shared)

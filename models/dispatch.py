@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -119,21 +120,35 @@ class Dispatch:
             For each of them, the row of each pair's item.
         """
         shapes: Shapes = tuple(tuple(source.shape[1:]) for source in sources)
-        for column in np.unique(columns).tolist():
-            pairs = np.flatnonzero(columns == column)
-            index = [each[torch.from_numpy(pairs).to(each.device)] for each in rows]
-            at = 0
-            while at < len(pairs):
-                held = self._held(column, shapes, sources)
-                count = min(len(pairs) - at, self._batch - held.filled)
-                into = slice(held.filled, held.filled + count)
-                held.keys[into] = keys[pairs[at : at + count]]
-                for source, each, buffer in zip(sources, index, held.maps, strict=True):
-                    torch.index_select(source, 0, each[at : at + count], out=buffer[into])
-                held.filled += count
-                at += count
-                if held.filled == self._batch:
-                    self._work((column, shapes))
+        order = np.argsort(columns, kind="stable")
+        columns, keys = columns[order], keys[order]
+        index = [each[torch.from_numpy(order).to(each.device)] for each in rows]
+        starts = np.flatnonzero(np.diff(columns, prepend=columns[:1] - 1))
+        for at, end in pairwise([*starts.tolist(), len(columns)]):
+            self._fill(int(columns[at]), shapes, keys, sources, index, (at, end))
+
+    def _fill(
+        self,
+        column: int,
+        shapes: Shapes,
+        keys: NDArray[np.int64],
+        sources: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        part: tuple[int, int],
+    ) -> None:
+        """Queue one specialist's pairs, those from one place to another."""
+        at, end = part
+        while at < end:
+            held = self._held(column, shapes, sources)
+            count = min(end - at, self._batch - held.filled)
+            into = slice(held.filled, held.filled + count)
+            held.keys[into] = keys[at : at + count]
+            for source, each, buffer in zip(sources, rows, held.maps, strict=True):
+                torch.index_select(source, 0, each[at : at + count], out=buffer[into])
+            held.filled += count
+            at += count
+            if held.filled == self._batch:
+                self._work((column, shapes))
 
     @torch.inference_mode()
     def flush(self) -> None:

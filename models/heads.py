@@ -32,12 +32,15 @@ class Candidates:
         Index of the best class.
     boxes : ndarray, float32, (n, 4)
         y0, x0, y1, x1 in units of fine cells, in the same grid.
+    nodes : ndarray, int32, (n,)
+        Last node of the tree of specialists that each cell came to; 0, the root, where none was asked.
     """
 
     cells: NDArray[np.int32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int16]
     boxes: NDArray[np.float32]
+    nodes: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -49,6 +52,7 @@ class Candidates:
             np.zeros(0, np.float32),
             np.zeros(0, np.int16),
             np.zeros((0, 4), np.float32),
+            np.zeros(0, np.int32),
         )
 
     @classmethod
@@ -61,11 +65,14 @@ class Candidates:
             np.concatenate([p.scores for p in parts]),
             np.concatenate([p.labels for p in parts]),
             np.concatenate([p.boxes for p in parts]),
+            np.concatenate([p.nodes for p in parts]),
         )
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Candidates:
         """The rows at `index`."""
-        return Candidates(self.cells[index], self.scores[index], self.labels[index], self.boxes[index])
+        return Candidates(
+            self.cells[index], self.scores[index], self.labels[index], self.boxes[index], self.nodes[index]
+        )
 
 
 def read_detections(out: Tensor, corners: NDArray[np.int64], floor: float) -> Candidates:
@@ -95,6 +102,7 @@ def read_detections(out: Tensor, corners: NDArray[np.int64], floor: float) -> Ca
         scores[n, y, x].cpu().numpy(),
         labels[n, y, x].cpu().numpy().astype(np.int16),
         boxes,
+        np.zeros(len(cells), np.int32),
     )
 
 

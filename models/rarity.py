@@ -17,6 +17,8 @@ from torch import Tensor
 
 _SHRINK = 0.2
 _CHUNK = 65_536
+# Rows of all kinds that stand in for those a kind lacks, and the least variance of any measure.
+_LEAN, _LEAST = 5.0, 1e-6
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,51 @@ class Mixture:
             rows.append((mine.mean(axis=0), inverse_root, log_share + np.log(np.diag(inverse_root)).sum()))
         means, whiten, offsets = (torch.from_numpy(np.stack(c).astype(np.float32)) for c in zip(*rows, strict=True))
         return cls(means, whiten, offsets)
+
+    @classmethod
+    def of_kinds(cls, x: NDArray[np.float32], kind: NDArray[np.integer], kinds: int) -> Mixture:
+        """Measure kinds that are known already; those of few rows lean on all the others.
+
+        Parameters
+        ----------
+        x : ndarray, float32, (n, d)
+        kind : ndarray, int, (n,)
+            Of each row, below `kinds`.
+        kinds : int
+        """
+        x = x.astype(np.float64)
+        count = np.bincount(kind, minlength=kinds)[:, None]
+        totals = np.zeros((kinds, x.shape[1]))
+        np.add.at(totals, kind, x)
+        means = (totals + _LEAN * x.mean(axis=0)) / (count + _LEAN)
+        spread = [np.zeros((x.shape[1],) * 2) for _ in range(kinds)]
+        for k in range(kinds):
+            apart = x[kind == k] - means[k]
+            spread[k] = apart.T @ apart
+        pooled = sum(spread) / max(len(x), 1) + _LEAST * np.eye(x.shape[1])
+        weight = 2.0 * x.shape[1]
+        roots = [
+            np.linalg.inv(np.linalg.cholesky((own + weight * pooled) / (int(n) + weight)))
+            for own, n in zip(spread, count[:, 0], strict=True)
+        ]
+        offsets = np.array([np.log(np.diag(root)).sum() for root in roots])
+        whiten = np.stack(roots).astype(np.float32)
+        return cls(*(torch.from_numpy(a.astype(np.float32)) for a in (means, whiten, offsets)))
+
+    def within(self, x: Tensor, kind: Tensor) -> Tensor:
+        """How unusual rows are within their kind: negative log-likelihoods, up to a constant.
+
+        Parameters
+        ----------
+        x : Tensor, float, (n, d)
+        kind : Tensor, int64, (n,)
+
+        Returns
+        -------
+        Tensor, float32, (n,)
+        """
+        means, whiten, offsets = (t.to(x.device)[kind] for t in (self.means, self.whiten, self.offsets))
+        return 0.5 * (whiten @ (x.float() - means)[:, :, None]).square().sum(dim=(1, 2)) - offsets
 
     def surprise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood (up to a constant) and the likeliest kind of each row.

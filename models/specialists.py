@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .column import Column
 from .dispatch import Dispatch, Done, Shapes
-from .tree import NO_NODE, ROOT, FeatureTree, pooled, unsure
+from .gate import Gate
+from .tree import ROOT, FeatureTree, pooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +24,21 @@ class Answered:
     ----------
     keys : ndarray, int64, (n,)
         The items' names.
-    answers : Tensor, float, (n, out_channels, cell height, cell width)
+    answers : Tensor, float, (n, classes)
         The base's answer and what each column added.
-    paths : ndarray, int32, (n, depth of the tree)
-        The nodes that each item came to, -1 behind the last.
-    asked : ndarray, int64, (n,)
-        How many of them, from the first on, have run their column: the gate or pruning may have spared the last.
+    nodes : ndarray, int32, (n,)
+        The last node that each item came to; pruning may have spared its column.
     """
 
     keys: NDArray[np.int64]
     answers: Tensor
-    paths: NDArray[np.int32]
-    asked: NDArray[np.int64]
+    nodes: NDArray[np.int32]
 
 
 class Specialists:
     """A tree of columns at work on items from any window of any image.
+
+    An item is one cell or a block of them; it has one answer, to which each column adds the mean over its cells.
 
     Parameters
     ----------
@@ -47,10 +47,8 @@ class Specialists:
         The column of each node that is kept, but the root, in evaluation mode.
     deliver : callable
         Takes items that are answered, in the order in which they are.
-    gate : float, optional
-        Confidence from which an answer stands and no further column is asked, see `unsure`; by default all are asked.
-    exclusive : bool
-        Whether a cell has one class; for the gate.
+    gate : Gate
+        Where an answer does not pass it, no further column is asked.
     batch, most_open : int
         See `Dispatch`.
 
@@ -58,6 +56,8 @@ class Specialists:
     ----------
     dispatch : Dispatch
         Counts what was run, by node.
+    routing_macs : int
+        Multiply-adds of finding each item's next node.
     """
 
     def __init__(
@@ -66,33 +66,47 @@ class Specialists:
         columns: Mapping[int, Column],
         deliver: Callable[[Answered], None],
         *,
-        gate: float | None = None,
-        exclusive: bool = False,
+        gate: Gate,
         batch: int = 128,
         most_open: int = 64,
     ) -> None:
-        self._tree, self._columns, self._answered = tree, columns, deliver
-        self._gate, self._exclusive = gate, exclusive
-        self._depth = int(tree.depths.max())
-        self._depths = tree.depths
-        self._ways: dict[int, list[int]] = {}
-        self._reads = max((len(column.layout.maps) for column in columns.values()), default=0)
+        self._tree, self._columns, self._answered, self._gate = tree, columns, deliver, gate
+        # A node is worth routing to where some column may follow.
+        self._parents = {int(tree.parent[node]) for node in columns}
+        self._reads = max((len(column.layout.maps) for column in columns.values()), default=1)
+        self.routing_macs = 0
         self.dispatch = Dispatch(self._run, self._settle, self._macs, batch=batch, most_open=most_open)
 
-    def put(self, keys: NDArray[np.int64], inputs: Sequence[Tensor], answer: Tensor) -> None:
+    def most_macs(self, cell_height: int, cell_width: int) -> int:
+        """Multiply-adds of an item of so many cells on its dearest way down."""
+        most: dict[int, int] = {}
+        for node in sorted(self._columns):
+            parent = int(self._tree.parent[node])
+            own = self._columns[node].macs(cell_height, cell_width) + self._tree.centres[node].size
+            most[node] = most.get(parent, 0) + own
+        return self._tree.centres[ROOT].size + max(most.values(), default=0)
+
+    @property
+    def macs_spent(self) -> int:
+        """Multiply-adds of columns and routing."""
+        return self.dispatch.macs_spent + self.routing_macs
+
+    @torch.inference_mode()
+    def put(self, keys: NDArray[np.int64], sources: Sequence[Tensor], rows: Sequence[Tensor], answers: Tensor) -> None:
         """Send items of one shape on their way.
 
         Parameters
         ----------
         keys : ndarray, int64, (n,)
             Names, none of which is on its way already.
-        inputs : sequence of Tensor, float, (n, c, h, w)
-            What the `Layout.read` of the tree's first columns gives.
-        answer : Tensor, float, (n, out_channels, cell height, cell width)
-            The base's answer there.
+        sources : sequence of Tensor, float, (r, c, h, w)
+            For each map that the tree's first columns read, a tensor or strided view with an item in every row.
+        rows : sequence of Tensor, int64, (n,)
+            For each of them, the row of each item.
+        answers : Tensor, float, (n, classes)
+            The base's.
         """
-        self._ways |= {key: [] for key in keys.tolist()}
-        self._advance(ROOT, keys, inputs, (), answer)
+        self._advance(ROOT, keys, sources[-self._reads :], rows[-self._reads :], (), answers)
 
     def flush(self) -> None:
         """Answer all that waits."""
@@ -100,42 +114,47 @@ class Specialists:
 
     def _run(self, node: int, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         column = self._columns[node]
-        inputs, parent, answer = maps[: self._reads], maps[self._reads : -1], maps[-1]
-        added, stages = column(inputs[len(inputs) - len(column.layout.maps) :], parent)
-        return (answer + added, *stages)
+        inputs, parent, answers = maps[: self._reads], maps[self._reads : -1], maps[-1]
+        added, stages = column(inputs[self._reads - len(column.layout.maps) :], parent)
+        return (answers + added.mean(dim=(2, 3)), *stages)
 
     def _macs(self, node: int, shapes: Shapes) -> int:
-        return self._columns[node].macs(*shapes[-1][-2:])
+        return self._columns[node].macs(*shapes[self._reads - 1][-2:])
 
     def _settle(self, done: Done) -> None:
-        answer, *stages = done.outputs
-        self._advance(done.column, done.keys, done.inputs[: self._reads], stages, answer)
+        answers, *stages = done.outputs
+        inputs = done.inputs[: self._reads]
+        rows = torch.arange(len(answers), device=answers.device)
+        self._advance(done.column, done.keys, inputs, [rows] * len(inputs), stages, answers)
 
     def _advance(
-        self, node: int, keys: NDArray[np.int64], inputs: Sequence[Tensor], stages: Sequence[Tensor], answer: Tensor
+        self,
+        node: int,
+        keys: NDArray[np.int64],
+        sources: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        stages: Sequence[Tensor],
+        answers: Tensor,
     ) -> None:
         """Find what comes after a node: another column, or the end."""
-        features = features_at(inputs[-1], stages)
-        following = self._tree.step(node, features)
-        on = (following != NO_NODE) & self._tree.kept[following]
-        if self._gate is not None:
-            on &= unsure(answer, self._gate, exclusive=self._exclusive).cpu().numpy()
-        for key, child in zip(keys.tolist(), following.tolist(), strict=True):
-            if child != NO_NODE:
-                self._ways[key].append(child)
-        self._end(keys[~on], answer[torch.from_numpy(~on).to(answer.device)], int(self._depths[node]))
-        maps = [*inputs, *stages, answer]
-        rows = torch.from_numpy(np.flatnonzero(on)).to(answer.device)
-        self.dispatch.put(following[on], keys[on], maps, [rows] * len(maps))
-
-    def _end(self, keys: NDArray[np.int64], answers: Tensor, asked: int) -> None:
-        if not len(keys):
-            return
-        paths = np.full((len(keys), self._depth), NO_NODE, np.int32)
-        for row, key in enumerate(keys.tolist()):
-            way = self._ways.pop(key)
-            paths[row, : len(way)] = way
-        self._answered(Answered(keys, answers, paths, np.full(len(keys), asked)))
+        nodes = np.full(len(keys), node, np.int32)
+        on = np.zeros(len(keys), bool)
+        if node in self._parents:
+            unsure = torch.nonzero(self._gate.unsure(answers))[:, 0]
+            high = torch.index_select(sources[-1], 0, rows[-1][unsure])
+            index = unsure.cpu().numpy()
+            nodes[index] = self._tree.step(node, features_at(high, [s[unsure] for s in stages[-1:]]))
+            on[index] = self._tree.kept[nodes[index]]
+            self.routing_macs += len(index) * self._tree.centres[node].size
+        if not on.all():
+            ended = torch.from_numpy(np.flatnonzero(~on)).to(answers.device)
+            self._answered(Answered(keys[~on], answers[ended], nodes[~on]))
+        if on.any():
+            going = torch.from_numpy(np.flatnonzero(on)).to(answers.device)
+            own = [*stages, answers]
+            self.dispatch.put(
+                nodes[on], keys[on], [*sources, *own], [*(each[going] for each in rows), *[going] * len(own)]
+            )
 
 
 def features_at(high: Tensor, stages: Sequence[Tensor]) -> NDArray[np.float32]:

@@ -210,27 +210,6 @@ def pooled(*maps: Tensor) -> NDArray[np.float32]:
     return torch.cat([m.float().mean(dim=(2, 3)) for m in maps], dim=1).cpu().numpy()
 
 
-def unsure(answer: Tensor, threshold: float, *, exclusive: bool) -> Tensor:
-    """Which items have a cell where the answer's confidence is below a threshold: the gate of the specialists.
-
-    Parameters
-    ----------
-    answer : Tensor, float, (n, classes, h, w)
-        Logits.
-    threshold : float
-        Probability; none is unsure at 0.
-    exclusive : bool
-        Whether a cell has one class (softmax), or any number of them (each a sigmoid).
-
-    Returns
-    -------
-    Tensor, bool, (n,)
-    """
-    answer = answer.float()
-    sure = torch.softmax(answer, dim=1).amax(dim=1) if exclusive else torch.sigmoid(answer.abs()).amin(dim=1)
-    return sure.amin(dim=(1, 2)) < threshold
-
-
 def kmeans(vectors: NDArray[np.float32], count: int, *, seed: int) -> NDArray[np.float32]:
     """Centres of clusters: Lloyd's algorithm from k-means++ starts, the best of several.
 

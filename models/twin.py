@@ -98,7 +98,8 @@ class ColumnSpec:
     Parameters
     ----------
     stages : tuple of ColumnStage
-        The last is the twin of the base's high-level map, the one before it of the stage before that, and so on.
+        The last is the twin of the base's high-level map, the one before it of the stage before that, and so on. A
+        column without stages is a head: a linear reader of the high-level map.
     first : int
         The base's stage that the first is the twin of, counted from 1; it reads the base's map before that (0 is the
         input).
@@ -113,7 +114,7 @@ class ColumnSpec:
     first: int = 1
 
     def __post_init__(self) -> None:
-        if not self.stages or self.first < 1:
+        if self.first < 1 or (not self.stages and self.first == 1):
             raise ValueError(f"a column needs stages, the first the twin of stage 1 or a later one; got {self}")
 
     @classmethod
@@ -122,6 +123,11 @@ class ColumnSpec:
         words = text.split()
         first = int(words.pop(0)[1:]) if text.startswith("@") else 1
         return cls(tuple(ColumnStage(*(int(n) for n in word.split(":"))) for word in words), first)
+
+    @classmethod
+    def head(cls, twins: Twins) -> Self:
+        """The cheapest specialist: it has no stages of its own."""
+        return cls((), len(twins.maps))
 
     @classmethod
     def design(cls, twins: Twins, top: int, *, growth: float = 2.0, first: int = 1) -> Self:
@@ -268,6 +274,37 @@ class Layout:
         """
         maps = [x, *features][self.spec.first - 1 :]
         return [cropped(m, crop) for m, crop in zip(maps, self.crops, strict=True)]
+
+    def items(
+        self, maps: Sequence[Tensor], sides: tuple[int, int], places: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Blocks of cells as items: nothing is copied.
+
+        Parameters
+        ----------
+        maps : sequence of Tensor, float, (n, c, h, w)
+            What `read` gives.
+        sides : tuple of int
+            Height and width of each item in cells, multiples of `align`.
+        places : tuple of Tensor, int64, (m,)
+            Row of the batch, and first answered cell (y, x), of each item.
+
+        Returns
+        -------
+        sources : list of Tensor, (r, c, h, w)
+            For each map, a view with an item at every element.
+        rows : list of Tensor, int64, (m,)
+            For each map, the elements at which the items begin.
+        """
+        images, tops, lefts = places
+        stride = self.twins.stride
+        sources, rows = [], []
+        for m, twin, height, width in zip(maps, self.maps, self.sides(sides[0]), self.sides(sides[1]), strict=True):
+            n, c, y, x = m.stride()
+            count = 1 + (m.shape[0] - 1) * n + (m.shape[2] - height) * y + (m.shape[3] - width) * x
+            sources.append(m.as_strided((count, m.shape[1], height, width), (1, c, y, x), m.storage_offset()))
+            rows.append(images * n + (tops * stride // twin.jump) * y + (lefts * stride // twin.jump) * x)
+        return sources, rows
 
     def inner(self, answer: Tensor) -> Tensor:
         """The base's answer without the border's cells."""

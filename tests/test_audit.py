@@ -38,7 +38,7 @@ class World:
         half = rng.uniform(0.2, 0.9, (len(cells), 2))
         boxes = np.hstack([cells + 0.5 - half, cells + 0.5 + half]).astype(np.float32)
         scores = rng.uniform(0.3, 1, len(cells)).astype(np.float32)
-        self.every = Candidates(cells, scores, np.zeros(len(cells), np.int16), boxes)
+        self.every = Candidates(cells, scores, np.zeros(len(cells), np.int16), boxes, np.zeros(len(cells), np.int32))
         self.interest = rng.uniform(0, 2e-3, (side, side)).astype(np.float32)
         seen = rng.random(len(cells)) >= blind
         self.interest[tuple(cells[seen].T)] = rng.uniform(0.05, 1, int(seen.sum()))

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import coarse2fine.bench.command
 from coarse2fine.bench import io_child, io_data
 from coarse2fine.bench.io import IoScale, benchmark_io
 from coarse2fine.bench.io_child import PEAK_IS_KNOWN
@@ -341,9 +342,9 @@ def test_the_script_passes_its_options_on_and_writes_json(
         given.update(options, out=out)
         return report[0]
 
-    monkeypatch.setattr(script, "benchmark_io", benchmark)
+    monkeypatch.setattr(coarse2fine.bench.command, "benchmark_io", benchmark)
     assert run(script, monkeypatch, "--quick", "--seed", 7, "--data", SLIDES, "--out", tmp_path / "new") == 0
-    assert given == {"out": tmp_path / "new", "data": SLIDES, "scale": script.QUICK, "seed": 7}
+    assert given == {"out": tmp_path / "new", "data": SLIDES, "scale": coarse2fine.bench.command.QUICK, "seed": 7}
     printed = capsys.readouterr().out
     assert printed.startswith("tiff_jpeg_512: ")
     assert printed.endswith(f"written {tmp_path / 'new' / 'io.json'}\n")

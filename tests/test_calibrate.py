@@ -34,7 +34,13 @@ def finds(*rows: tuple[int, int, float]) -> Candidates:
     cells = np.array([row[:2] for row in rows], np.int32)
     centre = cells + 0.5
     boxes = np.concatenate([centre - 1, centre + 1], axis=1).astype(np.float32)
-    return Candidates(cells, np.array([row[2] for row in rows], np.float32), np.zeros(len(rows), np.int16), boxes)
+    return Candidates(
+        cells,
+        np.array([row[2] for row in rows], np.float32),
+        np.zeros(len(rows), np.int16),
+        boxes,
+        np.zeros(len(rows), np.int32),
+    )
 
 
 OBJECTS = (box("left", 12, 12, 28, 28), box("left", 44, 44, 60, 60))

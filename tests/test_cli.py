@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def test_analyze_writes_what_it_says(picture: Path, tmp_path: Path, capsys: pyte
     assert main(["analyze", str(picture), "-o", str(out), "-q"]) == 0
     printed = capsys.readouterr().out
     assert "320 x 200 px" in printed
-    assert {p.name for p in out.iterdir()} == {"analysis.json", "overview.png", "regions.geojson"}
+    assert {p.name for p in out.iterdir()} >= {"analysis.json", "overview.png", "record.json", "regions.geojson"}
     summary = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
     features = json.loads((out / "regions.geojson").read_text(encoding="utf-8"))["features"]
     assert summary["regions"] == len(features)
@@ -96,6 +98,29 @@ def test_info_and_models(picture: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["models"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in embedded_names())
+
+
+def test_doctor_tests_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("torch ", "cores usable", "codecs", "GB free", "self-test  passed"))
+
+
+def test_train_is_fit(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    errors = []
+    for command in ("fit", "train"):
+        assert main([command, str(picture), str(tmp_path / "none.geojson"), "-o", str(tmp_path / "m.c2f")]) == 1
+        errors.append(capsys.readouterr().err)
+    assert errors[0] == errors[1]
+    assert "none.geojson" in errors[0]
+
+
+def test_the_script_is_the_command(picture: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "scripts" / "analyze_folder.py"
+    command = [sys.executable, str(script), str(picture.parent), str(tmp_path / "out"), "--dry-run", "-m", "digits"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
+    assert "1 image(s) to do" in done.stdout
+    assert "320 x 200 px" in done.stdout
 
 
 def test_the_embedded_models_are_small() -> None:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from coarse2fine.models.backbone import Backbone, design
 from coarse2fine.models.base import Base
-from coarse2fine.models.column import ClusterHeads, Column, Columns
+from coarse2fine.models.column import Column, Columns
 from coarse2fine.models.conv_stack import ConvStack, StackSpec, Stage
 from coarse2fine.models.twin import ColumnSpec, ColumnStage, Layout, Twin, Twins
 
@@ -128,7 +128,7 @@ def plain(spec: StackSpec, column: Column, maps: Sequence[Tensor], cell: tuple[i
     middle = [spec.margin + spec.stride * (n + 0.5) for n in cell]
     high = value(len(spec.stages) - 1, *middle)
     added = column.reader.weight.detach().numpy()[:, :, 0, 0] @ high + column.reader.bias.detach().numpy()  # type: ignore[union-attr]
-    twin = column.twin_reader.weight.detach().numpy()[:, :, 0, 0] @ base(len(spec.stages) - 1, *middle)
+    twin = column.twin_readers[0].weight.detach().numpy()[:, :, 0, 0] @ base(len(spec.stages) - 1, *middle)  # type: ignore[operator]
     return np.asarray(added + twin)
 
 
@@ -341,18 +341,22 @@ def test_columns_learn_what_one_for_all_cannot() -> None:
     assert error(groups) < 0.1
 
 
-def test_cluster_heads_are_a_linear_reader_for_each_cluster() -> None:
-    heads = ClusterHeads(5, 3, 4)
-    high = torch.randn(6, 5, 2, 3)
+def test_a_column_without_stages_is_a_linear_reader_for_each_cluster() -> None:
+    spec = ColumnSpec.head(COARSE)
+    assert ColumnSpec.parse(str(spec)) == spec
+    heads = Columns(spec, COARSE, 3, 4)
+    assert [t.channels for t in heads.shared.layout.maps] == [4]
+    high = torch.randn(6, 4, 2, 4)
     index = torch.tensor([1, 1, 0, 3, 2, 1])
-    assert not heads(high, index).any()
+    assert not heads([high], index)[0].any()
     lively(heads)
     with torch.inference_mode():
-        found = heads(high, index)
+        found, stages = heads([high], index)
+        assert stages == []
         for row, k in enumerate(index.tolist()):
             weights = heads.weights(k)
-            expected = nn.functional.conv2d(high[row : row + 1], weights["weight"], weights["bias"])
+            expected = nn.functional.conv2d(high[row : row + 1], weights["reader.weight"], weights["reader.bias"])
             torch.testing.assert_close(found[row : row + 1], expected)
         with FlopCounterMode(display=False) as counter:
-            heads(high, index)
-    assert counter.get_total_flops() == 2 * 6 * heads.macs(2, 3)
+            heads.column(1)([high])
+    assert counter.get_total_flops() == 2 * 6 * heads.column(1).macs(2, 4)

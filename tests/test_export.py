@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from shapely.geometry import Polygon, box, shape
 
 from coarse2fine.annotations import read_annotations
-from coarse2fine.export import label_colour, write_geojson, write_json
+from coarse2fine.export import label_colour, write_json
+from coarse2fine.export_geojson import read_regions, write_geojson, write_world_geojson
 from coarse2fine.regions import Region
+from coarse2fine.tiling.geometry import GeoReference
 
 BOX = (2.0, 1.0, 10.0, 5.0)
 
@@ -167,6 +169,58 @@ def test_where_it_cannot_be_written_is_said(tmp_path: Path) -> None:
         write_json(tmp_path, {})
 
 
+@given(st.lists(regions, max_size=10), st.booleans())
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_regions_are_read_back_to_the_last_digit(
+    tmp_path_factory: pytest.TempPathFactory, found: list[Region], compress: bool
+) -> None:
+    outline = ((0.1, 0.0), (0.0, 4.0), (10.0, 4.5))
+    every = (*found, Region('"a"\n', 0.1, (0.0, 0.0, 10.0, 4.5), outline, ("feature 3", "feature 1"), (0, 4, 9)))
+    path = tmp_path_factory.mktemp("back") / ("r.geojson.gz" if compress else "r.geojson")
+    assert read_regions(write_geojson(path, every)) == every
+
+
+def test_an_identifier_is_a_uuid_of_label_and_place(tmp_path: Path) -> None:
+    text = write_geojson(tmp_path / "r.geojson", [Region("ä", 0.5, BOX)]).read_text("utf-8")
+    (feature,) = json.loads(text)["features"]
+    name = json.dumps(["ä", feature["geometry"]["coordinates"][0]], ensure_ascii=False)
+    namespace = uuid.uuid5(uuid.NAMESPACE_DNS, "coarse2fine")
+    assert feature["id"] == str(uuid.uuid5(namespace, name))
+
+
+def test_foreign_geojson_is_not_taken_for_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "r.geojson"
+    path.write_text('{"type": "FeatureCollection", "features": [\n{"type": "Feature", "geometry": null}\n]}\n')
+    with pytest.raises(ValueError, match="holds other regions than coarse2fine writes"):
+        read_regions(path)
+
+
+# On the map
+
+
+@pytest.mark.parametrize(
+    ("crs", "member"),
+    [
+        ("EPSG:4326", "absent"),
+        (None, None),
+        ("EPSG:32618", {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32618"}}),
+    ],
+)
+def test_world_coordinates(tmp_path: Path, crs: str | None, member: Any) -> None:
+    geo = GeoReference((2.0, 0.0, 100.0, 0.0, -3.0, 900.0), crs)
+    outline = ((2.0, 1.0), (2.0, 5.0), (10.0, 5.0))
+    found = [Region("a", 0.5, BOX, None, ("f1", "f2")), Region("b", 0.25, BOX, outline)]
+    payload = json.loads(write_world_geojson(tmp_path / "w.geojson", found, geo).read_text())
+    assert payload.get("crs", "absent") == member
+    first, second = payload["features"]
+    assert shape(first["geometry"]).equals(box(102, 870, 110, 894))
+    assert shape(first["geometry"]).exterior.is_ccw
+    assert shape(second["geometry"]).equals(Polygon([(102, 894), (110, 894), (110, 870)]))
+    assert first["properties"] == {"label": "a", "score": 0.5, "fired": "f1; f2"}
+    pixels = json.loads(write_geojson(tmp_path / "p.geojson", found).read_text())
+    assert [f["id"] for f in payload["features"]] == [f["id"] for f in pixels["features"]]
+
+
 # JSON
 
 
@@ -189,7 +243,7 @@ def test_a_record_of_many_types(tmp_path: Path) -> None:
     path = write_json(tmp_path / "r.json", record)
     assert list(tmp_path.iterdir()) == [path]
     assert "ä" in path.read_text("utf-8")
-    region = {"label": "a", "score": 0.5, "full_box": list(BOX), "outline": None, "fired": []}
+    region = {"label": "a", "score": 0.5, "full_box": list(BOX), "outline": None, "fired": [], "route": []}
     assert json.loads(path.read_text("utf-8")) == {
         "path": str(Path("scenes") / "ä.tif"),
         "cost": {"macs": 3, "seconds": 0.5},
@@ -240,5 +294,8 @@ def test_colours_are_vivid_and_neither_too_light_nor_too_dark(label: str) -> Non
     assert saturation > 0.7
 
 
-def test_labels_get_different_colours() -> None:
-    assert len({label_colour(f"class {i}") for i in range(20)}) == 20
+def test_numbered_labels_get_colours_far_apart() -> None:
+    colours = np.array([label_colour(f"kind {i}") for i in range(1, 9)])
+    apart = np.abs(colours[:, None] - colours[None]).sum(axis=2)[~np.eye(8, dtype=bool)]
+    assert apart.min() > 60
+    assert len({label_colour(f"class {i}") for i in range(200)}) > 190

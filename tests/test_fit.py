@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from coarse2fine import AnnotationError, Geometry, ImageError, Model, analyze, fit, load_model
 from coarse2fine.fit import _load
+from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.pretrain import fit_explorer
 from coarse2fine.tiling.opening import open_image
@@ -61,7 +62,8 @@ def small_steps() -> Iterator[None]:
     """Smaller batches and crops than in earnest: what is tested is that fitting works, not how well."""
     with pytest.MonkeyPatch.context() as patch:
         # The package's `fit` is the function; its module hides behind it.
-        sizes = {"fit": {"_REFINE_CROP": 10, "_REFINE_BATCH": 4}, "fit_base": {"_CROP": 24, "_BATCH": 8}}
+        sizes = {"fit_refiner": {"_CROP": 10, "_BATCH": 4}, "fit_base": {"_BATCH": 8, "_LONGER": 1}}
+        sizes |= {"lessons": {"_CROP": 24, "_LESSONS": 60}}
         for module, constants in sizes.items():
             for name, value in constants.items():
                 patch.setattr(sys.modules[f"coarse2fine.{module}"], name, value)
@@ -140,7 +142,7 @@ def test_the_cheapest_geometry_is_found_by_measuring(small_steps: None) -> None:
             [annotations],
             geometry="search",
             minimise=minimise,
-            steps=40,
+            steps=20,
             precision="fp32",
             progress=False,
         )
@@ -185,6 +187,47 @@ def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypat
     with analyze(pixels, model, audit=0) as zoomed, analyze(pixels, plain, audit=0) as looked:
         assert zoomed.cost.scan_macs < looked.cost.scan_macs
         assert len(zoomed.regions) >= 0.75 * len(looked.regions) > 0
+
+
+def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With so little to learn from hardly anything surely helps: what is tested is that all of it runs.
+    for module in ("judge", "grow_groups"):
+        monkeypatch.setattr(f"coarse2fine.{module}.weighed", lambda *_: -np.inf)
+    monkeypatch.setattr("coarse2fine.judge._LOW", (0.03,))
+    monkeypatch.setattr("coarse2fine.unsure_cells._BAND", Gate(0.001, 0.98))
+    monkeypatch.setattr("coarse2fine.judge.Verdict.pays", True)
+    monkeypatch.setattr("coarse2fine.grow._FEWEST", 4)
+    scenes = [discs(seed)[0] for seed in (0, 1)]
+    images, annotations = [pixels for pixels, _ in scenes], [known for _, known in scenes]
+    options: dict[str, Any] = {"specialists": "both", "steps": 30, "precision": "fp32", "progress": False}
+    model = fit(images, annotations, cache=tmp_path / "cache", **options)
+    told = model.provenance["specialists"]
+    assert told["asked"] == told["chosen"] == "both"
+    assert list(told["held_back"]) == ["both"]
+    assert len(model.specialists) == 2
+    assert model.tree is not None
+    assert model.tree.tiles
+    pixels = discs(2)[0][0]
+    plain = replace(model, tree=None, groups=None)
+    mine, bare = (analyze(pixels, each, budget=1.0, precision="fp32") for each in (model, plain))
+    assert mine.cost.refine_macs > bare.cost.refine_macs
+    saved = load_model(model.save(tmp_path / "special.c2f"))
+    assert analyze(pixels, saved, budget=1.0, precision="fp32").regions == mine.regions
+    # Nothing that is there is done again.
+    monkeypatch.setattr("coarse2fine.unsure_cells._Source.learning", None)
+    monkeypatch.setattr("coarse2fine.school._train_own", None)
+    again = fit(images, annotations, cache=tmp_path / "cache", **options)
+    assert again.provenance["specialists"] == told
+    assert analyze(pixels, again, budget=1.0, precision="fp32").regions == mine.regions
+
+
+def test_specialists_that_do_not_surely_help_are_left_out(small_steps: None) -> None:
+    pixels, annotations = discs(0)[0]
+    model = fit([pixels], [annotations], specialists="auto", steps=10, precision="fp32", progress=False)
+    assert model.specialists == ()
+    assert model.provenance["specialists"]["chosen"] is None
+    with pytest.raises(ValueError, match="specialists must be None or one of heads, tree"):
+        fit([pixels], [annotations], specialists="all", progress=False)  # type: ignore[arg-type]
 
 
 def test_areas_come_back_as_outlines(small_steps: None) -> None:

@@ -26,7 +26,9 @@ def scene(seed: int, height: int, width: int, share: float, levels: int) -> tupl
     half = rng.uniform(0.3, 2.0, (count, 2))
     boxes = np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
     scores = (table[tuple(cells.T)] / (levels + 1)).astype(np.float32)
-    return Candidates(cells, scores, rng.integers(0, 3, count).astype(np.int16), boxes), table
+    return Candidates(
+        cells, scores, rng.integers(0, 3, count).astype(np.int16), boxes, np.zeros(count, np.int32)
+    ), table
 
 
 scenes = st.builds(
@@ -68,14 +70,16 @@ def test_suppression_equals_the_loop_over_all_pairs(case: tuple[Candidates, NDAr
 def test_small_neighbours_stay_apart_and_boxes_of_one_place_do_not() -> None:
     boxes = np.array([[0, 0, 0.6, 0.6], [0, 0.9, 0.6, 1.5], [0.3, 1.1, 0.9, 1.7]], np.float32)
     cells = np.array([[0, 0], [0, 1], [1, 1]], np.int32)
-    found = suppress(Candidates(cells, np.array([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int16), boxes))
+    found = suppress(
+        Candidates(cells, np.array([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int16), boxes, np.zeros(3, np.int32))
+    )
     assert found.cells.tolist() == [[0, 0], [0, 1]]
 
 
 def test_suppression_works_across_classes_and_drops_exact_copies() -> None:
     boxes = np.array([[0, 0, 2, 2], [0, 0, 2, 2], [0, 5, 2, 7]], np.float32)
     labels, cells = np.array([0, 1, 1], np.int16), np.array([[0, 0], [0, 1], [0, 5]], np.int32)
-    found = suppress(Candidates(cells, np.array([0.6, 0.6, 0.5], np.float32), labels, boxes))
+    found = suppress(Candidates(cells, np.array([0.6, 0.6, 0.5], np.float32), labels, boxes, np.zeros(3, np.int32)))
     assert found.cells.tolist() == [[0, 0], [0, 5]]
     assert len(suppress(Candidates.empty())) == 0
 

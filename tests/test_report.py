@@ -25,7 +25,9 @@ MakeImage = Callable[..., NDArray[np.uint8]]
 def test_saved_files_open_elsewhere(make_image: MakeImage, detector: Model, tmp_path: Path) -> None:
     analysis = analyze(make_image(300, 400), detector, budget=0.5, precision="fp32")
     folder = analysis.save(tmp_path / "new" / "folder")
-    assert sorted(p.name for p in folder.iterdir()) == ["analysis.json", "overview.png", "regions.geojson"]
+    names = ["analysis.json", "maps.ome.zarr", "overview.png", "regions.geojson"]
+    tables = ["thumbnail.jpg", "tiles.csv", "tiles.parquet"]
+    assert sorted(p.name for p in folder.iterdir()) == [*names, *tables, "timing.json"]
     picture = cv2.imread(str(folder / "overview.png"))
     assert picture is not None
     assert min(picture.shape[:2]) > 300

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 
 from coarse2fine.models.bundle import load_bundle, save_bundle
-from coarse2fine.models.tree import NO_NODE, ROOT, FeatureTree, kmeans, merged, nearest, pooled, unsure
+from coarse2fine.models.tree import NO_NODE, ROOT, FeatureTree, kmeans, merged, nearest, pooled
 
 seeds = st.integers(0, 10_000)
 
@@ -182,17 +182,3 @@ def test_features_are_the_means_of_all_channels() -> None:
     maps = [torch.randn(3, 2, 4, 5), torch.randn(3, 4, 2, 2)]
     expected = np.concatenate([m.numpy().mean(axis=(2, 3)) for m in maps], axis=1)
     np.testing.assert_allclose(pooled(*maps), expected, atol=1e-6)
-
-
-@given(seeds, st.floats(0, 1), st.booleans())
-@settings(max_examples=25, deadline=None, derandomize=True)
-def test_an_item_is_unsure_if_one_of_its_cells_is(seed: int, threshold: float, exclusive: bool) -> None:
-    answer = 3 * np.random.default_rng(seed).standard_normal((6, 3, 2, 2))
-    found = unsure(torch.from_numpy(answer), threshold, exclusive=exclusive)
-    for item, each in zip(answer, found.tolist(), strict=True):
-        least = 1.0
-        for logits in item.reshape(3, -1).T:
-            single = 1 / (1 + np.exp(-logits))
-            shares = np.exp(logits) / np.exp(logits).sum()
-            least = min(least, shares.max() if exclusive else np.maximum(single, 1 - single).min())
-        assert each == (least < threshold) or least == pytest.approx(threshold)

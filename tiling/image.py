@@ -74,6 +74,8 @@ class Image:
         Size of a full-resolution pixel in the file's own unit, plausible or not.
     geo : GeoReference or None
         Place on a planet, as the file has it.
+    picked : tuple of int or None
+        The stored channels that were chosen on opening; None for the first.
     masked : bool
         Whether some pixels may be without data (transparent, or no-data): see `read_mask`.
     value_range : tuple of float
@@ -99,6 +101,7 @@ class Image:
         self.format = source.format
         self.levels = _levels(source)
         self.channels = source.channels
+        self.picked = source.picked
         self.masked = source.masked
         self.value_range = source.value_range
         self.pixel_size, self.geo = source.pixel_size, source.geo

@@ -51,6 +51,10 @@ class IoReport:
     explained : tuple of str
         What was measured, and how.
     notes : tuple of str
+    benchmark : str
+        Its name.
+    packages : tuple of str
+        Of which the versions are told.
     """
 
     sections: tuple[Section, ...]
@@ -58,6 +62,8 @@ class IoReport:
     parameters: Mapping[str, Any]
     explained: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    benchmark: str = "io"
+    packages: tuple[str, ...] = PACKAGES
 
     def figures(self) -> dict[str, float]:
         """Numbers of all sections by name."""
@@ -82,12 +88,12 @@ class IoReport:
     def summary(self) -> dict[str, Any]:
         """All of it as JSON values."""
         return {
-            "benchmark": "io",
+            "benchmark": self.benchmark,
             "figures": self.figures(),
             "seeds": [self.seed],
             "parameters": dict(self.parameters),
             "machine": machine(),
-            "versions": versions(PACKAGES),
+            "versions": versions(self.packages),
             "explained": list(self.explained),
             "notes": list(self.all_notes()),
         }

@@ -1,0 +1,165 @@
+"""What the refine net and its specialists answer to windows, batch by batch.
+
+Every cell is a case of its own: whether specialists are asked, which, and what they say depends on what the cell sees
+alone, never on the window that it lies in. Unsure cells wait until a batch of them is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.kinds import kind_reader
+from coarse2fine.model import Model
+from coarse2fine.models.heads import BOX_CHANNELS, Candidates
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.models.specialists import Answered
+
+# From the refine net's output and the fine-grid corner of each window to what was found.
+Read = Callable[[Tensor, NDArray[np.int64]], Candidates]
+
+
+class RefineNet:
+    """The refine net with its specialists, ready to run.
+
+    Parameters
+    ----------
+    model : Model
+    runtime : Runtime
+    read : callable
+        Turns answers into candidates.
+    fine_shape : tuple of int
+        Fine cells of the image; no specialist is asked for what lies beyond.
+    most_macs : int, optional
+        Multiply-adds that specialists may take; cells that come when they are spent keep the net's own answer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        runtime: Runtime,
+        read: Read,
+        fine_shape: tuple[int, int],
+        most_macs: int | None = None,
+    ) -> None:
+        self._net = runtime.place(model.refiner)
+        self._read, self._fine_shape = read, fine_shape
+        self._left = most_macs
+        self._tree = model.tree
+        self._groups = None if model.groups is None else model.groups.runner(runtime)
+        self._kinds = kind_reader(model, runtime)
+        self._queue = None
+        if model.tree is not None and self._kinds is None:
+            self._queue = model.tree.runner(runtime, self._settle)
+        # By key: the cell, and the net's own answer to it.
+        self._waiting: dict[int, tuple[tuple[int, int], Tensor]] = {}
+        self._settled: list[Candidates] = []
+        self._keys = 0
+
+    @property
+    def specialist_macs(self) -> int:
+        """Multiply-adds of specialists and routing up to now."""
+        return sum(each.macs_spent for each in (self._groups, self._queue, self._kinds) if each is not None)
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor, corners: NDArray[np.int64]) -> Candidates:
+        """Refine windows of one shape.
+
+        Parameters
+        ----------
+        x : Tensor, float, (n, c, h, w)
+        corners : ndarray, int64, (n, 2)
+            Fine-grid index of each window's first cell.
+
+        Returns
+        -------
+        Candidates
+            Of these windows and those before, as far as they are settled.
+        """
+        features = self._net.features(x)
+        out = self._net.head(features[-1])
+        if self._kinds is not None:
+            self._settled.append(self._routed(self._read(self._kinds(x, features, out), corners)))
+            return self._taken()
+        if self._groups is not None or self._queue is not None:
+            classes, inside = out[:, :-BOX_CHANNELS], self._inside(out, corners)
+            if self._groups is not None:
+                fires = self._afforded(self._groups.fires(features, classes, inside), self._groups.macs_most)
+                classes += self._groups.added(x, features, fires)
+            if self._queue is not None:
+                assert self._tree is not None
+                unsure = self._tree.gate.unsure(classes) & inside
+                self._ask(x, features, out, corners, self._afforded(unsure, self._queue.most_macs(1, 1)))
+        self._settled.append(self._read(out, corners))
+        return self._taken()
+
+    def flush(self) -> Candidates:
+        """Ask the specialists for all that waits."""
+        if self._queue is not None:
+            self._queue.flush()
+        return self._taken()
+
+    def abandon(self) -> Candidates:
+        """What waits, by the refine net's own answer: after an interruption, which may have lost what was under way."""
+        if self._waiting:
+            cells, outs = zip(*self._waiting.values(), strict=True)
+            self._waiting = {}
+            self._settled.append(self._read(torch.stack(outs)[:, :, None, None], np.array(cells, np.int64)))
+        return self._taken()
+
+    def _routed(self, found: Candidates) -> Candidates:
+        """Candidates whose labels are the leaves of the tree, with their nodes."""
+        assert self._tree is not None
+        return replace(found, nodes=self._tree.clusters.leaves[found.labels].astype(np.int32))
+
+    def _inside(self, out: Tensor, corners: NDArray[np.int64]) -> Tensor:
+        """Cells that lie in the image, (n, h, w)."""
+        inside = [
+            torch.from_numpy(corners[:, axis, None] + np.arange(out.shape[2 + axis]) < self._fine_shape[axis])
+            for axis in (0, 1)
+        ]
+        return (inside[0][:, :, None] & inside[1][:, None]).to(out.device)
+
+    def _afforded(self, wanted: Tensor, macs: int) -> Tensor:
+        """The first of those wanted that what is left pays for."""
+        if self._left is None:
+            return wanted
+        count = min(int(wanted.sum()), self._left // macs)
+        self._left -= count * macs
+        return wanted & (wanted.flatten().cumsum(0) <= count).view_as(wanted)
+
+    def _ask(self, x: Tensor, features: list[Tensor], out: Tensor, corners: NDArray[np.int64], wanted: Tensor) -> None:
+        """Send cells on their way, and take them out of the answer."""
+        assert self._tree is not None
+        assert self._queue is not None
+        n, top, left = torch.nonzero(wanted, as_tuple=True)
+        if not len(n):
+            return
+        cells = corners[n.cpu().numpy()] + torch.stack([top, left], dim=1).cpu().numpy()
+        own = out[n, :, top, left]
+        keys = np.arange(self._keys, self._keys + len(cells))
+        self._keys += len(cells)
+        places = map(tuple, cells.tolist())
+        self._waiting.update(zip(keys.tolist(), zip(places, own, strict=True), strict=True))
+        out[n, :-BOX_CHANNELS, top, left] = -torch.inf
+        layout = self._tree.layout
+        sources, rows = layout.items(layout.read(x, features), (1, 1), (n, top, left))
+        self._queue.put(keys, sources, rows, own[:, :-BOX_CHANNELS])
+
+    def _settle(self, done: Answered) -> None:
+        """Read cells that come back."""
+        cells, outs = zip(*(self._waiting.pop(key) for key in done.keys.tolist()), strict=True)
+        whole = torch.cat([done.answers, torch.stack(outs)[:, -BOX_CHANNELS:]], dim=1)
+        found = self._read(whole[:, :, None, None], np.array(cells, np.int64))
+        node = dict(zip(cells, done.nodes.tolist(), strict=True))
+        nodes = np.array([node[y, x] for y, x in found.cells.tolist()], np.int32)
+        self._settled.append(replace(found, nodes=nodes))
+
+    def _taken(self) -> Candidates:
+        found, self._settled = Candidates.concatenate(self._settled), []
+        return found

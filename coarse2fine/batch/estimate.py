@@ -1,0 +1,177 @@
+"""What a batch would do, and what that would take, without doing it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from coarse2fine.batch.inputs import Item, sharded
+from coarse2fine.batch.job import Job, Opening, loaded
+from coarse2fine.batch.run import Crew, make_jobs, processes
+from coarse2fine.batch.state import done_before
+from coarse2fine.config import Config
+from coarse2fine.model import Model
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.scan import scan_macs
+from coarse2fine.tiling.errors import ImageError
+
+# These are decoded whole when they are opened.
+_WHOLE = {"png", "jpeg", "webp", "bmp", "jpeg2000"}
+# Of the maps of interest, features and windows, and of what choosing takes.
+_BYTES_A_CELL = 40
+_TIMED_SIDE, _TIMED_SECONDS = 32, 0.3
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is expected of one image.
+
+    Parameters
+    ----------
+    name : str
+        Of its results' folder.
+    source : str
+    shape : tuple of int
+        Height, width and channels; empty where it cannot be opened.
+    least_macs, most_macs : int
+        Multiply-adds of the scan alone, and the most there can be.
+    memory : int
+        Bytes beyond those of the process.
+    problem : str
+        Why it cannot be opened.
+    done : bool
+        Whether its results are there already.
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, ...] = ()
+    least_macs: int = 0
+    most_macs: int = 0
+    memory: int = 0
+    problem: str = ""
+    done: bool = False
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"cannot be read: {self.problem}"
+        if self.done:
+            return f"done already: {self.source}"
+        cost = f"{self.least_macs / 1e9:,.1f} to {self.most_macs / 1e9:,.1f} GMAC"
+        return f"{self.source}: {self.shape[1]:,} x {self.shape[0]:,} px, {cost}, {self.memory / 1e9:.2f} GB"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a batch would take.
+
+    Parameters
+    ----------
+    images : tuple of Expected
+    workers : int
+        Processes at a time; 0 where a scheduler has them.
+    macs_per_second : float
+        Of one process with the refine net, measured here.
+    base_memory : int
+        Bytes of a process with its libraries and the model.
+    """
+
+    images: tuple[Expected, ...]
+    workers: int
+    macs_per_second: float
+    base_memory: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether every image can be opened."""
+        return not any(image.problem for image in self.images)
+
+    def __str__(self) -> str:
+        todo = [image for image in self.images if not (image.problem or image.done)]
+        bad = sum(bool(image.problem) for image in self.images)
+        done = sum(image.done for image in self.images)
+        lines = [str(image) for image in self.images]
+        lines.append(f"{len(todo):,} image(s) to do, {done:,} done already, {bad:,} that cannot be read")
+        if todo:
+            macs = [sum(i.least_macs for i in todo), sum(i.most_macs for i in todo)]
+            hours = " to ".join(_duration(m / self.macs_per_second / max(1, self.workers)) for m in macs)
+            speed = f"{max(1, self.workers)} process(es) of {self.macs_per_second / 1e9:,.0f} GMAC/s as measured here"
+            lines.append(
+                f"cost   {macs[0] / 1e9:,.1f} (the scans alone) to {macs[1] / 1e9:,.1f} GMAC (all that may be)"
+            )
+            lines.append(f"time   {hours} of arithmetic on {speed}; reading comes on top")
+            each = self.base_memory + max(image.memory for image in todo)
+            lines.append(f"memory up to {each / 1e9:.1f} GB a process")
+        return "\n".join(lines)
+
+
+def estimate(
+    items: Sequence[Item], out: Path, model: str | Path, config: Config, crew: Crew, opening: Opening
+) -> Estimate:
+    """Open every image of a batch, and add up.
+
+    Parameters
+    ----------
+    items : sequence of Item
+    out : Path
+    model : path or str
+    config : Config
+    crew : Crew
+    opening : Opening
+
+    Raises
+    ------
+    ModelError
+        If a model cannot be loaded.
+    """
+    jobs = make_jobs(sharded(items, crew.shard), out, model, config, crew, opening)
+    runtime = Runtime.choose(config.device, config.precision)
+    speed = _speed(loaded(jobs[0].model), runtime) if jobs else 1.0
+    workers = 0 if crew.scheduler is not None else processes(crew, len(jobs), config)
+    memory = psutil.Process().memory_info().rss
+    return Estimate(tuple(_expected(job) for job in jobs), workers, speed, memory)
+
+
+def _expected(job: Job) -> Expected:
+    name, source = job.item.name, job.item.source
+    if done_before(job) is not None:
+        return Expected(name, source, done=True)
+    model, config = loaded(job.model), job.config
+    try:
+        with job.open() as image:
+            shape, kind = image.shape, image.format
+    except ImageError as error:
+        return Expected(name, source, problem=str(error))
+    cell_shape = model.cell_shape(shape[:2])
+    all_of_it = model.exhaustive_macs(cell_shape)
+    scan = 0 if config.limits.exhaustive else scan_macs(model, shape[:2])
+    most = scan + all_of_it if config.budget is None else max(scan, round(min(config.budget, 1.0) * all_of_it))
+    whole = shape[0] * shape[1] * shape[2] if kind in _WHOLE else 0
+    memory = 2 * whole + _BYTES_A_CELL * cell_shape[0] * cell_shape[1]
+    return Expected(name, source, shape, scan, most, memory)
+
+
+def _speed(model: Model, runtime: Runtime) -> float:
+    """Multiply-adds per second of the refine net on a window."""
+    net, spec = runtime.place(model.refiner), model.refiner.spec
+    side = _TIMED_SIDE * spec.stride + 2 * spec.margin
+    window = torch.zeros((1, model.channels, side, side), device=runtime.device, dtype=runtime.dtype)
+    macs, start = 0, 0.0
+    with torch.inference_mode():
+        net(window)  # the first call also plans
+        start = time.perf_counter()
+        while time.perf_counter() - start < _TIMED_SECONDS:
+            net(window)[0, 0, 0, 0].item()
+            macs += spec.macs(_TIMED_SIDE, _TIMED_SIDE)
+    return macs / (time.perf_counter() - start)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

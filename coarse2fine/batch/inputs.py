@@ -1,0 +1,211 @@
+"""From what a user names (files, folders, globs, lists, addresses) to images, each with a place for its results."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from coarse2fine.masks import MASK_SUFFIXES
+from coarse2fine.paths import PathLike, expand_paths
+from coarse2fine.stored import ANALYSIS, MAPS, OVERVIEW, THUMBNAIL
+from coarse2fine.tiling.remote import is_url
+
+LISTS = (".txt", ".csv", ".tsv")
+"""Name endings of lists of images."""
+# What Windows does not allow in names, and what lies beside the results.
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_TAKEN = ("batch.json", "batch.csv", "report.html")
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a batch.
+
+    Parameters
+    ----------
+    source : str
+        Absolute path, or address.
+    mpp : float, optional
+        Microns per pixel, where the list says it.
+    model : str, optional
+        Model to use, where the list says it: a file or the name of an embedded one.
+    name : str
+        Of the folder of its results.
+    mask : str, optional
+        File of what is to be analysed of it.
+    """
+
+    source: str
+    mpp: float | None = None
+    model: str | None = None
+    name: str = ""
+    mask: str | None = None
+
+
+def find_items(sources: PathLike | Sequence[PathLike]) -> list[Item]:
+    """Find the images of a batch.
+
+    Parameters
+    ----------
+    sources : path, address or sequence of these
+        Images, folders, globs (``**`` reaches into folders), addresses, and lists: text with one image a line, or
+        CSV with the columns path and, where wanted, mpp and model. Paths in a list start at its folder. What a list
+        names need not exist: it is found missing when it is its turn.
+
+    Returns
+    -------
+    list of Item
+        In order, each image once; names are unique, also where case does not count.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a source leads to nothing.
+    ValueError
+        If a list cannot be read as one.
+    """
+    several = [sources] if isinstance(sources, str | os.PathLike) else sources
+    if not several:
+        raise FileNotFoundError("expected at least one image, folder, glob, list or address, got none")
+    found = {item.source: item for source in several for item in _expand(source)}
+    if not found:
+        raise FileNotFoundError(f"{several[0]} leads to nothing but results; name images")
+    return _named(list(found.values()))
+
+
+def is_one_image(sources: Sequence[PathLike]) -> bool:
+    """Whether a single image is named, not a folder, glob or list of them."""
+    if len(sources) != 1:
+        return False
+    if is_url(sources[0]):
+        return True
+    path = Path(sources[0])
+    try:
+        return path.suffix.lower() not in LISTS and expand_paths(path) == [path.expanduser()]
+    except FileNotFoundError:
+        return False
+
+
+def sharded(items: Sequence[Item], shard: tuple[int, int] | None) -> list[Item]:
+    """Every N-th item from the I-th on, of shard (I, N), counted from 1; all without a shard.
+
+    Raises
+    ------
+    ValueError
+        If there is no such shard.
+    """
+    if shard is None:
+        return list(items)
+    number, of = shard
+    if not 1 <= number <= of:
+        raise ValueError(f"expected a shard I/N with I from 1 to N, got {number}/{of}")
+    return list(items[number - 1 :: of])
+
+
+def with_masks(items: Sequence[Item], masks: PathLike) -> list[Item]:
+    """The items with the masks of the same names.
+
+    Parameters
+    ----------
+    items : sequence of Item
+    masks : path
+        A folder or a glob; or one file, for all of them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no mask for one of the items.
+    """
+    found = [path.absolute() for path in expand_paths(masks, MASK_SUFFIXES)]
+    if len(found) == 1 and found[0] == Path(masks).expanduser().absolute():
+        return [replace(item, mask=str(found[0])) for item in items]
+    by_name = {path.stem.casefold(): str(path) for path in found}
+    without = [item.source for item in items if Path(_file_name(item.source)).stem.casefold() not in by_name]
+    if without:
+        raise FileNotFoundError(
+            f"{masks} holds no mask of the name of {without[0]} (of {len(without):,} images in all)"
+        )
+    return [replace(item, mask=by_name[Path(_file_name(item.source)).stem.casefold()]) for item in items]
+
+
+def _expand(source: PathLike) -> Iterator[Item]:
+    if is_url(source):
+        yield Item(str(source))
+        return
+    path = Path(source).expanduser()
+    if path.suffix.lower() in LISTS and path.is_file():
+        yield from _listed(path)
+        return
+    for found in expand_paths(path):
+        if found == path or not _is_result(found):
+            yield Item(str(found.absolute()))
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a picture was written by an analysis, as a glob finds them where results lie among the images."""
+    pictures = {OVERVIEW, THUMBNAIL, MAPS}
+    return any(p.name in pictures and (p.parent / ANALYSIS).is_file() for p in (path, *path.parents))
+
+
+def _listed(path: Path) -> Iterator[Item]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a list in UTF-8 ({error}); save it again as such") from error
+    if path.suffix.lower() == ".txt":
+        rows = [{"path": line.strip()} for line in text.split("\n") if line.strip() and line.strip()[0] != "#"]
+    else:
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        if "path" not in (table.fieldnames or ()):
+            raise ValueError(f"{path}: expected a column named path, found {', '.join(table.fieldnames or ['none'])}")
+        rows = [row for row in table if row["path"]]
+    if not rows:
+        raise ValueError(f"{path}: the list names no image")
+    for number, row in enumerate(rows, 1):
+        model = row.get("model") or None
+        beside = path.absolute().parent / model if model else None
+        yield Item(
+            row["path"] if is_url(row["path"]) else str(path.absolute().parent / Path(row["path"]).expanduser()),
+            _number(row.get("mpp"), f"{path}: entry {number}"),
+            str(beside) if beside is not None and beside.is_file() else model,
+        )
+
+
+def _number(text: str | None, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{where}: expected microns per pixel as a positive number, got {text!r}")
+    return value
+
+
+def _named(items: list[Item]) -> list[Item]:
+    """File names; with a digest of the whole path where several images share one."""
+    names = [_file_name(item.source) for item in items]
+    times = Counter(name.casefold() for name in (*names, *_TAKEN))
+    return [
+        replace(item, name=name if times[name.casefold()] == 1 else f"{name}-{_digest(item.source)}")
+        for item, name in zip(items, names, strict=True)
+    ]
+
+
+def _file_name(source: str) -> str:
+    last = source.partition("?")[0].rstrip("/").rpartition("/")[2] if is_url(source) else Path(source).name
+    # Names that are not Unicode can be opened, but neither sent nor written down.
+    name = _FORBIDDEN.sub("_", last.encode("utf-8", "replace").decode()).rstrip(" .") or "image"
+    return f"_{name}" if name.startswith(".") else name
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

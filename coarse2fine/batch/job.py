@@ -1,0 +1,220 @@
+"""What travels to a worker, and what comes back; both small."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from coarse2fine._version import __version__
+from coarse2fine.batch.inputs import Item
+from coarse2fine.config import Config, ModelSpec
+from coarse2fine.model import Model, load_model
+from coarse2fine.models.bundle import ModelError
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.opening import open_image
+from coarse2fine.tiling.remote import is_url
+
+Status = Literal["done", "damaged", "failed", "timeout", "killed", "waiting"]
+"""Whole; whole but for parts of the image that cannot be read; an error; too slow; its worker died; not done yet."""
+
+KEEP_FROM = 2**27
+"""Pixels of an image from which on its scan and the pieces of its refinement are kept while it is being analysed."""
+
+# They change speed, not results.
+_NO_MATTER = ("batch_size",)
+_ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
+
+
+@lru_cache(maxsize=4)
+def loaded(spec: ModelSpec) -> Model:
+    """The model; loaded once in a process.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing or damaged, or is another one than when the batch began.
+    """
+    if ModelSpec.of(spec.path) != spec:
+        raise ModelError(f"{spec.path} was changed while the batch ran; run the same command again")
+    return load_model(spec.path)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How images are opened.
+
+    Parameters
+    ----------
+    mpp : float, optional
+        Microns per pixel instead of what a file says.
+    channels : tuple of int, optional
+        Stored channels to read.
+    """
+
+    mpp: float | None = None
+    channels: tuple[int, ...] | None = None
+
+    def __call__(self, source: str) -> Image:
+        return open_image(source, mpp=self.mpp, channels=self.channels)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to analyse.
+
+    Parameters
+    ----------
+    item : Item
+    out : str
+        Folder of the batch, which every worker must reach.
+    folder : str
+        Folder of the results in it; empty where the results lie in `out` itself.
+    model : ModelSpec
+    config : Config
+    opening : Opening
+    key : str
+        Hash of the input's identity, the model, the configuration and this version.
+    run : str
+        Of the batch run; tries are counted within one.
+    threads : int
+        Threads for arithmetic.
+    time_limit : float, optional
+        Seconds after which the worker is ended.
+    keep_from : int
+        Pixels from which on partial work is kept.
+    report : bool
+        Whether a page is written with the results.
+    """
+
+    item: Item
+    out: str
+    folder: str
+    model: ModelSpec
+    config: Config
+    opening: Opening
+    key: str
+    run: str
+    threads: int
+    time_limit: float | None = None
+    keep_from: int = KEEP_FROM
+    report: bool = True
+
+    def open(self) -> Image:
+        """The image, open.
+
+        Raises
+        ------
+        ImageError
+            If it cannot be opened.
+        """
+        return self.opening(self.item.source)
+
+    @property
+    def target(self) -> Path:
+        """Where the results will lie."""
+        return Path(self.out) / self.folder if self.folder else Path(self.out)
+
+    @property
+    def work(self) -> Path:
+        """Where they are made, and where partial work is kept."""
+        return Path(self.out) / ".batch" / (self.folder or "image") / self.key[:16]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one image.
+
+    Parameters
+    ----------
+    name : str
+        Of its results' folder.
+    source : str
+        Path or address.
+    status : str
+        See `Status`.
+    error : str
+        One line; empty where all went well.
+    traceback : str
+        Of the error, or of the worker when it was ended.
+    facts : mapping
+        Figures of the result, as JSON values; the same in every run.
+    seconds : float
+        That it took in this run.
+    fatal : bool
+        Whether every other image would fail for the same reason.
+    """
+
+    name: str
+    source: str
+    status: Status
+    error: str = ""
+    traceback: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    fatal: bool = False
+
+    @property
+    def has_result(self) -> bool:
+        """Whether results were written."""
+        return self.status in {"done", "damaged"}
+
+    def to_json(self) -> dict[str, Any]:
+        """What is the same in every run, as JSON values."""
+        record: dict[str, Any] = {"name": self.name, "source": self.source, "status": self.status, **self.facts}
+        if self.error:
+            record["error"] = self.error
+        if self.traceback:
+            record["traceback"] = self.traceback
+        return record
+
+
+def key_of(item: Item, model: ModelSpec, config: Config, opening: Opening) -> str:
+    """Hash of all that a result depends on; a file is known by its name, size and time of change."""
+    settings = {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
+    identity = [item.source] if is_url(item.source) else [Path(item.source).name, *_stamps(Path(item.source))]
+    mask = None if item.mask is None else _content(item.mask)
+    text = json.dumps([__version__, identity, model.sha256, settings, asdict(opening), mask], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _content(path: str) -> str:
+    """Hash of a mask's content; of a Zarr, of all its files."""
+    digest = hashlib.sha256()
+    whole = Path(path)
+    for file in sorted(whole.rglob("*")) if whole.is_dir() else [whole]:
+        if file.is_file():
+            digest.update(f"{file.relative_to(whole).as_posix()} {file.stat().st_size} ".encode())
+            with file.open("rb") as stream:
+                while part := stream.read(2**20):
+                    digest.update(part)
+    return digest.hexdigest()
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Size and time of change of a file, or of a Zarr's metadata; nothing where there is no such file."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for n in _ZARR_METADATA for p in (path / n, *path.glob(f"*/{n}")))
+    found = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        name = "" if file == path else file.relative_to(path).as_posix()
+        found.append((name, status.st_size, status.st_mtime_ns))
+    return found
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

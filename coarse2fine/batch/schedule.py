@@ -1,0 +1,131 @@
+"""Jobs to workers, a bounded number at a time; what comes back are records."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from distributed import Client, Future, KilledWorker, wait
+
+from coarse2fine.batch.cluster import analyze_task, piece_task, prepare_task, revive
+from coarse2fine.batch.job import Job, Record
+from coarse2fine.batch.task import failed
+
+# Beyond one for each thread, so that no worker waits for the next task to travel.
+_AHEAD = 1.5
+_COUNT_EVERY = 2.0
+# Each of these is ten workers that died; a worker that begins counts for itself.
+_MOST_KILLED = 3
+_NEVER_BEGAN = (
+    "workers died before they began (as a rule because each has too little memory): start fewer, such as with -n 1"
+)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A task: a job, or a part of it."""
+
+    job: Job
+    task: Callable[..., Record | int]
+    arguments: tuple[Any, ...] = ()
+
+
+def run_jobs(client: Client, jobs: Sequence[Job], *, split: bool) -> Generator[Record, None, None]:
+    """Run all jobs, and yield each one's record when it is there.
+
+    Parameters
+    ----------
+    client : Client
+    jobs : sequence of Job
+    split : bool
+        Whether large images are refined by all workers together.
+    """
+    first = prepare_task if split else analyze_task
+    schedule = _Schedule(client, [_Unit(job, first) for job in jobs])
+    try:
+        yield from schedule.records()
+    finally:
+        schedule.cancel()
+
+
+class _Schedule:
+    """The tasks that wait and those that were submitted."""
+
+    def __init__(self, client: Client, units: Sequence[_Unit]) -> None:
+        self._client = client
+        self._waiting = deque(units)
+        self._submitted: dict[Future, _Unit] = {}
+        self._pieces: dict[str, int] = {}
+        self._over: set[str] = set()
+        self._killed: Counter[str] = Counter()
+        self._number = count()
+        self._slots, self._counted = 0, -_COUNT_EVERY
+
+    def records(self) -> Iterator[Record]:
+        while self._waiting or self._submitted:
+            window = self._window()
+            while self._waiting and len(self._submitted) < window:
+                self._submit(self._waiting.popleft())
+            if not self._submitted:
+                continue
+            try:
+                done = wait(list(self._submitted), timeout=_COUNT_EVERY, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                continue
+            for future in done:
+                record = self._next(self._submitted.pop(future), future)
+                if record is not None:
+                    yield record
+
+    def cancel(self) -> None:
+        """Take back what was submitted."""
+        self._waiting.clear()
+        self._client.cancel(list(self._submitted))
+        self._submitted.clear()
+
+    def _window(self) -> int:
+        """Tasks to have submitted; workers may come and go."""
+        if time.monotonic() - self._counted > _COUNT_EVERY:
+            self._counted = time.monotonic()
+            self._slots = sum(self._client.nthreads().values())
+            revive(self._client)
+        return max(2, round(_AHEAD * self._slots))
+
+    def _submit(self, unit: _Unit) -> None:
+        if unit.job.item.name in self._over:
+            return
+        key = f"image-{unit.job.run}-{next(self._number)}"
+        self._submitted[self._client.submit(unit.task, unit.job, *unit.arguments, key=key, pure=False)] = unit
+
+    def _next(self, unit: _Unit, future: Future) -> Record | None:
+        """The record, if this was all of an image; else what remains of it is submitted first."""
+        job = unit.job
+        if job.item.name in self._over:
+            return None
+        try:
+            made = future.result()
+        except KilledWorker:
+            self._killed[job.item.name] += 1
+            if self._killed[job.item.name] < _MOST_KILLED:
+                self._waiting.append(unit)  # as a rule it has only waited at workers that died
+                return None
+            made = Record(job.item.name, job.item.source, "killed", _NEVER_BEGAN)
+        except Exception as error:
+            if future.status != "error":
+                raise  # the scheduler is gone
+            made = failed(job, "all", error, 0.0)  # a worker that cannot even begin, such as one of another version
+        if isinstance(made, Record):
+            self._over.add(job.item.name)
+            return made
+        if unit.task is prepare_task:
+            self._pieces[job.item.name] = made
+            self._waiting.extendleft(_Unit(job, piece_task, (n,)) for n in reversed(range(made)))
+        else:
+            self._pieces[job.item.name] -= 1
+        if not self._pieces[job.item.name]:
+            self._waiting.appendleft(_Unit(job, analyze_task))
+        return None

@@ -1,0 +1,132 @@
+"""What became of a batch: a text, a record and a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from coarse2fine._version import __version__
+from coarse2fine.audit import Audit
+from coarse2fine.batch.job import Record
+from coarse2fine.batch.state import audit_of
+from coarse2fine.export import NOT_UNICODE, write_json
+from coarse2fine.files import replacing_stream
+
+_COLUMNS = ("name", "source", "status", "regions", "share", "complete", "error")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What became of each image of a batch.
+
+    Parameters
+    ----------
+    records : tuple of Record
+        In order of the input.
+    out : Path
+        Folder of the results.
+    before : int
+        Images that were there already.
+    confidence : float
+        Of what is said of recall.
+    provenance : mapping
+        Models, parameters, versions; JSON values.
+    """
+
+    records: tuple[Record, ...]
+    out: Path
+    before: int = 0
+    confidence: float = 0.95
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unwell(self) -> tuple[Record, ...]:
+        """Images without whole results, and those of which parts cannot be read."""
+        return tuple(record for record in self.records if record.status != "done")
+
+    @property
+    def ok(self) -> bool:
+        """Whether every image is done, and whole."""
+        return not self.unwell
+
+    @cached_property
+    def audit(self) -> Audit | None:
+        """What is known of recall over all images together; None where no image has a random sample."""
+        audits = [audit for record in self.records if (audit := audit_of(record.facts)) is not None]
+        return Audit.pooled(audits, confidence=self.confidence) if audits else None
+
+    @property
+    def regions(self) -> int:
+        """Regions of all images."""
+        return self._sum("regions")
+
+    @property
+    def share(self) -> float:
+        """Multiply-adds as a share of the exhaustive passes' over the images that have results."""
+        return self._sum("macs") / max(self._sum("exhaustive_macs"), 1)
+
+    def _sum(self, name: str) -> int:
+        return sum(record.facts[name] for record in self.records if record.has_result)
+
+    def __str__(self) -> str:
+        counts = Counter(record.status for record in self.records)
+        done = counts.pop("done", 0)
+        parts = [f"{done:,} done" + (f" ({self.before:,} of them before)" if self.before else "")]
+        parts += [f"{number:,} {status}" for status, number in sorted(counts.items())]
+        lines = [f"{len(self.records):,} image(s): {', '.join(parts)}"]
+        if any(record.has_result for record in self.records):
+            cheaper = f" ({1 / self.share:.1f}x less)" if self.share else ""
+            lines.append(f"found  {self.regions:,}")
+            lines.append(
+                f"cost   {self._sum('macs') / 1e9:,.1f} GMAC, {self.share:.1%} of the exhaustive pass{cheaper}"
+            )
+        if self.audit is not None:
+            number = sum(audit_of(record.facts) is not None for record in self.records)
+            lines.append(f"audit  {self.audit}, {number:,} image(s) pooled")
+        lines += [f"{record.status} {record.source}: {record.error}" for record in self.unwell if record.error]
+        return "\n".join(lines)
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as JSON values; the same in every run."""
+        return {
+            "coarse2fine": __version__,
+            **self.provenance,
+            "images": len(self.records),
+            "statuses": dict(sorted(Counter(record.status for record in self.records).items())),
+            "regions": self.regions,
+            "labels": dict(sorted(self._labels().items())),
+            "macs": self._sum("macs"),
+            "exhaustive_macs": self._sum("exhaustive_macs"),
+            "share": self.share,
+            "audit": None if self.audit is None else self.audit.to_json(),
+            "results": [record.to_json() for record in self.records],
+        }
+
+    def _labels(self) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for record in self.records:
+            counts.update(record.facts.get("labels", {}))
+        return counts
+
+    def save(self, name: str = "batch") -> list[Path]:
+        """Write the record and the table into the folder of the results."""
+        record, table = self.out / f"{name}.json", self.out / f"{name}.csv"
+        write_json(record, self.summary())
+        with replacing_stream(table) as stream:
+            stream.write(_table(self.records).encode("utf-8", NOT_UNICODE))
+        return [record, table]
+
+
+def _table(records: Iterable[Record]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow(record.to_json())
+    return text.getvalue()

@@ -1,0 +1,103 @@
+"""A long refinement in pieces, which can be kept when it is interrupted, and done by several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.explore import Oddities
+from coarse2fine.model import Model
+from coarse2fine.models.heads import Candidates
+from coarse2fine.refine import ROUND_WINDOWS, Fine
+from coarse2fine.scan import Scan, Tick
+from coarse2fine.select import Plan
+
+PIECE_PIXELS = 2**26
+"""Pixels of a piece, halos included: some seconds of work."""
+# Within a round, windows that lie in one square of so many cells come after each other.
+_NEARBY_CELLS = 256
+
+Looked = tuple[Scan, Oddities | None]
+
+
+class Kept:
+    """What is there already of an analysis: nothing, in this class."""
+
+    def looked(self, look: Callable[[], Looked]) -> Looked:
+        """The scan, and what is usual where nothing was fitted; made where it is not there."""
+        return look()
+
+    def refined(self, plan: Plan, refine: Callable[[Plan], Fine]) -> Fine:
+        """What refining all of a plan gives; made where it is not there."""
+        return refine(plan)
+
+
+def refine_in_pieces(
+    plan: Plan, model: Model, kept: Kept, refine: Callable[..., Fine], tick: Tick | None = None
+) -> Fine:
+    """Refine a plan piece by piece, the best first; what is kept of an earlier run is not done again.
+
+    Parameters
+    ----------
+    plan : Plan
+    model : Model
+    kept : Kept
+    refine : callable
+        Refines a plan; takes `tick` too.
+    tick : callable, optional
+        Called with windows done and windows in all.
+    """
+    pieces = list(cut(plan, model))
+    if len(pieces) == 1:
+        return kept.refined(plan, lambda whole: refine(whole, tick=tick))
+    parts: list[Fine] = []
+    before = 0
+    for rows in pieces:
+        part = kept.refined(plan.take(rows), lambda piece: refine(piece, tick=_after(before, len(plan), tick)))  # noqa: B023
+        parts.append(part)
+        before += len(rows)
+        if tick:
+            tick(before, len(plan))
+        if part.interrupted:
+            break
+    return _joined(parts, pieces, plan, model)
+
+
+def cut(plan: Plan, model: Model) -> Iterator[NDArray[np.intp]]:
+    """Rows of each piece of a plan, which depend on the plan alone; a small plan is one piece.
+
+    The best windows are in the first pieces; pieces of one round are compact, so that few chunks are read for two.
+    """
+    spec, fine = model.refiner.spec, model.geometry.fine
+    pixels = (plan.sides * fine * spec.stride + 2 * spec.margin) ** 2
+    if pixels.sum() <= PIECE_PIXELS:
+        yield np.arange(len(plan))
+        return
+    start, count = 0, ROUND_WINDOWS
+    while start < len(plan):
+        rows = np.arange(start, min(start + count, len(plan)))
+        start, count = start + count, 2 * count
+        y, x = plan.cell_corners[rows].T // _NEARBY_CELLS
+        rows = rows[np.lexsort((x, y))]
+        number = (pixels[rows].cumsum() - 1) // PIECE_PIXELS
+        yield from np.split(rows, np.flatnonzero(np.diff(number)) + 1)
+
+
+def _after(before: int, total: int, tick: Tick | None) -> Tick | None:
+    return (lambda done, _: tick(before + done, total)) if tick else None
+
+
+def _joined(parts: list[Fine], pieces: list[NDArray[np.intp]], plan: Plan, model: Model) -> Fine:
+    """Each fine cell once, in raster order: of windows that overlap, those of the first piece count."""
+    every = Candidates.concatenate([part.candidates for part in parts])
+    width = np.int64(plan.cell_shape[1] * model.geometry.fine)
+    _, first = np.unique(every.cells[:, 0].astype(np.int64) * width + every.cells[:, 1], return_index=True)
+    return Fine(
+        candidates=every.take(first),
+        done=np.concatenate([rows[part.done] for rows, part in zip(pieces, parts, strict=False)]),
+        macs=sum(part.macs for part in parts),
+        failures=tuple(dict.fromkeys(failure for part in parts for failure in part.failures)),
+        interrupted=any(part.interrupted for part in parts),
+    )

@@ -1,0 +1,297 @@
+"""Training specialists from a store of items: what all share first, then each on its own, as tasks of Dask.
+
+A task reads the store and writes one file; what is written already is not trained again. Tasks take one thread each
+and are seeded each on its own, so one worker and many give the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.items import Items, ItemStore, Loss, loss_of, squared_of
+from coarse2fine.models.bundle import load_bundle, save_bundle
+from coarse2fine.models.column import Column, Columns
+from coarse2fine.models.twin import ColumnSpec, Twins
+
+_BLOCK = 1024
+_SEEDED = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """How specialists are trained.
+
+    Parameters
+    ----------
+    epochs, own_epochs : int
+        Passes over the items for what all columns of one depth share, and over a column's own for what it alone has
+        (with none of them all columns of a depth are one).
+    batch : int
+        Items of a step.
+    rate : float
+        Highest learning rate of AdamW, after a warm-up and before a cosine.
+    rank : int, optional
+        Of what a column alone has, see `Columns`; by default free.
+    own_decay : float
+        Weight decay of what a column alone has.
+    seed : int
+    """
+
+    epochs: int = 6
+    own_epochs: int = 4
+    batch: int = 128
+    rate: float = 2e-3
+    rank: int | None = None
+    own_decay: float = 0.3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a column is built from; see `Column`."""
+
+    spec: ColumnSpec
+    twins: Twins
+    classes: int
+    parent: ColumnSpec | None = None
+
+    def empty(self) -> Column:
+        """A column that knows nothing yet."""
+        return Column(self.spec, self.twins, self.classes, parent=self.parent)
+
+
+@dataclass(frozen=True)
+class Class:
+    """Items that learn together, from the answers of the same columns above them.
+
+    Parameters
+    ----------
+    rows : ndarray, int, (n,)
+        In the store, increasing.
+    above : tuple of (Shape, Path)
+        The columns on the items' way, from the first below the root on, each with its file.
+    weights : Tensor, float32, (n, 1, h, w), optional
+        How much of what the column adds counts, for each cell; by default all.
+    answers : Tensor, float32, (n, classes), optional
+        Before any column; by default the base's.
+    """
+
+    rows: NDArray[np.intp]
+    above: tuple[tuple[Shape, Path], ...] = ()
+    weights: Tensor | None = None
+    answers: Tensor | None = None
+
+
+class School:
+    """A place where columns are trained and kept.
+
+    Parameters
+    ----------
+    store : ItemStore
+    schooling : Schooling
+    """
+
+    def __init__(self, store: ItemStore, schooling: Schooling) -> None:
+        self.store, self.schooling = store, schooling
+
+    def train(self, shape: Shape, classes: Sequence[Class], together: Sequence[Class] | None = None) -> list[Path]:
+        """Train a column for each class of items, and what they share before; files of those that are there are kept.
+
+        The tasks run on Dask's scheduler of the day (a `distributed.Client`, or what `dask.config` names), one after
+        another where there is none.
+
+        Parameters
+        ----------
+        shape : Shape
+            Of all of them.
+        classes : sequence of Class
+        together : sequence of Class, optional
+            What they share is trained on these; by default on the same.
+        """
+        folder, together = self.store.folder, tuple(together or classes)
+        shared = folder / self._name("shared", shape, together)
+        paths = [folder / self._name("own", shape, [each], shared.name) for each in classes]
+        # Only the classes of columns that are missing are sent on their way.
+        missing = [(each, path) for each, path in zip(classes, paths, strict=True) if not path.is_file()]
+        if missing:
+            first = dask.delayed(_train_shared)(folder, self.schooling, shape, together, shared)
+            tasks = [
+                dask.delayed(_train_own)(folder, self.schooling, shape, each, first, path) for each, path in missing
+            ]
+            dask.compute(*tasks, scheduler=dask.base.get_scheduler() or "synchronous")
+        return paths
+
+    def _name(self, kind: str, shape: Shape, classes: Sequence[Class], after: str = "") -> str:
+        """A file name that changes with all that a column depends on."""
+        known = [kind, self.store.name, str(shape), json.dumps(asdict(self.schooling)), after]
+        digest = hashlib.sha256("\n".join(known).encode())
+        for each in classes:
+            digest.update(each.rows.tobytes())
+            digest.update("".join(path.name for _, path in each.above).encode())
+            for tensor in (each.weights, each.answers):
+                digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
+        return f"{kind}-{digest.hexdigest()[:20]}.c2f"
+
+
+def load_column(shape: Shape, path: Path) -> Column:
+    """A trained column, in evaluation mode."""
+    arrays, _ = load_bundle(path)
+    column = shape.empty()
+    column.load_state_dict({name: torch.from_numpy(array).float() for name, array in arrays.items()})
+    return column.eval()
+
+
+def through(items: Items, columns: Sequence[Column]) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Send items down a chain of columns.
+
+    Parameters
+    ----------
+    items : Items
+    columns : sequence of Column
+
+    Returns
+    -------
+    answers : Tensor, float32, (n, classes)
+    stages : list of Tensor, float16
+        Of the last column.
+    added : Tensor, float16, (n, classes, h, w)
+        What the last column added in each cell.
+    """
+    answers, made, adds = [], [], []
+    for start in range(0, max(len(items), 1), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        answer = items.answers[part]
+        stages: list[Tensor] = []
+        added = answer[:, :, None, None].half() * 0
+        inputs = [m[part].float() for m in items.maps]
+        for column in columns:
+            with torch.inference_mode():
+                added, stages = column(inputs[len(inputs) - len(column.layout.maps) :], stages)
+                answer = answer + added.mean(dim=(2, 3))
+        answers.append(answer)
+        made.append([s.half() for s in stages])
+        adds.append(added.half())
+    return torch.cat(answers), [torch.cat(column) for column in zip(*made, strict=True)], torch.cat(adds)
+
+
+def _gathered(store: ItemStore, shape: Shape, classes: Sequence[Class]) -> tuple[Items, list[Tensor], Tensor | None]:
+    """Items of all classes with the answers to start from, the stages of their parent columns, and weights."""
+    parts, stages, weights = [], [], []
+    reads = _reads([shape, *(s for each in classes for s, _ in each.above)])
+    for each in classes:
+        items = store.read(each.rows, last=reads)
+        items = items if each.answers is None else items.answered(each.answers)
+        answers, own, _ = through(items, [load_column(*above) for above in each.above])
+        parts.append(items.answered(answers))
+        stages.append(own)
+        weights.append(each.weights)
+    joined = Items.joined(parts)
+    known = [w for w in weights if w is not None]
+    return (
+        joined,
+        [torch.cat(column) for column in zip(*stages, strict=True)],
+        torch.cat(known) if known else None,
+    )
+
+
+def _reads(shapes: Sequence[Shape]) -> int:
+    return max(len(s.twins.maps) - s.spec.first + 1 for s in shapes)
+
+
+def _train_shared(folder: Path, schooling: Schooling, shape: Shape, classes: Sequence[Class], path: Path) -> Path:
+    """What all columns of a depth have in common: one column, trained on all items."""
+    if path.is_file():
+        return path
+    store = ItemStore(folder)
+    with _one_thread():
+        columns = _columns(schooling, shape)
+        items, stages, weights = _gathered(store, shape, classes)
+        groups = columns.groups()[:1]
+        _descend(columns, groups, items, stages, weights, schooling, schooling.epochs, store.loss)
+        save_bundle(path, _weights(columns.shared), {})
+    return path
+
+
+def _train_own(folder: Path, schooling: Schooling, shape: Shape, mine: Class, shared: Path, path: Path) -> Path:
+    """One column: what it has beyond what all share, from its own items."""
+    store = ItemStore(folder)
+    with _one_thread():
+        columns = _columns(schooling, shape)
+        columns.shared.load_state_dict(load_column(shape, shared).state_dict())
+        columns.shared.requires_grad_(requires_grad=False)
+        items, stages, weights = _gathered(store, shape, [mine])
+        groups = columns.groups(own_decay=schooling.own_decay)[1:]
+        _descend(columns, groups, items, stages, weights, schooling, schooling.own_epochs, store.loss)
+        save_bundle(path, _weights(columns.column(0)), {})
+    return path
+
+
+def _columns(schooling: Schooling, shape: Shape) -> Columns:
+    # Torch's generator is the process's: tasks in threads of one process take turns.
+    with _SEEDED, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(schooling.seed)
+        return Columns(shape.spec, shape.twins, shape.classes, 1, rank=schooling.rank, parent=shape.parent)
+
+
+def _descend(
+    columns: Columns,
+    groups: list[dict[str, Any]],
+    items: Items,
+    stages: Sequence[Tensor],
+    weights: Tensor | None,
+    schooling: Schooling,
+    epochs: int,
+    loss: Loss,
+) -> None:
+    """Fit the one column of `columns` to what its parent leaves wrong."""
+    count, batch = len(items), min(schooling.batch, len(items))
+    if not count or not epochs:
+        return
+    steps = max(2, epochs * count // batch)
+    optimizer = torch.optim.AdamW(groups, lr=schooling.rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, schooling.rate, total_steps=steps, pct_start=0.15)
+    rng = np.random.default_rng(schooling.seed)
+    first, index = len(columns.shared.layout.maps), torch.zeros(batch, dtype=torch.int64)
+    for _ in range(steps):
+        rows = rng.permutation(count)[:batch]
+        part, at = items.take(rows), torch.from_numpy(rows)
+        inputs = [m.float() for m in part.maps[len(part.maps) - first :]]
+        added, _stages = columns(inputs, index, [s[at].float() for s in stages])
+        if weights is not None:
+            added = added * weights[at]
+        answers = part.answers + added.mean(dim=(2, 3))
+        each = squared_of(answers, part) if loss == "squared" else loss_of(answers, part, exclusive=loss == "softmax")
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(each.mean())
+        torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 5.0)
+        optimizer.step()
+        schedule.step()
+
+
+def _weights(net: torch.nn.Module) -> dict[str, NDArray[Any]]:
+    # In half precision as in model files, so that a model is the same before and after it was saved.
+    return {name: t.detach().half().numpy() for name, t in net.state_dict().items()}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums come out the same whatever else this machine does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,149 @@
+"""Specialists of high-level features as part of a model: each answers only in the cells where its features fire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.models.activity import Activity, Groups
+from coarse2fine.models.column import Column
+from coarse2fine.models.gate import Gate
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.models.twin import ColumnSpec, Layout, Twins
+from coarse2fine.specialist_tree import column_arrays, load_columns
+
+_PREFIX = "groups."
+_NAMED = 6
+# Unsure cells are few and lie apart: larger squares would be mostly cells that nobody asked for.
+_TILE = 1
+
+
+@dataclass(frozen=True)
+class SpecialistGroups:
+    """Groups of high-level features of the refine net that fire together, each with a column.
+
+    Parameters
+    ----------
+    groups : Groups
+    spec : ColumnSpec
+        Of each column.
+    columns : tuple of Column
+        One for each group, in evaluation mode.
+    gate : Gate
+        Where the refine net's answer passes it, the groups that fire are asked.
+    macs_per_cell : float
+        Multiply-adds that a refined cell is expected to take, by what was held back.
+    classes : int
+        Of the answer.
+    """
+
+    groups: Groups
+    spec: ColumnSpec
+    columns: tuple[Column, ...]
+    gate: Gate
+    macs_per_cell: float
+    classes: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.columns)} groups of features, asked where they fire and a class has a probability of "
+            f"{self.gate.low:g} to {self.gate.high:g}"
+        ]
+        for g in range(len(self.columns)):
+            members = [str(f) for f in (self.groups.group == g).nonzero()[0].tolist()]
+            more = f" and {len(members) - _NAMED} more" if len(members) > _NAMED else ""
+            lines.append(f"  {g}: features {', '.join(members[:_NAMED])}{more}")
+        return "\n".join(lines)
+
+    def runner(self, runtime: Runtime) -> GroupRunner:
+        """The groups at work."""
+        return GroupRunner(self, runtime)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All numbers by name, for a model file."""
+        own: dict[str, NDArray[Any]] = {f"{_PREFIX}group": self.groups.group}
+        own[f"{_PREFIX}threshold"] = self.groups.threshold
+        return own | column_arrays(dict(enumerate(self.columns)), f"{_PREFIX}column.")
+
+    def describe(self) -> dict[str, Any]:
+        """All else, as JSON values."""
+        return {
+            "spec": str(self.spec),
+            "gate": asdict(self.gate),
+            "macs_per_cell": self.macs_per_cell,
+            "classes": self.classes,
+        }
+
+    @classmethod
+    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: Twins) -> SpecialistGroups:
+        """Build from what `arrays` and `describe` gave.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+        text : mapping
+        twins : Twins
+            The maps of the refine net.
+        """
+        own = {key.removeprefix(_PREFIX): value for key, value in arrays.items() if key.startswith(_PREFIX)}
+        spec = ColumnSpec.parse(text["spec"])
+        columns = load_columns(own, "column.", lambda _: Column(spec, twins, text["classes"]))
+        groups = Groups(own["group"], own["threshold"])
+        if len(columns) != len(groups):
+            raise ValueError(f"expected a column for each of {len(groups)} groups, got {len(columns)}")
+        gate = Gate(**text["gate"])
+        rest = {name: text[name] for name in ("macs_per_cell", "classes")}
+        return cls(groups, spec, tuple(columns.values()), gate, **rest)
+
+
+class GroupRunner:
+    """Columns of groups at work.
+
+    Parameters
+    ----------
+    own : SpecialistGroups
+    runtime : Runtime
+
+    Attributes
+    ----------
+    macs_most : int
+        Multiply-adds of a cell in which one group fires, at most.
+    """
+
+    def __init__(self, own: SpecialistGroups, runtime: Runtime) -> None:
+        self._gate, self._groups = own.gate, own.groups
+        self._activity = Activity([runtime.place(column) for column in own.columns], _TILE)
+        self._layout: Layout = own.columns[0].layout
+        self.macs_most = own.columns[0].macs(_TILE, _TILE)
+
+    @property
+    def macs_spent(self) -> int:
+        """Multiply-adds up to now."""
+        return self._activity.macs_spent
+
+    def fires(self, features: list[Tensor], classes: Tensor, inside: Tensor) -> Tensor:
+        """Where groups fire and the answer is unsure.
+
+        Parameters
+        ----------
+        features : list of Tensor
+            The refine net's, of a batch of windows.
+        classes : Tensor, float, (n, classes, h, w)
+            Its logits.
+        inside : Tensor, bool, (n, h, w)
+            Cells of the image.
+
+        Returns
+        -------
+        Tensor, bool, (n, groups, h, w)
+        """
+        return self._groups.fires(features[-1]) & (self._gate.unsure(classes) & inside)[:, None]
+
+    def added(self, x: Tensor, features: list[Tensor], fires: Tensor) -> Tensor:
+        """What the groups add where they fire, (n, classes, h, w): the mean where several do."""
+        total = self._activity(self._layout.read(x, features), fires)
+        return total / fires.sum(dim=1, keepdim=True).clamp(min=1).to(total.dtype)

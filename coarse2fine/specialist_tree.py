@@ -1,0 +1,202 @@
+"""The tree of specialists as part of a model: it prints itself, shows what its leaves have in common, and is saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coarse2fine.models.column import Column
+from coarse2fine.models.gate import Gate
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.models.specialists import Answered, Specialists
+from coarse2fine.models.tree import ROOT, FeatureTree
+from coarse2fine.models.twin import ColumnSpec, Layout, Twins
+
+_PREFIX = "tree."
+_NAMED, _LEAST_SHARE = 3, 0.05
+
+
+@dataclass(frozen=True)
+class SpecialistTree:
+    """Kinds of unsure cells, and the columns that answer for them.
+
+    Parameters
+    ----------
+    clusters : FeatureTree
+        By what a cell's features are routed, and which nodes are kept.
+    specs : tuple of ColumnSpec
+        Of the columns, one for each depth.
+    columns : mapping of int to Column
+        Of each node that is kept, but the root; in evaluation mode.
+    gate : Gate
+        Where the refine net's answer passes it, the tree is asked.
+    macs_per_cell : float
+        Multiply-adds that a refined cell is expected to take, by what was held back.
+    names : tuple of str
+        Of the classes; none where the columns' answers are numbers.
+    shares : ndarray, float32, (nodes, classes)
+        Of the items of each node, how many are of each class.
+    tiles : mapping of int to ndarray, uint8, (n, h, w, c)
+        Examples of each leaf.
+    """
+
+    clusters: FeatureTree
+    specs: tuple[ColumnSpec, ...]
+    columns: Mapping[int, Column]
+    gate: Gate
+    macs_per_cell: float
+    names: tuple[str, ...]
+    shares: NDArray[np.float32]
+    tiles: Mapping[int, NDArray[np.uint8]]
+
+    def __str__(self) -> str:
+        first = f"{len(self.columns)} of {len(self.clusters) - 1} specialists"
+        if self.names:
+            first += f", asked where a class has a probability of {self.gate.low:g} to {self.gate.high:g}"
+        return "\n".join([first, *(self._line(node) for node in self._in_order(ROOT))])
+
+    @property
+    def layout(self) -> Layout:
+        """What the columns read of the refine net's maps."""
+        return next(iter(self.columns.values())).layout
+
+    def route(self, node: int) -> tuple[int, ...]:
+        """The nodes on the way to one, itself included, without the root."""
+        way: list[int] = []
+        while node != ROOT:
+            way.insert(0, node)
+            node = int(self.clusters.parent[node])
+        return tuple(way)
+
+    def runner(self, runtime: Runtime, deliver: Callable[[Answered], None]) -> Specialists:
+        """The tree at work; see `Specialists`."""
+        columns = {node: runtime.place(column) for node, column in self.columns.items()}
+        return Specialists(self.clusters, columns, deliver, gate=self.gate)
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draw examples of each leaf, a row for each.
+
+        Parameters
+        ----------
+        path : path
+            A PNG, PDF or SVG file.
+        """
+        from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
+
+        rows = [node for node in self._in_order(ROOT) if node in self.tiles]
+        count = max((len(self.tiles[node]) for node in rows), default=1)
+        figure = Figure(figsize=(3.5 + 0.6 * count, 0.9 * max(len(rows), 1)), layout="constrained")
+        axes = figure.subplots(max(len(rows), 1), count, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for line, node in zip(axes, rows, strict=False):
+            for axis, tile in zip(line, self.tiles[node], strict=False):
+                axis.imshow(tile[..., 0] if tile.shape[-1] == 1 else tile, cmap="gray", vmin=0, vmax=255)
+            text = self._line(node).strip().replace(", ", "\n")
+            line[0].annotate(text, (-0.1, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=7)
+        target = Path(path)
+        figure.savefig(target, dpi=150)
+        return target
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All numbers by name, for a model file."""
+        found: dict[str, NDArray[Any]] = {f"{_PREFIX}{name}": a for name, a in self.clusters.arrays().items()}
+        found[f"{_PREFIX}shares"] = self.shares
+        for node, tiles in self.tiles.items():
+            found[f"{_PREFIX}tiles.{node}"] = tiles
+        return found | column_arrays(self.columns, f"{_PREFIX}column.")
+
+    def describe(self) -> dict[str, Any]:
+        """All else, as JSON values."""
+        return {
+            "specs": [str(spec) for spec in self.specs],
+            "gate": asdict(self.gate),
+            "macs_per_cell": self.macs_per_cell,
+            "names": list(self.names),
+        }
+
+    @classmethod
+    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: Twins) -> SpecialistTree:
+        """Build from what `arrays` and `describe` gave.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+        text : mapping
+        twins : Twins
+            The maps of the refine net.
+        """
+        own = {key.removeprefix(_PREFIX): value for key, value in arrays.items() if key.startswith(_PREFIX)}
+        clusters = FeatureTree.from_arrays(own)
+        specs = tuple(ColumnSpec.parse(each) for each in text["specs"])
+
+        outputs = next(len(value) for key, value in own.items() if key.endswith(".reader.bias"))
+
+        def empty(node: int) -> Column:
+            depth = int(clusters.depths[node]) - 1
+            parent = specs[depth - 1] if depth and specs[depth - 1].stages else None
+            return Column(specs[depth], twins, outputs, parent=parent)
+
+        return cls(
+            clusters,
+            specs,
+            load_columns(own, "column.", empty),
+            Gate(**text["gate"]),
+            text["macs_per_cell"],
+            tuple(text["names"]),
+            own["shares"],
+            {int(key.removeprefix("tiles.")): value for key, value in own.items() if key.startswith("tiles.")},
+        )
+
+    def _in_order(self, node: int) -> list[int]:
+        """All nodes below one, each before what is below it."""
+        found = []
+        for child in self.clusters.children(node).tolist():
+            found += [child, *self._in_order(child)]
+        return found
+
+    def _line(self, node: int) -> str:
+        order = np.argsort(-self.shares[node], kind="stable")[:_NAMED]
+        held = [f"{self.names[k]} {self.shares[node, k]:.0%}" for k in order if self.shares[node, k] >= _LEAST_SHARE]
+        parts = [f"{self.clusters.sizes[node]:,} cells", *(held or ["nothing"] * bool(self.names))]
+        parts += [] if node in self.columns else ["not asked"]
+        return f"{'  ' * int(self.clusters.depths[node])}{node}: {', '.join(parts)}"
+
+
+def column_arrays(columns: Mapping[int, Column], prefix: str) -> dict[str, NDArray[Any]]:
+    """Weights of columns by name, each in half precision."""
+    return {
+        f"{prefix}{n}.{key}": t.detach().cpu().half().numpy()
+        for n, column in columns.items()
+        for key, t in column.state_dict().items()
+    }
+
+
+def load_columns(arrays: Mapping[str, NDArray[Any]], prefix: str, empty: Callable[[int], Column]) -> dict[int, Column]:
+    """Columns from what `column_arrays` gave, in evaluation mode.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+    prefix : str
+    empty : callable
+        From a column's number to a column of its shape.
+    """
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in arrays.items():
+        if key.startswith(prefix):
+            number, _, name = key.removeprefix(prefix).partition(".")
+            states.setdefault(int(number), {})[name] = torch.from_numpy(value).float()
+    columns = {}
+    for which, state in sorted(states.items()):
+        columns[which] = empty(which)
+        columns[which].load_state_dict(state)
+        columns[which].eval()
+    return columns

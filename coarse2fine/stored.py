@@ -1,0 +1,184 @@
+"""The folder of a result: which files there are, and what is read back from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.account import Cost
+from coarse2fine.audit import Audit
+from coarse2fine.export_geojson import read_regions
+from coarse2fine.export_maps import read_maps
+from coarse2fine.export_tables import read_plan
+from coarse2fine.recorded import RecordedImage
+from coarse2fine.regions import Region
+from coarse2fine.sample import Sample
+from coarse2fine.select import Plan
+from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.opening import ImageSource, open_image
+
+ANALYSIS = "analysis.json"
+"""Written last: a folder that holds it is a whole result."""
+TIMING = "timing.json"
+TILES, TILES_CSV = "tiles.parquet", "tiles.csv"
+REGIONS, WORLD_REGIONS = "regions.geojson", "regions_world.geojson"
+MAPS = "maps.ome.zarr"
+OVERVIEW, THUMBNAIL = "overview.png", "thumbnail.jpg"
+REPORT = "report.html"
+NOT_ALWAYS = (REGIONS, f"{REGIONS}.gz", WORLD_REGIONS, f"{WORLD_REGIONS}.gz", REPORT)
+"""Files that some results have and others have not."""
+
+_PACKAGES = ("numpy", "torch", "timm", "opencv-python", "scipy", "imagecodecs", "tifffile", "zarr")
+
+# Seconds differ from run to run, and what was read with what the cache still held.
+_SECONDS = tuple(f.name for f in dataclasses.fields(Cost) if f.type == "float")
+_VARYING = (*_SECONDS, "chunks", "bytes", "fetched")
+_KNOWN = {"image", "regions", "labels", "windows", "chosen_by", "cells", "audit", "complete", "failures", "cost"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a folder holds: the fields of an `Analysis`."""
+
+    image: Image
+    regions: tuple[Region, ...]
+    interest: NDArray[np.float32]
+    plan: Plan
+    refined: NDArray[np.bool_]
+    cell: int
+    cost: Cost
+    audit: Audit | None
+    complete: bool
+    failures: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+
+def read_result(folder: Path, image: ImageSource | None = None) -> Stored:
+    """Read a result back; see `Analysis.load`."""
+    record = read_record(folder)
+    try:
+        return _stored(folder, record, image)
+    except ImageError:
+        raise
+    except (ArithmeticError, EOFError, LookupError, OSError, TypeError, ValueError, zlib.error) as error:
+        raise ValueError(
+            f"{folder} holds no result that can be read ({type(error).__name__}: {error}); analyse the image again"
+        ) from error
+
+
+def _stored(folder: Path, record: Mapping[str, Any], image: ImageSource | None) -> Stored:
+    interest, refined = read_maps(folder / MAPS)
+    cell, scanned = record["cells"]["side"], record["cells"]["scanned"]
+    return Stored(
+        image=RecordedImage(record["image"]) if image is None else _given(image, record["image"]),
+        regions=read_regions(regions_file(folder)),
+        interest=interest if scanned else np.zeros((0, 0), np.float32),
+        plan=read_plan(folder / TILES, cell, refined.shape, scanned=scanned),
+        refined=refined,
+        cell=cell,
+        cost=_cost(record["cost"], folder / TIMING),
+        audit=None if record["audit"] is None else read_audit(record["audit"]),
+        complete=record["complete"],
+        failures=tuple(record["failures"]),
+        provenance={key: value for key, value in record.items() if key not in _KNOWN},
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What ``analysis.json`` of a result says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no whole result.
+    ValueError
+        If the file is damaged, or of something else.
+    """
+    path = folder / ANALYSIS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no whole result ({ANALYSIS} is missing); analyse the image again")
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); analyse the image again") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is none of coarse2fine's; analyse the image again")
+    return record
+
+
+def regions_file(folder: Path) -> Path:
+    """The regions of a result, compressed or not."""
+    packed = folder / f"{REGIONS}.gz"
+    return packed if packed.is_file() else folder / REGIONS
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what an analysis depends on most, as far as they are installed under these names."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def cost_json(cost: Cost) -> dict[str, Any]:
+    """The account as JSON values, without what differs from run to run."""
+    kept = {f.name: getattr(cost, f.name) for f in dataclasses.fields(cost) if f.name not in _VARYING}
+    return {**kept, "macs": cost.macs, "share": cost.share, "saved": cost.saved, "speedup": cost.speedup}
+
+
+def timing_json(cost: Cost) -> dict[str, Any]:
+    """What differs from run to run: seconds, and what was read from the file."""
+    return {"seconds": cost.seconds, **{name: getattr(cost, name) for name in _VARYING}}
+
+
+def audit_json(audit: Audit) -> dict[str, Any]:
+    """An audit as JSON values, with the record from which audits of several images are pooled."""
+    sample = None if audit.sample is None else dataclasses.asdict(audit.sample)
+    if sample is not None and math.isinf(sample["least_cap"]):
+        sample["least_cap"] = None
+    return {**audit.to_json(), "sample": sample}
+
+
+def _given(image: ImageSource, record: Mapping[str, Any]) -> Image:
+    opened = open_image(image)
+    if list(opened.shape) != record["shape"]:
+        raise ImageError(
+            f"{opened.name} is another image than the one of the result: expected {tuple(record['shape'])} "
+            f"(height, width, channels), got {opened.shape}"
+        )
+    return opened
+
+
+def _cost(record: Mapping[str, Any], timing: Path) -> Cost:
+    varying = json.loads(timing.read_text("utf-8")) if timing.is_file() else dict.fromkeys(_VARYING, 0)
+    names = (field.name for field in dataclasses.fields(Cost))
+    return Cost(**{name: varying[name] if name in _VARYING else record[name] for name in names})
+
+
+def read_audit(record: Mapping[str, Any]) -> Audit:
+    """The inverse of `audit_json`."""
+    low, high = record["missed_interval"]
+    sample = record["sample"]
+    if sample is not None:
+        sample = Sample(**{**sample, "least_cap": math.inf if sample["least_cap"] is None else sample["least_cap"]})
+    return Audit(
+        missed=math.nan if record["missed"] is None else record["missed"],
+        missed_interval=(low, high),
+        sample=sample,
+        **{name: record[name] for name in ("found", "confidence", "cap", "blocks", "audited", "side", "target")},
+    )

@@ -1,0 +1,47 @@
+"""Which answers are unsure enough to ask a specialist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A band of probabilities in which an answer could still turn out otherwise.
+
+    Parameters
+    ----------
+    low, high : float
+        An answer is unsure if the probability of some class (of the likeliest, if they exclude each other) is at
+        least `low` and below `high`.
+    exclusive : bool
+        Whether there is one class (softmax), or any number of them (each a sigmoid).
+    """
+
+    low: float
+    high: float
+    exclusive: bool = False
+
+    @classmethod
+    def open(cls, *, exclusive: bool) -> Gate:
+        """All answers pass, but those that are beyond doubt in floating-point numbers."""
+        return cls(0.0, 1.0, exclusive)
+
+    def unsure(self, answers: Tensor) -> Tensor:
+        """Which answers pass.
+
+        Parameters
+        ----------
+        answers : Tensor, float, (n, classes, ...)
+            Logits.
+
+        Returns
+        -------
+        Tensor, bool, (n, ...)
+        """
+        answers = answers.float()
+        likely = torch.softmax(answers, dim=1).amax(dim=1, keepdim=True) if self.exclusive else torch.sigmoid(answers)
+        return ((likely >= self.low) & (likely < self.high)).any(dim=1)

@@ -1,0 +1,571 @@
+"""Batches in one process: what is found, done, left out, resumed and summed up."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from coarse2fine import analyze, pieces
+from coarse2fine.analysis import Analysis
+from coarse2fine.batch import Batch, analyze_folder, run, state, task
+from coarse2fine.batch.checkpoint import Checkpoint
+from coarse2fine.batch.estimate import estimate
+from coarse2fine.batch.inputs import Item, find_items, is_one_image, sharded
+from coarse2fine.batch.job import Job, Opening, Record, key_of
+from coarse2fine.batch.run import Crew, make_jobs
+from coarse2fine.cli import main
+from coarse2fine.config import Config, ModelSpec
+from coarse2fine.engine import run_analysis
+from coarse2fine.model import Model
+from coarse2fine.pieces import cut
+from coarse2fine.progress import Progress
+from coarse2fine.select import Plan
+from coarse2fine.tiling import open_image
+
+MakeImage = Callable[..., NDArray[np.uint8]]
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_image: MakeImage) -> Path:
+    """Three good images and one bad."""
+    for number in range(3):
+        write_png(tmp_path / "in" / f"bild {number}.png", make_image(120, 150 + number, 3, seed=number))
+    (tmp_path / "in" / "a bad one.tif").write_text("this is no image\n" * 30)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def model_file(tmp_path: Path, detector: Model) -> Path:
+    return detector.save(tmp_path / "tiny.c2f")
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """All files that are to be the same in every run."""
+    found = {p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.is_file() and ".batch" not in p.parts}
+    return {name: path.read_bytes() for name, path in found.items() if path.name != "timing.json"}
+
+
+def statuses(batch: Batch) -> dict[str, str]:
+    return {record.name: record.status for record in batch.records}
+
+
+# What is meant
+
+
+def test_folders_globs_lists_and_addresses_are_found(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/1.tif", "c/1.tif", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text(
+        "﻿path,mpp,who\nb/2.png,0.25,me\nmissing.svs,,\nhttps://example.org/a/x.tif?token=1,,\n", encoding="utf-8"
+    )
+    (tmp_path / "list.txt").write_text("# a comment\n\n  b/1.tif\n")
+    items = find_items([tmp_path / "b", str(tmp_path / "*" / "1.tif"), tmp_path / "list.csv", tmp_path / "list.txt"])
+    by_source = {
+        Path(i.source).relative_to(tmp_path).as_posix() if "://" not in i.source else i.source: i for i in items
+    }
+    assert list(by_source) == ["b/1.tif", "b/2.png", "c/1.tif", "missing.svs", "https://example.org/a/x.tif?token=1"]
+    assert by_source["b/2.png"].mpp == 0.25
+    assert by_source["b/2.png"].name == "2.png"
+    assert by_source["https://example.org/a/x.tif?token=1"].name == "x.tif"
+    twins = [by_source["b/1.tif"].name, by_source["c/1.tif"].name]
+    assert len(set(twins)) == 2
+    assert all(name.startswith("1.tif-") for name in twins)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,mpp\na,1\n", "expected a column named path, found file, mpp"),
+        ("path,mpp\na.tif,wide\n", "entry 1: expected microns per pixel as a positive number, got 'wide'"),
+        ("path,mpp\na.tif,-1\n", "got '-1'"),
+        ("path\n", "the list names no image"),
+        ("", "expected a column named path, found none"),
+    ],
+)
+def test_a_bad_list_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find_items(tmp_path / "list.csv")
+
+
+def test_what_is_one_image(tmp_path: Path) -> None:
+    image = write_png(tmp_path / "a[1].png", np.zeros((9, 9), np.uint8))
+    (tmp_path / "list.txt").write_text("a[1].png\n")
+    assert is_one_image([image])
+    assert is_one_image([str(image)])
+    assert is_one_image(["https://example.org/a.csv"])
+    for several in ([tmp_path], [tmp_path / "*.png"], [tmp_path / "list.txt"], [image, image], [tmp_path / "none.png"]):
+        assert not is_one_image(several)
+
+
+@given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=8), st.integers(1, 4))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_names_are_unique_and_shards_are_a_partition(names: list[str], parts: int) -> None:
+    sources = [f"https://example.org/{i}/{name}" for i, name in enumerate(names)]
+    items = find_items(sources)
+    folders = [item.name for item in items]
+    assert len({name.casefold() for name in folders}) == len(items)
+    assert not any(
+        set(name) & set('/\\:*?"<>|') or name.startswith(".") or name in {"", "batch.json"} for name in folders
+    )
+    shards = [sharded(items, (part, parts)) for part in range(1, parts + 1)]
+    assert sorted((i for shard in shards for i in shard), key=lambda i: i.source) == sorted(
+        items, key=lambda i: i.source
+    )
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_a_shard_that_is_none() -> None:
+    with pytest.raises(ValueError, match="got 3/2"):
+        sharded([Item("a")], (3, 2))
+
+
+def test_the_key_is_of_all_that_matters(tmp_path: Path, model_file: Path, detector: Model) -> None:
+    item = Item(str(write_png(tmp_path / "a.png", np.zeros((9, 9), np.uint8))))
+    spec, config, opening = ModelSpec.of(model_file), Config(), Opening()
+    key = key_of(item, spec, config, opening)
+    assert key == key_of(item, spec, replace(config, batch_size=3), opening)
+    moved = Item(str(shutil.copy2(item.source, tmp_path / "elsewhere.png")))
+    Path(moved.source).rename(tmp_path.parent / "a.png")
+    assert key == key_of(Item(str(tmp_path.parent / "a.png")), spec, config, opening)
+    other = ModelSpec.of(replace(detector, tau=0.3).save(tmp_path / "other.c2f"))
+    assert key != key_of(item, other, config, opening)
+    assert key != key_of(item, spec, replace(config, budget=0.5), opening)
+    assert key != key_of(item, spec, config, Opening(mpp=0.5))
+    os.utime(item.source, (1, 1))
+    assert key != key_of(item, spec, config, opening)
+
+
+# What is done
+
+
+def test_every_image_is_attempted_and_the_bad_one_named(folder: Path, tmp_path: Path, model_file: Path) -> None:
+    batch = analyze_folder(folder, tmp_path / "out", model_file, workers=0)
+    assert statuses(batch) == {"a bad one.tif": "failed", **{f"bild {i}.png": "done" for i in range(3)}}
+    assert not batch.ok
+    (bad,) = batch.unwell
+    assert "expected a TIFF, PNG" in bad.error
+    assert "ImageError" in bad.traceback
+    assert f"failed {folder / 'a bad one.tif'}: " in str(batch)
+    stored = json.loads((tmp_path / "out" / "batch.json").read_text(encoding="utf-8"))
+    assert stored["statuses"] == {"done": 3, "failed": 1}
+    assert stored["results"][0]["traceback"] == bad.traceback
+    assert stored["regions"] == batch.regions == sum(r.facts["regions"] for r in batch.records if r.has_result) > 5
+    table = (tmp_path / "out" / "batch.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0].startswith("name,source,status")
+    assert len(table) == 5
+    for number in range(3):
+        with analyze(folder / f"bild {number}.png", model_file) as alone:
+            alone.save(tmp_path / "alone")
+        made = contents(tmp_path / "out" / f"bild {number}.png")
+        del made["record.json"]
+        assert made == contents(tmp_path / "alone")
+        shutil.rmtree(tmp_path / "alone")
+
+
+def test_what_is_done_is_not_done_again(
+    folder: Path, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, begun = tmp_path / "out", []
+
+    def note(job: Job, steps: Any) -> Record:
+        begun.append(job.item.name)
+        return analyze_item(job, steps)
+
+    analyze_item = task.analyze_item
+    monkeypatch.setattr(run, "analyze_item", note)
+    first = analyze_folder(folder, out, model_file, workers=0)
+    assert len(begun) == 4
+    before = contents(out)
+    shutil.rmtree(out / "bild 1.png")
+    begun.clear()
+    second = analyze_folder(folder, out, model_file, workers=0)
+    assert begun == ["a bad one.tif", "bild 1.png"]  # what failed may do better today
+    assert second.before == 2
+    assert "2 of them before" in str(second)
+    assert second.summary() == first.summary()
+    assert contents(out) == before
+    begun.clear()
+    analyze_folder(folder, out, model_file, workers=0, threshold=0.7)
+    assert len(begun) == 4
+    begun.clear()
+    analyze_folder(folder, out, model_file, workers=0, threshold=0.7, overwrite=True)
+    assert len(begun) == 4
+
+
+def test_another_configuration_replaces_results(folder: Path, tmp_path: Path, model_file: Path) -> None:
+    out = tmp_path / "out"
+    analyze_folder(folder, out, model_file, workers=0, budget=0.5)
+    (out / "bild 0.png" / "a note of mine.txt").write_text("stays")
+    analyze_folder(folder, out, model_file, workers=0)
+    analyze_folder(folder, tmp_path / "plain", model_file, workers=0)
+    (out / "bild 0.png" / "a note of mine.txt").unlink()
+    assert contents(out) == contents(tmp_path / "plain")
+
+
+def test_a_model_in_memory_and_models_by_list(folder: Path, tmp_path: Path, model_file: Path, detector: Model) -> None:
+    other = replace(detector, threshold=0.8, name="other").save(folder / "other.c2f")
+    (folder / "list.csv").write_text("path,model\nbild 0.png,\nbild 1.png,other.c2f\nbild 2.png,digits\n")
+    batch = analyze_folder(folder / "list.csv", tmp_path / "out", detector, workers=0)
+    used = [json.loads((tmp_path / "out" / r.name / "analysis.json").read_text())["model"] for r in batch.records]
+    assert [model["name"] for model in used] == ["tiny", "other", "digits"]
+    assert [model["sha256"] for model in used[:2]] == [ModelSpec.of(model_file).sha256, ModelSpec.of(other).sha256]
+    assert analyze_folder(folder / "list.csv", tmp_path / "out", detector, workers=0).before == 3
+
+
+def test_a_damaged_image_has_a_result_and_is_named(tmp_path: Path, make_image: MakeImage, model_file: Path) -> None:
+    import tifffile  # noqa: PLC0415
+
+    path = tmp_path / "in" / "scene.tif"
+    path.parent.mkdir()
+    tifffile.imwrite(path, make_image(256, 256), tile=(64, 64), compression="zlib", photometric="rgb")
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages.first.dataoffsets[5]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    for before in (0, 1):
+        batch = analyze_folder(path.parent, tmp_path / "out", model_file, workers=0, budget=1.0)
+        assert statuses(batch) == {"scene.tif": "damaged"}
+        assert batch.before == before
+        assert not batch.ok
+        assert "parts cannot be read" in str(batch)
+    assert (tmp_path / "out" / "scene.tif" / "analysis.json").is_file()
+
+
+def test_stopping_at_the_first_failure(folder: Path, tmp_path: Path, model_file: Path) -> None:
+    batch = analyze_folder(folder, tmp_path / "out", model_file, workers=0, on_error="fail")
+    assert statuses(batch) == {"a bad one.tif": "failed", **{f"bild {i}.png": "waiting" for i in range(3)}}
+
+
+def test_a_full_disk_stops_the_batch_and_leaves_nothing_half(
+    folder: Path, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Analysis.save
+
+    def full(self: Analysis, target: Path) -> Path:
+        if self.image.name == "bild 1":
+            target.mkdir(parents=True)
+            (target / "regions.geojson").write_text("half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Analysis, "save", full)
+        batch = analyze_folder(folder, tmp_path / "out", model_file, workers=0)
+    assert [record.status for record in batch.records] == ["failed", "done", "failed", "waiting"]
+    assert "make room and run the same command again" in batch.records[2].error
+    assert not (tmp_path / "out" / "bild 1.png").exists()
+    analyze_folder(folder, tmp_path / "out", model_file, workers=0)
+    analyze_folder(folder, tmp_path / "plain", model_file, workers=0)
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+def test_ctrl_c_says_how_to_go_on(
+    folder: Path, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    analyze_item = task.analyze_item
+
+    def interrupted(job: Job, steps: Any) -> Record:
+        if job.item.name == "bild 1.png":
+            raise KeyboardInterrupt
+        return analyze_item(job, steps)
+
+    command = ["analyze", str(folder), "-o", str(tmp_path / "out"), "-m", str(model_file), "-n", "0", "-q"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "analyze_item", interrupted)
+        assert main(command) == 130
+    assert "interrupted; 2 image(s) are left: run the same command again" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "batch.json").read_text())["statuses"] == {
+        "done": 1,
+        "failed": 1,
+        "waiting": 2,
+    }
+    assert main(command) == 1
+    assert "3 done (1 of them before), 1 failed" in capsys.readouterr().out
+
+
+def test_recall_is_pooled(tmp_path: Path, sparse: Model, digits: Any) -> None:
+    for number in range(3):
+        write_png(tmp_path / "in" / f"{number}.png", np.roll(digits.image, 97 * number, axis=1))
+    model = replace(sparse, tau=4 * sparse.tau)
+    for _ in range(2):  # the second run knows of the audits by what the first one stored
+        batch = analyze_folder(tmp_path / "in", tmp_path / "out", model, workers=0, audit=0.1)
+        assert batch.audit is not None
+        each = [analyze(tmp_path / "in" / f"{n}.png", model, audit=0.1).audit for n in range(3)]
+        assert batch.audit == type(batch.audit).pooled([a for a in each if a is not None])
+        assert "3 image(s) pooled" in str(batch)
+        assert batch.summary()["audit"]["recall_interval"] == list(batch.audit.recall_interval)
+    assert analyze_folder(tmp_path / "in", tmp_path / "budget", model, workers=0, budget=0.5).audit is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": -1}, "workers must be a number of processes"),
+        ({"workers": 2, "scheduler": "tcp://a:1"}, "give workers or a scheduler"),
+        ({"workers": 0, "split": True}, "need workers"),
+        ({"time_limit": 0.0}, "time_limit must be positive"),
+    ],
+)
+def test_a_crew_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Crew(**options)
+
+
+# The command
+
+
+def test_a_dry_run_says_what_would_be_done(
+    folder: Path, tmp_path: Path, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["analyze", str(folder), "-o", str(out), "-m", str(model_file), "-q"]
+    assert main([*command, "--dry-run"]) == 1
+    printed = capsys.readouterr().out
+    assert "cannot be read: " in printed
+    assert "a bad one.tif" in printed
+    assert "3 image(s) to do, 0 done already, 1 that cannot be read" in printed
+    assert not out.exists()
+    items = find_items(folder)
+    budget = estimate(items, out, model_file, Config(budget=0.5), Crew(), Opening())
+    with open_image(folder / "bild 0.png") as image:
+        spent = run_analysis(image, detector_of(model_file), Config(budget=0.5), steps=Progress(shown=False)).cost
+    assert budget.images[1].least_macs == spent.scan_macs
+    assert spent.macs <= budget.images[1].most_macs <= 0.5 * spent.exhaustive_macs + 1
+    assert main([*command, "-n", "0"]) == 1
+    assert main([*command, "--dry-run"]) == 1
+    assert "0 image(s) to do, 3 done already" in capsys.readouterr().out
+
+
+def detector_of(path: Path) -> Model:
+    from coarse2fine import load_model  # noqa: PLC0415
+
+    return load_model(path)
+
+
+def test_plain_lines_where_there_is_no_terminal(
+    folder: Path, tmp_path: Path, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", str(folder), "-o", str(tmp_path / "out"), "-m", str(model_file), "-n", "0"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("[1/4] a bad one.tif: failed: ")
+    assert lines[1].startswith("[2/4] bild 0.png: ")
+
+
+@pytest.mark.parametrize("text", ["3/2", "0/2", "1", "a/b"])
+def test_a_shard_that_cannot_be(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["analyze", "a.png", "-o", "out", "--shard", text])
+    assert "expected I/N with I from 1 to N" in capsys.readouterr().err
+
+
+def test_a_single_image_is_done_once(
+    folder: Path, tmp_path: Path, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["analyze", str(folder / "bild 0.png"), "-o", str(tmp_path / "out"), "-m", str(model_file), "-q"]
+    assert main(command) == 0
+    assert "found " in capsys.readouterr().out
+    assert not (tmp_path / "out" / ".batch").exists()
+    assert main(command) == 0
+    assert "holds this analysis already; do it again with --overwrite" in capsys.readouterr().out
+    assert main([*command, "--overwrite"]) == 0
+    assert "found " in capsys.readouterr().out
+
+
+# Large images, in pieces
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**14)
+    monkeypatch.setattr(pieces, "ROUND_WINDOWS", 16)
+    monkeypatch.setattr(run, "KEEP_FROM", 1)
+
+
+@given(st.integers(1, 400), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_pieces_are_a_partition_and_the_best_come_first(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    model = _small_model()
+    sides = rng.choice([2, 8, 16], count)
+    plan = Plan(
+        rng.integers(0, 3000, (count, 2)), sides, np.sort(rng.random(count))[::-1].astype(np.float32), (3000, 3000)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE_PIXELS", 2**15)
+        patch.setattr(pieces, "ROUND_WINDOWS", 16)
+        parts = list(cut(plan, model))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(count))
+    if len(parts) > 1:
+        assert set(np.concatenate(parts).tolist()[:16]) == set(range(min(16, count)))
+
+
+def _small_model() -> Model:
+    from coarse2fine import load_model  # noqa: PLC0415
+
+    return load_model("digits")
+
+
+class Counting(Checkpoint):
+    """Ends the work after so many pieces were made."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        super().__init__(folder)
+        self.left = most
+
+    def refined(self, plan: Plan, refine: Any) -> Any:
+        def counted(piece: Plan) -> Any:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            return refine(piece)
+
+        return super().refined(plan, counted)
+
+
+@pytest.mark.parametrize("fixture", ["detector", "explorer", "zoom_detector"])
+@pytest.mark.parametrize("options", [{"budget": 0.6}, {}])
+def test_work_in_pieces_equals_work_at_once(
+    fixture: str,
+    options: dict[str, Any],
+    make_image: MakeImage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    model: Model = request.getfixturevalue(fixture)
+    pixels, config = make_image(330, 410, seed=3), Config(precision="fp32", seed=4, **options)
+    whole = run_analysis(pixels, model, config, steps=Progress(shown=False))
+    monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**13)
+    monkeypatch.setattr(pieces, "ROUND_WINDOWS", 8)
+    assert len(list(cut(whole.plan, model))) > 3
+    plain = run_analysis(pixels, model, config, steps=Progress(shown=False))
+    with pytest.raises(KeyboardInterrupt):
+        run_analysis(pixels, model, config, steps=Progress(shown=False), kept=Counting(tmp_path, 3))
+    again = Counting(tmp_path, 10**6)
+    resumed = run_analysis(pixels, model, config, steps=Progress(shown=False), kept=again)
+    assert again.reused == 4  # the scan too
+    assert resumed.regions == plain.regions
+    assert resumed.cost.macs == plain.cost.macs == whole.cost.macs
+    assert resumed.complete
+    np.testing.assert_array_equal(resumed.refined, whole.refined)
+    assert [r.label for r in plain.regions] == [r.label for r in whole.regions]
+    assert len(whole.regions) > 3
+    for one, other in zip(plain.regions, whole.regions, strict=True):
+        np.testing.assert_allclose(one.full_box, other.full_box, atol=1e-2)
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_partial_work_is_used_and_then_removed(
+    tmp_path: Path, make_image: MakeImage, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_png(tmp_path / "in" / "large.png", make_image(330, 410, seed=3))
+    out, store = tmp_path / "out", Checkpoint._store
+    stored: list[str] = []
+
+    def killed(self: Checkpoint, path: Path, arrays: Any) -> None:
+        if len(stored) == 4:
+            raise KeyboardInterrupt
+        stored.append(path.name)
+        store(self, path, arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "_store", killed)
+        with pytest.raises(KeyboardInterrupt):
+            analyze_folder(tmp_path / "in", out, model_file, workers=0)
+    (work,) = (out / ".batch" / "large.png").iterdir()
+    assert sorted(p.name for p in work.iterdir()) == sorted(stored)
+    half = work / stored[2]
+    half.write_bytes(half.read_bytes()[:100])  # as a power cut may leave it
+    assert analyze_folder(tmp_path / "in", out, model_file, workers=0).ok
+    assert not work.exists()
+    assert analyze_folder(tmp_path / "in", tmp_path / "plain", model_file, workers=0).ok
+    assert contents(out) == contents(tmp_path / "plain")
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_single_image_interrupted_leaves_the_best_and_goes_on(
+    tmp_path: Path, make_image: MakeImage, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_png(tmp_path / "large.png", make_image(330, 410, seed=3))
+
+    def task(self: Progress, name: str) -> Callable[[int, int], None]:
+        def tick(done: int, total: int) -> None:
+            if name == "refine" and 40 < done < total:
+                raise KeyboardInterrupt
+
+        return tick
+
+    command = ["analyze", str(path), "-o", str(tmp_path / "out"), "-m", str(model_file), "-q"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "task", task)
+        assert main(command) in {0, 130}
+    assert (tmp_path / "out" / ".batch").is_dir()
+    assert not (tmp_path / "out" / "record.json").exists()
+    assert main(command) == 0
+    assert not (tmp_path / "out" / ".batch").exists()
+    assert main([*command[:3], str(tmp_path / "plain"), *command[4:]]) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+def test_a_result_is_whole_or_has_no_record(
+    tmp_path: Path, make_image: MakeImage, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between any two steps of moving a result over an older one, the next run does it again."""
+    image = write_png(tmp_path / "a.png", make_image(120, 120))
+    (job,) = make_jobs(
+        find_items(image), tmp_path / "out", model_file, Config(), Crew(workers=0), Opening(), flat=False
+    )
+    with run_analysis(image, detector_of(model_file), Config(), steps=Progress(shown=False)) as analysis:
+        state.commit(job, analysis)
+        whole = contents(job.target)
+        seen = set()
+        for until in range(20):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "replace", killed_after(until))
+                with suppress(InterruptedError):
+                    state.commit(job, analysis)
+            done = state.done_before(job) is not None
+            assert not done or contents(job.target) == whole
+            seen.add(done)
+        assert seen == {True, False}
+        state.commit(job, analysis)
+        assert state.done_before(job) is not None
+
+
+def killed_after(moves: int) -> Callable[[Path, Path], Path]:
+    """A `Path.replace` that moves so many parts of a result."""
+    left, replace_path = [moves], Path.replace
+
+    def moved(self: Path, target: Path) -> Path:
+        if self.parent.name.startswith("result-"):
+            if not left[0]:
+                raise InterruptedError("killed")
+            left[0] -= 1
+        return replace_path(self, target)
+
+    return moved

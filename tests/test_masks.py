@@ -1,0 +1,144 @@
+"""Analysing a part of an image alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from coarse2fine import analyze
+from coarse2fine.batch import analyze_folder
+from coarse2fine.batch.inputs import find_items, with_masks
+from coarse2fine.masks import cells_inside
+from coarse2fine.model import Model
+from coarse2fine.select import Plan
+from coarse2fine.tiling import open_image
+
+MakeImage = Callable[..., NDArray[np.uint8]]
+
+
+def blank(height: int, width: int) -> Any:
+    return open_image(np.zeros((height, width), np.uint8))
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_mask_of_the_images_own_size_takes_every_cell_that_it_touches(height: int, width: int, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < 0.02
+    mask[seed % height, seed % width] = True
+    expected = np.zeros((-(-height // 8), -(-width // 8)), bool)
+    for y, x in np.argwhere(mask):
+        expected[y // 8, x // 8] = True
+    np.testing.assert_array_equal(cells_inside(mask, blank(height, width), 8), expected)
+
+
+def test_masks_of_other_resolutions(tmp_path: Path) -> None:
+    image = blank(400, 640)
+    small = np.zeros((50, 80), np.uint8)
+    small[10:20, 30:50] = 255
+    expected = np.zeros((50, 80), bool)
+    expected[10:20, 30:50] = True
+    for number, mask in enumerate(
+        (small, np.kron(small, np.ones((3, 3), np.uint8)), np.kron(small, np.ones((16, 16))))
+    ):
+        path = tmp_path / f"{number}.png"
+        cv2.imwrite(str(path), np.asarray(mask, np.uint8))
+        np.testing.assert_array_equal(cells_inside(path, image, 8), expected)
+    coarse = np.zeros((5, 8), bool)
+    coarse[1, 3:5] = True
+    np.testing.assert_array_equal(cells_inside(coarse, image, 8), np.kron(coarse, np.ones((10, 10), bool)))
+
+
+def test_polygons_take_every_cell_that_they_touch_and_leave_holes(tmp_path: Path) -> None:
+    ring = shapely.Point(300, 200).buffer(150).difference(shapely.Point(300, 200).buffer(80))
+    far = shapely.box(600, 380, 610, 390)
+    features = [
+        {"type": "Feature", "properties": {}, "geometry": json.loads(shapely.to_geojson(g))} for g in (ring, far)
+    ]
+    path = tmp_path / "mask.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    inside = cells_inside(path, blank(400, 640), 8)
+    y, x = np.indices(inside.shape) * 8.0
+    both = shapely.union_all([ring, far])
+    np.testing.assert_array_equal(inside, shapely.intersects(both, shapely.box(x, y, x + 8, y + 8)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nonsense", "is no GeoJSON"),
+        ('{"type": "Point", "coordinates": [3, 4]}', "holds no polygon"),
+        (
+            '{"type": "Polygon", "coordinates": [[[9000, 9000], [9010, 9000], [9010, 9010], [9000, 9000]]]}',
+            "leaves nothing",
+        ),
+    ],
+)
+def test_a_mask_that_cannot_be(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "mask.geojson"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        cells_inside(path, blank(100, 100), 8)
+    with pytest.raises(ValueError, match="which is not the shape of array, 100 x 100"):
+        cells_inside(np.ones((100, 200), bool), blank(100, 100), 8)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_windows_that_touch(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cells = rng.random((20, 30)) < 0.03
+    plan = Plan(rng.integers(0, 20, (40, 2)), rng.choice([1, 2, 8], 40), np.ones(40, np.float32), (20, 30))
+    expected = [i for i in range(40) if (plan.take(np.array([i])).covered() & cells).any()]
+    assert plan.touching(cells).tolist() == expected
+
+
+@pytest.mark.parametrize("options", [{"budget": 1.0}, {"threshold": 0.5}, {"budget": 0.8, "audit": 0.1}])
+def test_only_what_is_inside_is_analysed(make_image: MakeImage, detector: Model, options: dict[str, Any]) -> None:
+    pixels = make_image(200, 300, seed=2)
+    mask = np.zeros((200, 300), bool)
+    mask[40:120, 80:240] = True
+    whole = analyze(pixels, detector, precision="fp32", **options)
+    part = analyze(pixels, detector, precision="fp32", mask=mask, **options)
+    assert not part.refined[:5].any()
+    assert not part.refined[:, 30:].any()
+    assert part.cost.cells == 200
+    assert part.cost.exhaustive_macs == pytest.approx(whole.cost.exhaustive_macs * 200 / (25 * 38), rel=1e-6)
+    if options == {"budget": 1.0}:
+        assert part.refined.sum() == 200
+        assert 0 < len(part.regions) < len(whole.regions)
+        middle = [(int(y // 8), int(x // 8)) for y, x in (r.full_centre for r in part.regions)]
+        assert np.mean([part.refined[min(y, 24), min(x, 37)] for y, x in middle]) > 0.7
+    if part.audit is not None:
+        assert part.audit.recall_interval[1] <= 1
+
+
+def test_masks_of_a_batch(tmp_path: Path, make_image: MakeImage, detector: Model) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "in" / f"{name}.png"), make_image(160, 160))
+        mask = np.zeros((160, 160), np.uint8)
+        mask[: 80 if name == "a" else 160] = 255
+        cv2.imwrite(str(tmp_path / "masks" / f"{name}.png"), mask)
+    made = [
+        analyze_folder(tmp_path / "in", tmp_path / "out", detector, workers=0, mask=tmp_path / "masks")
+        for _ in range(2)
+    ]
+    assert made[0].ok
+    assert made[1].before == 2
+    assert [record.facts["cells"] for record in made[0].records] == [200, 400]
+    items = with_masks(find_items(tmp_path / "in"), tmp_path / "masks" / "a.png")
+    assert {item.mask for item in items} == {str(tmp_path / "masks" / "a.png")}
+    (tmp_path / "masks" / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no mask of the name of .*b.png \(of 1 images in all\)"):
+        with_masks(find_items(tmp_path / "in"), tmp_path / "masks")
