@@ -328,7 +328,8 @@ class Analysis:
                     (folder / f"{name}{ending}").unlink(missing_ok=True)
 
     def _title(self) -> str:
+        name = self.image.name.encode("utf-8", "replace").decode()  # a file's name need not be Unicode
         return (
-            f"{self.image.name}: {len(self.regions):,} found, {self.cost.cells_refined / self.cost.cells:.2%} of the "
+            f"{name}: {len(self.regions):,} found, {self.cost.cells_refined / self.cost.cells:.2%} of the "
             f"cells refined, {self.cost.speedup:.1f}x less compute"
         )

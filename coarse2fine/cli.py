@@ -15,10 +15,10 @@ from coarse2fine.cli_common import add_common, add_opening, check_place, check_w
 from coarse2fine.cli_doctor import add_doctor
 from coarse2fine.cli_show import add_report, add_tiles, add_view
 from coarse2fine.fit import fit
-from coarse2fine.fit_specialists import MODES
 from coarse2fine.model import load_model
 from coarse2fine.models.bundle import ModelError, embedded_names
 from coarse2fine.progress import Progress
+from coarse2fine.specialists.fitting import MODES
 from coarse2fine.tiling.convert import convert
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.opening import open_image

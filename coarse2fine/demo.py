@@ -11,8 +11,8 @@ import numpy as np
 
 from coarse2fine.analysis import Analysis
 from coarse2fine.engine import analyze
-from coarse2fine.evaluate import match
 from coarse2fine.export import write_json
+from coarse2fine.fitting.evaluate import match
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.heads import read_detections
 from coarse2fine.models.runtime import Runtime

@@ -65,11 +65,19 @@ def interesting_patches(chosen: NDArray[np.bool_], cell: int, side: int) -> Patc
     """
     if side < 1:
         raise ValueError(f"expected tiles of at least 1 pixel, got {side}")
-    rows, columns = (_first_cells(length, cell, side) for length in chosen.shape)
-    # Each square begins in a cell, and reaches into the next ones: their greatest value, first by rows.
-    by_row = _any_from(chosen, rows, cell, side)
-    squares = _any_from(by_row.T, columns, cell, side).T
-    return Patches(side, np.argwhere(squares).astype(np.int64) * side)
+    # By a summed-area table: a list of the chosen cells of a gigapixel would take gigabytes.
+    table = np.zeros((chosen.shape[0] + 1, chosen.shape[1] + 1), np.int32)
+    np.cumsum(chosen, axis=0, dtype=np.int32, out=table[1:, 1:])
+    np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])
+    (top, bottom), (left, right) = (_cells_under(length, cell, side) for length in chosen.shape)
+    by_row = table[bottom] - table[top]
+    return Patches(side, np.argwhere(by_row[:, right] > by_row[:, left]).astype(np.int64) * side)
+
+
+def _cells_under(length: int, cell: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first cell under each square along one axis, and the one after the last."""
+    starts = np.arange(0, length * cell, side)
+    return starts // cell, np.minimum((starts + side - 1) // cell + 1, length)
 
 
 def with_features(patches: Patches, image: Image, model: Model, runtime: Runtime) -> Patches:

@@ -25,24 +25,32 @@ from coarse2fine.annotations import (
     match_annotations,
     read_annotations,
 )
-from coarse2fine.backbones import Weights, make_backbone
-from coarse2fine.calibrate import Calibrated, Price, Setting, calibrate, exhaustive_answer
-from coarse2fine.crops import Recipe
-from coarse2fine.fit_base import train_base
-from coarse2fine.fit_refiner import train_refiner
-from coarse2fine.fit_specialists import MODES, Mode, add_specialists
+from coarse2fine.fitting.backbones import Weights, make_backbone
+from coarse2fine.fitting.base import train_base
+from coarse2fine.fitting.calibrate import Calibrated, Price, Setting, calibrate, exhaustive_answer
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.refiner import train_refiner
+from coarse2fine.fitting.shape import (
+    FINE_STRIDE,
+    STRIDES,
+    base_spec,
+    choose_geometry,
+    find_labels,
+    measure,
+    refiner_spec,
+)
+from coarse2fine.fitting.targets import Scene, check_objects, hold_back
+from coarse2fine.fitting.zoom import add_glances, measure_price, scan_candidates
 from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.backbone import Backbone, parse_network
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.scan import as_channels
-from coarse2fine.shape import FINE_STRIDE, STRIDES, base_spec, choose_geometry, find_labels, measure, refiner_spec
-from coarse2fine.targets import Scene, check_objects, hold_back
+from coarse2fine.specialists.fitting import MODES, Mode, add_specialists
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import open_image
-from coarse2fine.zoom import add_glances, measure_price, scan_candidates
 
 _HELD_SHARE = 0.2
 

@@ -18,7 +18,7 @@ from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.specialists import Answered
 from coarse2fine.models.twin import cropped
-from coarse2fine.specialist_tree import SpecialistTree
+from coarse2fine.specialists.tree import SpecialistTree
 
 MEASURES = 2
 _LEAST_ERROR = 1e-4

@@ -21,8 +21,8 @@ from coarse2fine.models.bundle import ModelError, load_bundle, locate, save_bund
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Curve, Firing
 from coarse2fine.models.twin import Twins
-from coarse2fine.specialist_groups import SpecialistGroups
-from coarse2fine.specialist_tree import SpecialistTree
+from coarse2fine.specialists.groups import SpecialistGroups
+from coarse2fine.specialists.tree import SpecialistTree
 
 Task = Literal["detect", "explore"]
 _SET_ASIDE = 3

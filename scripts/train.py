@@ -15,7 +15,7 @@ from typing import Any
 import skimage.data
 
 import coarse2fine as c2f
-from coarse2fine.pretrain import fit_explorer
+from coarse2fine.fitting.pretrain import fit_explorer
 from coarse2fine.scenes import DigitScene
 from coarse2fine.tiling.geometry import Box
 

@@ -17,7 +17,7 @@ from coarse2fine import Audit, analyze
 from coarse2fine.audit import survey
 from coarse2fine.blocks import Blocks, Standing
 from coarse2fine.certify import certify
-from coarse2fine.evaluate import match
+from coarse2fine.fitting.evaluate import match
 from coarse2fine.merge import suppress
 from coarse2fine.model import Label, Model
 from coarse2fine.models.heads import Candidates

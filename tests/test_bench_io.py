@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import coarse2fine.bench.command
 from coarse2fine.bench import io_child, io_data
-from coarse2fine.bench.io import IoScale, benchmark_io
+from coarse2fine.bench.io import QUICK, IoScale, benchmark_io
 from coarse2fine.bench.io_child import PEAK_IS_KNOWN
 from coarse2fine.bench.io_memory import in_child
 from coarse2fine.bench.io_readers import Subject, tiff_subject, zarr_subject
@@ -344,7 +344,7 @@ def test_the_script_passes_its_options_on_and_writes_json(
 
     monkeypatch.setattr(coarse2fine.bench.command, "benchmark_io", benchmark)
     assert run(script, monkeypatch, "--quick", "--seed", 7, "--data", SLIDES, "--out", tmp_path / "new") == 0
-    assert given == {"out": tmp_path / "new", "data": SLIDES, "scale": coarse2fine.bench.command.QUICK, "seed": 7}
+    assert given == {"out": tmp_path / "new", "data": SLIDES, "scale": QUICK, "seed": 7}
     printed = capsys.readouterr().out
     assert printed.startswith("tiff_jpeg_512: ")
     assert printed.endswith(f"written {tmp_path / 'new' / 'io.json'}\n")

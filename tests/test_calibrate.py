@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from coarse2fine.annotations import read_annotations
-from coarse2fine.calibrate import _threshold
+from coarse2fine.fitting.calibrate import _threshold
+from coarse2fine.fitting.targets import Scene
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
-from coarse2fine.targets import Scene
 from coarse2fine.tiling.opening import open_image
 
 SIDE, CELL = 256, 8

@@ -10,7 +10,7 @@ import pytest
 from coarse2fine import analyze
 from coarse2fine.annotations import read_annotations
 from coarse2fine.demo import run, score
-from coarse2fine.evaluate import match
+from coarse2fine.fitting.evaluate import match
 from coarse2fine.scenes import DigitScene
 from coarse2fine.tiling.geometry import Box
 

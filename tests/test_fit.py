@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from coarse2fine import AnnotationError, Geometry, ImageError, Model, analyze, fit, load_model
 from coarse2fine.fit import _load
+from coarse2fine.fitting.pretrain import fit_explorer
+from coarse2fine.fitting.training import train
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.pretrain import fit_explorer
 from coarse2fine.tiling.opening import open_image
-from coarse2fine.training import train
 
 SIDE, RADIUS = 512, 9
 Scene = tuple[NDArray[np.uint8], dict[str, Any]]
@@ -62,8 +62,8 @@ def small_steps() -> Iterator[None]:
     """Smaller batches and crops than in earnest: what is tested is that fitting works, not how well."""
     with pytest.MonkeyPatch.context() as patch:
         # The package's `fit` is the function; its module hides behind it.
-        sizes = {"fit_refiner": {"_CROP": 10, "_BATCH": 4}, "fit_base": {"_BATCH": 8, "_LONGER": 1}}
-        sizes |= {"lessons": {"_CROP": 24, "_LESSONS": 60}}
+        sizes = {"fitting.refiner": {"_CROP": 10, "_BATCH": 4}, "fitting.base": {"_BATCH": 8, "_LONGER": 1}}
+        sizes |= {"fitting.lessons": {"_CROP": 24, "_LESSONS": 60}}
         for module, constants in sizes.items():
             for name, value in constants.items():
                 patch.setattr(sys.modules[f"coarse2fine.{module}"], name, value)
@@ -191,12 +191,12 @@ def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypat
 
 def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # With so little to learn from hardly anything surely helps: what is tested is that all of it runs.
-    for module in ("judge", "grow_groups"):
+    for module in ("specialists.validation", "specialists.group_growth"):
         monkeypatch.setattr(f"coarse2fine.{module}.weighed", lambda *_: -np.inf)
-    monkeypatch.setattr("coarse2fine.judge._LOW", (0.03,))
-    monkeypatch.setattr("coarse2fine.unsure_cells._BAND", Gate(0.001, 0.98))
-    monkeypatch.setattr("coarse2fine.judge.Verdict.pays", True)
-    monkeypatch.setattr("coarse2fine.grow._FEWEST", 4)
+    monkeypatch.setattr("coarse2fine.specialists.validation._LOW", (0.03,))
+    monkeypatch.setattr("coarse2fine.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
+    monkeypatch.setattr("coarse2fine.specialists.validation.Verdict.pays", True)
+    monkeypatch.setattr("coarse2fine.specialists.growth._FEWEST", 4)
     scenes = [discs(seed)[0] for seed in (0, 1)]
     images, annotations = [pixels for pixels, _ in scenes], [known for _, known in scenes]
     options: dict[str, Any] = {"specialists": "both", "steps": 30, "precision": "fp32", "progress": False}
@@ -214,8 +214,8 @@ def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monk
     saved = load_model(model.save(tmp_path / "special.c2f"))
     assert analyze(pixels, saved, budget=1.0, precision="fp32").regions == mine.regions
     # Nothing that is there is done again.
-    monkeypatch.setattr("coarse2fine.unsure_cells._Source.learning", None)
-    monkeypatch.setattr("coarse2fine.school._train_own", None)
+    monkeypatch.setattr("coarse2fine.specialists.unsure_cells._Source.learning", None)
+    monkeypatch.setattr("coarse2fine.specialists.training._train_own", None)
     again = fit(images, annotations, cache=tmp_path / "cache", **options)
     assert again.provenance["specialists"] == told
     assert analyze(pixels, again, budget=1.0, precision="fp32").regions == mine.regions
@@ -348,7 +348,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
 def test_an_explorer_is_fitted_and_explores() -> None:
     images = [open_image(discs(seed)[0][0]) for seed in (0, 1)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coarse2fine.pretrain._BATCH", 4)
+        patch.setattr("coarse2fine.fitting.pretrain._BATCH", 4)
         model = fit_explorer(images, steps=10, precision="fp32", progress=False)
     assert model.task == "explore"
     assert model.base is model.refiner

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import multivariate_normal
 
 from coarse2fine import analyze, load_model
-from coarse2fine.fit_kinds import add_kinds
+from coarse2fine.fitting.kinds import add_kinds
 from coarse2fine.kinds import kind_reader
 from coarse2fine.model import Model
 from coarse2fine.models.rarity import Mixture
@@ -36,8 +36,8 @@ def model(explorer: Model, make_image: MakeImage) -> Model:
         return torch.from_numpy(((pixels - 0.5) / 0.25).transpose(0, 3, 1, 2).copy())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coarse2fine.fit_kinds._BATCHES", 16)
-        patch.setattr("coarse2fine.fit_kinds._CLUSTERS", 3)
+        patch.setattr("coarse2fine.fitting.kinds._BATCHES", 16)
+        patch.setattr("coarse2fine.fitting.kinds._CLUSTERS", 3)
         return add_kinds(explorer, crops, seed=0)
 
 

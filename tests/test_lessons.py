@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import coarse2fine.calibrate
-import coarse2fine.lessons
+import coarse2fine.fitting.calibrate
+import coarse2fine.fitting.lessons
 from coarse2fine.annotations import read_annotations
-from coarse2fine.calibrate import Price, Setting, exhaustive_answer
-from coarse2fine.crops import Recipe
-from coarse2fine.lessons import Lesson, _crop, _places, make_lessons
+from coarse2fine.fitting.calibrate import Price, Setting, exhaustive_answer
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.lessons import Lesson, _crop, _places, make_lessons
+from coarse2fine.fitting.targets import PART, Scene, part_of, pooled
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.targets import PART, Scene, part_of, pooled
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 
@@ -29,8 +29,8 @@ SIDE, COUNT = 768, 12
 def teach(
     model: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, zoom: float, *features: dict[str, Any]
 ) -> tuple[list[Lesson], list[Box], Setting, Recipe]:
-    monkeypatch.setattr(coarse2fine.lessons, "_ZOOM", zoom)
-    monkeypatch.setattr(coarse2fine.lessons, "_LESSONS", COUNT)
+    monkeypatch.setattr(coarse2fine.fitting.lessons, "_ZOOM", zoom)
+    monkeypatch.setattr(coarse2fine.fitting.lessons, "_LESSONS", COUNT)
     runtime = Runtime.choose("cpu", "fp32")
     collection = {"type": "FeatureCollection", "features": list(features)}
     annotations = read_annotations(collection, full_shape=(SIDE, SIDE))
@@ -56,7 +56,7 @@ def test_crops_of_one_scale_hold_the_exhaustive_answer(
     detector: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Which of several overlapping finds stays may be decided beyond a crop: here all stay.
-    for module in (coarse2fine.lessons, coarse2fine.calibrate):
+    for module in (coarse2fine.fitting.lessons, coarse2fine.fitting.calibrate):
         monkeypatch.setattr(module, "settle", lambda candidates, _: candidates)
     lessons, boxes, setting, recipe = teach(detector, make_image, monkeypatch, 0.0)
     assert len(lessons) == COUNT

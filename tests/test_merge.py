@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from coarse2fine.evaluate import best_f1_threshold, match
+from coarse2fine.fitting.evaluate import best_f1_threshold, match
 from coarse2fine.merge import clusters, suppress
 from coarse2fine.models.heads import Candidates
 

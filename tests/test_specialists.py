@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coarse2fine import ModelError, analyze, answer, load_model, refine
-from coarse2fine.fit_specialists import column_spec
 from coarse2fine.model import Model
 from coarse2fine.models.activity import Groups
 from coarse2fine.models.column import Column, Columns
@@ -27,8 +26,9 @@ from coarse2fine.models.specialists import features_at
 from coarse2fine.models.tree import ROOT, FeatureTree
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
 from coarse2fine.select import Plan, dense_plan
-from coarse2fine.specialist_groups import SpecialistGroups
-from coarse2fine.specialist_tree import SpecialistTree
+from coarse2fine.specialists.fitting import column_spec
+from coarse2fine.specialists.groups import SpecialistGroups
+from coarse2fine.specialists.tree import SpecialistTree
 from coarse2fine.tiling.opening import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine.annotations import AnnotationError, read_annotations
-from coarse2fine.crops import Turn
+from coarse2fine.fitting.crops import Turn
+from coarse2fine.fitting.shape import Sizes, base_spec, choose_geometry, find_labels, measure, refiner_spec
+from coarse2fine.fitting.targets import PART, Scene, Targets, hold_back
 from coarse2fine.model import Geometry, Label
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.heads import BOX_CHANNELS, detection_loss, read_detections
-from coarse2fine.shape import Sizes, base_spec, choose_geometry, find_labels, measure, refiner_spec
-from coarse2fine.targets import PART, Scene, Targets, hold_back
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine import analyze, load_model
-from coarse2fine.crops import Recipe
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.shape import base_spec
+from coarse2fine.fitting.zoom import scan_candidates, zoomed
 from coarse2fine.model import Geometry, Level, Model
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import look, scan_macs, survey_level, zoom_plan
-from coarse2fine.shape import base_spec
 from coarse2fine.tiling.opening import open_image
-from coarse2fine.zoom import scan_candidates, zoomed
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 

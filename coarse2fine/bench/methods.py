@@ -11,7 +11,7 @@ from coarse2fine.bench.probe import Probe
 from coarse2fine.bench.rivals import TILE_CELLS, filled, gradient_interest, oracle_interest, random_interest
 from coarse2fine.bench.sweep import Reference, Sweep
 from coarse2fine.bench.trial import Point, Trial
-from coarse2fine.calibrate import settle
+from coarse2fine.fitting.calibrate import settle
 from coarse2fine.select import choose
 
 OURS = "ours"

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from coarse2fine.bench.trial import answer
-from coarse2fine.calibrate import settle
+from coarse2fine.fitting.calibrate import settle
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import as_channels

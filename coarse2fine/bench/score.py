@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from coarse2fine.annotations import AnnotatedArea, Annotations
-from coarse2fine.evaluate import match
+from coarse2fine.fitting.evaluate import match
 from coarse2fine.model import Model
 from coarse2fine.regions import Region
 

@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.calibrate import FLOOR
-from coarse2fine.crops import Recipe
-from coarse2fine.fit_refiner import batches
-from coarse2fine.items import Items, ItemStore
+from coarse2fine.fitting.calibrate import FLOOR
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.refiner import batches
+from coarse2fine.fitting.targets import PART, Scene
 from coarse2fine.model import Model
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.heads import BOX_CHANNELS
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.twin import Layout
-from coarse2fine.targets import PART, Scene
+from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.tiling.geometry import Box
 
 # Cells between these probabilities may learn; the gate is a band within.

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from coarse2fine.grow import Grown, grow
-from coarse2fine.grow_groups import grow_groups, judge_groups, kept_groups
-from coarse2fine.items import Items, ItemStore, loss_of, wrong
-from coarse2fine.judge import gain, judge_tree
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.specialists import Answered, Specialists
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
-from coarse2fine.school import Schooling
+from coarse2fine.specialists.group_growth import grow_groups, judge_groups, kept_groups
+from coarse2fine.specialists.growth import Grown, grow
+from coarse2fine.specialists.items import Items, ItemStore, loss_of, wrong
+from coarse2fine.specialists.training import TrainingOptions
+from coarse2fine.specialists.validation import gain, judge_tree
 
-QUICK = Schooling(epochs=4, own_epochs=6, batch=32, rate=0.02, own_decay=0.01)
+QUICK = TrainingOptions(epochs=4, own_epochs=6, batch=32, rate=0.02, own_decay=0.01)
 COUNT, CLASSES = 600, 2
 
 
@@ -163,8 +163,8 @@ def test_heads_are_a_tree_too(store: ItemStore) -> None:
 
 
 def test_without_passes_of_its_own_each_column_is_what_all_share(store: ItemStore) -> None:
-    schooling = Schooling(epochs=1, own_epochs=0, batch=32, rate=0.02)
-    shared = [c.state_dict() for c in grow(store, twins(), columns()[:1], schooling, clusters=2).columns.values()]
+    options = TrainingOptions(epochs=1, own_epochs=0, batch=32, rate=0.02)
+    shared = [c.state_dict() for c in grow(store, twins(), columns()[:1], options, clusters=2).columns.values()]
     assert len(shared) == 2
     assert all(torch.equal(shared[0][name], shared[1][name]) for name in shared[0])
 
@@ -195,7 +195,7 @@ def test_one_worker_and_two_give_the_same_and_nothing_is_trained_twice(
     torch.testing.assert_close(again[1], answers[0][1], rtol=0, atol=0)
     assert sorted(folder.glob("*.c2f")) == files
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    monkeypatch.setattr("coarse2fine.school._train_own", None)
+    monkeypatch.setattr("coarse2fine.specialists.training._train_own", None)
     grow(ItemStore(folder), twins(), columns()[:1], QUICK, clusters=3)
 
 

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.items import Items, ItemStore
-from coarse2fine.judge import Verdict, choose_gate, crossed, doubt, losses, weighed
 from coarse2fine.models.activity import NO_GROUP, Groups
 from coarse2fine.models.column import Column
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.twin import ColumnSpec, Twins
-from coarse2fine.school import Class, School, Schooling, Shape, load_column, through
+from coarse2fine.specialists.items import Items, ItemStore
+from coarse2fine.specialists.training import Cohort, ColumnTrainer, Shape, TrainingOptions, load_column, through
+from coarse2fine.specialists.validation import Verdict, choose_gate, crossed, doubt, losses, weighed
 
 _COUNT = (4, 8)
 _ITEMS_EACH = 400
@@ -64,7 +64,7 @@ class GrownGroups:
 
 
 def grow_groups(
-    store: ItemStore, twins: Twins, spec: ColumnSpec, schooling: Schooling, *, count: int | None = None
+    store: ItemStore, twins: Twins, spec: ColumnSpec, options: TrainingOptions, *, count: int | None = None
 ) -> GrownGroups:
     """Group the high-level features that fire together, and train a column for each group.
 
@@ -75,7 +75,7 @@ def grow_groups(
         The maps of the base.
     spec : ColumnSpec
         Of each column.
-    schooling : Schooling
+    options : TrainingOptions
     count : int, optional
         Most groups; by default 4 to 8, by how many items there are.
 
@@ -98,10 +98,10 @@ def grow_groups(
     classes = []
     for g in range(len(groups)):
         rows = torch.nonzero(fires[:, g].any(dim=(1, 2)))[:, 0]
-        classes.append(Class(learning[rows.numpy()], weights=fires[rows, g, None].float()))
+        classes.append(Cohort(learning[rows.numpy()], weights=fires[rows, g, None].float()))
     shape = Shape(spec, twins, items.answers.shape[1])
-    somewhere = [Class(learning, weights=fires.any(dim=1, keepdim=True).float())]
-    paths = School(store, schooling).train(shape, classes, somewhere)
+    somewhere = [Cohort(learning, weights=fires.any(dim=1, keepdim=True).float())]
+    paths = ColumnTrainer(store, options).train(shape, classes, somewhere)
     columns = tuple(load_column(shape, path) for path in paths)
     held = items.take(np.flatnonzero(items.held))
     return GrownGroups.of(groups, columns, held)

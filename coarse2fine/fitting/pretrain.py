@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from coarse2fine.explore import KINDS
-from coarse2fine.fit_kinds import add_kinds
+from coarse2fine.fitting.kinds import add_kinds
+from coarse2fine.fitting.training import train
 from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.autoencoder import Autoencoder
 from coarse2fine.models.conv_stack import StackSpec
@@ -20,7 +21,6 @@ from coarse2fine.progress import Progress
 from coarse2fine.scan import as_channels
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
-from coarse2fine.training import train
 
 _BATCH, _CELLS = 32, 12
 # The scan sees the image smaller than the refinement does, so the encoder learns both, and what lies between.

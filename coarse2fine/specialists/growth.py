@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.items import ItemStore
 from coarse2fine.models.column import Column
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.specialists import features_at
 from coarse2fine.models.tree import NO_NODE, ROOT, FeatureTree
 from coarse2fine.models.twin import ColumnSpec, Twins
-from coarse2fine.school import Class, School, Schooling, Shape, load_column, through
+from coarse2fine.specialists.items import ItemStore
+from coarse2fine.specialists.training import Cohort, ColumnTrainer, Shape, TrainingOptions, load_column, through
 
 # Clusters of all items, and of those of one node further down, by how many there are to learn from.
 _FIRST, _BELOW = (6, 32), (2, 6)
@@ -73,7 +73,7 @@ def grow(
     store: ItemStore,
     twins: Twins,
     specs: Sequence[ColumnSpec],
-    schooling: Schooling,
+    options: TrainingOptions,
     *,
     clusters: int | None = None,
     vectors: NDArray[np.float32] | None = None,
@@ -88,7 +88,7 @@ def grow(
         The maps of the base.
     specs : sequence of ColumnSpec
         Of the columns, one for each depth of the tree.
-    schooling : Schooling
+    options : TrainingOptions
     clusters : int, optional
         Most clusters at the first depth; by default 6 to 32, by how many items there are.
     vectors : ndarray, float32, (n, d), optional
@@ -96,7 +96,7 @@ def grow(
     answers : Tensor, float32, (n, classes), optional
         What the columns correct, instead of the base's answers.
     """
-    school = School(store, schooling)
+    school = ColumnTrainer(store, options)
     items = store.read(last=max(len(twins.maps) - spec.first + 1 for spec in specs))
     items = items if answers is None else items.answered(answers)
     learning = ~items.held
@@ -108,11 +108,11 @@ def grow(
     for spec in specs:
         shape = Shape(spec, twins, items.answers.shape[1], parent)
         limits = _BELOW if columns else (clusters or _FIRST[0], clusters or _FIRST[1])
-        tree, grown = _split(tree, branches, learning, limits, schooling.seed)
+        tree, grown = _split(tree, branches, learning, limits, options.seed)
         classes = []
         for branch in grown.values():
             rows = branch.rows[learning[branch.rows]]
-            classes.append(Class(rows, branch.above, answers=items.answers[torch.from_numpy(rows)]))
+            classes.append(Cohort(rows, branch.above, answers=items.answers[torch.from_numpy(rows)]))
         way, after = np.full(len(items), NO_NODE, np.int32), after_each[-1].clone()
         for (node, branch), path in zip(grown.items(), school.train(shape, classes), strict=True):
             branch.above = (*branch.above, (shape, path))

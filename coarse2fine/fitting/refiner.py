@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.crops import Recipe
-from coarse2fine.fit_base import PRIOR_LOGIT
+from coarse2fine.fitting.base import PRIOR_LOGIT
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.targets import PART, Scene
+from coarse2fine.fitting.training import train
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.heads import BOX_CHANNELS, detection_loss
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import Tick
-from coarse2fine.targets import PART, Scene
 from coarse2fine.tiling.geometry import Box
-from coarse2fine.training import train
 
 _CROP, _BATCH = 24, 16
 

@@ -21,17 +21,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.items import Items, ItemStore, Loss, loss_of, squared_of
 from coarse2fine.models.bundle import load_bundle, save_bundle
 from coarse2fine.models.column import Column, Columns
 from coarse2fine.models.twin import ColumnSpec, Twins
+from coarse2fine.specialists.items import Items, ItemStore, Loss, loss_of, squared_of
 
 _BLOCK = 1024
 _SEEDED = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Schooling:
+class TrainingOptions:
     """How specialists are trained.
 
     Parameters
@@ -74,7 +74,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Class:
+class Cohort:
     """Items that learn together, from the answers of the same columns above them.
 
     Parameters
@@ -95,19 +95,19 @@ class Class:
     answers: Tensor | None = None
 
 
-class School:
+class ColumnTrainer:
     """A place where columns are trained and kept.
 
     Parameters
     ----------
     store : ItemStore
-    schooling : Schooling
+    options : TrainingOptions
     """
 
-    def __init__(self, store: ItemStore, schooling: Schooling) -> None:
-        self.store, self.schooling = store, schooling
+    def __init__(self, store: ItemStore, options: TrainingOptions) -> None:
+        self.store, self.options = store, options
 
-    def train(self, shape: Shape, classes: Sequence[Class], together: Sequence[Class] | None = None) -> list[Path]:
+    def train(self, shape: Shape, classes: Sequence[Cohort], together: Sequence[Cohort] | None = None) -> list[Path]:
         """Train a column for each class of items, and what they share before; files of those that are there are kept.
 
         The tasks run on Dask's scheduler of the day (a `distributed.Client`, or what `dask.config` names), one after
@@ -117,8 +117,8 @@ class School:
         ----------
         shape : Shape
             Of all of them.
-        classes : sequence of Class
-        together : sequence of Class, optional
+        classes : sequence of Cohort
+        together : sequence of Cohort, optional
             What they share is trained on these; by default on the same.
         """
         folder, together = self.store.folder, tuple(together or classes)
@@ -127,16 +127,14 @@ class School:
         # Only the classes of columns that are missing are sent on their way.
         missing = [(each, path) for each, path in zip(classes, paths, strict=True) if not path.is_file()]
         if missing:
-            first = dask.delayed(_train_shared)(folder, self.schooling, shape, together, shared)
-            tasks = [
-                dask.delayed(_train_own)(folder, self.schooling, shape, each, first, path) for each, path in missing
-            ]
+            first = dask.delayed(_train_shared)(folder, self.options, shape, together, shared)
+            tasks = [dask.delayed(_train_own)(folder, self.options, shape, each, first, path) for each, path in missing]
             dask.compute(*tasks, scheduler=dask.base.get_scheduler() or "synchronous")
         return paths
 
-    def _name(self, kind: str, shape: Shape, classes: Sequence[Class], after: str = "") -> str:
+    def _name(self, kind: str, shape: Shape, classes: Sequence[Cohort], after: str = "") -> str:
         """A file name that changes with all that a column depends on."""
-        known = [kind, self.store.name, str(shape), json.dumps(asdict(self.schooling)), after]
+        known = [kind, self.store.name, str(shape), json.dumps(asdict(self.options)), after]
         digest = hashlib.sha256("\n".join(known).encode())
         for each in classes:
             digest.update(each.rows.tobytes())
@@ -187,7 +185,7 @@ def through(items: Items, columns: Sequence[Column]) -> tuple[Tensor, list[Tenso
     return torch.cat(answers), [torch.cat(column) for column in zip(*made, strict=True)], torch.cat(adds)
 
 
-def _gathered(store: ItemStore, shape: Shape, classes: Sequence[Class]) -> tuple[Items, list[Tensor], Tensor | None]:
+def _gathered(store: ItemStore, shape: Shape, classes: Sequence[Cohort]) -> tuple[Items, list[Tensor], Tensor | None]:
     """Items of all classes with the answers to start from, the stages of their parent columns, and weights."""
     parts, stages, weights = [], [], []
     reads = _reads([shape, *(s for each in classes for s, _ in each.above)])
@@ -211,39 +209,39 @@ def _reads(shapes: Sequence[Shape]) -> int:
     return max(len(s.twins.maps) - s.spec.first + 1 for s in shapes)
 
 
-def _train_shared(folder: Path, schooling: Schooling, shape: Shape, classes: Sequence[Class], path: Path) -> Path:
+def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes: Sequence[Cohort], path: Path) -> Path:
     """What all columns of a depth have in common: one column, trained on all items."""
     if path.is_file():
         return path
     store = ItemStore(folder)
     with _one_thread():
-        columns = _columns(schooling, shape)
+        columns = _columns(options, shape)
         items, stages, weights = _gathered(store, shape, classes)
         groups = columns.groups()[:1]
-        _descend(columns, groups, items, stages, weights, schooling, schooling.epochs, store.loss)
+        _descend(columns, groups, items, stages, weights, options, options.epochs, store.loss)
         save_bundle(path, _weights(columns.shared), {})
     return path
 
 
-def _train_own(folder: Path, schooling: Schooling, shape: Shape, mine: Class, shared: Path, path: Path) -> Path:
+def _train_own(folder: Path, options: TrainingOptions, shape: Shape, mine: Cohort, shared: Path, path: Path) -> Path:
     """One column: what it has beyond what all share, from its own items."""
     store = ItemStore(folder)
     with _one_thread():
-        columns = _columns(schooling, shape)
+        columns = _columns(options, shape)
         columns.shared.load_state_dict(load_column(shape, shared).state_dict())
         columns.shared.requires_grad_(requires_grad=False)
         items, stages, weights = _gathered(store, shape, [mine])
-        groups = columns.groups(own_decay=schooling.own_decay)[1:]
-        _descend(columns, groups, items, stages, weights, schooling, schooling.own_epochs, store.loss)
+        groups = columns.groups(own_decay=options.own_decay)[1:]
+        _descend(columns, groups, items, stages, weights, options, options.own_epochs, store.loss)
         save_bundle(path, _weights(columns.column(0)), {})
     return path
 
 
-def _columns(schooling: Schooling, shape: Shape) -> Columns:
+def _columns(options: TrainingOptions, shape: Shape) -> Columns:
     # Torch's generator is the process's: tasks in threads of one process take turns.
     with _SEEDED, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(schooling.seed)
-        return Columns(shape.spec, shape.twins, shape.classes, 1, rank=schooling.rank, parent=shape.parent)
+        torch.manual_seed(options.seed)
+        return Columns(shape.spec, shape.twins, shape.classes, 1, rank=options.rank, parent=shape.parent)
 
 
 def _descend(
@@ -252,18 +250,18 @@ def _descend(
     items: Items,
     stages: Sequence[Tensor],
     weights: Tensor | None,
-    schooling: Schooling,
+    options: TrainingOptions,
     epochs: int,
     loss: Loss,
 ) -> None:
     """Fit the one column of `columns` to what its parent leaves wrong."""
-    count, batch = len(items), min(schooling.batch, len(items))
+    count, batch = len(items), min(options.batch, len(items))
     if not count or not epochs:
         return
     steps = max(2, epochs * count // batch)
-    optimizer = torch.optim.AdamW(groups, lr=schooling.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, schooling.rate, total_steps=steps, pct_start=0.15)
-    rng = np.random.default_rng(schooling.seed)
+    optimizer = torch.optim.AdamW(groups, lr=options.rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=steps, pct_start=0.15)
+    rng = np.random.default_rng(options.seed)
     first, index = len(columns.shared.layout.maps), torch.zeros(batch, dtype=torch.int64)
     for _ in range(steps):
         rows = rng.permutation(count)[:batch]

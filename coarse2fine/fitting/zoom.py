@@ -15,7 +15,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.calibrate import (
+from coarse2fine.fitting.base import train_base
+from coarse2fine.fitting.calibrate import (
     WINDOWS,
     Calibrated,
     Price,
@@ -27,8 +28,8 @@ from coarse2fine.calibrate import (
     survey_scenes,
     window_threshold,
 )
-from coarse2fine.crops import Recipe
-from coarse2fine.fit_base import train_base
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.targets import Scene
 from coarse2fine.model import Geometry, Level, Model
 from coarse2fine.models.heads import read_detections
 from coarse2fine.models.runtime import Runtime
@@ -36,7 +37,6 @@ from coarse2fine.progress import Progress
 from coarse2fine.refine import refine
 from coarse2fine.scan import look, zoom_plan
 from coarse2fine.select import Plan
-from coarse2fine.targets import Scene
 
 # A glance's cells are this much larger, and its plane this much coarser, than the next level's.
 _LARGER, _COARSER = 4, 2

@@ -15,22 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.crops import Recipe
-from coarse2fine.grow import Grown, grow
-from coarse2fine.grow_groups import GrownGroups, grow_groups, judge_groups, kept_groups
-from coarse2fine.items import Items, ItemStore
-from coarse2fine.judge import Verdict, judge_tree
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.targets import Scene
 from coarse2fine.model import Model
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.tree import ROOT
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
 from coarse2fine.progress import Progress
-from coarse2fine.school import Schooling
-from coarse2fine.specialist_groups import SpecialistGroups
-from coarse2fine.specialist_tree import SpecialistTree
-from coarse2fine.targets import Scene
-from coarse2fine.unsure_cells import UnsureCells
+from coarse2fine.specialists.group_growth import GrownGroups, grow_groups, judge_groups, kept_groups
+from coarse2fine.specialists.groups import SpecialistGroups
+from coarse2fine.specialists.growth import Grown, grow
+from coarse2fine.specialists.items import Items, ItemStore
+from coarse2fine.specialists.training import TrainingOptions
+from coarse2fine.specialists.tree import SpecialistTree
+from coarse2fine.specialists.unsure_cells import UnsureCells
+from coarse2fine.specialists.validation import Verdict, judge_tree
 
 Mode = Literal["heads", "tree", "activity", "both", "auto"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -95,7 +95,7 @@ def add_specialists(
         cells = UnsureCells.collect(draft, recipe, scenes, runtime, Layout.of(spec, twins), folder)
         if cells is not None:
             names = tuple(label.name for label in draft.labels)
-            learn = _Learning(cells, twins, spec, names, Schooling(seed=recipe.seed))
+            learn = _Learning(cells, twins, spec, names, TrainingOptions(seed=recipe.seed))
             wanted = ("heads", "tree", "activity") if mode == "auto" else (mode,)
             found = {}
             for done, name in enumerate(wanted):
@@ -132,7 +132,7 @@ class _Learning:
     twins: Twins
     spec: ColumnSpec
     names: tuple[str, ...]
-    schooling: Schooling
+    options: TrainingOptions
 
     def __call__(self, name: str) -> _Found:
         if name == "heads":
@@ -149,7 +149,7 @@ class _Learning:
 
     def _tree(self, specs: tuple[ColumnSpec, ...], answers: Tensor | None = None) -> _Found:
         store = self.cells.store
-        grown = grow(store, self.twins, specs, self.schooling, answers=answers)
+        grown = grow(store, self.twins, specs, self.options, answers=answers)
         items = store.read(last=1)
         items = items if answers is None else items.answered(answers)
         tree, gate, verdict = judge_tree(grown, items, exclusive=False)
@@ -161,7 +161,7 @@ class _Learning:
     def _groups(self) -> _Found:
         store = self.cells.store
         try:
-            grown = grow_groups(store, self.twins, self.spec, self.schooling)
+            grown = grow_groups(store, self.twins, self.spec, self.options)
         except ValueError:  # no feature fires
             return _Found(())
         items = store.read(last=1)

@@ -14,7 +14,7 @@ from coarse2fine.models.column import Column
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
-from coarse2fine.specialist_tree import column_arrays, load_columns
+from coarse2fine.specialists.tree import column_arrays, load_columns
 
 _PREFIX = "groups."
 _NAMED = 6

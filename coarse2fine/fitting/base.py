@@ -10,16 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.calibrate import Setting
-from coarse2fine.crops import Recipe
-from coarse2fine.lessons import Lesson, make_lessons
+from coarse2fine.fitting.calibrate import Setting
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.lessons import Lesson, make_lessons
+from coarse2fine.fitting.shape import base_spec
+from coarse2fine.fitting.training import train
 from coarse2fine.model import Model
 from coarse2fine.models.backbone import Backbone
 from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.progress import Progress
-from coarse2fine.shape import base_spec
-from coarse2fine.training import train
 
 PRIOR_LOGIT = -4.0
 _BATCH = 16

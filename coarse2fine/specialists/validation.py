@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.grow import Grown
-from coarse2fine.items import Items, loss_of, wrong
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.tree import FeatureTree
+from coarse2fine.specialists.growth import Grown
+from coarse2fine.specialists.items import Items, loss_of, wrong
 
 # What is sure: more than so many standard errors.
 _MARGIN = 1.0

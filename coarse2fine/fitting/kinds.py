@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.fit_specialists import column_spec
-from coarse2fine.grow import Grown, grow
-from coarse2fine.items import Items, ItemStore
 from coarse2fine.kinds import cell_pixels, painted
 from coarse2fine.model import Label, Model
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.rarity import ridge
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
-from coarse2fine.school import Schooling
-from coarse2fine.specialist_tree import SpecialistTree
+from coarse2fine.specialists.fitting import column_spec
+from coarse2fine.specialists.growth import Grown, grow
+from coarse2fine.specialists.items import Items, ItemStore
+from coarse2fine.specialists.training import TrainingOptions
+from coarse2fine.specialists.tree import SpecialistTree
 
 _BATCHES, _CELLS_OF_BATCH = 128, 96
 _TOP, _NARROWER, _CLUSTERS = 16, 0.5, 12
@@ -47,7 +47,7 @@ def add_kinds(model: Model, crops: Callable[[np.random.Generator], Tensor], seed
     with tempfile.TemporaryDirectory() as folder:
         store = ItemStore.write(folder, _started(items, codes, painter), loss="squared", name="kinds")
         specs = (spec, spec.narrowed(_NARROWER))
-        grown = grow(store, twins, specs, Schooling(seed=seed), clusters=_CLUSTERS)
+        grown = grow(store, twins, specs, TrainingOptions(seed=seed), clusters=_CLUSTERS)
         tree = _as_tree(grown, Items.joined(items), painter, specs)
     labels = tuple(Label(f"kind {node}", "area") for node in tree.clusters.leaves.tolist())
     return replace(model, tree=tree, painter=painter, labels=labels)

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from coarse2fine.answer import RefineNet
-from coarse2fine.calibrate import FLOOR, Setting, settle, target_of
-from coarse2fine.crops import Recipe
+from coarse2fine.fitting.calibrate import FLOOR, Setting, settle, target_of
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.targets import PART, Scene, pooled
 from coarse2fine.model import Model
 from coarse2fine.models.base import Base
 from coarse2fine.models.heads import read_detections
 from coarse2fine.scan import Tick, as_channels, normalised
-from coarse2fine.targets import PART, Scene, pooled
 from coarse2fine.tiling.geometry import Box, ceil_div
 
 _CROP, _CROP_PIXELS = 48, 192

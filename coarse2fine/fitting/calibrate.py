@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.evaluate import best_f1_threshold, match
+from coarse2fine.fitting.evaluate import best_f1_threshold, match
+from coarse2fine.fitting.targets import PART, Scene, part_of, pooled
 from coarse2fine.merge import suppress
 from coarse2fine.model import Level, Model
 from coarse2fine.models.firing import calibrate_firing
@@ -21,7 +22,6 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.refine import refine
 from coarse2fine.scan import Tick, features, survey_level
 from coarse2fine.select import Plan, best_windows
-from coarse2fine.targets import PART, Scene, part_of, pooled
 
 FLOOR = 0.05
 _MOST_PARTS = 1024

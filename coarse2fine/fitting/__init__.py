@@ -1,0 +1,1 @@
+"""How models are fitted: both nets, their lessons, geometry and thresholds."""
