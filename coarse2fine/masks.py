@@ -52,7 +52,7 @@ def cells_inside(mask: MaskSource, image: Image, cell: int) -> NDArray[np.bool_]
     cell_shape = (-(-image.height // cell), -(-image.width // cell))
     name = "the mask" if isinstance(mask, np.ndarray) else str(mask)
     if isinstance(mask, np.ndarray):
-        inside = _from_pixels(mask != 0, image, cell, cell_shape, name)
+        inside = _from_pixels(np.asarray(mask, np.bool_), image, cell, cell_shape, name)
     elif Path(mask).suffix.lower() in {".geojson", ".json"}:
         inside = _from_polygons(_polygons(Path(mask)), cell, cell_shape)
     else:
@@ -60,7 +60,7 @@ def cells_inside(mask: MaskSource, image: Image, cell: int) -> NDArray[np.bool_]
             # Nothing but zeros has a mean of zero; a mask that is finer than cells need not be read at its finest.
             factor = max(1, min(opened.height // cell_shape[0], opened.width // cell_shape[1]))
             whole = Box(0, 0, -(-opened.height // factor), -(-opened.width // factor))
-            pixels = opened.read_scaled(whole, factor).any(axis=-1)
+            pixels = np.asarray(opened.read_scaled(whole, factor).any(axis=-1))
         inside = _from_pixels(pixels, image, cell, cell_shape, name)
     if not inside.any():
         raise ValueError(f"{name} leaves nothing of {image.name} to analyse; check that they belong together")

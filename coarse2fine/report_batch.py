@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from coarse2fine.stored import ANALYSIS, REPORT, THUMBNAIL, read_audit, read_rec
 _BATCH = "batch.json"
 _SHARDS = "batch-*-of-*.json"
 _THUMBNAIL_SIDE = 144
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ def write_folder_report(folder: str | os.PathLike[str]) -> Path:
     if (source / ANALYSIS).is_file():
         return _report(source)
     for result in _results(source):
-        _report(result)
+        try:
+            _report(result)
+        except (OSError, ValueError) as error:  # the others have their pages
+            _LOG.warning("%s has no page: %s", result, error)
     return write_batch_report(source)
 
 

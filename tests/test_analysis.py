@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shapely.geometry import shape as to_shape
 
 from coarse2fine import Analysis, Audit, ImageError, analyze, open_image
+from coarse2fine.cli import main
 from coarse2fine.model import Model
 from coarse2fine.regions import Region
 from coarse2fine.tiling.geometry import Box
@@ -158,6 +159,31 @@ def test_an_unfinished_result_is_none(picture: Path, detector: Model, tmp_path: 
         with pytest.raises(IsADirectoryError):
             broken.save(folder)
     assert not (folder / "analysis.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("analysis.json", b"{"),
+        ("analysis.json", b"{}"),
+        ("analysis.json", b"[1]"),
+        ("analysis.json", b"\xff"),
+        ("timing.json", b"{}"),
+        ("tiles.parquet", b"no table"),
+        ("regions.geojson.gz", b"\x1f\x8b\x08\0"),
+        ("maps.ome.zarr/0/zarr.json", b"{}"),
+    ],
+)
+def test_a_damaged_result_is_named(
+    picture: Path, detector: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
+    with analyze(picture, detector, budget=0.2) as analysis:
+        folder = analysis.save(tmp_path / "out")
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"out.*; analyse the image again"):
+        Analysis.load(folder)
+    assert main(["report", str(folder)]) == 1
+    assert capsys.readouterr().err.startswith("coarse2fine: ")
 
 
 def test_many_regions_are_packed(

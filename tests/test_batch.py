@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -62,7 +63,8 @@ def model_file(tmp_path: Path, detector: Model) -> Path:
 def contents(out: Path) -> dict[str, bytes]:
     """All files that are to be the same in every run."""
     found = {p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.is_file() and ".batch" not in p.parts}
-    return {name: path.read_bytes() for name, path in found.items() if path.name != "timing.json"}
+    page = "report.html"  # that of the batch names the folder
+    return {name: path.read_bytes() for name, path in found.items() if path.name != "timing.json" and name != page}
 
 
 def statuses(batch: Batch) -> dict[str, str]:
@@ -393,6 +395,89 @@ def test_a_single_image_is_done_once(
     assert "holds this analysis already; do it again with --overwrite" in capsys.readouterr().out
     assert main([*command, "--overwrite"]) == 0
     assert "found " in capsys.readouterr().out
+
+
+# What may lie in the way
+
+
+def test_a_page_is_written_and_an_error_in_it_fails_nothing(
+    folder: Path, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    command = ["analyze", str(folder), "-o", str(out), "-m", str(model_file), "-n", "0", "-q"]
+    assert main(command) == 1
+    assert "bild%200.png/report.html" in (out / "report.html").read_text("utf-8")
+    first = contents(out)
+    shutil.rmtree(out / "bild 1.png")
+    assert main(command) == 1
+    assert contents(out) == first
+    assert main([*command, "--overwrite", "--no-report"]) == 1
+    assert not list(out.glob("*/report.html"))  # those of the results before are gone
+    monkeypatch.setattr(state, "write_report", lambda *_: 1 / 0)
+    assert main([*command, "--overwrite"]) == 1
+    assert len(list(out.glob("*/record.json"))) == 3
+    assert "bild 0.png could not be written: ZeroDivisionError" in caplog.text
+
+
+def test_an_earlier_result_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("coarse2fine.analysis._PACKED_FROM", -1)
+        analyze_folder(folder / "bild 0.png", out, model_file, workers=0, overwrite=True)
+        assert (out / "bild 0.png" / "regions.geojson.gz").is_file()
+    analyze_folder(folder / "bild 0.png", out, model_file, workers=0, overwrite=True)
+    assert not (out / "bild 0.png" / "regions.geojson.gz").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not Unicode are of Linux")
+def test_a_name_that_is_not_unicode(tmp_path: Path, make_image: MakeImage, model_file: Path) -> None:
+    path = write_png(tmp_path / "in" / os.fsdecode(b"bad \xff$.png"), make_image(64, 64))
+    batch = analyze_folder(tmp_path / "in", tmp_path / "out", model_file, workers=0)
+    assert batch.ok
+    assert batch.records[0].name == "bad _$.png"
+    assert json.loads((tmp_path / "out" / "batch.json").read_text("utf-8"))["results"][0]["source"] == str(path)
+    (tmp_path / "out" / "batch.csv").read_text("utf-8")
+    (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert Analysis.load(tmp_path / "out" / "bad _$.png").image.name == path.stem
+
+
+def test_results_among_the_images_are_no_images(folder: Path, model_file: Path) -> None:
+    (folder / "a bad one.tif").unlink()
+    for _ in range(2):
+        batch = analyze_folder(f"{folder}/**/*.png", folder / "out", model_file, workers=0)
+        assert sorted(statuses(batch)) == ["bild 0.png", "bild 1.png", "bild 2.png"]
+    with pytest.raises(FileNotFoundError, match="leads to nothing but results"):
+        find_items(f"{folder}/out/*/*.png")
+    assert len(find_items(folder / "out" / "bild 0.png" / "overview.png")) == 1
+
+
+def test_results_never_lie_in_the_place_of_an_image(tmp_path: Path, make_image: MakeImage, model_file: Path) -> None:
+    path = write_png(tmp_path / "in" / "a.png", make_image(64, 64))
+    with pytest.raises(ValueError, match="would lie in its own place; name another folder"):
+        analyze_folder(tmp_path / "in", tmp_path / "in", model_file, workers=0)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.png"]
+
+
+def test_one_run_at_a_time(folder: Path, tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with state.alone(tmp_path / "out", "batch"):
+        with pytest.raises(BlockingIOError, match="another run is writing into"):
+            analyze_folder(folder, tmp_path / "out", model_file, workers=0)
+        assert not (tmp_path / "out" / "batch.json").exists()
+    assert len(analyze_folder(folder, tmp_path / "out", model_file, workers=0).unwell) == 1
+
+
+def test_lists_with_any_name_and_of_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes('path,mpp\n"a\nb\u2028,c.png",0.5\n'.encode())
+    (item,) = find_items(tmp_path / "list.csv")
+    assert (Path(item.source).name, item.mpp) == ("a\nb\u2028,c.png", 0.5)
+    (tmp_path / "list.txt").write_bytes("ä.png\r\nö.png\r\n".encode())
+    assert [Path(item.source).name for item in find_items(tmp_path / "list.txt")] == ["ä.png", "ö.png"]
+    (tmp_path / "list.txt").write_bytes(b"\xe4.png")
+    with pytest.raises(ValueError, match=r"list\.txt: expected a list in UTF-8"):
+        find_items(tmp_path / "list.txt")
 
 
 # Large images, in pieces

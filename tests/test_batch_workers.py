@@ -13,18 +13,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import cv2
 import numpy as np
 import pytest
-from distributed import Client
+from distributed import Client, KilledWorker
 from numpy.typing import NDArray
 
 from coarse2fine import pieces
-from coarse2fine.batch import analyze_folder, cluster, run
+from coarse2fine.batch import analyze_folder, cluster, run, schedule
 from coarse2fine.batch.cluster import connected
 from coarse2fine.batch.inputs import find_items
-from coarse2fine.batch.run import Crew, run_batch
+from coarse2fine.batch.job import Opening
+from coarse2fine.batch.run import Crew, make_jobs, run_batch
 from coarse2fine.config import Config
 from coarse2fine.model import Model
 
@@ -57,7 +60,8 @@ def write_bomb(path: Path, side: int) -> None:
 
 def contents(out: Path) -> dict[str, bytes]:
     found = {p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.is_file() and ".batch" not in p.parts}
-    return {name: path.read_bytes() for name, path in found.items() if path.name != "timing.json"}
+    page = "report.html"  # that of the batch names the folder
+    return {name: path.read_bytes() for name, path in found.items() if path.name != "timing.json" and name != page}
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def test_files_that_kill_or_hang_a_worker_are_named_and_the_others_done(
     for number in range(4):
         write_png(tmp_path / "in" / f"{number}.png", make_image(120, 150, seed=number))
     write_bomb(tmp_path / "in" / "1-bomb.bmp", 24_000)
-    crew = Crew(scheduler=client.scheduler.address, time_limit=5)
+    crew = Crew(scheduler=client.scheduler.address, time_limit=12)
     items = find_items([tmp_path / "in", silent_server])
     batch = run_batch(items, tmp_path / "out", model_file, Config(), crew)
     assert {r.name: r.status for r in batch.unwell} == {"1-bomb.bmp": "killed", "never.tif": "timeout"}
@@ -81,12 +85,12 @@ def test_files_that_kill_or_hang_a_worker_are_named_and_the_others_done(
     bomb, hung = sorted(batch.unwell, key=lambda r: r.name)
     assert "its worker died 2 times" in bomb.error
     assert "read_bytes" in bomb.traceback or "raster" in bomb.traceback
-    assert hung.error == "took more than 5 s"
+    assert hung.error == "took more than 12 s"
     assert "remote.py" in hung.traceback
     analyze_folder([tmp_path / "in" / f"{n}.png" for n in range(4)], tmp_path / "plain", model_file, workers=0)
     for number in range(4):
         assert contents(tmp_path / "out" / f"{number}.png") == contents(tmp_path / "plain" / f"{number}.png")
-    leftovers = [p.name for p in (tmp_path / "out" / ".batch").iterdir() if p.name != "log.jsonl"]
+    leftovers = [p.name for p in (tmp_path / "out" / ".batch").iterdir() if p.name not in {"log.jsonl", "batch.lock"}]
     assert leftovers == []
 
 
@@ -186,3 +190,38 @@ def test_a_batch_system_starts_the_workers(
     analyze_folder(tmp_path / "in", tmp_path / "plain", model_file, workers=0)
     assert contents(tmp_path / "out") == contents(tmp_path / "plain")
     gc.collect()  # pipes of the stand-in, which it does not close
+
+
+class Lost:
+    """A task of which every worker died before it began."""
+
+    status = "error"
+
+    def result(self) -> None:
+        raise KilledWorker("task", None, 10)
+
+
+class Deadly:
+    """A client of such workers."""
+
+    cluster = None
+
+    def submit(self, *_: object, **__: object) -> Lost:
+        return Lost()
+
+    def nthreads(self) -> dict[str, int]:
+        return {"worker": 1}
+
+    def cancel(self, _: object) -> None:
+        """Nothing runs."""
+
+
+def test_workers_that_cannot_begin_end_the_batch(
+    tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_png(tmp_path / "in" / "a.png", np.zeros((64, 64, 3), np.uint8))
+    jobs = make_jobs(find_items(tmp_path / "in"), tmp_path / "out", model_file, Config(), Crew(1), Opening())
+    monkeypatch.setattr(schedule, "wait", lambda futures, **_: SimpleNamespace(done=futures))
+    (record,) = schedule.run_jobs(cast("Client", Deadly()), jobs, split=False)
+    assert record.status == "killed"
+    assert "too little memory" in record.error

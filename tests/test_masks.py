@@ -22,6 +22,7 @@ from coarse2fine.masks import cells_inside
 from coarse2fine.model import Model
 from coarse2fine.select import Plan
 from coarse2fine.tiling import open_image
+from coarse2fine.tiling.convert import convert
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 
@@ -142,3 +143,13 @@ def test_masks_of_a_batch(tmp_path: Path, make_image: MakeImage, detector: Model
     (tmp_path / "masks" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no mask of the name of .*b.png \(of 1 images in all\)"):
         with_masks(find_items(tmp_path / "in"), tmp_path / "masks")
+
+
+def test_a_mask_that_is_a_zarr(tmp_path: Path, make_image: MakeImage, detector: Model) -> None:
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), make_image(160, 160))
+    mask = np.zeros((160, 160, 1), np.uint8)
+    mask[:80] = 255
+    convert(open_image(mask), tmp_path / "mask.zarr")
+    batch = analyze_folder(tmp_path / "in", tmp_path / "out", detector, workers=0, mask=tmp_path / "mask.zarr")
+    assert batch.records[0].facts["cells"] == 200

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from coarse2fine.batch.inputs import Item, find_items, sharded, with_masks
 from coarse2fine.batch.job import KEEP_FROM, Job, Opening, Record, cores, key_of
-from coarse2fine.batch.state import done_before, told
+from coarse2fine.batch.state import alone, done_before, told
 from coarse2fine.batch.summary import Batch
 from coarse2fine.batch.task import analyze_item, failed
 from coarse2fine.config import Config, ModelSpec
@@ -151,7 +151,7 @@ def analyze_folder(
     ValueError
         If a list cannot be read, or parameters are out of range or contradict each other.
     OSError
-        If `out` cannot be written, or there is no such scheduler.
+        If `out` cannot be written, another run is writing into it, or there is no such scheduler.
     """
     config = Config(budget, cells, seconds, recall, confidence, audit, threshold, seed, device, precision)
     items = find_items(images)
@@ -204,12 +204,30 @@ def run_batch(
     ------
     KeyboardInterrupt
         After Ctrl-C; says how far the batch is.
+    OSError
+        If `out` cannot be written, or another run is writing into it.
     """
     out.mkdir(parents=True, exist_ok=True)
     mine = sharded(items, crew.shard)
     jobs = make_jobs(mine, out, model, config, crew, opening or Opening(), flat=flat, report=report)
-    records = {} if overwrite else {job.item.name: r for job in jobs if (r := done_before(job)) is not None}
-    before = len(records)
+    with nullcontext() if flat else alone(out, _name(crew)):
+        done = {} if overwrite else {job.item.name: r for job in jobs if (r := done_before(job)) is not None}
+        before = len(done)
+        try:
+            _run(jobs, done, crew, on_error, progress=progress)
+        finally:
+            every = tuple(done.get(job.item.name) or _waiting(job) for job in jobs)
+            batch = Batch(every, out, before, config.confidence, _provenance(jobs, config))
+            if not flat:
+                _save(batch, crew)
+        if report and jobs and not flat:
+            with told(f"the page of {out}"):
+                write_batch_report(out)
+    return batch
+
+
+def _run(jobs: Sequence[Job], records: dict[str, Record], crew: Crew, on_error: OnError, *, progress: bool) -> None:
+    """Add the records of the jobs that have none."""
     rest = [job for job in jobs if job.item.name not in records]
     try:
         with BatchProgress(len(rest), shown=progress) as bars, closing(_records(rest, crew, bars)) as made:
@@ -221,21 +239,16 @@ def run_batch(
     except KeyboardInterrupt:
         left = len(jobs) - len(records)
         raise KeyboardInterrupt(f"; {left:,} image(s) are left: run the same command again to go on") from None
-    finally:
-        every = tuple(records.get(job.item.name) or _waiting(job) for job in jobs)
-        batch = Batch(every, out, before, config.confidence, _provenance(jobs, config))
-        if not flat:
-            _save(batch, crew)
-    if report and batch.records and not flat:
-        with told(f"the page of {out}"):
-            write_batch_report(out)
-    return batch
 
 
 def _save(batch: Batch, crew: Crew) -> None:
     # A full disk is what a record tells of already.
     with suppress(OSError) if any(record.fatal for record in batch.records) else nullcontext():
-        batch.save("batch" if crew.shard is None else f"batch-{crew.shard[0]}-of-{crew.shard[1]}")
+        batch.save(_name(crew))
+
+
+def _name(crew: Crew) -> str:
+    return "batch" if crew.shard is None else f"batch-{crew.shard[0]}-of-{crew.shard[1]}"
 
 
 def make_jobs(

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from coarse2fine.analysis import Analysis
 from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Job, Record, Status
@@ -110,6 +112,28 @@ def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any
         shutil.rmtree(job.work.parent, ignore_errors=True)
     tidy(job)
     return facts
+
+
+@contextlib.contextmanager
+def alone(out: Path, name: str) -> Iterator[None]:
+    """Keep other runs away, which would take this one's work for their own; the lock of a run that was killed is free.
+
+    Raises
+    ------
+    OSError
+        If another run is writing into the folder, or it cannot be written.
+    """
+    folder = out / ".batch"
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f"another run is writing into {out}: wait for its end, or name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from coarse2fine.bench.io_report import IoReport, Section
 from coarse2fine.progress import Progress
 
 _EXPLAINED = (
-    "kills: after each the same command is run again; compared are all files but timing.json, which holds seconds. "
+    "kills: after each the same command is run again; compared are all files but timing.json, which holds seconds, "
+    "and the batch's page, which names the folder. "
     "A run that ends well before there were kills enough is compared too, and begun anew.",
     "scaling: wall time of a batch by a scheduler that is there already, in turn with one worker and with two. "
     "overhead: wall time of one worker less the time of its images, per image. Where "

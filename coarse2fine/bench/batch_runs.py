@@ -16,7 +16,7 @@ import psutil
 
 from coarse2fine.bench.batch_data import MODEL
 
-_VARYING = "timing.json"
+_VARYING, _PAGE = "timing.json", "report.html"
 _LONGEST = 1800.0
 
 
@@ -138,8 +138,8 @@ def processor_seconds() -> float:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file of a batch's results by its path in the folder, but for times and partial work."""
-    files = [p for p in out.rglob("*") if p.is_file() and p.name != _VARYING]
+    """Every file of a batch's results by its path in the folder, but for times, partial work and the batch's page."""
+    files = [p for p in out.rglob("*") if p.is_file() and p.name != _VARYING and p != out / _PAGE]
     found = {path.relative_to(out): path for path in files}
     return {name.as_posix(): path.read_bytes() for name, path in sorted(found.items()) if name.parts[0] != ".batch"}
 

@@ -4,6 +4,7 @@ scenes   leave scenes out: recall against multiply-adds, chunks and seconds, bes
 io       reads per second, chunks decoded, memory and conversion, beside the bare codec and other readers.
 export   merging, writing and showing up to a million objects: seconds, bytes, and how they grow.
 batch    folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
+specialists  all kinds of them beside honest controls: errors against multiply-adds, paired tests; what they cost.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from coarse2fine import AnnotationError, ImageError, ModelError
@@ -23,6 +25,9 @@ from coarse2fine.bench.export import QUICK as QUICK_EXPORT
 from coarse2fine.bench.export import benchmark_export
 from coarse2fine.bench.io import FULL, QUICK, benchmark_io
 from coarse2fine.bench.scenes import benchmark_scenes
+from coarse2fine.bench.specialists import FULL as FULL_SPECIALISTS
+from coarse2fine.bench.specialists import QUICK as QUICK_SPECIALISTS
+from coarse2fine.bench.specialists import benchmark_specialists
 
 _EXPECTED = (AnnotationError, ImageError, ModelError, OSError, ImportError, ValueError)
 
@@ -43,6 +48,7 @@ def main(given: Sequence[str] | None = None) -> int:
     _add_io(commands.add_parser("io", help="reading and conversion"))
     _add_export(commands.add_parser("export", help="very many objects"))
     _add_batch(commands.add_parser("batch", help="folders of images"))
+    _add_specialists(commands.add_parser("specialists", help="specialists and their controls"))
     arguments = parser.parse_args(given)
     json = arguments.json or arguments.out / f"{arguments.name}.json"
     try:
@@ -94,6 +100,17 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
     batch.add_argument("--seed", type=int, default=0, help="of the kills (default: 0)")
     _add_output(batch, "folder in which images are made and removed again, up to 2 GB")
     batch.set_defaults(run=_batch)
+
+
+def _add_specialists(specialists: argparse.ArgumentParser) -> None:
+    specialists.add_argument(
+        "--data", type=Path, help="folder with one for each data set: .npz, or images and GeoJSON (default: digits)"
+    )
+    specialists.add_argument("--quick", action="store_true", help="one seed, few variants: under five minutes")
+    specialists.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
+    specialists.add_argument("--steps", type=int, help="most steps of each net (default: 6000; 300 with --quick)")
+    _add_output(specialists, "folder of the picture and of all outcomes, which a second run goes on from")
+    specialists.set_defaults(run=_specialists)
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
@@ -150,5 +167,14 @@ def _batch(arguments: argparse.Namespace, json: Path) -> list[Path]:
     scale = QUICK_BATCH if arguments.quick else FULL_BATCH
     report = benchmark_batch(arguments.out, scale=scale, seed=arguments.seed)
     written = report.save(json)
+    print(report)
+    return written
+
+
+def _specialists(arguments: argparse.Namespace, json: Path) -> list[Path]:
+    scale = QUICK_SPECIALISTS if arguments.quick else FULL_SPECIALISTS
+    given = {name: getattr(arguments, name) for name in ("seeds", "steps") if getattr(arguments, name) is not None}
+    report = benchmark_specialists(arguments.out, data=arguments.data, scale=replace(scale, **given))
+    written = report.save(arguments.out, json)
     print(report)
     return written
