@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from coarse2fine.bench.io_report import IoReport, Section
@@ -18,6 +19,7 @@ from coarse2fine.bench.specialists_variants import JUDGED, VARIANTS
 from coarse2fine.export import write_json
 
 _DRAWS = 2000
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _ROW = "{:<21} {:>13} {:>8} {:>6}   {:<31} {:<31} {}"
 _NETS = ("net_half", "base", "net_columns", "net_full", "net_double")
 _COLOURS = ("#0060c0", "#d08000", "#202020")
@@ -106,19 +108,19 @@ class SetResult:
             figures |= {f"{key}/macs": _macs(runs), f"{key}/asked": float(np.mean([run.asked for run in runs]))}
             if len(runs) > 1:
                 figures[f"{key}/errors_sd"] = float(np.std(errors, ddof=1))
-            control = VARIANTS[name.partition("/")[0]].control
+            variant = VARIANTS[name.partition("/")[0]]
             told = []
-            for other in dict.fromkeys(("base", control)):
+            for other in dict.fromkeys(("base", variant.control, *variant.also)):
                 if other != name and other in self.outcomes:
                     paired = Paired.of(runs, self.outcomes[other], self.group)
                     figures |= paired.figures(f"{key}/against_{other}")
                     figures[f"{key}/fewer_than_{other}"] = -paired.difference / max(_errors(self.outcomes[other]), 1e-9)
-                    told.append(str(paired))
+                    told += [str(paired)] if other in ("base", variant.control) else []
             figures |= self._equal_quality(name, key)
             spread = f"+-{100 * figures[f'{key}/errors_sd']:.2f}" if len(runs) > 1 else ""
             cells = f"{100 * np.mean(errors):.2f}{spread}", f"{100 * (_macs(runs) / macs - 1):+.1f}"
             asked = f"{figures[f'{key}/asked']:.2f}"
-            row = (name, *cells, asked, *[*told, "", ""][:2], control if len(told) > 1 else "")
+            row = (name, *cells, asked, *[*told, "", ""][:2], variant.control if len(told) > 1 else "")
             lines.append(_ROW.format(*row).rstrip())
         return Section(f"{self.name}: {self.text}", tuple(lines), figures)
 
@@ -211,16 +213,18 @@ def plot(path: Path, sets: Sequence[SetResult]) -> Path:
         for name, runs in each.outcomes.items():
             kind = 2 if name in (*_NETS, "longer") else int(name.endswith(f"/{JUDGED}"))
             at = _macs(runs) / base, 100 * _errors(runs)
-            axes.plot(*at, "so^"[kind - 2], color=_COLOURS[kind], markersize=5)
+            axes.plot(*at, "o^s"[kind], color=_COLOURS[kind], markersize=5)
             if kind != 1:
                 axes.annotate(name, at, xytext=(3, 3), textcoords="offset points", fontsize=6, color=_COLOURS[kind])
         nets = sorted(
             (_macs(each.outcomes[n]) / base, 100 * _errors(each.outcomes[n])) for n in _NETS if n in each.outcomes
         )
         axes.plot(*zip(*nets, strict=True), "-", color=_COLOURS[2], linewidth=0.8, label="end-to-end nets")
-        axes.plot([], [], "s", color=_COLOURS[0], label="specialists")
-        axes.plot([], [], "o", color=_COLOURS[1], label="specialists, pruned and gated")
+        axes.plot([], [], "o", color=_COLOURS[0], label="specialists")
+        axes.plot([], [], "^", color=_COLOURS[1], label="specialists, pruned and gated")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(_PLAIN)
+        axes.xaxis.set_minor_formatter(_PLAIN)
         axes.set_title(each.name, fontsize=10)
         axes.set_xlabel("multiply-adds, the base's = 1")
         axes.set_ylabel("errors in %")

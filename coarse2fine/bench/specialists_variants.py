@@ -28,11 +28,14 @@ class Variant:
         From a trial to outcomes; the first has no name of its own.
     control : str
         The variant that it must beat.
+    also : tuple of str
+        Others that it is compared with, in the figures only.
     """
 
     text: str
     run: Callable[[Trial], Mapping[str, Outcome]]
     control: str = "base"
+    also: tuple[str, ...] = ()
 
 
 def _net(trial: Trial, width: float) -> dict[str, Outcome]:
@@ -104,26 +107,26 @@ VARIANTS: Mapping[str, Variant] = {
     "shared": Variant("one column for all", _shared(_NARROW)),
     "shared_tree": Variant("one column for all, and one after it", _shared(_NARROW, 2)),
     "shared_full": Variant("one full-size column for all", _shared(TOP)),
-    "random": Variant("12 columns, dealt at random", _random, "shared"),
+    "random": Variant("at most 12 columns, dealt at random", _random, "shared"),
     "oracle": Variant("a column for each domain, or class where there is one domain, told", _oracle, "shared"),
-    "heads_6": Variant("6 cluster heads", _heads(6)),
-    "heads": Variant("12 cluster heads", _heads(12)),
-    "heads_32": Variant("32 cluster heads", _heads(32)),
-    "columns_6": Variant("6 columns", _columns(_NARROW, 6), "shared"),
-    "columns": Variant("12 columns", _columns(_NARROW), "shared"),
-    "columns_32": Variant("32 columns", _columns(_NARROW, 32), "shared"),
-    "low_rank": Variant(f"12 columns that differ by rank {_RANK}", _low_rank, "columns"),
+    "heads_6": Variant("at most 6 cluster heads", _heads(6)),
+    "heads": Variant("at most 12 cluster heads", _heads(12)),
+    "heads_32": Variant("at most 32 cluster heads", _heads(32)),
+    "columns_6": Variant("at most 6 columns", _columns(_NARROW, 6), "shared"),
+    "columns": Variant("at most 12 columns", _columns(_NARROW), "shared", ("net_columns", "random", "heads")),
+    "columns_32": Variant("at most 32 columns", _columns(_NARROW, 32), "shared"),
+    "low_rank": Variant(f"at most 12 columns that differ by rank {_RANK}", _low_rank, "columns"),
     "blind": Variant(
-        "12 columns without twins", lambda trial: trial.tree([trial.design(_NARROW)], lesson="blind"), "columns"
+        "at most 12 columns without twins", lambda trial: trial.tree([trial.design(_NARROW)], lesson="blind"), "columns"
     ),
-    "last_stage": Variant("12 columns of the last stage alone", _last_stage, "heads"),
-    "tree": Variant("depth 2, half as wide below", _tree(_NARROW, 2, _HALF), "shared_tree"),
+    "last_stage": Variant("at most 12 columns of the last stage alone", _last_stage, "heads"),
+    "tree": Variant("depth 2, half as wide below", _tree(_NARROW, 2, _HALF), "shared_tree", ("net_columns", "columns")),
     "tree_even": Variant("depth 2, as wide below", _tree(_NARROW, 2, 1.0), "tree"),
     "tree_3": Variant("depth 3, half as wide below each", _tree(_NARROW, 3, _HALF), "tree"),
-    "full": Variant("12 full-size columns", _columns(TOP), "shared_full"),
+    "full": Variant("at most 12 full-size columns", _columns(TOP), "shared_full", ("net_full", "columns")),
     "full_tree": Variant("depth 2 over full-size columns", _tree(TOP, 2, _HALF), "full"),
     "taught": Variant(
-        "12 columns that imitate the net of twice the channels",
+        "at most 12 columns that imitate the net of twice the channels",
         lambda trial: trial.tree([trial.design(_NARROW)], lesson="taught"),
         "columns",
     ),
@@ -132,7 +135,10 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "shared_medium": Variant("half the base, one full-size column for all", _shared(TOP, width=_HALF)),
     "medium": Variant(
-        "half the base, a full-size column for each of 12 kinds", _columns(TOP, width=_HALF), "shared_medium"
+        "half the base, a full-size column for each of at most 12 kinds",
+        _columns(TOP, width=_HALF),
+        "shared_medium",
+        ("net_columns", "net_full"),
     ),
 }
 FEW = ("base", "longer", "net_columns", "net_double", "shared", "random", "heads", "columns", "tree", "activity")
