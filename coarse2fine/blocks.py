@@ -59,9 +59,8 @@ class Standing:
     def with_more(self, candidates: Candidates, covered: NDArray[np.bool_]) -> Standing:
         """After more was refined; each fine cell once, in raster order."""
         every = Candidates.concatenate([self.candidates, candidates])
-        width = np.int64(self.covered.shape[1] * self.model.geometry.fine)
-        _, first = np.unique(every.cells[:, 0].astype(np.int64) * width + every.cells[:, 1], return_index=True)
-        return replace(self, covered=self.covered | covered, candidates=every.take(first))
+        width = self.covered.shape[1] * self.model.geometry.fine
+        return replace(self, covered=self.covered | covered, candidates=every.distinct(width))
 
     def finds(self) -> Candidates:
         """Sure candidates, each object once; of an area every cell."""

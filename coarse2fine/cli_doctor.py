@@ -6,7 +6,6 @@ import argparse
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +19,7 @@ import psutil
 import torch
 
 from coarse2fine._version import __version__
+from coarse2fine.batch.job import cores
 from coarse2fine.config import Config
 from coarse2fine.engine import run_analysis
 from coarse2fine.model import load_model
@@ -93,8 +93,7 @@ def _version(name: str) -> str | None:
 
 
 def _cores() -> str:
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return f"{platform.processor() or platform.machine()}, {usable} of {os.cpu_count()} cores usable"
+    return f"{platform.processor() or platform.machine()}, {cores()} of {os.cpu_count()} cores usable"
 
 
 def _devices() -> str:

@@ -164,7 +164,11 @@ def fit(
     fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
     recipe = Recipe(fine, spec, channels, mean, std, rotate, steps, seed, width)
     with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
-        _backbone(replace(recipe, geometry=planes), base, base_weights)  # what is wrong with it is told before any work
+        planned = [replace(recipe, geometry=planes)]
+        if geometry == "search":
+            planned = scan_candidates(planned[0], built_in=base is None)
+        # What is wrong with the network or its weights is told before any work.
+        backbones = [_backbone(each, base, base_weights) for each in planned]
         draft = _draft(recipe, labels, name, train_refiner(recipe, scenes, runtime, bars.task("refine net")))
         draft = add_specialists(draft, recipe, scenes, runtime, specialists, cache, bars)
         answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
@@ -172,12 +176,7 @@ def fit(
         price = Price("macs") if minimise == "macs" else measure_price(draft, scenes, runtime, seed)
         setting = Setting(tuple(scenes), answers, recall, price, runtime)
         found = [
-            _calibrated(each, draft, setting, base, base_weights, bars)
-            for each in (
-                scan_candidates(replace(recipe, geometry=planes), built_in=base is None)
-                if geometry == "search"
-                else [replace(recipe, geometry=planes)]
-            )
+            _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
         ]
         best = min(found, key=lambda each: each.cost)
         recipe = replace(recipe, geometry=best.model.geometry)
@@ -219,10 +218,10 @@ def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvSt
 
 
 def _calibrated(
-    recipe: Recipe, draft: Model, setting: Setting, base: str | None, weights: Weights, bars: Progress
+    recipe: Recipe, draft: Model, setting: Setting, backbone: Backbone | None, bars: Progress
 ) -> Calibrated:
     """The model with a base for one geometry, its thresholds set."""
-    fitted = train_base(recipe, _backbone(recipe, base, weights), draft, setting, bars)
+    fitted = train_base(recipe, backbone, draft, setting, bars)
     model = replace(draft, geometry=recipe.geometry, base=fitted)
     return calibrate(model, setting, bars.task("calibrating"))
 

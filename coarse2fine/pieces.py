@@ -92,10 +92,8 @@ def _after(before: int, total: int, tick: Tick | None) -> Tick | None:
 def _joined(parts: list[Fine], pieces: list[NDArray[np.intp]], plan: Plan, model: Model) -> Fine:
     """Each fine cell once, in raster order: of windows that overlap, those of the first piece count."""
     every = Candidates.concatenate([part.candidates for part in parts])
-    width = np.int64(plan.cell_shape[1] * model.geometry.fine)
-    _, first = np.unique(every.cells[:, 0].astype(np.int64) * width + every.cells[:, 1], return_index=True)
     return Fine(
-        candidates=every.take(first),
+        candidates=every.distinct(plan.cell_shape[1] * model.geometry.fine),
         done=np.concatenate([rows[part.done] for rows, part in zip(pieces, parts, strict=False)]),
         macs=sum(part.macs for part in parts),
         failures=tuple(dict.fromkeys(failure for part in parts for failure in part.failures)),

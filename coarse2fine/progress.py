@@ -22,27 +22,10 @@ class Steps(Protocol):
         """Start a step; call what is returned with the work done and the work in all."""
 
 
-class Progress:
-    """Bars for the steps of one piece of work; a context manager.
+class _Shown:
+    """Bars while a context lasts, if there are any."""
 
-    Parameters
-    ----------
-    shown : bool
-        Whether to show anything at all.
-    """
-
-    def __init__(self, shown: bool) -> None:
-        self._plain = shown and not sys.stderr.isatty()
-        self._bars: progress.Progress | None = None
-        if shown and not self._plain:
-            self._bars = progress.Progress(
-                progress.TextColumn("{task.description:>20}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
+    _bars: progress.Progress | None = None
 
     def __enter__(self) -> Self:
         if self._bars:
@@ -54,6 +37,33 @@ class Progress:
     ) -> None:
         if self._bars:
             self._bars.stop()
+
+
+def _bars(name: progress.TextColumn) -> progress.Progress:
+    """Bars with the name, how far it is, and how long it took and will take."""
+    return progress.Progress(
+        name,
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+class Progress(_Shown):
+    """Bars for the steps of one piece of work; a context manager.
+
+    Parameters
+    ----------
+    shown : bool
+        Whether to show anything at all.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        self._plain = shown and not sys.stderr.isatty()
+        if shown and not self._plain:
+            self._bars = _bars(progress.TextColumn("{task.description:>20}"))
 
     def task(self, name: str) -> Callable[[int, int], None]:
         """Start a step; call what is returned with the work done and the work in all."""
@@ -80,7 +90,7 @@ def _plain_lines(name: str) -> Callable[[int, int], None]:
     return tick
 
 
-class BatchProgress:
+class BatchProgress(_Shown):
     """A bar for a batch and one for each image that is being worked on; a context manager.
 
     Elsewhere than on a terminal, a line for each image that is done.
@@ -97,28 +107,9 @@ class BatchProgress:
         self._shown, self._total, self._done = shown, total, 0
         self._images: dict[str, progress.TaskID] = {}
         self._lock = threading.Lock()
-        self._bars: progress.Progress | None = None
         if shown and sys.stderr.isatty():
-            self._bars = progress.Progress(
-                progress.TextColumn("{task.description:>28}", markup=False),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
+            self._bars = _bars(progress.TextColumn("{task.description:>28}", markup=False))
             self._batch = self._bars.add_task("images", total=total)
-
-    def __enter__(self) -> Self:
-        if self._bars:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars:
-            self._bars.stop()
 
     def running(self, image: str, step: str, done: int, total: int) -> None:
         """Tell how far a step of an image is; from any thread."""

@@ -171,7 +171,5 @@ def _distinct(candidates: Candidates, model: Model, image: Image) -> Candidates:
     """Each fine cell once, in raster order, without those beyond the image's far edges."""
     cell = model.geometry.fine_cell
     height, width = -(-image.height // cell), -(-image.width // cell)
-    y, x = candidates.cells[:, 0].astype(np.int64), candidates.cells[:, 1].astype(np.int64)
-    inside = np.flatnonzero((y < height) & (x < width))
-    _, first = np.unique(y[inside] * width + x[inside], return_index=True)
-    return candidates.take(inside[first])
+    y, x = candidates.cells.T
+    return candidates.take((y < height) & (x < width)).distinct(width)

@@ -74,6 +74,11 @@ class Candidates:
             self.cells[index], self.scores[index], self.labels[index], self.boxes[index], self.nodes[index]
         )
 
+    def distinct(self, width: int) -> Candidates:
+        """Each cell of a grid of so many columns once, the first that there is, in raster order."""
+        y, x = self.cells.T.astype(np.int64)
+        return self.take(np.unique(y * width + x, return_index=True)[1])
+
 
 def read_detections(out: Tensor, corners: NDArray[np.int64], floor: float) -> Candidates:
     """Candidates of a batch of windows.

@@ -24,6 +24,7 @@ from coarse2fine.bench.export import FULL as FULL_EXPORT
 from coarse2fine.bench.export import QUICK as QUICK_EXPORT
 from coarse2fine.bench.export import benchmark_export
 from coarse2fine.bench.io import FULL, QUICK, benchmark_io
+from coarse2fine.bench.io_report import IoReport
 from coarse2fine.bench.scenes import benchmark_scenes
 from coarse2fine.bench.specialists import FULL as FULL_SPECIALISTS
 from coarse2fine.bench.specialists import QUICK as QUICK_SPECIALISTS
@@ -149,23 +150,21 @@ def _scenes(arguments: argparse.Namespace, json: Path) -> list[Path]:
 
 def _io(arguments: argparse.Namespace, json: Path) -> list[Path]:
     scale = QUICK if arguments.quick else FULL
-    report = benchmark_io(arguments.out, data=arguments.data, scale=scale, seed=arguments.seed)
-    written = report.save(json)
-    print(report)
-    return written
+    return _told(benchmark_io(arguments.out, data=arguments.data, scale=scale, seed=arguments.seed), json)
 
 
 def _export(arguments: argparse.Namespace, json: Path) -> list[Path]:
     scale = QUICK_EXPORT if arguments.quick else FULL_EXPORT
-    report = benchmark_export(arguments.out, scale=scale, seed=arguments.seed)
-    written = report.save(json)
-    print(report)
-    return written
+    return _told(benchmark_export(arguments.out, scale=scale, seed=arguments.seed), json)
 
 
 def _batch(arguments: argparse.Namespace, json: Path) -> list[Path]:
     scale = QUICK_BATCH if arguments.quick else FULL_BATCH
-    report = benchmark_batch(arguments.out, scale=scale, seed=arguments.seed)
+    return _told(benchmark_batch(arguments.out, scale=scale, seed=arguments.seed), json)
+
+
+def _told(report: IoReport, json: Path) -> list[Path]:
+    """Save and print a report without a picture; the files written."""
     written = report.save(json)
     print(report)
     return written

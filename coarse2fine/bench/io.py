@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.batch.job import cores
 from coarse2fine.bench.io_child import PEAK_IS_KNOWN
 from coarse2fine.bench.io_convert import measure_conversion
 from coarse2fine.bench.io_data import (
@@ -118,7 +117,7 @@ def benchmark_io(
         If the images cannot be written.
     """
     slides = [] if data is None else expand_paths(data, (".svs",))
-    threads = sorted({1, _cores()})
+    threads = sorted({1, cores()})
     tiles = photo_like(scale.tiles, seed)
     notes = [f"{name} is not installed, and left out" for name in missing_extras()]
     with Progress(progress) as bars:
@@ -136,11 +135,6 @@ def benchmark_io(
         notes.append("peak memory is not measured on this system")
     parameters = {"data": data and data.name, **asdict(scale)}
     return IoReport(tuple(sections), seed, parameters, _EXPLAINED, tuple(notes))
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _speed(make: Callable[[], Subject], scale: IoScale, threads: Sequence[int], seed: int, bars: Progress) -> Section:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +84,7 @@ class UnsureCells:
         first = next(found, None)
         if first is None:
             return None
-        return cls(ItemStore.write(folder, _chained(first, found), loss="sigmoid", name=name), cells)
-
-
-def _chained(first: Items, rest: Iterator[Items]) -> Iterator[Items]:
-    yield first
-    yield from rest
+        return cls(ItemStore.write(folder, itertools.chain([first], found), loss="sigmoid", name=name), cells)
 
 
 def _name(model: Model, recipe: Recipe, layout: Layout, parts: int) -> str:
