@@ -81,20 +81,21 @@ class RefineNet:
         Candidates
             Of these windows and those before, as far as they are settled.
         """
+        if self._kinds is None and self._groups is None and self._queue is None:
+            return self._read(self._net(x), corners)
         features = self._net.features(x)
         out = self._net.head(features[-1])
         if self._kinds is not None:
             self._settled.append(self._routed(self._read(self._kinds(x, features, out), corners)))
             return self._taken()
-        if self._groups is not None or self._queue is not None:
-            classes, inside = out[:, :-BOX_CHANNELS], self._inside(out, corners)
-            if self._groups is not None:
-                fires = self._afforded(self._groups.fires(features, classes, inside), self._groups.macs_most)
-                classes += self._groups.added(x, features, fires)
-            if self._queue is not None:
-                assert self._tree is not None
-                unsure = self._tree.gate.unsure(classes) & inside
-                self._ask(x, features, out, corners, self._afforded(unsure, self._queue.most_macs(1, 1)))
+        classes, inside = out[:, :-BOX_CHANNELS], self._inside(out, corners)
+        if self._groups is not None:
+            fires = self._afforded(self._groups.fires(features, classes, inside), self._groups.macs_most)
+            classes += self._groups.added(x, features, fires)
+        if self._queue is not None:
+            assert self._tree is not None
+            unsure = self._tree.gate.unsure(classes) & inside
+            self._ask(x, features, out, corners, self._afforded(unsure, self._queue.most_macs(1, 1)))
         self._settled.append(self._read(out, corners))
         return self._taken()
 

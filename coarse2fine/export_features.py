@@ -189,7 +189,7 @@ def _means(
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         for batch in reader.batches(boxes, batch_size):
             with torch.inference_mode():
-                high = net.features(normalised(batch.pixels, model, runtime))[-1].float()
+                high = net.high(normalised(batch.pixels, model, runtime)).float()
             rim = (high.shape[-1] - cells) // 2  # what the last stage alone looks at
             inner = high[..., rim : rim + cells, rim : rim + cells]
             means = inner.mean(dim=(2, 3)).cpu().numpy()

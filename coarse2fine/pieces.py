@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from coarse2fine.explore import Oddities
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
-from coarse2fine.refine import ROUND_WINDOWS, Fine
+from coarse2fine.refine import ROUND_PIXELS, Fine, rounds, window_pixels
 from coarse2fine.scan import Scan, Tick
 from coarse2fine.select import Plan
 
@@ -70,17 +70,13 @@ def cut(plan: Plan, model: Model) -> Iterator[NDArray[np.intp]]:
 
     The best windows are in the first pieces; pieces of one round are compact, so that few chunks are read for two.
     """
-    spec, fine = model.refiner.spec, model.geometry.fine
-    pixels = (plan.sides * fine * spec.stride + 2 * spec.margin) ** 2
+    pixels = window_pixels(plan, model)
     if pixels.sum() <= PIECE_PIXELS:
         yield np.arange(len(plan))
         return
-    start, count = 0, ROUND_WINDOWS
-    while start < len(plan):
-        rows = np.arange(start, min(start + count, len(plan)))
-        start, count = start + count, 2 * count
-        y, x = plan.cell_corners[rows].T // _NEARBY_CELLS
-        rows = rows[np.lexsort((x, y))]
+    for best in rounds(plan, model, ROUND_PIXELS):
+        y, x = plan.cell_corners[best].T // _NEARBY_CELLS
+        rows = best[np.lexsort((x, y))]
         number = (pixels[rows].cumsum() - 1) // PIECE_PIXELS
         yield from np.split(rows, np.flatnonzero(np.diff(number)) + 1)
 

@@ -19,9 +19,9 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader
 
-ROUND_WINDOWS = 4096
-HURRIED_WINDOWS = 256
-"""Windows of the first round where time may end the work: what is read in the order of chunks is not best first."""
+ROUND_PIXELS = 2**26
+HURRIED_PIXELS = 2**20
+"""Pixels of the first round where time may end the work: what is read in the order of chunks is not best first."""
 _BATCH_PIXELS = 600_000
 
 
@@ -92,7 +92,7 @@ def refine(
     net = RefineNet(model, runtime, read, (-(-image.height // cell), -(-image.width // cell)), aside)
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         try:
-            first = HURRIED_WINDOWS if deadline is not None else ROUND_WINDOWS
+            first = HURRIED_PIXELS if deadline is not None else ROUND_PIXELS
             for candidates, rows, side, tried in _answers(reader, plan, model, net, runtime, first, batch_size):
                 found.append(candidates)
                 done.append(rows)
@@ -121,25 +121,47 @@ def _answers(
     batch_size: int | None,
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int, int]]:
     """What is settled, the rows of the plan that were refined, their side, and how many were tried, by batch."""
-    for rows in _rounds(plan, first):
+    for rows in _rounds(plan, model, first):
         side = int(plan.sides[rows[0]])
         corners = plan.cell_corners[rows]
         for candidates, index, tried in _windows(reader, net, model, corners, side, runtime, batch_size):
             yield candidates, rows[index], side, tried
 
 
-def _rounds(plan: Plan, first: int) -> Iterator[NDArray[np.intp]]:
+def _rounds(plan: Plan, model: Model, first: int) -> Iterator[NDArray[np.intp]]:
     """Windows of one shape at a time, the best of the plan in the first rounds.
 
-    Within a round windows are read in the order of the stored chunks. Rounds double, so that few chunks are decoded
-    again in a later round, and stopping early loses little of what is best.
+    Within a round windows are read in the order of the stored chunks.
     """
-    start, count = 0, first
-    while start < len(plan):
-        rows = np.arange(start, min(start + count, len(plan)))
-        start, count = start + count, 2 * count
+    for rows in rounds(plan, model, first):
         for side in np.unique(plan.sides[rows]).tolist():
             yield rows[plan.sides[rows] == side]
+
+
+def rounds(plan: Plan, model: Model, first: int) -> Iterator[NDArray[np.intp]]:
+    """Rows of the plan, best first, in rounds that double in pixels.
+
+    So few chunks are decoded again in a later round, and stopping early loses little of what is best.
+
+    Parameters
+    ----------
+    plan : Plan
+    model : Model
+    first : int
+        Pixels of the first round's windows, halos included; a round has one window at least.
+    """
+    ends = window_pixels(plan, model).cumsum()
+    start, most = 0, first
+    while start < len(plan):
+        stop = max(start + 1, int(np.searchsorted(ends, (ends[start - 1] if start else 0) + most, side="right")))
+        yield np.arange(start, stop)
+        start, most = stop, 2 * most
+
+
+def window_pixels(plan: Plan, model: Model) -> NDArray[np.int64]:
+    """Pixels of each window of a plan, halo included, as the refine net reads it."""
+    spec, fine = model.refiner.spec, model.geometry.fine
+    return (plan.sides * fine * spec.stride + 2 * spec.margin) ** 2
 
 
 def _windows(
@@ -153,12 +175,10 @@ def _windows(
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
     """What is settled, the windows that were refined, and how many were tried, batch by batch, of one shape."""
     spec, fine = model.refiner.spec, model.geometry.fine
-    cells = side * fine
-    boxes = [
-        Box(y * fine, x * fine, y * fine + cells, x * fine + cells).scale(spec.stride).expand(spec.margin)
-        for y, x in cell_corners.tolist()
-    ]
-    usual = max(1, min(64, _BATCH_PIXELS // boxes[0].area))
+    size = spec.input_size(side * fine)
+    corners = cell_corners * (fine * spec.stride) - spec.margin
+    boxes = [Box(y, x, y + size, x + size) for y, x in corners.tolist()]
+    usual = max(1, _BATCH_PIXELS // boxes[0].area)
     for batch in reader.batches(boxes, batch_size or usual):
         good, index = ~batch.failed, batch.index[~batch.failed]
         candidates = Candidates.empty()

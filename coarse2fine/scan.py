@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.model import Level, Model
-from coarse2fine.models.firing import NO_FEATURE, Firing
+from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.select import Plan, choose
 from coarse2fine.tiling.errors import ImageError
@@ -28,8 +28,9 @@ _BATCH_PIXELS = 600_000
 # Squares of a zoom's plan: a cell of the level above, and these many by as many, where that is cheaper.
 _SQUARES = (2, 4, 8, 16, 32)
 FIRED = 3
-# Naming the features that fired is for windows; cells below this probability are never worth one.
-_NAMED_FROM = 1e-3
+# Naming the features that fired takes as long as a third of the net. It is for windows, each by its best cell: one that
+# is less likely than any cell, and by so much than the threshold of windows, is never the best of one.
+_NAMED_FROM = 1 / 8
 
 Tick = Callable[[int, int], None]
 
@@ -70,7 +71,7 @@ class Scan:
         """Nothing seen yet."""
         return cls(np.zeros(cell_shape, np.float32), np.full((*cell_shape, FIRED), NO_FEATURE, np.uint8), 0)
 
-    def enter(self, cell_corners: NDArray[np.int64], high: Tensor, logit: Tensor, firing: Firing) -> None:
+    def enter(self, cell_corners: NDArray[np.int64], high: Tensor, logit: Tensor, level: Level) -> None:
         """Write what equal blocks of cells show into the maps; what lies beyond these is left out.
 
         Parameters
@@ -78,15 +79,17 @@ class Scan:
         cell_corners : ndarray, int64, (n, 2)
         high : Tensor, float, (n, c, h, w)
         logit : Tensor, float32, (n, 1, h, w)
-        firing : Firing
+        level : Level
         """
+        firing = level.firing
+        assert firing is not None
         probability = firing.probability(high, logit)
         seen = probability.cpu().numpy()
         height, width = self.interest.shape
         for (y, x), block in zip(cell_corners.tolist(), seen, strict=True):
             view = self.interest[y : y + block.shape[0], x : x + block.shape[1]]
             view[:] = block[: view.shape[0], : view.shape[1]]
-        n, y, x = torch.nonzero(probability > _NAMED_FROM, as_tuple=True)
+        n, y, x = torch.nonzero(probability > min(firing.prior, _NAMED_FROM * level.tau), as_tuple=True)
         names = firing.strongest(high[n, :, y, x], FIRED).numpy()
         rows, columns = (cell_corners[n.cpu().numpy()] + torch.stack([y, x], dim=1).cpu().numpy()).T
         inside = (rows < height) & (columns < width)
@@ -123,12 +126,11 @@ def survey_level(image: Image, model: Model, runtime: Runtime, level: Level, tic
     tick : callable, optional
         Called with blocks done and blocks in all.
     """
-    assert level.firing is not None
     scan = Scan.empty(level.cell_shape(image.shape[:2]))
     macs = 0
     failures: list[str] = []
     for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level):
-        scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level.firing)
+        scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level)
         macs += cost
     return replace(scan, macs=macs, failures=tuple(failures))
 
@@ -152,7 +154,6 @@ def _look_closer(
     image: Image, model: Model, runtime: Runtime, level: Level, plan: Plan, before: Scan, tick: Tick | None
 ) -> Scan:
     """Look at the squares of a plan alone; elsewhere there is nothing of interest."""
-    assert level.firing is not None
     net, spec = runtime.place(level.net), level.net.spec
     scan, macs, done = Scan.empty(level.cell_shape(image.shape[:2])), before.macs, 0
     with WindowReader(image, downsample=level.downsample) as reader:
@@ -164,9 +165,9 @@ def _look_closer(
                     saved = _salvaged(image, model, level, boxes[int(batch.index[i])])
                     batch.pixels[i] = _grey(model) if saved is None else saved
                 with torch.inference_mode():
-                    high = net.features(normalised(batch.pixels, model, runtime))[-1]
+                    high = net.high(normalised(batch.pixels, model, runtime))
                     logit = net.head(high).float()
-                scan.enter(corners[batch.index], high, logit, level.firing)
+                scan.enter(corners[batch.index], high, logit, level)
                 macs += len(batch.index) * spec.macs(side, side)
                 done += len(batch.index)
                 if tick:
@@ -232,7 +233,7 @@ def features(
                 continue
             seen, cell_box = True, grid[index]
             with torch.inference_mode():
-                high = net.features(normalised(pixels, model, runtime))[-1]
+                high = net.high(normalised(pixels, model, runtime))
                 logit = net.head(high)[0].float()
             yield (
                 cell_box,

@@ -65,9 +65,13 @@ class Base(nn.Module, ABC):
             A block with its halo: `spec.input_size` of its cells.
         """
 
+    def high(self, x: Tensor) -> Tensor:
+        """The last of `features` alone: what no one else needs is not kept."""
+        return self.features(x)[-1]
+
     @abstractmethod
     def head(self, high: Tensor) -> Tensor:
         """The answer read off the high-level map; linear."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x)[-1])
+        return self.head(self.high(x))

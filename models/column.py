@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .conv_stack import rectified
 from .twin import ColumnSpec, Layout, Twins
 
 _SHARED_DECAY, _OWN_DECAY = 1e-4, 0.3
@@ -90,7 +91,7 @@ class Column(nn.Module):
             x = conv(step.framed(x)).add_(twin(inputs[n + 1]))
             if self.parents:
                 x = x.add_(self.parents[n](above[n]))
-            x = torch.relu_(x)
+            x = rectified(x)
             stages.append(x)
         added = self.reader(x)
         for reader in self.twin_readers:

@@ -34,6 +34,7 @@ from coarse2fine.engine import run_analysis
 from coarse2fine.model import Model
 from coarse2fine.pieces import cut
 from coarse2fine.progress import Progress
+from coarse2fine.refine import window_pixels
 from coarse2fine.select import Plan
 from coarse2fine.tiling import open_image
 
@@ -486,7 +487,7 @@ def test_lists_with_any_name_and_of_another_encoding(tmp_path: Path) -> None:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**14)
-    monkeypatch.setattr(pieces, "ROUND_WINDOWS", 16)
+    monkeypatch.setattr(pieces, "ROUND_PIXELS", 2**14)
     monkeypatch.setattr(run, "KEEP_FROM", 1)
 
 
@@ -501,11 +502,13 @@ def test_pieces_are_a_partition_and_the_best_come_first(count: int, seed: int) -
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "PIECE_PIXELS", 2**15)
-        patch.setattr(pieces, "ROUND_WINDOWS", 16)
+        patch.setattr(pieces, "ROUND_PIXELS", 2**17)
         parts = list(cut(plan, model))
-    assert sorted(np.concatenate(parts).tolist()) == list(range(count))
+    order = np.concatenate(parts).tolist()
+    assert sorted(order) == list(range(count))
     if len(parts) > 1:
-        assert set(np.concatenate(parts).tolist()[:16]) == set(range(min(16, count)))
+        first = int(np.searchsorted(window_pixels(plan, model).cumsum(), 2**17, side="right"))
+        assert set(order[:first]) == set(range(first))
 
 
 def _small_model() -> Model:
@@ -545,7 +548,7 @@ def test_work_in_pieces_equals_work_at_once(
     pixels, config = make_image(330, 410, seed=3), Config(precision="fp32", seed=4, **options)
     whole = run_analysis(pixels, model, config, steps=Progress(shown=False))
     monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**13)
-    monkeypatch.setattr(pieces, "ROUND_WINDOWS", 8)
+    monkeypatch.setattr(pieces, "ROUND_PIXELS", 2**12)
     assert len(list(cut(whole.plan, model))) > 3
     plain = run_analysis(pixels, model, config, steps=Progress(shown=False))
     with pytest.raises(KeyboardInterrupt):

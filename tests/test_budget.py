@@ -54,7 +54,7 @@ def test_more_cells_hold_the_better_ones(make_image: MakeImage, detector: Model)
 
 def test_time_ends_the_refinement(make_image: MakeImage, detector: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     image = make_image(400, 520)
-    monkeypatch.setattr("coarse2fine.refine.HURRIED_WINDOWS", 8)
+    monkeypatch.setattr("coarse2fine.refine.HURRIED_PIXELS", 20_000)
     result = analyze(image, detector, budget=1.0, seconds=1e-6, threshold=0.3)
     assert not result.complete
     assert 0 < result.cost.cells_refined < result.cost.cells

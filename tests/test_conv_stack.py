@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from coarse2fine.models.autoencoder import Autoencoder
-from coarse2fine.models.conv_stack import ConvStack, StackSpec, Stage
+from coarse2fine.models.conv_stack import ConvStack, StackSpec, Stage, rectified
 from coarse2fine.models.runtime import Runtime
 
 stages = st.one_of(
@@ -143,6 +143,44 @@ def test_pixels_are_normalised() -> None:
     mean, std = np.array([0.2, 0.5, 0.7], np.float32), np.array([0.1, 0.2, 0.3], np.float32)
     x = Runtime.choose("cpu", "fp32").pixels(pixels, mean, std)
     np.testing.assert_allclose(x.permute(0, 2, 3, 1).numpy(), (pixels / 255 - mean) / std, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pixels_looked_up_are_the_pixels_computed(channels: int, precision: Literal["fp32", "bf16"]) -> None:
+    runtime = Runtime.choose("cpu", precision)
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(channels, axis=3)
+    mean, std = (np.linspace(low, high, channels, dtype=np.float32) for low, high in ((0.3, 0.6), (0.1, 0.25)))
+    x = runtime.pixels(pixels, mean, std)
+    expected = (pixels / np.float32(255) - mean) / std
+    # Half a unit in the last place of bfloat16, and what float32 rounds.
+    rounding = 2.0**-8 if precision == "bf16" else 2.0**-20
+    np.testing.assert_allclose(x.float().permute(0, 2, 3, 1).numpy(), expected, rtol=rounding, atol=1e-5)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_relu_on_bits_is_the_relu() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    every = every[~every.isnan()]
+    expected = torch.relu(every)
+    assert torch.equal(rectified(every.clone()), expected)
+    turned = every[: 4 * 6 * 8].view(2, 4, 6, 4).to(memory_format=torch.channels_last)
+    assert torch.equal(rectified(turned.clone()), torch.relu(turned))
+
+
+def test_gradients_go_through_the_relu() -> None:
+    x = torch.linspace(-1, 1, 8, dtype=torch.bfloat16).requires_grad_()
+    torch.autograd.backward(rectified(x * 2).sum())
+    assert x.grad is not None
+    assert torch.equal(x.grad, 2.0 * (x > 0))
+
+
+def test_high_is_the_last_of_the_features() -> None:
+    net = ConvStack(StackSpec.parse(1, "4/2:6 3:8 1:2"))
+    x = torch.rand(2, 1, 24, 24)
+    with torch.inference_mode():
+        assert torch.equal(net.high(x), net.features(x)[-1])
+        assert torch.equal(net(x), net.head(net.features(x)[-1]))
 
 
 def test_runtime_refuses_what_is_not_there() -> None:

@@ -229,9 +229,9 @@ def test_the_answer_does_not_depend_on_batches_or_rounds(
     assert analyze(pixels, detector, budget=0.5, precision="fp32").regions == first.regions
     plain: list[Found] = [(r.score, r.label, r.full_box) for r in first.regions]
     assert len(plain) > 5
-    for pixels_at_once, windows in ((1, 4096), (10**8, 4096), (5000, 3), (600_000, 1)):
+    for pixels_at_once, in_round in ((1, 2**26), (10**8, 2**26), (5000, 8000), (600_000, 1)):
         monkeypatch.setattr(refine, "_BATCH_PIXELS", pixels_at_once)
-        monkeypatch.setattr(refine, "ROUND_WINDOWS", windows)
+        monkeypatch.setattr(refine, "ROUND_PIXELS", in_round)
         again = analyze(pixels, detector, budget=0.5, precision="fp32")
         assert_same(again, plain)
         assert again.cost.refine_macs == first.cost.refine_macs
@@ -263,8 +263,9 @@ def test_an_interruption_leaves_the_best_for_what_was_paid(
 ) -> None:
     pixels = make_image(200, 180, seed=7)
     monkeypatch.setattr(refine, "_BATCH_PIXELS", 1)
-    monkeypatch.setattr(refine, "ROUND_WINDOWS", 4)
     whole = analyze(pixels, detector, budget=0.5, precision="fp32")
+    (each,) = set(refine.window_pixels(whole.plan, detector).tolist())
+    monkeypatch.setattr(refine, "ROUND_PIXELS", 4 * each)
     interrupt(monkeypatch, after=12)  # the second round is twice the first
     part = analyze(pixels, detector, budget=0.5, precision="fp32")
     assert whole.complete
