@@ -31,7 +31,9 @@ def read_overview(image: Image) -> tuple[NDArray[np.uint8], int]:
     return (pixels[..., 0] if pixels.shape[-1] == 1 else pixels), downsample
 
 
-def to_overview(cells: NDArray[np.float32], cell: int, downsample: int, shape: tuple[int, int]) -> NDArray[np.float32]:
+def to_overview(
+    cells: NDArray[np.float32], cell: int, downsample: float, shape: tuple[int, int]
+) -> NDArray[np.float32]:
     """Largest cell value under each overview pixel, so that a single cell still shows."""
     ratio = downsample / cell
     if ratio > 1:

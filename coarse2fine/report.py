@@ -31,7 +31,17 @@ _NAMED_IN_ZOOM = 60
 _MOST_DRAWN = 20_000
 """Windows and regions, the best of each: more would cover the page, and take minutes to draw."""
 _BLUE = "#00c8f0"
-_UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_DPI = 110
+_WIDE = 1.8
+"""Width over height from which panels lie one above the other."""
+_GAP, _BAR, _HEAD, _TITLE = 0.15, 0.8, 0.45, 0.3
+"""Inches: between panels, for the colour bar, and above all panels and each."""
+_SAVED: dict[str, dict[str, Any]] = {
+    # A fifth of the time for a file that is a tenth larger.
+    "png": {"pil_kwargs": {"compress_level": 1}},
+    "pdf": {"metadata": {"CreationDate": None}},
+    "svg": {"metadata": {"Date": None}},
+}
 # Blue and cyan come last: windows are drawn in such a colour.
 _ORDER = (1, 3, 2, 4, 6, 8, 5, 7, 0, 9)
 
@@ -65,43 +75,52 @@ class Picture:
 
     def save(self, path: Path, kind: str) -> Path:
         """Draw three panels into a file: "png", "pdf" or "svg"."""
-        height, width = self.image.height, self.image.width
-        stacked = width > 1.8 * height
-        panel_width, panel_height = (12.0, 12.0 * height / width) if stacked else (5.6 * min(1.2, width / height), 5.6)
-        size = (panel_width + 2.2, 3 * panel_height + 2) if stacked else (3 * panel_width + 2.2, panel_height + 1.1)
-        figure = Figure(figsize=size, dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
-        sought, found, near = figure.subplots(3, 1) if stacked else figure.subplots(1, 3)
-        overview, downsample = self.overview
-        full = Box(0, 0, height, width)
+        if kind not in _SAVED:
+            raise ValueError(f"a picture is drawn into a file that ends in .png, .pdf or .svg, got .{kind}")
+        counts = Counter(r.label for r in self.regions)
+        names = [f"{label} ({n:,})" for label, n in sorted(counts.items())[:_LEGEND_ENTRIES]]
+        page = _Page.of(self.image.height / self.image.width, max(map(len, names), default=0))
+        figure = page.figure()
+        sought, found, near = (page.panel(figure, n) for n in range(3))
+        overview = self._overview(page)
+        full = Box(0, 0, self.image.height, self.image.width)
         colours = _colours(self.regions)
-        self._draw_sought(figure, sought, overview, downsample)
+        self._draw_sought(sought, overview, page.beside(figure, 0))
         _show(found, overview, full)
-        self._draw_regions(found, self.regions[:_MOST_DRAWN], colours, max(height, width) / 130)
+        self._draw_regions(found, self.regions[:_MOST_DRAWN], colours, max(full.height, full.width) / 130)
         found.set_title(f"what was found: {len(self.regions):,}", fontsize=10)
         self._draw_zoom(near, colours)
-        counts = Counter(r.label for r in self.regions)
-        shown = sorted(counts.items())[:_LEGEND_ENTRIES]
-        handles = [Patch(color=colours[label], label=f"{label} ({n:,})") for label, n in shown]
+        handles = [Patch(color=colours[label], label=name) for label, name in zip(sorted(counts), names, strict=False)]
         if handles:
-            figure.legend(handles=handles, loc="outside right center", fontsize=9, frameon=False)
-        figure.suptitle(self.title, fontsize=12)
+            page.legend(figure, handles)
+        figure.suptitle(self.title, fontsize=12, y=1 - 0.12 / page.height, va="top")
         with mpl.rc_context({"svg.hashsalt": "coarse2fine"}):
             # Without a date and with fixed names inside, equal results are equal files.
-            figure.savefig(path, format=kind, metadata=_UNDATED.get(kind))
+            figure.savefig(path, format=kind, **_SAVED[kind])
         return path
 
-    def _draw_sought(self, figure: Figure, axes: Any, overview: NDArray[np.uint8], downsample: int) -> None:
+    def _overview(self, page: _Page) -> NDArray[np.uint8]:
+        """The whole image in about the dots it is drawn with: drawing more takes most of the time."""
+        whole = self.overview[0]
+        share = page.dots / max(whole.shape[:2])
+        if share >= 1:
+            return whole
+        height, width = (max(1, round(n * share)) for n in whole.shape[:2])
+        return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+    def _draw_sought(self, axes: Any, overview: NDArray[np.uint8], beside: Any) -> None:
         full = Box(0, 0, self.image.height, self.image.width)
+        downsample = full.height / overview.shape[0]
         _show(axes, _washed(overview), full)
         if not self.interest.size:
             axes.set_title("every cell was refined", fontsize=10)
+            beside.remove()
             return
         heat = to_overview(self.interest, self.cell, downsample, (overview.shape[0], overview.shape[1]))
         alpha = np.clip(heat * 3, 0, 0.75)
         shown = axes.imshow(heat, cmap=HEAT, alpha=alpha, vmin=0, vmax=max(float(heat.max()), 1e-6))
         shown.set_extent(_extent(full))
-        figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01, label="interest, seen by the scan")
+        axes.figure.colorbar(shown, cax=beside, label="interest, seen by the scan")
         if len(self.plan) and self.plan.sides.max() * self.cell < 4 * downsample:
             self._dot_windows(axes)
         else:
@@ -166,6 +185,74 @@ class Picture:
         y0 = min(max(0, y - height // 2), self.image.height - height)
         x0 = min(max(0, x - width // 2), self.image.width - width)
         return Box(y0, x0, y0 + height, x0 + width)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Where the parts of the picture lie, in inches: three panels in a row, or one above the other where they are wide.
+
+    Places are reckoned beforehand, since having them found by trial means drawing everything twice.
+    """
+
+    panel_width: float
+    panel_height: float
+    stacked: bool
+    legend_width: float
+
+    @classmethod
+    def of(cls, ratio: float, longest_name: int) -> _Page:
+        """For an image of a ratio of height to width, and names of so many letters."""
+        legend = min(4.0, 0.5 + 0.085 * longest_name) if longest_name else 0.0
+        if ratio < 1 / _WIDE:
+            return cls(12.0, 12.0 * ratio, stacked=True, legend_width=max(legend, _BAR))
+        width = 5.6 * min(1.2, 1 / ratio)
+        return cls(width, width * ratio, stacked=False, legend_width=legend)
+
+    @property
+    def width(self) -> float:
+        panels = self.panel_width if self.stacked else 3 * self.panel_width + _BAR + _GAP
+        return panels + self.legend_width + 2 * _GAP
+
+    @property
+    def height(self) -> float:
+        return _HEAD + (3 if self.stacked else 1) * (_TITLE + self.panel_height) + _GAP
+
+    @property
+    def dots(self) -> float:
+        """Dots along the longer side of a panel."""
+        return max(self.panel_width, self.panel_height) * _DPI
+
+    def figure(self) -> Figure:
+        figure = Figure(figsize=(self.width, self.height), dpi=_DPI)
+        FigureCanvasAgg(figure)
+        return figure
+
+    def panel(self, figure: Figure, number: int) -> Any:
+        """Axes of a panel."""
+        return self._axes(figure, self._left(number), self._bottom(number), self.panel_width)
+
+    def beside(self, figure: Figure, number: int) -> Any:
+        """Axes of a colour bar right of a panel."""
+        return self._axes(figure, self._left(number) + self.panel_width + 0.08, self._bottom(number), 0.14)
+
+    def legend(self, figure: Figure, handles: Sequence[Patch]) -> None:
+        """Right of the panels, below the colour bar where there is one."""
+        left = self.width - self.legend_width - _GAP / 2
+        bottom = self._bottom(1) + self.panel_height / 2
+        place = left / self.width, bottom / self.height
+        figure.legend(handles=list(handles), loc="center left", bbox_to_anchor=place, fontsize=9, frameon=False)
+
+    def _left(self, number: int) -> float:
+        if self.stacked or not number:
+            return _GAP
+        return _GAP + _BAR + number * self.panel_width + (number - 1) * _GAP
+
+    def _bottom(self, number: int) -> float:
+        return _GAP + ((2 - number) * (_TITLE + self.panel_height) if self.stacked else 0)
+
+    def _axes(self, figure: Figure, left: float, bottom: float, width: float) -> Any:
+        share = self.width, self.height
+        return figure.add_axes((left / share[0], bottom / share[1], width / share[0], self.panel_height / share[1]))
 
 
 def _colours(regions: Sequence[Region]) -> dict[str, Any]:

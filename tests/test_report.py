@@ -64,6 +64,12 @@ def test_pictures_of_other_kinds(make_image: MakeImage, detector: Model, tmp_pat
     assert path.read_bytes().startswith(starts[ending])
 
 
+def test_a_picture_of_no_known_kind_is_refused(make_image: MakeImage, detector: Model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ends in \.png, \.pdf or \.svg, got \.jpg"):
+        analyze(make_image(80, 90), detector).plot(tmp_path / "picture.jpg")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.filterwarnings("ignore:Glyph")  # not every font has every letter
 @pytest.mark.parametrize("name", ["$a$ and $", "_hidden", "a_b^c {x} \\frac", "mer\n20 %", "空白", "<b>&amp;</b>"])
 def test_names_are_drawn_as_they_are(make_image: MakeImage, detector: Model, tmp_path: Path, name: str) -> None:
