@@ -189,5 +189,5 @@ class Dispatch:
 
 def _format(source: Tensor) -> torch.memory_format:
     """Channels last if the source's items are."""
-    last = source.dim() == 4 and source.shape[1] > 1 and source.stride(1) == 1
+    last = source.dim() == 4 and source.stride(1) == 1
     return torch.channels_last if last else torch.contiguous_format

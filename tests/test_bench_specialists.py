@@ -213,13 +213,13 @@ def test_costs_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(specialists_costs, "tiles_of_digits", lambda: some_digits(300))
     section = specialists_costs.measure_costs(tmp_path, rounds=1, epochs=1, cells=64)
     assert not list(tmp_path.iterdir())
-    assert len(section.lines) == 3
+    assert len(section.lines) == 5
     figures = section.figures
     seconds = [figures[f"costs/training_seconds_{n}"] for n in (1, 2)]
     assert figures["costs/training_speedup"] == pytest.approx(seconds[0] / seconds[1])
-    assert 0 < figures["costs/activity_of_ideal"] < 2
-    assert 1 < figures["costs/activity_fewer_macs"] < 40
-    assert -0.9 < figures["costs/dispatch_overhead"] < 20
+    assert 0 < figures["costs/small/activity_of_ideal"] < 2
+    assert 1 < figures["costs/small/activity_fewer_macs"] < 40
+    assert -0.9 < figures["costs/small/dispatch_overhead"] < 20
 
 
 def test_what_is_quick_is_known() -> None:

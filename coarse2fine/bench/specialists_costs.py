@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coarse2fine.batch.cluster import connected
@@ -21,12 +22,14 @@ from coarse2fine.models.activity import Activity, dense, tune
 from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.dispatch import Dispatch, Done
+from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
 from coarse2fine.specialists.growth import grow
 from coarse2fine.specialists.items import ItemStore
 from coarse2fine.specialists.training import TrainingOptions
 
 _COLUMNS, _BATCH, _WINDOW = 12, 128, 384
+_TOPS = {"small": TOP // 2, "full-size": TOP}
 _DENSITY, _BLOB = 0.05, 8
 
 
@@ -47,26 +50,26 @@ def measure_costs(folder: Path, *, rounds: int, epochs: int, cells: int, workers
         Processes that train.
     """
     trained = training_seconds(folder, epochs, workers)
-    overhead = dispatch_overhead(rounds)
-    activity = activity_figures(rounds, cells)
     first, last = min(trained), max(trained)
     faster = trained[first] / trained[last]
     figures = {f"costs/training_seconds_{n}": seconds for n, seconds in trained.items()}
-    figures |= {"costs/training_speedup": faster, "costs/dispatch_overhead": overhead, **activity}
-    return Section(
-        "what the machinery costs",
-        (
-            f"training {_COLUMNS} columns: {trained[first]:.1f} s with {first} worker, {trained[last]:.1f} s with "
-            f"{last}: {faster:.2f} times as fast (what they share is trained first, by one)",
-            f"dispatch over {_COLUMNS} columns in batches of {_BATCH}: {overhead:+.1%} over one column for all, "
+    figures["costs/training_speedup"] = faster
+    lines = [
+        f"training {_COLUMNS} columns: {trained[first]:.1f} s with {first} worker, {trained[last]:.1f} s with "
+        f"{last}: {faster:.2f} times as fast (what they share is trained first, by one)"
+    ]
+    for name, top in _TOPS.items():
+        overhead, activity = dispatch_overhead(rounds, top), activity_figures(rounds, cells, top)
+        figures |= {f"costs/{name}/dispatch_overhead": overhead}
+        figures |= {f"costs/{name}/{key}": value for key, value in activity.items()}
+        lines += [
+            f"dispatch over {_COLUMNS} {name} columns in batches of {_BATCH}: {overhead:+.1%} over one column for all, "
             "in batches as large",
-            f"activity at {_DENSITY:.0%} density, in blobs of {_BLOB} x {_BLOB} cells: "
-            f"{activity['costs/activity_speedup']:.1f} times as fast as dense, "
-            f"{activity['costs/activity_of_ideal']:.0%} of the ideal; "
-            f"{activity['costs/activity_fewer_macs']:.1f} times fewer multiply-adds, halos counted",
-        ),
-        figures,
-    )
+            f"activity of {name} columns at {_DENSITY:.0%} density, in blobs of {_BLOB} x {_BLOB} cells: "
+            f"{activity['activity_speedup']:.1f} times as fast as dense, {activity['activity_of_ideal']:.0%} of the "
+            f"ideal; {activity['activity_fewer_macs']:.1f} times fewer multiply-adds, halos counted",
+        ]
+    return Section("what the machinery costs", tuple(lines), figures)
 
 
 def training_seconds(folder: Path, epochs: int, workers: tuple[int, ...]) -> dict[int, float]:
@@ -94,15 +97,13 @@ def _warm(folder: str) -> None:
     ItemStore(folder)
 
 
-def dispatch_overhead(rounds: int) -> float:
+def dispatch_overhead(rounds: int, top: int) -> float:
     """Time of sending tiles to columns of their own, over that of one column for all in batches as large, less 1."""
-    base, spec, layout = _net()
+    base, layout, runtime = _net(top)
     rng = np.random.default_rng(0)
     count = _COLUMNS * _WINDOW
-    columns = [_filled(spec, Twins.of(base)) for _ in range(_COLUMNS)]
-    x = torch.from_numpy(rng.standard_normal((count, 1, SIDE, SIDE)).astype(np.float32))
-    with torch.inference_mode():
-        maps = layout.read(x, base.features(x))
+    columns = [_filled(layout, runtime) for _ in range(_COLUMNS)]
+    maps = _maps(base, layout, runtime, rng.integers(0, 256, (count, SIDE, SIDE, 1), np.uint8))
     which = rng.integers(0, _COLUMNS, count)
 
     def run(column: int, held: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -127,24 +128,23 @@ def _ignore(done: Done) -> None:
     """Takes a batch and forgets it."""
 
 
-def activity_figures(rounds: int, cells: int) -> dict[str, float]:
+def activity_figures(rounds: int, cells: int, top: int) -> dict[str, float]:
     """The speed-up of running columns only where something fires, as it is and of the ideal; and what it saves."""
-    base, spec, layout = _net()
+    base, layout, runtime = _net(top)
     rng = np.random.default_rng(0)
-    columns = [_filled(spec, Twins.of(base)) for _ in range(4)]
+    columns = [_filled(layout, runtime) for _ in range(4)]
     side = base.spec.input_size(cells + 2 * layout.border)
-    x = torch.from_numpy(rng.standard_normal((1, 1, side, side)).astype(np.float32))
     blobs = rng.random((1, len(columns), cells // _BLOB, cells // _BLOB)) < _DENSITY
     fires = torch.from_numpy(blobs.repeat(_BLOB, 2).repeat(_BLOB, 3))
+    maps = _maps(base, layout, runtime, rng.integers(0, 256, (1, side, side, 1), np.uint8))
     with torch.inference_mode():
-        maps = layout.read(x, base.features(x))
         activity = Activity(columns, tune(columns, maps, fires))
         speedup = statistics.median(_ratios(lambda: dense(columns, maps, fires), lambda: activity(maps, fires), rounds))
     spent = activity.macs_spent / (rounds + 1)
     return {
-        "costs/activity_speedup": speedup,
-        "costs/activity_of_ideal": speedup * float(fires.float().mean()),
-        "costs/activity_fewer_macs": sum(column.macs(cells, cells) for column in columns) / spent,
+        "activity_speedup": speedup,
+        "activity_of_ideal": speedup * float(fires.float().mean()),
+        "activity_fewer_macs": sum(column.macs(cells, cells) for column in columns) / spent,
     }
 
 
@@ -161,14 +161,22 @@ def _ratios(first: Callable[[], object], second: Callable[[], object], rounds: i
     return found[1:]
 
 
-def _net() -> tuple[ConvStack, ColumnSpec, Layout]:
+def _net(top: int) -> tuple[ConvStack, Layout, Runtime]:
+    """A base in the number format of analyses, and what columns of a size read of it."""
     base = ConvStack(stack(tiles_of_digits(), 1.0)).eval()
-    spec = ColumnSpec.design(Twins.of(base), TOP // 2)
-    return base, spec, Layout.of(spec, Twins.of(base))
+    runtime = Runtime.choose("cpu")
+    twins = Twins.of(base)
+    return runtime.place(base), Layout.of(ColumnSpec.design(twins, top), twins), runtime
 
 
-def _filled(spec: ColumnSpec, twins: Twins) -> Column:
+def _maps(base: ConvStack, layout: Layout, runtime: Runtime, pixels: NDArray[np.uint8]) -> list[Tensor]:
+    x = runtime.pixels(pixels, np.array([0.5], np.float32), np.array([0.25], np.float32))
+    with torch.inference_mode():
+        return layout.read(x, base.features(x))
+
+
+def _filled(layout: Layout, runtime: Runtime) -> Column:
     """A column that adds something."""
-    column = Column(spec, twins, 10).eval()
+    column = Column(layout.spec, layout.twins, 10)
     nn.init.normal_(column.reader.weight)
-    return column
+    return runtime.place(column)
