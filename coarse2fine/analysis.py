@@ -122,7 +122,8 @@ class Analysis:
         if self.audit is not None:
             lines.append(f"audit  {self.audit}")
         if not self.complete:
-            done = f"{self.cost.cells_refined:,} cells of {int(self.plan.covered().sum()):,} planned were refined"
+            planned = self.plan.covered()
+            done = f"{int((planned & self.refined).sum()):,} cells of {int(planned.sum()):,} planned were refined"
             lines.append(f"incomplete: {done}")
         lines += [f"failed {failure}" for failure in self.failures]
         return "\n".join(lines)

@@ -129,9 +129,9 @@ class Audit:
     def __str__(self) -> str:
         low, high = self.recall_interval
         work = f"{self.audited:,} of {self.blocks:,} skipped blocks audited" if self.blocks else "nothing was skipped"
-        sure = f"with {self.confidence:.0%} confidence"
+        sure = f"with {_percent(self.confidence)} confidence"
         if self.target is not None:
-            short = "" if self.certified else f"; {self.target:.1%} is not certified"
+            short = "" if self.certified else f"; {_percent(self.target)} is not certified"
             return f"recall at least {_floored(low)} {sure}{short} ({work})"
         if math.isnan(self.missed):
             few = "; too few finds for a small sample to tell" if self._too_few(_TELLING, 0.01) else ""
@@ -253,6 +253,11 @@ def _of_sample(sample: Sample, found: int, confidence: float, blocks: int, side:
 def _unknown(blocks: Blocks, confidence: float) -> Audit:
     most = blocks.cap * len(blocks)
     return Audit(blocks.finds(), math.nan, (0, most), confidence, blocks.cap, len(blocks), 0, blocks.side)
+
+
+def _percent(share: float) -> str:
+    """What was asked for, in percent, as it was given: 99.9 % must not be told as 100 %."""
+    return f"{100 * share:.10g}%"
 
 
 def _floored(share: float) -> str:

@@ -177,7 +177,7 @@ class Blocks:
         fine = self._at.refine(plan)
         self.macs += fine.macs
         self.failures = tuple(dict.fromkeys(self.failures + fine.failures))
-        self.cut |= fine.interrupted or (len(fine.done) < len(plan) and not fine.failures)
+        self.cut |= fine.cut
         self.interrupted |= fine.interrupted
         self._refined |= plan.take(fine.done).covered()
         self._found.append(fine.candidates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -21,7 +22,7 @@ class Budget:
     Raises
     ------
     ValueError
-        If one is not positive.
+        If one is not positive, or the share is endless.
     """
 
     share: float | None = None
@@ -29,12 +30,12 @@ class Budget:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.share is not None and not self.share > 0:
+        if self.share is not None and not 0 < self.share < math.inf:
             raise ValueError(
                 f"budget must be a positive share of the exhaustive pass's cost, such as 0.1; got {self.share}"
             )
-        if self.cells is not None and self.cells < 1:
-            raise ValueError(f"cells must be a number of cells, at least 1; got {self.cells}")
+        if self.cells is not None and (self.cells < 1 or self.cells % 1 != 0):
+            raise ValueError(f"cells must be a whole number of cells, at least 1; got {self.cells}")
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"seconds must be positive; got {self.seconds}")
 

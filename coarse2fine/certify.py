@@ -56,12 +56,13 @@ def certify(
     nothing_left = blocks.exhausted or not bound.unknown
     audit = Audit(
         found=blocks.finds(),
-        missed=0.0 if nothing_left else max(0.0, bound.estimate - bound.known),
+        missed=0.0 if nothing_left else bound.estimate - bound.known,
         missed_interval=(0, 0 if nothing_left else bound.missed),
         confidence=confidence,
         cap=bound.cap,
-        blocks=len(blocks),
-        audited=bound.audited,
+        # Where all was refined in the end, draws tell nothing any more.
+        blocks=0 if blocks.exhausted else len(blocks),
+        audited=0 if blocks.exhausted else bound.audited,
         side=blocks.side,
         target=recall,
     )
@@ -103,7 +104,7 @@ class _Work:
         self.macs += fine.macs
         self.failures += fine.failures
         self.interrupted |= fine.interrupted
-        self.cut |= fine.interrupted or (len(fine.done) < len(plan) and not fine.failures)
+        self.cut |= fine.cut
         self.plan = self.plan.joined(plan)
         self.standing = self.standing.with_more(fine.candidates, plan.take(fine.done).covered())
 
@@ -166,7 +167,7 @@ def _go_on(blocks: Blocks, bound: MissBound, recall: float, most_macs: float) ->
             return
         # Half of what is planned: what it turns up makes the next plan better.
         count = min(max(_LEAST_DRAWS, -(-count // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
-        if not count:
+        if count < 1:
             return
         if promising:
             candidates = np.flatnonzero(unknown)

@@ -30,10 +30,17 @@ from coarse2fine.tiling.opening import open_image
 
 _PACKAGES = (
     *("torch", "numpy", "opencv-python", "scipy", "timm", "imagecodecs", "tifffile", "zarr", "dask", "distributed"),
-    *("pandas", "pyarrow", "openslide-python", "openslide-bin", "tensorstore", "fsspec"),
+    *("pandas", "pyarrow", "openslide-python", "openslide-bin", "tensorstore", "fsspec", "h5py", "anndata"),
 )
 _CODECS = ("jpeg8", "jpeg2k", "lzw", "zstd", "deflate", "webp", "png", "lerc", "jpegxl", "jpegxr")
-_EXTRAS = {"openslide": "openslide", "remote": "fsspec", "tensorstore": "tensorstore", "demo": "sklearn"}
+_EXTRAS = {
+    "openslide": "openslide",
+    "remote": "fsspec",
+    "tensorstore": "tensorstore",
+    "demo": "sklearn",
+    "features": "h5py",
+    "anndata": "anndata",
+}
 _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "COARSE2FINE_CACHE")
 
 

@@ -14,6 +14,7 @@ from coarse2fine.view import serve
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("result", type=Path, help="folder of a result, or of a batch")
+    parser.add_argument("--image", help="the image of a single result, if it was moved")
     parser.set_defaults(run=_report)
 
 
@@ -42,7 +43,7 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     if parsed.result.is_dir():
         check_writable(parsed.result)
-    print(f"written {write_folder_report(parsed.result)}")
+    print(f"written {write_folder_report(parsed.result, parsed.image)}")
 
 
 def _view(parsed: argparse.Namespace) -> None:

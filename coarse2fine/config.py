@@ -39,6 +39,8 @@ class Config:
             raise ValueError(f"threshold must be a probability between 0 and 1, got {self.threshold}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be a number of windows, at least 1; got {self.batch_size}")
+        if self.seed % 1 != 0 or self.seed < 0:
+            raise ValueError(f"seed must be a whole number, 0 or more; got {self.seed!r}")
         self.sure.sample(self.limits)
 
     @property
@@ -53,7 +55,12 @@ class Config:
 
     def parameters(self) -> dict[str, Any]:
         """What an analysis states of them, as JSON values; device and precision are in its runtime."""
-        return {**self.limits.parameters(), **self.sure.parameters(), "threshold": self.threshold, "seed": self.seed}
+        return {
+            **self.limits.parameters(),
+            **self.sure.parameters(),
+            "threshold": self.threshold,
+            "seed": int(self.seed),
+        }
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from coarse2fine.pieces import Kept, refine_in_pieces
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.refine import Fine, refine
 from coarse2fine.scan import Scan, Tick, look, scan_macs
-from coarse2fine.select import Plan, choose, dense_plan
+from coarse2fine.select import Plan, choose, cover, dense_plan
 from coarse2fine.stored import versions
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
@@ -172,10 +172,10 @@ def run_analysis(
             again = partial(closely, tick=steps.task("audit") if asked else None)
             covered = plan.take(fine.done).covered() | ~run.inside
             standing = Standing(model, interest, covered, fine.candidates, run.threshold, again)
-            cut = fine.interrupted or (len(fine.done) < len(plan) and not fine.failures)
-            audited = run.audit(standing, scan.macs + fine.macs, cut=cut)
+            audited = run.audit(standing, scan.macs + fine.macs, cut=fine.cut)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
+    failures = tuple(dict.fromkeys(scan.failures + fine.failures + audited.failures))
     return Analysis(
         image=opened,
         regions=regions,
@@ -185,8 +185,8 @@ def run_analysis(
         cell=model.geometry.cell,
         cost=run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds),
         audit=audited.audit if asked else None,
-        complete=len(fine.done) == len(plan) and not (scan.failures or audited.interrupted),
-        failures=tuple(dict.fromkeys(scan.failures + fine.failures + audited.failures)),
+        complete=len(fine.done) == len(plan) and not (failures or audited.interrupted),
+        failures=failures,
         provenance=_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
     )
 
@@ -254,7 +254,7 @@ class Run:
     def _choose(self, scan: Scan) -> Plan:
         limits, model = self._limits, self._model
         if limits.exhaustive:
-            return dense_plan(self.cell_shape)
+            return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, model.window_macs)
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
         if limits.share is None and model.task == "detect":
             return chosen(tau=model.tau if limits.cells is None else 0.0)

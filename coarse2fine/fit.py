@@ -148,7 +148,7 @@ def fit(
     ValueError
         If a parameter is out of range.
     """
-    _check(recall, steps, object_size, base, base_weights, specialists)
+    _check(recall, steps, seed, object_size, base, base_weights, specialists)
     _check_scan(geometry, width)
     runtime = Runtime.choose(device, precision)
     pairs = _load(images, annotations)
@@ -173,7 +173,8 @@ def fit(
         draft = add_specialists(draft, recipe, scenes, runtime, specialists, cache, bars)
         answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
         draft = replace(draft, threshold=answers.threshold)
-        price = Price("macs") if minimise == "macs" else measure_price(draft, scenes, runtime, seed)
+        fines = {each.geometry.fine for each in planned}
+        price = Price("macs") if minimise == "macs" else measure_price(draft, scenes, runtime, seed, fines)
         setting = Setting(tuple(scenes), answers, recall, price, runtime)
         found = [
             _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
@@ -246,8 +247,8 @@ def _origin(recipe: Recipe, scenes: Sequence[Scene]) -> dict[str, Any]:
         "scenes": [scene.image.name for scene in scenes],
         "objects": int(sum(len(s.centre) for s in scenes)),
         "too_large": int(sum((~s.fits).sum() for s in scenes)),
-        "steps": recipe.steps,
-        "seed": recipe.seed,
+        "steps": int(recipe.steps),
+        "seed": int(recipe.seed),
         "rotate": recipe.rotate,
     }
 
@@ -263,6 +264,7 @@ def _origin_of_base(base: str | None, weights: Weights) -> dict[str, Any]:
 def _check(
     recall: float,
     steps: int,
+    seed: int,
     object_size: float | None,
     base: str | None,
     base_weights: Weights,
@@ -270,8 +272,10 @@ def _check(
 ) -> None:
     if not 0 < recall < 1:
         raise ValueError(f"recall must lie between 0 and 1, got {recall}")
-    if steps < 10:
-        raise ValueError(f"steps must be at least 10, got {steps}; some hundreds are needed to learn anything")
+    if steps % 1 != 0 or steps < 10:
+        raise ValueError(f"steps must be a whole number, at least 10; some hundreds teach anything; got {steps}")
+    if seed % 1 != 0 or seed < 0:
+        raise ValueError(f"seed must be a whole number, 0 or more; got {seed!r}")
     if object_size is not None and not 0 < object_size < np.inf:
         raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
     if base is not None:

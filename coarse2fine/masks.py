@@ -102,7 +102,11 @@ def _from_polygons(polygons: list[Any], cell: int, cell_shape: tuple[int, int]) 
 def _polygons(path: Path) -> list[Any]:
     text = path.read_text(encoding="utf-8")
     try:
-        whole = shapely.from_geojson(json.dumps(json.loads(text)))
+        loaded = json.loads(text)
+        if isinstance(loaded, dict) and isinstance(features := loaded.get("features"), list):
+            # A feature may have no place, which not every reader of GeoJSON takes.
+            loaded["features"] = [f for f in features if not isinstance(f, dict) or f.get("geometry", f) is not None]
+        whole = shapely.from_geojson(json.dumps(loaded))
     except (ValueError, shapely.errors.GEOSException) as error:
         raise ValueError(f"{path} is no GeoJSON that can be read ({error}); export the mask again") from error
     parts = shapely.get_parts(shapely.get_parts(whole)).tolist()

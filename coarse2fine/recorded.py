@@ -106,7 +106,9 @@ class RecordedImage(Image):
         try:
             image = open_image(self.location, mpp=self.mpp, channels=self.picked)
         except ImageError as error:
-            raise ImageError(f"{error}; if it was moved, pass it: Analysis.load(folder, image=path)") from error
+            raise ImageError(
+                f"{error}; if it was moved, pass it: --image PATH, or Analysis.load(folder, image=path)"
+            ) from error
         if image.shape != self.shape:
             image.close()
             raise ImageError(

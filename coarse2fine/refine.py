@@ -13,13 +13,13 @@ from coarse2fine.answer import Read, RefineNet
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.scan import Tick, normalised
+from coarse2fine.scan import Tick, normalised, salvaged
 from coarse2fine.select import Plan
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader
 
-ROUND_PIXELS = 2**26
+ROUND_PIXELS = 2**28
 HURRIED_PIXELS = 2**20
 """Pixels of the first round where time may end the work: what is read in the order of chunks is not best first."""
 _BATCH_PIXELS = 600_000
@@ -38,9 +38,11 @@ class Fine:
     macs : int
         Multiply-adds spent, halos and specialists included.
     failures : tuple of str
-        Windows that could not be read, and why.
+        Why windows, or parts of them, could not be read; such parts were seen as grey.
     interrupted : bool
         Whether Ctrl-C ended it early.
+    late : bool
+        Whether the deadline did.
     """
 
     candidates: Candidates
@@ -48,6 +50,12 @@ class Fine:
     macs: int
     failures: tuple[str, ...]
     interrupted: bool = False
+    late: bool = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether windows were left out that could have been read."""
+        return self.interrupted or self.late
 
 
 def refine(
@@ -86,21 +94,22 @@ def refine(
     found: list[Candidates] = []
     done: list[NDArray[np.intp]] = []
     macs, count = 0, 0
-    interrupted = False
+    interrupted = late = False
     cell = model.geometry.fine_cell
     aside = plan.macs(model.window_macs) - plan.macs(model.refiner_macs) if capped else None
     net = RefineNet(model, runtime, read, (-(-image.height // cell), -(-image.width // cell)), aside)
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         try:
             first = HURRIED_PIXELS if deadline is not None else ROUND_PIXELS
-            for candidates, rows, side, tried in _answers(reader, plan, model, net, runtime, first, batch_size):
+            for candidates, rows, side, tried in _answers(image, reader, plan, model, net, runtime, first, batch_size):
                 found.append(candidates)
                 done.append(rows)
                 macs += len(rows) * model.refiner_macs(side)
                 count += tried
                 if tick:
                     tick(count, len(plan))
-                if deadline is not None and time.perf_counter() >= deadline:
+                late = deadline is not None and time.perf_counter() >= deadline and count < len(plan)
+                if late:
                     break
             found.append(net.flush())
         except KeyboardInterrupt:
@@ -108,10 +117,11 @@ def refine(
             found.append(net.abandon())
     finished = np.concatenate(done) if done else np.zeros(0, np.intp)
     candidates = _distinct(Candidates.concatenate(found), model, image)
-    return Fine(candidates, finished, macs + net.specialist_macs, tuple(reader.failures), interrupted)
+    return Fine(candidates, finished, macs + net.specialist_macs, tuple(reader.failures), interrupted, late)
 
 
 def _answers(
+    image: Image,
     reader: WindowReader,
     plan: Plan,
     model: Model,
@@ -124,7 +134,7 @@ def _answers(
     for rows in _rounds(plan, model, first):
         side = int(plan.sides[rows[0]])
         corners = plan.cell_corners[rows]
-        for candidates, index, tried in _windows(reader, net, model, corners, side, runtime, batch_size):
+        for candidates, index, tried in _windows(image, reader, net, model, corners, side, runtime, batch_size):
             yield candidates, rows[index], side, tried
 
 
@@ -165,6 +175,7 @@ def window_pixels(plan: Plan, model: Model) -> NDArray[np.int64]:
 
 
 def _windows(
+    image: Image,
     reader: WindowReader,
     net: RefineNet,
     model: Model,
@@ -180,7 +191,12 @@ def _windows(
     boxes = [Box(y, x, y + size, x + size) for y, x in corners.tolist()]
     usual = max(1, _BATCH_PIXELS // boxes[0].area)
     for batch in reader.batches(boxes, batch_size or usual):
-        good, index = ~batch.failed, batch.index[~batch.failed]
+        good = ~batch.failed
+        for i in np.flatnonzero(batch.failed).tolist():
+            box = boxes[int(batch.index[i])]
+            if (saved := salvaged(image, model, model.geometry.refine_downsample, box)) is not None:
+                batch.pixels[i], good[i] = saved, True
+        index = batch.index[good]
         candidates = Candidates.empty()
         if len(index):
             candidates = net(normalised(batch.pixels[good], model, runtime), cell_corners[index] * fine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,12 @@ class Picture:
         """Draw three panels into a file: "png", "pdf" or "svg"."""
         if kind not in _SAVED:
             raise ValueError(f"a picture is drawn into a file that ends in .png, .pdf or .svg, got .{kind}")
+        with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "coarse2fine", "text.parse_math": False}):
+            # Not every font has every letter of a name; and a dollar in one is a dollar.
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+            return self._draw(path, kind)
+
+    def _draw(self, path: Path, kind: str) -> Path:
         counts = Counter(r.label for r in self.regions)
         names = [f"{label} ({n:,})" for label, n in sorted(counts.items())[:_LEGEND_ENTRIES]]
         page = _Page.of(self.image.height / self.image.width, max(map(len, names), default=0))
@@ -94,9 +101,8 @@ class Picture:
         if handles:
             page.legend(figure, handles)
         figure.suptitle(self.title, fontsize=12, y=1 - 0.12 / page.height, va="top")
-        with mpl.rc_context({"svg.hashsalt": "coarse2fine"}):
-            # Without a date and with fixed names inside, equal results are equal files.
-            figure.savefig(path, format=kind, **_SAVED[kind])
+        # Without a date and with fixed names inside, equal results are equal files.
+        figure.savefig(path, format=kind, **_SAVED[kind])
         return path
 
     def _overview(self, page: _Page) -> NDArray[np.uint8]:

@@ -22,6 +22,7 @@ from coarse2fine.overlays import encoded
 from coarse2fine.pages import data_uri, render_page
 from coarse2fine.report_html import colour, recall_text, write_report
 from coarse2fine.stored import ANALYSIS, REPORT, THUMBNAIL, read_audit, read_record
+from coarse2fine.tiling.errors import ImageError
 
 _BATCH = "batch.json"
 _SHARDS = "batch-*-of-*.json"
@@ -59,16 +60,18 @@ class Row:
     @property
     def failure(self) -> str:
         """What went wrong; empty where all went well."""
-        return str(self.facts.get("error", ""))
+        return str(self.facts.get("error", "")).removeprefix(f"{self.facts['source']}: ")
 
 
-def write_folder_report(folder: str | os.PathLike[str]) -> Path:
+def write_folder_report(folder: str | os.PathLike[str], image: str | None = None) -> Path:
     """Write ``report.html`` into a folder of results: that of an image, or of a batch with one for each image.
 
     Parameters
     ----------
     folder : path-like
         What `Analysis.save` wrote, or ``coarse2fine analyze`` of many images.
+    image : str, optional
+        The image of a single result, if it was moved.
 
     Returns
     -------
@@ -79,10 +82,16 @@ def write_folder_report(folder: str | os.PathLike[str]) -> Path:
     ------
     FileNotFoundError
         If the folder holds no results.
+    ImageError
+        If `image` cannot be opened, or is another one.
+    ValueError
+        If an image is given for several results, or what a batch or a single result says of itself is damaged.
     """
     source = Path(folder)
     if (source / ANALYSIS).is_file():
-        return _report(source)
+        return _report(source, image)
+    if image is not None:
+        raise ValueError(f"{source} holds no single result, but {image} is the image of one; name its folder")
     for result in _results(source):
         try:
             _report(result)
@@ -145,18 +154,50 @@ def _results(folder: Path) -> Iterator[Path]:
             yield Path(place)
 
 
-def _report(folder: Path) -> Path:
-    with Analysis.load(folder) as analysis:
+def _report(folder: Path, image: str | None = None) -> Path:
+    with Analysis.load(folder, image) as analysis:
+        try:
+            analysis.image.array()
+        except ImageError as error:
+            _LOG.warning("the page of %s has no pictures: %s", folder, error)
         return write_report(analysis, folder / REPORT)
 
 
+def remove_shards(folder: Path) -> None:
+    """Remove the records of parts of a batch: the whole of it was run since."""
+    for path in folder.glob(_SHARDS):
+        path.with_suffix(".csv").unlink(missing_ok=True)
+        path.unlink()
+
+
 def _facts(folder: Path) -> list[Mapping[str, Any]]:
-    """What is known of each image."""
-    records = [folder / _BATCH] if (folder / _BATCH).is_file() else sorted(folder.glob(_SHARDS))
-    if records:
-        return [facts for path in records for facts in json.loads(path.read_text("utf-8"))["results"]]
-    found = sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
-    return [_facts_of(path.name, read_record(path)) for path in found]
+    """What is known of each image, the last that was said of it."""
+    whole, shards = folder / _BATCH, sorted(folder.glob(_SHARDS), key=lambda path: path.stat().st_mtime_ns)
+    if not (shards or whole.is_file()):
+        found = sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
+        return [_stored_facts(path) for path in found]
+    # A run of the whole removes what shards said before, so that those which are there came later.
+    said = {facts["name"]: facts for path in ([whole] if whole.is_file() else []) + shards for facts in _said(path)}
+    return [said[name] for name in (sorted(said) if shards else said)]
+
+
+def _said(path: Path) -> list[Mapping[str, Any]]:
+    """The records of a batch or a shard."""
+    try:
+        results = json.loads(path.read_text("utf-8"))["results"]
+        if all({"name", "source", "status"} <= facts.keys() for facts in results):
+            return list(results)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{path} is damaged, or none of coarse2fine's; remove it, or run the same command again")
+
+
+def _stored_facts(folder: Path) -> dict[str, Any]:
+    try:
+        return _facts_of(folder.name, read_record(folder))
+    except (LookupError, OSError, TypeError, ValueError) as error:  # the others are told of
+        told = f"no result that can be read ({type(error).__name__}: {error}); analyse the image again"
+        return {"name": folder.name, "source": str(folder), "status": "failed", "error": told}
 
 
 def _facts_of(name: str, record: Mapping[str, Any]) -> dict[str, Any]:

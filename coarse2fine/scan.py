@@ -49,7 +49,8 @@ class Scan:
     interest : ndarray, float32, (cell height, cell width)
         Probability that refining the cell finds something.
     fired : ndarray, uint8, (cell height, cell width, 3)
-        High-level features that spoke loudest, strongest first; 255 where none did.
+        High-level features that spoke loudest, strongest first; 255 where none did, and in cells that are far from
+        interesting.
     macs : int
         Multiply-adds spent, halos included.
     failures : tuple of str
@@ -162,7 +163,7 @@ def _look_closer(
             boxes = [Box(y, x, y + side, x + side).scale(spec.stride).expand(spec.margin) for y, x in corners.tolist()]
             for batch in reader.batches(boxes, max(1, _BATCH_PIXELS // boxes[0].area)):
                 for i in np.flatnonzero(batch.failed).tolist():
-                    saved = _salvaged(image, model, level, boxes[int(batch.index[i])])
+                    saved = salvaged(image, model, level.downsample, boxes[int(batch.index[i])])
                     batch.pixels[i] = _grey(model) if saved is None else saved
                 with torch.inference_mode():
                     high = net.high(normalised(batch.pixels, model, runtime))
@@ -228,12 +229,12 @@ def features(
             if tick:
                 tick(done + 1, len(grid))
             index = int(batch.index[0])
-            pixels = _salvaged(image, model, level, boxes[index]) if batch.failed[0] else batch.pixels
+            pixels = salvaged(image, model, level.downsample, boxes[index]) if batch.failed[0] else batch.pixels[0]
             if pixels is None:
                 continue
             seen, cell_box = True, grid[index]
             with torch.inference_mode():
-                high = net.high(normalised(pixels, model, runtime))
+                high = net.high(normalised(pixels[None], model, runtime))
                 logit = net.head(high)[0].float()
             yield (
                 cell_box,
@@ -264,11 +265,11 @@ def _block_shape(level: Level, cell_shape: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _salvaged(image: Image, model: Model, level: Level, box: Box) -> NDArray[np.uint8] | None:
-    """A block of which parts cannot be read, in a batch of its own; those are of the model's mean grey."""
-    read = partial(image.read_scaled, downsample=level.downsample)
+def salvaged(image: Image, model: Model, downsample: int, box: Box) -> NDArray[np.uint8] | None:
+    """A box of a plane of which parts cannot be read; those are of the model's mean grey. None where nothing can."""
+    read = partial(image.read_scaled, downsample=downsample)
     try:
-        return salvage(read, box, fill=_grey(model))[None]
+        return salvage(read, box, fill=_grey(model))
     except ImageError:
         return None
 

@@ -7,6 +7,7 @@ square costs less than the windows in it (its halo is paid once).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -126,7 +127,7 @@ def choose(
     interest : ndarray, float32, (cell height, cell width)
         Probability that refining a cell finds something.
     window : int
-        Side of the smallest window, in cells.
+        Side of the smallest window, in cells; less where so many cells are not to be had.
     window_macs : callable
         Multiply-adds of a window of a given side.
     tau : float
@@ -138,6 +139,8 @@ def choose(
         Sides of the larger squares, increasing multiples.
     """
     side = min(window, *interest.shape)
+    if budget_cells is not None:
+        side = min(side, math.isqrt(budget_cells))  # a few cells are less than one usual window
     # With the cheapest cover there is (the largest square), no more windows than this can be paid for.
     largest = merged[-1]
     most = None if budget_macs is None else int(budget_macs / window_macs(largest) * (largest / side) ** 2) + 1
@@ -162,14 +165,35 @@ def choose(
     return plan if plan.macs(window_macs) < everything.macs(window_macs) else everything
 
 
+def cover(cells: NDArray[np.bool_], window_macs: Callable[[int], int]) -> Plan:
+    """Certain cells in squares of one size: that of the exhaustive pass, or a smaller one if that costs less.
+
+    Parameters
+    ----------
+    cells : ndarray, bool, (cell height, cell width)
+    window_macs : callable
+        Multiply-adds of a window of a given side.
+    """
+    whole = dense_plan(cells.shape)
+    side = int(whole.sides[0])
+    plans = [whole, *(_squares(cells.shape, s) for s in reversed(MERGED_SIDES) if s < side)]
+    touching = [plan.take(plan.touching(cells)) for plan in plans]
+    return min(touching, key=lambda plan: plan.macs(window_macs))
+
+
 def dense_plan(interest_shape: tuple[int, int]) -> Plan:
     """The exhaustive pass: every cell, in squares of `DENSE_SIDE` cells at most."""
     # Much of a square as large as a strip is long would lie beyond the strip; a very small one would be all halo.
     side = max(even(min(interest_shape), DENSE_SIDE), min(MERGED_SIDES[0], DENSE_SIDE, max(interest_shape)))
-    ys, xs = np.arange(0, interest_shape[0], side), np.arange(0, interest_shape[1], side)
+    return _squares(interest_shape, side)
+
+
+def _squares(cell_shape: tuple[int, int], side: int) -> Plan:
+    """Every cell, in squares on a grid."""
+    ys, xs = np.arange(0, cell_shape[0], side), np.arange(0, cell_shape[1], side)
     corners = np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.int64)
     count = len(corners)
-    return Plan(corners, np.full(count, side, np.int64), np.ones(count, np.float32), interest_shape)
+    return Plan(corners, np.full(count, side, np.int64), np.ones(count, np.float32), cell_shape)
 
 
 def _most(best: Callable[[int], Plan], count: int, affordable: Callable[[Plan], bool]) -> Plan:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import socket
 import threading
 import webbrowser
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from coarse2fine.analysis import Analysis
 from coarse2fine.export import label_colour
 from coarse2fine.pages import asset
 from coarse2fine.stored import ANALYSIS
+from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.opening import ImageSource
 from coarse2fine.view_tiles import CLOSER, LAYERS, OVERLAP, TILE, Tiles
 
@@ -30,6 +32,7 @@ _ASSETS = {
     "/openseadragon-LICENSE.txt": ("openseadragon-LICENSE.txt", "text/plain; charset=utf-8"),
 }
 _TILE_PATH = re.compile(rf"/tiles/({'|'.join(LAYERS)})/(\d{{1,3}})/(\d{{1,7}})/(\d{{1,7}})")
+_CLASS = re.compile(r"[0-9]{1,9}")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -37,6 +40,7 @@ _POLICY = (
 _DRAWN_AT_ONCE = 4
 _BEST_WINDOWS = 200
 _IDLE_SECONDS = 30
+_LAST_PORT = 65535
 
 
 class ViewServer(ThreadingHTTPServer):
@@ -56,7 +60,17 @@ class ViewServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, analysis: Analysis, folder: Path, host: str, port: int) -> None:
-        super().__init__((host, port), _Handler)
+        if not 0 <= port <= _LAST_PORT:
+            raise ValueError(f"expected a port from 0, for any that is free, to {_LAST_PORT}, got {port}")
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            raise OSError(
+                f"cannot listen at {host}, port {port} ({error.strerror}); leave the port out for any that is free, "
+                "and the host for this machine alone"
+            ) from error
         self.folder = folder.resolve()
         self.tiles = Tiles(analysis)
         self.info = json.dumps(_info(analysis, self.tiles, self.folder)).encode()
@@ -100,7 +114,9 @@ def serve(
     FileNotFoundError
         If the folder holds no whole result.
     OSError
-        If the port is taken.
+        If the port is taken, or there is no such host here.
+    ValueError
+        If there is no such port, or the result is damaged.
     """
     folder = Path(result)
     parts = sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
@@ -108,6 +124,8 @@ def serve(
         raise FileNotFoundError(f"{folder} holds {len(parts):,} results; view one of them, such as {parts[0]}")
     with Analysis.load(folder, image) as analysis, ViewServer(analysis, folder, host, port) as server:
         print(f"{analysis.image.name} is shown at {server.url} (Ctrl-C to end)", flush=True)
+        for line in _unreadable(analysis):
+            print(line, flush=True)
         if open_browser:
             webbrowser.open(server.url)
         try:
@@ -149,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the terminal quiet."""
 
     def _tile(self, layer: str, level: int, row: int, column: int, query: dict[str, list[str]]) -> None:
-        hidden = frozenset(int(i) for i in query.get("hidden", [""])[0].split(",") if i.isdecimal())
+        hidden = frozenset(int(i) for i in query.get("hidden", [""])[0].split(",") if _CLASS.fullmatch(i))
         with self.server.drawing:
             content = self.server.tiles.tile(layer, level, row, column, hidden)
         if content is None:
@@ -221,6 +239,7 @@ def _info(analysis: Analysis, tiles: Tiles, folder: Path) -> dict[str, Any]:
             f"{analysis.cost.share:.1%} of the compute of refining everything ({analysis.cost.speedup:.1f}x less)",
             *([] if analysis.audit is None else [str(analysis.audit)]),
             *analysis.failures,
+            *_unreadable(analysis),
         ],
         "labels": [
             {"name": label, "count": count, "colour": "rgb({}, {}, {})".format(*label_colour(label))}
@@ -230,6 +249,15 @@ def _info(analysis: Analysis, tiles: Tiles, folder: Path) -> dict[str, Any]:
         "best": [tiles.window(i) for i in range(min(_BEST_WINDOWS, len(analysis.plan)))],
         "files": sorted(_files(folder)),
     }
+
+
+def _unreadable(analysis: Analysis) -> list[str]:
+    """Why there is nothing to see beneath the overlays, if so."""
+    try:
+        analysis.image.array()
+    except ImageError as error:
+        return [f"The image is not shown: {error}"]
+    return []
 
 
 def _files(folder: Path) -> set[str]:
@@ -250,4 +278,7 @@ def _names(host: str) -> frozenset[str] | None:
 
 def _host_of(header: str) -> str:
     """The host in a ``Host`` header, without port and brackets."""
-    return urlsplit(f"//{header}").hostname or ""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""

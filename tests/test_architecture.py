@@ -19,7 +19,7 @@ PARTS = [sorted((ROOT / part).glob("*.py")) for part in ("tiling", "models", "sc
 FILES = [path for part in (CORE, *PARTS) for path in part]
 PIXELS = {"numpy", "cv2", "zarr", "numcodecs", "dask", "tifffile", "imagecodecs", "platformdirs"}
 EXTRAS = {"aiohttp", "fsspec", "openslide", "tensorstore"}
-TENSORS = {"numpy", "torch", "timm", "scipy", "safetensors"}
+TENSORS = {"cv2", "numpy", "torch", "timm", "scipy", "safetensors"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:

@@ -162,6 +162,7 @@ def test_too_few_objects_end_at_the_exhaustive_pass(detector: Model) -> None:
     assert result.audit.certified
     assert result.audit.recall_interval == (1.0, 1.0)
     assert result.audit.found == world.total()
+    assert "nothing was skipped" in str(result.audit)
     silent = survey(world.standing(), world.exhaustive // 50, confidence=0.95, seed=0, if_telling=True)
     assert silent.macs == 0
     assert math.isnan(silent.audit.recall)
@@ -182,7 +183,12 @@ def test_a_limit_ends_a_certification(detector: Model) -> None:
         assert not result.audit.certified
         assert result.audit.recall_interval[0] < 0.95
         assert result.audit.found >= before
-        assert "95.0% is not certified" in str(result.audit)
+        assert "95% is not certified" in str(result.audit)
+        # Where nothing was drawn, nothing is known of what was missed; it is not none.
+        assert math.isnan(result.audit.recall) == (result.audit.audited == 0)
+    spent = certify(standing, 0.95, confidence=0.999, seed=0, most_macs=-world.exhaustive)
+    assert spent.macs == 0
+    assert "with 99.9% confidence" in str(spent.audit)
 
 
 def test_interrupted_work_is_kept_and_claims_nothing(detector: Model) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -468,6 +468,87 @@ def test_one_run_at_a_time(folder: Path, tmp_path: Path, model_file: Path) -> No
             analyze_folder(folder, tmp_path / "out", model_file, workers=0)
         assert not (tmp_path / "out" / "batch.json").exists()
     assert len(analyze_folder(folder, tmp_path / "out", model_file, workers=0).unwell) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "free"),
+    [
+        ("batch", "batch-1-of-2", False),
+        ("batch-1-of-2", "batch", False),
+        ("batch-1-of-2", "batch-1-of-2", False),
+        ("batch-1-of-2", "batch-2-of-3", False),
+        ("image", "image", False),
+        ("batch-1-of-2", "batch-2-of-2", True),
+    ],
+)
+def test_runs_that_may_have_an_image_in_common_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: str, other: str, free: bool
+) -> None:
+    monkeypatch.setattr(state, "_LOCK_SECONDS", 0.01)
+    expected = nullcontext() if free else pytest.raises(BlockingIOError, match="another run")
+    with state.alone(tmp_path, one), expected, state.alone(tmp_path, other):
+        pass
+    assert not list(tmp_path.iterdir())
+    with state.alone(tmp_path, other):
+        pass
+
+
+def test_a_single_image_is_analysed_by_one_run_at_a_time(
+    folder: Path, tmp_path: Path, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["analyze", str(folder / "bild 0.png"), "-o", str(tmp_path / "out"), "-m", str(model_file), "-q"]
+    (tmp_path / "out").mkdir()
+    with state.alone(tmp_path / "out", state.SINGLE):
+        assert main(command) == 1
+    assert "another run is writing into" in capsys.readouterr().err
+    assert main(command) == 0
+
+
+def test_the_page_tells_what_shards_did_last(folder: Path, tmp_path: Path, model_file: Path) -> None:
+    out = tmp_path / "out"
+    command = ["analyze", str(folder), "-o", str(out), "-m", str(model_file), "-n", "0", "-q"]
+    assert main(command) == 1
+    write_png(folder / "neu.png", np.zeros((90, 90), np.uint8))
+    for shard in ("1/2", "2/2", "1/3"):
+        main([*command, "--shard", shard])
+    page = (out / "report.html").read_text("utf-8")
+    assert "5 images" in page
+    assert "neu.png" in page
+    assert main(command) == 1
+    assert sorted(path.name for path in out.glob("batch*")) == ["batch.csv", "batch.json"]
+    assert "5 images" in (out / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_images_that_were_moved_are_found_where_they_are(
+    folder: Path, tmp_path: Path, model_file: Path, several: bool
+) -> None:
+    def command(out: str) -> list[str]:
+        source = folder if several else folder / "bild 0.png"
+        return ["analyze", str(source), "-o", str(tmp_path / out), "-m", str(model_file), "-n", "0", "-q"]
+
+    (folder / "a bad one.tif").unlink()
+    assert main(command("out")) == 0
+    folder = folder.rename(tmp_path / "moved")
+    assert main(command("out")) == 0
+    assert main(command("plain")) == 0
+    pages = {name for name in contents(tmp_path / "plain") if name.endswith("report.html")}
+    moved, plain = contents(tmp_path / "out"), contents(tmp_path / "plain")
+    assert {n: b for n, b in moved.items() if n not in pages} == {n: b for n, b in plain.items() if n not in pages}
+
+
+def test_spaces_and_capitals_in_lists_hide_nothing(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('Path, MPP , model\n"a b.png" , 0.5, craters\nc.png\n', "utf-8")
+    first, second = find_items(tmp_path / "list.csv")
+    assert (Path(first.source).name, first.mpp, first.model) == ("a b.png", 0.5, "craters")
+    assert (Path(second.source).name, second.mpp, second.model) == ("c.png", None, None)
+
+
+@pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_pixel_size_that_cannot_be_is_refused_before_the_work(folder: Path, tmp_path: Path, mpp: float) -> None:
+    with pytest.raises(ValueError, match="expected positive microns per pixel, got"):
+        analyze_folder(folder, tmp_path / "out", mpp=mpp, workers=0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_lists_with_any_name_and_of_another_encoding(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import cast
 import cv2
 import numpy as np
 import pytest
-from distributed import Client, KilledWorker
+from distributed import Client, KilledWorker, LocalCluster
 from numpy.typing import NDArray
 
 from coarse2fine import pieces
@@ -139,6 +140,17 @@ def test_no_scheduler_there(
         port = server.getsockname()[1]
     with pytest.raises(OSError, match=str(port)):
         analyze_folder(tmp_path / "in", tmp_path / "out", scheduler=f"tcp://127.0.0.1:{port}")
+
+
+def test_a_scheduler_without_workers_is_told_of(
+    tmp_path: Path, make_image: Callable[..., NDArray[np.uint8]], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_png(tmp_path / "in" / "a.png", make_image(60, 60))
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty:
+        threading.Timer(3.0, empty.scale, (1,)).start()
+        batch = analyze_folder(tmp_path / "in", tmp_path / "out", "digits", scheduler=empty.scheduler_address)
+        assert f"no worker has come to {empty.scheduler_address} yet" in caplog.text
+    assert batch.ok
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to a single process there")

@@ -25,7 +25,10 @@ MakeImage = Callable[..., NDArray[np.uint8]]
     [
         ({"share": 0.0}, "budget must be a positive share"),
         ({"share": float("nan")}, "budget must be a positive share"),
+        ({"share": float("inf")}, "budget must be a positive share"),
         ({"cells": 0}, "at least 1; got 0"),
+        ({"cells": 2.5}, "a whole number of cells"),
+        ({"cells": float("inf")}, "a whole number of cells"),
         ({"seconds": 0.0}, "seconds must be positive"),
     ],
 )
@@ -41,7 +44,7 @@ def test_no_more_cells_than_allowed(make_image: MakeImage, detector: Model, cell
     everything = result.cost.cells
     assert result.cost.cells_refined <= min(cells, everything)
     # Windows of 2 x 2 cells: less than one of them is left over.
-    assert result.cost.cells_refined >= min(cells, everything) - detector.window**2
+    assert result.cost.cells_refined >= max(1, min(cells, everything) - detector.window**2)
     assert result.provenance["parameters"]["cells"] == cells
 
 
@@ -59,6 +62,8 @@ def test_time_ends_the_refinement(make_image: MakeImage, detector: Model, monkey
     assert not result.complete
     assert 0 < result.cost.cells_refined < result.cost.cells
     assert "planned were refined" in str(result)
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        analyze(image, detector, seed=-1)
     whole = analyze(image, detector, budget=0.5, seconds=1e6, threshold=0.3)
     assert whole.complete
     np.testing.assert_array_equal(whole.refined, analyze(image, detector, budget=0.5, threshold=0.3).refined)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from coarse2fine import cli_doctor
 from coarse2fine.cli import main
 from coarse2fine.model import Model
 from coarse2fine.models.bundle import embedded_names
@@ -104,6 +106,17 @@ def test_doctor_tests_the_installation(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("torch ", "cores usable", "codecs", "GB free", "self-test  passed"))
+
+
+def test_doctor_names_every_extra_that_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    monkeypatch.setattr(cli_doctor, "find_spec", lambda _: None)
+    monkeypatch.setattr(cli_doctor, "_self_test", lambda: 0)
+    assert main(["doctor"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("extras "))
+    assert set(line.partition(": ")[2].split(", ")) == set(project["optional-dependencies"]) - {"dev"}
 
 
 def test_train_is_fit(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,19 @@ def test_report(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no results" in capsys.readouterr().err
 
 
+def test_an_image_that_was_moved(
+    result: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = (result.parent / "grün (1).png").rename(result.parent / "anders.png")
+    assert main(["report", str(result)]) == 0
+    assert "has no pictures: " in caplog.text
+    assert "if it was moved, pass it: --image PATH" in caplog.text
+    assert main(["report", str(result), "--image", str(moved)]) == 0
+    assert "data:image/jpeg" in (result / "report.html").read_text("utf-8")
+    assert main(["report", str(result.parent), "--image", str(moved)]) == 1
+    assert "holds no single result" in capsys.readouterr().err
+
+
 def test_tiles(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     h5py = pytest.importorskip("h5py")
     path = result.parent / "tiles.h5"

@@ -165,6 +165,9 @@ def test_a_geometry_of_ones_own(small_steps: None) -> None:
     with analyze(pixels, model) as part, analyze(pixels, model, budget=1.0) as whole:
         assert len(part.regions) >= 0.8 * len(whole.regions) > 0
         assert part.refined.shape == (32, 32)
+    large = Geometry(cell=32, scan_downsample=8, refine_downsample=1, fine=4)
+    model = fit([pixels], [annotations], geometry=large, minimise="seconds", steps=10, precision="fp32", progress=False)
+    assert model.geometry == large
     for wrong, message in (
         (Geometry(cell=16, scan_downsample=4, refine_downsample=1), r"expected cell = 8 \* refine_downsample \* fine"),
         (Geometry(cell=64, scan_downsample=2, refine_downsample=1, fine=8), "a cell must be 1, 2, 4 or 8 pixels"),
@@ -305,7 +308,9 @@ def test_images_and_annotations_are_paired(tmp_path: Path) -> None:
         ({"recall": 0.0}, "recall must lie between 0 and 1"),
         ({"recall": 1.0}, "recall must lie between 0 and 1"),
         ({"recall": float("nan")}, "recall must lie between 0 and 1"),
-        ({"steps": 9}, "steps must be at least 10"),
+        ({"steps": 9}, "steps must be a whole number, at least 10"),
+        ({"steps": 50.5}, "steps must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more; got -1"),
         ({"object_size": -5.0}, "object_size must be a positive number"),
         ({"object_size": float("nan")}, "object_size must be a positive number"),
         ({"precision": "fp8"}, "precision must be"),
@@ -320,7 +325,7 @@ def test_parameters_out_of_range(options: dict[str, Any], message: str) -> None:
         fit([pixels], [annotations], progress=False, **options)
 
 
-def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_learned_from_is_refused(small_steps: None, tmp_path: Path) -> None:
     pixels, annotations = discs(0)[0]
     region = collection(feature("Region*", [[0, 0], [90, 0], [90, 90]]))
     with pytest.raises(AnnotationError, match="no object of any class"):
@@ -333,6 +338,10 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
         fit(pixels, collection(*annotations["features"], everywhere), progress=False)
     with pytest.raises(AnnotationError, match="larger than 4,640 px"):
         fit(pixels, collection(feature("disc", [[9, 9]])), object_size=1e6, progress=False)
+    huge = Geometry(cell=128, scan_downsample=16, refine_downsample=1, fine=16)
+    small = collection(feature("disc", [[20, 20], [40, 20], [40, 40], [20, 40]]))
+    with pytest.raises(AnnotationError, match="no cell of 128 px lies wholly"):
+        fit(pixels[:100, :100], small, geometry=huge, steps=10, progress=False)
     with pytest.raises(AnnotationError, match="one annotation for each image, got 1 for 2"):
         fit([pixels, pixels], [annotations], progress=False)
     with pytest.raises(AnnotationError, match="outside the image"):

@@ -65,6 +65,7 @@ def test_polygons_take_every_cell_that_they_touch_and_leave_holes(tmp_path: Path
     features = [
         {"type": "Feature", "properties": {}, "geometry": json.loads(shapely.to_geojson(g))} for g in (ring, far)
     ]
+    features.append({"type": "Feature", "properties": {}, "geometry": None})
     path = tmp_path / "mask.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     inside = cells_inside(path, blank(400, 640), 8)

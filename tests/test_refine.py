@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import math
@@ -323,7 +324,26 @@ def test_a_damaged_chunk_is_told(tmp_path: Path, make_image: MakeImage, detector
     path.write_bytes(content)
     with analyze(path, detector, budget=1.0) as analysis:
         assert analysis.failures
+        assert not analysis.complete
         assert "cannot be decoded" in str(analysis)
+        assert analysis.refined.all()
+        found = {(r.label, r.full_box) for r in analysis.regions}
+    # What lies far from the damaged tile is found as ever, though one window covers all.
+    with analyze(make_image(256, 256), detector, budget=1.0) as whole:
+        far = {(r.label, r.full_box) for r in whole.regions if min(r.full_box[:2]) > 160 or r.full_box[0] > 160}
+    assert len(far) > 10
+    assert far <= found
+    # Damage does not pass for a look at everything where time ended the work.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.refine.HURRIED_PIXELS", 1)
+        patch.setattr("coarse2fine.refine._BATCH_PIXELS", 1)
+        corners, sides, scores = np.array([[10, 10], [20, 20]]), np.full(2, 2), np.array([1, 0.5], np.float32)
+        read = functools.partial(read_detections, floor=0.3)
+        with open_image(path) as image:
+            plan = Plan(corners, sides, scores, detector.cell_shape(image.shape[:2]))
+            hurried = refine.refine(image, plan, detector, read, Runtime.choose("cpu"), deadline=0.0)
+        assert hurried.failures
+        assert hurried.cut
     # One damaged tile costs what lies on it, not the whole block of the scan, and the picture is drawn all the same.
     with analyze(path, detector) as analysis:
         assert analysis.failures

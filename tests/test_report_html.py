@@ -165,14 +165,36 @@ def test_work_that_is_not_done_gets_no_page(batch: Path) -> None:
 def test_failures_of_a_batch_are_listed(batch: Path) -> None:
     facts = {"name": "one", "source": "one.png", "status": "done", "regions": 1, "labels": {"a": 1}, "share": 0.1}
     facts |= {"macs": 10, "exhaustive_macs": 100, "shape": [5, 6, 3], "complete": False, "failures": []}
-    bad = {"name": "bad", "source": f"bad{ODD}.svs", "status": "failed", "error": "empty", "traceback": f"File {ODD}"}
+    bad = {
+        "name": "bad",
+        "source": f"bad{ODD}.svs",
+        "status": "failed",
+        "error": f"bad{ODD}.svs: empty",
+        "traceback": f"File {ODD}",
+    }
     (batch / "batch.json").write_text(json.dumps({"results": [facts, bad]}), "utf-8")
     page = Page(write_batch_report(batch))
     for part in ("What failed", f"bad{ODD}.svs", f"File {ODD}", "empty", "10 %", "done, incomplete"):
         assert part in page.text
+    assert page.text.count(f"bad{ODD}.svs") == 1  # not again in the error
     (batch / "batch.json").rename(batch / "batch-1-of-2.json")
-    (batch / "batch-2-of-2.json").write_text(json.dumps({"results": [bad]}), "utf-8")
+    (batch / "batch-2-of-2.json").write_text(json.dumps({"results": [{**bad, "name": "worse"}]}), "utf-8")
     assert Page(write_batch_report(batch)).tags.count("tr") == 4
+
+
+@pytest.mark.parametrize("text", ["{nope", "[]", "{}", '{"results": [{}]}', '{"results": [3]}'])
+def test_a_record_that_is_damaged_is_named(batch: Path, text: str) -> None:
+    (batch / "batch.json").write_text(text)
+    with pytest.raises(ValueError, match=r"batch\.json is damaged, or none of coarse2fine's"):
+        write_folder_report(batch)
+
+
+@pytest.mark.parametrize("text", ["{nope", "[]", '{"image": 3}'])
+def test_a_result_that_is_damaged_hides_no_other(batch: Path, text: str) -> None:
+    (batch / "one" / "analysis.json").write_text(text)
+    page = Page(write_folder_report(batch))
+    assert "no result that can be read" in page.text
+    assert any("two%20%232" in link for link in page.links)
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine import select
-from coarse2fine.select import Plan, best_windows, choose, dense_plan
+from coarse2fine.select import Plan, best_windows, choose, cover, dense_plan
 
 FIELD, STRIDE = 58, 8
 
@@ -173,6 +173,15 @@ def test_the_dense_plan_covers_each_cell_once(height: int, width: int, side: int
         plan = dense_plan((height, width))
     assert (counted(plan) == 1).all()
     assert plan.covered().all()
+
+
+def test_a_small_part_is_covered_in_small_squares() -> None:
+    part = np.zeros((300, 300), bool)
+    part[20:30, 40:45] = True
+    plan = cover(part, macs)
+    assert plan.covered()[part].all()
+    assert 4 * plan.macs(macs) < dense_plan(part.shape).take(np.array([0])).macs(macs)
+    assert cover(np.ones((256, 256), bool), macs).macs(macs) == dense_plan((256, 256)).macs(macs)
 
 
 @pytest.mark.parametrize("shape", [(1, 625), (625, 1), (3, 40), (63, 3000), (1, 1), (250, 250)])

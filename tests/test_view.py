@@ -258,6 +258,31 @@ def test_another_site_cannot_pose_as_this_one(server: ViewServer, host: str, sta
     assert get(server, "/info.json", host=host)[0] == status
 
 
+def test_odd_requests_are_answered(server: ViewServer) -> None:
+    assert get(server, "/", host="[::1")[0] == 403
+    assert get(server, f"/tiles/regions/1/0/0?hidden={'9' * 5000}")[0] == 200
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_cannot_be(result: Path, port: int) -> None:
+    with pytest.raises(ValueError, match=f"expected a port from 0, for any that is free, to 65535, got {port}"):
+        serve(result, port=port, open_browser=False)
+
+
+def test_a_port_that_is_taken(server: ViewServer, result: Path) -> None:
+    with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1, port {server.server_port} "):
+        serve(result, port=server.server_port, open_browser=False)
+
+
+def test_an_address_of_version_6(result: Path, analysis: Analysis) -> None:
+    try:
+        running = ViewServer(analysis, result, "::1", 0)
+    except OSError as error:
+        pytest.skip(f"there is none here: {error}")
+    with running:
+        assert running.url == f"http://[::1]:{running.server_port}/"
+
+
 def test_names_with_odd_letters(server: ViewServer, result: Path) -> None:
     odd = result / "ä #?%.txt"
     odd.write_text("here", encoding="utf-8")
@@ -280,6 +305,8 @@ def test_without_the_image_there_is_still_something_to_see(result: Path, analysi
     moved = Path(loaded.image.location).rename(result.parent / "moved.png")
     try:
         tiles = Tiles(loaded)
+        with ViewServer(loaded, result, "127.0.0.1", 0) as running:
+            assert "The image is not shown: " in json.loads(running.info)["summary"][-1]
         assert decoded(tiles.tile("image", 0, 0, 0)).std() == 0
         assert decoded(tiles.tile("regions", 0, 0, 0))[..., 3].any()
     finally:

@@ -83,6 +83,8 @@ def test_candidates_keep_the_refine_nets_cells() -> None:
         wide, plain = (base_spec(1, geometry, width) for width in (2.0, 1.0))
         assert 2 < wide.macs_per_cell / plain.macs_per_cell < 4
         assert wide.stages[-1] == plain.stages[-1]
+        # A feature's number is stored in a byte, beside that of no feature.
+        assert max(stage.channels for stage in base_spec(1, geometry, 16.0).stages) < NO_FEATURE
 
 
 def test_three_levels(make_image: MakeImage, zoom_detector: Model, runtime: Runtime) -> None:

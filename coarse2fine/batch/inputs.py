@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from coarse2fine.masks import MASK_SUFFIXES
 from coarse2fine.paths import PathLike, expand_paths
@@ -21,6 +22,7 @@ LISTS = (".txt", ".csv", ".tsv")
 """Name endings of lists of images."""
 # What Windows does not allow in names, and what lies beside the results.
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_COLUMNS = ("path", "mpp", "model")
 _TAKEN = ("batch.json", "batch.csv", "report.html")
 
 
@@ -162,10 +164,12 @@ def _listed(path: Path) -> Iterator[Item]:
     if path.suffix.lower() == ".txt":
         rows = [{"path": line.strip()} for line in text.split("\n") if line.strip() and line.strip()[0] != "#"]
     else:
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        if "path" not in (table.fieldnames or ()):
-            raise ValueError(f"{path}: expected a column named path, found {', '.join(table.fieldnames or ['none'])}")
-        rows = [row for row in table if row["path"]]
+        table = csv.DictReader(io.StringIO(text, newline=""), **_dialect(path))
+        table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
+        if "path" not in table.fieldnames:
+            raise ValueError(f"{path}: expected a column named path, found {', '.join(table.fieldnames) or 'none'}")
+        rows = [{name: (row.get(name) or "").strip() for name in _COLUMNS} for row in table]
+        rows = [row for row in rows if row["path"]]
     if not rows:
         raise ValueError(f"{path}: the list names no image")
     for number, row in enumerate(rows, 1):
@@ -176,6 +180,10 @@ def _listed(path: Path) -> Iterator[Item]:
             _number(row.get("mpp"), f"{path}: entry {number}"),
             str(beside) if beside is not None and beside.is_file() else model,
         )
+
+
+def _dialect(path: Path) -> dict[str, Any]:
+    return {"delimiter": "\t" if path.suffix.lower() == ".tsv" else ",", "skipinitialspace": True}
 
 
 def _number(text: str | None, where: str) -> float | None:

@@ -55,10 +55,19 @@ class Opening:
         Microns per pixel instead of what a file says.
     channels : tuple of int, optional
         Stored channels to read.
+
+    Raises
+    ------
+    ValueError
+        If `mpp` is not positive.
     """
 
     mpp: float | None = None
     channels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mpp is not None and not 0 < self.mpp < float("inf"):
+            raise ValueError(f"expected positive microns per pixel, got {self.mpp}")
 
     def __call__(self, source: str) -> Image:
         return open_image(source, mpp=self.mpp, channels=self.channels)

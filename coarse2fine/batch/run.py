@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from coarse2fine.batch.inputs import Item, find_items, sharded, with_masks
 from coarse2fine.batch.job import KEEP_FROM, Job, Opening, Record, cores, key_of
-from coarse2fine.batch.state import alone, done_before, told
+from coarse2fine.batch.state import SINGLE, alone, found_again, told
 from coarse2fine.batch.summary import Batch
 from coarse2fine.batch.task import analyze_item, failed
 from coarse2fine.config import Config, ModelSpec
@@ -22,7 +22,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.paths import PathLike
 from coarse2fine.progress import BatchProgress
-from coarse2fine.report_batch import write_batch_report
+from coarse2fine.report_batch import remove_shards, write_batch_report
 from coarse2fine.tiling.remote import is_url
 
 OnError = Literal["skip", "fail"]
@@ -210,8 +210,8 @@ def run_batch(
     out.mkdir(parents=True, exist_ok=True)
     mine = sharded(items, crew.shard)
     jobs = make_jobs(mine, out, model, config, crew, opening or Opening(), flat=flat, report=report)
-    with nullcontext() if flat else alone(out, _name(crew)):
-        done = {} if overwrite else {job.item.name: r for job in jobs if (r := done_before(job)) is not None}
+    with alone(out, SINGLE if flat else _name(crew)):
+        done = {} if overwrite else {job.item.name: r for job in jobs if (r := found_again(job)) is not None}
         before = len(done)
         try:
             _run(jobs, done, crew, on_error, progress=progress)
@@ -245,6 +245,8 @@ def _save(batch: Batch, crew: Crew) -> None:
     # A full disk is what a record tells of already.
     with suppress(OSError) if any(record.fatal for record in batch.records) else nullcontext():
         batch.save(_name(crew))
+        if crew.shard is None:
+            remove_shards(batch.out)
 
 
 def _name(crew: Crew) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,6 +24,7 @@ _MOST_KILLED = 3
 _NEVER_BEGAN = (
     "workers died before they began (as a rule because each has too little memory): start fewer, such as with -n 1"
 )
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class _Schedule:
         self._over: set[str] = set()
         self._killed: Counter[str] = Counter()
         self._number = count()
-        self._slots, self._counted = 0, -_COUNT_EVERY
+        self._slots, self._counted, self._told = 0, -_COUNT_EVERY, False
 
     def records(self) -> Iterator[Record]:
         while self._waiting or self._submitted:
@@ -93,6 +95,9 @@ class _Schedule:
             self._counted = time.monotonic()
             self._slots = sum(self._client.nthreads().values())
             revive(self._client)
+            if not (self._slots or self._told or self._client.cluster):
+                self._told = True
+                _LOG.warning("no worker has come to %s yet: the batch waits", self._client.scheduler.address)
         return max(2, round(_AHEAD * self._slots))
 
     def _submit(self, unit: _Unit) -> None:

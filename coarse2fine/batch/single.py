@@ -8,7 +8,7 @@ from coarse2fine.analysis import Analysis
 from coarse2fine.batch.inputs import Item
 from coarse2fine.batch.job import Opening
 from coarse2fine.batch.run import Crew, make_jobs
-from coarse2fine.batch.state import commit, done_before
+from coarse2fine.batch.state import SINGLE, alone, commit, found_again
 from coarse2fine.batch.task import analyze_opened, was_cut
 from coarse2fine.config import Config
 from coarse2fine.paths import PathLike
@@ -50,13 +50,15 @@ def analyze_single(
         See `coarse2fine.analyze`.
     """
     (job,) = make_jobs([item], out, model, config, Crew(workers=0), opening, flat=True, report=report)
-    if not overwrite and done_before(job) is not None:
+    if not overwrite and found_again(job) is not None:
         return None
     image = job.open()
     try:
-        with Progress(progress) as bars:
-            analysis = analyze_opened(job, image, bars)
-        commit(job, analysis, whole=not was_cut(job, analysis))
+        out.mkdir(parents=True, exist_ok=True)
+        with alone(out, SINGLE):
+            with Progress(progress) as bars:
+                analysis = analyze_opened(job, image, bars)
+            commit(job, analysis, whole=not was_cut(job, analysis))
     except BaseException:
         image.close()
         raise

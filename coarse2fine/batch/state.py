@@ -6,9 +6,10 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Job, Record, Status
 from coarse2fine.export import write_json
 from coarse2fine.report_html import write_report
-from coarse2fine.stored import ANALYSIS, NOT_ALWAYS, REPORT, audit_json, read_audit
+from coarse2fine.stored import ANALYSIS, NOT_ALWAYS, REPORT, audit_json, read_audit, read_record
 from coarse2fine.tiling.remote import is_url
 
 RECORD = "record.json"
 """Written last: a folder with it holds whole results."""
 MOST_TRIES = 2
+SINGLE = "image"
+"""Name of a run whose results lie in the folder itself."""
+# Others hold a lock for a moment, when they look whether it is free.
+_LOCK_SECONDS = 1.0
 _OURS = "coarse2fine"
 _LOG = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
@@ -70,6 +75,19 @@ def done_before(job: Job) -> Record | None:
     if stored["failures"] and is_url(job.item.source):  # a network may do better next time
         return None
     return record_of(job, stored)
+
+
+def found_again(job: Job) -> Record | None:
+    """What `done_before` says; results that there are then say where their image lies now, if it was moved since."""
+    record = done_before(job)
+    if record is None or is_url(job.item.source):
+        return record
+    place = os.path.abspath(job.item.source)  # noqa: PTH100 (keeps links as they are)
+    with told(f"the place of {job.item.source}"):
+        stored = read_record(job.target)
+        if stored["image"]["path"] != place:
+            write_json(job.target / ANALYSIS, {**stored, "image": {**stored["image"], "path": place}})
+    return record
 
 
 def record_of(job: Job, facts: Mapping[str, Any], seconds: float = 0.0) -> Record:
@@ -118,6 +136,15 @@ def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any
 def alone(out: Path, name: str) -> Iterator[None]:
     """Keep other runs away, which would take this one's work for their own; the lock of a run that was killed is free.
 
+    Shards of a batch may run at the same time; shards and the whole of it may not.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the results; must exist.
+    name : str
+        Of the run: that of its record, or `SINGLE`.
+
     Raises
     ------
     OSError
@@ -125,15 +152,40 @@ def alone(out: Path, name: str) -> Iterator[None]:
     """
     folder = out / ".batch"
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / f"{name}.lock")
+    own = folder / f"{name}.lock"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove, folder.rmdir)
+        stack.enter_context(_locked(own, out))
+        stack.callback(_remove, own.unlink)
+        for other in sorted(folder.glob("*.lock")):
+            if other != own and not _apart(other.stem, name):
+                with _locked(other, out):
+                    pass
+        yield
+
+
+def _remove(remove: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError):  # a folder with more in it; on Windows a lock, which vanishes by itself
+        remove()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, out: Path) -> Iterator[None]:
+    lock = FileLock(path, timeout=_LOCK_SECONDS)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire()
     except Timeout:
         raise BlockingIOError(f"another run is writing into {out}: wait for its end, or name another folder") from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _apart(one: str, other: str) -> bool:
+    """Whether two runs never have an image in common: different shards of as many."""
+    _, shards, of = one.partition("-of-")
+    return bool(shards) and other.partition("-of-")[2] == of
 
 
 @contextlib.contextmanager

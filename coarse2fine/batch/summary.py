@@ -89,7 +89,11 @@ class Batch:
         if self.audit is not None:
             number = sum(audit_of(record.facts) is not None for record in self.records)
             lines.append(f"audit  {self.audit}, {number:,} image(s) pooled")
-        lines += [f"{record.status} {record.source}: {record.error}" for record in self.unwell if record.error]
+        lines += [
+            f"{record.status} {record.source}: {record.error.removeprefix(f'{record.source}: ')}"
+            for record in self.unwell
+            if record.error
+        ]
         return "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:

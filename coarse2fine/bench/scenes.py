@@ -88,7 +88,7 @@ def benchmark_scenes(
                 fitting = _Fitting(part, title, rotate=data is not None, steps=steps, seed=seed, progress=progress)
                 fitted = known or fitting.model(models and models / f"fold-{number}-seed-{seed}.c2f")
                 probe = _probe(part, fitted, seed)
-                scenes = composites.of(number, part, fitted)
+                scenes = composites.of(number, seed, part, fitted)
                 found += _measure_all(fitted, scenes, probe, seed, title, progress=progress)
     if not parts[0].train:
         notes.append("no scene is left to fit the rival probe on: it is left out")
@@ -114,7 +114,7 @@ class _Composites:
     def __init__(self, composition: Composition | None, folder: Path | None, *, rotate: bool) -> None:
         self._composition, self._rotate = composition, rotate
         self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="composite-", ignore_cleanup_errors=True)
-        self._made: dict[int, BenchScene] = {}
+        self._made: dict[tuple[int, int], BenchScene] = {}
         self.notes: list[str] = []
 
     def __enter__(self) -> _Composites:
@@ -123,18 +123,20 @@ class _Composites:
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def of(self, fold: int, part: Split, model: Model) -> Sequence[BenchScene]:
-        """Made once for a fold; its ground is free of what the first model's exhaustive pass finds."""
+    def of(self, fold: int, seed: int, part: Split, model: Model) -> Sequence[BenchScene]:
+        """Made once for a fold; where there is ground, for each model, of whose finds it is free."""
         if self._composition is None:
             return part.test
-        if fold not in self._made:
-            path = Path(self._folder.name) / f"fold-{fold}.zarr"
-            occupied = [_occupied(scene, model) for scene in part.test] if self._composition.density < 1 else []
-            self._made[fold] = compose(
+        bare = self._composition.density < 1
+        key = fold, seed if bare else 0
+        if key not in self._made:
+            path = Path(self._folder.name) / f"fold-{fold}-{key[1]}.zarr"
+            occupied = [_occupied(scene, model) for scene in part.test] if bare else []
+            self._made[key] = compose(
                 part.test, self._composition, path, rotate=self._rotate, seed=fold, occupied=occupied
             )
-            self.notes.append(_about(self._made[fold], self._composition, turned=self._rotate))
-        return [self._made[fold]]
+            self.notes.append(_about(self._made[key], self._composition, turned=self._rotate))
+        return [self._made[key]]
 
 
 def _occupied(scene: BenchScene, model: Model) -> NDArray[np.float64]:
@@ -152,8 +154,8 @@ def _about(scene: BenchScene, composition: Composition, *, turned: bool) -> str:
         return f"{scene.name} is {tiles}"
     return (
         f"{scene.name} is {tiles}, on {composition.density:.1%} of its places; the rest is ground made of places "
-        "of these scenes in which neither labels nor the first model's exhaustive pass have anything, even at a "
-        "tenth of its threshold"
+        "of these scenes in which neither labels nor the exhaustive pass of the model under test have anything, even "
+        "at a tenth of its threshold"
     )
 
 

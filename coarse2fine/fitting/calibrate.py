@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.fitting.evaluate import best_f1_threshold, match
-from coarse2fine.fitting.targets import PART, Scene, part_of, pooled
+from coarse2fine.fitting.targets import PART, Scene, check_cells, part_of, pooled
 from coarse2fine.merge import suppress
 from coarse2fine.model import Level, Model
 from coarse2fine.models.firing import calibrate_firing
@@ -309,6 +309,7 @@ def calibrate_level(model: Model, setting: Setting, level: Level) -> tuple[Level
         With a trained net.
     """
     high, logit, target = _held_cells(model, setting, level)
+    check_cells(len(target), level.cell)
     firing, areas = calibrate_firing(high, logit, target)
     return replace(level, firing=firing), areas
 

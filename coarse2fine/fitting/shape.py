@@ -27,6 +27,8 @@ BASES = {
     3: "4/2:12 4/2:24 4/2:48 3:48 1:48 1:1",
 }
 FINE_STRIDE = 8
+# A feature's number is a byte, of which 255 is no feature.
+_MOST_CHANNELS = 248
 STRIDES = tuple(2**halvings for halvings in BASES)
 _FIELD = 58
 # An object of fewer scan pixels than this cannot be told from noise.
@@ -117,12 +119,14 @@ def base_spec(channels: int, geometry: Geometry, width: float = 1.0) -> StackSpe
         Of the image.
     geometry : Geometry
     width : float
-        Factor on the channels of all stages but the answer's; multiply-adds go nearly with its square.
+        Factor on the channels of all stages but the answer's, up to 248; multiply-adds go nearly with its square.
     """
     halvings = int(math.log2(geometry.cell // geometry.scan_downsample))
     spec = StackSpec.parse(channels, BASES[halvings])
     *stages, last = spec.stages
-    return StackSpec(channels, (*(replace(s, channels=max(4, round(width * s.channels))) for s in stages), last))
+    widths = [min(max(4, round(width * s.channels)), _MOST_CHANNELS) for s in stages]
+    wider = (replace(s, channels=n) for s, n in zip(stages, widths, strict=True))
+    return StackSpec(channels, (*wider, last))
 
 
 def refiner_spec(channels: int, labels: Sequence[Label], sizes: Sizes, geometry: Geometry) -> StackSpec:

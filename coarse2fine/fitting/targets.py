@@ -229,6 +229,21 @@ def check_objects(scenes: Sequence[Scene], largest: float) -> None:
         )
 
 
+def check_cells(known: int, cell: int) -> None:
+    """Refuse cells of so many pixels where none of them is known as a whole.
+
+    Raises
+    ------
+    AnnotationError
+        If none is.
+    """
+    if not known:
+        raise AnnotationError(
+            f"no cell of {cell} px lies wholly in an image and in what was annotated: "
+            "give larger images or Region* areas, or a geometry of smaller cells"
+        )
+
+
 def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> None:
     """Mark parts that calibrate and never train: whole images where there are many, else parts of all of them.
 

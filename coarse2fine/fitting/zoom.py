@@ -7,7 +7,7 @@ as seconds on this machine; what is cheapest at the recall that was asked for is
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -52,7 +52,9 @@ _LOSSES = (0.0, 0.002, 0.005, 0.01, 0.02)
 _TIMED_WINDOWS = 256
 
 
-def measure_price(model: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int) -> Price:
+def measure_price(
+    model: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, fines: Collection[int] = (1, 2)
+) -> Price:
     """Time windows of every shape on the largest scene, reading included.
 
     Parameters
@@ -63,11 +65,13 @@ def measure_price(model: Model, scenes: Sequence[Scene], runtime: Runtime, seed:
     runtime : Runtime
     seed : int
         Of the windows' places.
+    fines : collection of int
+        Fine cells along a side of the cells of which there may be windows.
     """
     image = max((scene.image for scene in scenes), key=lambda i: i.height * i.width)
     shape = model.cell_shape(image.shape[:2])
     rng = np.random.default_rng(seed)
-    sides = sorted({window * fine for window in WINDOWS for fine in (1, 2)})
+    sides = sorted({window * fine for window in WINDOWS for fine in fines})
     seconds = {}
     for side in sides:
         corners = rng.integers(0, [max(1, n - side + 1) for n in shape], (_TIMED_WINDOWS, 2))
