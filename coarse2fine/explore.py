@@ -150,7 +150,7 @@ def _codes(
     codes = np.zeros((*shape, model.refiner.spec.stages[-1].channels), np.float16)
     macs = 0
     for box, _, code, cost in features(image, model, runtime, tick, failures):
-        codes[box.y0 : box.y1, box.x0 : box.x1] = code.permute(1, 2, 0).cpu().numpy()
+        codes[box.y0 : box.y1, box.x0 : box.x1] = code.float().permute(1, 2, 0).cpu().numpy()
         macs += cost
     return codes, macs
 

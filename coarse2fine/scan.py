@@ -79,7 +79,7 @@ class Scan:
         ----------
         cell_corners : ndarray, int64, (n, 2)
         high : Tensor, float, (n, c, h, w)
-        logit : Tensor, float32, (n, 1, h, w)
+        logit : Tensor, float, (n, 1, h, w)
         level : Level
         """
         firing = level.firing
@@ -167,7 +167,7 @@ def _look_closer(
                     batch.pixels[i] = _grey(model) if saved is None else saved
                 with torch.inference_mode():
                     high = net.high(normalised(batch.pixels, model, runtime))
-                    logit = net.head(high).float()
+                    logit = net.head(high)
                 scan.enter(corners[batch.index], high, logit, level)
                 macs += len(batch.index) * spec.macs(side, side)
                 done += len(batch.index)
@@ -205,7 +205,7 @@ def features(
     cell_box : Box
         The block, in cells, clipped to the image.
     high : Tensor, float, (c, h, w)
-    logit : Tensor, float32, (channels of the last stage, h, w)
+    logit : Tensor, float, (channels of the last stage, h, w)
     macs : int
         Multiply-adds of the block, halo included.
 
@@ -235,7 +235,7 @@ def features(
             seen, cell_box = True, grid[index]
             with torch.inference_mode():
                 high = net.high(normalised(pixels[None], model, runtime))
-                logit = net.head(high)[0].float()
+                logit = net.head(high)[0]
             yield (
                 cell_box,
                 high[0, :, : cell_box.height, : cell_box.width],

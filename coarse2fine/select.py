@@ -15,11 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.grid import even
 
 MERGED_SIDES = (8, 16, 32)
 DENSE_SIDE = 128
+_BAND_CELLS = 2**20
 _ROUNDS = 60
+_BAND_CELLS = 2**20
 _GATHERED = 2**22
 
 
@@ -235,24 +238,16 @@ def best_windows(
         Expected finds; what better windows cover counts for them alone.
     """
     left = interest.astype(np.float32, copy=True)
-    height, width = left.shape
-    # Equal neighbours (flat areas) would all be maxima: a slight fixed pattern decides between them.
-    ripple = 1 + 1e-4 * np.random.default_rng(0).random((min(251, height), min(257, width)), np.float32)
-    reps = (-(-height // ripple.shape[0]), -(-width // ripple.shape[1]))
-    ripple = np.tile(ripple, reps)[:height, :width]
-    kernel = np.ones((2 * side - 1, 2 * side - 1), np.uint8)
     floor = max(tau, 1e-7)
     corners: list[NDArray[np.int64]] = []
     scores: list[NDArray[np.float32]] = []
     found = 0
     for _ in range(_ROUNDS):
-        sums = cv2.boxFilter(left, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
-        sums = np.asarray(sums * ripple, np.float32)[: height - side + 1, : width - side + 1]
-        peaks = np.argwhere((sums == cv2.dilate(sums, kernel)) & (sums > floor))
+        peaks, sums = _peaks(left, side, floor)
         if not len(peaks):
             break
         corners.append(peaks)
-        scores.append(sums[peaks[:, 0], peaks[:, 1]])
+        scores.append(sums)
         found += len(peaks)
         for dy in range(side):
             for dx in range(side):
@@ -269,6 +264,33 @@ def best_windows(
     all_corners, all_scores = np.concatenate(corners), np.concatenate(scores)
     order = np.argsort(-all_scores, kind="stable")[:most]
     return all_corners[order], all_scores[order]
+
+
+def _peaks(left: NDArray[np.float32], side: int, floor: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """First cells of the windows that expect more than all near them and than a floor, in raster order; and how much.
+
+    Band by band: maps as large as the image's own would be fresh memory each time, which takes longer than the sums.
+    """
+    height, width = (n - side + 1 for n in left.shape)
+    # Equal neighbours (flat areas) would all be maxima: a slight fixed pattern decides between them.
+    ripple = 1 + 1e-4 * np.random.default_rng(0).random((min(251, left.shape[0]), min(251, left.shape[1])), np.float32)
+    ripple = np.tile(ripple, (1, ceil_div(left.shape[1], ripple.shape[1])))[:, :width]
+    kernel = np.ones((2 * side - 1, 2 * side - 1), np.uint8)
+    rows = max(4 * side, _BAND_CELLS // width)
+    corners, scores = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
+    for y in range(0, height, rows):
+        end = min(y + rows, height)
+        first, last = max(0, y - side + 1), min(end + side - 1, height)
+        band = left[first : last + side - 1]
+        if float(band.max()) * side**2 * 1.001 <= floor:
+            continue
+        sums = cv2.boxFilter(band, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        sums = np.asarray(sums[: last - first, :width], np.float32) * ripple[np.arange(first, last) % len(ripple)]
+        own = slice(y - first, end - first)
+        peaks = np.argwhere((sums[own] == cv2.dilate(sums, kernel)[own]) & (sums[own] > floor))
+        scores.append(sums[own][peaks[:, 0], peaks[:, 1]])
+        corners.append(peaks + np.array((y, 0)))
+    return np.concatenate(corners), np.concatenate(scores)
 
 
 def _aligned(left: NDArray[np.float32], side: int, floor: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from coarse2fine import cli_doctor
+from coarse2fine import __version__, cli_doctor
 from coarse2fine.cli import main
 from coarse2fine.model import Model
 from coarse2fine.models.bundle import embedded_names
@@ -134,6 +134,11 @@ def test_the_script_is_the_command(picture: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
     assert "1 image(s) to do" in done.stdout
     assert "320 x 200 px" in done.stdout
+
+
+def test_the_command_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "coarse2fine", "--version"]
+    assert __version__ in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_embedded_models_are_small() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +141,14 @@ def test_firing_is_a_value() -> None:
     assert isinstance(firing, Firing)
     with pytest.raises(AttributeError):
         firing.rule = "logit"  # type: ignore[misc]
+
+
+def test_looked_up_probabilities_are_those_computed() -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 3, 4000).astype(np.float32)
+    targets = (rng.random(4000) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    firing, _ = calibrate_firing(rng.random((4000, 5)).astype(np.float32), logit, targets)
+    firing = replace(firing, rule="logit")
+    low = torch.from_numpy(rng.normal(0, 9, (2, 1, 30, 40))).bfloat16()
+    high = torch.zeros(2, 5, 30, 40)
+    assert torch.equal(firing.probability(high, low), firing.probability(high, low.float()))

@@ -344,7 +344,7 @@ def _held_cells(
             value, use = pooled(part_of(answer, fine_box), known, ratio)
             y, x = (index[::step] for index in np.nonzero(use))
             high.append(h.float().cpu().numpy()[:, y, x].T)
-            logit.append(own[0].cpu().numpy()[y, x])
+            logit.append(own[0].float().cpu().numpy()[y, x])
             target.append(value[y, x])
     return np.concatenate(high), np.concatenate(logit), np.concatenate(target)
 
