@@ -239,8 +239,10 @@ class Run:
         if self._limits.exhaustive:
             # Every cell is refined anyway: a scan would only cost.
             return Scan.none(), read
-        self._check_pays(scan_macs(self._model, self._image.shape[:2]))
-        scan, _ = self._kept.looked(lambda: (look(self._image, self._model, self.runtime, tick), None))
+        self._check_pays(scan_macs(self._model, self._image.shape[:2], self.inside))
+        scan, _ = self._kept.looked(
+            lambda: (look(self._image, self._model, self.runtime, tick, inside=self.inside), None)
+        )
         return self._masked(scan), read
 
     def _masked(self, scan: Scan) -> Scan:

@@ -97,7 +97,14 @@ class Scan:
         self.fired[rows[inside], columns[inside], : names.shape[1]] = names[inside]
 
 
-def look(image: Image, model: Model, runtime: Runtime, tick: Tick | None = None) -> Scan:
+def look(
+    image: Image,
+    model: Model,
+    runtime: Runtime,
+    tick: Tick | None = None,
+    *,
+    inside: NDArray[np.bool_] | None = None,
+) -> Scan:
     """Scan the whole image with a model that knows what it seeks, level by level where the zoom has several.
 
     Parameters
@@ -108,14 +115,24 @@ def look(image: Image, model: Model, runtime: Runtime, tick: Tick | None = None)
     runtime : Runtime
     tick : callable, optional
         Called with blocks done and blocks in all, of each level.
+    inside : ndarray, bool, (cell height, cell width), optional
+        Blocks without any of these cells of the model are not looked at.
     """
-    seen = survey_level(image, model, runtime, model.levels[0], tick)
+    seen = survey_level(image, model, runtime, model.levels[0], tick, inside=inside)
     for level, closer in pairwise(model.levels):
         seen = _look_closer(image, model, runtime, closer, zoom_plan(seen.interest, level, closer), seen, tick)
     return seen
 
 
-def survey_level(image: Image, model: Model, runtime: Runtime, level: Level, tick: Tick | None = None) -> Scan:
+def survey_level(
+    image: Image,
+    model: Model,
+    runtime: Runtime,
+    level: Level,
+    tick: Tick | None = None,
+    *,
+    inside: NDArray[np.bool_] | None = None,
+) -> Scan:
     """Look at the whole image with one level, whatever the others say.
 
     Parameters
@@ -126,11 +143,13 @@ def survey_level(image: Image, model: Model, runtime: Runtime, level: Level, tic
     level : Level
     tick : callable, optional
         Called with blocks done and blocks in all.
+    inside : ndarray, bool, (cell height, cell width), optional
+        See `look`.
     """
     scan = Scan.empty(level.cell_shape(image.shape[:2]))
     macs = 0
     failures: list[str] = []
-    for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level):
+    for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level, inside=inside):
         scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level)
         macs += cost
     return replace(scan, macs=macs, failures=tuple(failures))
@@ -185,6 +204,7 @@ def features(
     failures: list[str] | None = None,
     *,
     level: Level | None = None,
+    inside: NDArray[np.bool_] | None = None,
 ) -> Iterator[tuple[Box, Tensor, Tensor, int]]:
     """High-level activations and answers of the base, or of another level, block by block.
 
@@ -199,6 +219,8 @@ def features(
         Takes the reasons why parts of blocks could not be read; these are grey, and blocks of nothing else left out.
     level : Level, optional
         By default the base's.
+    inside : ndarray, bool, (cell height, cell width), optional
+        See `look`.
 
     Yields
     ------
@@ -217,9 +239,7 @@ def features(
     level = level or model.levels[-1]
     net = runtime.place(level.net)
     spec = net.spec
-    cell_shape = level.cell_shape(image.shape[:2])
-    height, width = _block_shape(level, cell_shape)
-    grid = list(blocks(*cell_shape, (height, width)))
+    (height, width), grid = _blocks(model, level, image.shape[:2], inside)
     # All blocks have one shape; what reaches beyond the image repeats its edge and is cropped from the answer.
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
     cost = spec.macs(height, width)
@@ -248,13 +268,24 @@ def features(
             failures.extend(reader.failures)
 
 
-def scan_macs(model: Model, full_shape: tuple[int, int]) -> int:
+def scan_macs(model: Model, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None = None) -> int:
     """Multiply-adds that the first look at an image of so many pixels takes, halos included: the least of a scan."""
     level = model.levels[0]
+    (height, width), grid = _blocks(model, level, full_shape, inside)
+    return len(grid) * level.net.spec.macs(height, width)
+
+
+def _blocks(
+    model: Model, level: Level, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None
+) -> tuple[tuple[int, int], list[Box]]:
+    """Shape of the blocks that are scanned at once, and those with cells inside, in cells of the level."""
     cell_shape = level.cell_shape(full_shape)
-    height, width = _block_shape(level, cell_shape)
-    count = ceil_div(cell_shape[0], height) * ceil_div(cell_shape[1], width)
-    return count * level.net.spec.macs(height, width)
+    shape = _block_shape(level, cell_shape)
+    grid, ratio = list(blocks(*cell_shape, shape)), level.cell // model.geometry.cell
+    if inside is not None:
+        scaled = [box.scale(ratio) for box in grid]
+        grid = [box for box, own in zip(grid, scaled, strict=True) if inside[own.y0 : own.y1, own.x0 : own.x1].any()]
+    return shape, grid
 
 
 def _block_shape(level: Level, cell_shape: tuple[int, int]) -> tuple[int, int]:

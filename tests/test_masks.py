@@ -154,3 +154,19 @@ def test_a_mask_that_is_a_zarr(tmp_path: Path, make_image: MakeImage, detector: 
     convert(open_image(mask), tmp_path / "mask.zarr")
     batch = analyze_folder(tmp_path / "in", tmp_path / "out", detector, workers=0, mask=tmp_path / "mask.zarr")
     assert batch.records[0].facts["cells"] == 200
+
+
+@pytest.mark.parametrize("fixture", ["detector", "zoom_detector"])
+def test_nothing_is_scanned_where_nothing_is_inside(
+    fixture: str, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr("coarse2fine.scan.BLOCK_PIXELS", 64)
+    model: Model = request.getfixturevalue(fixture)
+    image = make_image(640, 640)
+    mask = np.zeros((640, 640), bool)
+    mask[:100, 400:] = True
+    whole, part = (analyze(image, model, mask=each, precision="fp32") for each in (None, mask))
+    assert 0 < part.cost.scan_macs < 0.3 * whole.cost.scan_macs
+    inside = cells_inside(mask, part.image, part.cell)
+    np.testing.assert_allclose(part.interest[inside], whole.interest[inside], atol=1e-6)
+    assert not part.interest[~inside].any()
