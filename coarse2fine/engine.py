@@ -95,7 +95,8 @@ def analyze(
         Windows that are refined at once; by default by their size.
     mask : path or ndarray, bool, (h, w), optional
         What is to be analysed: GeoJSON with polygons, or an image of the same extent at any resolution that is not
-        black there. Costs and recall are then of that part; the scan looks at everything.
+        black there. Costs and recall are then of that part; a fitted model's scan leaves out what is far from it, the
+        generic one's learns from everything.
     progress : bool
         Whether to show a progress bar.
 

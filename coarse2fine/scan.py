@@ -116,12 +116,22 @@ def look(
     tick : callable, optional
         Called with blocks done and blocks in all, of each level.
     inside : ndarray, bool, (cell height, cell width), optional
-        Blocks without any of these cells of the model are not looked at.
+        Blocks without any of these cells of the model are not looked at, and none but these more closely.
     """
     seen = survey_level(image, model, runtime, model.levels[0], tick, inside=inside)
     for level, closer in pairwise(model.levels):
-        seen = _look_closer(image, model, runtime, closer, zoom_plan(seen.interest, level, closer), seen, tick)
+        interest = seen.interest
+        if inside is not None:
+            interest = interest * _inside_level(inside, level.cell // model.geometry.cell)
+        plan = zoom_plan(interest, level, closer)
+        seen = _look_closer(image, model, runtime, closer, plan, seen, tick)
     return seen
+
+
+def _inside_level(inside: NDArray[np.bool_], ratio: int) -> NDArray[np.bool_]:
+    """Cells of a level that have some of the model's cells inside; its cells are `ratio` of these by as many."""
+    rows = np.logical_or.reduceat(inside, np.arange(0, inside.shape[0], ratio), axis=0)
+    return np.logical_or.reduceat(rows, np.arange(0, inside.shape[1], ratio), axis=1)
 
 
 def survey_level(

@@ -22,7 +22,6 @@ MERGED_SIDES = (8, 16, 32)
 DENSE_SIDE = 128
 _BAND_CELLS = 2**20
 _ROUNDS = 60
-_BAND_CELLS = 2**20
 _GATHERED = 2**22
 
 
@@ -273,7 +272,7 @@ def _peaks(left: NDArray[np.float32], side: int, floor: float) -> tuple[NDArray[
     """
     height, width = (n - side + 1 for n in left.shape)
     # Equal neighbours (flat areas) would all be maxima: a slight fixed pattern decides between them.
-    ripple = 1 + 1e-4 * np.random.default_rng(0).random((min(251, left.shape[0]), min(251, left.shape[1])), np.float32)
+    ripple = 1 + 1e-4 * np.random.default_rng(0).random((min(251, left.shape[0]), min(257, left.shape[1])), np.float32)
     ripple = np.tile(ripple, (1, ceil_div(left.shape[1], ripple.shape[1])))[:, :width]
     kernel = np.ones((2 * side - 1, 2 * side - 1), np.uint8)
     rows = max(4 * side, _BAND_CELLS // width)

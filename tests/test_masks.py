@@ -170,3 +170,13 @@ def test_nothing_is_scanned_where_nothing_is_inside(
     inside = cells_inside(mask, part.image, part.cell)
     np.testing.assert_allclose(part.interest[inside], whole.interest[inside], atol=1e-6)
     assert not part.interest[~inside].any()
+
+
+def test_nothing_outside_is_looked_at_more_closely(make_image: MakeImage, zoom_detector: Model) -> None:
+    image = make_image(1280, 1280)
+    mask = np.zeros((1280, 1280), bool)
+    mask[:100, 1100:] = True
+    whole, part = (analyze(image, zoom_detector, mask=each, precision="fp32") for each in (None, mask))
+    assert part.cost.scan_macs < 0.5 * whole.cost.scan_macs
+    inside = cells_inside(mask, part.image, part.cell)
+    np.testing.assert_allclose(part.interest[inside], whole.interest[inside], atol=1e-6)
