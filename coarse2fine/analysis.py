@@ -297,7 +297,7 @@ class Analysis:
         ValueError
             If files of the result are damaged, missing or of something else.
         """
-        return cls(**vars(read_result(Path(folder), image)))
+        return cls(**read_result(Path(folder), image))
 
     def summary(self) -> dict[str, Any]:
         """All but maps, pixels and what differs from run to run, as JSON values."""

@@ -12,6 +12,12 @@ from coarse2fine.models.bundle import locate
 from coarse2fine.models.runtime import Precision
 
 
+def check_seed(seed: int) -> None:
+    """Raise a ValueError for what no random generator begins with."""
+    if seed % 1 != 0 or seed < 0:
+        raise ValueError(f"seed must be a whole number, 0 or more; got {seed!r}")
+
+
 @dataclass(frozen=True)
 class Config:
     """The parameters of `analyze` as one value, which can be stored and sent; see there for what they mean.
@@ -39,8 +45,7 @@ class Config:
             raise ValueError(f"threshold must be a probability between 0 and 1, got {self.threshold}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be a number of windows, at least 1; got {self.batch_size}")
-        if self.seed % 1 != 0 or self.seed < 0:
-            raise ValueError(f"seed must be a whole number, 0 or more; got {self.seed!r}")
+        check_seed(self.seed)
         self.sure.sample(self.limits)
 
     @property

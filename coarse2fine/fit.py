@@ -25,6 +25,7 @@ from coarse2fine.annotations import (
     match_annotations,
     read_annotations,
 )
+from coarse2fine.config import check_seed
 from coarse2fine.fitting.backbones import Weights, make_backbone
 from coarse2fine.fitting.base import train_base
 from coarse2fine.fitting.calibrate import Calibrated, Price, Setting, calibrate, exhaustive_answer
@@ -274,8 +275,7 @@ def _check(
         raise ValueError(f"recall must lie between 0 and 1, got {recall}")
     if steps % 1 != 0 or steps < 10:
         raise ValueError(f"steps must be a whole number, at least 10; some hundreds teach anything; got {steps}")
-    if seed % 1 != 0 or seed < 0:
-        raise ValueError(f"seed must be a whole number, 0 or more; got {seed!r}")
+    check_seed(seed)
     if object_size is not None and not 0 < object_size < np.inf:
         raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
     if base is not None:

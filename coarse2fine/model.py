@@ -17,7 +17,7 @@ from torch import nn
 from coarse2fine._version import __version__
 from coarse2fine.models.backbone import PREFIX, Backbone, BackboneSpec
 from coarse2fine.models.base import Base
-from coarse2fine.models.bundle import ModelError, load_bundle, locate, save_bundle
+from coarse2fine.models.bundle import ModelError, load_bundle, locate, save_bundle, under
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Curve, Firing
 from coarse2fine.models.twin import Twins
@@ -335,9 +335,7 @@ def _unfitted(channels: int, text: str) -> Base:
 
 
 def _fill(net: nn.Module, arrays: dict[str, NDArray[Any]], prefix: str) -> None:
-    net.load_state_dict(
-        {k.removeprefix(prefix): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)}
-    )
+    net.load_state_dict({name: torch.from_numpy(array) for name, array in under(arrays, prefix).items()})
     net.eval()
 
 

@@ -13,7 +13,7 @@ from coarse2fine.answer import Read, RefineNet
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.scan import Tick, normalised, salvaged
+from coarse2fine.scan import Tick, grey, normalised
 from coarse2fine.select import Plan
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
@@ -98,10 +98,10 @@ def refine(
     cell = model.geometry.fine_cell
     aside = plan.macs(model.window_macs) - plan.macs(model.refiner_macs) if capped else None
     net = RefineNet(model, runtime, read, (-(-image.height // cell), -(-image.width // cell)), aside)
-    with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
+    with WindowReader(image, downsample=model.geometry.refine_downsample, fill=grey(model)) as reader:
         try:
             first = HURRIED_PIXELS if deadline is not None else ROUND_PIXELS
-            for candidates, rows, side, tried in _answers(image, reader, plan, model, net, runtime, first, batch_size):
+            for candidates, rows, side, tried in _answers(reader, plan, model, net, runtime, first, batch_size):
                 found.append(candidates)
                 done.append(rows)
                 macs += len(rows) * model.refiner_macs(side)
@@ -121,7 +121,6 @@ def refine(
 
 
 def _answers(
-    image: Image,
     reader: WindowReader,
     plan: Plan,
     model: Model,
@@ -134,7 +133,7 @@ def _answers(
     for rows in _rounds(plan, model, first):
         side = int(plan.sides[rows[0]])
         corners = plan.cell_corners[rows]
-        for candidates, index, tried in _windows(image, reader, net, model, corners, side, runtime, batch_size):
+        for candidates, index, tried in _windows(reader, net, model, corners, side, runtime, batch_size):
             yield candidates, rows[index], side, tried
 
 
@@ -175,7 +174,6 @@ def window_pixels(plan: Plan, model: Model) -> NDArray[np.int64]:
 
 
 def _windows(
-    image: Image,
     reader: WindowReader,
     net: RefineNet,
     model: Model,
@@ -191,12 +189,7 @@ def _windows(
     boxes = [Box(y, x, y + size, x + size) for y, x in corners.tolist()]
     usual = max(1, _BATCH_PIXELS // boxes[0].area)
     for batch in reader.batches(boxes, batch_size or usual):
-        good = ~batch.failed
-        for i in np.flatnonzero(batch.failed).tolist():
-            box = boxes[int(batch.index[i])]
-            if (saved := salvaged(image, model, model.geometry.refine_downsample, box)) is not None:
-                batch.pixels[i], good[i] = saved, True
-        index = batch.index[good]
+        good, index = ~batch.failed, batch.index[~batch.failed]
         candidates = Candidates.empty()
         if len(index):
             candidates = net(normalised(batch.pixels[good], model, runtime), cell_corners[index] * fine)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 
 import cv2
@@ -21,7 +20,7 @@ from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.grid import blocks, even
 from coarse2fine.tiling.image import Image
-from coarse2fine.tiling.reader import WindowReader, salvage
+from coarse2fine.tiling.reader import WindowReader
 
 BLOCK_PIXELS = 1024
 _BATCH_PIXELS = 600_000
@@ -186,14 +185,12 @@ def _look_closer(
     """Look at the squares of a plan alone; elsewhere there is nothing of interest."""
     net, spec = runtime.place(level.net), level.net.spec
     scan, macs, done = Scan.empty(level.cell_shape(image.shape[:2])), before.macs, 0
-    with WindowReader(image, downsample=level.downsample) as reader:
+    with WindowReader(image, downsample=level.downsample, fill=grey(model)) as reader:
         for side in np.unique(plan.sides).tolist():
             corners = plan.cell_corners[plan.sides == side]
             boxes = [Box(y, x, y + side, x + side).scale(spec.stride).expand(spec.margin) for y, x in corners.tolist()]
             for batch in reader.batches(boxes, max(1, _BATCH_PIXELS // boxes[0].area)):
-                for i in np.flatnonzero(batch.failed).tolist():
-                    saved = salvaged(image, model, level.downsample, boxes[int(batch.index[i])])
-                    batch.pixels[i] = _grey(model) if saved is None else saved
+                batch.pixels[batch.failed] = grey(model)
                 with torch.inference_mode():
                     high = net.high(normalised(batch.pixels, model, runtime))
                     logit = net.head(high)
@@ -254,17 +251,15 @@ def features(
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
     cost = spec.macs(height, width)
     seen = False
-    with WindowReader(image, downsample=level.downsample) as reader:
+    with WindowReader(image, downsample=level.downsample, fill=grey(model)) as reader:
         for done, batch in enumerate(reader.batches(boxes, 1)):
             if tick:
                 tick(done + 1, len(grid))
-            index = int(batch.index[0])
-            pixels = salvaged(image, model, level.downsample, boxes[index]) if batch.failed[0] else batch.pixels[0]
-            if pixels is None:
+            if batch.failed[0]:
                 continue
-            seen, cell_box = True, grid[index]
+            seen, cell_box = True, grid[int(batch.index[0])]
             with torch.inference_mode():
-                high = net.high(normalised(pixels[None], model, runtime))
+                high = net.high(normalised(batch.pixels, model, runtime))
                 logit = net.head(high)[0]
             yield (
                 cell_box,
@@ -291,10 +286,10 @@ def _blocks(
     """Shape of the blocks that are scanned at once, and those with cells inside, in cells of the level."""
     cell_shape = level.cell_shape(full_shape)
     shape = _block_shape(level, cell_shape)
-    grid, ratio = list(blocks(*cell_shape, shape)), level.cell // model.geometry.cell
+    grid = list(blocks(*cell_shape, shape))
     if inside is not None:
-        scaled = [box.scale(ratio) for box in grid]
-        grid = [box for box, own in zip(grid, scaled, strict=True) if inside[own.y0 : own.y1, own.x0 : own.x1].any()]
+        own = _inside_level(inside, level.cell // model.geometry.cell)
+        grid = [box for box in grid if own[box.y0 : box.y1, box.x0 : box.x1].any()]
     return shape, grid
 
 
@@ -306,16 +301,8 @@ def _block_shape(level: Level, cell_shape: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def salvaged(image: Image, model: Model, downsample: int, box: Box) -> NDArray[np.uint8] | None:
-    """A box of a plane of which parts cannot be read; those are of the model's mean grey. None where nothing can."""
-    read = partial(image.read_scaled, downsample=downsample)
-    try:
-        return salvage(read, box, fill=_grey(model))
-    except ImageError:
-        return None
-
-
-def _grey(model: Model) -> int:
+def grey(model: Model) -> int:
+    """The model's mean, as which is seen what cannot be read."""
     return round(255 * float(np.mean(model.mean)))
 
 

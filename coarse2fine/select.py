@@ -237,12 +237,13 @@ def best_windows(
         Expected finds; what better windows cover counts for them alone.
     """
     left = interest.astype(np.float32, copy=True)
+    ripple = _ripple(left.shape)
     floor = max(tau, 1e-7)
     corners: list[NDArray[np.int64]] = []
     scores: list[NDArray[np.float32]] = []
     found = 0
     for _ in range(_ROUNDS):
-        peaks, sums = _peaks(left, side, floor)
+        peaks, sums = _peaks(left, ripple, side, floor)
         if not len(peaks):
             break
         corners.append(peaks)
@@ -265,15 +266,20 @@ def best_windows(
     return all_corners[order], all_scores[order]
 
 
-def _peaks(left: NDArray[np.float32], side: int, floor: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _ripple(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A slight fixed pattern, which repeats in rows: equal neighbours (flat areas) would else all be maxima."""
+    tile = 1 + 1e-4 * np.random.default_rng(0).random((min(251, shape[0]), min(257, shape[1])), np.float32)
+    return np.tile(tile, (1, ceil_div(shape[1], tile.shape[1])))[:, : shape[1]]
+
+
+def _peaks(
+    left: NDArray[np.float32], ripple: NDArray[np.float32], side: int, floor: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """First cells of the windows that expect more than all near them and than a floor, in raster order; and how much.
 
     Band by band: maps as large as the image's own would be fresh memory each time, which takes longer than the sums.
     """
     height, width = (n - side + 1 for n in left.shape)
-    # Equal neighbours (flat areas) would all be maxima: a slight fixed pattern decides between them.
-    ripple = 1 + 1e-4 * np.random.default_rng(0).random((min(251, left.shape[0]), min(257, left.shape[1])), np.float32)
-    ripple = np.tile(ripple, (1, ceil_div(left.shape[1], ripple.shape[1])))[:, :width]
     kernel = np.ones((2 * side - 1, 2 * side - 1), np.uint8)
     rows = max(4 * side, _BAND_CELLS // width)
     corners, scores = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
@@ -284,7 +290,9 @@ def _peaks(left: NDArray[np.float32], side: int, floor: float) -> tuple[NDArray[
         if float(band.max()) * side**2 * 1.001 <= floor:
             continue
         sums = cv2.boxFilter(band, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
-        sums = np.asarray(sums[: last - first, :width], np.float32) * ripple[np.arange(first, last) % len(ripple)]
+        sums = (
+            np.asarray(sums[: last - first, :width], np.float32) * ripple[np.arange(first, last) % len(ripple), :width]
+        )
         own = slice(y - first, end - first)
         peaks = np.argwhere((sums[own] == cv2.dilate(sums, kernel)[own]) & (sums[own] > floor))
         scores.append(sums[own][peaks[:, 0], peaks[:, 1]])

@@ -8,14 +8,12 @@ import math
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coarse2fine.account import Cost
 from coarse2fine.audit import Audit
@@ -23,9 +21,7 @@ from coarse2fine.export_geojson import read_regions
 from coarse2fine.export_maps import read_maps
 from coarse2fine.export_tables import read_plan
 from coarse2fine.recorded import RecordedImage
-from coarse2fine.regions import Region
 from coarse2fine.sample import Sample
-from coarse2fine.select import Plan
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
@@ -49,25 +45,8 @@ _VARYING = (*_SECONDS, "chunks", "bytes", "fetched")
 _KNOWN = {"image", "regions", "labels", "windows", "chosen_by", "cells", "audit", "complete", "failures", "cost"}
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What a folder holds: the fields of an `Analysis`."""
-
-    image: Image
-    regions: tuple[Region, ...]
-    interest: NDArray[np.float32]
-    plan: Plan
-    refined: NDArray[np.bool_]
-    cell: int
-    cost: Cost
-    audit: Audit | None
-    complete: bool
-    failures: tuple[str, ...]
-    provenance: Mapping[str, Any]
-
-
-def read_result(folder: Path, image: ImageSource | None = None) -> Stored:
-    """Read a result back; see `Analysis.load`."""
+def read_result(folder: Path, image: ImageSource | None = None) -> dict[str, Any]:
+    """Read a result back, by the names of an `Analysis`'s fields; see `Analysis.load`."""
     record = read_record(folder)
     try:
         return _stored(folder, record, image)
@@ -79,22 +58,22 @@ def read_result(folder: Path, image: ImageSource | None = None) -> Stored:
         ) from error
 
 
-def _stored(folder: Path, record: Mapping[str, Any], image: ImageSource | None) -> Stored:
+def _stored(folder: Path, record: Mapping[str, Any], image: ImageSource | None) -> dict[str, Any]:
     interest, refined = read_maps(folder / MAPS)
     cell, scanned = record["cells"]["side"], record["cells"]["scanned"]
-    return Stored(
-        image=RecordedImage(record["image"]) if image is None else _given(image, record["image"]),
-        regions=read_regions(regions_file(folder)),
-        interest=interest if scanned else np.zeros((0, 0), np.float32),
-        plan=read_plan(folder / TILES, cell, refined.shape, scanned=scanned),
-        refined=refined,
-        cell=cell,
-        cost=_cost(record["cost"], folder / TIMING),
-        audit=None if record["audit"] is None else read_audit(record["audit"]),
-        complete=record["complete"],
-        failures=tuple(record["failures"]),
-        provenance={key: value for key, value in record.items() if key not in _KNOWN},
-    )
+    return {
+        "image": RecordedImage(record["image"]) if image is None else _given(image, record["image"]),
+        "regions": read_regions(regions_file(folder)),
+        "interest": interest if scanned else np.zeros((0, 0), np.float32),
+        "plan": read_plan(folder / TILES, cell, refined.shape, scanned=scanned),
+        "refined": refined,
+        "cell": cell,
+        "cost": _cost(record["cost"], folder / TIMING),
+        "audit": None if record["audit"] is None else read_audit(record["audit"]),
+        "complete": record["complete"],
+        "failures": tuple(record["failures"]),
+        "provenance": {key: value for key, value in record.items() if key not in _KNOWN},
+    }
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -84,6 +84,11 @@ def load_bundle(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     return arrays, description
 
 
+def under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Those whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
 def _description(path: Path, text: str | None) -> dict[str, Any]:
     """The description, if it is one that this version reads; before any tensor, of which others may hold any kind."""
     if text is None:

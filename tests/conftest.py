@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from numpy.typing import NDArray
 
@@ -58,6 +60,21 @@ def make_image() -> MakeImage:
         return pixels[..., 0] if channels == 1 else pixels
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_damaged() -> Callable[[Path, NDArray[np.uint8]], None]:
+    """Write RGB pixels as a TIFF of which one tile of 64 x 64 pixels, the sixth, cannot be decoded."""
+
+    def write(path: Path, pixels: NDArray[np.uint8]) -> None:
+        tifffile.imwrite(path, pixels, tile=(64, 64), compression="zlib", photometric="rgb")
+        with tifffile.TiffFile(path) as file:
+            offset = file.pages.first.dataoffsets[5]
+        content = bytearray(path.read_bytes())
+        content[offset : offset + 40] = b"\xff" * 40
+        path.write_bytes(content)
+
+    return write
 
 
 def lively_net(channels: int, text: str, seed: int) -> ConvStack:

@@ -39,6 +39,7 @@ from coarse2fine.select import Plan
 from coarse2fine.tiling import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]
+WriteImage = Callable[[Path, NDArray[np.uint8]], None]
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8]) -> Path:
@@ -237,17 +238,12 @@ def test_a_model_in_memory_and_models_by_list(folder: Path, tmp_path: Path, mode
     assert analyze_folder(folder / "list.csv", tmp_path / "out", detector, workers=0).before == 3
 
 
-def test_a_damaged_image_has_a_result_and_is_named(tmp_path: Path, make_image: MakeImage, model_file: Path) -> None:
-    import tifffile  # noqa: PLC0415
-
+def test_a_damaged_image_has_a_result_and_is_named(
+    tmp_path: Path, make_image: MakeImage, model_file: Path, write_damaged: WriteImage
+) -> None:
     path = tmp_path / "in" / "scene.tif"
     path.parent.mkdir()
-    tifffile.imwrite(path, make_image(256, 256), tile=(64, 64), compression="zlib", photometric="rgb")
-    with tifffile.TiffFile(path) as file:
-        offset = file.pages.first.dataoffsets[5]
-    content = bytearray(path.read_bytes())
-    content[offset : offset + 40] = b"\xff" * 40
-    path.write_bytes(content)
+    write_damaged(path, make_image(256, 256))
     for before in (0, 1):
         batch = analyze_folder(path.parent, tmp_path / "out", model_file, workers=0, budget=1.0)
         assert statuses(batch) == {"scene.tif": "damaged"}

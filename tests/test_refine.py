@@ -31,6 +31,7 @@ from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.opening import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]
+WriteImage = Callable[[Path, NDArray[np.uint8]], None]
 Found = tuple[float, str, tuple[float, ...]]
 
 
@@ -314,14 +315,11 @@ def test_areas_become_outlines(make_image: MakeImage, detector: Model) -> None:
     np.testing.assert_array_equal(covered, ndimage.binary_fill_holes(mask, np.ones((3, 3))))
 
 
-def test_a_damaged_chunk_is_told(tmp_path: Path, make_image: MakeImage, detector: Model) -> None:
+def test_a_damaged_chunk_is_told(
+    tmp_path: Path, make_image: MakeImage, detector: Model, write_damaged: WriteImage
+) -> None:
     path = tmp_path / "scene.tif"
-    tifffile.imwrite(path, make_image(256, 256), tile=(64, 64), compression="zlib", photometric="rgb")
-    with tifffile.TiffFile(path) as file:
-        offset = file.pages.first.dataoffsets[5]
-    content = bytearray(path.read_bytes())
-    content[offset : offset + 40] = b"\xff" * 40
-    path.write_bytes(content)
+    write_damaged(path, make_image(256, 256))
     with analyze(path, detector, budget=1.0) as analysis:
         assert analysis.failures
         assert not analysis.complete

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,31 @@ def test_a_damaged_box_is_read_around_the_damage() -> None:
     np.testing.assert_array_equal(salvage(read, Box(0, 0, 90, 500)), pixels[:90])
     with pytest.raises(ImageError, match="damaged"):
         salvage(read, Box(130, 333, 140, 340))
+
+
+@pytest.mark.parametrize("downsample", [1, 2])
+def test_a_reader_that_fills_gives_what_is_left_of_damaged_windows(
+    tmp_path: Path, scene: tuple[Path, NDArray[np.uint8]], downsample: int
+) -> None:
+    content = bytearray(scene[0].read_bytes())
+    with tifffile.TiffFile(scene[0]) as file:
+        offset = file.pages.first.dataoffsets[6]
+    content[offset : offset + 40] = b"\xff" * 40
+    path = tmp_path / "damaged.tif"
+    path.write_bytes(content)
+    boxes = [Box(y, y, y + 100, y + 100) for y in (0, 40, 64, 100, 150, 300)]
+    with open_image(path) as image:
+        with WindowReader(image, downsample=downsample) as plain:
+            lost = {int(i) for batch in plain.batches(boxes, 2) for i in batch.index[batch.failed]}
+        with WindowReader(image, downsample=downsample, fill=9) as reader:
+            batches = list(reader.batches(boxes, 2))
+        assert 0 < len(lost) < len(boxes)
+        assert reader.failures == plain.failures != []
+        read = partial(image.read_scaled, downsample=downsample)
+        for batch in batches:
+            assert set(batch.index[batch.failed].tolist()) <= lost
+            for i, pixels in zip(batch.index[~batch.failed], batch.pixels[~batch.failed], strict=True):
+                np.testing.assert_array_equal(pixels, salvage(read, boxes[i], fill=9))
+            for i in batch.index[batch.failed]:
+                with pytest.raises(ImageError):
+                    salvage(read, boxes[i], fill=9)

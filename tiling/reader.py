@@ -44,7 +44,7 @@ class Batch:
     pixels : (n, h, w, channels) uint8 array
         Their pixels, zeros where reading failed.
     failed : (n,) bool array
-        Windows that need a chunk that cannot be decoded.
+        Windows that need a chunk that cannot be decoded; of a reader that fills, those of nothing else.
     """
 
     index: NDArray[np.intp]
@@ -52,13 +52,21 @@ class Batch:
     failed: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """How reading a window went: why not all of it could be read, if so, and whether none of it could."""
+
+    reason: str | None = None
+    failed: bool = False
+
+
 @dataclass(frozen=True)
 class _Pending:
-    """A batch whose windows are being read; each future gives, window by window, the reason of a failure or None."""
+    """A batch whose windows are being read; each future gives a `_Read` for each window."""
 
     index: NDArray[np.intp]
     pixels: NDArray[np.uint8]
-    reads: list[Future[list[str | None]]]
+    reads: list[Future[list[_Read]]]
 
 
 class WindowReader:
@@ -80,6 +88,8 @@ class WindowReader:
         takes the time.
     prefetch : int
         Batches read ahead of the consumer, the one it waits for included.
+    fill : int, optional
+        Value of the parts of a window that cannot be read, see `salvage`; without it all of such a window is lost.
 
     Attributes
     ----------
@@ -92,7 +102,15 @@ class WindowReader:
         If a number is below 1.
     """
 
-    def __init__(self, image: Image, *, downsample: int = 1, workers: int | None = None, prefetch: int = 4) -> None:
+    def __init__(
+        self,
+        image: Image,
+        *,
+        downsample: int = 1,
+        workers: int | None = None,
+        prefetch: int = 4,
+        fill: int | None = None,
+    ) -> None:
         if workers is None:
             near = image.path is not None or image.location is None
             workers = min(MOST_WORKERS, os.cpu_count() or 1) if near else MOST_WORKERS
@@ -105,6 +123,7 @@ class WindowReader:
         self._downsample = downsample
         self._workers = workers
         self._prefetch = prefetch
+        self._fill = fill
         self._running: list[Generator[Batch, None, None]] = []
 
     def __enter__(self) -> Self:
@@ -173,25 +192,28 @@ class WindowReader:
         reads = [pool.submit(self._read_run, [boxes[index[n]] for n in run], pixels[run[0] :]) for run in runs]
         return _Pending(index, pixels, reads)
 
-    def _read_run(self, boxes: Sequence[Box], into: NDArray[np.uint8]) -> list[str | None]:
+    def _read_run(self, boxes: Sequence[Box], into: NDArray[np.uint8]) -> list[_Read]:
         return [self._read(box, pixels) for box, pixels in zip(boxes, into, strict=False)]
 
-    def _read(self, box: Box, into: NDArray[np.uint8]) -> str | None:
+    def _read(self, box: Box, into: NDArray[np.uint8]) -> _Read:
         try:
-            if self._downsample == 1:
-                into[:] = self._image.read(box)
-            else:
-                into[:] = self._image.read_scaled(box, self._downsample)
+            into[:] = self._pixels(box)
         except ImageError as error:
-            return str(error)
-        return None
+            saved = None if self._fill is None else _salvaged(self._pixels, box, self._fill)
+            if saved is not None:
+                into[:] = saved
+            return _Read(str(error), failed=saved is None)
+        return _Read()
+
+    def _pixels(self, box: Box) -> NDArray[np.uint8]:
+        return self._image.read(box) if self._downsample == 1 else self._image.read_scaled(box, self._downsample)
 
     def _finish(self, pending: _Pending) -> Batch:
-        reasons = [reason for read in pending.reads for reason in read.result()]
-        for reason in reasons:
-            if reason is not None and reason not in self.failures:
-                self.failures.append(reason)
-        failed = np.array([reason is not None for reason in reasons], dtype=np.bool_)
+        reads = [each for read in pending.reads for each in read.result()]
+        for each in reads:
+            if each.reason is not None and each.reason not in self.failures:
+                self.failures.append(each.reason)
+        failed = np.array([each.failed for each in reads], dtype=np.bool_)
         return Batch(pending.index, pending.pixels, failed)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.explore import Oddities
 from coarse2fine.files import replacing_stream
+from coarse2fine.models.bundle import under
 from coarse2fine.models.heads import Candidates
 from coarse2fine.models.rarity import Mixture
 from coarse2fine.pieces import Kept, Looked
@@ -96,7 +97,7 @@ def _looked(arrays: Arrays) -> Looked:
     scan = Scan(arrays["interest"], arrays["fired"], int(arrays["macs"]))
     if "sample" not in arrays:
         return scan, None
-    mixture = {n.removeprefix("mixture_"): torch.from_numpy(a) for n, a in arrays.items() if n.startswith("mixture_")}
+    mixture = {name: torch.from_numpy(array) for name, array in under(arrays, "mixture_").items()}
     return scan, Oddities(Mixture(**mixture), torch.from_numpy(arrays["sample"]))
 
 
@@ -106,5 +107,4 @@ def _fine_arrays(fine: Fine) -> Arrays:
 
 
 def _fine(arrays: Arrays) -> Fine:
-    found = {n.removeprefix("found_"): a for n, a in arrays.items() if n.startswith("found_")}
-    return Fine(Candidates(**found), arrays["done"], int(arrays["macs"]), ())
+    return Fine(Candidates(**under(arrays, "found_")), arrays["done"], int(arrays["macs"]), ())

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.fitting.evaluate import best_f1_threshold, match
-from coarse2fine.fitting.targets import PART, Scene, check_cells, part_of, pooled
+from coarse2fine.fitting.targets import PART, Scene, check_cells, part_of, pooled, some_parts
 from coarse2fine.merge import suppress
 from coarse2fine.model import Level, Model
 from coarse2fine.models.firing import calibrate_firing
@@ -183,11 +183,7 @@ def settle(candidates: Candidates, model: Model) -> Candidates:
 def _parts(scenes: Sequence[Scene], seed: int) -> list[NDArray[np.int64]]:
     """Parts to ask, for each scene: all, or a random choice of them."""
     rows = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.ndindex(scene.part_shape)]
-    if len(rows) > _MOST_PARTS:
-        rng = np.random.default_rng(seed)
-        keep = np.sort(rng.permutation(len(rows))[:_MOST_PARTS])
-        rows = [rows[i] for i in keep.tolist()]
-    table = np.array(rows, np.int64)
+    table = np.array(some_parts(rows, _MOST_PARTS, seed), np.int64)
     return [table[table[:, 0] == s, 1:] for s in range(len(scenes))]
 
 

@@ -184,6 +184,12 @@ def part_of(target: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
     return block
 
 
+def some_parts(rows: list[tuple[int, int, int]], most: int, seed: int) -> list[tuple[int, int, int]]:
+    """Parts (scene, y, x), or a random choice of so many of them, in their order."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:most])
+    return [rows[i] for i in chosen.tolist()]
+
+
 def pooled(
     target: NDArray[np.float32], known: NDArray[np.bool_], ratio: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.models.activity import Activity, Groups
+from coarse2fine.models.bundle import under
 from coarse2fine.models.column import Column
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
@@ -89,7 +90,7 @@ class SpecialistGroups:
         twins : Twins
             The maps of the refine net.
         """
-        own = {key.removeprefix(_PREFIX): value for key, value in arrays.items() if key.startswith(_PREFIX)}
+        own = under(arrays, _PREFIX)
         spec = ColumnSpec.parse(text["spec"])
         columns = load_columns(own, "column.", lambda _: Column(spec, twins, text["classes"]))
         groups = Groups(own["group"], own["threshold"])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coarse2fine.models.bundle import under
 from coarse2fine.models.column import Column
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
@@ -133,7 +134,7 @@ class SpecialistTree:
         twins : Twins
             The maps of the refine net.
         """
-        own = {key.removeprefix(_PREFIX): value for key, value in arrays.items() if key.startswith(_PREFIX)}
+        own = under(arrays, _PREFIX)
         clusters = FeatureTree.from_arrays(own)
         specs = tuple(ColumnSpec.parse(each) for each in text["specs"])
 
@@ -152,7 +153,7 @@ class SpecialistTree:
             text["macs_per_cell"],
             tuple(text["names"]),
             own["shares"],
-            {int(key.removeprefix("tiles.")): value for key, value in own.items() if key.startswith("tiles.")},
+            {int(node): tiles for node, tiles in under(own, "tiles.").items()},
         )
 
     def _in_order(self, node: int) -> list[int]:
@@ -190,10 +191,9 @@ def load_columns(arrays: Mapping[str, NDArray[Any]], prefix: str, empty: Callabl
         From a column's number to a column of its shape.
     """
     states: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in arrays.items():
-        if key.startswith(prefix):
-            number, _, name = key.removeprefix(prefix).partition(".")
-            states.setdefault(int(number), {})[name] = torch.from_numpy(value).float()
+    for key, value in under(arrays, prefix).items():
+        number, _, name = key.partition(".")
+        states.setdefault(int(number), {})[name] = torch.from_numpy(value).float()
     columns = {}
     for which, state in sorted(states.items()):
         columns[which] = empty(which)

@@ -17,7 +17,7 @@ from torch import Tensor
 from coarse2fine.fitting.calibrate import FLOOR
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.refiner import batches
-from coarse2fine.fitting.targets import PART, Scene
+from coarse2fine.fitting.targets import PART, Scene, some_parts
 from coarse2fine.model import Model
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.heads import BOX_CHANNELS
@@ -98,11 +98,8 @@ def _name(model: Model, recipe: Recipe, layout: Layout, parts: int) -> str:
 def _held_parts(scenes: Sequence[Scene], seed: int) -> list[tuple[int, Box]]:
     """Parts that are held back, or a random choice of them: the scene, and its fine cells."""
     rows = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.argwhere(scene.held).tolist()]
-    if len(rows) > _MOST_PARTS:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_MOST_PARTS])
-        rows = [rows[i] for i in chosen.tolist()]
     found = []
-    for s, y, x in rows:
+    for s, y, x in some_parts(rows, _MOST_PARTS, seed):
         height, width = scenes[s].cell_shape
         y0, x0 = y * PART, x * PART
         found.append((s, Box(y0, x0, min(y0 + PART, height), min(x0 + PART, width))))
