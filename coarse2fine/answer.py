@@ -51,11 +51,11 @@ class RefineNet:
         self._read, self._fine_shape = read, fine_shape
         self._left = most_macs
         self._tree = model.tree
-        self._groups = None if model.groups is None else model.groups.runner(runtime)
         self._kinds = kind_reader(model, runtime)
-        self._queue = None
-        if model.tree is not None and self._kinds is None:
-            self._queue = model.tree.runner(runtime, self._settle)
+        self._groups = self._queue = None
+        if self._kinds is None:
+            self._groups = None if model.groups is None else model.groups.runner(runtime)
+            self._queue = None if model.tree is None else model.tree.runner(runtime, self._settle)
         # By key: the cell, and the net's own answer to it.
         self._waiting: dict[int, tuple[tuple[int, int], Tensor]] = {}
         self._settled: list[Candidates] = []
@@ -114,8 +114,9 @@ class RefineNet:
         return self._taken()
 
     def _routed(self, found: Candidates) -> Candidates:
-        """Candidates whose labels are the leaves of the tree, with their nodes."""
-        assert self._tree is not None
+        """Candidates whose labels are kinds, with their nodes where those are leaves of a tree."""
+        if self._tree is None:
+            return found
         return replace(found, nodes=self._tree.clusters.leaves[found.labels].astype(np.int32))
 
     def _inside(self, out: Tensor, corners: NDArray[np.int64]) -> Tensor:

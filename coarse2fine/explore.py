@@ -1,7 +1,7 @@
 """Looking without knowing what for: what is rare in this image, and what low resolution fails to explain.
 
 The encoder of an autoencoder scans the image; its codes are grouped into kinds, and a code far from every kind is
-rare. (In a model with a tree of kinds the fine cells are measured by it, see `coarse2fine.kinds`, and are rare within
+rare. (In a model with kinds of its own the fine cells are measured by it, see `coarse2fine.kinds`, and are rare within
 their kind.) A small random sample of cells is read at full resolution too: where the fine codes of like cells are badly
 predicted by their coarse code, a close look is likely to show something that the scan could not see.
 """
@@ -43,7 +43,7 @@ class Oddities:
     Parameters
     ----------
     mixture : Mixture
-        Kinds of fine codes; of a model with a tree of kinds, of what it measures.
+        Kinds of fine codes; of a model with kinds of its own, of what it measures.
     sample : Tensor, float32, (n,)
         Surprises of a random sample of fine codes, increasing.
     """
@@ -101,7 +101,7 @@ def explore(
 def _usual(model: Model, measures: NDArray[np.float32], seed: int) -> Oddities:
     """What is usual among the fine cells of a sample."""
     rows = measures.reshape(-1, measures.shape[-1])
-    if model.tree is None:
+    if model.painter is None:
         mixture = Mixture.fit(rows, KINDS, seed)
         surprise, _ = mixture.surprise(torch.from_numpy(rows))
     else:
@@ -117,7 +117,7 @@ def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor:
     Parameters
     ----------
     out : Tensor, float, (n, d, h, w)
-        Fine codes; or what a tree of kinds measures, and behind it the number of the kind.
+        Fine codes; or what columns measure, and behind it the number of the kind.
     corners : ndarray, int64, (n, 2)
         Fine-grid index of each window's first cell.
     odd : Oddities

@@ -1,8 +1,9 @@
-"""Kinds of places without labels: a tree whose columns paint what the encoder alone cannot, each for its own kind.
+"""Kinds of places without labels: columns paint what the encoder alone cannot, each for its own kind.
 
-The encoder's code paints each cell; the cell's features lead it down the tree, and the columns on its way paint what
-was wrong. How well a cell could be painted, at first and in the end, is usual or unusual for cells of its kind: a
-scratch is painted worse than its neighbours, a blurred patch better.
+The encoder's code paints each cell. Then the cell's features lead it down a tree, and the columns on its way paint what
+was wrong; or the columns of those groups of features that fire there do. How well a cell could be painted, at first and
+in the end, is usual or unusual for cells of its kind: a scratch is painted worse than its neighbours, a blurred patch
+better.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.specialists import Answered
 from coarse2fine.models.twin import cropped
+from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 
 MEASURES = 2
+_NAMED = 4
 _LEAST_ERROR = 1e-4
 
 
@@ -58,13 +61,69 @@ def painted(code: Tensor, painter: NDArray[np.float32]) -> Tensor:
     return functional.conv2d(code, weights[:-1].T[:, :, None, None], weights[-1])
 
 
+class _TreePainter:
+    """The columns on each cell's way down a tree; the kind is the leaf."""
+
+    def __init__(self, tree: SpecialistTree, runtime: Runtime) -> None:
+        self._tree = tree
+        self._queue = tree.runner(runtime, self._settle)
+        self._ended: list[Answered] = []
+        leaves = tree.clusters.leaves
+        self._kind = np.full(len(tree.clusters), -1, np.int64)
+        self._kind[leaves] = np.arange(len(leaves))
+
+    @property
+    def macs_spent(self) -> int:
+        """Multiply-adds of columns and routing up to now."""
+        return self._queue.macs_spent
+
+    def __call__(self, x: Tensor, features: list[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (n, p, h, w) in the end, and the kind of each cell (n, h, w)."""
+        n, _, height, width = first.shape
+        cells = torch.meshgrid(*(torch.arange(k, device=x.device) for k in (n, height, width)), indexing="ij")
+        image, top, left = (place.flatten() for place in cells)
+        layout = self._tree.layout
+        sources, rows = layout.items(layout.read(x, features), (1, 1), (image, top, left))
+        start = _rows(first)
+        self._queue.put(np.arange(len(start)), sources, rows, start)
+        self._queue.flush()
+        keys = torch.from_numpy(np.concatenate([each.keys for each in self._ended])).to(x.device)
+        last, kind = torch.empty_like(start), torch.empty(len(start), dtype=torch.int64, device=x.device)
+        last[keys] = torch.cat([each.answers for each in self._ended]).to(last.dtype)
+        nodes = np.concatenate([each.nodes for each in self._ended])
+        kind[keys] = torch.from_numpy(self._kind[nodes]).to(x.device)
+        self._ended = []
+        return last.view(n, height, width, -1).permute(0, 3, 1, 2), kind.view(n, height, width)
+
+    def _settle(self, done: Answered) -> None:
+        self._ended.append(done)
+
+
+class _GroupPainter:
+    """The columns of all groups that fire in a cell; the kind is the one that fires most, the last where none does."""
+
+    def __init__(self, groups: SpecialistGroups, runtime: Runtime) -> None:
+        self._runner, self._groups = groups.runner(runtime), groups.groups
+
+    @property
+    def macs_spent(self) -> int:
+        """Multiply-adds of columns up to now."""
+        return self._runner.macs_spent
+
+    def __call__(self, x: Tensor, features: list[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (n, p, h, w) in the end, and the kind of each cell (n, h, w)."""
+        fires = self._groups.fires(features[-1])
+        kind = self._groups.strongest(features[-1])
+        return first + self._runner.added(x, features, fires), torch.where(kind < 0, len(self._groups), kind)
+
+
 class KindReader:
     """Measures of every cell, and its kind.
 
     Parameters
     ----------
-    tree : SpecialistTree
-        Its columns paint.
+    columns : SpecialistTree or SpecialistGroups
+        They paint.
     painter : ndarray, float32, (d + 1, p)
         See `painted`.
     spec : StackSpec
@@ -72,19 +131,23 @@ class KindReader:
     runtime : Runtime
     """
 
-    def __init__(self, tree: SpecialistTree, painter: NDArray[np.float32], spec: StackSpec, runtime: Runtime) -> None:
-        self._tree, self._painter, self._spec = tree, painter, spec
-        self._queue = tree.runner(runtime, self._settle)
-        self._ended: list[Answered] = []
-        leaves = tree.clusters.leaves
-        self._kind = np.full(len(tree.clusters), -1, np.int64)
-        self._kind[leaves] = np.arange(len(leaves))
+    def __init__(
+        self,
+        columns: SpecialistTree | SpecialistGroups,
+        painter: NDArray[np.float32],
+        spec: StackSpec,
+        runtime: Runtime,
+    ) -> None:
+        self._first, self._spec = painter, spec
+        self._paint = (
+            _TreePainter(columns, runtime) if isinstance(columns, SpecialistTree) else _GroupPainter(columns, runtime)
+        )
         self._cells = 0
 
     @property
     def macs_spent(self) -> int:
         """Multiply-adds of painting, columns and routing up to now."""
-        return self._queue.macs_spent + self._cells * self._painter[:-1].size
+        return self._paint.macs_spent + self._cells * self._first[:-1].size
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, features: list[Tensor], code: Tensor) -> Tensor:
@@ -101,37 +164,31 @@ class KindReader:
         -------
         Tensor, float32, (n, 3, cell height, cell width)
             Logarithms of the error of what the code alone paints, and of what the columns make of it; and the number
-            of the kind, a leaf of the tree.
+            of the kind, see `kind_names`.
         """
-        n, _, height, width = code.shape
-        first = _rows(painted(code, self._painter))
-        places = torch.meshgrid(*(torch.arange(k, device=x.device) for k in (n, height, width)), indexing="ij")
-        image, top, left = (place.flatten() for place in places)
-        layout = self._tree.layout
-        sources, rows = layout.items(layout.read(x, features), (1, 1), (image, top, left))
-        self._queue.put(np.arange(len(first)), sources, rows, first)
-        self._queue.flush()
-        self._cells += len(first)
-        keys = torch.from_numpy(np.concatenate([each.keys for each in self._ended])).to(x.device)
-        last, kind = torch.empty_like(first), torch.empty(len(first), device=x.device)
-        last[keys] = torch.cat([each.answers for each in self._ended])
-        nodes = np.concatenate([each.nodes for each in self._ended])
-        kind[keys] = torch.from_numpy(self._kind[nodes]).to(x.device, torch.float32)
-        self._ended = []
-        true = _rows(cell_pixels(x, self._spec))
-        errors = ((each.float() - true.float()).square().mean(dim=1) for each in (first, last))
-        found = torch.stack([*(torch.log(error + _LEAST_ERROR) for error in errors), kind], dim=1)
-        return found.view(n, height, width, -1).permute(0, 3, 1, 2)
+        first = painted(code, self._first)
+        last, kind = self._paint(x, features, first)
+        self._cells += kind.numel()
+        true = cell_pixels(x, self._spec).float()
+        errors = ((each.float() - true).square().mean(dim=1) for each in (first, last))
+        return torch.stack([*(torch.log(error + _LEAST_ERROR) for error in errors), kind.float()], dim=1)
 
-    def _settle(self, done: Answered) -> None:
-        self._ended.append(done)
+
+def kind_names(columns: SpecialistTree | SpecialistGroups) -> tuple[str, ...]:
+    """Names of the kinds, in the order of their numbers: leaves of the tree; or groups of features, and none."""
+    if isinstance(columns, SpecialistTree):
+        return tuple(f"kind {node}" for node in columns.clusters.leaves.tolist())
+    members = (np.flatnonzero(columns.groups.group == g).tolist() for g in range(len(columns.groups)))
+    named = (", ".join(map(str, each[:_NAMED])) + (" ..." if len(each) > _NAMED else "") for each in members)
+    return (*(f"features {each}" for each in named), "no feature")
 
 
 def kind_reader(model: Model, runtime: Runtime) -> KindReader | None:
-    """The tree of kinds of an "explore" model at work, if it has one."""
-    if model.tree is None or model.painter is None:
+    """What paints the kinds of an "explore" model, at work, if it has any."""
+    columns = model.groups if model.tree is None else model.tree
+    if columns is None or model.painter is None:
         return None
-    return KindReader(model.tree, model.painter, model.refiner.spec, runtime)
+    return KindReader(columns, model.painter, model.refiner.spec, runtime)
 
 
 def _rows(planes: Tensor) -> Tensor:

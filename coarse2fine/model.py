@@ -135,9 +135,10 @@ class Model:
         Specialists that answer where the refine net is unsure, each for its kind of cells; in an "explore" model they
         paint cells of their kind, see `coarse2fine.kinds`.
     groups : SpecialistGroups, optional
-        Specialists that answer where the refine net is unsure and their features fire; the tree comes after them.
+        Specialists that answer where the refine net is unsure and their features fire; the tree comes after them. In an
+        "explore" model they paint, as a tree does.
     painter : ndarray, float32, (d + 1, p), optional
-        What the code of an "explore" model paints before its tree does.
+        What the code of an "explore" model paints before its tree or groups do.
     provenance : mapping
         Training data, seed, figures; JSON values.
     """

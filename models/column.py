@@ -7,6 +7,7 @@ also reads the stage of the parent column. Features that are known already stay 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -91,12 +92,26 @@ class Column(nn.Module):
             x = conv(step.framed(x)).add_(twin(inputs[n + 1]))
             if self.parents:
                 x = x.add_(self.parents[n](above[n]))
-            x = rectified(x)
+            x = rectified(self._normed(x, n))
             stages.append(x)
         added = self.reader(x)
         for reader in self.twin_readers:
             added = added + reader(inputs[-1])
         return added, stages
+
+    def _normed(self, x: Tensor, _stage: int) -> Tensor:
+        """What is rectified."""
+        return x
+
+    def shrunk(self, share: float) -> Column:
+        """A column that adds a share of what this one adds."""
+        if share == 1:
+            return self
+        column = copy.deepcopy(self)
+        with torch.no_grad():
+            for p in (*column.reader.parameters(), *column.twin_readers.parameters()):
+                p.mul_(share)
+        return column
 
     def macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds for a block of so many answered cells."""
@@ -106,6 +121,41 @@ class Column(nn.Module):
             each = [conv, self.twins[n], *([self.parents[n]] if self.parents else [])]
             total += heights[n + 1] * widths[n + 1] * sum(_taps(c) for c in each)
         return total
+
+
+class NormedColumn(Column):
+    """A column while it is trained: batch normalisation before each rectifier; see `Column`."""
+
+    def __init__(self, spec: ColumnSpec, twins: Twins, out_channels: int, *, parent: ColumnSpec | None = None) -> None:
+        super().__init__(spec, twins, out_channels, parent=parent)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(stage.channels) for stage in spec.stages)
+
+    def _normed(self, x: Tensor, _stage: int) -> Tensor:
+        normed: Tensor = self.norms[_stage](x)
+        return normed
+
+    def settle(self, inputs: Sequence[Tensor], parent: Sequence[Tensor] = ()) -> None:
+        """Measure the statistics of the normalisation anew; see `Column.forward`."""
+        for module in self.norms:
+            norm: Any = module
+            norm.reset_running_stats()
+            norm.momentum = None
+        with torch.no_grad():
+            self.train()(inputs, parent)
+        self.eval()
+
+    def folded(self) -> dict[str, Tensor]:
+        """The weights of a plain column that is the same in evaluation mode."""
+        found = {k: v.detach().clone() for k, v in self.state_dict().items() if not k.startswith("norms.")}
+        for n, module in enumerate(self.norms):
+            norm: Any = module
+            scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+            for kind in ("convs", "twins", "parents"):
+                if (name := f"{kind}.{n}.weight") in found:
+                    found[name] *= scale[:, None, None, None]
+            bias = found[f"twins.{n}.bias"]
+            found[f"twins.{n}.bias"] = (bias - norm.running_mean) * scale + norm.bias.detach()
+        return found
 
 
 def _above(spec: ColumnSpec, parent: ColumnSpec | None) -> list[int]:

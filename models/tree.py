@@ -20,6 +20,8 @@ ROOT = 0
 NO_NODE = -1
 _RESTARTS, _ROUNDS = 8, 100
 _CHUNK = 65_536
+# Centres are found from so many items; more say no more about them.
+_MOST = 16_384
 
 # From a node and the rows of the items that came to it, to their features there, (n, d).
 Represent = Callable[[int, NDArray[np.intp]], NDArray[np.float32]]
@@ -225,6 +227,7 @@ def kmeans(vectors: NDArray[np.float32], count: int, *, seed: int) -> NDArray[np
     ndarray, float32, (k, d)
     """
     rng = np.random.default_rng(seed)
+    vectors = vectors if len(vectors) <= _MOST else vectors[np.sort(rng.permutation(len(vectors))[:_MOST])]
     best, least = vectors[:0], np.inf
     for _ in range(_RESTARTS):
         centres = _lloyd(vectors, _spread(vectors, count, rng))
@@ -292,8 +295,7 @@ def _lloyd(vectors: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArra
         if np.array_equal(index, before):
             break
         _, before, sizes = np.unique(index, return_inverse=True, return_counts=True)
-        ordered = vectors[np.argsort(before, kind="stable")]
-        totals = np.add.reduceat(ordered, np.cumsum(sizes) - sizes, axis=0, dtype=np.float64)
+        totals = (before == np.arange(len(sizes))[:, None]).astype(np.float32) @ vectors
         centres = (totals / sizes[:, None]).astype(np.float32)
     return centres
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from coarse2fine.bench import command, specialists, specialists_costs
+from coarse2fine.bench import command, specialists, specialists_costs, specialists_nets
 from coarse2fine.bench.io_report import Section
 from coarse2fine.bench.specialists import SpecialistsScale, benchmark_specialists
 from coarse2fine.bench.specialists_data import HELD, SIDE, TEST, TRAIN, TileSet, load_tile_sets, tiles_of_digits
-from coarse2fine.bench.specialists_nets import answers_of, stack, stack_of, train_net
+from coarse2fine.bench.specialists_nets import answers_of, augmented, inputs, stack, stack_of, train_net
 from coarse2fine.bench.specialists_report import Paired
 from coarse2fine.bench.specialists_runs import Outcome, Trial, macs_of
 from coarse2fine.bench.specialists_variants import FEW, VARIANTS
@@ -99,19 +99,40 @@ def test_a_net_is_as_dear_as_asked() -> None:
 
 def some_digits(count: int) -> TileSet:
     digits = tiles_of_digits()
-    names = ("tiles", "labels", "domains", "units", "groups", "test")
+    names = ("tiles", "labels", "domains", "units", "groups", "test", "turns")
     return replace(digits, **{name: getattr(digits, name)[:count] for name in names})
 
 
-def test_training_goes_on_after_the_plateau_and_keeps_the_best() -> None:
+def test_training_keeps_what_is_best_on_the_tiles_held_back() -> None:
     digits = some_digits(300)
     parts, spec = digits.parts(0), stack(digits, 0.25)
-    short = train_net(digits, parts, spec, steps=4, seed=3)
-    long = train_net(digits, parts, spec, steps=4, seed=3, extra=2)
-    assert long.epochs == short.epochs + 2
-    labels = torch.from_numpy(digits.labels[parts == HELD])
-    losses = [cross_entropy(answers_of(each.net, digits.tiles[parts == HELD]), labels) for each in (short, long)]
-    assert losses[1] <= losses[0] < 3
+    labels, held = torch.from_numpy(digits.labels[parts == HELD]), inputs(digits.tiles[parts == HELD])
+    nets = [train_net(digits, parts, spec, steps=steps, seed=3) for steps in (2, 60)]
+    losses = [float(cross_entropy(answers_of(net, held), labels)) for net in nets]
+    assert losses[1] < losses[0] < 4
+    again = train_net(digits, parts, spec, steps=60, seed=3)
+    assert float(cross_entropy(answers_of(again, held), labels)) == losses[1]
+
+
+def test_only_what_has_no_upright_is_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    tiles = torch.from_numpy(rng.random((64, 2, SIDE, SIDE), np.float32))
+    turns = np.arange(64) % 2 == 0
+    smooth = torch.nn.functional.avg_pool2d(tiles, 9, 1, 4)
+    near = augmented(smooth, np.zeros(64, bool), np.random.default_rng(1))
+    assert all(np.corrcoef(a.flatten(), b.flatten())[0, 1] > 0.4 for a, b in zip(smooth, near, strict=True))
+    assert not torch.equal(near, smooth)
+    for name in ("_TILT", "_ENLARGED", "_MOVED"):
+        monkeypatch.setattr(specialists_nets, name, 0.0)
+    found = augmented(tiles, turns, np.random.default_rng(2)).numpy()
+    np.testing.assert_allclose(found[~turns], tiles.numpy()[~turns], atol=1e-5)
+    seen = set()
+    for before, after in zip(tiles.numpy()[turns], found[turns], strict=True):
+        forms = [np.rot90(flipped, k, (1, 2)) for flipped in (before, before[:, :, ::-1]) for k in range(4)]
+        errors = [float(np.abs(form - after).max()) for form in forms]
+        assert min(errors) < 1e-4
+        seen.add(int(np.argmin(errors)))
+    assert seen == set(range(8))
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +206,8 @@ def test_everything_is_told_and_a_second_run_trains_nothing(
 ) -> None:
     section = Section("costs", ("cheap",), {"costs/x": 1.0})
     monkeypatch.setattr(specialists, "measure_costs", lambda *_, **__: section)
+    other = Section("oddities", ("odd",), {"oddities/x": 2.0})
+    monkeypatch.setattr(specialists, "measure_oddities", lambda *_, **__: other)
     monkeypatch.setattr(command, "QUICK_SPECIALISTS", SCALE)
     given_ = ["specialists", "--quick", "--data", str(data), "--out", str(tmp_path), "--seeds", "2"]
     assert command.main(given_) == 0
@@ -195,7 +218,7 @@ def test_everything_is_told_and_a_second_run_trains_nothing(
     summary = json.loads((tmp_path / "specialists.json").read_text(encoding="utf-8"))
     figures = summary["figures"]
     assert summary["seeds"] == [0, 1]
-    assert figures["costs/x"] == 1.0
+    assert (figures["costs/x"], figures["oddities/x"]) == (1.0, 2.0)
     assert figures["mixed/base/extra_macs"] == 0
     assert figures["mixed/columns/extra_macs"] > figures["mixed/heads/extra_macs"] > 0
     assert -1 <= figures["arrays/columns/against_shared_low"] <= figures["arrays/columns/against_shared_high"] <= 1

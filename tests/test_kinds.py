@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import multivariate_normal
 
 from coarse2fine import analyze, load_model
-from coarse2fine.fitting.kinds import add_kinds
+from coarse2fine.fitting.kinds import How, add_kinds
 from coarse2fine.kinds import kind_reader
 from coarse2fine.model import Model
 from coarse2fine.models.rarity import Mixture
@@ -24,25 +25,41 @@ from coarse2fine.models.tree import ROOT
 MakeImage = Callable[..., NDArray[np.uint8]]
 
 
+Crops = Callable[[np.random.Generator], torch.Tensor]
+
+
 @pytest.fixture(scope="module")
-def model(explorer: Model, make_image: MakeImage) -> Model:
-    """Kinds of soft blobs and of noise."""
+def crops(explorer: Model, make_image: MakeImage) -> Crops:
+    """Soft blobs and noise."""
     side = explorer.refiner.spec.input_size(6)
 
-    def crops(rng: np.random.Generator) -> torch.Tensor:
+    def draw(rng: np.random.Generator) -> torch.Tensor:
         soft = np.stack([make_image(side, side, seed=int(rng.integers(1000))) for _ in range(3)])
         noise = rng.integers(0, 255, (3, side, side, 3))
         pixels = np.concatenate([soft, noise]).astype(np.float32) / 255
         return torch.from_numpy(((pixels - 0.5) / 0.25).transpose(0, 3, 1, 2).copy())
 
+    return draw
+
+
+@pytest.fixture(scope="module")
+def models(explorer: Model, crops: Crops) -> dict[str, Model]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.fitting.kinds._BATCHES", 16)
         patch.setattr("coarse2fine.fitting.kinds._CLUSTERS", 3)
-        return add_kinds(explorer, crops, seed=0)
+        return {how: add_kinds(explorer, crops, 0, how) for how in get_args(How)}
 
 
-def test_the_columns_paint_better_than_the_code_alone(model: Model, make_image: MakeImage, runtime: Runtime) -> None:
-    found = measured(model, make_image(80, 80, seed=5000), runtime)[0]
+@pytest.fixture(scope="module")
+def model(models: dict[str, Model]) -> Model:
+    return models["tree"]
+
+
+@pytest.mark.parametrize("how", get_args(How))
+def test_the_columns_paint_better_than_the_code_alone(
+    models: dict[str, Model], how: str, make_image: MakeImage, runtime: Runtime
+) -> None:
+    found = measured(models[how], make_image(80, 80, seed=5000), runtime)[0]
     assert float(found[1].mean()) < float(found[0].mean()) - 0.05
     assert len(np.unique(found[2])) > 1
 
@@ -58,8 +75,8 @@ def measured(model: Model, pixels: NDArray[np.uint8], runtime: Runtime) -> tuple
     features = model.refiner.features(x)
     found = reader(x, features, model.refiner.head(features[-1]))[0].numpy()
     cells = found.shape[1] * found.shape[2]
-    assert model.tree is not None
-    assert 0.5 < reader.macs_spent / cells / model.tree.macs_per_cell < 2
+    (columns,) = model.specialists
+    assert 0.3 < reader.macs_spent / cells / columns.macs_per_cell < 3
     return found, x
 
 
@@ -87,6 +104,46 @@ def test_measures_are_those_of_each_cell_alone(model: Model, make_image: MakeIma
             errors.append(float((answer - true).square().mean()))
         np.testing.assert_allclose(found[:2, y, left], np.log(np.array(errors) + 1e-4), atol=1e-3)
         assert tree.clusters.leaves[int(found[2, y, left])] == node
+
+
+def test_groups_paint_where_they_fire(models: dict[str, Model], make_image: MakeImage, runtime: Runtime) -> None:
+    """Each cell by itself, with every column run and those that do not fire left out of the mean."""
+    model = models["activity"]
+    found, x = measured(model, make_image(32, 40, seed=1), runtime)
+    own, spec = model.groups, model.refiner.spec
+    assert own is not None
+    assert model.painter is not None
+    side, firing = spec.input_size(1), 0
+    for y, left in np.ndindex(*found.shape[1:]):
+        part = x[:, :, y * spec.stride : y * spec.stride + side, left * spec.stride : left * spec.stride + side]
+        with torch.inference_mode():
+            features = model.refiner.features(part)
+            code = model.refiner.head(features[-1])[0, :, 0, 0]
+            true = part[0, :, spec.margin : -spec.margin, spec.margin : -spec.margin].flatten()
+            answer = code @ torch.from_numpy(model.painter[:-1]) + torch.from_numpy(model.painter[-1])
+            above = (features[-1][0, :, 0, 0] / torch.from_numpy(own.groups.threshold)).numpy()
+            most = np.array([above[own.groups.group == g].max() for g in range(len(own.groups))])
+            layout = own.columns[0].layout
+            added = [column(layout.read(part, features))[0].flatten() for column in own.columns]
+            if (fires := np.flatnonzero(most > 1)).size:
+                answer = answer + torch.stack([added[g] for g in fires.tolist()]).mean(dim=0)
+        error = float((answer - true).square().mean())
+        np.testing.assert_allclose(found[1, y, left], np.log(error + 1e-4), atol=1e-3)
+        assert found[2, y, left] == (most.argmax() if fires.size else len(own.groups))
+        firing += fires.size
+    assert 0 < firing < found[0].size * len(own.groups)
+
+
+def test_groups_name_what_they_find(models: dict[str, Model], make_image: MakeImage, tmp_path: Path) -> None:
+    model = load_model(models["activity"].save(tmp_path / "groups.c2f"))
+    pixels = make_image(96, 128, seed=3)
+    found = analyze(pixels, replace(model, threshold=0.9), budget=4.0, precision="fp32")
+    again = analyze(pixels, replace(models["activity"], threshold=0.9), budget=4.0, precision="fp32", batch_size=1)
+    assert found.regions == again.regions
+    assert found.regions
+    assert {r.label for r in found.regions} <= {label.name for label in model.labels}
+    assert model.labels[-1].name == "no feature"
+    assert all(r.route == () for r in found.regions)
 
 
 def test_what_is_found_does_not_depend_on_windows(model: Model, make_image: MakeImage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -17,7 +18,7 @@ from coarse2fine.specialists.group_growth import grow_groups, judge_groups, kept
 from coarse2fine.specialists.growth import Grown, grow
 from coarse2fine.specialists.items import Items, ItemStore, loss_of, wrong
 from coarse2fine.specialists.training import TrainingOptions
-from coarse2fine.specialists.validation import gain, judge_tree
+from coarse2fine.specialists.validation import SHARES, gain, judge_tree
 
 QUICK = TrainingOptions(epochs=4, own_epochs=6, batch=32, rate=0.02, own_decay=0.01)
 COUNT, CLASSES = 600, 2
@@ -124,20 +125,36 @@ def test_a_tree_of_columns_learns_what_the_base_does_not_know(store: ItemStore) 
     before, *after = (float(wrong(a[held], whole.take(held), exclusive=True).float().mean()) for a in grown.answers)
     assert before > 0.3
     assert after[-1] < 0.15
-    tree, gate, verdict = judge_tree(grown, whole, exclusive=True)
-    assert tree.kept[1:].any()
+    judged, gate, verdict = judge_tree(grown, whole, exclusive=True)
+    assert judged.tree.kept[1:].any()
     assert verdict.pays
     assert verdict.wrong < 0.2 < verdict.wrong_before
     assert 0.3 < verdict.asked <= 1
     assert "standard errors" in str(verdict)
     # The nodes told are those that a runner finds, and so are the answers.
-    assert_run(grown, store, tree, gate)
+    for pruned in (judged, judged.shrunk(0.25)):
+        assert_run(pruned, store, gate)
 
 
-def assert_run(grown: Grown, store: ItemStore, tree: object, gate: Gate) -> None:
+def test_what_was_learned_by_heart_is_believed_less(tmp_path: Path) -> None:
+    """The items that teach say what is so in one of two places more than it is."""
+    whole = items()
+    rng = np.random.default_rng(0)
+    lucky = whole.targets.flip(1)
+    turned = torch.from_numpy(rng.random(COUNT) < 0.3) & torch.from_numpy(whole.held)
+    targets = torch.where(turned[:, None], lucky, whole.targets)
+    store = ItemStore.write(tmp_path, [replace(whole, targets=targets)], loss="softmax", name="tiles")
+    grown = grow(store, twins(), columns()[:1], QUICK, clusters=2)
+    judged, _, _ = judge_tree(grown, store.read(last=1), exclusive=True)
+    base, own, less = grown.answers[0], grown.answers[1], judged.answers[1]
+    share = float((less - base).norm() / (own - base).norm())
+    assert share in [pytest.approx(s, rel=1e-4) for s in SHARES[1:]]
+
+
+def assert_run(pruned: Grown, store: ItemStore, gate: Gate) -> None:
     whole = store.read()
     ended: list[Answered] = []
-    pruned = Grown(tree, grown.columns, grown.nodes, grown.answers)  # type: ignore[arg-type]
+    grown = pruned
     kept = {node: column for node, column in grown.columns.items() if pruned.tree.kept[node]}
     runner = Specialists(pruned.tree, kept, ended.append, gate=gate)
     rows = torch.arange(COUNT)
@@ -156,8 +173,8 @@ def assert_run(grown: Grown, store: ItemStore, tree: object, gate: Gate) -> None
 def test_heads_are_a_tree_too(store: ItemStore) -> None:
     grown = grow(store, twins(), (ColumnSpec.head(twins()),), QUICK, clusters=6)
     whole = store.read(last=1)
-    tree, _, verdict = judge_tree(grown, whole, exclusive=True)
-    assert tree.depths.max() == 1
+    judged, _, verdict = judge_tree(grown, whole, exclusive=True)
+    assert judged.tree.depths.max() == 1
     assert verdict.loss < verdict.loss_before
     assert all(not column.layout.spec.stages for column in grown.columns.values())
 
@@ -204,7 +221,8 @@ def test_groups_learn_where_their_features_fire(store: ItemStore) -> None:
     whole = store.read(last=1)
     held = whole.take(np.flatnonzero(whole.held))
     torch.testing.assert_close(grown.fires, grown.groups.fires(held.maps[-1].float()))
-    kept, gate, verdict = judge_groups(grown, whole, exclusive=True)
+    share, kept, gate, verdict = judge_groups(grown, whole, exclusive=True)
+    assert share in SHARES
     assert verdict.loss < verdict.loss_before
     assert verdict.pays
     some = np.array([True, False, True])[: len(kept)]

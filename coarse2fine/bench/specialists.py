@@ -7,13 +7,14 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from coarse2fine.bench.io_report import Section
+from coarse2fine.bench.oddities import measure_oddities
 from coarse2fine.bench.specialists_costs import measure_costs
 from coarse2fine.bench.specialists_data import TEST, TRAIN, TileSet, load_tile_sets, tiles_of_digits
 from coarse2fine.bench.specialists_report import SetResult, SpecialistsReport
@@ -31,7 +32,7 @@ class SpecialistsScale:
     ----------
     seeds : int
     steps : int
-        Most steps of each net that is trained end to end; it ends before, at its plateau.
+        Of each net that is trained end to end, see `Trial`.
     variants : tuple of str
         Of `VARIANTS`, "base" among them.
     rounds : int
@@ -53,7 +54,7 @@ class SpecialistsScale:
     options: TrainingOptions = field(default=TrainingOptions())
 
 
-FULL = SpecialistsScale(3, 6000, tuple(VARIANTS), 9, 24, 256)
+FULL = SpecialistsScale(3, 4000, tuple(VARIANTS), 9, 24, 256)
 QUICK = SpecialistsScale(1, 300, FEW, 5, 6, 128)
 
 
@@ -95,7 +96,8 @@ def benchmark_specialists(
         results.append(SetResult(tiles.name, _described(tiles), group, outcomes))
     parameters = {"data": data and data.name, **asdict(scale)}
     seeds = tuple(range(scale.seeds))
-    return SpecialistsReport(tuple(results), _costs(home, scale, progress), seeds, parameters, tuple(notes))
+    more = (_oddities(home, data, scale, progress), _costs(home, scale, progress))
+    return SpecialistsReport(tuple(results), more, seeds, parameters, tuple(notes))
 
 
 def _described(tiles: TileSet) -> str:
@@ -152,13 +154,30 @@ def _load(path: Path) -> dict[str, Outcome]:
         return {name: Outcome(file[f"{name}.wrong"], *file[f"{name}.cost"].tolist()) for name in names}
 
 
+def _oddities(home: Path, data: Path | None, scale: SpecialistsScale, progress: bool) -> Section:
+    name = f"oddities-{data.name if data else 'bundled'}-{scale.seeds}"
+
+    def measure() -> Section:
+        return measure_oddities(data, scale.seeds)
+
+    return _once(home / f"{name}.json", measure, "planting oddities" if progress else None)
+
+
 def _costs(home: Path, scale: SpecialistsScale, progress: bool) -> Section:
+    def measure() -> Section:
+        return measure_costs(home, rounds=scale.rounds, epochs=scale.epochs, cells=scale.cells)
+
     path = home / f"costs-{scale.rounds}-{scale.epochs}-{scale.cells}.json"
+    return _once(path, measure, "timing workers, dispatch and activity" if progress else None)
+
+
+def _once(path: Path, measure: Callable[[], Section], told: str | None) -> Section:
+    """A section that is measured once and kept."""
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         return Section(held["title"], tuple(held["lines"]), held["figures"])
-    if progress:
-        print("timing workers, dispatch and activity", file=sys.stderr, flush=True)
-    section = measure_costs(home, rounds=scale.rounds, epochs=scale.epochs, cells=scale.cells)
+    if told:
+        print(told, file=sys.stderr, flush=True)
+    section = measure()
     write_json(path, {"title": section.title, "lines": list(section.lines), "figures": dict(section.figures)})
     return section

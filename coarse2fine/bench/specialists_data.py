@@ -45,6 +45,8 @@ class TileSet:
         Tiles of one group are not independent.
     test : ndarray, bool, (n,)
         Of these come the figures, and nothing else.
+    turns : ndarray, bool, (n,)
+        Which have no upright: turned or mirrored they are what they were.
     classes : tuple of str
     """
 
@@ -55,6 +57,7 @@ class TileSet:
     units: NDArray[np.int64]
     groups: NDArray[np.int64]
     test: NDArray[np.bool_]
+    turns: NDArray[np.bool_]
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -67,10 +70,15 @@ class TileSet:
             held |= _drawn(self.units, ~self.test & (self.domains == domain), seed + 1, _SHARE / (1 - _SHARE))
         return np.where(self.test, TEST, np.where(held, HELD, TRAIN)).astype(np.int8)
 
+    @property
+    def domain_count(self) -> int:
+        """How many data sets are in it."""
+        return len(np.unique(self.domains))
+
     def digest(self) -> str:
         """Changes with every tile and label."""
         found = hashlib.sha256(self.tiles.tobytes())
-        for table in (self.labels, self.domains, self.units, self.groups, self.test):
+        for table in (self.labels, self.domains, self.units, self.groups, self.test, self.turns):
             found.update(np.ascontiguousarray(table).tobytes())
         return found.hexdigest()[:12]
 
@@ -143,6 +151,7 @@ def mixed(sets: Sequence[TileSet]) -> TileSet:
         _apart([s.units for s in sets]),
         _apart([s.groups for s in sets]),
         np.concatenate([s.test for s in sets]),
+        np.concatenate([s.turns for s in sets]),
         tuple(classes),
     )
 
@@ -159,7 +168,7 @@ def _of_arrays(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64], 
     around = [(b, SIDE - side - b) for b, side in zip(before, images.shape[1:3], strict=True)]
     tiles = np.pad(images, ((0, 0), *around))[..., None]
     each, classes = np.arange(len(labels)), tuple(str(n) for n in range(int(labels.max()) + 1))
-    return TileSet(name, tiles, labels, np.zeros_like(labels), each, each, test, classes)
+    return TileSet(name, tiles, labels, np.zeros_like(labels), each, each, test, np.zeros_like(test), classes)
 
 
 def _read_arrays(name: str, path: Path) -> TileSet:
@@ -207,7 +216,9 @@ def _cut(folder: Path) -> TileSet:
     label = np.concatenate(labels).astype(np.int64)
     classes = tuple(names) if len(names) > 1 else ("nothing", *names)
     group = unit if len(scenes) > 8 * _FEWEST_UNITS else np.concatenate(groups)
-    return TileSet(folder.name, np.stack(tiles), label, np.zeros_like(label), unit, group, test, classes)
+    return TileSet(
+        folder.name, np.stack(tiles), label, np.zeros_like(label), unit, group, test, np.ones_like(test), classes
+    )
 
 
 def _spacing(scenes: Sequence[BenchScene]) -> float:

@@ -1,9 +1,8 @@
-"""Nets of the specialists benchmark, trained end to end until what is held back gets no better."""
+"""Nets of the specialists benchmark, trained end to end."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,19 +13,13 @@ from torch.nn import functional
 from coarse2fine.bench.specialists_data import HELD, TRAIN, TileSet
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 
-_WIDTHS = (8, 16, 32, 64)
+_WIDTHS = (4, 8, 16, 32)
 TOP = _WIDTHS[-1]
 _BATCH, _RATE, _DECAY = 128, 3e-3, 1e-2
-# The rate is cut after so many epochs without progress, and training ends at the last cut.
-_PATIENCE, _CUTS = 3, 3
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A net at its plateau, and the epochs that took."""
-
-    net: ConvStack
-    epochs: int
+# How often the tiles held back are looked at.
+_LOOKS = 20
+# Augmentation: radians, a logarithm, and a share of half the side.
+_TILT, _ENLARGED, _MOVED = 0.17, 0.1, 0.1
 
 
 def stack(tiles: TileSet, width: float) -> StackSpec:
@@ -47,17 +40,14 @@ def inputs(tiles: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
-def answers_of(net: torch.nn.Module, tiles: NDArray[np.uint8]) -> Tensor:
+def answers_of(net: torch.nn.Module, x: Tensor) -> Tensor:
     """Logits of tiles, (n, classes)."""
     with torch.inference_mode():
-        parts = [net(inputs(tiles[i : i + 512]))[:, :, 0, 0] for i in range(0, len(tiles), 512)]
-    return torch.cat(parts)
+        return torch.cat([net(x[i : i + 512])[:, :, 0, 0] for i in range(0, len(x), 512)])
 
 
-def train_net(
-    tiles: TileSet, parts: NDArray[np.int8], spec: StackSpec, *, steps: int, seed: int, extra: int = 0
-) -> Trained:
-    """Train a net to its plateau; what was best on the tiles held back is kept.
+def train_net(tiles: TileSet, parts: NDArray[np.int8], spec: StackSpec, *, steps: int, seed: int) -> ConvStack:
+    """Train a net on tiles that never look twice the same; what was best on the tiles held back is kept.
 
     Parameters
     ----------
@@ -65,10 +55,8 @@ def train_net(
     parts : ndarray, int8, (n,)
     spec : StackSpec
     steps : int
-        Most steps of optimisation.
+        Of optimisation, with a rate that rises and falls once.
     seed : int
-    extra : int
-        Epochs after that, from the highest rate down to none once more.
     """
     rows, held = np.flatnonzero(parts == TRAIN), np.flatnonzero(parts == HELD)
     rng = np.random.default_rng(seed)
@@ -76,41 +64,41 @@ def train_net(
         torch.manual_seed(seed)
         net = ConvStack(spec, batch_norm=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=_DECAY)
-    target = torch.from_numpy(tiles.labels[held])
-    most = max(1, steps * min(_BATCH, len(rows)) // len(rows))
-    best, kept, waited, cuts, epoch = math.inf, net.folded(), 0, 0, 0
-    left = extra
-    while (cuts < _CUTS and epoch < most) or left:
-        if cuts >= _CUTS or epoch >= most:
-            _rate(optimizer, _RATE * (1 + math.cos(math.pi * (extra - left) / extra)) / 2)
-            left -= 1
-        _epoch(net, optimizer, tiles, rng.permutation(rows))
-        epoch += 1
-        folded = net.folded()
-        loss = float(functional.cross_entropy(answers_of(folded, tiles.tiles[held]), target))
-        waited = 0 if loss < best else waited + 1
-        if loss < best:
-            best, kept = loss, folded
-        if waited == _PATIENCE:
-            waited, cuts = 0, cuts + 1
-            _rate(optimizer, _RATE * 0.3**cuts)
-    return Trained(kept, epoch)
-
-
-def _rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _epoch(net: ConvStack, optimizer: torch.optim.Optimizer, tiles: TileSet, rows: NDArray[np.intp]) -> None:
-    net.train()
-    batch = min(_BATCH, len(rows))
-    for start in range(0, len(rows) - batch + 1, batch):
-        part = rows[start : start + batch]
-        loss = functional.cross_entropy(
-            net(inputs(tiles.tiles[part]))[:, :, 0, 0], torch.from_numpy(tiles.labels[part])
-        )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps, pct_start=0.1)
+    judged, target = inputs(tiles.tiles[held]), torch.from_numpy(tiles.labels[held])
+    best, kept = math.inf, net.folded()
+    looks = set(np.linspace(0, steps, _LOOKS + 1).astype(int).tolist()[1:])
+    for step in range(1, steps + 1):
+        part = np.sort(rng.choice(rows, min(_BATCH, len(rows)), replace=False))
+        x = augmented(inputs(tiles.tiles[part]), tiles.turns[part], rng)
+        loss = functional.cross_entropy(net.train()(x)[:, :, 0, 0], torch.from_numpy(tiles.labels[part]))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
-    net.eval()
+        schedule.step()
+        if step in looks:
+            folded = net.eval().folded()
+            seen = float(functional.cross_entropy(answers_of(folded, judged), target))
+            best, kept = (seen, folded) if seen < best else (best, kept)
+    return kept
+
+
+def augmented(x: Tensor, turns: NDArray[np.bool_], rng: np.random.Generator) -> Tensor:
+    """Tiles a little turned, enlarged and moved; those that have no upright also by right angles, and mirrored.
+
+    Parameters
+    ----------
+    x : Tensor, float32, (n, c, h, w)
+    turns : ndarray, bool, (n,)
+        Which have no upright.
+    rng : Generator
+    """
+    n = len(x)
+    angle = rng.uniform(-_TILT, _TILT, n) + np.pi / 2 * rng.integers(0, 4, n) * turns
+    mirror = np.where(turns & (rng.random(n) < 0.5), -1.0, 1.0)
+    scale = np.exp(rng.uniform(-_ENLARGED, _ENLARGED, n))
+    moved = rng.uniform(-_MOVED, _MOVED, (2, n))
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    theta = np.stack([np.stack([cos * mirror, -sin, moved[0]], 1), np.stack([sin * mirror, cos, moved[1]], 1)], 1)
+    grid = functional.affine_grid(torch.from_numpy(theta).float(), list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)

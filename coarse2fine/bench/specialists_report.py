@@ -147,12 +147,13 @@ def _errors(runs: Sequence[Outcome]) -> float:
 
 @dataclass(frozen=True)
 class SpecialistsReport:
-    """All data sets, what the machinery costs, and what is needed to repeat it.
+    """All data sets, what else was measured, and what is needed to repeat it.
 
     Parameters
     ----------
     sets : tuple of SetResult
-    costs : Section
+    more : tuple of Section
+        What was measured beside them.
     seeds : tuple of int
     parameters : mapping
         JSON values.
@@ -160,7 +161,7 @@ class SpecialistsReport:
     """
 
     sets: tuple[SetResult, ...]
-    costs: Section
+    more: tuple[Section, ...]
     seeds: tuple[int, ...]
     parameters: Mapping[str, Any]
     notes: tuple[str, ...] = ()
@@ -169,14 +170,17 @@ class SpecialistsReport:
         shown = dict.fromkeys(name.partition("/")[0] for each in self.sets for name in each.outcomes)
         explained = [f"{name}: {VARIANTS[name].text}." for name in shown]
         explained += [
-            f"NAME/{JUDGED}: the same, with columns pruned and a gate set by the tiles held back; else every tile is "
-            "sent down the whole tree.",
+            f"NAME/{JUDGED}: the same, with columns pruned and a gate set by the tiles held back; else every tile of "
+            "which the base is unsure (below 98 %) is sent down the whole tree.",
             "Errors of the test, mean +- sd over seeds, which change the split into training and held back too; extra: "
             "multiply-adds beyond the base's, columns and routing, mean over tiles; asked: columns asked of a tile. "
             "Differences are paired, with 95 % intervals and p of drawing groups of tiles (images, or blocks of them) "
             "anew; they say nothing of other data sets.",
+            "Oddities: squares of pictures are changed, and all cells ranked; AP is the average precision, AUROC the "
+            "area under the ROC curve. The memory bank (as in PatchCore) and the Gaussian (as in PaDiM) read the same "
+            "encoder's features of every cell; ours with a share of the cost leave most cells out, which come last.",
         ]
-        sections = (*(each.section() for each in self.sets), self.costs)
+        sections = (*(each.section() for each in self.sets), *self.more)
         return IoReport(
             sections, self.seeds[0], self.parameters, tuple(explained), self.notes, "specialists", _PACKAGES
         )

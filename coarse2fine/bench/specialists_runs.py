@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.bench.specialists_data import HELD, TEST, TRAIN, TileSet
-from coarse2fine.bench.specialists_nets import Trained, answers_of, inputs, stack, train_net
+from coarse2fine.bench.specialists_nets import answers_of, augmented, inputs, stack, train_net
 from coarse2fine.models.bundle import load_bundle, save_bundle
 from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
@@ -27,12 +28,15 @@ from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.specialists.training import TrainingOptions
 from coarse2fine.specialists.validation import judge_tree
 
-# What columns are given: all that the base has; no maps between its input and its high-level one; or the answers of a
-# larger net for targets.
-Lesson = Literal["whole", "blind", "taught"]
+# What columns learn from: all tiles, or those of which the base is unsure; all without the maps between its input and
+# its high-level one; or all with the answers of a larger net for targets.
+Lesson = Literal["all", "unsure", "blind", "taught"]
 TEACHER = 2.0
 CLUSTERS = 12
 _CHUNK = 512
+UNSURE = Gate(0.0, 0.98, exclusive=True)
+# Columns learn from each tile as it is and from so many augmented ones: the base knows it as it is too well.
+_COPIES = 2
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Trial:
     folder : Path
         Exists.
     steps : int
-        Most steps of each net that is trained end to end.
+        Of each net that is trained end to end; with several domains the root of their number times as many.
     options : TrainingOptions
         Of columns.
     """
@@ -74,7 +78,7 @@ class Trial:
         self.tiles, self.seed, self.folder, self.steps = tiles, seed, folder, steps
         self.parts = tiles.parts(seed)
         self.options = replace(options, seed=seed)
-        self._trained: dict[str, Trained] = {}
+        self._trained: dict[str, ConvStack] = {}
 
     @cached_property
     def test_labels(self) -> NDArray[np.int64]:
@@ -82,25 +86,25 @@ class Trial:
         labels: NDArray[np.int64] = self.tiles.labels[self.parts == TEST]
         return labels
 
-    def net(self, spec: StackSpec, *, extra: int = 0) -> Trained:
-        """A net at its plateau, trained once."""
-        name = f"net {spec} {extra}"
-        path = self.folder / f"net-{str(spec).replace('/', 's').replace(' ', '_').replace(':', '-')}-{extra}.c2f"
+    def net(self, spec: StackSpec, *, times: int = 1) -> ConvStack:
+        """A net, trained once, for so many times the steps."""
+        name = f"net-{str(spec).replace('/', 's').replace(' ', '_').replace(':', '-')}-{times}"
+        path = self.folder / f"{name}.c2f"
         if name not in self._trained and path.is_file():
-            arrays, text = load_bundle(path)
             net = ConvStack(spec)
-            net.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
-            self._trained[name] = Trained(net.eval(), int(text["epochs"]))
+            net.load_state_dict({key: torch.from_numpy(value) for key, value in load_bundle(path)[0].items()})
+            self._trained[name] = net.eval()
         if name not in self._trained:
-            trained = train_net(self.tiles, self.parts, spec, steps=self.steps, seed=self.seed, extra=extra)
-            arrays = {key: value.numpy() for key, value in trained.net.state_dict().items()}
-            save_bundle(path, arrays, {"epochs": trained.epochs})
-            self._trained[name] = trained
+            # Domains share much of what they teach.
+            steps = round(self.steps * times * math.sqrt(self.tiles.domain_count))
+            net = train_net(self.tiles, self.parts, spec, steps=steps, seed=self.seed)
+            save_bundle(path, {key: value.numpy() for key, value in net.state_dict().items()}, {})
+            self._trained[name] = net
         return self._trained[name]
 
     def base(self, width: float = 1.0) -> ConvStack:
         """The base, with so many times its channels."""
-        return self.net(stack(self.tiles, width)).net
+        return self.net(stack(self.tiles, width))
 
     def twins(self, width: float = 1.0) -> Twins:
         """Its maps."""
@@ -114,32 +118,42 @@ class Trial:
         """Multiply-adds of a column over the base for a tile."""
         return Column(spec, self.twins(), len(self.tiles.classes)).macs(1, 1)
 
-    def store(self, width: float = 1.0, lesson: Lesson = "whole") -> ItemStore:
-        """What the base has to say of all tiles, computed once."""
+    def store(self, width: float = 1.0, lesson: Lesson = "all") -> ItemStore:
+        """What the base has to say of all tiles, and of what is made of those that train, computed once."""
         folder = self.folder / f"items-{width:g}-{lesson}"
         try:
             return ItemStore(folder)
         except FileNotFoundError:
             name = f"{self.tiles.digest()} {self.seed} {self.steps} {width:g} {lesson}"
-            rows = [np.arange(at, min(at + _CHUNK, len(self.tiles))) for at in range(0, len(self.tiles), _CHUNK)]
-            parts = (self._items(each, width, lesson) for each in rows)
+            parts = (self._items(*each, width, lesson) for each in self._looks())
             return ItemStore.write(folder, parts, loss="squared" if lesson == "taught" else "softmax", name=name)
 
-    def _items(self, rows: NDArray[np.intp], width: float, lesson: Lesson) -> Items:
-        twins, tiles = self.twins(width), self.tiles.tiles[rows]
+    def _looks(self) -> Iterator[tuple[NDArray[np.intp], int]]:
+        """All tiles as they are, and then those that train, augmented."""
+        for copy in range(_COPIES + 1):
+            rows = np.flatnonzero(self.parts == TRAIN) if copy else np.arange(len(self.tiles))
+            yield from ((rows[start : start + _CHUNK], copy) for start in range(0, len(rows), _CHUNK))
+
+    def _items(self, rows: NDArray[np.intp], copy: int, width: float, lesson: Lesson) -> Items:
+        twins, x = self.twins(width), inputs(self.tiles.tiles[rows])
+        if copy:
+            x = augmented(x, self.tiles.turns[rows], np.random.default_rng((self.seed, copy, int(rows[0]))))
         targets = torch.from_numpy(np.eye(len(self.tiles.classes), dtype=np.float32)[self.tiles.labels[rows]])
         layout = Layout.of(self.design(1, width=width), twins)
-        held, group = self.parts[rows] != TRAIN, self.tiles.groups[rows]
-        items = Items.of(
-            self.base(width), layout, inputs(tiles), targets, held=held, group=group, tiles=tiles[:, ::2, ::2]
-        )
+        small = np.zeros((len(rows), 1, 1, 1), np.uint8)
+        # An item's group is its tile.
+        items = Items.of(self.base(width), layout, x, targets, held=self.parts[rows] != TRAIN, group=rows, tiles=small)
         if lesson == "blind":
-            return replace(items, maps=(items.maps[0], *(m * 0 for m in items.maps[1:-1]), items.maps[-1]))
-        return replace(items, targets=answers_of(self.base(TEACHER), tiles)) if lesson == "taught" else items
+            items = replace(items, maps=(items.maps[0], *(m * 0 for m in items.maps[1:-1]), items.maps[-1]))
+        if lesson == "taught":
+            items = replace(items, targets=answers_of(self.base(TEACHER), x))
+        if lesson == "unsure":
+            return items.take(np.flatnonzero(items.held | UNSURE.unsure(items.answers).numpy()))
+        return items
 
     def end_to_end(self, net: ConvStack) -> Outcome:
         """What a net alone answers."""
-        answers = answers_of(net, self.tiles.tiles[self.parts == TEST])
+        answers = answers_of(net, inputs(self.tiles.tiles[self.parts == TEST]))
         return Outcome(self._wrong(answers), float(net.spec.macs(1, 1)))
 
     def tree(
@@ -150,10 +164,11 @@ class Trial:
         options: TrainingOptions | None = None,
         vectors: NDArray[np.float32] | None = None,
         width: float = 1.0,
-        lesson: Lesson = "whole",
+        lesson: Lesson = "all",
         routed: bool = True,
+        gate: Gate = UNSURE,
     ) -> dict[str, Outcome]:
-        """Grow columns, and ask all of them; and then, "judged", as what is held back says.
+        """Grow columns, and ask all of them where the base is unsure; and, "judged", as what is held back says.
 
         Parameters
         ----------
@@ -163,56 +178,64 @@ class Trial:
             At the first depth.
         options : TrainingOptions, optional
         vectors : ndarray, float32, (n, d), optional
-            What is clustered.
+            What is clustered, of each tile.
         width : float
             Of the base.
-        lesson : {"whole", "blind", "taught"}
+        lesson : {"all", "unsure", "blind", "taught"}
         routed : bool
             Whether finding the column costs anything.
+        gate : Gate
+            Where columns are asked at most.
         """
-        grown = grow(
-            self.store(width, lesson),
-            self.twins(width),
-            specs,
-            options or self.options,
-            clusters=clusters,
-            vectors=vectors,
-        )
-        items = replace(self.store(width).read(last=1), held=self.parts == HELD)
-        tree, gate, _ = judge_tree(grown, items, exclusive=True)
-        tested = grown.take(np.flatnonzero(self.parts == TEST))
+        store = self.store(width, lesson)
+        items, part = self._told(store, gate)
+        vectors = None if vectors is None else vectors[store.table("group")]
+        grown = grow(store, self.twins(width), specs, options or self.options, clusters=clusters, vectors=vectors)
+        judged, within, _ = judge_tree(grown, items, exclusive=True)
+        tested, later = (each.take(np.flatnonzero(part == TEST)) for each in (grown, judged))
         base = self.base(width).spec.macs(1, 1)
-        whole = Gate.open(exclusive=True)
         return {
-            "": self._of_tree(tested, whole, tested.tree, base, routed=routed),
-            "judged": self._of_tree(tested, gate, tree, base, routed=routed),
+            "": self._of_tree(tested, gate, base, routed=routed),
+            "judged": self._of_tree(later, _within(within, gate), base, routed=routed),
         }
 
-    def _of_tree(self, grown: Grown, gate: Gate, tree: FeatureTree, base: int, *, routed: bool) -> Outcome:
-        answers, asked = grown.answered(gate, tree)
-        spent = macs_of(grown, gate, tree, routed=routed)
+    def _of_tree(self, grown: Grown, gate: Gate, base: int, *, routed: bool) -> Outcome:
+        answers, asked = grown.answered(gate, grown.tree)
+        spent = macs_of(grown, gate, grown.tree, routed=routed)
         return Outcome(self._wrong(answers), base + float(spent.mean()), float(asked.mean()))
+
+    def _told(self, store: ItemStore, most: Gate) -> tuple[Items, NDArray[np.int8]]:
+        """Items to be judged by, with what they are; and the part that each is of."""
+        tile = store.table("group")
+        part, items = self.parts[tile], store.read(last=1)
+        held = (part == HELD) & most.unsure(items.answers).numpy()
+        targets = np.eye(len(self.tiles.classes), dtype=np.float32)[self.tiles.labels[tile]]
+        return replace(items, held=held, group=self.tiles.groups[tile], targets=torch.from_numpy(targets)), part
 
     def activity(self, spec: ColumnSpec) -> dict[str, Outcome]:
         """Columns for groups of features that fire together, as "tree" has them."""
         store, base = self.store(), self.base().spec.macs(1, 1)
         grown = grow_groups(store, self.twins(), spec, self.options)
-        items = store.read(last=1)
-        later = self.parts[self.parts != TRAIN]  # what has grown are the items that train nothing
-        judged, tested = np.flatnonzero(later == HELD), np.flatnonzero(later == TEST)
-        held = replace(items, held=self.parts == HELD)
-        kept, gate, _ = judge_groups(grown.take(judged), held, exclusive=True)
-        part, own = items.take(np.flatnonzero(self.parts == TEST)), grown.take(tested)
+        items, parts = self._told(store, UNSURE)
+        later = parts != TRAIN  # what has grown are the items that train nothing
+        judged, tested = np.flatnonzero(items.held[later]), np.flatnonzero(parts[later] == TEST)
+        share, kept, gate, _ = judge_groups(grown.take(judged), items, exclusive=True)
+        part, own = items.take(np.flatnonzero(parts == TEST)), grown.take(tested)
         outcomes = {}
-        every = np.ones(len(grown.columns), bool), Gate.open(exclusive=True)
-        for name, (groups, band) in {"": every, "judged": (kept, gate)}.items():
-            answers, asked = own.answered(part.answers, groups, band)
+        ways = {"": (own, np.ones(len(kept), bool), UNSURE), "judged": (own.shrunk(share), kept, _within(gate, UNSURE))}
+        for name, (groups, which, band) in ways.items():
+            answers, asked = groups.answered(part.answers, which, band)
             macs = base + float(asked.mean()) * self.column_macs(spec)
             outcomes[name] = Outcome(self._wrong(answers), macs, float(asked.mean()))
         return outcomes
 
     def _wrong(self, answers: Tensor) -> NDArray[np.bool_]:
         return np.asarray(answers.argmax(dim=1).numpy() != self.test_labels)
+
+
+def _within(gate: Gate, most: Gate) -> Gate:
+    """The part of a gate's band that lies within another's."""
+    return replace(gate, high=min(gate.high, most.high))
 
 
 def macs_of(grown: Grown, gate: Gate, tree: FeatureTree, *, routed: bool = True) -> NDArray[np.int64]:

@@ -9,11 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.bench.specialists_nets import TOP, stack, stack_of
-from coarse2fine.bench.specialists_runs import TEACHER, Outcome, Trial
+from coarse2fine.bench.specialists_runs import CLUSTERS, TEACHER, Outcome, Trial
+from coarse2fine.models.gate import Gate
 from coarse2fine.models.twin import ColumnSpec
+from coarse2fine.specialists.training import TrainingOptions
 
 JUDGED = "judged"
 _NARROW, _HALF, _RANK = TOP // 4, 0.5, 2
+# Columns that do most of the work are trained for so many times the epochs.
+_LONGER = 2
 
 
 @dataclass(frozen=True)
@@ -39,33 +43,45 @@ class Variant:
 
 
 def _net(trial: Trial, width: float) -> dict[str, Outcome]:
-    return {"": trial.end_to_end(trial.net(stack(trial.tiles, width)).net)}
+    return {"": trial.end_to_end(trial.base(width))}
 
 
 def _longer(trial: Trial) -> dict[str, Outcome]:
-    extra = trial.options.epochs + trial.options.own_epochs
-    return {"": trial.end_to_end(trial.net(stack(trial.tiles, 1.0), extra=extra).net)}
+    return {"": trial.end_to_end(trial.net(stack(trial.tiles, 1.0), times=2))}
 
 
 def _as_dear(trial: Trial, top: int) -> dict[str, Outcome]:
     macs = trial.base().spec.macs(1, 1) + trial.column_macs(trial.design(top))
-    return {"": trial.end_to_end(trial.net(stack_of(trial.tiles, macs)).net)}
+    return {"": trial.end_to_end(trial.net(stack_of(trial.tiles, macs)))}
 
 
-def _columns(top: int, clusters: int = 12, width: float = 1.0) -> Callable[[Trial], Mapping[str, Outcome]]:
-    return lambda trial: trial.tree([trial.design(top, width=width)], clusters=clusters, width=width)
+def _columns(top: int, clusters: int = 12) -> Callable[[Trial], Mapping[str, Outcome]]:
+    return lambda trial: trial.tree([trial.design(top)], clusters=clusters)
 
 
-def _shared(top: int, depth: int = 1, width: float = 1.0) -> Callable[[Trial], Mapping[str, Outcome]]:
-    """One column for all, trained for as many epochs as one that is followed by its own; found for nothing."""
+def _together(trial: Trial, times: int = 1) -> TrainingOptions:
+    """One column is trained for as many epochs as one that is followed by its own."""
+    epochs = trial.options.epochs + trial.options.own_epochs
+    return replace(trial.options, epochs=times * epochs, own_epochs=0)
+
+
+def _shared(top: int, depth: int = 1) -> Callable[[Trial], Mapping[str, Outcome]]:
+    """One column for all, found for nothing."""
 
     def run(trial: Trial) -> Mapping[str, Outcome]:
-        options = replace(trial.options, epochs=trial.options.epochs + trial.options.own_epochs, own_epochs=0)
-        spec = trial.design(top, width=width)
-        specs = [spec.narrowed(_HALF**n) for n in range(depth)]
-        return trial.tree(specs, clusters=2, options=options, width=width, routed=False)
+        specs = [trial.design(top).narrowed(_HALF**n) for n in range(depth)]
+        return trial.tree(specs, clusters=2, options=_together(trial), routed=False)
 
     return run
+
+
+def _refining(trial: Trial, *, shared: bool) -> Mapping[str, Outcome]:
+    """Full-size columns over a base of half the channels: what is left of the refine net is to choose among them."""
+    epochs, own = _LONGER * trial.options.epochs, _LONGER * trial.options.own_epochs
+    each = replace(trial.options, epochs=epochs, own_epochs=own)
+    options, clusters = (_together(trial, _LONGER), 2) if shared else (each, CLUSTERS)
+    specs = [trial.design(TOP, width=_HALF)]
+    return trial.tree(specs, clusters=clusters, options=options, width=_HALF, routed=not shared)
 
 
 def _tree(top: int, depth: int, share: float) -> Callable[[Trial], Mapping[str, Outcome]]:
@@ -89,6 +105,10 @@ def _oracle(trial: Trial) -> Mapping[str, Outcome]:
     return trial.tree([trial.design(_NARROW)], vectors=vectors, clusters=count, routed=False)
 
 
+def _ungated(trial: Trial) -> Mapping[str, Outcome]:
+    return trial.tree([trial.design(_NARROW)], gate=Gate.open(exclusive=True))
+
+
 def _low_rank(trial: Trial) -> Mapping[str, Outcome]:
     return trial.tree([trial.design(_NARROW)], options=replace(trial.options, rank=_RANK))
 
@@ -99,7 +119,7 @@ def _last_stage(trial: Trial) -> Mapping[str, Outcome]:
 
 VARIANTS: Mapping[str, Variant] = {
     "base": Variant("the base at its plateau (depth 0)", lambda trial: _net(trial, 1.0)),
-    "longer": Variant("the base, trained for as many epochs more as columns are", _longer),
+    "longer": Variant("the base, trained for twice as long", _longer),
     "net_half": Variant("a net of half its channels", lambda trial: _net(trial, _HALF)),
     "net_columns": Variant("a net as dear as base and column", lambda trial: _as_dear(trial, _NARROW)),
     "net_full": Variant("a net as dear as base and full-size column", lambda trial: _as_dear(trial, TOP)),
@@ -114,6 +134,12 @@ VARIANTS: Mapping[str, Variant] = {
     "heads_32": Variant("at most 32 cluster heads", _heads(32)),
     "columns_6": Variant("at most 6 columns", _columns(_NARROW, 6), "shared"),
     "columns": Variant("at most 12 columns", _columns(_NARROW), "shared", ("net_columns", "random", "heads")),
+    "ungated": Variant("the same, asked of every tile", _ungated, "columns"),
+    "unsure": Variant(
+        "at most 12 columns, trained on tiles of which the base is unsure alone",
+        lambda trial: trial.tree([trial.design(_NARROW)], lesson="unsure"),
+        "columns",
+    ),
     "columns_32": Variant("at most 32 columns", _columns(_NARROW, 32), "shared"),
     "low_rank": Variant(f"at most 12 columns that differ by rank {_RANK}", _low_rank, "columns"),
     "blind": Variant(
@@ -133,10 +159,12 @@ VARIANTS: Mapping[str, Variant] = {
     "activity": Variant(
         "columns for features that fire together", lambda trial: trial.activity(trial.design(_NARROW)), "shared"
     ),
-    "shared_medium": Variant("half the base, one full-size column for all", _shared(TOP, width=_HALF)),
+    "shared_medium": Variant(
+        "half the base, one full-size column for all", lambda trial: _refining(trial, shared=True)
+    ),
     "medium": Variant(
         "half the base, a full-size column for each of at most 12 kinds",
-        _columns(TOP, width=_HALF),
+        lambda trial: _refining(trial, shared=False),
         "shared_medium",
         ("net_columns", "net_full"),
     ),

@@ -1,22 +1,25 @@
-"""A tree of kinds for an "explore" model: what its columns paint is learned from stored cells, without any label."""
+"""Kinds for an "explore" model: what their columns paint is learned from stored cells, without any label."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.kinds import cell_pixels, painted
+from coarse2fine.kinds import cell_pixels, kind_names, painted
 from coarse2fine.model import Label, Model
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.rarity import ridge
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
 from coarse2fine.specialists.fitting import column_spec
+from coarse2fine.specialists.group_growth import GrownGroups, grow_groups
+from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.growth import Grown, grow
 from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.specialists.training import TrainingOptions
@@ -25,18 +28,21 @@ from coarse2fine.specialists.tree import SpecialistTree
 _BATCHES, _CELLS_OF_BATCH = 128, 96
 _TOP, _NARROWER, _CLUSTERS = 16, 0.5, 12
 _TILES = 8
+How = Literal["tree", "activity"]
 
 
-def add_kinds(model: Model, crops: Callable[[np.random.Generator], Tensor], seed: int) -> Model:
+def add_kinds(model: Model, crops: Callable[[np.random.Generator], Tensor], seed: int, how: How = "tree") -> Model:
     """The model with kinds of cells, and columns that paint what the code alone cannot.
 
     Parameters
     ----------
     model : Model
-        An "explore" model without a tree.
+        An "explore" model without them.
     crops : callable
         From a random generator to input of the encoder, (n, c, h, w).
     seed : int
+    how : {"tree", "activity"}
+        A column for each node of a tree of clusters, or for each group of features that fire together.
     """
     twins = Twins.of(model.refiner)
     spec = column_spec(twins, _TOP)
@@ -44,13 +50,20 @@ def add_kinds(model: Model, crops: Callable[[np.random.Generator], Tensor], seed
     parts = [_cells(model, layout, crops, np.random.default_rng((seed, 3, n))) for n in range(_BATCHES)]
     codes, items = np.concatenate([code for code, _ in parts]), [item for _, item in parts]
     painter = ridge(codes, torch.cat([item.targets for item in items]).numpy())
+    options = TrainingOptions(seed=seed)
+    tree, groups = None, None
     with tempfile.TemporaryDirectory() as folder:
         store = ItemStore.write(folder, _started(items, codes, painter), loss="squared", name="kinds")
-        specs = (spec, spec.narrowed(_NARROWER))
-        grown = grow(store, twins, specs, TrainingOptions(seed=seed), clusters=_CLUSTERS)
-        tree = _as_tree(grown, Items.joined(items), painter, specs)
-    labels = tuple(Label(f"kind {node}", "area") for node in tree.clusters.leaves.tolist())
-    return replace(model, tree=tree, painter=painter, labels=labels)
+        if how == "tree":
+            specs = (spec, spec.narrowed(_NARROWER))
+            grown = grow(store, twins, specs, options, clusters=_CLUSTERS)
+            tree = _as_tree(grown, Items.joined(items), painter, specs)
+        else:
+            groups = _as_groups(grow_groups(store, twins, spec, options, count=_CLUSTERS), spec, items, painter)
+    columns = groups if tree is None else tree
+    assert columns is not None
+    labels = tuple(Label(name, "area") for name in kind_names(columns))
+    return replace(model, tree=tree, groups=groups, painter=painter, labels=labels)
 
 
 @torch.inference_mode()
@@ -89,6 +102,16 @@ def _started(items: Sequence[Items], codes: NDArray[np.float32], painter: NDArra
         code = torch.from_numpy(codes[start : start + len(item)])
         yield item.answered(painted(code[:, :, None, None], painter)[:, :, 0, 0])
         start += len(item)
+
+
+def _as_groups(
+    grown: GrownGroups, spec: ColumnSpec, items: Sequence[Items], painter: NDArray[np.float32]
+) -> SpecialistGroups:
+    high = torch.cat([item.maps[-1] for item in items])
+    asked = float(grown.groups.fires(high.float()).float().sum()) / len(high)
+    macs = painter[:-1].size + asked * grown.columns[0].macs(1, 1)
+    gate = Gate.open(exclusive=False)
+    return SpecialistGroups(grown.groups, spec, grown.columns, gate, macs, painter.shape[1])
 
 
 def _as_tree(grown: Grown, items: Items, painter: NDArray[np.float32], specs: tuple[ColumnSpec, ...]) -> SpecialistTree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from coarse2fine.explore import KINDS
-from coarse2fine.fitting.kinds import add_kinds
+from coarse2fine.fitting.kinds import How, add_kinds
 from coarse2fine.fitting.training import train
 from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.autoencoder import Autoencoder
@@ -32,7 +32,7 @@ def fit_explorer(
     images: Sequence[Image],
     *,
     steps: int = 3000,
-    kinds: bool = False,
+    kinds: How | None = None,
     seed: int = 0,
     name: str = "explorer",
     device: str | None = None,
@@ -45,9 +45,9 @@ def fit_explorer(
     ----------
     images : sequence of Image
         Unlabelled images of the sort the model is for; each is drawn from equally often.
-    kinds : bool
-        Whether to grow a tree of kinds too, whose columns paint what the encoder alone cannot: cells are then rare
-        within their kind. It finds subtler oddities and marks less else, and makes refining dearer by half.
+    kinds : {"tree", "activity"}, optional
+        Columns that paint what the encoder alone cannot, for each node of a tree of kinds or for each group of features
+        that fire together: cells are then rare within their kind. By default codes are told apart by k-means alone.
     steps, seed, name, device, precision, progress
         As in `coarse2fine.fit`.
 
@@ -61,9 +61,11 @@ def fit_explorer(
         net = Autoencoder(3)
     spec = net.encoder.spec
 
+    crops = drawn_from(images, spec)
+
     def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
-        rows = np.stack([_crop(images[int(rng.integers(len(images)))], spec, rng) for _ in range(_BATCH)])
-        return torch.from_numpy(rows), torch.from_numpy(rows)
+        x = crops(rng)
+        return x, x
 
     with Progress(progress) as bars:
         error = train(net, make, _loss, runtime, steps=steps, seed=seed, tick=bars.task("autoencoder"))
@@ -86,7 +88,24 @@ def fit_explorer(
             "task": "autoencoder",
         },
     )
-    return add_kinds(model, lambda rng: make(rng)[0], seed) if kinds else model
+    return model if kinds is None else add_kinds(model, crops, seed, kinds)
+
+
+def drawn_from(images: Sequence[Image], spec: StackSpec) -> Callable[[np.random.Generator], Tensor]:
+    """What draws a batch of crops, (n, 3, h, w), each image equally often.
+
+    Parameters
+    ----------
+    images : sequence of Image
+    spec : StackSpec
+        Of the encoder.
+    """
+
+    def draw(rng: np.random.Generator) -> Tensor:
+        rows = [_crop(images[int(rng.integers(len(images)))], spec, rng) for _ in range(_BATCH)]
+        return torch.from_numpy(np.stack(rows))
+
+    return draw
 
 
 def _crop(image: Image, spec: StackSpec, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -152,9 +152,8 @@ class _Learning:
         grown = grow(store, self.twins, specs, self.options, answers=answers)
         items = store.read(last=1)
         items = items if answers is None else items.answered(answers)
-        tree, gate, verdict = judge_tree(grown, items, exclusive=False)
-        grown = replace(grown, tree=tree)
-        if not tree.kept[1:].any():
+        grown, gate, verdict = judge_tree(grown, items, exclusive=False)
+        if not grown.tree.kept[1:].any():
             return _Found((verdict,))
         return _Found((verdict,), tree=_as_tree(grown, gate, specs, items, self.cells.held_cells, self.names))
 
@@ -165,10 +164,12 @@ class _Learning:
         except ValueError:  # no feature fires
             return _Found(())
         items = store.read(last=1)
-        kept, gate, verdict = judge_groups(grown, items, exclusive=False)
+        share, kept, gate, verdict = judge_groups(grown, items, exclusive=False)
         if not kept.any():
             return _Found((verdict,))
-        return _Found((verdict,), groups=_as_groups(grown, gate, kept, self.spec, items, self.cells.held_cells))
+        return _Found(
+            (verdict,), groups=_as_groups(grown.shrunk(share), gate, kept, self.spec, items, self.cells.held_cells)
+        )
 
 
 def _answered(groups: SpecialistGroups, store: ItemStore) -> Tensor:

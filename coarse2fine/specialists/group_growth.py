@@ -15,7 +15,7 @@ from coarse2fine.models.gate import Gate
 from coarse2fine.models.twin import ColumnSpec, Twins
 from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.specialists.training import Cohort, ColumnTrainer, Shape, TrainingOptions, load_column, through
-from coarse2fine.specialists.validation import Verdict, choose_gate, crossed, doubt, losses, weighed
+from coarse2fine.specialists.validation import SHARES, Verdict, choose_gate, crossed, doubt, losses, weighed
 
 _COUNT = (4, 8)
 _ITEMS_EACH = 400
@@ -47,6 +47,11 @@ class GrownGroups:
         """What the columns make of any items."""
         added = tuple(through(items, [column])[2] for column in columns)
         return cls(groups, columns, groups.fires(items.maps[-1].float()), added)
+
+    def shrunk(self, share: float) -> GrownGroups:
+        """The same with a share of what every column adds."""
+        columns = tuple(column.shrunk(share) for column in self.columns)
+        return replace(self, columns=columns, added=tuple(share * a for a in self.added))
 
     def take(self, rows: NDArray[np.intp]) -> GrownGroups:
         """The same groups, and some of the items."""
@@ -107,7 +112,9 @@ def grow_groups(
     return GrownGroups.of(groups, columns, held)
 
 
-def judge_groups(grown: GrownGroups, items: Items, *, exclusive: bool) -> tuple[NDArray[np.bool_], Gate, Verdict]:
+def judge_groups(
+    grown: GrownGroups, items: Items, *, exclusive: bool
+) -> tuple[float, NDArray[np.bool_], Gate, Verdict]:
     """Which groups are worth their columns, the gate, and what that gains.
 
     Parameters
@@ -117,28 +124,55 @@ def judge_groups(grown: GrownGroups, items: Items, *, exclusive: bool) -> tuple[
         With those held back, which alone count.
     exclusive : bool
         Whether an item has one class.
+
+    Returns
+    -------
+    float
+        By which all columns are to be shrunk.
+    ndarray, bool, (groups,)
+        Which are worth it.
+    Gate
+    Verdict
     """
     held = items.take(np.flatnonzero(items.held))
     everywhere = Gate.open(exclusive=exclusive)
 
-    def decide(rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Gate]:
-        part, mine = held.take(rows), grown.take(rows)
-        before = losses(part.answers, part, exclusive=exclusive)
-        kept = np.ones(len(grown.columns), bool)
-        together, _ = mine.answered(part.answers, kept, everywhere)
-        errors = doubt(before, losses(together, part, exclusive=exclusive), part.group)
-        for g in range(len(kept)):
-            alone, _ = mine.answered(part.answers, np.arange(len(kept)) == g, everywhere)
-            after = losses(alone, part, exclusive=exclusive)
-            asked = np.flatnonzero(mine.fires[:, g].any(dim=(1, 2)).numpy())
-            kept[g] = weighed(before[asked], after[asked], part.group[asked], errors) <= before[asked].sum()
-        return kept, choose_gate(lambda gate: mine.answered(part.answers, kept, gate), part, exclusive=exclusive)
+    def decide(rows: NDArray[np.intp]) -> tuple[float, NDArray[np.bool_], Gate]:
+        part = held.take(rows)
 
-    def apply(rows: NDArray[np.intp], decided: tuple[NDArray[np.bool_], Gate]) -> tuple[Tensor, NDArray[np.int64]]:
-        return grown.take(rows).answered(held.take(rows).answers, *decided)
+        def tried(share: float) -> tuple[float, NDArray[np.bool_], GrownGroups]:
+            mine = grown.take(rows).shrunk(share)
+            kept = _kept(mine, part, exclusive=exclusive)
+            answers, _ = mine.answered(part.answers, kept, everywhere)
+            return float(losses(answers, part, exclusive=exclusive).sum()), kept, mine
+
+        share, (_, kept, mine) = min(((s, tried(s)) for s in SHARES), key=lambda each: each[1][0])
+        gate = choose_gate(lambda gate: mine.answered(part.answers, kept, gate), part, exclusive=exclusive)
+        return share, kept, gate
+
+    def apply(
+        rows: NDArray[np.intp], decided: tuple[float, NDArray[np.bool_], Gate]
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        share, kept, gate = decided
+        return grown.take(rows).shrunk(share).answered(held.take(rows).answers, kept, gate)
 
     verdict = crossed(held, decide, apply, exclusive=exclusive)
     return *decide(np.arange(len(held))), verdict
+
+
+def _kept(grown: GrownGroups, part: Items, *, exclusive: bool) -> NDArray[np.bool_]:
+    """Groups whose columns are worth it, each tried alone."""
+    everywhere = Gate.open(exclusive=exclusive)
+    before = losses(part.answers, part, exclusive=exclusive)
+    kept = np.ones(len(grown.columns), bool)
+    together, _ = grown.answered(part.answers, kept, everywhere)
+    errors = doubt(before, losses(together, part, exclusive=exclusive), part.group)
+    for g in range(len(kept)):
+        alone, _ = grown.answered(part.answers, np.arange(len(kept)) == g, everywhere)
+        after = losses(alone, part, exclusive=exclusive)
+        asked = np.flatnonzero(grown.fires[:, g].any(dim=(1, 2)).numpy())
+        kept[g] = weighed(before[asked], after[asked], part.group[asked], errors) <= before[asked].sum()
+    return kept
 
 
 def kept_groups(groups: Groups, kept: NDArray[np.bool_]) -> Groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,13 @@ class Grown:
             answers = torch.where(torch.from_numpy(going)[:, None], after, answers)
             asked += going
         return answers, asked
+
+    def shrunk(self, share: float) -> Grown:
+        """The same with a share of what every column adds."""
+        base = self.answers[0]
+        answers = tuple(base + share * (after - base) for after in self.answers)
+        columns = {node: column.shrunk(share) for node, column in self.columns.items()}
+        return replace(self, columns=columns, answers=answers)
 
     def take(self, rows: NDArray[np.intp]) -> Grown:
         """The same tree, and some of the items."""

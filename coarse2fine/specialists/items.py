@@ -263,6 +263,8 @@ def _append(group: Any, items: Items) -> None:
     for name, values in tables.items():
         if name not in group:
             shape = (0, *values.shape[1:])
-            group.create_array(name, shape=shape, chunks=(_CHUNK, *values.shape[1:]), dtype=values.dtype)
+            # Read again and again, and hardly smaller when compressed.
+            chunks = (_CHUNK, *values.shape[1:])
+            group.create_array(name, shape=shape, chunks=chunks, dtype=values.dtype, compressors=None)
         if len(values):
             group[name].append(values)

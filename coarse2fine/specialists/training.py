@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dask
 import numpy as np
@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.models.bundle import load_bundle, save_bundle
-from coarse2fine.models.column import Column, Columns
+from coarse2fine.models.column import Column, Columns, NormedColumn
 from coarse2fine.models.twin import ColumnSpec, Twins
 from coarse2fine.specialists.items import Items, ItemStore, Loss, loss_of, squared_of
 
 _BLOCK = 1024
+_SETTLED = 4096
 _SEEDED = threading.Lock()
+Net = TypeVar("Net")
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,17 @@ class TrainingOptions:
         Highest learning rate of AdamW, after a warm-up and before a cosine.
     rank : int, optional
         Of what a column alone has, see `Columns`; by default free.
-    own_decay : float
-        Weight decay of what a column alone has.
+    decay, own_decay : float
+        Weight decay of what all columns share, and of what a column alone has.
     seed : int
     """
 
-    epochs: int = 6
-    own_epochs: int = 4
+    epochs: int = 4
+    own_epochs: int = 2
     batch: int = 128
-    rate: float = 2e-3
+    rate: float = 3e-3
     rank: int | None = None
+    decay: float = 1e-2
     own_decay: float = 0.3
     seed: int = 0
 
@@ -197,6 +200,7 @@ def _gathered(store: ItemStore, shape: Shape, classes: Sequence[Cohort]) -> tupl
         stages.append(own)
         weights.append(each.weights)
     joined = Items.joined(parts)
+    joined = replace(joined, maps=joined.maps[-_reads([shape]) :])
     known = [w for w in weights if w is not None]
     return (
         joined,
@@ -215,11 +219,13 @@ def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes:
         return path
     store = ItemStore(folder)
     with _one_thread():
-        columns = _columns(options, shape)
+        column = _seeded(options, lambda: NormedColumn(shape.spec, shape.twins, shape.classes, parent=shape.parent))
         items, stages, weights = _gathered(store, shape, classes)
-        groups = columns.groups()[:1]
-        _descend(columns, groups, items, stages, weights, options, options.epochs, store.loss)
-        save_bundle(path, _weights(columns.shared), {})
+        groups = [{"params": list(column.parameters()), "weight_decay": options.decay}]
+        _descend(column.train(), groups, items, stages, weights, options, options.epochs, store.loss)
+        some = torch.from_numpy(np.random.default_rng(options.seed).permutation(len(items))[:_SETTLED])
+        column.settle([m[some].float() for m in items.maps], [s[some].float() for s in stages])
+        save_bundle(path, _half(column.folded()), {})
     return path
 
 
@@ -227,25 +233,35 @@ def _train_own(folder: Path, options: TrainingOptions, shape: Shape, mine: Cohor
     """One column: what it has beyond what all share, from its own items."""
     store = ItemStore(folder)
     with _one_thread():
-        columns = _columns(options, shape)
+        columns = _seeded(
+            options, lambda: Columns(shape.spec, shape.twins, shape.classes, 1, rank=options.rank, parent=shape.parent)
+        )
         columns.shared.load_state_dict(load_column(shape, shared).state_dict())
         columns.shared.requires_grad_(requires_grad=False)
         items, stages, weights = _gathered(store, shape, [mine])
         groups = columns.groups(own_decay=options.own_decay)[1:]
-        _descend(columns, groups, items, stages, weights, options, options.own_epochs, store.loss)
-        save_bundle(path, _weights(columns.column(0)), {})
+
+        def only(inputs: Sequence[Tensor], above: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            answers: tuple[Tensor, list[Tensor]] = columns(
+                inputs, torch.zeros(len(inputs[0]), dtype=torch.int64), above
+            )
+            return answers
+
+        _descend(only, groups, items, stages, weights, options, options.own_epochs, store.loss)
+        save_bundle(path, _half(columns.column(0).state_dict()), {})
     return path
 
 
-def _columns(options: TrainingOptions, shape: Shape) -> Columns:
+def _seeded(options: TrainingOptions, make: Callable[[], Net]) -> Net:
+    """A net with weights of this seed."""
     # Torch's generator is the process's: tasks in threads of one process take turns.
     with _SEEDED, torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return Columns(shape.spec, shape.twins, shape.classes, 1, rank=options.rank, parent=shape.parent)
+        return make()
 
 
 def _descend(
-    columns: Columns,
+    column: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, list[Tensor]]],
     groups: list[dict[str, Any]],
     items: Items,
     stages: Sequence[Tensor],
@@ -254,20 +270,18 @@ def _descend(
     epochs: int,
     loss: Loss,
 ) -> None:
-    """Fit the one column of `columns` to what its parent leaves wrong."""
+    """Fit a column to what its parent leaves wrong."""
     count, batch = len(items), min(options.batch, len(items))
-    if not count or not epochs:
+    if count < 2 or not epochs:
         return
     steps = max(2, epochs * count // batch)
     optimizer = torch.optim.AdamW(groups, lr=options.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=steps, pct_start=0.15)
     rng = np.random.default_rng(options.seed)
-    first, index = len(columns.shared.layout.maps), torch.zeros(batch, dtype=torch.int64)
     for _ in range(steps):
         rows = rng.permutation(count)[:batch]
         part, at = items.take(rows), torch.from_numpy(rows)
-        inputs = [m.float() for m in part.maps[len(part.maps) - first :]]
-        added, _stages = columns(inputs, index, [s[at].float() for s in stages])
+        added, _ = column([m.float() for m in part.maps], [s[at].float() for s in stages])
         if weights is not None:
             added = added * weights[at]
         answers = part.answers + added.mean(dim=(2, 3))
@@ -279,9 +293,9 @@ def _descend(
         schedule.step()
 
 
-def _weights(net: torch.nn.Module) -> dict[str, NDArray[Any]]:
+def _half(weights: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     # In half precision as in model files, so that a model is the same before and after it was saved.
-    return {name: t.detach().half().numpy() for name, t in net.state_dict().items()}
+    return {name: t.detach().half().numpy() for name, t in weights.items()}
 
 
 @contextmanager

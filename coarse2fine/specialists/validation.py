@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeVar
 
@@ -22,6 +22,8 @@ _MARGIN = 1.0
 _FEW = 8
 # The gate is the band in which fewest items lie, of those that keep this share of the gain.
 _GAIN_KEPT = 0.9
+# Columns learn from items that the net knows too well, and say more than is so: what they add may be shrunk.
+SHARES = (1.0, 0.5, 0.25)
 Decided = TypeVar("Decided")
 _LOW, _HIGH = (0.05, 0.1, 0.2, 0.3), (0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
@@ -85,8 +87,8 @@ def gain(before: NDArray[np.float64], after: NDArray[np.float64], group: NDArray
     return float(sums.sum()), float(sums.std(ddof=1) * np.sqrt(len(sums)))
 
 
-def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[FeatureTree, Gate, Verdict]:
-    """Which columns of a tree stay, the gate, and what that gains.
+def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, Gate, Verdict]:
+    """What stays of a tree, the gate, and what that gains.
 
     Parameters
     ----------
@@ -96,20 +98,36 @@ def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[FeatureT
         With those held back, which alone count.
     exclusive : bool
         Whether an item has one class.
+
+    Returns
+    -------
+    Grown
+        With all columns shrunk by one factor, and those kept that are worth it.
+    Gate
+    Verdict
     """
     rows = np.flatnonzero(items.held)
-    held, grown = items.take(rows), grown.take(rows)
+    held, own = items.take(rows), grown.take(rows)
 
-    def decide(part: NDArray[np.intp]) -> tuple[FeatureTree, Gate]:
-        mine, own = grown.take(part), held.take(part)
-        tree = _pruned(mine, own, exclusive=exclusive)
-        return tree, choose_gate(lambda gate: mine.answered(gate, tree), own, exclusive=exclusive)
+    def decide(part: NDArray[np.intp]) -> tuple[float, FeatureTree, Gate]:
+        mine = held.take(part)
 
-    def apply(part: NDArray[np.intp], decided: tuple[FeatureTree, Gate]) -> tuple[Tensor, NDArray[np.int64]]:
-        return grown.take(part).answered(decided[1], decided[0])
+        def tried(share: float) -> tuple[float, FeatureTree, Grown]:
+            shrunk = own.take(part).shrunk(share)
+            tree = _pruned(shrunk, mine, exclusive=exclusive)
+            answers, _ = shrunk.answered(Gate.open(exclusive=exclusive), tree)
+            return float(losses(answers, mine, exclusive=exclusive).sum()), tree, shrunk
+
+        share, (_, tree, shrunk) = min(((s, tried(s)) for s in SHARES), key=lambda each: each[1][0])
+        return share, tree, choose_gate(lambda gate: shrunk.answered(gate, tree), mine, exclusive=exclusive)
+
+    def apply(part: NDArray[np.intp], decided: tuple[float, FeatureTree, Gate]) -> tuple[Tensor, NDArray[np.int64]]:
+        share, tree, gate = decided
+        return own.take(part).shrunk(share).answered(gate, tree)
 
     verdict = crossed(held, decide, apply, exclusive=exclusive)
-    return *decide(np.arange(len(rows))), verdict
+    share, tree, gate = decide(np.arange(len(rows)))
+    return replace(grown.shrunk(share), tree=tree), gate, verdict
 
 
 def crossed(

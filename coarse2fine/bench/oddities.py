@@ -1,0 +1,185 @@
+"""Oddities without labels: our ways of finding them beside exhaustive scoring with the same features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from scipy.spatial import cKDTree
+
+from coarse2fine.bench.io_report import Section
+from coarse2fine.bench.oddities_data import SIZES, SORTS, Pictures, Planted, Sort, load_pictures, plant
+from coarse2fine.engine import EXPLORE_BUDGET
+from coarse2fine.explore import explore, read_oddities
+from coarse2fine.fitting.kinds import How, add_kinds
+from coarse2fine.fitting.pretrain import drawn_from
+from coarse2fine.model import Model, load_model
+from coarse2fine.models.rarity import Mixture
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.refine import refine
+from coarse2fine.scan import normalised
+from coarse2fine.select import choose, dense_plan
+from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.opening import open_image
+
+# Of all cells, what a memory bank holds.
+_BANKED = 0.1
+_PLAIN = "generic"
+_ROW = "{:<22} {:>7} {:>7} " + "{:>9} " * (len(SIZES) + 1) + "  {}"
+Case = tuple[Sort, int]
+CASES: tuple[Case, ...] = tuple(product(SORTS, SIZES))
+_DRAWS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores of all cells, and the multiply-adds they took, over those of the encoder run everywhere."""
+
+    scores: NDArray[np.float64]
+    cost: float
+
+
+# From a picture and a seed to scores.
+Method = Callable[[Planted, int], Scored]
+
+
+def measure_oddities(data: Path | None, seeds: int, runtime: Runtime | None = None) -> Section:
+    """Plant oddities in pictures, and see which cells each method finds oddest.
+
+    Parameters
+    ----------
+    data : Path, optional
+        See `load_pictures`.
+    seeds : int
+        Each plants elsewhere, tests on other pictures of a folder, and trains kinds anew.
+    runtime : Runtime, optional
+    """
+    runtime = runtime or Runtime.choose("cpu")
+    model = load_model(_PLAIN)
+    found: dict[str, dict[Case, list[tuple[float, float, float]]]] = {}
+    for seed in range(seeds):
+        pictures = load_pictures(data, seed)
+        for name, method in _methods(model, pictures, runtime, seed).items():
+            for case in CASES:
+                rows = [_measured(method, pictures, case, i, seed) for i in range(len(pictures.tested))]
+                found.setdefault(name, {}).setdefault(case, []).extend(rows)
+    return _section(found, seeds)
+
+
+def _measured(method: Method, pictures: Pictures, case: Case, number: int, seed: int) -> tuple[float, float, float]:
+    """Average precision, area under the ROC curve, and cost."""
+    from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - slow to import
+
+    cell = load_model(_PLAIN).geometry.fine_cell
+    rng = np.random.default_rng((seed, number, CASES.index(case)))
+    planted = plant(pictures.tested[number], *case, pictures.learned, cell, rng)
+    scored = method(planted, seed)
+    true, scores = planted.odd[planted.counts], scored.scores[planted.counts]
+    return float(average_precision_score(true, scores)), float(roc_auc_score(true, scores)), scored.cost
+
+
+def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> dict[str, Method]:
+    """All of them, by name."""
+    images = [open_image(p) for p in pictures.learned]
+    models = {_PLAIN: model}
+    for how in get_args(How):
+        models[how] = add_kinds(model, drawn_from(images, model.refiner.spec), seed, how)
+    methods: dict[str, Method] = {
+        "memory bank": partial(_bank, model, runtime),
+        "one Gaussian": partial(_gaussian, model, runtime),
+    }
+    for name, each in models.items():
+        methods[f"{name}, everywhere"] = partial(_explored, each, runtime, None)
+        methods[f"{name}, {EXPLORE_BUDGET:.0%}"] = partial(_explored, each, runtime, EXPLORE_BUDGET)
+    return methods
+
+
+def _features(model: Model, runtime: Runtime, planted: Planted) -> NDArray[np.float32]:
+    """High-level features of all cells, each with those around it, (cell height, cell width, c)."""
+    net, (h, w) = runtime.place(model.refiner), planted.odd.shape
+    box = Box(0, 0, h, w).scale(net.spec.stride).expand(net.spec.margin)
+    with open_image(planted.pixels) as image, torch.inference_mode():
+        x = normalised(image.read_scaled(box, 1)[None], model, runtime)
+        high = net.features(x)[-1][0].float().permute(1, 2, 0).cpu().numpy()
+    return np.asarray(uniform_filter(high, (3, 3, 0)), np.float32)
+
+
+def _bank(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Scored:
+    """Distance to the nearest of a sample of the picture's own cells, but itself.
+
+    As PatchCore has it (Roth et al. 2022, arXiv:2106.08265), with one picture that is mostly normal instead of many
+    that surely are.
+    """
+    rows = _features(model, runtime, planted).reshape(planted.odd.size, -1)
+    rng = np.random.default_rng(seed)
+    banked = rng.permutation(len(rows))[: max(2, round(_BANKED * len(rows)))]
+    distance, index = cKDTree(rows[banked]).query(rows, 2)
+    itself = banked[index[:, 0]] == np.arange(len(rows))
+    macs = len(rows) * len(banked) * rows.shape[1]
+    return _scored(np.where(itself, distance[:, 1], distance[:, 0]), macs, model, planted)
+
+
+def _gaussian(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Scored:
+    """Distance from the mean by the covariance: PaDiM (Defard et al. 2021, arXiv:2011.08785) without positions."""
+    rows = _features(model, runtime, planted).reshape(planted.odd.size, -1)
+    surprise, _ = Mixture.fit(rows, 1, seed).surprise(torch.from_numpy(rows))
+    return _scored(surprise.numpy(), len(rows) * rows.shape[1] ** 2, model, planted)
+
+
+def _scored(scores: NDArray[np.floating], macs: int, model: Model, planted: Planted) -> Scored:
+    whole = model.refiner.spec.macs_per_cell * planted.odd.size
+    return Scored(scores.reshape(planted.odd.shape).astype(np.float64), 1 + macs / whole)
+
+
+def _explored(model: Model, runtime: Runtime, budget: float | None, planted: Planted, seed: int) -> Scored:
+    """What `analyze` makes of it, before any threshold; cells that are not refined come last."""
+    with open_image(planted.pixels) as image:
+        whole = model.exhaustive_macs(model.cell_shape((image.height, image.width)))
+        scan, odd = explore(image, model, runtime, seed, None, None if budget is None else int(budget * whole))
+        plan = dense_plan(scan.interest.shape)
+        if budget is not None:
+            # As `analyze` has it without a budget of the user's.
+            left = max(int(budget * whole) - scan.macs, int(budget / 2 * whole))
+            plan = choose(scan.interest, model.window, window_macs=model.window_macs, budget_macs=left)
+        fine = refine(image, plan, model, partial(read_oddities, odd=odd, floor=0.0), runtime)
+    scores = np.full((scan.interest.shape[0] * model.geometry.fine, scan.interest.shape[1] * model.geometry.fine), -1.0)
+    scores[tuple(fine.candidates.cells.T)] = fine.candidates.scores
+    h, w = planted.odd.shape
+    return Scored(scores[:h, :w], (scan.macs + fine.macs) / whole)
+
+
+def _section(found: Mapping[str, Mapping[Case, list[tuple[float, float, float]]]], seeds: int) -> Section:
+    sizes = [f"{size} px" for size in SIZES]
+    lines = [_ROW.format("", "AP", "AUROC", *sizes, "cost", "AP less the memory bank's")]
+    figures: dict[str, float] = {}
+    bank = np.array([row[0] for rows in found["memory bank"].values() for row in rows])
+    for name, by_case in found.items():
+        table = np.array([row for rows in by_case.values() for row in rows])
+        precision, area, cost = table.mean(axis=0)
+        low, high = _interval(table[:, 0] - bank)
+        key = f"oddities/{name.replace(', ', '/').replace(' ', '_')}"
+        figures |= {f"{key}/average_precision": precision, f"{key}/auroc": area, f"{key}/cost": cost}
+        each = {case: float(np.mean([row[0] for row in rows])) for case, rows in by_case.items()}
+        figures |= {f"{key}/average_precision_{sort}_{size}px": value for (sort, size), value in each.items()}
+        figures |= {f"{key}/against_bank_low": low, f"{key}/against_bank_high": high}
+        by_size = [np.mean([value for (_, of), value in each.items() if of == size]) for size in SIZES]
+        shown = [f"{value:.3f}" for value in (precision, area, *by_size, cost)]
+        lines.append(_ROW.format(name, *shown, f"{precision - bank.mean():+.3f} [{low:+.3f}, {high:+.3f}]"))
+    count = len(next(iter(found.values()))[CASES[0]]) // seeds
+    title = f"oddities planted in {count} pictures, {seeds} seeds, found without labels (AP by size; cost: encoder = 1)"
+    return Section(title, tuple(lines), {name: float(value) for name, value in figures.items()})
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of a mean, by drawing values anew."""
+    drawn = np.random.default_rng(0).choice(values, (_DRAWS, len(values))).mean(axis=1)
+    low, high = np.percentile(drawn, (2.5, 97.5)).tolist()
+    return low, high
