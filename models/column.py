@@ -135,7 +135,7 @@ class NormedColumn(Column):
         return normed
 
     def settle(self, inputs: Sequence[Tensor], parent: Sequence[Tensor] = ()) -> None:
-        """Measure the statistics of the normalisation anew; see `Column.forward`."""
+        """Measure the statistics of the normalisation anew, on at least two items; see `Column.forward`."""
         for module in self.norms:
             norm: Any = module
             norm.reset_running_stats()

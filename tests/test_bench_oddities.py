@@ -82,7 +82,7 @@ def test_all_methods_are_compared_on_the_same_cells(monkeypatch: pytest.MonkeyPa
     section = oddities.measure_oddities(None, 1)
     figures = section.figures
     names = {key.split("/", 1)[1].rsplit("/", 1)[0] for key in figures}
-    expected = {f"{how}/{share}" for how in ("generic", "tree", "activity") for share in ("everywhere", "20%")}
+    expected = {f"{how}/{share}" for how in ("k-means", "tree", "activity") for share in ("everywhere", "20%")}
     assert names == {"memory_bank", "one_Gaussian"} | expected
     assert len(section.lines) == 1 + len(names)
     for name in names:

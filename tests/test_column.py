@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from coarse2fine.models.backbone import Backbone, design
 from coarse2fine.models.base import Base
-from coarse2fine.models.column import Column, Columns
+from coarse2fine.models.column import Column, Columns, NormedColumn
 from coarse2fine.models.conv_stack import ConvStack, StackSpec, Stage
 from coarse2fine.models.twin import ColumnSpec, ColumnStage, Layout, Twin, Twins
 
@@ -339,6 +339,47 @@ def test_columns_learn_what_one_for_all_cannot() -> None:
     groups = columns.groups(own_decay=0.01)
     assert error(groups[:1]) > 0.8 * float(target.var())
     assert error(groups) < 0.1
+
+
+@given(fitted(), st.booleans())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_normalisation_is_settled_and_folded_away(both: tuple[StackSpec, ColumnSpec], below: bool) -> None:
+    base, spec = both
+    twins = Twins.of(ConvStack(base))
+    parent = spec.narrowed(0.5) if below else None
+    column = NormedColumn(spec, twins, 2, parent=parent)
+    lively(column)
+    inputs = maps_for(column.layout, base_align(base), base_align(base), count=5)
+    above = () if parent is None else made(parent, twins)(inputs)[1]
+    column.settle(inputs, above)
+    with torch.no_grad():
+        settled, stages = column(inputs, above)
+        taught, _ = column.train()(inputs, above)
+    # One value of a channel has no spread to be known from the rest.
+    torch.testing.assert_close(settled, taught, rtol=0.3, atol=0.3)
+    plain = Column(spec, twins, 2, parent=parent).eval()
+    plain.load_state_dict(column.folded())
+    with torch.no_grad():
+        folded, same = plain(inputs, above)
+    torch.testing.assert_close(folded, settled, rtol=1e-3, atol=1e-3)
+    for one, other in zip(same, stages, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def base_align(base: StackSpec) -> int:
+    return 2 * ConvStack(base).spec.align
+
+
+def test_a_shrunk_column_adds_a_share() -> None:
+    twins = Twins.of(ConvStack(StackSpec.parse(1, "4/2:4 3:6 1:2")))
+    for spec in (ColumnSpec.design(twins, 6), ColumnSpec.head(twins)):
+        column = made(spec, twins)
+        inputs = maps_for(column.layout, 4, 4)
+        with torch.no_grad():
+            whole, part = column(inputs)[0], column.shrunk(0.25)(inputs)[0]
+            again = column(inputs)[0]
+        torch.testing.assert_close(part, 0.25 * whole)
+        torch.testing.assert_close(again, whole)
 
 
 def test_a_column_without_stages_is_a_linear_reader_for_each_cluster() -> None:

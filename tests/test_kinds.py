@@ -47,6 +47,7 @@ def models(explorer: Model, crops: Crops) -> dict[str, Model]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.fitting.kinds._BATCHES", 16)
         patch.setattr("coarse2fine.fitting.kinds._CLUSTERS", 3)
+        patch.setattr("coarse2fine.fitting.kinds._GROUPS", 3)
         return {how: add_kinds(explorer, crops, 0, how) for how in get_args(How)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,10 +18,10 @@ from scipy.spatial import cKDTree
 from coarse2fine.bench.io_report import Section
 from coarse2fine.bench.oddities_data import SIZES, SORTS, Pictures, Planted, Sort, load_pictures, plant
 from coarse2fine.engine import EXPLORE_BUDGET
-from coarse2fine.explore import explore, read_oddities
+from coarse2fine.explore import KINDS, explore, read_oddities
 from coarse2fine.fitting.kinds import How, add_kinds
 from coarse2fine.fitting.pretrain import drawn_from
-from coarse2fine.model import Model, load_model
+from coarse2fine.model import Label, Model, load_model
 from coarse2fine.models.rarity import Mixture
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.refine import refine
@@ -32,7 +32,7 @@ from coarse2fine.tiling.opening import open_image
 
 # Of all cells, what a memory bank holds.
 _BANKED = 0.1
-_PLAIN = "generic"
+_ENCODER, _PLAIN = "generic", "k-means"
 _ROW = "{:<22} {:>7} {:>7} " + "{:>9} " * (len(SIZES) + 1) + "  {}"
 Case = tuple[Sort, int]
 CASES: tuple[Case, ...] = tuple(product(SORTS, SIZES))
@@ -63,22 +63,30 @@ def measure_oddities(data: Path | None, seeds: int, runtime: Runtime | None = No
     runtime : Runtime, optional
     """
     runtime = runtime or Runtime.choose("cpu")
-    model = load_model(_PLAIN)
+    model = _without_kinds(load_model(_ENCODER))
+    cell = model.geometry.fine_cell
     found: dict[str, dict[Case, list[tuple[float, float, float]]]] = {}
     for seed in range(seeds):
         pictures = load_pictures(data, seed)
         for name, method in _methods(model, pictures, runtime, seed).items():
             for case in CASES:
-                rows = [_measured(method, pictures, case, i, seed) for i in range(len(pictures.tested))]
+                rows = [_measured(method, pictures, case, i, seed, cell) for i in range(len(pictures.tested))]
                 found.setdefault(name, {}).setdefault(case, []).extend(rows)
     return _section(found, seeds)
 
 
-def _measured(method: Method, pictures: Pictures, case: Case, number: int, seed: int) -> tuple[float, float, float]:
+def _without_kinds(model: Model) -> Model:
+    """The encoder alone: kinds are learned anew, from pictures that nothing is planted in."""
+    labels = tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS))
+    return replace(model, tree=None, groups=None, painter=None, labels=labels)
+
+
+def _measured(
+    method: Method, pictures: Pictures, case: Case, number: int, seed: int, cell: int
+) -> tuple[float, float, float]:
     """Average precision, area under the ROC curve, and cost."""
     from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - slow to import
 
-    cell = load_model(_PLAIN).geometry.fine_cell
     rng = np.random.default_rng((seed, number, CASES.index(case)))
     planted = plant(pictures.tested[number], *case, pictures.learned, cell, rng)
     scored = method(planted, seed)

@@ -26,7 +26,8 @@ from coarse2fine.specialists.training import TrainingOptions
 from coarse2fine.specialists.tree import SpecialistTree
 
 _BATCHES, _CELLS_OF_BATCH = 128, 96
-_TOP, _NARROWER, _CLUSTERS = 16, 0.5, 12
+# Wider columns, and a second level of them, found no more and cost more.
+_TOP, _CLUSTERS, _GROUPS = 8, 32, 12
 _TILES = 8
 How = Literal["tree", "activity"]
 
@@ -55,11 +56,10 @@ def add_kinds(model: Model, crops: Callable[[np.random.Generator], Tensor], seed
     with tempfile.TemporaryDirectory() as folder:
         store = ItemStore.write(folder, _started(items, codes, painter), loss="squared", name="kinds")
         if how == "tree":
-            specs = (spec, spec.narrowed(_NARROWER))
-            grown = grow(store, twins, specs, options, clusters=_CLUSTERS)
-            tree = _as_tree(grown, Items.joined(items), painter, specs)
+            grown = grow(store, twins, (spec,), options, clusters=_CLUSTERS)
+            tree = _as_tree(grown, Items.joined(items), painter, (spec,))
         else:
-            groups = _as_groups(grow_groups(store, twins, spec, options, count=_CLUSTERS), spec, items, painter)
+            groups = _as_groups(grow_groups(store, twins, spec, options, count=_GROUPS), spec, items, painter)
     columns = groups if tree is None else tree
     assert columns is not None
     labels = tuple(Label(name, "area") for name in kind_names(columns))

@@ -27,6 +27,7 @@ from coarse2fine.models.twin import ColumnSpec, Twins
 from coarse2fine.specialists.items import Items, ItemStore, Loss, loss_of, squared_of
 
 _BLOCK = 1024
+# Items by which normalisation is settled.
 _SETTLED = 4096
 _SEEDED = threading.Lock()
 Net = TypeVar("Net")
@@ -223,8 +224,9 @@ def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes:
         items, stages, weights = _gathered(store, shape, classes)
         groups = [{"params": list(column.parameters()), "weight_decay": options.decay}]
         _descend(column.train(), groups, items, stages, weights, options, options.epochs, store.loss)
-        some = torch.from_numpy(np.random.default_rng(options.seed).permutation(len(items))[:_SETTLED])
-        column.settle([m[some].float() for m in items.maps], [s[some].float() for s in stages])
+        if len(items) > 1:
+            some = torch.from_numpy(np.random.default_rng(options.seed).permutation(len(items))[:_SETTLED])
+            column.settle([m[some].float() for m in items.maps], [s[some].float() for s in stages])
         save_bundle(path, _half(column.folded()), {})
     return path
 
