@@ -1,7 +1,7 @@
 """Looking without knowing what for: what is rare in this image, and what low resolution fails to explain.
 
 The encoder of an autoencoder scans the image; its codes are grouped into kinds, and a code far from every kind is
-rare. (In a model with kinds of its own the fine cells are measured by it, see `coarse2fine.kinds`, and are rare within
+rare. (In a model with kinds of its own fine cells are measured by them, see `coarse2fine.kinds`, and are rare within
 their kind.) A small random sample of cells is read at full resolution too: where the fine codes of like cells are badly
 predicted by their coarse code, a close look is likely to show something that the scan could not see.
 """
@@ -86,9 +86,9 @@ def explore(
         wanted = min(wanted, max(_LEAST_AFFORDED, (budget_macs - macs) // 2 // model.window_macs(1)))
     chosen = np.sort(rng.permutation(len(flat))[:wanted])
     cells = np.stack(np.unravel_index(chosen, shape), axis=1)
-    fine, measures, good = _fine_codes(image, model, runtime, cells)
+    fine, measures, good, spent = _fine_codes(image, model, runtime, cells)
     chosen = chosen[good]
-    macs += len(chosen) * model.window_macs(1)
+    macs += spent
     usual = flat[np.sort(rng.permutation(len(flat))[:_SAMPLED_CODES])].astype(np.float32)
     rarity, _ = Mixture.fit(usual, KINDS, seed).surprise(torch.from_numpy(flat))
     unexplained = _unexplained(flat[chosen].astype(np.float32), fine, flat)
@@ -157,8 +157,8 @@ def _codes(
 
 def _fine_codes(
     image: Image, model: Model, runtime: Runtime, cells: NDArray[np.intp]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Full-resolution codes (m, f * f, d) of those single cells that can be read, how they are measured, and which."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], int]:
+    """Full-resolution codes (m, f * f, d) of cells that can be read, how they are measured, which, and the cost."""
     net, fine = runtime.place(model.refiner), model.geometry.fine
     kinds = kind_reader(model, runtime)
     spec = net.spec
@@ -178,7 +178,8 @@ def _fine_codes(
             good[batch.index] = ~batch.failed
     if not good.any():
         raise ImageError(f"none of {len(boxes)} sampled places of {image.name} can be read: {reader.failures[0]}")
-    return codes[good], measures[good], good
+    macs = int(good.sum()) * model.refiner_macs(1) + (0 if kinds is None else kinds.macs_spent)
+    return codes[good], measures[good], good, macs
 
 
 def _by_cell(planes: Tensor) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Kinds of places without labels: columns paint what the encoder alone cannot, each for its own kind.
 
 The encoder's code paints each cell. Then the cell's features lead it down a tree, and the columns on its way paint what
-was wrong; or the columns of those groups of features that fire there do. How well a cell could be painted, at first and
+was wrong; or the column of the group of features that fires most does. How well a cell could be painted, at first and
 in the end, is usual or unusual for cells of its kind: a scratch is painted worse than its neighbours, a blurred patch
 better.
 """
@@ -100,7 +100,7 @@ class _TreePainter:
 
 
 class _GroupPainter:
-    """The columns of all groups that fire in a cell; the kind is the one that fires most, the last where none does."""
+    """The column of the group that fires most in a cell, its kind; the last kind, and no column, where none fires."""
 
     def __init__(self, groups: SpecialistGroups, runtime: Runtime) -> None:
         self._runner, self._groups = groups.runner(runtime), groups.groups
@@ -112,8 +112,8 @@ class _GroupPainter:
 
     def __call__(self, x: Tensor, features: list[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (n, p, h, w) in the end, and the kind of each cell (n, h, w)."""
-        fires = self._groups.fires(features[-1])
         kind = self._groups.strongest(features[-1])
+        fires = kind[:, None] == torch.arange(len(self._groups), device=kind.device)[:, None, None]
         return first + self._runner.added(x, features, fires), torch.where(kind < 0, len(self._groups), kind)
 
 

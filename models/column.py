@@ -19,6 +19,8 @@ from .conv_stack import rectified
 from .twin import ColumnSpec, Layout, Twins
 
 _SHARED_DECAY, _OWN_DECAY = 1e-4, 0.3
+# Folded weights are kept in half precision: no channel is enlarged by more than its root allows.
+_LEAST_VARIANCE = 1e-3
 
 
 class Column(nn.Module):
@@ -99,7 +101,7 @@ class Column(nn.Module):
             added = added + reader(inputs[-1])
         return added, stages
 
-    def _normed(self, x: Tensor, _stage: int) -> Tensor:
+    def _normed(self, x: Tensor, stage: int) -> Tensor:  # noqa: ARG002 (for those that are normalised)
         """What is rectified."""
         return x
 
@@ -128,10 +130,10 @@ class NormedColumn(Column):
 
     def __init__(self, spec: ColumnSpec, twins: Twins, out_channels: int, *, parent: ColumnSpec | None = None) -> None:
         super().__init__(spec, twins, out_channels, parent=parent)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(stage.channels) for stage in spec.stages)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(stage.channels, eps=_LEAST_VARIANCE) for stage in spec.stages)
 
-    def _normed(self, x: Tensor, _stage: int) -> Tensor:
-        normed: Tensor = self.norms[_stage](x)
+    def _normed(self, x: Tensor, stage: int) -> Tensor:
+        normed: Tensor = self.norms[stage](x)
         return normed
 
     def settle(self, inputs: Sequence[Tensor], parent: Sequence[Tensor] = ()) -> None:

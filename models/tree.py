@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 ROOT = 0
@@ -289,14 +290,15 @@ def _spread(vectors: NDArray[np.float32], count: int, rng: np.random.Generator) 
 
 def _lloyd(vectors: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:
     """Move centres to the middle of their items until no item changes its cluster; empty clusters vanish."""
-    before = np.empty(0, np.intp)
+    before, wide = np.empty(0, np.intp), vectors.astype(np.float64)
     for _ in range(_ROUNDS):
         index, _ = nearest(vectors, centres)
         if np.array_equal(index, before):
             break
         _, before, sizes = np.unique(index, return_inverse=True, return_counts=True)
-        totals = (before == np.arange(len(sizes))[:, None]).astype(np.float32) @ vectors
-        centres = (totals / sizes[:, None]).astype(np.float32)
+        # Sums in the order of the items: the same whatever the number of threads.
+        members = csr_array((np.ones(len(before)), before, np.arange(len(before) + 1)))
+        centres = (members.T @ wide / sizes[:, None]).astype(np.float32)
     return centres
 
 

@@ -154,8 +154,7 @@ def test_what_was_learned_by_heart_is_believed_less(tmp_path: Path) -> None:
 def assert_run(pruned: Grown, store: ItemStore, gate: Gate) -> None:
     whole = store.read()
     ended: list[Answered] = []
-    grown = pruned
-    kept = {node: column for node, column in grown.columns.items() if pruned.tree.kept[node]}
+    kept = {node: column for node, column in pruned.columns.items() if pruned.tree.kept[node]}
     runner = Specialists(pruned.tree, kept, ended.append, gate=gate)
     rows = torch.arange(COUNT)
     maps = [m.float() for m in whole.maps]

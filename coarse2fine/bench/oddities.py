@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from scipy.spatial import cKDTree
+from torch import Tensor
 
 from coarse2fine.bench.io_report import Section
 from coarse2fine.bench.oddities_data import SIZES, SORTS, Pictures, Planted, Sort, load_pictures, plant
@@ -21,7 +23,9 @@ from coarse2fine.engine import EXPLORE_BUDGET
 from coarse2fine.explore import KINDS, explore, read_oddities
 from coarse2fine.fitting.kinds import How, add_kinds
 from coarse2fine.fitting.pretrain import drawn_from
+from coarse2fine.kinds import kind_reader
 from coarse2fine.model import Label, Model, load_model
+from coarse2fine.models.bundle import locate
 from coarse2fine.models.rarity import Mixture
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.refine import refine
@@ -32,7 +36,7 @@ from coarse2fine.tiling.opening import open_image
 
 # Of all cells, what a memory bank holds.
 _BANKED = 0.1
-_ENCODER, _PLAIN = "generic", "k-means"
+_ENCODER, _PLAIN, _BANK = "generic", "k-means", "memory bank"
 _ROW = "{:<22} {:>7} {:>7} " + "{:>9} " * (len(SIZES) + 1) + "  {}"
 Case = tuple[Sort, int]
 CASES: tuple[Case, ...] = tuple(product(SORTS, SIZES))
@@ -45,6 +49,15 @@ class Scored:
 
     scores: NDArray[np.float64]
     cost: float
+
+
+class Row(NamedTuple):
+    """Average precision, area under the ROC curve, cost, and which picture it was."""
+
+    precision: float
+    area: float
+    cost: float
+    picture: str
 
 
 # From a picture and a seed to scores.
@@ -65,7 +78,7 @@ def measure_oddities(data: Path | None, seeds: int, runtime: Runtime | None = No
     runtime = runtime or Runtime.choose("cpu")
     model = _without_kinds(load_model(_ENCODER))
     cell = model.geometry.fine_cell
-    found: dict[str, dict[Case, list[tuple[float, float, float]]]] = {}
+    found: dict[str, dict[Case, list[Row]]] = {}
     for seed in range(seeds):
         pictures = load_pictures(data, seed)
         for name, method in _methods(model, pictures, runtime, seed).items():
@@ -75,23 +88,33 @@ def measure_oddities(data: Path | None, seeds: int, runtime: Runtime | None = No
     return _section(found, seeds)
 
 
+def digest_of(data: Path | None, seeds: int) -> str:
+    """Changes with the pictures and with the encoder."""
+    found = hashlib.sha256(locate(_ENCODER).read_bytes())
+    for seed in range(seeds):
+        pictures = load_pictures(data, seed)
+        for pixels in (*pictures.learned, *pictures.tested):
+            found.update(pixels.tobytes())
+    return found.hexdigest()[:12]
+
+
 def _without_kinds(model: Model) -> Model:
     """The encoder alone: kinds are learned anew, from pictures that nothing is planted in."""
     labels = tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS))
     return replace(model, tree=None, groups=None, painter=None, labels=labels)
 
 
-def _measured(
-    method: Method, pictures: Pictures, case: Case, number: int, seed: int, cell: int
-) -> tuple[float, float, float]:
-    """Average precision, area under the ROC curve, and cost."""
+def _measured(method: Method, pictures: Pictures, case: Case, number: int, seed: int, cell: int) -> Row:
+    """One method on one picture."""
     from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - slow to import
 
     rng = np.random.default_rng((seed, number, CASES.index(case)))
     planted = plant(pictures.tested[number], *case, pictures.learned, cell, rng)
     scored = method(planted, seed)
     true, scores = planted.odd[planted.counts], scored.scores[planted.counts]
-    return float(average_precision_score(true, scores)), float(roc_auc_score(true, scores)), scored.cost
+    picture = hashlib.sha256(pictures.tested[number].tobytes()).hexdigest()
+    area = float(roc_auc_score(true, scores))
+    return Row(float(average_precision_score(true, scores)), area, scored.cost, picture)
 
 
 def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> dict[str, Method]:
@@ -101,8 +124,12 @@ def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> d
     for how in get_args(How):
         models[how] = add_kinds(model, drawn_from(images, model.refiner.spec), seed, how)
     methods: dict[str, Method] = {
-        "memory bank": partial(_bank, model, runtime),
+        "chance": _chance,
+        _BANK: partial(_bank, model, runtime),
         "one Gaussian": partial(_gaussian, model, runtime),
+        "painting alone": partial(_painting, models["tree"], runtime, False, False),
+        "painting, kinds": partial(_painting, models["tree"], runtime, False, True),
+        "painting, columns": partial(_painting, models["tree"], runtime, True, False),
     }
     for name, each in models.items():
         methods[f"{name}, everywhere"] = partial(_explored, each, runtime, None)
@@ -110,14 +137,41 @@ def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> d
     return methods
 
 
+def _input(model: Model, runtime: Runtime, planted: Planted) -> Tensor:
+    """The encoder's input for all cells at once."""
+    spec, (h, w) = model.refiner.spec, planted.odd.shape
+    box = Box(0, 0, h, w).scale(spec.stride).expand(spec.margin)
+    with open_image(planted.pixels) as image:
+        return normalised(image.read_scaled(box, 1)[None], model, runtime)
+
+
 def _features(model: Model, runtime: Runtime, planted: Planted) -> NDArray[np.float32]:
     """High-level features of all cells, each with those around it, (cell height, cell width, c)."""
-    net, (h, w) = runtime.place(model.refiner), planted.odd.shape
-    box = Box(0, 0, h, w).scale(net.spec.stride).expand(net.spec.margin)
-    with open_image(planted.pixels) as image, torch.inference_mode():
-        x = normalised(image.read_scaled(box, 1)[None], model, runtime)
-        high = net.features(x)[-1][0].float().permute(1, 2, 0).cpu().numpy()
-    return np.asarray(uniform_filter(high, (3, 3, 0)), np.float32)
+    with torch.inference_mode():
+        high = runtime.place(model.refiner).features(_input(model, runtime, planted))[-1][0]
+    return np.asarray(uniform_filter(high.float().permute(1, 2, 0).cpu().numpy(), (3, 3, 0)), np.float32)
+
+
+def _chance(planted: Planted, seed: int) -> Scored:
+    """Any cell as odd as any other."""
+    return Scored(np.random.default_rng(seed).random(planted.odd.shape), 0.0)
+
+
+def _painting(model: Model, runtime: Runtime, columns: bool, kinds: bool, planted: Planted, _: int) -> Scored:
+    """What is left of a model with a tree of kinds without its columns, its kinds, or both."""
+    net, reader = runtime.place(model.refiner), kind_reader(model, runtime)
+    assert reader is not None
+    with torch.inference_mode():
+        x = _input(model, runtime, planted)
+        maps = net.features(x)
+        planes = reader(x, maps, net.head(maps[-1]))[0].float().cpu().numpy()
+    rows = planes[: 1 + columns].reshape(1 + columns, -1).T
+    kind = planes[-1].astype(np.int64).ravel() * kinds
+    mixture = Mixture.of_kinds(rows, kind, len(model.labels))
+    surprise = mixture.within(torch.from_numpy(rows), torch.from_numpy(kind))
+    assert model.painter is not None
+    macs = reader.macs_spent if columns else model.painter[:-1].size * planted.odd.size
+    return _scored(surprise.numpy(), macs, model, planted)
 
 
 def _bank(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Scored:
@@ -164,15 +218,15 @@ def _explored(model: Model, runtime: Runtime, budget: float | None, planted: Pla
     return Scored(scores[:h, :w], (scan.macs + fine.macs) / whole)
 
 
-def _section(found: Mapping[str, Mapping[Case, list[tuple[float, float, float]]]], seeds: int) -> Section:
+def _section(found: Mapping[str, Mapping[Case, list[Row]]], seeds: int) -> Section:
     sizes = [f"{size} px" for size in SIZES]
     lines = [_ROW.format("", "AP", "AUROC", *sizes, "cost", "AP less the memory bank's")]
     figures: dict[str, float] = {}
-    bank = np.array([row[0] for rows in found["memory bank"].values() for row in rows])
+    bank = np.array([row[0] for rows in found[_BANK].values() for row in rows])
     for name, by_case in found.items():
-        table = np.array([row for rows in by_case.values() for row in rows])
-        precision, area, cost = table.mean(axis=0)
-        low, high = _interval(table[:, 0] - bank)
+        table = np.array([row[:3] for rows in by_case.values() for row in rows])
+        precision, area, cost = table[:, :3].astype(float).mean(axis=0)
+        low, high = _interval(table[:, 0] - bank, np.array([row.picture for rows in by_case.values() for row in rows]))
         key = f"oddities/{name.replace(', ', '/').replace(' ', '_')}"
         figures |= {f"{key}/average_precision": precision, f"{key}/auroc": area, f"{key}/cost": cost}
         each = {case: float(np.mean([row[0] for row in rows])) for case, rows in by_case.items()}
@@ -186,8 +240,10 @@ def _section(found: Mapping[str, Mapping[Case, list[tuple[float, float, float]]]
     return Section(title, tuple(lines), {name: float(value) for name, value in figures.items()})
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of a mean, by drawing values anew."""
-    drawn = np.random.default_rng(0).choice(values, (_DRAWS, len(values))).mean(axis=1)
-    low, high = np.percentile(drawn, (2.5, 97.5)).tolist()
+def _interval(values: NDArray[np.float64], pictures: NDArray[np.str_]) -> tuple[float, float]:
+    """95 % interval of a mean, by drawing pictures anew."""
+    _, index = np.unique(pictures, return_inverse=True)
+    sums, counts = np.bincount(index, values), np.bincount(index)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (_DRAWS, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (2.5, 97.5)).tolist()
     return low, high

@@ -23,8 +23,12 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 _LEARNED = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "page", "coins", "moon")
 _TESTED = ("grass", "gravel", "brick")
 SIZES = 24, 96
-_SIDE, _COUNT = 768, 5
+_SIDE, _COUNT, _TRIES = 768, 5, 50
+_LEAST_CHANGED = 1 / 8
 _FOLDER_LEARNED, _FOLDER_TESTED = 4, 3
+# The least side of a picture, and the least share of a square that must be changed.
+_LEAST = 128
+_SEEN: dict[Sort, float] = {"texture": 0.5, "blur": 0.3, "line": 0.03, "negative": 0.5}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +39,9 @@ class Planted:
     ----------
     pixels : ndarray, uint8, (h, w, 3)
     odd : ndarray, bool, (cell height, cell width)
-        Cells of which at least half was changed.
+        Cells of whose pixels at least an eighth was changed.
     counts : ndarray, bool, (cell height, cell width)
-        Cells that were changed so or not at all.
+        These, and cells that lie in none of the squares.
     """
 
     pixels: NDArray[np.uint8]
@@ -61,7 +65,7 @@ def load_pictures(data: Path | None, seed: int) -> Pictures:
     data : Path, optional
         Holds a folder for each data set.
     seed : int
-        Decides which are learned from, and which are tested on.
+        Decides which are learned from, and which are tested on. Those too small to plant anything in are left out.
     """
     learned, tested = ([p for name in names for p in _bundled(name)] for names in (_LEARNED, _TESTED))
     for folder in sorted(p for p in data.iterdir() if p.is_dir()) if data is not None else ():
@@ -73,7 +77,7 @@ def load_pictures(data: Path | None, seed: int) -> Pictures:
         few = [_colour(_read(scenes[i].image)) for i in order.tolist()]
         tested += few[:_FOLDER_TESTED]
         learned += few[_FOLDER_TESTED:]
-    return Pictures(tuple(learned), tuple(tested))
+    return Pictures(*(tuple(p for p in each if min(p.shape[:2]) >= _LEAST) for each in (learned, tested)))
 
 
 def _bundled(name: str) -> list[NDArray[np.uint8]]:
@@ -119,15 +123,27 @@ def plant(
         Side of the cells that are told apart, in pixels.
     rng : Generator
     """
-    found, changed = pixels.copy(), np.zeros(pixels.shape[:2], bool)
-    for _ in range(_COUNT):
+    found, inside = pixels.copy(), np.zeros(pixels.shape[:2], bool)
+    planted = 0
+    for _ in range(_TRIES):
         y, x = (int(rng.integers(cell, n - size - cell)) for n in pixels.shape[:2])
         where = np.s_[y : y + size, x : x + size]
-        found[where] = np.clip(_changed(pixels[where].astype(np.float64), sort, others, rng), 0, 255).astype(np.uint8)
-        changed[where] = True
-    h, w = (n // cell * cell for n in pixels.shape[:2])
-    share = changed[:h, :w].reshape(h // cell, cell, w // cell, cell).mean(axis=(1, 3))
-    return Planted(found, share >= 0.5, (share >= 0.5) | (share == 0))
+        square = np.clip(_changed(pixels[where].astype(np.float64), sort, others, rng), 0, 255).astype(np.uint8)
+        # Where all is of one colour, nothing can be told from it.
+        if inside[where].any() or (square != pixels[where]).any(axis=2).mean() < _SEEN[sort]:
+            continue
+        found[where], inside[where], planted = square, True, planted + 1
+        if planted == _COUNT:
+            break
+    share, outside = (_by_cell(mask, cell) for mask in ((found != pixels).any(axis=2), ~inside))
+    odd = share >= _LEAST_CHANGED
+    return Planted(found, odd, odd | (outside == 1))
+
+
+def _by_cell(mask: NDArray[np.bool_], cell: int) -> NDArray[np.float64]:
+    """The share of each cell."""
+    h, w = (n // cell * cell for n in mask.shape)
+    return np.asarray(mask[:h, :w].reshape(h // cell, cell, w // cell, cell).mean(axis=(1, 3)))
 
 
 def _changed(
@@ -142,6 +158,6 @@ def _changed(
         square[middle - half : middle + half] = square.mean() + 2 * square.std() + 10
         return square
     other = others[int(rng.integers(len(others)))]
-    y, x = (int(rng.integers(n - len(square))) for n in other.shape[:2])
+    y, x = (int(rng.integers(n - len(square) + 1)) for n in other.shape[:2])
     piece = other[y : y + len(square), x : x + len(square)].astype(np.float64)
     return np.asarray((piece - piece.mean()) / (piece.std() + 1) * square.std() + square.mean())

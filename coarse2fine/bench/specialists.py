@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from coarse2fine.bench.io_report import Section
-from coarse2fine.bench.oddities import measure_oddities
+from coarse2fine.bench.oddities import digest_of, measure_oddities
 from coarse2fine.bench.specialists_costs import measure_costs
 from coarse2fine.bench.specialists_data import TEST, TRAIN, TileSet, load_tile_sets, tiles_of_digits
 from coarse2fine.bench.specialists_report import SetResult, SpecialistsReport
@@ -155,7 +155,7 @@ def _load(path: Path) -> dict[str, Outcome]:
 
 
 def _oddities(home: Path, data: Path | None, scale: SpecialistsScale, progress: bool) -> Section:
-    name = f"oddities-{data.name if data else 'bundled'}-{scale.seeds}"
+    name = f"oddities-{digest_of(data, scale.seeds)}-{scale.seeds}"
 
     def measure() -> Section:
         return measure_oddities(data, scale.seeds)

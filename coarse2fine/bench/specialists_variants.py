@@ -55,6 +55,12 @@ def _as_dear(trial: Trial, top: int) -> dict[str, Outcome]:
     return {"": trial.end_to_end(trial.net(stack_of(trial.tiles, macs)))}
 
 
+def _noise(trial: Trial) -> NDArray[np.float32]:
+    """What clusters mean nothing by, and are about equal."""
+    rng = np.random.default_rng(trial.seed)
+    return rng.standard_normal((len(trial.tiles), 8)).astype(np.float32)
+
+
 def _columns(top: int, clusters: int = 12) -> Callable[[Trial], Mapping[str, Outcome]]:
     return lambda trial: trial.tree([trial.design(top)], clusters=clusters)
 
@@ -70,7 +76,7 @@ def _shared(top: int, depth: int = 1) -> Callable[[Trial], Mapping[str, Outcome]
 
     def run(trial: Trial) -> Mapping[str, Outcome]:
         specs = [trial.design(top).narrowed(_HALF**n) for n in range(depth)]
-        return trial.tree(specs, clusters=2, options=_together(trial), routed=False)
+        return trial.tree(specs, clusters=2, options=_together(trial), vectors=_noise(trial), routed=False)
 
     return run
 
@@ -79,9 +85,9 @@ def _refining(trial: Trial, *, shared: bool) -> Mapping[str, Outcome]:
     """Full-size columns over a base of half the channels: what is left of the refine net is to choose among them."""
     epochs, own = _LONGER * trial.options.epochs, _LONGER * trial.options.own_epochs
     each = replace(trial.options, epochs=epochs, own_epochs=own)
-    options, clusters = (_together(trial, _LONGER), 2) if shared else (each, CLUSTERS)
+    options, clusters, vectors = (_together(trial, _LONGER), 2, _noise(trial)) if shared else (each, CLUSTERS, None)
     specs = [trial.design(TOP, width=_HALF)]
-    return trial.tree(specs, clusters=clusters, options=options, width=_HALF, routed=not shared)
+    return trial.tree(specs, clusters=clusters, options=options, vectors=vectors, width=_HALF, routed=not shared)
 
 
 def _tree(top: int, depth: int, share: float) -> Callable[[Trial], Mapping[str, Outcome]]:
@@ -93,8 +99,7 @@ def _heads(clusters: int) -> Callable[[Trial], Mapping[str, Outcome]]:
 
 
 def _random(trial: Trial) -> Mapping[str, Outcome]:
-    noise = np.random.default_rng(trial.seed).standard_normal((len(trial.tiles), 8)).astype(np.float32)
-    return trial.tree([trial.design(_NARROW)], vectors=noise)
+    return trial.tree([trial.design(_NARROW)], vectors=_noise(trial))
 
 
 def _oracle(trial: Trial) -> Mapping[str, Outcome]:

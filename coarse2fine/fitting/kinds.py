@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ How = Literal["tree", "activity"]
 
 
 def add_kinds(model: Model, crops: Callable[[np.random.Generator], Tensor], seed: int, how: How = "tree") -> Model:
-    """The model with kinds of cells, and columns that paint what the code alone cannot.
+    """The model with kinds of cells, and columns that paint what the code cannot; as it is if all are of one kind.
 
     Parameters
     ----------
@@ -59,9 +60,11 @@ def add_kinds(model: Model, crops: Callable[[np.random.Generator], Tensor], seed
             grown = grow(store, twins, (spec,), options, clusters=_CLUSTERS)
             tree = _as_tree(grown, Items.joined(items), painter, (spec,))
         else:
-            groups = _as_groups(grow_groups(store, twins, spec, options, count=_GROUPS), spec, items, painter)
+            with contextlib.suppress(ValueError):  # no feature fires
+                groups = _as_groups(grow_groups(store, twins, spec, options, count=_GROUPS), spec, painter)
     columns = groups if tree is None else tree
-    assert columns is not None
+    if columns is None or not columns.columns:
+        return model
     labels = tuple(Label(name, "area") for name in kind_names(columns))
     return replace(model, tree=tree, groups=groups, painter=painter, labels=labels)
 
@@ -104,12 +107,9 @@ def _started(items: Sequence[Items], codes: NDArray[np.float32], painter: NDArra
         start += len(item)
 
 
-def _as_groups(
-    grown: GrownGroups, spec: ColumnSpec, items: Sequence[Items], painter: NDArray[np.float32]
-) -> SpecialistGroups:
-    high = torch.cat([item.maps[-1] for item in items])
-    asked = float(grown.groups.fires(high.float()).float().sum()) / len(high)
-    macs = painter[:-1].size + asked * grown.columns[0].macs(1, 1)
+def _as_groups(grown: GrownGroups, spec: ColumnSpec, painter: NDArray[np.float32]) -> SpecialistGroups:
+    # One column at most is asked of each cell.
+    macs = painter[:-1].size + grown.columns[0].macs(1, 1)
     gate = Gate.open(exclusive=False)
     return SpecialistGroups(grown.groups, spec, grown.columns, gate, macs, painter.shape[1])
 

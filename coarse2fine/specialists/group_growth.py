@@ -50,6 +50,8 @@ class GrownGroups:
 
     def shrunk(self, share: float) -> GrownGroups:
         """The same with a share of what every column adds."""
+        if share == 1:
+            return self
         columns = tuple(column.shrunk(share) for column in self.columns)
         return replace(self, columns=columns, added=tuple(share * a for a in self.added))
 

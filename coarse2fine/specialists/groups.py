@@ -50,10 +50,9 @@ class SpecialistGroups:
     classes: int
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.columns)} groups of features, asked where they fire and a class has a probability of "
-            f"{self.gate.low:g} to {self.gate.high:g}"
-        ]
+        where = f" and a class has a probability of {self.gate.low:g} to {self.gate.high:g}"
+        everywhere = self.gate == Gate.open(exclusive=False)
+        lines = [f"{len(self.columns)} groups of features, asked where they fire{'' if everywhere else where}"]
         for g in range(len(self.columns)):
             members = [str(f) for f in (self.groups.group == g).nonzero()[0].tolist()]
             more = f" and {len(members) - _NAMED} more" if len(members) > _NAMED else ""

@@ -56,6 +56,8 @@ class Grown:
 
     def shrunk(self, share: float) -> Grown:
         """The same with a share of what every column adds."""
+        if share == 1:
+            return self
         base = self.answers[0]
         answers = tuple(base + share * (after - base) for after in self.answers)
         columns = {node: column.shrunk(share) for node, column in self.columns.items()}
@@ -99,7 +101,7 @@ def grow(
     clusters : int, optional
         Most clusters at the first depth; by default 6 to 32, by how many items there are.
     vectors : ndarray, float32, (n, d), optional
-        What all items are clustered by at the first depth, instead of the base's high-level features.
+        What all items are clustered by at every depth, instead of high-level features.
     answers : Tensor, float32, (n, classes), optional
         What the columns correct, instead of the base's answers.
     """
@@ -126,7 +128,7 @@ def grow(
             mine = items.take(branch.rows)
             chain = [load_column(*each) for each in branch.above]
             after[torch.from_numpy(branch.rows)], stages, _ = through(mine, chain)
-            branch.features = features_at(mine.maps[-1], stages)
+            branch.features = features_at(mine.maps[-1], stages) if vectors is None else branch.features
             way[branch.rows], columns[node] = node, chain[-1]
         branches, parent = grown, spec if spec.stages else None
         ways.append(way)
