@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.kinds import MEASURES, kind_reader
-from coarse2fine.model import Model
+from coarse2fine.model import Label, Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.models.rarity import Mixture, ridge
 from coarse2fine.models.runtime import Runtime
@@ -27,6 +27,8 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader
 
 KINDS = 8
+LABELS = tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS))
+"""Of a model whose kinds are those of each image."""
 # Cells read at full resolution: one in so many, within limits, so that the sample stays a small share of the cost.
 _SAMPLED_SHARE, _LEAST_SAMPLED, _MOST_SAMPLED = 32, 32, 768
 # Where a budget is tight, fewer; but of fewer than these, no cell could ever be among the rarest 0.5 %.

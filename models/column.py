@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .conv_stack import rectified
+from .conv_stack import fold, rectified
 from .twin import ColumnSpec, Layout, Twins
 
 _SHARED_DECAY, _OWN_DECAY = 1e-4, 0.3
@@ -149,14 +149,12 @@ class NormedColumn(Column):
     def folded(self) -> dict[str, Tensor]:
         """The weights of a plain column that is the same in evaluation mode."""
         found = {k: v.detach().clone() for k, v in self.state_dict().items() if not k.startswith("norms.")}
-        for n, module in enumerate(self.norms):
-            norm: Any = module
-            scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
-            for kind in ("convs", "twins", "parents"):
-                if (name := f"{kind}.{n}.weight") in found:
-                    found[name] *= scale[:, None, None, None]
-            bias = found[f"twins.{n}.bias"]
-            found[f"twins.{n}.bias"] = (bias - norm.running_mean) * scale + norm.bias.detach()
+        # All that a stage reads is scaled; what is added to it is added once, with the twin.
+        for kind, convs in (("convs", self.convs), ("twins", self.twins), ("parents", self.parents)):
+            for n, (conv, norm) in enumerate(zip(convs, self.norms, strict=False)):
+                found[f"{kind}.{n}.weight"], bias = fold(conv, norm)
+                if kind == "twins":
+                    found[f"{kind}.{n}.bias"] = bias
         return found
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coarse2fine import analyze
 from coarse2fine.bench.data import BenchScene, digit_split
-from coarse2fine.explore import KINDS
+from coarse2fine.explore import LABELS
 from coarse2fine.model import Geometry, Label, Level, Model
 from coarse2fine.models.backbone import Backbone, design
 from coarse2fine.models.base import Base
@@ -160,7 +160,7 @@ def explorer() -> Model:
         std=(0.25,) * 3,
         base=encoder,
         refiner=encoder,
-        labels=tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS)),
+        labels=LABELS,
         threshold=0.99,
     )
 

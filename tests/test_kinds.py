@@ -81,19 +81,28 @@ def measured(model: Model, pixels: NDArray[np.uint8], runtime: Runtime) -> tuple
     return found, x
 
 
+@torch.inference_mode()
+def one_cell(
+    model: Model, x: torch.Tensor, y: int, left: int
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """What the encoder reads and sees of a cell alone, its pixels, and what the code alone paints."""
+    spec, painter = model.refiner.spec, model.painter
+    assert painter is not None
+    side = spec.input_size(1)
+    part = x[:, :, y * spec.stride : y * spec.stride + side, left * spec.stride : left * spec.stride + side]
+    features = model.refiner.features(part)
+    code = model.refiner.head(features[-1])[0, :, 0, 0]
+    true = part[0, :, spec.margin : -spec.margin, spec.margin : -spec.margin].flatten()
+    return part, features, true, code @ torch.from_numpy(painter[:-1]) + torch.from_numpy(painter[-1])
+
+
 def test_measures_are_those_of_each_cell_alone(model: Model, make_image: MakeImage, runtime: Runtime) -> None:
     found, x = measured(model, make_image(32, 40, seed=1), runtime)
-    tree, spec = model.tree, model.refiner.spec
+    tree = model.tree
     assert tree is not None
-    assert model.painter is not None
-    side = spec.input_size(1)
     for y, left in np.ndindex(*found.shape[1:]):
-        part = x[:, :, y * spec.stride : y * spec.stride + side, left * spec.stride : left * spec.stride + side]
+        part, features, true, answer = one_cell(model, x, y, left)
         with torch.inference_mode():
-            features = model.refiner.features(part)
-            code = model.refiner.head(features[-1])[0, :, 0, 0]
-            true = part[0, :, spec.margin : -spec.margin, spec.margin : -spec.margin].flatten()
-            answer = code @ torch.from_numpy(model.painter[:-1]) + torch.from_numpy(model.painter[-1])
             errors = [float((answer - true).square().mean())]
             inputs = tree.layout.read(part, features)
             node = ROOT
@@ -111,17 +120,11 @@ def test_groups_paint_where_they_fire(models: dict[str, Model], make_image: Make
     """Each cell by itself, with the column of the group that fires most."""
     model = models["activity"]
     found, x = measured(model, make_image(32, 40, seed=1), runtime)
-    own, spec = model.groups, model.refiner.spec
+    own, firing = model.groups, 0
     assert own is not None
-    assert model.painter is not None
-    side, firing = spec.input_size(1), 0
     for y, left in np.ndindex(*found.shape[1:]):
-        part = x[:, :, y * spec.stride : y * spec.stride + side, left * spec.stride : left * spec.stride + side]
+        part, features, true, answer = one_cell(model, x, y, left)
         with torch.inference_mode():
-            features = model.refiner.features(part)
-            code = model.refiner.head(features[-1])[0, :, 0, 0]
-            true = part[0, :, spec.margin : -spec.margin, spec.margin : -spec.margin].flatten()
-            answer = code @ torch.from_numpy(model.painter[:-1]) + torch.from_numpy(model.painter[-1])
             above = (features[-1][0, :, 0, 0] / torch.from_numpy(own.groups.threshold)).numpy()
             most = np.array([above[own.groups.group == g].max() for g in range(len(own.groups))])
             layout = own.columns[0].layout

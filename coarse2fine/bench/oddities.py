@@ -20,11 +20,11 @@ from torch import Tensor
 from coarse2fine.bench.io_report import Section
 from coarse2fine.bench.oddities_data import SIZES, SORTS, Pictures, Planted, Sort, load_pictures, plant
 from coarse2fine.engine import EXPLORE_BUDGET
-from coarse2fine.explore import KINDS, explore, read_oddities
+from coarse2fine.explore import LABELS, explore, read_oddities
 from coarse2fine.fitting.kinds import How, add_kinds
 from coarse2fine.fitting.pretrain import drawn_from
 from coarse2fine.kinds import kind_reader
-from coarse2fine.model import Label, Model, load_model
+from coarse2fine.model import Model, load_model
 from coarse2fine.models.bundle import locate
 from coarse2fine.models.rarity import Mixture
 from coarse2fine.models.runtime import Runtime
@@ -81,10 +81,13 @@ def measure_oddities(data: Path | None, seeds: int, runtime: Runtime | None = No
     found: dict[str, dict[Case, list[Row]]] = {}
     for seed in range(seeds):
         pictures = load_pictures(data, seed)
-        for name, method in _methods(model, pictures, runtime, seed).items():
-            for case in CASES:
-                rows = [_measured(method, pictures, case, i, seed, cell) for i in range(len(pictures.tested))]
-                found.setdefault(name, {}).setdefault(case, []).extend(rows)
+        methods = _methods(model, pictures, runtime, seed)
+        for (number, pixels), (at, case) in product(enumerate(pictures.tested), enumerate(CASES)):
+            picture = hashlib.sha256(pixels.tobytes()).hexdigest()
+            planted = plant(pixels, *case, pictures.learned, cell, np.random.default_rng((seed, number, at)))
+            for name, method in methods.items():
+                row = _measured(method(planted, seed), planted, picture)
+                found.setdefault(name, {}).setdefault(case, []).append(row)
     return _section(found, seeds)
 
 
@@ -100,19 +103,14 @@ def digest_of(data: Path | None, seeds: int) -> str:
 
 def _without_kinds(model: Model) -> Model:
     """The encoder alone: kinds are learned anew, from pictures that nothing is planted in."""
-    labels = tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS))
-    return replace(model, tree=None, groups=None, painter=None, labels=labels)
+    return replace(model, tree=None, groups=None, painter=None, labels=LABELS)
 
 
-def _measured(method: Method, pictures: Pictures, case: Case, number: int, seed: int, cell: int) -> Row:
+def _measured(scored: Scored, planted: Planted, picture: str) -> Row:
     """One method on one picture."""
     from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - slow to import
 
-    rng = np.random.default_rng((seed, number, CASES.index(case)))
-    planted = plant(pictures.tested[number], *case, pictures.learned, cell, rng)
-    scored = method(planted, seed)
     true, scores = planted.odd[planted.counts], scored.scores[planted.counts]
-    picture = hashlib.sha256(pictures.tested[number].tobytes()).hexdigest()
     area = float(roc_auc_score(true, scores))
     return Row(float(average_precision_score(true, scores)), area, scored.cost, picture)
 
@@ -222,14 +220,15 @@ def _section(found: Mapping[str, Mapping[Case, list[Row]]], seeds: int) -> Secti
     sizes = [f"{size} px" for size in SIZES]
     lines = [_ROW.format("", "AP", "AUROC", *sizes, "cost", "AP less the memory bank's")]
     figures: dict[str, float] = {}
-    bank = np.array([row[0] for rows in found[_BANK].values() for row in rows])
+    bank = np.array([row.precision for rows in found[_BANK].values() for row in rows])
     for name, by_case in found.items():
-        table = np.array([row[:3] for rows in by_case.values() for row in rows])
-        precision, area, cost = table[:, :3].astype(float).mean(axis=0)
-        low, high = _interval(table[:, 0] - bank, np.array([row.picture for rows in by_case.values() for row in rows]))
+        all_rows = [row for rows in by_case.values() for row in rows]
+        table = np.array([(row.precision, row.area, row.cost) for row in all_rows])
+        precision, area, cost = table.mean(axis=0)
+        low, high = _interval(table[:, 0] - bank, np.array([row.picture for row in all_rows]))
         key = f"oddities/{name.replace(', ', '/').replace(' ', '_')}"
         figures |= {f"{key}/average_precision": precision, f"{key}/auroc": area, f"{key}/cost": cost}
-        each = {case: float(np.mean([row[0] for row in rows])) for case, rows in by_case.items()}
+        each = {case: float(np.mean([row.precision for row in rows])) for case, rows in by_case.items()}
         figures |= {f"{key}/average_precision_{sort}_{size}px": value for (sort, size), value in each.items()}
         figures |= {f"{key}/against_bank_low": low, f"{key}/against_bank_high": high}
         by_size = [np.mean([value for (_, of), value in each.items() if of == size]) for size in SIZES]

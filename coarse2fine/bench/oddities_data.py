@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.annotations import AnnotationError
 from coarse2fine.bench.data import load_scenes
+from coarse2fine.scan import as_channels
 from coarse2fine.tiling import ImageError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
@@ -96,7 +97,7 @@ def _read(path: Path | NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _colour(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     pixels = pixels[:_SIDE, :_SIDE]
     planes = pixels[..., None] if pixels.ndim == 2 else pixels
-    return np.ascontiguousarray(planes[..., :3] if planes.shape[2] >= 3 else np.repeat(planes[..., :1], 3, axis=2))
+    return as_channels(planes[..., : 3 if planes.shape[2] >= 3 else 1], 3)
 
 
 def plant(

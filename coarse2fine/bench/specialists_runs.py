@@ -138,11 +138,12 @@ class Trial:
         twins, x = self.twins(width), inputs(self.tiles.tiles[rows])
         if copy:
             x = augmented(x, self.tiles.turns[rows], np.random.default_rng((self.seed, copy, int(rows[0]))))
-        targets = torch.from_numpy(np.eye(len(self.tiles.classes), dtype=np.float32)[self.tiles.labels[rows]])
         layout = Layout.of(self.design(1, width=width), twins)
         small = np.zeros((len(rows), 1, 1, 1), np.uint8)
         # An item's group is its tile.
-        items = Items.of(self.base(width), layout, x, targets, held=self.parts[rows] != TRAIN, group=rows, tiles=small)
+        items = Items.of(
+            self.base(width), layout, x, self._targets(rows), held=self.parts[rows] != TRAIN, group=rows, tiles=small
+        )
         if lesson == "blind":
             items = replace(items, maps=(items.maps[0], *(m * 0 for m in items.maps[1:-1]), items.maps[-1]))
         if lesson == "taught":
@@ -209,8 +210,11 @@ class Trial:
         tile = store.table("group")
         part, items = self.parts[tile], store.read(last=1)
         held = (part == HELD) & most.unsure(items.answers).numpy()
-        targets = np.eye(len(self.tiles.classes), dtype=np.float32)[self.tiles.labels[tile]]
-        return replace(items, held=held, group=self.tiles.groups[tile], targets=torch.from_numpy(targets)), part
+        return replace(items, held=held, group=self.tiles.groups[tile], targets=self._targets(tile)), part
+
+    def _targets(self, rows: NDArray[np.intp]) -> Tensor:
+        """1 at the class of each tile, (n, classes)."""
+        return torch.from_numpy(np.eye(len(self.tiles.classes), dtype=np.float32)[self.tiles.labels[rows]])
 
     def activity(self, spec: ColumnSpec) -> dict[str, Outcome]:
         """Columns for groups of features that fire together, as "tree" has them."""

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from coarse2fine.explore import KINDS
+from coarse2fine.explore import LABELS
 from coarse2fine.fitting.kinds import How, add_kinds
 from coarse2fine.fitting.training import train
-from coarse2fine.model import Geometry, Label, Model
+from coarse2fine.model import Geometry, Model
 from coarse2fine.models.autoencoder import Autoencoder
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.runtime import Precision, Runtime
@@ -78,7 +78,7 @@ def fit_explorer(
         std=(0.25,) * 3,
         base=encoder,
         refiner=encoder,
-        labels=tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS)),
+        labels=LABELS,
         threshold=_THRESHOLD,
         provenance={
             "images": len(images),

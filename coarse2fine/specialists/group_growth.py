@@ -15,7 +15,7 @@ from coarse2fine.models.gate import Gate
 from coarse2fine.models.twin import ColumnSpec, Twins
 from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.specialists.training import Cohort, ColumnTrainer, Shape, TrainingOptions, load_column, through
-from coarse2fine.specialists.validation import SHARES, Verdict, choose_gate, crossed, doubt, losses, weighed
+from coarse2fine.specialists.validation import Verdict, best_share, choose_gate, crossed, doubt, losses, weighed
 
 _COUNT = (4, 8)
 _ITEMS_EACH = 400
@@ -138,6 +138,7 @@ def judge_groups(
     """
     held = items.take(np.flatnonzero(items.held))
     everywhere = Gate.open(exclusive=exclusive)
+    grown = replace(grown, columns=())  # what they add decides
 
     def decide(rows: NDArray[np.intp]) -> tuple[float, NDArray[np.bool_], Gate]:
         part = held.take(rows)
@@ -148,7 +149,7 @@ def judge_groups(
             answers, _ = mine.answered(part.answers, kept, everywhere)
             return float(losses(answers, part, exclusive=exclusive).sum()), kept, mine
 
-        share, (_, kept, mine) = min(((s, tried(s)) for s in SHARES), key=lambda each: each[1][0])
+        share, kept, mine = best_share(tried)
         gate = choose_gate(lambda gate: mine.answered(part.answers, kept, gate), part, exclusive=exclusive)
         return share, kept, gate
 
@@ -166,7 +167,7 @@ def _kept(grown: GrownGroups, part: Items, *, exclusive: bool) -> NDArray[np.boo
     """Groups whose columns are worth it, each tried alone."""
     everywhere = Gate.open(exclusive=exclusive)
     before = losses(part.answers, part, exclusive=exclusive)
-    kept = np.ones(len(grown.columns), bool)
+    kept = np.ones(len(grown.added), bool)
     together, _ = grown.answered(part.answers, kept, everywhere)
     errors = doubt(before, losses(together, part, exclusive=exclusive), part.group)
     for g in range(len(kept)):

@@ -25,6 +25,8 @@ _GAIN_KEPT = 0.9
 # Columns learn from items that the net knows too well, and say more than is so: what they add may be shrunk.
 SHARES = (1.0, 0.5, 0.25)
 Decided = TypeVar("Decided")
+Kept = TypeVar("Kept")
+Shrunk = TypeVar("Shrunk")
 _LOW, _HIGH = (0.05, 0.1, 0.2, 0.3), (0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
@@ -107,7 +109,8 @@ def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, G
     Verdict
     """
     rows = np.flatnonzero(items.held)
-    held, own = items.take(rows), grown.take(rows)
+    # Answers decide; the columns themselves are shrunk once, at the end.
+    held, own = items.take(rows), replace(grown.take(rows), columns={})
 
     def decide(part: NDArray[np.intp]) -> tuple[float, FeatureTree, Gate]:
         mine = held.take(part)
@@ -118,7 +121,7 @@ def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, G
             answers, _ = shrunk.answered(Gate.open(exclusive=exclusive), tree)
             return float(losses(answers, mine, exclusive=exclusive).sum()), tree, shrunk
 
-        share, (_, tree, shrunk) = min(((s, tried(s)) for s in SHARES), key=lambda each: each[1][0])
+        share, tree, shrunk = best_share(tried)
         return share, tree, choose_gate(lambda gate: shrunk.answered(gate, tree), mine, exclusive=exclusive)
 
     def apply(part: NDArray[np.intp], decided: tuple[float, FeatureTree, Gate]) -> tuple[Tensor, NDArray[np.int64]]:
@@ -128,6 +131,19 @@ def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, G
     verdict = crossed(held, decide, apply, exclusive=exclusive)
     share, tree, gate = decide(np.arange(len(rows)))
     return replace(grown.shrunk(share), tree=tree), gate, verdict
+
+
+def best_share(tried: Callable[[float], tuple[float, Kept, Shrunk]]) -> tuple[float, Kept, Shrunk]:
+    """The share of what columns add with which least is lost, and what else was found with it.
+
+    Parameters
+    ----------
+    tried : callable
+        From a share to what is lost in all, what is kept, and the shrunk columns.
+    """
+    found = ((share, *tried(share)) for share in SHARES)
+    share, _, kept, shrunk = min(found, key=lambda each: each[1])
+    return share, kept, shrunk
 
 
 def crossed(
