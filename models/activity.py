@@ -21,10 +21,11 @@ from torch.nn import functional
 
 from .column import Column
 from .dispatch import Dispatch, Done, Shapes
+from .lanes import one_thread
 
 NO_GROUP = -1
 _TILES = (2, 4, 8, 16, 32, 64)
-_BATCH_CELLS = 4096
+_BATCH_CELLS = 16384
 
 
 @dataclass(frozen=True)
@@ -155,28 +156,37 @@ class Activity:
         """
         shape = fires.shape[2], fires.shape[3]
         sides = min(self.tile, shape[0]), min(self.tile, shape[1])
-        places = _active(fires, sides)
-        columns, images, ys, xs = places.unbind(dim=1)
-        out = self.columns[0].reader.out_channels
-        added = inputs[0].new_zeros(len(fires), out, *shape)
+        with one_thread():
+            columns, images, ys, xs = _active(fires, sides).unbind(dim=1)
         # Tiles at the far edges are moved inwards; their cells that belong to other tiles are masked.
         tops, lefts = ys.clamp(max=shape[0] - sides[0]), xs.clamp(max=shape[1] - sides[1])
-        parts = added.new_empty(len(places), out, *sides)
+        out = self.columns[0].reader.out_channels
+        parts = inputs[0].new_empty(len(columns), out, *sides)
         self._work(inputs, sides, columns, (images, tops, lefts), parts)
         cell_y = tops[:, None] + torch.arange(sides[0], device=tops.device)
         cell_x = lefts[:, None] + torch.arange(sides[1], device=lefts.device)
         own = (cell_y >= ys[:, None])[:, :, None] & (cell_x >= xs[:, None])[:, None]
-        rows, y, x = images[:, None, None], cell_y[:, :, None], cell_x[:, None]
-        own &= fires[rows, columns[:, None, None], y, x]
-        flat = ((rows * shape[0] + y) * shape[1] + x).expand_as(own)
-        total, parts = added.permute(0, 2, 3, 1).reshape(-1, out), parts.permute(0, 2, 3, 1)
+        with one_thread():
+            return self._summed(
+                fires, columns, (images[:, None, None], cell_y[:, :, None], cell_x[:, None]), own, parts
+            )
+
+    def _summed(
+        self, fires: Tensor, columns: Tensor, cells: tuple[Tensor, Tensor, Tensor], own: Tensor, parts: Tensor
+    ) -> Tensor:
+        """The answers of all tiles in their places, each counted in its own cells where its group fires."""
+        rows, y, x = cells
+        height, width = fires.shape[2:]
+        own = own & fires[rows, columns[:, None, None], y, x]
+        flat = ((rows * height + y) * width + x).expand_as(own)
+        total, parts = parts.new_zeros(len(fires) * height * width, parts.shape[1]), parts.permute(0, 2, 3, 1)
         # One group after the other, so that sums do not depend on the order in which batches were run. No two tiles of
         # a group own a cell, so each is read, added to and written: several times as fast as `index_add_`.
         for g in range(len(self.columns)):
             chosen = columns == g
             mine = own[chosen]
             total[flat[chosen][mine]] += parts[chosen][mine]
-        return total.view(len(fires), *shape, out).permute(0, 3, 1, 2)
+        return total.view(len(fires), height, width, parts.shape[3]).permute(0, 3, 1, 2)
 
     def _work(
         self,
@@ -197,9 +207,8 @@ class Activity:
         def macs(column: int, _: Shapes) -> int:
             return self.columns[column].macs(*sides)
 
-        # Pairs come sorted by column, so one batch at a time is enough.
         batch = max(1, _BATCH_CELLS // (sides[0] * sides[1]))
-        queue = Dispatch(run, deliver, macs, batch=min(batch, max(1, len(parts))), most_open=1)
+        queue = Dispatch(run, deliver, macs, batch=min(batch, max(1, len(parts))))
         sources, rows = self.columns[0].layout.items(inputs, sides, places)
         queue.put(columns.cpu().numpy(), np.arange(len(parts)), sources, rows)
         queue.flush()

@@ -49,7 +49,7 @@ class Specialists:
         Takes items that are answered, in the order in which they are.
     gate : Gate
         Where an answer does not pass it, no further column is asked.
-    batch, most_open : int
+    batch, most_bytes : int
         See `Dispatch`.
 
     Attributes
@@ -67,15 +67,15 @@ class Specialists:
         deliver: Callable[[Answered], None],
         *,
         gate: Gate,
-        batch: int = 128,
-        most_open: int = 64,
+        batch: int = 1024,
+        most_bytes: int = 128 << 20,
     ) -> None:
         self._tree, self._columns, self._answered, self._gate = tree, columns, deliver, gate
         # A node is worth routing to where some column may follow.
         self._parents = {int(tree.parent[node]) for node in columns}
         self._reads = max((len(column.layout.maps) for column in columns.values()), default=1)
         self.routing_macs = 0
-        self.dispatch = Dispatch(self._run, self._settle, self._macs, batch=batch, most_open=most_open)
+        self.dispatch = Dispatch(self._run, self._settle, self._macs, batch=batch, most_bytes=most_bytes)
 
     def most_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of an item of so many cells on its dearest way down."""

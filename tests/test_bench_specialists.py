@@ -240,9 +240,9 @@ def test_costs_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     figures = section.figures
     seconds = [figures[f"costs/training_seconds_{n}"] for n in (1, 2)]
     assert figures["costs/training_speedup"] == pytest.approx(seconds[0] / seconds[1])
-    assert 0 < figures["costs/small/activity_of_ideal"] < 2
-    assert 1 < figures["costs/small/activity_fewer_macs"] < 40
-    assert -0.9 < figures["costs/small/dispatch_overhead"] < 20
+    assert 0 < figures["costs/narrow/activity_of_ideal"] < 2
+    assert 1 < figures["costs/narrow/activity_fewer_macs"] < 40
+    assert -0.9 < figures["costs/narrow/dispatch_overhead"] < 20
 
 
 def test_what_is_quick_is_known() -> None:

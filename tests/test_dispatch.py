@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +22,7 @@ from coarse2fine.models.specialists import Answered, Specialists, features_at
 from coarse2fine.models.tree import ROOT, FeatureTree
 from coarse2fine.models.twin import ColumnSpec, Twin, Twins
 
+ThreadsOf = Callable[[int], AbstractContextManager[None]]
 TWINS = Twins(4, 1, (Twin(3, 1, 3.0), Twin(4, 2, 2.0), Twin(6, 4, 0.0)))
 SPEC = ColumnSpec.parse("4:3 2:5")
 
@@ -40,11 +44,11 @@ def items_of(column: Column, count: int, height: int = 2, width: int = 3) -> lis
 class Ledger:
     """A queue of columns, and all that it delivered."""
 
-    def __init__(self, columns: Sequence[Column], *, batch: int, most_open: int) -> None:
-        self.columns, self.batch, self.most_waiting = columns, batch, batch * most_open
+    def __init__(self, columns: Sequence[Column], *, batch: int, most_bytes: int = 1 << 20) -> None:
+        self.columns, self.batch = columns, batch
         self.found: dict[int, Tensor] = {}
         self.sizes: list[int] = []
-        self.queue = Dispatch(self.run, self.deliver, self.macs, batch=batch, most_open=most_open)
+        self.queue = Dispatch(self.run, self.deliver, self.macs, batch=batch, most_bytes=most_bytes)
 
     def run(self, column: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (self.columns[column](inputs)[0],)
@@ -54,16 +58,20 @@ class Ledger:
 
     def deliver(self, done: Done) -> None:
         assert len(done.keys) == len(done.outputs[0]) == len(done.inputs[0]) <= self.batch
-        assert len(self.queue) <= self.most_waiting
         self.sizes.append(len(done.keys))
         for key, out in zip(done.keys.tolist(), done.outputs[0], strict=True):
             assert key not in self.found
             self.found[key] = out.clone()
 
 
-@given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 4), st.integers(1, 40), st.booleans())
+BYTES = st.sampled_from([1, 3000, 1 << 20])
+
+
+@given(st.integers(0, 1000), st.integers(1, 9), BYTES, st.integers(1, 40), st.booleans(), st.sampled_from([1, 3]))
 @settings(max_examples=30, deadline=None, derandomize=True)
-def test_the_order_of_arrival_changes_nothing(seed: int, batch: int, most_open: int, chunk: int, last: bool) -> None:
+def test_the_order_of_arrival_changes_nothing(
+    threads_of: ThreadsOf, seed: int, batch: int, most_bytes: int, chunk: int, last: bool, threads: int
+) -> None:
     columns = columns_of(5)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -73,13 +81,15 @@ def test_the_order_of_arrival_changes_nothing(seed: int, batch: int, most_open: 
     # Each item is asked for by several columns.
     pairs = np.argwhere(rng.random((12, 5)) < 0.5)
     order = rng.permutation(len(pairs))
-    ledger = Ledger(columns, batch=batch, most_open=most_open)
-    for start in range(0, len(order), chunk):
-        at = order[start : start + chunk]
-        rows = torch.from_numpy(pairs[at, 0])
-        ledger.queue.put(pairs[at, 1], at.astype(np.int64), inputs, [rows] * len(inputs))
-        assert len(ledger.queue) <= ledger.most_waiting
-    ledger.queue.flush()
+    with threads_of(threads):
+        ledger = Ledger(columns, batch=batch, most_bytes=most_bytes)
+        for start in range(0, len(order), chunk):
+            at = order[start : start + chunk]
+            rows = torch.from_numpy(pairs[at, 0])
+            ledger.queue.put(pairs[at, 1], at.astype(np.int64), inputs, [rows] * len(inputs))
+            # What may not wait is under way at most.
+            assert most_bytes > 1 or len(ledger.queue) <= threads * batch
+        ledger.queue.flush()
     assert len(ledger.queue) == 0
     assert sorted(ledger.found) == list(range(len(pairs)))
     assert ledger.queue.items == Counter(pairs[:, 1].tolist())
@@ -91,18 +101,75 @@ def test_the_order_of_arrival_changes_nothing(seed: int, batch: int, most_open: 
 
 
 def test_batches_are_full_where_they_can_be() -> None:
-    ledger = Ledger(columns_of(3), batch=4, most_open=3)
+    ledger = Ledger(columns_of(3), batch=4)
     inputs = items_of(ledger.columns[0], 27)
     for start in range(0, 27, 9):
         rows = torch.arange(start, start + 9)
         ledger.queue.put(np.arange(9) % 3, rows.numpy(), inputs, [rows] * len(inputs))
-    assert ledger.sizes == [4] * 6
+    assert ledger.queue.items == Counter({0: 8, 1: 8, 2: 8})
     ledger.queue.flush()
     assert ledger.sizes == [4] * 6 + [1] * 3
 
 
+def halves(**options: int) -> tuple[Dispatch, dict[int, float]]:
+    """A queue of one specialist, and what it delivered."""
+    found: dict[int, float] = {}
+
+    def deliver(done: Done) -> None:
+        found.update(zip(done.keys.tolist(), done.outputs[0][:, 0].tolist(), strict=True))
+
+    return Dispatch(lambda _, inputs: (inputs[0] / 2,), deliver, lambda _, __: 1, **options), found
+
+
+def test_large_items_are_run_in_smaller_batches() -> None:
+    for width, batches in ((10, 1), (32 << 10, 2), (64 << 10, 4), (128 << 10, 4)):
+        queue, found = halves()
+        maps = torch.arange(256.0)[:, None].expand(-1, width)
+        queue.put(np.zeros(256, np.int64), np.arange(256), [maps], [torch.arange(256)])
+        queue.flush()
+        assert queue.batches == batches
+        assert found == {key: key / 2 for key in range(256)}
+
+
+def test_maps_are_not_kept_for_a_few_items() -> None:
+    queue, found = halves()
+    held: list[weakref.ref[Tensor]] = []
+    for key in range(3):
+        maps = torch.full((100, 4), float(key))
+        held.append(weakref.ref(maps))
+        queue.put(np.zeros(1, np.int64), np.array([key]), [maps], [torch.tensor([7])])
+        del maps
+        # The last maps may stay until the next ones come.
+        assert [each() for each in held[:-1]] == [None] * key
+    assert len(queue) == 3
+    queue.flush()
+    assert found == {0: 0.0, 1: 0.5, 2: 1.0}
+
+
+def test_memory_is_bounded_where_maps_are_kept() -> None:
+    queue, found = halves(most_bytes=5 * 8 * 4)
+    for start in range(0, 80, 8):
+        maps = torch.arange(float(start), start + 8)[:, None]
+        queue.put(np.zeros(8, np.int64), np.arange(start, start + 8), [maps], [torch.arange(8)])
+        assert len(queue) <= 40
+    assert queue.batches == 1
+    queue.flush()
+    assert found == {key: key / 2 for key in range(80)}
+
+
+def test_what_fails_in_another_thread_is_told(threads_of: ThreadsOf) -> None:
+    def fails(column: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        raise ArithmeticError("no specialist")
+
+    with threads_of(2):
+        queue = Dispatch(fails, lambda _: None, lambda _, __: 1)
+        queue.put(np.zeros(3, np.int64), np.arange(3), [torch.zeros(3, 1)], [torch.arange(3)])
+        with pytest.raises(ArithmeticError, match="no specialist"):
+            queue.flush()
+
+
 def test_multiply_adds_are_those_of_torch_for_items_of_any_shape() -> None:
-    ledger = Ledger(columns_of(4), batch=5, most_open=3)
+    ledger = Ledger(columns_of(4), batch=5)
     rng = np.random.default_rng(0)
     key = 0
     with FlopCounterMode(display=False) as counter:
@@ -116,7 +183,8 @@ def test_multiply_adds_are_those_of_torch_for_items_of_any_shape() -> None:
     assert sorted(ledger.found) == list(range(36))
 
 
-def test_what_is_delivered_may_be_sent_on() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_delivered_may_be_sent_on(threads: int, threads_of: ThreadsOf) -> None:
     """Each item is halved by column after column until it is below one."""
     ends: dict[int, float] = {}
 
@@ -127,10 +195,11 @@ def test_what_is_delivered_may_be_sent_on() -> None:
         rows = torch.from_numpy(np.flatnonzero(~below))
         queue.put(np.full(len(rows), done.column + 1), done.keys[~below], done.outputs, [rows])
 
-    queue = Dispatch(lambda _, inputs: (inputs[0] / 2,), deliver, lambda column, _: column, batch=3, most_open=2)
-    start = torch.arange(1.0, 41.0)[:, None]
-    queue.put(np.zeros(40, np.int64), np.arange(40), [start], [torch.arange(40)])
-    queue.flush()
+    with threads_of(threads):
+        queue = Dispatch(lambda _, inputs: (inputs[0] / 2,), deliver, lambda column, _: column, batch=3)
+        start = torch.arange(1.0, 41.0)[:, None]
+        queue.put(np.zeros(40, np.int64), np.arange(40), [start], [torch.arange(40)])
+        queue.flush()
     steps = [int(np.log2(value)) + 1 for value in range(1, 41)]
     assert ends == {key: (key + 1) / 2**n for key, n in enumerate(steps)}
     assert queue.macs_spent == sum(sum(range(n)) for n in steps)
@@ -169,10 +238,12 @@ def one_by_one(
     return answer, node, routing
 
 
-@given(st.integers(0, 50), st.sampled_from([0.6, 1.0]), st.integers(1, 16), st.integers(1, 6), st.integers(1, 60))
+@given(
+    st.integers(0, 50), st.sampled_from([0.6, 1.0]), st.integers(1, 16), BYTES, st.integers(1, 60), st.integers(1, 3)
+)
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_the_way_through_the_tree_is_that_of_each_item_alone(
-    seed: int, high: float, batch: int, most_open: int, chunk: int
+    threads_of: ThreadsOf, seed: int, high: float, batch: int, most_bytes: int, chunk: int, threads: int
 ) -> None:
     tree, columns, inputs, answer = forest(seed)
     gate = Gate(1 - high, high)
@@ -186,12 +257,13 @@ def test_the_way_through_the_tree_is_that_of_each_item_alone(
             found[key] = (out.clone(), node)
 
     kept = {node: column for node, column in columns.items() if tree.kept[node]}
-    runner = Specialists(tree, kept, deliver, gate=gate, batch=batch, most_open=most_open)
-    order = np.random.default_rng(seed).permutation(60)
-    for start in range(0, 60, chunk):
-        at = torch.from_numpy(order[start : start + chunk])
-        runner.put(at.numpy(), inputs, [at] * len(inputs), answer[at])
-    runner.flush()
+    with threads_of(threads):
+        runner = Specialists(tree, kept, deliver, gate=gate, batch=batch, most_bytes=most_bytes)
+        order = np.random.default_rng(seed).permutation(60)
+        for start in range(0, 60, chunk):
+            at = torch.from_numpy(order[start : start + chunk])
+            runner.put(at.numpy(), inputs, [at] * len(inputs), answer[at])
+        runner.flush()
     assert len(found) == 60
     routing = 0
     with FlopCounterMode(display=False) as counter, torch.inference_mode():

@@ -54,7 +54,7 @@ class SpecialistsScale:
     options: TrainingOptions = field(default=TrainingOptions())
 
 
-FULL = SpecialistsScale(3, 4000, tuple(VARIANTS), 9, 24, 256)
+FULL = SpecialistsScale(3, 4000, tuple(VARIANTS), 9, 24, 512)
 QUICK = SpecialistsScale(1, 300, FEW, 5, 6, 128)
 
 

@@ -6,31 +6,71 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coarse2fine.batch.cluster import connected
 from coarse2fine.bench.io_report import Section
-from coarse2fine.bench.specialists_data import SIDE, tiles_of_digits
-from coarse2fine.bench.specialists_nets import TOP, stack
+from coarse2fine.bench.specialists_data import tiles_of_digits
+from coarse2fine.bench.specialists_nets import TOP
 from coarse2fine.bench.specialists_runs import Trial
+from coarse2fine.fitting.shape import WIDE_REFINER
 from coarse2fine.models.activity import Activity, dense, tune
 from coarse2fine.models.column import Column
-from coarse2fine.models.conv_stack import ConvStack
+from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.dispatch import Dispatch, Done
+from coarse2fine.models.lanes import Lanes, one_thread
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.models.twin import ColumnSpec, Layout, Twins
+from coarse2fine.models.twin import Layout, Twins
+from coarse2fine.specialists.fitting import column_spec
 from coarse2fine.specialists.growth import grow
 from coarse2fine.specialists.items import ItemStore
 from coarse2fine.specialists.training import TrainingOptions
 
-_COLUMNS, _BATCH, _WINDOW = 12, 128, 384
-_TOPS = {"small": TOP // 2, "full-size": TOP}
-_DENSITY, _BLOB = 0.05, 8
+_COLUMNS, _CLASSES = 12, 10
+_DENSITY, _BLOB, _GROUPS = 0.05, 8, 4
+# Pairs that come at a time, and how often they come.
+_PUT, _PUTS = 384, 48
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where columns are timed: over the refine net that `fit` makes of photographs, as an analysis has it."""
+
+    base: ConvStack
+    layout: Layout
+    runtime: Runtime
+
+    @classmethod
+    def of(cls, top: int | None) -> _Place:
+        """With columns as `fit` makes them, or such with as many channels in their last stage."""
+        net = ConvStack(StackSpec.parse(3, WIDE_REFINER.format(out=_CLASSES))).eval()
+        twins, runtime = Twins.of(net), Runtime.choose("cpu")
+        spec = column_spec(twins) if top is None else column_spec(twins, top)
+        return cls(runtime.place(net), Layout.of(spec, twins), runtime)
+
+    def columns(self, count: int) -> list[Column]:
+        """Columns that add something."""
+        columns = [Column(self.layout.spec, self.layout.twins, _CLASSES) for _ in range(count)]
+        for column in columns:
+            nn.init.normal_(column.reader.weight)
+        return [self.runtime.place(column) for column in columns]
+
+    def maps(self, count: int, cells: int, rng: np.random.Generator) -> list[Tensor]:
+        """What columns read of so many blocks of so many cells along a side."""
+        side = self.base.spec.input_size(cells + 2 * self.layout.border)
+        pixels = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+        x = self.runtime.pixels(pixels, np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32))
+        with torch.inference_mode():
+            return [m.clone() for m in self.layout.read(x, self.base.features(x))]
+
+
+# Columns by the channels of their last stage: as `fit` makes them, and as many as the refine net has.
+_TOPS = {"narrow": None, "full-size": 128}
 
 
 def measure_costs(folder: Path, *, rounds: int, epochs: int, cells: int, workers: tuple[int, ...] = (1, 2)) -> Section:
@@ -59,15 +99,17 @@ def measure_costs(folder: Path, *, rounds: int, epochs: int, cells: int, workers
         f"{last}: {faster:.2f} times as fast (what they share is trained first, by one)"
     ]
     for name, top in _TOPS.items():
-        overhead, activity = dispatch_overhead(rounds, top), activity_figures(rounds, cells, top)
-        figures |= {f"costs/{name}/dispatch_overhead": overhead}
-        figures |= {f"costs/{name}/{key}": value for key, value in activity.items()}
+        place = _Place.of(top)
+        found = dispatch_overheads(place, rounds) | activity_figures(place, rounds, cells)
+        figures |= {f"costs/{name}/{key}": value for key, value in found.items()}
+        dispatch, queue = found["dispatch_overhead"], found["dispatch_overhead_side_by_side"]
         lines += [
-            f"dispatch over {_COLUMNS} {name} columns in batches of {_BATCH}: {overhead:+.1%} over one column for all, "
-            "in batches as large",
-            f"activity of {name} columns at {_DENSITY:.0%} density, in blobs of {_BLOB} x {_BLOB} cells: "
-            f"{activity['activity_speedup']:.1f} times as fast as dense, {activity['activity_of_ideal']:.0%} of the "
-            f"ideal; {activity['activity_fewer_macs']:.1f} times fewer multiply-adds, halos counted",
+            f"dispatch over {_COLUMNS} {name} columns ({place.layout.spec}): {dispatch:+.1%} over one column for all "
+            f"in dense batches of {_PUT}, {queue:+.1%} where these are run side by side too",
+            f"activity of {_GROUPS} such columns at {_DENSITY:.0%} density, in blobs of {_BLOB} x {_BLOB} of "
+            f"{cells} x {cells} cells: {found['activity_speedup']:.1f} times as fast as dense, "
+            f"{found['activity_of_ideal']:.0%} of the ideal; {found['activity_fewer_macs']:.1f} times fewer "
+            "multiply-adds, halos counted",
         ]
     return Section("what the machinery costs", tuple(lines), figures)
 
@@ -97,46 +139,54 @@ def _warm(folder: str) -> None:
     ItemStore(folder)
 
 
-def dispatch_overhead(rounds: int, top: int) -> float:
-    """Time of sending tiles to columns of their own, over that of one column for all in batches as large, less 1."""
-    base, layout, runtime = _net(top)
+def dispatch_overheads(place: _Place, rounds: int) -> dict[str, float]:
+    """Time of sending cells to columns of their own, over that of one column for all in dense batches, less 1.
+
+    All read maps that the base has just computed. Dense batches are run one after the other, on all threads; and, to
+    see what the queue alone costs, side by side as the queue does.
+    """
     rng = np.random.default_rng(0)
-    count = _COLUMNS * _WINDOW
-    columns = [_filled(layout, runtime) for _ in range(_COLUMNS)]
-    maps = _maps(base, layout, runtime, rng.integers(0, 256, (count, SIDE, SIDE, 1), np.uint8))
-    which = rng.integers(0, _COLUMNS, count)
+    columns = place.columns(_COLUMNS)
+    maps = place.maps(_PUT, place.layout.twins.align, rng)
+    which, rows, keys = rng.integers(0, _COLUMNS, (_PUTS, _PUT)), torch.arange(_PUT), np.arange(_PUT)
+    lanes = Lanes.here()
 
     def run(column: int, held: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (columns[column](held)[0],)
 
     def dispatched() -> None:
-        queue = Dispatch(run, _ignore, lambda column, _: columns[column].macs(1, 1), batch=_BATCH)
-        for start in range(0, count, _WINDOW):
-            rows = torch.arange(start, start + _WINDOW)
-            queue.put(which[start : start + _WINDOW], rows.numpy(), maps, [rows] * len(maps))
+        queue = Dispatch(run, _ignore, lambda column, _: columns[column].macs(1, 1))
+        for each in which:
+            queue.put(each, keys, maps, [rows] * len(maps))
         queue.flush()
 
     def whole() -> None:
         with torch.inference_mode():
-            for start in range(0, count, _BATCH):
-                columns[0]([m[start : start + _BATCH] for m in maps])
+            for _ in which:
+                columns[0](maps)
 
-    return statistics.median(_ratios(dispatched, whole, rounds)) - 1
+    def side_by_side() -> None:
+        with one_thread():
+            for batch in [lanes.start(lambda: columns[0](maps)) for _ in which]:
+                batch.result()
+
+    return {
+        "dispatch_overhead": statistics.median(_ratios(dispatched, whole, rounds)) - 1,
+        "dispatch_overhead_side_by_side": statistics.median(_ratios(dispatched, side_by_side, rounds)) - 1,
+    }
 
 
 def _ignore(done: Done) -> None:
     """Takes a batch and forgets it."""
 
 
-def activity_figures(rounds: int, cells: int, top: int) -> dict[str, float]:
+def activity_figures(place: _Place, rounds: int, cells: int) -> dict[str, float]:
     """The speed-up of running columns only where something fires, as it is and of the ideal; and what it saves."""
-    base, layout, runtime = _net(top)
     rng = np.random.default_rng(0)
-    columns = [_filled(layout, runtime) for _ in range(4)]
-    side = base.spec.input_size(cells + 2 * layout.border)
-    blobs = rng.random((1, len(columns), cells // _BLOB, cells // _BLOB)) < _DENSITY
+    columns = place.columns(_GROUPS)
+    blobs = rng.random((1, _GROUPS, cells // _BLOB, cells // _BLOB)) < _DENSITY
     fires = torch.from_numpy(blobs.repeat(_BLOB, 2).repeat(_BLOB, 3))
-    maps = _maps(base, layout, runtime, rng.integers(0, 256, (1, side, side, 1), np.uint8))
+    maps = place.maps(1, cells, rng)
     with torch.inference_mode():
         activity = Activity(columns, tune(columns, maps, fires))
         speedup = statistics.median(_ratios(lambda: dense(columns, maps, fires), lambda: activity(maps, fires), rounds))
@@ -159,24 +209,3 @@ def _ratios(first: Callable[[], object], second: Callable[[], object], rounds: i
             times.append(time.perf_counter() - start)
         found.append(times[0] / times[1])
     return found[1:]
-
-
-def _net(top: int) -> tuple[ConvStack, Layout, Runtime]:
-    """A base in the number format of analyses, and what columns of a size read of it."""
-    base = ConvStack(stack(tiles_of_digits(), 1.0)).eval()
-    runtime = Runtime.choose("cpu")
-    twins = Twins.of(base)
-    return runtime.place(base), Layout.of(ColumnSpec.design(twins, top), twins), runtime
-
-
-def _maps(base: ConvStack, layout: Layout, runtime: Runtime, pixels: NDArray[np.uint8]) -> list[Tensor]:
-    x = runtime.pixels(pixels, np.array([0.5], np.float32), np.array([0.25], np.float32))
-    with torch.inference_mode():
-        return layout.read(x, base.features(x))
-
-
-def _filled(layout: Layout, runtime: Runtime) -> Column:
-    """A column that adds something."""
-    column = Column(layout.spec, layout.twins, 10)
-    nn.init.normal_(column.reader.weight)
-    return runtime.place(column)

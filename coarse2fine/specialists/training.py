@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from coarse2fine.models.bundle import load_bundle, save_bundle
 from coarse2fine.models.column import Column, Columns, NormedColumn
+from coarse2fine.models.lanes import one_thread
 from coarse2fine.models.twin import ColumnSpec, Twins
 from coarse2fine.specialists.items import Items, ItemStore, Loss, loss_of, squared_of
 
@@ -219,7 +219,8 @@ def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes:
     if path.is_file():
         return path
     store = ItemStore(folder)
-    with _one_thread():
+    # Sums come out the same whatever else this machine does.
+    with one_thread():
         column = _seeded(options, lambda: NormedColumn(shape.spec, shape.twins, shape.classes, parent=shape.parent))
         items, stages, weights = _gathered(store, shape, classes)
         groups = [{"params": list(column.parameters()), "weight_decay": options.decay}]
@@ -234,7 +235,7 @@ def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes:
 def _train_own(folder: Path, options: TrainingOptions, shape: Shape, mine: Cohort, shared: Path, path: Path) -> Path:
     """One column: what it has beyond what all share, from its own items."""
     store = ItemStore(folder)
-    with _one_thread():
+    with one_thread():
         columns = _seeded(
             options, lambda: Columns(shape.spec, shape.twins, shape.classes, 1, rank=options.rank, parent=shape.parent)
         )
@@ -298,14 +299,3 @@ def _descend(
 def _half(weights: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     # In half precision as in model files, so that a model is the same before and after it was saved.
     return {name: t.detach().half().numpy() for name, t in weights.items()}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums come out the same whatever else this machine does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
