@@ -16,6 +16,7 @@ from torch import Tensor
 
 from coarse2fine.kinds import kind_reader
 from coarse2fine.model import Model
+from coarse2fine.models.dispatch import weakly
 from coarse2fine.models.heads import BOX_CHANNELS, Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.specialists import Answered
@@ -55,7 +56,7 @@ class RefineNet:
         self._groups = self._queue = None
         if self._kinds is None:
             self._groups = None if model.groups is None else model.groups.runner(runtime)
-            self._queue = None if model.tree is None else model.tree.runner(runtime, self._settle)
+            self._queue = None if model.tree is None else model.tree.runner(runtime, weakly(self._settle))
         # By key: the cell, and the net's own answer to it.
         self._waiting: dict[int, tuple[tuple[int, int], Tensor]] = {}
         self._settled: list[Candidates] = []
@@ -155,12 +156,16 @@ class RefineNet:
 
     def _settle(self, done: Answered) -> None:
         """Read cells that come back."""
-        cells, outs = zip(*(self._waiting.pop(key) for key in done.keys.tolist()), strict=True)
+        keys = done.keys.tolist()
+        cells, outs = zip(*(self._waiting[key] for key in keys), strict=True)
         whole = torch.cat([done.answers, torch.stack(outs)[:, -BOX_CHANNELS:]], dim=1)
         found = self._read(whole[:, :, None, None], np.array(cells, np.int64))
         node = dict(zip(cells, done.nodes.tolist(), strict=True))
         nodes = np.array([node[y, x] for y, x in found.cells.tolist()], np.int32)
         self._settled.append(replace(found, nodes=nodes))
+        # Only now: Ctrl-C may come at any time.
+        for key in keys:
+            del self._waiting[key]
 
     def _taken(self) -> Candidates:
         found, self._settled = Candidates.concatenate(self._settled), []

@@ -96,7 +96,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=float, default=1.0, help="factor on the built-in base's channels (default: 1)")
     parser.add_argument("--search", action="store_true", help="try several scan resolutions, cell sizes and widths")
     parser.add_argument("--minimise", choices=("macs", "seconds"), default="macs", help="what is cheap (default: macs)")
-    parser.add_argument("--specialists", choices=MODES, help="small nets for kinds of cells (default: none)")
+    parser.add_argument(
+        "--specialists",
+        choices=(*MODES, "none"),
+        default="auto",
+        help="small nets for kinds of cells (default: auto, those that surely help)",
+    )
     parser.add_argument("--cache", type=Path, help="folder in which specialists go on after an interruption")
     parser.add_argument("--recall", type=float, default=0.97, help="of the exhaustive pass's finds (default: 0.97)")
     parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
@@ -129,7 +134,7 @@ def _fit(parsed: argparse.Namespace) -> None:
         width=parsed.width,
         geometry="search" if parsed.search else None,
         minimise=parsed.minimise,
-        specialists=parsed.specialists,
+        specialists=None if parsed.specialists == "none" else parsed.specialists,
         cache=parsed.cache,
         recall=parsed.recall,
         steps=parsed.steps,

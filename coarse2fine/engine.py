@@ -186,7 +186,7 @@ def run_analysis(
         cell=model.geometry.cell,
         cost=run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds),
         audit=audited.audit if asked else None,
-        complete=len(fine.done) == len(plan) and not (failures or audited.interrupted),
+        complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
         provenance=_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
     )

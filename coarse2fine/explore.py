@@ -170,14 +170,17 @@ def _fine_codes(
     good = np.zeros(len(boxes), bool)
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         for batch in reader.batches(boxes, 64):
+            index = batch.index[~batch.failed]
+            good[index] = True
+            if not len(index):
+                continue
             with torch.inference_mode():
-                x = normalised(batch.pixels, model, runtime)
+                x = normalised(batch.pixels[~batch.failed], model, runtime)
                 seen = net.features(x)
                 code = net.head(seen[-1])
-                codes[batch.index] = _by_cell(code)
+                codes[index] = _by_cell(code)
                 if kinds is not None:
-                    measures[batch.index] = _by_cell(kinds(x, seen, code))
-            good[batch.index] = ~batch.failed
+                    measures[index] = _by_cell(kinds(x, seen, code))
     if not good.any():
         raise ImageError(f"none of {len(boxes)} sampled places of {image.name} can be read: {reader.failures[0]}")
     macs = int(good.sum()) * model.refiner_macs(1) + (0 if kinds is None else kinds.macs_spent)

@@ -71,7 +71,7 @@ def fit(
     minimise: Literal["macs", "seconds"] = "macs",
     recall: float = 0.97,
     steps: int = 1000,
-    specialists: Mode | None = None,
+    specialists: Mode | None = "auto",
     cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
     name: str = "model",
@@ -118,8 +118,8 @@ def fit(
     specialists : {"heads", "tree", "activity", "both", "auto"}, optional
         Small nets that are asked where the refine net is unsure: "heads", a linear reader for each kind of cells;
         "tree", columns of convolutions for each kind, in a tree of two steps; "activity", such columns for groups of
-        features, where they fire; "both", the tree after the groups. Those that do not surely help on what was held
-        back are left out again; "auto" takes what helps most, if anything does.
+        features, where they fire; "both", the tree after the groups. Those that do not help on what was held back are
+        left out again; "auto" takes which of the first three surely helps most, if any does; None tries none.
     cache : path, optional
         A folder for what specialists learn from and what they have learned, so that an interrupted fit of the same
         scenes goes on there; by default a temporary one.

@@ -8,6 +8,8 @@ better.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from torch.nn import functional
 
 from coarse2fine.model import Model
 from coarse2fine.models.conv_stack import StackSpec
+from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.specialists import Answered
 from coarse2fine.models.twin import cropped
@@ -66,8 +69,9 @@ class _TreePainter:
 
     def __init__(self, tree: SpecialistTree, runtime: Runtime) -> None:
         self._tree = tree
-        self._queue = tree.runner(runtime, self._settle)
         self._ended: list[Answered] = []
+        # Answers are pixels: none is beyond doubt.
+        self._queue = replace(tree, gate=Gate.always()).runner(runtime, self._ended.append)
         leaves = tree.clusters.leaves
         self._kind = np.full(len(tree.clusters), -1, np.int64)
         self._kind[leaves] = np.arange(len(leaves))
@@ -92,11 +96,8 @@ class _TreePainter:
         last[keys] = torch.cat([each.answers for each in self._ended]).to(last.dtype)
         nodes = np.concatenate([each.nodes for each in self._ended])
         kind[keys] = torch.from_numpy(self._kind[nodes]).to(x.device)
-        self._ended = []
+        self._ended.clear()
         return last.view(n, height, width, -1).permute(0, 3, 1, 2), kind.view(n, height, width)
-
-    def _settle(self, done: Answered) -> None:
-        self._ended.append(done)
 
 
 class _GroupPainter:

@@ -291,7 +291,7 @@ def load_model(model: str | os.PathLike[str] | Model) -> Model:
     arrays, text = load_bundle(path)
     try:
         return _assemble(arrays, text)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"{path} does not describe a whole model ({error}); fit or copy it again") from error
 
 

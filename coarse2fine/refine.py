@@ -117,6 +117,10 @@ def refine(
             found.append(net.abandon())
     finished = np.concatenate(done) if done else np.zeros(0, np.intp)
     candidates = _distinct(Candidates.concatenate(found), model, image)
+    if interrupted:
+        # Cells of the batch at hand may have waited, but their windows do not count as refined.
+        covered = plan.take(finished).covered()
+        candidates = candidates.take(covered[tuple(candidates.cells.T // model.geometry.fine)])
     return Fine(candidates, finished, macs + net.specialist_macs, tuple(reader.failures), interrupted, late)
 
 

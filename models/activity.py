@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from .column import Column
 from .dispatch import Dispatch, Done, Shapes
-from .lanes import one_thread
+from .lanes import Lanes
 
 NO_GROUP = -1
 _TILES = (2, 4, 8, 16, 32, 64)
@@ -156,8 +156,8 @@ class Activity:
         """
         shape = fires.shape[2], fires.shape[3]
         sides = min(self.tile, shape[0]), min(self.tile, shape[1])
-        with one_thread():
-            columns, images, ys, xs = _active(fires, sides).unbind(dim=1)
+        alone = Lanes.beside(fires)
+        columns, images, ys, xs = alone.start(lambda: _active(fires, sides).unbind(dim=1)).result()
         # Tiles at the far edges are moved inwards; their cells that belong to other tiles are masked.
         tops, lefts = ys.clamp(max=shape[0] - sides[0]), xs.clamp(max=shape[1] - sides[1])
         out = self.columns[0].reader.out_channels
@@ -166,10 +166,8 @@ class Activity:
         cell_y = tops[:, None] + torch.arange(sides[0], device=tops.device)
         cell_x = lefts[:, None] + torch.arange(sides[1], device=lefts.device)
         own = (cell_y >= ys[:, None])[:, :, None] & (cell_x >= xs[:, None])[:, None]
-        with one_thread():
-            return self._summed(
-                fires, columns, (images[:, None, None], cell_y[:, :, None], cell_x[:, None]), own, parts
-            )
+        cells = images[:, None, None], cell_y[:, :, None], cell_x[:, None]
+        return alone.start(lambda: self._summed(fires, columns, cells, own, parts)).result()
 
     def _summed(
         self, fires: Tensor, columns: Tensor, cells: tuple[Tensor, Tensor, Tensor], own: Tensor, parts: Tensor

@@ -8,25 +8,31 @@ side, each on a thread of its own, and delivered in the order in which they were
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .lanes import Lanes, one_thread
+from .lanes import Lanes
 
 Shapes = tuple[tuple[int, ...], ...]
 # A batch of small items is dear for its calls alone, and one that no cache holds for its copies.
 _BATCH_BYTES, _LEAST_BATCH = 16 << 20, 64
 # Maps are kept for items that wait where they are at most so many times the items themselves.
 _SPARE = 2
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 # From a specialist's number and its items' maps, batched, to what it makes of them.
 Run = Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -94,6 +100,18 @@ class _Running:
     maps: Future[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
 
+def weakly(method: Callable[Given, Result]) -> Callable[Given, Result]:
+    """A method for a queue that its object has: in a ring, memory would wait for the garbage collector."""
+    held = weakref.WeakMethod(method)
+
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        bound = held()
+        assert bound is not None
+        return bound(*args, **kwargs)
+
+    return call
+
+
 class Dispatch:
     """A queue of (item, specialist) pairs.
 
@@ -137,7 +155,6 @@ class Dispatch:
         self._ready: deque[_Ready] = deque()
         self._running: deque[_Running] = deque()
         self._busy = False
-        self._lanes, self._none = Lanes.here(), Lanes(0)
         self.items: Counter[int] = Counter()
         self.batches = 0
         self.macs_spent = 0
@@ -174,18 +191,17 @@ class Dispatch:
         order = np.argsort(columns, kind="stable")
         columns, keys = columns[order], keys[order]
         starts = np.flatnonzero(np.diff(columns, prepend=columns[:1] - 1))
-        with one_thread():
-            self._condense()
-            index = [each[torch.from_numpy(order).to(each.device)] for each in rows]
-            chunk = _Chunk(tuple(sources), len(keys))
-            self._chunks.append(chunk)
-            self._size += chunk.size
-            most = min(self._batch, max(_LEAST_BATCH, _BATCH_BYTES // _item_bytes(sources)))
-            for at, end in pairwise([*starts.tolist(), len(columns)]):
-                whole = _Part(chunk, keys[at:end], tuple(each[at:end] for each in index))
-                self._fill((int(columns[at]), shapes), whole, most)
-            self._make_room()
-            self._work()
+        self._condense()
+        index = [each[torch.from_numpy(order).to(each.device)] for each in rows]
+        chunk = _Chunk(tuple(sources), len(keys))
+        self._chunks.append(chunk)
+        self._size += chunk.size
+        most = min(self._batch, max(_LEAST_BATCH, _BATCH_BYTES // _item_bytes(sources)))
+        for at, end in pairwise([*starts.tolist(), len(columns)]):
+            whole = _Part(chunk, keys[at:end], tuple(each[at:end] for each in index))
+            self._fill((int(columns[at]), shapes), whole, most)
+        self._make_room()
+        self._work()
 
     def _condense(self) -> None:
         """Copy what still waits for the last maps that came, where they are much more than that."""
@@ -196,7 +212,8 @@ class Dispatch:
         if before <= _SPARE * last.waiting * _item_bytes(last.sources):
             return
         parts = [part for held in self._open.values() for part in held if part.chunk is last]
-        last.sources = _gathered([(last.sources, part.rows) for part in parts])
+        cut = [(last.sources, part.rows) for part in parts]
+        last.sources = Lanes.beside(cut[0][0][0]).start(partial(_gathered, cut)).result()
         self._size += last.size - before
         at = 0
         for part in parts:
@@ -235,12 +252,11 @@ class Dispatch:
 
     @torch.inference_mode()
     def flush(self) -> None:
-        """Run all that waits, and all that comes of it."""
-        with one_thread():
-            while self._open or self._ready or self._running:
-                if self._open:
-                    self._close(min(self._open))
-                self._work(to_the_end=not self._open)
+        """Run all that waits, and all that comes of it; not to be called by what is delivered to."""
+        while self._open or self._ready or self._running:
+            if self._open:
+                self._close(min(self._open))
+            self._work(to_the_end=not self._open)
 
     def _work(self, *, to_the_end: bool = False) -> None:
         """Start what is ready, and deliver what had to end for it, or all; what that puts is not begun within."""
@@ -262,7 +278,7 @@ class Dispatch:
             inputs = _gathered(batch.cut)
             return inputs, self._run(batch.column, inputs)
 
-        lanes = self._lanes if batch.cut[0][0][0].device.type == "cpu" else self._none
+        lanes = Lanes.beside(batch.cut[0][0][0])
         self._running.append(_Running(batch.column, batch.keys, lanes.start(run)))
         self.items[batch.column] += len(batch.keys)
         self.batches += 1

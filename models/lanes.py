@@ -5,28 +5,18 @@ A convolution over a few hundred cells takes less time than waking the threads t
 
 from __future__ import annotations
 
-import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 _MOST = 4
+_LOCK = threading.Lock()
 Result = TypeVar("Result")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What this thread computes, it computes alone; the other threads are as before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Lanes:
@@ -40,13 +30,31 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, "lane", initializer=_alone) if count else None
+        self._pool = ThreadPoolExecutor(count, "lane") if count else None
+        self._threads: list[threading.Thread] = []
+        if self._pool is not None:
+            threads, meeting = torch.get_num_threads(), threading.Barrier(count)
+            self._threads = [each.result() for each in [self._pool.submit(_alone, meeting) for _ in range(count)]]
+            # Threads that are new to torch take over what was set last.
+            torch.set_num_threads(threads)
 
     @classmethod
-    def here(cls) -> Lanes:
-        """As many as torch has threads here, within limits; shared by all who ask."""
-        count = min(torch.get_num_threads(), _MOST)
-        return _lanes(count if count > 1 else 0, os.getpid())
+    def beside(cls, tensor: Tensor) -> Lanes:
+        """Lanes for what is computed where a tensor lies, shared by all who ask.
+
+        As many as torch has threads, within limits; none where it has but one, or where there is no processor.
+        """
+        count = min(torch.get_num_threads(), _MOST) if tensor.device.type == "cpu" else 0
+        count = count if count > 1 else 0
+        with _LOCK:
+            if count not in _KNOWN or not _KNOWN[count].alive:
+                _KNOWN[count] = cls(count)
+            return _KNOWN[count]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the threads are there: a forked process has none of its parent's."""
+        return all(each.is_alive() for each in self._threads)
 
     def start(self, call: Callable[[], Result]) -> Future[Result]:
         """Have something computed, without gradients."""
@@ -57,9 +65,7 @@ class Lanes:
         return done
 
 
-@cache
-def _lanes(count: int, process: int) -> Lanes:  # noqa: ARG001 (a forked process has none of its parent's threads)
-    return Lanes(count)
+_KNOWN: dict[int, Lanes] = {}
 
 
 def _inferred(call: Callable[[], Result]) -> Result:
@@ -67,7 +73,32 @@ def _inferred(call: Callable[[], Result]) -> Result:
         return call()
 
 
-def _alone() -> None:
+def _alone(meeting: threading.Barrier) -> threading.Thread:
+    meeting.wait()  # so that each thread does it once
     # A thread's first question makes its number that of the process, whatever was set before.
     torch.get_num_threads()
     torch.set_num_threads(1)
+    return threading.current_thread()
+
+
+class _Held:
+    """How many compute alone just now, and how many threads the others have."""
+
+    count, threads = 0, 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What this thread computes, it computes alone."""
+    with _LOCK:
+        # A thread that is new to torch while another computes alone would take that for its own number.
+        _Held.threads = _Held.threads if _Held.count else torch.get_num_threads()
+        _Held.count += 1
+    try:
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+    finally:
+        with _LOCK:
+            _Held.count -= 1
+            torch.set_num_threads(_Held.threads)

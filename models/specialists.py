@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .column import Column
-from .dispatch import Dispatch, Done, Shapes
+from .dispatch import Dispatch, Done, Shapes, weakly
 from .gate import Gate
 from .tree import ROOT, FeatureTree, pooled
 
@@ -75,7 +75,9 @@ class Specialists:
         self._parents = {int(tree.parent[node]) for node in columns}
         self._reads = max((len(column.layout.maps) for column in columns.values()), default=1)
         self.routing_macs = 0
-        self.dispatch = Dispatch(self._run, self._settle, self._macs, batch=batch, most_bytes=most_bytes)
+        self.dispatch = Dispatch(
+            weakly(self._run), weakly(self._settle), weakly(self._macs), batch=batch, most_bytes=most_bytes
+        )
 
     def most_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of an item of so many cells on its dearest way down."""

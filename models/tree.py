@@ -200,6 +200,8 @@ class FeatureTree:
             raise ValueError(
                 f"expected parents before their children and a centre for each child, got {parent.tolist()}"
             )
+        if not len(arrays["sizes"]) == len(arrays["kept"]) == len(parent):
+            raise ValueError(f"expected sizes and what is kept of {len(parent)} nodes")
         return cls(parent, arrays["sizes"], arrays["kept"], centres)
 
 

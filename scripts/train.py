@@ -47,7 +47,7 @@ def digits(_: Path, options: dict[str, Any]) -> c2f.Model:
     scenes = [DigitScene(4096, 4096, digits=500, clutter=1200, seed=s, handwriting="train") for s in (101, 102, 103)]
     images = [scene.block(Box(0, 0, 4096, 4096)) for scene in scenes]
     # Writing has a right way up: a six is no nine. Most of the cost is the scan's, so high recall costs little.
-    defaults = {"rotate": False, "recall": 0.99, "steps": 1500}
+    defaults = {"rotate": False, "recall": 0.99, "steps": 1500, "specialists": None}
     return c2f.fit(images, [s.annotations() for s in scenes], **{**defaults, **options})
 
 
@@ -55,7 +55,7 @@ def craters(data: Path, options: dict[str, Any]) -> c2f.Model:
     """All eight scenes; craters that only one annotator marked are left out."""
     paths = sorted((data / "mars").glob("*.png"))
     annotations = [_confident(json.loads(p.with_suffix(".geojson").read_text())) for p in paths]
-    return c2f.fit(paths, annotations, **{"steps": 1500, **options})
+    return c2f.fit(paths, annotations, **{"steps": 1500, "specialists": None, **options})
 
 
 def _confident(collection: dict[str, Any]) -> dict[str, Any]:

@@ -233,6 +233,18 @@ def test_specialists_that_do_not_surely_help_are_left_out(small_steps: None) -> 
         fit([pixels], [annotations], specialists="all", progress=False)  # type: ignore[arg-type]
 
 
+def test_specialists_that_have_nothing_to_learn_from_are_left_out(
+    small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coarse2fine.specialists.unsure_cells._Source.learning", lambda _: iter(()))
+    pixels, annotations = discs(0)[0]
+    for mode in ("heads", "tree", "activity"):
+        options: dict[str, Any] = {"specialists": mode, "steps": 10, "precision": "fp32", "progress": False}
+        model = fit([pixels], [annotations], **options)
+        assert model.specialists == ()
+        assert model.provenance["specialists"]["held_back"] == {}
+
+
 def test_areas_come_back_as_outlines(small_steps: None) -> None:
     pixels, annotations = discs(3, lake=True)[0]
     model = fit([pixels], [annotations], steps=40, precision="fp32", progress=False)

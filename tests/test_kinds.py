@@ -226,3 +226,10 @@ def test_a_known_kind_is_a_gaussian_that_leans_on_the_others() -> None:
     nowhere = mixture.within(torch.from_numpy(x[:5]), torch.full((5,), 2))
     assert bool(torch.isfinite(nowhere).all())
     np.testing.assert_allclose(mixture.means[2].numpy(), x.mean(axis=0), atol=1e-3)
+
+
+def test_no_colour_is_beyond_doubt(models: dict[str, Model]) -> None:
+    """What columns paint are no logits, however large."""
+    for model in models.values():
+        narrow = replace(model, mean=(0.05,) * 3, std=(0.02,) * 3)
+        assert analyze(np.full((160, 160, 3), 255, np.uint8), narrow, budget=1.0).complete

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import pytest
@@ -14,6 +17,11 @@ from coarse2fine.models.lanes import Lanes, one_thread
 ThreadsOf = Callable[[int], AbstractContextManager[None]]
 
 
+def in_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
 def test_only_this_thread_computes_alone(threads_of: ThreadsOf) -> None:
     with threads_of(3):
         with one_thread():
@@ -21,7 +29,26 @@ def test_only_this_thread_computes_alone(threads_of: ThreadsOf) -> None:
         assert torch.get_num_threads() == 3
         with pytest.raises(ArithmeticError), one_thread():
             raise ArithmeticError
-        assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == in_a_new_thread() == 3
+
+
+def test_the_number_of_threads_outlives_those_who_overlap(threads_of: ThreadsOf) -> None:
+    first, second = threading.Event(), threading.Event()
+
+    def overlapping() -> int:
+        with one_thread():
+            first.set()
+            second.wait(10)
+        return torch.get_num_threads()
+
+    with threads_of(3), ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(overlapping)
+        first.wait(10)
+        with one_thread():
+            second.set()
+            assert ended.result() == 3
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == in_a_new_thread() == 3
 
 
 def test_lanes_compute_alone_and_side_by_side(threads_of: ThreadsOf) -> None:
@@ -32,11 +59,11 @@ def test_lanes_compute_alone_and_side_by_side(threads_of: ThreadsOf) -> None:
         return threading.get_ident(), torch.get_num_threads(), torch.is_inference_mode_enabled()
 
     with threads_of(2):
-        lanes = Lanes.here()
+        lanes = Lanes.beside(torch.empty(0))
         assert lanes.count == 2
-        assert Lanes.here() is lanes
+        assert Lanes.beside(torch.empty(0)) is lanes
         found = [each.result() for each in [lanes.start(meet), lanes.start(meet)]]
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == in_a_new_thread() == 2
     names, threads, inferred = zip(*found, strict=True)
     assert len({*names, threading.get_ident()}) == 3
     assert threads == (1, 1)
@@ -45,8 +72,20 @@ def test_lanes_compute_alone_and_side_by_side(threads_of: ThreadsOf) -> None:
 
 def test_one_thread_needs_no_lanes(threads_of: ThreadsOf) -> None:
     with threads_of(1):
-        lanes = Lanes.here()
+        lanes = Lanes.beside(torch.empty(0))
     assert lanes.count == 0
     assert lanes.start(threading.get_ident).result() == threading.get_ident()
     with threads_of(64):
-        assert Lanes.here().count <= 8
+        assert Lanes.beside(torch.empty(0)).count == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+def test_a_forked_process_has_lanes_of_its_own(threads_of: ThreadsOf) -> None:
+    with threads_of(2):
+        assert Lanes.beside(torch.empty(0)).start(lambda: 1).result() == 1
+        child = os.fork()
+        if not child:
+            # An alarm ends it, should it wait for threads that are not there.
+            signal.alarm(20)
+            os._exit(Lanes.beside(torch.empty(0)).start(lambda: 7).result(10))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

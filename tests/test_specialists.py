@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,7 +26,7 @@ from coarse2fine.models.column import Column, Columns
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.heads import BOX_CHANNELS, Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.models.specialists import features_at
+from coarse2fine.models.specialists import Specialists, features_at
 from coarse2fine.models.tree import ROOT, FeatureTree
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
 from coarse2fine.select import Plan, dense_plan
@@ -283,3 +287,96 @@ def test_columns_begin_where_the_net_last_becomes_coarser(detector: Model) -> No
     spec = column_spec(twins, 8)
     assert str(spec) == "@4 4:8"
     assert Layout.of(spec, twins).border == 0
+
+
+def test_an_interruption_at_the_very_end_is_told(
+    make_image: MakeImage, detector: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Specialists) -> None:
+        raise KeyboardInterrupt
+
+    model = replace(detector, tree=planted(detector, heads=False))
+    pixels = make_image(120, 120)
+    assert analyze(pixels, model, budget=1.0).complete
+    monkeypatch.setattr(Specialists, "flush", interrupt)
+    assert not analyze(pixels, model, budget=1.0).complete
+
+
+def test_only_what_was_refined_is_told_after_an_interruption(
+    make_image: MakeImage, detector: Model, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes within the third batch, when its cells wait already."""
+    model = replace(detector, tree=planted(detector, heads=False))
+    pixels = make_image(160, 160)
+    whole, calls = answer.RefineNet.__call__, Mock()
+
+    def interrupted(net: answer.RefineNet, *args: Any) -> Candidates:
+        found = whole(net, *args)
+        calls()
+        if calls.call_count == 3:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(answer.RefineNet, "__call__", interrupted)
+    plan = whole_plan(pixels, model, 2)
+    fine = run(pixels, model, plan, runtime, batch_size=2)
+    assert fine.interrupted
+    assert len(fine.done) == 4
+    covered = plan.take(fine.done).covered()
+    assert len(fine.candidates.cells)
+    assert covered[tuple(fine.candidates.cells.T // model.geometry.fine)].all()
+
+
+def test_no_cell_is_lost_where_its_delivery_is_interrupted(
+    make_image: MakeImage, detector: Model, runtime: Runtime
+) -> None:
+    model = replace(detector, tree=planted(detector, heads=False))
+    x, _, _ = dense_maps(make_image(80, 80, seed=2), model)
+    interrupts: list[int] = []
+
+    def read(out: Tensor, corners: NDArray[np.int64]) -> Candidates:
+        if interrupts and interrupts.pop():
+            raise KeyboardInterrupt
+        return read_detections(out, corners, floor=0.0)
+
+    net = answer.RefineNet(model, runtime, read, (10, 10))
+    early = net(x, np.zeros((1, 2), np.int64))
+    interrupts.append(1)
+    with pytest.raises(KeyboardInterrupt):
+        net.flush()
+    late = net.abandon()
+    cells = np.concatenate([early.cells[early.scores > 0], late.cells])
+    assert len(np.unique(cells, axis=0)) == 100
+
+
+def test_memory_does_not_wait_for_the_garbage_collector(detector: Model, runtime: Runtime) -> None:
+    gc.disable()
+    try:
+        model = replace(detector, tree=planted(detector, heads=False))
+        net = answer.RefineNet(model, runtime, partial(read_detections, floor=0.0), (10, 10))
+        assert model.tree is not None
+        runner = model.tree.runner(runtime, lambda _: None)
+        held = [weakref.ref(each) for each in (net, runner, runner.dispatch)]
+        del net, runner
+        assert [each() for each in held] == [None] * 3
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tree: replace(tree, columns={}),
+        lambda tree: replace(tree, columns=dict(list(tree.columns.items())[1:])),
+        lambda tree: replace(tree, specs=tree.specs[:1]),
+        lambda tree: replace(tree, shares=tree.shares[1:]),
+        lambda tree: replace(tree, clusters=replace(tree.clusters, kept=tree.clusters.kept[1:])),
+    ],
+)
+def test_a_tree_that_lacks_something_is_refused(
+    detector: Model, tmp_path: Path, damage: Callable[[SpecialistTree], SpecialistTree]
+) -> None:
+    broken = damage(planted(detector, heads=False))
+    path = replace(detector, tree=broken).save(tmp_path / "broken.c2f")
+    with pytest.raises(ModelError, match="does not describe a whole model"):
+        load_model(path)

@@ -262,3 +262,10 @@ def test_points_take_their_size_from_the_user_or_from_their_distances() -> None:
 def test_an_annotation_outside_its_image_is_refused() -> None:
     with pytest.raises(AnnotationError, match="outside the image"):
         scene(("left", 500, 500, 10, 10))
+
+
+def test_a_scene_is_known_by_its_annotations() -> None:
+    first = ("left", 20.0, 20.0, 16.0, 16.0)
+    digests = {scene(first).digest, scene(("right", *first[1:])).digest, scene((*first[:4], 17.0)).digest}
+    assert len(digests) == 3
+    assert scene(first).digest in digests

@@ -109,7 +109,7 @@ def _add_specialists(specialists: argparse.ArgumentParser) -> None:
     )
     specialists.add_argument("--quick", action="store_true", help="one seed, few variants: under five minutes")
     specialists.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
-    specialists.add_argument("--steps", type=int, help="most steps of each net (default: 6000; 300 with --quick)")
+    specialists.add_argument("--steps", type=int, help="most steps of each net (default: 4000; 300 with --quick)")
     _add_output(specialists, "folder of the picture and of all outcomes, which a second run goes on from")
     specialists.set_defaults(run=_specialists)
 

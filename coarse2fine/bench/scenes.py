@@ -211,6 +211,7 @@ class _Fitting:
             [s.annotations for s in self.part.train],
             rotate=self.rotate,
             steps=self.steps,
+            specialists=None,  # they are measured by themselves
             seed=self.seed,
             name=self.title,
             progress=self.progress,

@@ -23,7 +23,7 @@ from coarse2fine.models.activity import Activity, dense, tune
 from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.dispatch import Dispatch, Done
-from coarse2fine.models.lanes import Lanes, one_thread
+from coarse2fine.models.lanes import Lanes
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.twin import Layout, Twins
 from coarse2fine.specialists.fitting import column_spec
@@ -137,6 +137,8 @@ def training_seconds(folder: Path, epochs: int, workers: tuple[int, ...]) -> dic
 
 def _warm(folder: str) -> None:
     ItemStore(folder)
+    # The first step of all takes seconds.
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
 
 
 def dispatch_overheads(place: _Place, rounds: int) -> dict[str, float]:
@@ -149,7 +151,7 @@ def dispatch_overheads(place: _Place, rounds: int) -> dict[str, float]:
     columns = place.columns(_COLUMNS)
     maps = place.maps(_PUT, place.layout.twins.align, rng)
     which, rows, keys = rng.integers(0, _COLUMNS, (_PUTS, _PUT)), torch.arange(_PUT), np.arange(_PUT)
-    lanes = Lanes.here()
+    lanes = Lanes.beside(maps[0])
 
     def run(column: int, held: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (columns[column](held)[0],)
@@ -166,9 +168,8 @@ def dispatch_overheads(place: _Place, rounds: int) -> dict[str, float]:
                 columns[0](maps)
 
     def side_by_side() -> None:
-        with one_thread():
-            for batch in [lanes.start(lambda: columns[0](maps)) for _ in which]:
-                batch.result()
+        for batch in [lanes.start(lambda: columns[0](maps)) for _ in which]:
+            batch.result()
 
     return {
         "dispatch_overhead": statistics.median(_ratios(dispatched, whole, rounds)) - 1,

@@ -202,7 +202,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "dask", "distributed", "zarr", "scikit-l
 
 
 def plot(path: Path, sets: Sequence[SetResult]) -> Path:
-    """Draw errors against multiply-adds, a panel for each data set.
+    """Draw errors against multiply-adds, a panel for each data set; what is told the truth is left out.
 
     Parameters
     ----------
@@ -210,11 +210,18 @@ def plot(path: Path, sets: Sequence[SetResult]) -> Path:
         A PNG file.
     sets : sequence of SetResult
     """
-    figure = Figure(figsize=(7.5 * len(sets), 6), dpi=120, layout="constrained")
+    across = min(2, len(sets))
+    down = -(-len(sets) // across)
+    figure = Figure(figsize=(8 * across, 6 * down), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, each in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for axes in panels[len(sets) :]:
+        axes.set_axis_off()
+    for axes, each in zip(panels, sets, strict=False):
         base = _macs(each.outcomes["base"])
         for name, runs in each.outcomes.items():
+            if name.startswith("oracle"):
+                continue
             kind = 2 if name in (*_NETS, "longer") else int(name.endswith(f"/{JUDGED}"))
             at = _macs(runs) / base, 100 * _errors(runs)
             axes.plot(*at, "o^s"[kind], color=_COLOURS[kind], markersize=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,16 @@ class Targets:
     valid: NDArray[np.float32]
     boxes: NDArray[np.float32]
     boxed: NDArray[np.float32]
+
+
+def _digest(annotations: Annotations) -> str:
+    """Changes with any of the annotations."""
+    digest = hashlib.sha256()
+    for each in annotations.objects:
+        digest.update(each.label.encode() + each.geometry.wkb)
+    for geometry in (*annotations.ignored, None, *annotations.regions):
+        digest.update(b"|" if geometry is None else geometry.wkb)
+    return digest.hexdigest()
 
 
 class Scene:
@@ -87,6 +98,7 @@ class Scene:
         self.fits = self.size.min(axis=1, initial=np.inf) <= largest
         self._areas = [(index[a.label], a.geometry) for a in known if kinds[index[a.label]] == "area"]
         self.annotated = AnnotatedArea(annotations).contains
+        self.digest = _digest(annotations)
         for _, geometry in self._areas:
             shapely.prepare(geometry)
 

@@ -102,8 +102,10 @@ def add_specialists(
                 found[name] = learn(name)
                 tick(done + 1, len(wanted))
             told["held_back"] = {name: each.told() for name, each in found.items()}
-            best = max(wanted, key=lambda name: found[name].worth)
-            if found[best].pays or (mode != "auto" and np.isfinite(found[best].worth)):
+            # What was asked for by its name need not pay.
+            fit = [name for name in wanted if found[name].pays or (mode != "auto" and np.isfinite(found[name].worth))]
+            if fit:
+                best = max(fit, key=lambda name: found[name].worth)
                 chosen, told["chosen"] = found[best], best
     tree, groups = (None, None) if chosen is None else (chosen.tree, chosen.groups)
     return replace(draft, tree=tree, groups=groups, provenance={**draft.provenance, "specialists": told})

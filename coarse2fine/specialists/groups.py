@@ -93,8 +93,10 @@ class SpecialistGroups:
         spec = ColumnSpec.parse(text["spec"])
         columns = load_columns(own, "column.", lambda _: Column(spec, twins, text["classes"]))
         groups = Groups(own["group"], own["threshold"])
-        if len(columns) != len(groups):
+        if not columns or len(columns) != len(groups):
             raise ValueError(f"expected a column for each of {len(groups)} groups, got {len(columns)}")
+        if len(groups.group) != len(groups.threshold):
+            raise ValueError(f"expected thresholds of {len(groups.group)} features, got {len(groups.threshold)}")
         gate = Gate(**text["gate"])
         rest = {name: text[name] for name in ("macs_per_cell", "classes")}
         return cls(groups, spec, tuple(columns.values()), gate, **rest)

@@ -138,17 +138,21 @@ class SpecialistTree:
         clusters = FeatureTree.from_arrays(own)
         specs = tuple(ColumnSpec.parse(each) for each in text["specs"])
 
-        outputs = next(len(value) for key, value in own.items() if key.endswith(".reader.bias"))
+        outputs = [len(value) for key, value in own.items() if key.endswith(".reader.bias")]
 
         def empty(node: int) -> Column:
             depth = int(clusters.depths[node]) - 1
             parent = specs[depth - 1] if depth and specs[depth - 1].stages else None
-            return Column(specs[depth], twins, outputs, parent=parent)
+            return Column(specs[depth], twins, outputs[0], parent=parent)
 
+        columns = load_columns(own, "column.", empty)
+        kept = (np.flatnonzero(clusters.kept[1:]) + 1).tolist()
+        if not kept or sorted(columns) != kept or len(own["shares"]) != len(clusters):
+            raise ValueError(f"expected columns for the nodes {kept} of {len(clusters)}, got {sorted(columns)}")
         return cls(
             clusters,
             specs,
-            load_columns(own, "column.", empty),
+            columns,
             Gate(**text["gate"]),
             text["macs_per_cell"],
             tuple(text["names"]),

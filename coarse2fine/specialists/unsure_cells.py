@@ -59,7 +59,7 @@ class UnsureCells:
         layout: Layout,
         folder: Path,
     ) -> UnsureCells | None:
-        """Run the refine net over crops and over what was held back; None where no cell is unsure.
+        """Run the refine net over crops and over what was held back; None where it is unsure of no cell of the crops.
 
         Parameters
         ----------
@@ -74,22 +74,27 @@ class UnsureCells:
             Of the store; a whole one of the same net and scenes is taken as it is.
         """
         parts = _held_parts(scenes, recipe.seed)
-        name = _name(model, recipe, layout, len(parts))
+        name = _name(model, recipe, layout, scenes, runtime)
         cells = sum(box.area for _, box in parts)
         with contextlib.suppress(FileNotFoundError):
             if (store := ItemStore(folder)).name == name:
                 return cls(store, cells)
         source = _Source(model, recipe, scenes, runtime, layout)
-        found = (part for part in (*source.learning(), *source.held(parts)) if len(part))
-        first = next(found, None)
+        learning = (part for part in source.learning() if len(part))
+        first = next(learning, None)
         if first is None:
             return None
-        return cls(ItemStore.write(folder, itertools.chain([first], found), loss="sigmoid", name=name), cells)
+        held = (part for part in source.held(parts) if len(part))
+        found = itertools.chain([first], learning, held)
+        return cls(ItemStore.write(folder, found, loss="sigmoid", name=name), cells)
 
 
-def _name(model: Model, recipe: Recipe, layout: Layout, parts: int) -> str:
-    """A digest of all that the items depend on."""
-    digest = hashlib.sha256(f"{recipe} {layout.spec} {parts} {_BAND}".encode())
+def _name(model: Model, recipe: Recipe, layout: Layout, scenes: Sequence[Scene], runtime: Runtime) -> str:
+    """A digest of all that the items depend on: pixels by way of the net, which has learned from them."""
+    digest = hashlib.sha256(f"{recipe} {layout.spec} {runtime.dtype} {_BAND}".encode())
+    for scene in scenes:
+        digest.update(f"{scene.image.name} {scene.cell_shape} {scene.digest}".encode())
+        digest.update(np.packbits(scene.held).tobytes())
     for tensor in model.refiner.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -59,7 +59,7 @@ class Verdict:
     def worth(self) -> float:
         """The gain in loss that is sure, with its uncertainty counted against it."""
         gained = self.loss_before - self.loss
-        return gained - _MARGIN * gained / self.sureness if self.sureness else gained
+        return gained - _MARGIN * gained / self.sureness if self.sureness else 0.0
 
     @property
     def pays(self) -> bool:
