@@ -60,6 +60,7 @@ class RefineNet:
         # By key: the cell, and the net's own answer to it.
         self._waiting: dict[int, tuple[tuple[int, int], Tensor]] = {}
         self._settled: list[Candidates] = []
+        self._returned = Candidates.empty()
         self._keys = 0
 
     @property
@@ -107,12 +108,12 @@ class RefineNet:
         return self._taken()
 
     def abandon(self) -> Candidates:
-        """What waits, by the refine net's own answer: after an interruption, which may have lost what was under way."""
+        """What waits, by the net's own answer, and what was returned last: an interruption may have lost both."""
         if self._waiting:
             cells, outs = zip(*self._waiting.values(), strict=True)
             self._waiting = {}
             self._settled.append(self._read(torch.stack(outs)[:, :, None, None], np.array(cells, np.int64)))
-        return self._taken()
+        return Candidates.concatenate([self._returned, self._taken()])
 
     def _routed(self, found: Candidates) -> Candidates:
         """Candidates whose labels are kinds, with their nodes where those are leaves of a tree."""
@@ -168,5 +169,6 @@ class RefineNet:
             del self._waiting[key]
 
     def _taken(self) -> Candidates:
-        found, self._settled = Candidates.concatenate(self._settled), []
-        return found
+        self._returned = Candidates.concatenate(self._settled)
+        self._settled = []
+        return self._returned

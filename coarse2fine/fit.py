@@ -121,8 +121,9 @@ def fit(
         features, where they fire; "both", the tree after the groups. Those that do not help on what was held back are
         left out again; "auto" takes which of the first three surely helps most, if any does; None tries none.
     cache : path, optional
-        A folder for what specialists learn from and what they have learned, so that an interrupted fit of the same
-        scenes goes on there; by default a temporary one.
+        A folder for what specialists learn from and what they have learned (up to some hundred MB), so that an
+        interrupted fit of the same scenes goes on there. Where a Dask client or scheduler is set, it trains them: its
+        workers must see the folder. By default a temporary folder, and training in this process.
     seed : int
         The same seed and data give the same model on the same machine.
     name : str

@@ -153,6 +153,7 @@ class Activity:
         Returns
         -------
         Tensor, float, (n, out_channels, cell height, cell width)
+            Without gradients; see `dense`.
         """
         shape = fires.shape[2], fires.shape[3]
         sides = min(self.tile, shape[0]), min(self.tile, shape[1])

@@ -34,9 +34,16 @@ class Lanes:
         self._threads: list[threading.Thread] = []
         if self._pool is not None:
             threads, meeting = torch.get_num_threads(), threading.Barrier(count)
-            self._threads = [each.result() for each in [self._pool.submit(_alone, meeting) for _ in range(count)]]
-            # Threads that are new to torch take over what was set last.
-            torch.set_num_threads(threads)
+            try:
+                self._threads = [each.result() for each in [self._pool.submit(_alone, meeting) for _ in range(count)]]
+            except BaseException:
+                # Ctrl-C, or a thread that could not be started: the others must not wait for it.
+                meeting.abort()
+                self._pool.shutdown(wait=False)
+                raise
+            finally:
+                # Threads that are new to torch take over what was set last.
+                torch.set_num_threads(threads)
 
     @classmethod
     def beside(cls, tensor: Tensor) -> Lanes:
@@ -81,24 +88,12 @@ def _alone(meeting: threading.Barrier) -> threading.Thread:
     return threading.current_thread()
 
 
-class _Held:
-    """How many compute alone just now, and how many threads the others have."""
-
-    count, threads = 0, 1
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """What this thread computes, it computes alone."""
-    with _LOCK:
-        # A thread that is new to torch while another computes alone would take that for its own number.
-        _Held.threads = _Held.threads if _Held.count else torch.get_num_threads()
-        _Held.count += 1
+    threads = torch.get_num_threads()
     try:
-        torch.get_num_threads()
         torch.set_num_threads(1)
         yield
     finally:
-        with _LOCK:
-            _Held.count -= 1
-            torch.set_num_threads(_Held.threads)
+        torch.set_num_threads(threads)

@@ -47,6 +47,7 @@ def digits(_: Path, options: dict[str, Any]) -> c2f.Model:
     scenes = [DigitScene(4096, 4096, digits=500, clutter=1200, seed=s, handwriting="train") for s in (101, 102, 103)]
     images = [scene.block(Box(0, 0, 4096, 4096)) for scene in scenes]
     # Writing has a right way up: a six is no nine. Most of the cost is the scan's, so high recall costs little.
+    # Embedded models are small: no specialists.
     defaults = {"rotate": False, "recall": 0.99, "steps": 1500, "specialists": None}
     return c2f.fit(images, [s.annotations() for s in scenes], **{**defaults, **options})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from coarse2fine import __version__, cli_doctor
+from coarse2fine import ImageError, __version__, cli_doctor, fit
 from coarse2fine.cli import main
 from coarse2fine.model import Model
 from coarse2fine.models.bundle import embedded_names
@@ -126,6 +128,17 @@ def test_train_is_fit(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         errors.append(capsys.readouterr().err)
     assert errors[0] == errors[1]
     assert "none.geojson" in errors[0]
+
+
+@pytest.mark.parametrize(("flags", "mode"), [([], "auto"), (["--specialists", "none"], None)])
+def test_specialists_are_tried_unless_told_otherwise(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], mode: str | None
+) -> None:
+    fitted = Mock(side_effect=ImageError("enough"))
+    monkeypatch.setattr("coarse2fine.cli.fit", fitted)
+    assert main(["fit", str(picture), str(picture), "-o", str(tmp_path / "m.c2f"), *flags]) == 1
+    assert fitted.call_args.kwargs["specialists"] == mode
+    assert inspect.signature(fit).parameters["specialists"].default == "auto"
 
 
 def test_the_script_is_the_command(picture: Path, tmp_path: Path) -> None:

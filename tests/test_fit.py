@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
+import dask
 import numpy as np
 import pytest
 import timm
@@ -243,6 +245,17 @@ def test_specialists_that_have_nothing_to_learn_from_are_left_out(
         model = fit([pixels], [annotations], **options)
         assert model.specialists == ()
         assert model.provenance["specialists"]["held_back"] == {}
+
+
+def test_a_cluster_is_not_asked_where_it_may_not_see_the_folder(
+    small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coarse2fine.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
+    pixels, annotations = discs(0)[0]
+    cluster = Mock(side_effect=AssertionError("asked"))
+    with dask.config.set(scheduler=cluster):
+        fit([pixels], [annotations], specialists="heads", steps=10, precision="fp32", progress=False)
+    assert not cluster.called
 
 
 def test_areas_come_back_as_outlines(small_steps: None) -> None:

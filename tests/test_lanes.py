@@ -6,8 +6,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -32,23 +34,28 @@ def test_only_this_thread_computes_alone(threads_of: ThreadsOf) -> None:
         assert torch.get_num_threads() == in_a_new_thread() == 3
 
 
-def test_the_number_of_threads_outlives_those_who_overlap(threads_of: ThreadsOf) -> None:
-    first, second = threading.Event(), threading.Event()
+def test_lanes_that_cannot_be_started_leave_nothing_behind(
+    threads_of: ThreadsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls, waiting = ThreadPoolExecutor.submit, Mock(), threading.Event()
 
-    def overlapping() -> int:
-        with one_thread():
-            first.set()
-            second.wait(10)
-        return torch.get_num_threads()
+    def interrupted(pool: ThreadPoolExecutor, *args: Any) -> Future[Any]:
+        calls()
+        if calls.call_count == 2:
+            raise KeyboardInterrupt
+        future = whole(pool, *args)
+        future.add_done_callback(lambda _: waiting.set())
+        return future
 
-    with threads_of(3), ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(overlapping)
-        first.wait(10)
-        with one_thread():
-            second.set()
-            assert ended.result() == 3
-            assert torch.get_num_threads() == 1
+    with threads_of(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadPoolExecutor, "submit", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                Lanes(3)
         assert torch.get_num_threads() == in_a_new_thread() == 3
+    # The thread that waited for the others has ended, or does so at once.
+    waiting.wait(10)
+    assert waiting.is_set()
 
 
 def test_lanes_compute_alone_and_side_by_side(threads_of: ThreadsOf) -> None:
@@ -79,6 +86,7 @@ def test_one_thread_needs_no_lanes(threads_of: ThreadsOf) -> None:
         assert Lanes.beside(torch.empty(0)).count == 4
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 def test_a_forked_process_has_lanes_of_its_own(threads_of: ThreadsOf) -> None:
     with threads_of(2):
@@ -87,5 +95,9 @@ def test_a_forked_process_has_lanes_of_its_own(threads_of: ThreadsOf) -> None:
         if not child:
             # An alarm ends it, should it wait for threads that are not there.
             signal.alarm(20)
-            os._exit(Lanes.beside(torch.empty(0)).start(lambda: 7).result(10))
+            code = 1
+            try:
+                code = Lanes.beside(torch.empty(0)).start(lambda: 7).result(10)
+            finally:
+                os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

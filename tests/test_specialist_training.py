@@ -9,6 +9,7 @@ import dask
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.gate import Gate
@@ -259,3 +260,21 @@ def test_the_error_of_a_gain_counts_groups(tmp_path: Path) -> None:
         means.append(abs(total) < 2 * error)
     assert 0.9 < np.mean(means) < 0.98
     assert gain(np.ones(3), np.zeros(3), np.zeros(3, np.int64)) == (3.0, np.inf)
+
+
+@pytest.mark.parametrize("what", ["group", "array", "file", "damage"])
+def test_what_is_not_ours_is_left_alone(tmp_path: Path, what: str) -> None:
+    place = tmp_path / "items.zarr"
+    if what == "group":
+        zarr.create_group(place).create_array("mine", data=np.arange(3))
+    elif what == "array":
+        zarr.save_array(place, np.arange(3))
+    elif what == "file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "zarr.json").write_text("{")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match="give another folder"):
+        ItemStore.write(tmp_path, [items()], loss="softmax", name="tiles")
+    assert sorted(tmp_path.rglob("*")) == before

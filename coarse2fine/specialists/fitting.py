@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import dask
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ def add_specialists(
     cache: str | os.PathLike[str] | None,
     bars: Progress,
 ) -> Model:
-    """The model with specialists that surely help on what was held back; the model itself where none do.
+    """The model with specialists that help on what was held back, in "auto" surely; the model itself where none do.
 
     Parameters
     ----------
@@ -77,8 +78,8 @@ def add_specialists(
     recipe : Recipe
     scenes : sequence of Scene
     runtime : Runtime
-    mode : {"heads", "tree", "activity", "both", "auto"}, optional
-        By default there are none.
+    mode : {"heads", "tree", "activity", "both", "auto"} or None
+        None tries none.
     cache : path, optional
         Folder of the store; by default a temporary one.
     bars : Progress
@@ -91,7 +92,10 @@ def add_specialists(
     told: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}}
     chosen: _Found | None = None
     with contextlib.ExitStack() as stack:
-        folder = Path(cache) if cache else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(cache or stack.enter_context(tempfile.TemporaryDirectory()))
+        if not cache:
+            # Workers of a cluster may not see a temporary folder of this machine.
+            stack.enter_context(dask.config.set(scheduler="synchronous"))
         cells = UnsureCells.collect(draft, recipe, scenes, runtime, Layout.of(spec, twins), folder)
         if cells is not None:
             names = tuple(label.name for label in draft.labels)

@@ -24,6 +24,7 @@ from coarse2fine.models.tree import pooled
 from coarse2fine.models.twin import Layout
 
 _ITEMS = "items.zarr"
+_HOLDS = "items that specialists learn from"
 _CHUNK = 512
 Loss = Literal["softmax", "sigmoid", "squared"]
 _TABLES = ("answers", "targets", "valid", "held", "group", "tiles")
@@ -205,8 +206,13 @@ class ItemStore:
         ------
         ValueError
             If there is no item at all.
+        FileExistsError
+            If something else is in its place.
         """
-        group: Any = zarr.open_group(Path(folder) / _ITEMS, mode="w")
+        path = Path(folder) / _ITEMS
+        if path.exists() and not _is_ours(path):
+            raise FileExistsError(f"{path} is no store of items of ours, and is left alone; give another folder")
+        group: Any = zarr.create_group(path, overwrite=True, attributes={"holds": _HOLDS})
         waiting: list[Items] = []
         for part in parts:
             waiting.append(part)
@@ -254,6 +260,14 @@ class ItemStore:
         maps = tuple(torch.from_numpy(held(f"map{i}")) for i in range(first, self._maps))
         answers, targets, valid = (torch.from_numpy(held(name)) for name in ("answers", "targets", "valid"))
         return Items(maps, answers, targets, valid, held("held"), held("group"), held("tiles"))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a store was written by us, if only in part."""
+    try:
+        return zarr.open_group(path, mode="r").attrs.get("holds") == _HOLDS
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _append(group: Any, items: Items) -> None:
