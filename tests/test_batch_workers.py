@@ -212,6 +212,9 @@ class Lost:
     def result(self) -> None:
         raise KilledWorker("task", None, 10)
 
+    def release(self) -> None:
+        """Nothing is held of it."""
+
 
 class Deadly:
     """A client of such workers."""

@@ -268,7 +268,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, what: str) -> None:
     if what == "group":
         zarr.create_group(place).create_array("mine", data=np.arange(3))
     elif what == "array":
-        zarr.save_array(place, np.arange(3))
+        zarr.create_array(place, data=np.arange(3))
     elif what == "file":
         place.write_text("mine")
     else:

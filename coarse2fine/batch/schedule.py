@@ -80,6 +80,8 @@ class _Schedule:
                 continue
             for future in done:
                 record = self._next(self._submitted.pop(future), future)
+                # Or else it would be done again if the worker that holds the record dies later.
+                future.release()
                 if record is not None:
                     yield record
 
