@@ -207,7 +207,7 @@ class Activity:
             return self.columns[column].macs(*sides)
 
         batch = max(1, _BATCH_CELLS // (sides[0] * sides[1]))
-        queue = Dispatch(run, deliver, macs, batch=min(batch, max(1, len(parts))))
+        queue = Dispatch(run, deliver, macs, batch=batch)
         sources, rows = self.columns[0].layout.items(inputs, sides, places)
         queue.put(columns.cpu().numpy(), np.arange(len(parts)), sources, rows)
         queue.flush()

@@ -89,11 +89,11 @@ def _alone(meeting: threading.Barrier) -> threading.Thread:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """What this thread computes, it computes alone."""
-    threads = torch.get_num_threads()
+def threads_here(count: int) -> Iterator[None]:
+    """So many threads for what this thread computes; with one, it computes alone."""
+    before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
+        torch.set_num_threads(count)
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,23 +29,6 @@ GLANCE = "4/2:4 4/2:4 4/2:4 1:1"
 ENCODER = "4/2:8 4/2:8 1:6"
 
 MakeImage = Callable[..., NDArray[np.uint8]]
-ThreadsOf = Callable[[int], AbstractContextManager[None]]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def threads_of() -> ThreadsOf:
-    """So many threads for a while: with more than one, batches are run side by side."""
-    return _threads
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from coarse2fine.models.column import Column, Columns
 from coarse2fine.models.dispatch import Dispatch, Done, Shapes
 from coarse2fine.models.gate import Gate
+from coarse2fine.models.lanes import threads_here
 from coarse2fine.models.specialists import Answered, Specialists, features_at
 from coarse2fine.models.tree import ROOT, FeatureTree
 from coarse2fine.models.twin import ColumnSpec, Twin, Twins
 
-ThreadsOf = Callable[[int], AbstractContextManager[None]]
 TWINS = Twins(4, 1, (Twin(3, 1, 3.0), Twin(4, 2, 2.0), Twin(6, 4, 0.0)))
 SPEC = ColumnSpec.parse("4:3 2:5")
 
@@ -70,7 +69,7 @@ BYTES = st.sampled_from([1, 3000, 1 << 20])
 @given(st.integers(0, 1000), st.integers(1, 9), BYTES, st.integers(1, 40), st.booleans(), st.sampled_from([1, 3]))
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_the_order_of_arrival_changes_nothing(
-    threads_of: ThreadsOf, seed: int, batch: int, most_bytes: int, chunk: int, last: bool, threads: int
+    seed: int, batch: int, most_bytes: int, chunk: int, last: bool, threads: int
 ) -> None:
     columns = columns_of(5)
     torch.manual_seed(seed)
@@ -81,7 +80,7 @@ def test_the_order_of_arrival_changes_nothing(
     # Each item is asked for by several columns.
     pairs = np.argwhere(rng.random((12, 5)) < 0.5)
     order = rng.permutation(len(pairs))
-    with threads_of(threads):
+    with threads_here(threads):
         ledger = Ledger(columns, batch=batch, most_bytes=most_bytes)
         for start in range(0, len(order), chunk):
             at = order[start : start + chunk]
@@ -157,11 +156,11 @@ def test_memory_is_bounded_where_maps_are_kept() -> None:
     assert found == {key: key / 2 for key in range(80)}
 
 
-def test_what_fails_in_another_thread_is_told(threads_of: ThreadsOf) -> None:
+def test_what_fails_in_another_thread_is_told() -> None:
     def fails(column: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         raise ArithmeticError("no specialist")
 
-    with threads_of(2):
+    with threads_here(2):
         queue = Dispatch(fails, lambda _: None, lambda _, __: 1)
         queue.put(np.zeros(3, np.int64), np.arange(3), [torch.zeros(3, 1)], [torch.arange(3)])
         with pytest.raises(ArithmeticError, match="no specialist"):
@@ -184,7 +183,7 @@ def test_multiply_adds_are_those_of_torch_for_items_of_any_shape() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_what_is_delivered_may_be_sent_on(threads: int, threads_of: ThreadsOf) -> None:
+def test_what_is_delivered_may_be_sent_on(threads: int) -> None:
     """Each item is halved by column after column until it is below one."""
     ends: dict[int, float] = {}
 
@@ -195,7 +194,7 @@ def test_what_is_delivered_may_be_sent_on(threads: int, threads_of: ThreadsOf) -
         rows = torch.from_numpy(np.flatnonzero(~below))
         queue.put(np.full(len(rows), done.column + 1), done.keys[~below], done.outputs, [rows])
 
-    with threads_of(threads):
+    with threads_here(threads):
         queue = Dispatch(lambda _, inputs: (inputs[0] / 2,), deliver, lambda column, _: column, batch=3)
         start = torch.arange(1.0, 41.0)[:, None]
         queue.put(np.zeros(40, np.int64), np.arange(40), [start], [torch.arange(40)])
@@ -243,7 +242,7 @@ def one_by_one(
 )
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_the_way_through_the_tree_is_that_of_each_item_alone(
-    threads_of: ThreadsOf, seed: int, high: float, batch: int, most_bytes: int, chunk: int, threads: int
+    seed: int, high: float, batch: int, most_bytes: int, chunk: int, threads: int
 ) -> None:
     tree, columns, inputs, answer = forest(seed)
     gate = Gate(1 - high, high)
@@ -257,7 +256,7 @@ def test_the_way_through_the_tree_is_that_of_each_item_alone(
             found[key] = (out.clone(), node)
 
     kept = {node: column for node, column in columns.items() if tree.kept[node]}
-    with threads_of(threads):
+    with threads_here(threads):
         runner = Specialists(tree, kept, deliver, gate=gate, batch=batch, most_bytes=most_bytes)
         order = np.random.default_rng(seed).permutation(60)
         for start in range(0, 60, chunk):

@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-from coarse2fine.models.lanes import Lanes, one_thread
-
-ThreadsOf = Callable[[int], AbstractContextManager[None]]
+from coarse2fine.models.lanes import Lanes, threads_here
 
 
 def in_a_new_thread() -> int:
@@ -24,19 +20,17 @@ def in_a_new_thread() -> int:
         return pool.submit(torch.get_num_threads).result()
 
 
-def test_only_this_thread_computes_alone(threads_of: ThreadsOf) -> None:
-    with threads_of(3):
-        with one_thread():
+def test_only_this_thread_computes_alone() -> None:
+    with threads_here(3):
+        with threads_here(1):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 3
-        with pytest.raises(ArithmeticError), one_thread():
+        with pytest.raises(ArithmeticError), threads_here(1):
             raise ArithmeticError
         assert torch.get_num_threads() == in_a_new_thread() == 3
 
 
-def test_lanes_that_cannot_be_started_leave_nothing_behind(
-    threads_of: ThreadsOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lanes_that_cannot_be_started_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, calls, waiting = ThreadPoolExecutor.submit, Mock(), threading.Event()
 
     def interrupted(pool: ThreadPoolExecutor, *args: Any) -> Future[Any]:
@@ -47,7 +41,7 @@ def test_lanes_that_cannot_be_started_leave_nothing_behind(
         future.add_done_callback(lambda _: waiting.set())
         return future
 
-    with threads_of(3):
+    with threads_here(3):
         with monkeypatch.context() as patch:
             patch.setattr(ThreadPoolExecutor, "submit", interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -58,14 +52,14 @@ def test_lanes_that_cannot_be_started_leave_nothing_behind(
     assert waiting.is_set()
 
 
-def test_lanes_compute_alone_and_side_by_side(threads_of: ThreadsOf) -> None:
+def test_lanes_compute_alone_and_side_by_side() -> None:
     meeting = threading.Barrier(2, timeout=10)
 
     def meet() -> tuple[int, int, bool]:
         meeting.wait()
         return threading.get_ident(), torch.get_num_threads(), torch.is_inference_mode_enabled()
 
-    with threads_of(2):
+    with threads_here(2):
         lanes = Lanes.beside(torch.empty(0))
         assert lanes.count == 2
         assert Lanes.beside(torch.empty(0)) is lanes
@@ -77,19 +71,19 @@ def test_lanes_compute_alone_and_side_by_side(threads_of: ThreadsOf) -> None:
     assert inferred == (True, True)
 
 
-def test_one_thread_needs_no_lanes(threads_of: ThreadsOf) -> None:
-    with threads_of(1):
+def test_one_thread_needs_no_lanes() -> None:
+    with threads_here(1):
         lanes = Lanes.beside(torch.empty(0))
     assert lanes.count == 0
     assert lanes.start(threading.get_ident).result() == threading.get_ident()
-    with threads_of(64):
+    with threads_here(64):
         assert Lanes.beside(torch.empty(0)).count == 4
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
-def test_a_forked_process_has_lanes_of_its_own(threads_of: ThreadsOf) -> None:
-    with threads_of(2):
+def test_a_forked_process_has_lanes_of_its_own() -> None:
+    with threads_here(2):
         assert Lanes.beside(torch.empty(0)).start(lambda: 1).result() == 1
         child = os.fork()
         if not child:

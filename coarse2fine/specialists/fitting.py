@@ -107,9 +107,11 @@ def add_specialists(
                 tick(done + 1, len(wanted))
             told["held_back"] = {name: each.told() for name, each in found.items()}
             # What was asked for by its name need not pay.
-            fit = [name for name in wanted if found[name].pays or (mode != "auto" and np.isfinite(found[name].worth))]
-            if fit:
-                best = max(fit, key=lambda name: found[name].worth)
+            eligible = [
+                name for name in wanted if found[name].pays or (mode != "auto" and np.isfinite(found[name].worth))
+            ]
+            if eligible:
+                best = max(eligible, key=lambda name: found[name].worth)
                 chosen, told["chosen"] = found[best], best
     tree, groups = (None, None) if chosen is None else (chosen.tree, chosen.groups)
     return replace(draft, tree=tree, groups=groups, provenance={**draft.provenance, "specialists": told})

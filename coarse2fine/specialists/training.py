@@ -22,7 +22,7 @@ from torch import Tensor
 
 from coarse2fine.models.bundle import load_bundle, save_bundle
 from coarse2fine.models.column import Column, Columns, NormedColumn
-from coarse2fine.models.lanes import one_thread
+from coarse2fine.models.lanes import threads_here
 from coarse2fine.models.twin import ColumnSpec, Twins
 from coarse2fine.specialists.items import Items, ItemStore, Loss, loss_of, squared_of
 
@@ -220,7 +220,7 @@ def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes:
         return path
     store = ItemStore(folder)
     # Sums come out the same whatever else this machine does.
-    with one_thread():
+    with threads_here(1):
         column = _seeded(options, lambda: NormedColumn(shape.spec, shape.twins, shape.classes, parent=shape.parent))
         items, stages, weights = _gathered(store, shape, classes)
         groups = [{"params": list(column.parameters()), "weight_decay": options.decay}]
@@ -235,7 +235,7 @@ def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes:
 def _train_own(folder: Path, options: TrainingOptions, shape: Shape, mine: Cohort, shared: Path, path: Path) -> Path:
     """One column: what it has beyond what all share, from its own items."""
     store = ItemStore(folder)
-    with one_thread():
+    with threads_here(1):
         columns = _seeded(
             options, lambda: Columns(shape.spec, shape.twins, shape.classes, 1, rank=options.rank, parent=shape.parent)
         )
