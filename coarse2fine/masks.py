@@ -56,7 +56,7 @@ def cells_inside(mask: MaskSource, image: Image, cell: int) -> NDArray[np.bool_]
     elif Path(mask).suffix.lower() in {".geojson", ".json"}:
         inside = _from_polygons(_polygons(Path(mask)), cell, cell_shape)
     else:
-        with open_image(mask) as opened:
+        with open_image(mask, value_range=(0, 1)) as opened:  # whatever its numbers, what is not 0 is not black
             # Nothing but zeros has a mean of zero; a mask that is finer than cells need not be read at its finest.
             factor = max(1, min(opened.height // cell_shape[0], opened.width // cell_shape[1]))
             whole = Box(0, 0, -(-opened.height // factor), -(-opened.width // factor))

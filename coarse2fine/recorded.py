@@ -19,6 +19,7 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.remote import is_url
 from coarse2fine.tiling.stats import ReadStats
+from coarse2fine.tiling.value_range import ValueRange
 
 
 def record_of(image: Image) -> dict[str, Any]:
@@ -39,6 +40,9 @@ def record_of(image: Image) -> dict[str, Any]:
         "geo": image.geo,
         "masked": image.masked,
         "value_range": image.value_range,
+        "used": list(image.used),
+        "rule": image.scale.rule,
+        "samples": image.scale.dtype,
         "notes": list(image.notes),
     }
 
@@ -60,19 +64,28 @@ class RecordedImage(Image):
         self.levels = tuple(_level(index, each) for index, each in enumerate(record["levels"]))
         self.channels = record["shape"][2]
         self.picked = None if record["picked"] is None else tuple(record["picked"])
+        self.used = tuple(record.get("used") or self.picked or range(self.channels))
         self.masked = record["masked"]
         low, high = record["value_range"]
-        self.value_range = low, high
+        self._recorded = ValueRange(low, high, record.get("rule", "given"), record.get("samples", "uint8"))
         self.mpp = None if record["mpp"] is None else (record["mpp"][0], record["mpp"][1])
         self.pixel_size = None if record["pixel_size"] is None else PixelSize(**record["pixel_size"])
         geo = record["geo"]
         self.geo = None if geo is None else GeoReference(tuple(geo["transform"]), geo["crs"], geo["unit"])
-        self.notes = tuple(record["notes"])
+        self._notes = tuple(record["notes"])
         self.stats = ReadStats()
         self._reopen = partial(RecordedImage, dict(record))
         self._opened: Image | None = None
         self._closed = False
         self._opening = threading.Lock()
+
+    @property
+    def scale(self) -> ValueRange:
+        return self._recorded
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._notes
 
     def close(self) -> None:
         self._closed = True
@@ -104,7 +117,8 @@ class RecordedImage(Image):
                 "Analysis.load(folder, image=array)"
             )
         try:
-            image = open_image(self.location, mpp=self.mpp, channels=self.picked)
+            ends = min(self.value_range), max(self.value_range)
+            image = open_image(self.location, mpp=self.mpp, channels=self.picked, value_range=ends)
         except ImageError as error:
             raise ImageError(
                 f"{error}; if it was moved, pass it: --image PATH, or Analysis.load(folder, image=path)"

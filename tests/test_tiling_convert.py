@@ -150,6 +150,9 @@ def test_layout_and_attributes(tmp_path: Path, make_image: MakeImage) -> None:
             "version": 1,
             "source": "a.tif",
             "value_range": [0.0, 65535.0],
+            "rule": "depth",
+            "samples": "uint16",
+            "channels": [0],
             "notes": list(image.notes),
             "failures": [],
         }

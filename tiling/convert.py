@@ -30,6 +30,7 @@ from .opening import ImageSource, Mpp, open_image
 from .pyramid import ZSTD_LEVEL, create_levels, multiscales
 from .shard import TEMPORARY
 from .sharded import ShardedPyramid
+from .value_range import Origin
 
 FORMAT = 1
 """Raised when other bytes come to be written for the same source: what an older version began is not resumed."""
@@ -115,6 +116,7 @@ def convert(
     *,
     workers: int | None = None,
     mpp: Mpp | None = None,
+    value_range: tuple[float, float] | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert an image to OME-Zarr 0.5 with levels 1, 2, 4, ... until the smaller side is below 1024 pixels.
@@ -136,6 +138,8 @@ def convert(
         Threads; by default, one a processor.
     mpp : float or (float, float), optional
         Microns per pixel (y, x) to use instead of what the file says.
+    value_range : (float, float), optional
+        Stored values that become black and white; see `open_image`. The copy states the range.
     progress : callable, optional
         Called in this thread with the numbers of shards done and of all shards.
 
@@ -162,7 +166,7 @@ def convert(
     if workers is not None and workers < 1:
         raise ValueError(f"expected at least 1 worker, got {workers}")
     with ExitStack() as stack:
-        image = open_image(source, mpp=mpp)
+        image = open_image(source, mpp=mpp, value_range=value_range)
         if image is not source:
             stack.enter_context(image)
         partial = target.with_name(f".{target.name}.partial")
@@ -295,7 +299,7 @@ def _attributes(image: Image, levels: int, failures: tuple[str, ...]) -> dict[st
         "coarse2fine": {
             "version": FORMAT,
             "source": image.name if image.path is None else image.path.name,
-            "value_range": list(image.value_range),
+            **Origin(image.scale, image.used).to_json(),
             "notes": list(image.notes),
             "failures": list(failures),
         },

@@ -32,6 +32,7 @@ from .samples import PixelArray
 from .source import Source
 from .stats import ReadStats
 from .storage import LocalKeys
+from .value_range import Origin
 
 FOLDER_VARIABLE = "COARSE2FINE_CACHE"
 BYTES_VARIABLE = "COARSE2FINE_CACHE_BYTES"
@@ -44,7 +45,7 @@ KEEP_SECONDS = 3600.0
 STALE_SECONDS = 86400.0
 """Unfinished entries older than this were left by a process that died."""
 
-_LAYOUT = "1"
+_LAYOUT = "2"
 """Changes with what an entry holds, so that older entries are not mistaken for newer ones."""
 
 _CONVERTED_SIDE = 1024
@@ -69,8 +70,8 @@ class CacheEntry:
     limit: int
 
     @classmethod
-    def of(cls, path: Path) -> CacheEntry:
-        """Place for a file as it is now.
+    def of(cls, path: Path, given: tuple[float, float] | None = None) -> CacheEntry:
+        """Place for a file as it is now, read by its own range of values or by a given one.
 
         Raises
         ------
@@ -81,7 +82,7 @@ class CacheEntry:
         """
         found = path.resolve()
         state = found.stat()
-        key = "\0".join([_LAYOUT, str(found), str(state.st_size), str(state.st_mtime_ns)])
+        key = "\0".join([_LAYOUT, str(found), str(state.st_size), str(state.st_mtime_ns), str(given)])
         name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         return cls(_root() / name, _limit())
 
@@ -95,7 +96,10 @@ class CacheEntry:
             mask = self._part(_MASK, stats) if about["masked"] else None
             if pixels is None or (about["masked"] and mask is None):
                 return None
-            source = dataclasses.replace(pixels, format=about["format"], range_notes=tuple(about["range_notes"]))
+            origin = Origin.parse(about["origin"])
+            if origin is None:
+                return None
+            source = dataclasses.replace(pixels, format=about["format"], origin=origin)
             return source if mask is None else _masked(source, mask)
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -234,7 +238,7 @@ def _write(folder: Path, source: Source) -> None:
         write_pyramid(folder / _MASK, (height, width, 1), _in_blocks(opacity, 1))
     about = {
         "format": source.format,
-        "range_notes": source.range_notes,
+        "origin": Origin(source.scale).to_json(),
         "masked": source.masked,
         "files_and_bytes": _measure(folder),
     }

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from .cache import ChunkCache
 from .errors import ImageError
-from .geometry import Box, Level, ceil_div, downsamples
+from .geometry import Box, ceil_div
 from .remote import is_url
 from .scaling import clamp, read_scaled, repeat_edges
 from .source import Source
 from .stats import ReadStats
+from .value_range import ValueRange
 from .zarr_store import chunk_array
 
 T = TypeVar("T", bound=np.generic)
@@ -76,12 +77,10 @@ class Image:
         Place on a planet, as the file has it.
     picked : tuple of int or None
         The stored channels that were chosen on opening; None for the first.
+    used : tuple of int
+        The stored channels that are read; of an image that `convert` wrote, the original's.
     masked : bool
         Whether some pixels may be without data (transparent, or no-data): see `read_mask`.
-    value_range : tuple of float
-        Stored values that map to 0 and 255.
-    notes : tuple of str
-        Choices made on opening that change what the pixels mean.
     stats : ReadStats
         Cost of reading so far.
     """
@@ -99,15 +98,13 @@ class Image:
         self.path = None if location is None or is_url(location) else Path(location)
         self.name = "array" if location is None else _name(location)
         self.format = source.format
-        self.levels = _levels(source)
+        self.levels = source.levels
         self.channels = source.channels
-        self.picked = source.picked
+        self.picked, self.used = source.picked, source.original_channels
         self.masked = source.masked
-        self.value_range = source.value_range
         self.pixel_size, self.geo = source.pixel_size, source.geo
         stored = None if source.pixel_size is None else source.pixel_size.mpp
-        self.mpp, notes = (mpp, ()) if mpp is not None else _plausible(stored)
-        self.notes = source.notes + source.channel_notes + source.range_notes + notes
+        self.mpp, self._mpp_notes = (mpp, ()) if mpp is not None else _plausible(stored)
         self.stats = ReadStats() if stats is None else stats
         self._source = source
         self._reopen = reopen
@@ -125,6 +122,36 @@ class Image:
     def width(self) -> int:
         """Width at full resolution, in pixels."""
         return self.levels[0].width
+
+    @property
+    def scale(self) -> ValueRange:
+        """Stored values that map to 0 and 255, and why these; of an image that `convert` wrote, the original's.
+
+        Where neither the file nor who opened it says so, some pixels are read for it when it is first needed.
+
+        Raises
+        ------
+        ImageError
+            If the file cannot be read any more, or the image was closed before.
+        """
+        if self._closed and "scale" not in vars(self._source):
+            raise self._closed_error()
+        try:
+            return self._source.scale if self._source.origin is None else self._source.origin.scale
+        except OSError as error:
+            why = error.strerror or error
+            raise ImageError(f"{self._label}: cannot be read ({why}); check the disk or the network") from error
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Stored values that map to 0 and 255; see `scale`."""
+        return self.scale.ends
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Choices made on opening that change what the pixels mean; see `scale`, which is one."""
+        _ = self.scale  # says what is wrong where it cannot be known
+        return self._source.notes + self._source.channel_notes + self._source.range_notes + self._mpp_notes
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -371,20 +398,3 @@ def _plausible(
     if mpp is None or all(low < value < high for value in mpp):
         return mpp, ()
     return None, (f"implausible microns per pixel ignored: {mpp[0]:g} x {mpp[1]:g}",)
-
-
-def _levels(source: Source) -> tuple[Level, ...]:
-    full_height, full_width = source.size(0)
-    levels = []
-    for index, chunk in enumerate(source.chunks):
-        height, width = source.size(index)
-        levels.append(
-            Level(
-                index,
-                height,
-                width,
-                *downsamples((full_height, full_width), (height, width)),
-                (min(chunk[0], height), min(chunk[1], width)),
-            )
-        )
-    return tuple(levels)

@@ -12,14 +12,18 @@ import zarr
 
 from .errors import ImageError
 from .geometry import PixelSize
-from .samples import MAX_CHUNK_PIXELS, Alpha, PixelArray, check_samples, check_size, choose_range
+from .samples import MAX_CHUNK_PIXELS, Alpha, PixelArray, check_samples, check_size
 from .source import Source
 from .storage import Keys
 from .tensor_store import TensorStoreArray
+from .value_range import Origin, is_plain, stated_range
 from .zarr_array import ChunkedArray, UnsupportedError, plan_of
 from .zarr_store import FetchStore
 
 _AXES = {"channel": "c", "channels": "c", "band": "c", "bands": "c"}
+
+_OURS = "coarse2fine"
+"""Attribute of images that `convert` wrote."""
 
 MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
@@ -77,14 +81,13 @@ def _open(keys: Keys, label: str, folder: str | None) -> Source:
     sizes = _chunk_sizes(arrays, axes, label)
     # Colour with opacity is stored with channels last; separate channel planes are measurements.
     alpha: Alpha = "straight" if _samples(arrays[0], axes) == 4 and axes.endswith("yxc") else "none"
-    value_range, notes = choose_range(arrays, axes, sizes[-1])
     return Source(
         arrays=cast("tuple[PixelArray, ...]", arrays),
         chunks=sizes,
         axes=axes,
         format="zarr" if image is None else "ome-zarr",
-        value_range=value_range,
-        range_notes=notes,
+        stated=() if image is None else _windows(image, _samples(arrays[0], axes), arrays[0].dtype),
+        origin=Origin.parse(image.get(_OURS)) if image is not None and arrays[0].dtype == np.uint8 else None,
         alpha=alpha,
         pixel_size=None if image is None else _pixel_size(image, names),
         notes=tuple(
@@ -182,7 +185,7 @@ def _plain_axes(label: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def _multiscale(keys: Keys, group: Mapping[str, Any], label: str) -> tuple[dict[str, Any], str]:
-    """Metadata of the first multiscale image of a group, and where its levels lie."""
+    """Metadata of the first multiscale image of a group with what is said beside it, and where its levels lie."""
     attributes = group.get("attributes", {})
     ome, prefix = attributes.get("ome", attributes), ""
     if isinstance(ome, Mapping) and "bioformats2raw.layout" in ome:  # a folder of images, numbered from 0
@@ -190,7 +193,22 @@ def _multiscale(keys: Keys, group: Mapping[str, Any], label: str) -> tuple[dict[
         ome = attributes.get("ome", attributes)
     if not isinstance(ome, Mapping) or not ome.get("multiscales"):
         raise ImageError(f"{label}: the Zarr group has no 'multiscales' metadata; pass the path of an image inside it")
-    return ome["multiscales"][0], prefix
+    return {**ome["multiscales"][0], "omero": ome.get("omero"), _OURS: attributes.get(_OURS)}, prefix
+
+
+def _windows(image: Mapping[str, Any], samples: int, dtype: np.dtype[Any]) -> tuple[tuple[float, float] | None, ...]:
+    """The range that is to be shown of each channel; nothing of 8 bits, which are what they are."""
+    omero = image.get("omero")
+    channels = omero.get("channels") if isinstance(omero, Mapping) else None
+    if is_plain(dtype) or not isinstance(channels, list) or len(channels) != samples:
+        return ()
+    windows = [channel.get("window") if isinstance(channel, Mapping) else None for channel in channels]
+    ends = [[w.get("start"), w.get("end")] if isinstance(w, Mapping) else [None, None] for w in windows]
+    return tuple(stated_range(low, high, dtype) if _is_number(low) and _is_number(high) else None for low, high in ends)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < math.inf
 
 
 def _axis_names(image: Mapping[str, Any], array: Any, label: str) -> list[str]:

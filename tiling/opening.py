@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -19,6 +20,7 @@ from .remote import Remote, is_url
 from .source import Source
 from .stats import ReadStats
 from .storage import LocalFile, LocalKeys, RemoteFile, RemoteKeys
+from .value_range import check_range
 
 Mpp: TypeAlias = float | tuple[float, float]
 ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[Any] | Image
@@ -33,6 +35,7 @@ def open_image(
     *,
     mpp: Mpp | None = None,
     channels: int | Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
     reader: Reader | None = None,
 ) -> Image:
     """Open an image; its content decides the format, not its name.
@@ -50,6 +53,11 @@ def open_image(
     channels : int or sequence of int, optional
         The one or three stored channels, counted from 0, to read as grey or as red, green and blue; by default the
         first three, or the first where there are fewer.
+    value_range : (float, float), optional
+        Stored values that become black and white, the lower first. By default as the file says (bits or limits in TIFF
+        tags, ``SignificantBits`` of OME-XML, windows of OME-Zarr's ``omero``), else by the pixels: the fewest bits that
+        hold them, or for negative values, reals and what would fill little of its bits the 0.1 and 99.9 percentile.
+        Samples of 8 bits are read as they are, whatever is given.
     reader : "tensorstore", optional
         Read the chunks of a Zarr on this machine by tensorstore (extra ``tensorstore``).
 
@@ -57,7 +65,8 @@ def open_image(
     -------
     Image
         Nothing but its header has been read, except for formats that can only be decoded whole. Large ones of these
-        are decoded once into a cache on disk.
+        are decoded once into a cache on disk. If the pixels have to tell the range of values, a bounded number of them
+        is read when it is first needed.
 
     Raises
     ------
@@ -67,14 +76,18 @@ def open_image(
     TypeError
         If the source is none of these.
     ValueError
-        If `mpp` is not positive, the reader is unknown, or options are given for an `Image` that is open already.
+        If `mpp` is not positive, `value_range` is no range, the reader is unknown, or options are given for an `Image`
+        that is open already.
     """
     given = _given_mpp(mpp)
+    value_range = None if value_range is None else check_range(value_range)
     channels = (channels,) if isinstance(channels, int) else channels
     if reader not in (None, "tensorstore"):
         raise ValueError(f"expected the reader 'tensorstore' or none, got {reader!r}")
     if isinstance(source, Image):
-        if channels is not None or reader is not None or (given is not None and given != source.mpp):
+        if not (channels is None and value_range is None and reader is None) or (
+            given is not None and given != source.mpp
+        ):
             raise ValueError("options were given for an image that is open already; give them on opening")
         return source
     if not isinstance(source, str | os.PathLike | np.ndarray):
@@ -82,8 +95,8 @@ def open_image(
     stats = ReadStats()
     location = None if isinstance(source, np.ndarray) else _location(source)
     label = "array" if location is None else location
-    stored = _open(source if isinstance(source, np.ndarray) else label, label, stats, channels, reader)
-    reopen = functools.partial(open_image, source, mpp=mpp, channels=channels, reader=reader)
+    stored = _open(source if isinstance(source, np.ndarray) else label, label, stats, channels, value_range, reader)
+    reopen = functools.partial(open_image, source, mpp=mpp, channels=channels, value_range=value_range, reader=reader)
     return Image(stored, location, given, stats=stats, reopen=reopen)
 
 
@@ -101,12 +114,17 @@ def _location(source: str | os.PathLike[str]) -> str:
 
 
 def _open(
-    source: str | NDArray[Any], label: str, stats: ReadStats, channels: Sequence[int] | None, reader: Reader | None
+    source: str | NDArray[Any],
+    label: str,
+    stats: ReadStats,
+    channels: Sequence[int] | None,
+    value_range: tuple[float, float] | None,
+    reader: Reader | None,
 ) -> Source:
     try:
         if reader is not None and (not isinstance(source, str) or is_url(source) or Path(source).is_file()):
             raise ImageError(f"{label}: {reader} reads Zarr directories of this machine; leave 'reader' out")
-        stored = _stored(source, stats, reader)
+        stored = dataclasses.replace(_stored(source, stats, value_range, reader), given=value_range)
         try:
             return stored if channels is None else stored.pick(tuple(channels), label)
         except BaseException:
@@ -124,13 +142,15 @@ def _open(
         ) from error
 
 
-def _stored(source: str | NDArray[Any], stats: ReadStats, reader: Reader | None) -> Source:
+def _stored(
+    source: str | NDArray[Any], stats: ReadStats, value_range: tuple[float, float] | None, reader: Reader | None
+) -> Source:
     if isinstance(source, np.ndarray):
         return raster.array_source(source)
-    return _open_url(source, stats) if is_url(source) else _open_path(Path(source), stats, reader)
+    return _open_url(source, stats) if is_url(source) else _open_path(Path(source), stats, value_range, reader)
 
 
-def _open_path(path: Path, stats: ReadStats, reader: Reader | None) -> Source:
+def _open_path(path: Path, stats: ReadStats, value_range: tuple[float, float] | None, reader: Reader | None) -> Source:
     if path.is_dir():
         folder = str(path) if reader is not None else None
         return _zarr(ome_zarr.open_zarr(LocalKeys(path, stats), str(path), folder=folder), str(path))
@@ -142,7 +162,7 @@ def _open_path(path: Path, stats: ReadStats, reader: Reader | None) -> Source:
     if slide.is_slide(path, head):
         return slide.open_slide(path)
     kind = _raster_kind(head, str(path))
-    return raster.open_raster_file(path, kind, stats)
+    return raster.open_raster_file(path, kind, stats, value_range)
 
 
 def _open_url(url: str, stats: ReadStats) -> Source:

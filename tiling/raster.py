@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .errors import ImageError
 from .geometry import ceil_div
 from .header import RasterHeader, read_header
 from .orientation import upright
-from .samples import Alpha, check_samples, check_size, choose_range
+from .samples import Alpha, check_samples, check_size
 from .source import Source
 from .stats import ReadStats
 
@@ -66,14 +67,11 @@ def array_source(array: NDArray[Any], format: str = "array") -> Source:  # noqa:
     alpha: Alpha = "straight" if opacity else "none"
     height, width = array.shape[:2]
     axes = "yxc" if array.ndim == 3 else "yx"
-    value_range, notes = choose_range((array,), axes, (MEMORY_CHUNK, MEMORY_CHUNK))
     return Source(
         arrays=(array,),
         chunks=((min(MEMORY_CHUNK, height), min(MEMORY_CHUNK, width)),),
         axes=axes,
         format=format,
-        value_range=value_range,
-        range_notes=notes,
         alpha=alpha,
         in_memory=True,
     )
@@ -86,7 +84,7 @@ def kind_of(head: bytes) -> str | None:
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
-def open_raster_file(path: Path, kind: str, stats: ReadStats) -> Source:
+def open_raster_file(path: Path, kind: str, stats: ReadStats, given: tuple[float, float] | None = None) -> Source:
     """Open a file of format `kind`: from the cache on disk if it was decoded before, else by decoding it whole.
 
     Pixels that take more than `CACHED_BYTES` when decoded go to the cache, and memory is given back.
@@ -98,6 +96,8 @@ def open_raster_file(path: Path, kind: str, stats: ReadStats) -> Source:
         As `kind_of` gives it.
     stats : ReadStats
         Told of reads.
+    given : (float, float), optional
+        Values that map to 0 and 255.
 
     Raises
     ------
@@ -106,13 +106,13 @@ def open_raster_file(path: Path, kind: str, stats: ReadStats) -> Source:
     OSError
         If the file cannot be read. A cache that cannot be used is no error, but a note of the source.
     """
-    entry = CacheEntry.of(path)
+    entry = CacheEntry.of(path, given)
     kept = entry.open(stats)
     if kept is not None:
         return kept
     data = path.read_bytes()
     stats.fetch(len(data))
-    decoded = open_raster(data, kind, str(path))
+    decoded = dataclasses.replace(open_raster(data, kind, str(path)), given=given)
     array = decoded.arrays[0]
     large = math.prod(array.shape) * array.dtype.itemsize > CACHED_BYTES
     return entry.keep(decoded, stats) if large else decoded
@@ -154,7 +154,8 @@ def open_raster(data: bytes, kind: str, label: str) -> Source:
             f"{label}: the header says {header.height} x {header.width} pixels, but {stored.shape[0]} x "
             f"{stored.shape[1]} were decoded; export it again"
         )
-    return array_source(upright(_rgb(stored, header), header.orientation), format=kind)
+    decoded = array_source(upright(_rgb(stored, header), header.orientation), format=kind)
+    return dataclasses.replace(decoded, fixed=decoded.scale)  # a picture's, whichever of its colours are read
 
 
 def _rgb(stored: NDArray[Any], header: RasterHeader) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any, Literal, Protocol
 
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ImageError
-from .geometry import Box
 
 Alpha = Literal["none", "straight", "premultiplied"]
 
@@ -112,70 +110,3 @@ def check_size(what: str, height: int, width: int, chunk: tuple[int, int]) -> No
             f"{what}: one stored chunk is {chunk[0]} x {chunk[1]} pixels, more than the limit of "
             f"{MAX_CHUNK_PIXELS}; the header is damaged, or the file should be written again in tiles"
         )
-
-
-def choose_range(
-    arrays: tuple[PixelArray, ...],
-    axes: str,
-    chunk: tuple[int, int],
-    nodata: float | None = None,
-    channels: tuple[int, ...] = (0, 1, 2),
-) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """Choose the stored values that map to 0 and 255, with a note where it matters.
-
-    Integers use their full range. Reals use 0..1 when the coarsest level lies within, else its 0.1 and 99.9
-    percentiles; of a large coarsest level some 64 evenly spaced chunks are looked at.
-    """
-    array = arrays[-1]
-    if array.dtype.kind != "f":
-        limits = sample_range(array.dtype)
-        wide = array.dtype.itemsize > 1
-        return limits, (f"range {limits[0]:g}..{limits[1]:g} scaled to 0..255",) if wide else ()
-    values = _sample(array, axes, chunk, channels)
-    values = values[np.isfinite(values)]
-    if nodata is not None:
-        values = values[values != nodata]
-    if values.size == 0 or (values.min() >= 0.0 and values.max() <= 1.0):
-        return (0.0, 1.0), ("range 0..1 scaled to 0..255",)
-    low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
-    if high <= low:
-        low, high = low - 0.5, low + 0.5
-    return (low, high), (f"range {low:g}..{high:g} (0.1 to 99.9 percentile) scaled to 0..255",)
-
-
-def _sample(array: PixelArray, axes: str, chunk: tuple[int, int], channels: tuple[int, ...]) -> NDArray[np.float64]:
-    """Values of the whole array, or of up to 64 chunks spread evenly over a large one; damaged chunks are left out."""
-    stored = array.shape[axes.index("c")] if "c" in axes else 1
-    wanted = [channel for channel in channels if channel < stored]
-    height, width = array.shape[axes.index("y")], array.shape[axes.index("x")]
-    step_y, step_x = min(chunk[0], 1024), min(chunk[1], 1024)
-    rows, columns = _spread(height, step_y), _spread(width, step_x)
-    if height * width <= 2**22:
-        parts = _intact(array, axes, [Box(0, 0, height, width)], wanted)
-        if len(parts) == len(wanted):
-            return np.concatenate(parts)
-        rows, columns = list(range(0, height, step_y)), list(range(0, width, step_x))
-    boxes = [Box(y, x, min(y + step_y, height), min(x + step_x, width)) for y in rows for x in columns]
-    return np.concatenate([np.zeros(0), *_intact(array, axes, boxes, wanted)])
-
-
-def _intact(array: PixelArray, axes: str, boxes: list[Box], channels: list[int]) -> list[NDArray[np.float64]]:
-    """Values of each box and channel that can be decoded; reading the others will say what is wrong."""
-    parts = []
-    for box, channel in itertools.product(boxes, channels):
-        key = {"y": slice(box.y0, box.y1), "x": slice(box.x0, box.x1), "c": slice(channel, channel + 1), "0": 0}
-        try:
-            stored = array[tuple(key[axis] for axis in axes)]
-            with np.errstate(invalid="ignore"):
-                parts.append(np.asarray(stored, dtype=np.float64).ravel())
-        except (OSError, MemoryError):
-            raise
-        except Exception:  # noqa: BLE001, S112 (every decoder has errors of its own)
-            continue
-    return parts
-
-
-def _spread(length: int, step: int) -> list[int]:
-    """Up to eight starts of steps, spread evenly."""
-    count = -(-length // step)
-    return [int(i) * step for i in np.unique(np.linspace(0, count - 1, 8).round())]

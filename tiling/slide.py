@@ -93,7 +93,6 @@ def open_slide(path: Path) -> Source:
         chunks=chunks,
         axes="yxc",
         format=properties["openslide.vendor"],
-        value_range=(0.0, 255.0),
         alpha="straight",
         pixel_size=_pixel_size(properties),
         close=slide.close,

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ImageError
-from .geometry import Box, GeoReference, PixelSize
-from .samples import Alpha, PixelArray, choose_range, interleaved, on_white, sample_range, to_uint8, ycbcr_to_rgb
+from .geometry import Box, GeoReference, Level, PixelSize, downsamples
+from .samples import Alpha, PixelArray, interleaved, on_white, sample_range, to_uint8, ycbcr_to_rgb
+from .value_range import Origin, ValueRange, is_plain, measured_range
 
 _NEAR = 8
 """Channels that lie within so many are read at once, the others between them too."""
@@ -37,10 +38,17 @@ class Source:
         One letter an axis: y, x, c (samples of a pixel), or 0 (the first index is taken).
     format : str
         Short name of the file format.
-    value_range : tuple of float
-        Stored values that map to 0 and 255; reversed where low values are white.
-    range_notes : tuple of str
-        Where that range comes from, if it is not plain.
+    stated : tuple of (float, float) or None
+        Stored values that map to 0 and 255 as the file says: of each sample, or one pair for all. Where it does not say
+        so, the pixels tell.
+    inverted : bool
+        Whether low values are white.
+    fixed : ValueRange, optional
+        The range, where it is known before samples are picked.
+    given : (float, float), optional
+        The range that was asked for; 8 bits and fewer do without one.
+    origin : Origin, optional
+        What the samples were, if they were written as 8 bits by this package.
     alpha : str
         Whether the last sample (of 2 or 4) is opacity, and how colour relates to it.
     palette : (n, 3) uint8 array, optional
@@ -67,8 +75,11 @@ class Source:
     chunks: tuple[tuple[int, int], ...]
     axes: str
     format: str
-    value_range: tuple[float, float]
-    range_notes: tuple[str, ...] = ()
+    stated: tuple[tuple[float, float] | None, ...] = ()
+    inverted: bool = False
+    fixed: ValueRange | None = None
+    given: tuple[float, float] | None = None
+    origin: Origin | None = None
     alpha: Alpha = "none"
     palette: NDArray[np.uint8] | None = None
     ycbcr: bool = False
@@ -127,11 +138,57 @@ class Source:
             )
         if self.palette is not None or self.ycbcr:
             raise ImageError(f"{label}: its samples are no channels to choose from; leave 'channels' out")
-        chosen = dataclasses.replace(self, picked=channels)
-        if self.arrays[0].dtype.kind != "f":
-            return chosen
-        value_range, notes = choose_range(self.arrays, self.axes, self.chunks[-1], self.nodata, channels)
-        return dataclasses.replace(chosen, value_range=value_range, range_notes=notes)
+        return dataclasses.replace(self, picked=channels)
+
+    @cached_property
+    def scale(self) -> ValueRange:
+        """Stored values that map to 0 and 255. Where the pixels tell, some are read for it, once."""
+        found = self._scale()
+        return dataclasses.replace(found, low=found.high, high=found.low) if self.inverted else found
+
+    def _scale(self) -> ValueRange:
+        dtype = self.arrays[0].dtype
+        if self.palette is not None:
+            return ValueRange(0.0, 255.0, "type", "uint8")
+        if self.given is not None and not (is_plain(dtype) or self.ycbcr):
+            return ValueRange(*self.given, "given", dtype.name)
+        if self.fixed is not None:
+            return self.fixed
+        if told := self._told:
+            return ValueRange(min(low for low, _ in told), max(high for _, high in told), "file", dtype.name)
+        if is_plain(dtype) or self.ycbcr or self.alpha == "premultiplied":  # such colour is measured by its opacity
+            return ValueRange(*sample_range(dtype), "type", dtype.name)
+        sizes = [self.size(level) for level in range(len(self.arrays))]
+        return measured_range(sizes, self.chunks, self._values, dtype)
+
+    @property
+    def _told(self) -> set[tuple[float, float]]:
+        """Ranges that the file states of the samples that are read; none unless it does of each."""
+        used = self.stated if len(self.stated) < 2 else [self.stated[channel] for channel in self.used]
+        told = {each for each in used if each is not None}
+        return set() if None in used else told
+
+    @property
+    def range_notes(self) -> tuple[str, ...]:
+        """Where the range comes from, if it is not plain."""
+        scale = self.scale if self.origin is None else self.origin.scale
+        notes = scale.notes
+        if self.given is not None and scale.ends not in (self.given, self.given[::-1]):
+            notes += (f"value_range {self.given[0]:g}..{self.given[1]:g} is not used: 8 bits are read as they are",)
+        if scale.rule == "file" and len(self._told) > 1:
+            notes += ("the file has a range for each channel; one that holds them all is used",)
+        return notes
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The stored resolutions, full resolution first."""
+        full = self.size(0)
+        levels = []
+        for index, chunk in enumerate(self.chunks):
+            height, width = self.size(index)
+            factors = downsamples(full, (height, width))
+            levels.append(Level(index, height, width, *factors, (min(chunk[0], height), min(chunk[1], width))))
+        return tuple(levels)
 
     def size(self, level: int) -> tuple[int, int]:
         """Height and width of a level in pixels."""
@@ -166,9 +223,32 @@ class Source:
             mask &= ~np.isnan(colour).all(axis=2)
         return mask
 
+    def _values(self, level: int, boxes: list[Box]) -> NDArray[Any]:
+        """Stored samples (n,) with data in boxes that lie near each other."""
+        first, last = boxes[0], boxes[-1]  # in order: of the first and the last row and column
+        span = Box(first.y0, first.x0, last.y1, last.x1)
+        colour = self._raw(level, span)[..., : self.colours]
+        mask = self.read_mask(level, span) if self.masked else None
+        parts = []
+        for box in boxes:
+            place = slice(box.y0 - span.y0, box.y1 - span.y0), slice(box.x0 - span.x0, box.x1 - span.x0)
+            parts.append(colour[place].ravel() if mask is None else colour[place][mask[place]].ravel())
+        found = np.concatenate(parts)
+        return found if self.nodata is None else found[found != self.nodata]
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Samples that are read as grey or colour."""
+        return self.picked if self.picked is not None else tuple(range(self.colours))
+
+    @property
+    def original_channels(self) -> tuple[int, ...]:
+        """The same, of the original if this was written by this package."""
+        return self.used if self.origin is None or self.origin.channels is None else self.origin.channels
+
     def _raw(self, level: int, box: Box) -> NDArray[Any]:
         """Stored samples (h, w, c): those that are read, opacity last."""
-        wanted = self.picked if self.picked is not None else tuple(range(self.colours))
+        wanted = self.used
         if self.alpha != "none":
             wanted = (*wanted, self.samples - 1)
         low, high = min(wanted), max(wanted) + 1
@@ -188,7 +268,7 @@ class Source:
     def _to_uint8(self, raw: NDArray[Any]) -> NDArray[np.uint8]:
         if self._table is not None:
             return interleaved(self._table[raw.view(f"u{raw.dtype.itemsize}")])
-        return to_uint8(raw, self.value_range)
+        return to_uint8(raw, self.scale.ends)
 
     @cached_property
     def _table(self) -> NDArray[np.uint8] | None:
@@ -196,4 +276,4 @@ class Source:
         dtype = self.arrays[0].dtype
         if dtype.kind not in "ui" or dtype.itemsize != 2 or not dtype.isnative:
             return None
-        return to_uint8(np.arange(2**16, dtype=np.uint16).view(dtype), self.value_range)
+        return to_uint8(np.arange(2**16, dtype=np.uint16).view(dtype), self.scale.ends)

@@ -21,7 +21,8 @@ from .source import Source
 from .storage import ByteFile, FileStream
 from .tiff_claim import may_hold
 from .tiff_page import PageArray, RawArray, StackArray, page_chunk, raw_chunk
-from .tiff_tags import colours_of, geo_reference_of, nodata_of, pixel_size_of, value_range_of
+from .tiff_range import stated_by
+from .tiff_tags import colours_of, geo_reference_of, nodata_of, pixel_size_of
 
 GROUP_PIXELS = 2**14
 """Strips and tiles smaller than this are decoded in groups."""
@@ -101,19 +102,14 @@ def _open(tiff: Any, file: ByteFile, label: str) -> Source:
     arrays, chunks = zip(*(_array(level, file) for level in levels), strict=True)
     axes, plane_notes = _axes(tiff, base)
     colours = colours_of(label, page, base.shape[axes.index("c")] if "c" in axes else 1)
-    value_range, range_notes = value_range_of(arrays, axes, chunks[-1], page)
-    if colours.palette is not None:
-        value_range, range_notes = (0.0, 255.0), ()
-    elif page.photometric == 0:
-        value_range, range_notes = value_range[::-1], (*range_notes, "low values are white, as the file says")
     pixel_size, size_notes = pixel_size_of(tiff, page)
     source = Source(
         arrays=arrays,
         chunks=tuple(_grouped(chunk, level) for chunk, level in zip(chunks, levels, strict=True)),
         axes=axes,
         format=next((_FORMATS.get(name, name) for name in _DIALECTS if getattr(tiff, f"is_{name}")), "tiff"),
-        value_range=value_range,
-        range_notes=range_notes,
+        stated=stated_by(tiff, page, nodata_of(page)),
+        inverted=page.photometric == 0,
         alpha=colours.alpha,
         palette=colours.palette,
         ycbcr=colours.ycbcr,

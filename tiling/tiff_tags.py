@@ -1,4 +1,4 @@
-"""What the tags of a TIFF say: colours, range of values, pixel size, place on a planet."""
+"""What the tags of a TIFF say: colours, pixel size, place on a planet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import ImageError
 from .geometry import GeoReference, PixelSize
-from .samples import Alpha, PixelArray, choose_range, sample_range
+from .samples import Alpha, sample_range
 
 _APERIO_YCBCR = 33003
 # tifffile returns these as RGB whatever the photometric tag says.
@@ -72,22 +72,6 @@ def colours_of(label: str, page: Any, samples: int) -> Colours:
     codec = int(page.compression)
     ycbcr = samples == 3 and (codec == _APERIO_YCBCR or (photometric == 6 and codec not in _RGB_CODECS))
     return Colours(alpha, None, ycbcr)
-
-
-def value_range_of(
-    arrays: tuple[PixelArray, ...], axes: str, chunk: tuple[int, int], page: Any
-) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """As `choose_range`, unless the file says how many bits or which values are used."""
-    dtype = arrays[0].dtype
-    bits = page.bitspersample
-    if isinstance(bits, int) and dtype.kind == "u" and bits < 8 * dtype.itemsize:
-        return (0.0, 2.0**bits - 1), (f"range 0..{2**bits - 1} scaled to 0..255",)
-    if dtype.kind == "u" and dtype.itemsize > 1:
-        high = np.max(page.tags.valueof(281, default=0))
-        low = np.min(page.tags.valueof(280, default=0))
-        if 0 <= low < high < sample_range(dtype)[1]:
-            return (float(low), float(high)), (f"range {low}..{high} scaled to 0..255, as the file says",)
-    return choose_range(arrays, axes, chunk, nodata_of(page))
 
 
 def nodata_of(page: Any) -> float | None:

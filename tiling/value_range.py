@@ -1,0 +1,237 @@
+"""Which stored values are black and white: what was asked for, what the file says, or what its pixels show."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .geometry import Box
+from .samples import sample_range
+
+Rule = Literal["type", "given", "file", "depth", "unit", "percentiles"]
+"""All that the samples' type can hold; asked for; said by the file; a whole number of bits; 0..1; percentiles."""
+
+Values: TypeAlias = Callable[[int, list[Box]], NDArray[Any]]
+
+WHOLE_PIXELS = 2**22
+"""A level of so many pixels or fewer is looked at whole."""
+
+_SPARSE, _DENSE = 8, 16
+"""Windows along each axis of a larger level, where a smaller one shows the whole image too, and where none does."""
+_SIDE = 64
+_ENDS = 1e-4
+"""Share of values beyond which highest and lowest do not count: hot pixels are no bits of the camera."""
+_PERCENTILES = (0.1, 99.9)
+_LEAST_BITS = 8
+_LEAST_FILL = 1 / 8
+"""Values that fill less of their bits, such as a thermal camera's, would leave few grey levels."""
+_WIDENED = 257
+"""Factor from 8 bits to 16."""
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """Stored values that become 0 and 255.
+
+    Parameters
+    ----------
+    low, high : float
+        Reversed where low values are white.
+    rule : str
+        See `Rule`.
+    dtype : str
+        Type of the stored samples, such as "uint16".
+    """
+
+    low: float
+    high: float
+    rule: Rule
+    dtype: str
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Values that become 0 and 255."""
+        return self.low, self.high
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where it comes from; nothing where it is plain."""
+        low, high = min(self.ends), max(self.ends)
+        said = {"given": ", as asked for", "file": ", as the file says"}.get(self.rule, "")
+        if self.rule == "depth":
+            said = f" ({int(high).bit_length()} bits, by its pixels)"
+        elif self.rule == "percentiles":
+            said = f" ({_PERCENTILES[0]:g} to {_PERCENTILES[1]:g} percentile)"
+        plain = self.rule == "type" and np.dtype(self.dtype).itemsize == 1
+        range_notes = () if plain else (f"range {low:g}..{high:g}{said} scaled to 0..255",)
+        return range_notes if self.low < self.high else (*range_notes, "low values are white, as the file says")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What samples were before they were written as the 8 bits at hand.
+
+    Parameters
+    ----------
+    scale : ValueRange
+    channels : tuple of int, optional
+        Stored channels that were read, if others cannot be read any more.
+    """
+
+    scale: ValueRange
+    channels: tuple[int, ...] | None = None
+
+    @classmethod
+    def parse(cls, record: Any) -> Origin | None:
+        """The inverse of `to_json`; None for what is none."""
+        try:
+            low, high = map(float, record["value_range"])
+            dtype, rule, channels = str(np.dtype(record["samples"])), record["rule"], record.get("channels")
+            if rule not in get_args(Rule) or not (math.isfinite(low) and math.isfinite(high)) or low == high:
+                return None
+            return cls(ValueRange(low, high, rule, dtype), None if channels is None else tuple(map(int, channels)))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        channels = None if self.channels is None else list(self.channels)
+        return {
+            "value_range": list(self.scale.ends),
+            "rule": self.scale.rule,
+            "samples": self.scale.dtype,
+            "channels": channels,
+        }
+
+
+def check_range(value_range: Sequence[float]) -> tuple[float, float]:
+    """The range that a user asks for.
+
+    Raises
+    ------
+    ValueError
+        If it is not two numbers, the lower first.
+    """
+    given = tuple(float(value) for value in value_range)
+    if len(given) != 2 or not all(map(math.isfinite, given)) or given[0] >= given[1]:
+        raise ValueError(f"expected value_range as two numbers (low, high) with low < high, got {value_range}")
+    return given[0], given[1]
+
+
+def is_plain(dtype: np.dtype[Any]) -> bool:
+    """Whether samples have eight bits or one: these are what they are."""
+    return dtype.kind == "b" or (dtype.kind == "u" and dtype.itemsize == 1)
+
+
+def stated_range(low: float, high: float, dtype: np.dtype[Any]) -> tuple[float, float] | None:
+    """A range that a file states, if it says more than the samples' type does; None if it cannot be one."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        return None
+    least, most = sample_range(dtype)
+    if dtype.kind != "f" and (low < least or high > most or (high == most and low in (least, 0))):
+        return None
+    return float(low), float(high)
+
+
+def measured_range(
+    shapes: Sequence[tuple[int, int]],
+    chunks: Sequence[tuple[int, int]],
+    values: Values,
+    dtype: np.dtype[Any],
+) -> ValueRange:
+    """Choose a range by the pixels.
+
+    The coarsest level is looked at whole where it is small, and windows at even places of the finest, which shows
+    how bright small things are; the places do not depend on how the file is chunked. Whole numbers from 0 on get
+    the fewest bits that hold them, 8 at least, and 16 where they are 8 bits widened; all others, and those that would
+    fill little of their bits, what lies between the 0.1 and 99.9 percentile. Reals within 0..1 get that range.
+
+    Parameters
+    ----------
+    shapes, chunks : sequence of (int, int)
+        Height and width of each level, and of what is decoded at once of it.
+    values : callable
+        Gives the samples with data of boxes of a level that lie near each other, (n,).
+    dtype : dtype
+        Of the samples.
+    """
+    seen = _seen(shapes, chunks, values)
+    if not seen:
+        low, high = sample_range(dtype)
+        return ValueRange(low, high, "unit" if dtype.kind == "f" else "type", dtype.name)
+    low = min(float(np.quantile(part, _ENDS, method="lower")) for part in seen)
+    high = max(float(np.quantile(part, 1 - _ENDS, method="higher")) for part in seen)
+    if dtype.kind == "f" and all(part.min() >= 0 and part.max() <= 1 for part in seen):
+        return ValueRange(0.0, 1.0, "unit", dtype.name)
+    if low >= 0 and (dtype.kind != "f" or all((part == np.rint(part)).all() for part in seen)):
+        bits = _bits(high, seen[-1])
+        if low == high or high - low >= _LEAST_FILL * 2**bits:
+            return ValueRange(0.0, 2.0**bits - 1, "depth", dtype.name)
+    ends = np.array([np.percentile(part, _PERCENTILES) for part in seen], np.float64)
+    narrow = float(ends[:, 0].min()), float(ends[:, 1].max())
+    # Of what is nearly all one value, the rest counts too.
+    for begin, end in (narrow, (low, high), (float(min(p.min() for p in seen)), float(max(p.max() for p in seen)))):
+        if begin < end:
+            return ValueRange(begin, end, "percentiles", dtype.name)
+    return ValueRange(low - 0.5, low + 0.5, "percentiles", dtype.name)
+
+
+def _bits(high: float, finest: NDArray[Any]) -> int:
+    """Fewest bits for values up to `high`; all 16 where 8 were widened to them, however dark they are."""
+    if finest.dtype.kind == "u" and finest.dtype.itemsize == 2 and high > 0 and not (finest % _WIDENED).any():
+        return 16
+    return max(_LEAST_BITS, int(high).bit_length())
+
+
+def _seen(shapes: Sequence[tuple[int, int]], chunks: Sequence[tuple[int, int]], values: Values) -> list[NDArray[Any]]:
+    """Finite samples of the coarsest level and of the finest, which comes last; damaged places are left out."""
+    coarsest = len(shapes) - 1
+    small = math.prod(shapes[coarsest]) <= WHOLE_PIXELS
+    seen = []
+    for level in sorted({0, coarsest}, reverse=True):
+        size, chunk = shapes[level], chunks[level]
+        if small and level == coarsest:
+            parts = _intact(values, level, [[Box(0, 0, *size)]]) or _intact(values, level, _pieces(size, chunk))
+        else:
+            parts = _intact(values, level, _windows(size, chunk, _SPARSE if small else _DENSE))
+        found = np.concatenate(parts) if parts else np.zeros(0)
+        found = found[np.isfinite(found)] if found.dtype.kind == "f" else found
+        if found.size:
+            seen.append(found)
+    return seen
+
+
+def _intact(values: Values, level: int, groups: Iterable[list[Box]]) -> list[NDArray[Any]]:
+    """Values of each group of boxes that can be decoded; reading the others will say what is wrong."""
+    found = []
+    for boxes in groups:
+        try:
+            found.append(values(level, boxes))
+        except (OSError, MemoryError):
+            raise
+        except Exception:  # noqa: BLE001, S112 (every decoder has errors of its own)
+            continue
+    return found
+
+
+def _pieces(size: tuple[int, int], chunk: tuple[int, int]) -> Iterator[list[Box]]:
+    """All of a level, chunk by chunk."""
+    for y, x in itertools.product(range(0, size[0], chunk[0]), range(0, size[1], chunk[1])):
+        yield [Box(y, x, min(y + chunk[0], size[0]), min(x + chunk[1], size[1]))]
+
+
+def _windows(size: tuple[int, int], chunk: tuple[int, int], count: int) -> Iterator[list[Box]]:
+    """Small boxes, evenly spread; those that begin in one chunk together, so that it is decoded once."""
+    axes = []
+    for length, step in zip(size, chunk, strict=True):
+        side = min(_SIDE, length)
+        spans = [(int(y), int(y) + side) for y in np.unique(np.linspace(0, length - side, count).round())]
+        axes.append([list(group) for _, group in itertools.groupby(spans, lambda span, step=step: span[0] // step)])
+    for rows, columns in itertools.product(*axes):
+        yield [Box(y0, x0, y1, x1) for (y0, y1), (x0, x1) in itertools.product(rows, columns)]
