@@ -125,6 +125,7 @@ class Analysis:
             planned = self.plan.covered()
             done = f"{int((planned & self.refined).sum()):,} cells of {int(planned.sum()):,} planned were refined"
             lines.append(f"incomplete: {done}")
+        lines += [f"note   {note}" for note in self.notes]
         lines += [f"failed {failure}" for failure in self.failures]
         return "\n".join(lines)
 
@@ -136,6 +137,11 @@ class Analysis:
             picture = None
         source = None if picture is None else data_uri(picture, ".jpg")
         return render("analysis.html.j2", picture=source, lines=str(self).splitlines())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """In what the image was read as the model's images were, or otherwise; what was assumed is in `image.notes`."""
+        return tuple(self.provenance.get("notes", ()))
 
     @property
     def tiles(self) -> pd.DataFrame:

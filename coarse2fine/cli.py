@@ -11,7 +11,7 @@ from pathlib import Path
 from coarse2fine._version import __version__
 from coarse2fine.annotations import AnnotationError
 from coarse2fine.cli_analyze import add_analyze
-from coarse2fine.cli_common import add_common, add_opening, check_place, check_writable
+from coarse2fine.cli_common import add_common, add_opening, add_reading, check_place, check_writable
 from coarse2fine.cli_doctor import add_doctor
 from coarse2fine.cli_show import add_report, add_tiles, add_view
 from coarse2fine.fit import fit
@@ -87,6 +87,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", help="an image, a folder or a glob (in quotes)")
     parser.add_argument("annotations", help="GeoJSON of the same names: a file, a folder or a glob (in quotes)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="model file to write, such as boards.c2f")
+    add_reading(parser)
     parser.add_argument("--upright", action="store_true", help="objects have a right way up: do not turn them")
     parser.add_argument(
         "--object-size", type=float, help="side of an object in pixels, for annotations that are points"
@@ -127,6 +128,8 @@ def _fit(parsed: argparse.Namespace) -> None:
     model = fit(
         parsed.images,
         parsed.annotations,
+        channels=parsed.channels,
+        value_range=parsed.value_range,
         rotate=not parsed.upright,
         object_size=parsed.object_size,
         base=parsed.base,
@@ -156,7 +159,7 @@ def _convert(parsed: argparse.Namespace) -> None:
     try:
         with Progress(not parsed.quiet) as steps:
             tick = steps.task("converting")
-            image = open_image(parsed.image, mpp=parsed.mpp, channels=parsed.channels)
+            image = open_image(parsed.image, mpp=parsed.mpp, channels=parsed.channels, value_range=parsed.value_range)
             made = convert(image, parsed.output, workers=parsed.workers, progress=tick)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("; run the same command again to go on from here") from None

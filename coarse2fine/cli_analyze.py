@@ -74,7 +74,8 @@ def analyze_command(parsed: argparse.Namespace) -> int:
         _config(parsed),
         Crew(parsed.workers, parsed.scheduler, parsed.shard, parsed.split, parsed.time_limit),
     )
-    opening = Opening(parsed.mpp, None if parsed.channels is None else tuple(parsed.channels))
+    channels, value_range = (None if v is None else tuple(v) for v in (parsed.channels, parsed.value_range))
+    opening = Opening(parsed.mpp, channels, value_range)
     check_place(parsed.output)
     items = find_items(parsed.input)
     if parsed.mask is not None:

@@ -18,8 +18,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_opening(parser: argparse.ArgumentParser) -> None:
     """Add how images are opened."""
     parser.add_argument("--mpp", type=float, help="microns per pixel, instead of what the file says")
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add how their samples are read."""
     parser.add_argument(
         "--channels", type=int, nargs="+", metavar="N", help="the one or three channels to use, counted from 0"
+    )
+    parser.add_argument(
+        "--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="stored values that become black and white"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -29,6 +29,7 @@ from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.pieces import Kept, refine_in_pieces
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.refine import Fine, refine
+from coarse2fine.remembered import notes_on, open_for, warn_of
 from coarse2fine.scan import Scan, Tick, look, scan_macs
 from coarse2fine.select import Plan, choose, cover, dense_plan
 from coarse2fine.stored import versions
@@ -54,6 +55,8 @@ def analyze(
     device: str | None = None,
     precision: Precision = "auto",
     batch_size: int | None = None,
+    channels: int | Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
     mask: MaskSource | None = None,
     progress: bool = False,
 ) -> Analysis:
@@ -93,6 +96,8 @@ def analyze(
         Number format; "auto" takes bfloat16 where the hardware has it.
     batch_size : int, optional
         Windows that are refined at once; by default by their size.
+    channels, value_range : optional
+        How to read the image, see `open_image`; by default as the model's images were read, if it allows that.
     mask : path or ndarray, bool, (h, w), optional
         What is to be analysed: GeoJSON with polygons, or an image of the same extent at any resolution that is not
         black there. Costs and recall are then of that part; a fitted model's scan leaves out what is far from it, the
@@ -103,6 +108,11 @@ def analyze(
     Returns
     -------
     Analysis
+
+    Warns
+    -----
+    UserWarning
+        If the image is read otherwise than the model's were: see `Analysis.notes`.
 
     Raises
     ------
@@ -128,7 +138,11 @@ def analyze(
     )
     with Progress(progress) as bars:
         sha256 = None if isinstance(model, Model) else ModelSpec.of(model).sha256
-        return run_analysis(image, load_model(model), config, steps=bars, mask=mask, model_sha256=sha256)
+        loaded = load_model(model)
+        opened = open_for(loaded, image, channels=channels, value_range=value_range)
+        with _closed_on_failure(opened, mine=opened is not image):
+            warn_of(loaded, opened)
+            return run_analysis(opened, loaded, config, steps=bars, mask=mask, model_sha256=sha256)
 
 
 def run_analysis(
@@ -188,7 +202,8 @@ def run_analysis(
         audit=audited.audit if asked else None,
         complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
-        provenance=_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
+        provenance=_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold})
+        | notes_on(model, opened),
     )
 
 

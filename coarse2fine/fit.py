@@ -47,11 +47,11 @@ from coarse2fine.models.backbone import Backbone, parse_network
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.progress import Progress
+from coarse2fine.remembered import KEY, Remembered, open_alike
 from coarse2fine.scan import as_channels
 from coarse2fine.specialists.fitting import MODES, Mode, add_specialists
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
-from coarse2fine.tiling.opening import open_image
 
 _HELD_SHARE = 0.2
 
@@ -62,6 +62,8 @@ def fit(
     images: Sources,
     annotations: Sources,
     *,
+    channels: int | Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
     rotate: bool = True,
     object_size: float | None = None,
     base: str | None = None,
@@ -90,6 +92,8 @@ def fit(
         each with a class. Areas of class ``Ignore*`` are left out; where there are areas of class ``Region*``, only
         what lies inside them counts as annotated. Otherwise all that is not annotated counts as background. With
         images that are no files, one annotation for each, in order.
+    channels, value_range : optional
+        How to read the images, see `open_image`. The model remembers what was read and analyses read others alike.
     rotate : bool
         Whether an object stays what it is when turned or mirrored, as in tissue and in views from above. False for
         writing, prints, and all that has a right way up.
@@ -153,18 +157,17 @@ def fit(
     _check(recall, steps, seed, object_size, base, base_weights, specialists)
     _check_scan(geometry, width)
     runtime = Runtime.choose(device, precision)
-    pairs = _load(images, annotations)
+    pairs = _load(images, annotations, channels, value_range)
     labels = find_labels([a for _, a in pairs])
     sizes = measure([a for _, a in pairs], labels, object_size)
     planes = geometry if isinstance(geometry, Geometry) else choose_geometry(sizes, labels)
-    channels = 1 if all(image.channels == 1 for image, _ in pairs) else 3
-    spec = refiner_spec(channels, labels, sizes, planes)
-    largest = 1.25 * spec.field * planes.refine_downsample
-    scenes = _scenes(pairs, labels, planes.fine_cell, largest, sizes.nominal, seed)
-    mean, std = _normalisation([image for image, _ in pairs], channels, planes.scan_downsample)
+    depth = 1 if all(image.channels == 1 for image, _ in pairs) else 3
+    spec = refiner_spec(depth, labels, sizes, planes)
+    scenes = _scenes(pairs, labels, planes, 1.25 * spec.field * planes.refine_downsample, sizes.nominal, seed)
+    mean, std = _normalisation([image for image, _ in pairs], depth, planes.scan_downsample)
     # The refine net's cells are the base's, unless a search finds larger ones.
     fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
-    recipe = Recipe(fine, spec, channels, mean, std, rotate, steps, seed, width)
+    recipe = Recipe(fine, spec, depth, mean, std, rotate, steps, seed, width)
     with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
         planned = [replace(recipe, geometry=planes)]
         if geometry == "search":
@@ -182,10 +185,9 @@ def fit(
             _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
         ]
         best = min(found, key=lambda each: each.cost)
-        recipe = replace(recipe, geometry=best.model.geometry)
-        best = add_glances(best, recipe, setting, bars)
-    tried = {_scan_of(each.model): each.cost for each in found}
+        best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
     known = {"median_size": sizes.median, "runtime": runtime.name, "torch": str(torch.__version__)}
+    tried = {_scan_of(each.model): each.cost for each in found}
     cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
     origin = _origin(recipe, scenes) | _origin_of_base(base, base_weights)
     return replace(best.model, provenance={**best.model.provenance, **draft.provenance, **origin, **known, **cost})
@@ -194,13 +196,13 @@ def fit(
 def _scenes(
     pairs: Sequence[tuple[Image, Annotations]],
     labels: tuple[Label, ...],
-    fine_cell: int,
+    planes: Geometry,
     largest: float,
     nominal: float,
     seed: int,
 ) -> list[Scene]:
     """Images with their annotations on the grid of fine cells; some parts are held back."""
-    scenes = [Scene(i, a, labels, fine_cell=fine_cell, largest=largest, nominal=nominal) for i, a in pairs]
+    scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, largest=largest, nominal=nominal) for i, a in pairs]
     check_objects(scenes, largest)
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     return scenes
@@ -252,6 +254,7 @@ def _origin(recipe: Recipe, scenes: Sequence[Scene]) -> dict[str, Any]:
         "steps": int(recipe.steps),
         "seed": int(recipe.seed),
         "rotate": recipe.rotate,
+        KEY: Remembered.of([scene.image for scene in scenes]).to_json(),
     }
 
 
@@ -303,7 +306,12 @@ def _check_scan(geometry: Geometry | str | None, width: float) -> None:
         raise ValueError(f"a cell must be 1, 2, 4 or 8 pixels of the plane that is scanned, got {geometry}")
 
 
-def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotations]]:
+def _load(
+    images: Sources,
+    annotations: Sources,
+    channels: int | Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> list[tuple[Image, Annotations]]:
     """Images with their annotations; files are matched by name, all else by order."""
     images = [images] if isinstance(images, np.ndarray | Image) else images
     by_name = isinstance(images, str | os.PathLike) or all(isinstance(i, str | os.PathLike) for i in images)
@@ -320,8 +328,7 @@ def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotation
     if len(matched) != len(sources):
         raise AnnotationError(f"expected one annotation for each image, got {len(matched)} for {len(sources)}")
     pairs = []
-    for source, text in zip(sources, matched, strict=True):
-        image = open_image(source)
+    for image, text in zip(open_alike(sources, channels, value_range), matched, strict=True):
         known = text if isinstance(text, dict) else Path(text)
         pairs.append((image, read_annotations(known, full_shape=(image.height, image.width))))
     if not any(annotated.objects for _, annotated in pairs):

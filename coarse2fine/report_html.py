@@ -275,7 +275,10 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         *(("note", note) for note in image.notes),
         ("cell", f"{analysis.cell} px"),
     ]
+    facts += [("note", note) for note in analysis.notes]
     for key, value in analysis.provenance.items():
+        if key == "notes":
+            continue
         rows = value.items() if isinstance(value, dict) else [("", value)]
         facts += [(f"{key} {name}".strip(), str(item)) for name, item in rows if item is not None]
     return facts

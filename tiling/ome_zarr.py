@@ -203,12 +203,12 @@ def _windows(image: Mapping[str, Any], samples: int, dtype: np.dtype[Any]) -> tu
     if is_plain(dtype) or not isinstance(channels, list) or len(channels) != samples:
         return ()
     windows = [channel.get("window") if isinstance(channel, Mapping) else None for channel in channels]
-    ends = [[w.get("start"), w.get("end")] if isinstance(w, Mapping) else [None, None] for w in windows]
-    return tuple(stated_range(low, high, dtype) if _is_number(low) and _is_number(high) else None for low, high in ends)
+    return tuple(_window(window, dtype) if isinstance(window, Mapping) else None for window in windows)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < math.inf
+def _window(window: Mapping[str, Any], dtype: np.dtype[Any]) -> tuple[float, float] | None:
+    low, high = window.get("start"), window.get("end")
+    return stated_range(low, high, dtype) if isinstance(low, int | float) and isinstance(high, int | float) else None
 
 
 def _axis_names(image: Mapping[str, Any], array: Any, label: str) -> list[str]:

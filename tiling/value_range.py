@@ -231,7 +231,9 @@ def _windows(size: tuple[int, int], chunk: tuple[int, int], count: int) -> Itera
     axes = []
     for length, step in zip(size, chunk, strict=True):
         side = min(_SIDE, length)
-        spans = [(int(y), int(y) + side) for y in np.unique(np.linspace(0, length - side, count).round())]
-        axes.append([list(group) for _, group in itertools.groupby(spans, lambda span, step=step: span[0] // step)])
+        by_chunk: dict[int, list[tuple[int, int]]] = {}
+        for start in np.unique(np.linspace(0, length - side, count).round()).astype(int).tolist():
+            by_chunk.setdefault(start // step, []).append((start, start + side))
+        axes.append(by_chunk.values())
     for rows, columns in itertools.product(*axes):
         yield [Box(y0, x0, y1, x1) for (y0, y1), (x0, x1) in itertools.product(rows, columns)]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from coarse2fine.batch.inputs import Item
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.bundle import ModelError
+from coarse2fine.remembered import open_for
 from coarse2fine.tiling.image import Image
-from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.remote import is_url
+from coarse2fine.tiling.value_range import check_range
 
 Status = Literal["done", "damaged", "failed", "timeout", "killed", "waiting"]
 """Whole; whole but for parts of the image that cannot be read; an error; too slow; its worker died; not done yet."""
@@ -54,23 +55,25 @@ class Opening:
     mpp : float, optional
         Microns per pixel instead of what a file says.
     channels : tuple of int, optional
-        Stored channels to read.
+        Stored channels to read; by default as the model's images were read.
+    value_range : (float, float), optional
+        Stored values that become black and white; by default as the model's images were read.
 
     Raises
     ------
     ValueError
-        If `mpp` is not positive.
+        If `mpp` is not positive, or `value_range` is no range.
     """
 
     mpp: float | None = None
     channels: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not 0 < self.mpp < float("inf"):
             raise ValueError(f"expected positive microns per pixel, got {self.mpp}")
-
-    def __call__(self, source: str) -> Image:
-        return open_image(source, mpp=self.mpp, channels=self.channels)
+        if self.value_range is not None:
+            check_range(self.value_range)
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,15 @@ class Job:
     report: bool = True
 
     def open(self) -> Image:
-        """The image, open.
+        """The image, open, read as it was asked for or else as the model's were.
 
         Raises
         ------
         ImageError
             If it cannot be opened.
         """
-        return self.opening(self.item.source)
+        as_asked = {f.name: getattr(self.opening, f.name) for f in fields(self.opening)}
+        return open_for(loaded(self.model), self.item.source, **as_asked)
 
     @property
     def target(self) -> Path:

@@ -24,6 +24,7 @@ from coarse2fine.paths import PathLike
 from coarse2fine.progress import BatchProgress
 from coarse2fine.report_batch import remove_shards, write_batch_report
 from coarse2fine.tiling.remote import is_url
+from coarse2fine.tiling.value_range import check_range
 
 OnError = Literal["skip", "fail"]
 
@@ -90,6 +91,8 @@ def analyze_folder(
     device: str | None = None,
     precision: Precision = "auto",
     mpp: float | None = None,
+    channels: Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
     mask: PathLike | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -115,7 +118,7 @@ def analyze_folder(
         Folder of the results, made where needed.
     model : path, str or Model
         A fitted model, its file, or the name of an embedded one.
-    budget, cells, seconds, recall, confidence, audit, threshold, seed, device, precision
+    budget, cells, seconds, recall, confidence, audit, threshold, seed, device, precision, channels, value_range
         Of each image, as in `analyze`.
     mpp : float, optional
         Microns per pixel, instead of what files say; that of a list comes first.
@@ -161,7 +164,7 @@ def analyze_folder(
         model,
         config,
         Crew(workers, scheduler, None, split, time_limit),
-        opening=Opening(mpp),
+        opening=Opening(mpp, None if channels is None else tuple(channels), value_range and check_range(value_range)),
         overwrite=overwrite,
         report=report,
         on_error=on_error,

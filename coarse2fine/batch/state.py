@@ -53,6 +53,8 @@ def facts_of(analysis: Analysis) -> dict[str, Any]:
         "complete": analysis.complete,
         "failures": list(analysis.failures),
     }
+    if analysis.notes:
+        facts["notes"] = list(analysis.notes)
     if audit is not None:
         facts["audit"] = audit_json(audit)
     return facts

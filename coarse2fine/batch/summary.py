@@ -20,6 +20,8 @@ from coarse2fine.files import replacing_stream
 
 _COLUMNS = ("name", "source", "status", "regions", "share", "complete", "error")
 
+_NOTED = 5
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -89,6 +91,10 @@ class Batch:
         if self.audit is not None:
             number = sum(audit_of(record.facts) is not None for record in self.records)
             lines.append(f"audit  {self.audit}, {number:,} image(s) pooled")
+        notes = Counter(note for record in self.records for note in record.facts.get("notes", ()))
+        lines += [f"note   {note}, {number:,} image(s)" for note, number in notes.most_common(_NOTED)]
+        if len(notes) > _NOTED:
+            lines.append(f"note   {len(notes) - _NOTED:,} more in {self.out / 'batch.json'}")
         lines += [
             f"{record.status} {record.source}: {record.error.removeprefix(f'{record.source}: ')}"
             for record in self.unwell
