@@ -155,7 +155,7 @@ def open_for(
 
 
 def _again(
-    image: Image, source: ImageSource, mpp: Mpp | None, channels: Sequence[int] | None, value_range: Range | None
+    image: Image, source: ImageSource, mpp: Mpp | None, channels: int | Sequence[int] | None, value_range: Range | None
 ) -> Image:
     """The image read otherwise, or as it is if it cannot be read so."""
     try:
@@ -241,7 +241,7 @@ def _mpp_differences(known: Remembered, image: Image) -> list[str]:
     factor, look = (size / known.mpp, "smaller") if size > known.mpp else (known.mpp / size, "larger")
     return [
         f"a pixel is {size:.3g} microns, but the model was fitted at {known.mpp:.3g}: "
-        f"things look {factor:.3g} times {look} than those that it knows"
+        f"things look {factor:.3g} times {look} than those it knows"
     ]
 
 

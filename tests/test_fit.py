@@ -83,6 +83,8 @@ def test_a_fitted_model_finds_discs_it_has_never_seen(fitted: Model, tmp_path: P
     assert fitted.name == "discs"
     assert [label.name for label in fitted.labels] == ["disc"]
     assert fitted.channels == 1
+    told = fitted.provenance["read_as"]
+    assert (told["channels"], told["picked"], told["value_range"], told["mpp"]) == ([0], False, [0.0, 255.0], None)
     whole = analyze(pixels, fitted, budget=1.0, precision="fp32")
     found = np.array([r.full_centre for r in whole.regions])
     distance = np.linalg.norm(found[:, None] - centres[None], axis=2)

@@ -96,7 +96,7 @@ class CacheEntry:
             mask = self._part(_MASK, stats) if about["masked"] else None
             if pixels is None or (about["masked"] and mask is None):
                 return None
-            origin = Origin.parse(about["origin"])
+            origin = Origin.parse(about["origin"], pixels.samples)
             if origin is None:
                 return None
             source = dataclasses.replace(pixels, format=about["format"], origin=origin)

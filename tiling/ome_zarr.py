@@ -87,7 +87,9 @@ def _open(keys: Keys, label: str, folder: str | None) -> Source:
         axes=axes,
         format="zarr" if image is None else "ome-zarr",
         stated=() if image is None else _windows(image, _samples(arrays[0], axes), arrays[0].dtype),
-        origin=Origin.parse(image.get(_OURS)) if image is not None and arrays[0].dtype == np.uint8 else None,
+        origin=Origin.parse(image[_OURS], _samples(arrays[0], axes))
+        if image is not None and is_plain(arrays[0].dtype)
+        else None,
         alpha=alpha,
         pixel_size=None if image is None else _pixel_size(image, names),
         notes=tuple(

@@ -244,7 +244,8 @@ class Source:
     @property
     def original_channels(self) -> tuple[int, ...]:
         """The same, of the original if this was written by this package."""
-        return self.used if self.origin is None or self.origin.channels is None else self.origin.channels
+        before = None if self.origin is None else self.origin.channels
+        return self.used if before is None else tuple(before[channel] for channel in self.used)
 
     def _raw(self, level: int, box: Box) -> NDArray[Any]:
         """Stored samples (h, w, c): those that are read, opacity last."""

@@ -63,7 +63,7 @@ class ValueRange:
     def notes(self) -> tuple[str, ...]:
         """Where it comes from; nothing where it is plain."""
         low, high = min(self.ends), max(self.ends)
-        said = {"given": ", as asked for", "file": ", as the file says"}.get(self.rule, "")
+        said = {"given": " (as asked for)", "file": " (as the file says)"}.get(self.rule, "")
         if self.rule == "depth":
             said = f" ({int(high).bit_length()} bits, by its pixels)"
         elif self.rule == "percentiles":
@@ -88,12 +88,14 @@ class Origin:
     channels: tuple[int, ...] | None = None
 
     @classmethod
-    def parse(cls, record: Any) -> Origin | None:
-        """The inverse of `to_json`; None for what is none."""
+    def parse(cls, record: Any, samples: int) -> Origin | None:
+        """The inverse of `to_json`, of pixels of so many samples; None for what is none."""
         try:
             low, high = map(float, record["value_range"])
             dtype, rule, channels = str(np.dtype(record["samples"])), record["rule"], record.get("channels")
             if rule not in get_args(Rule) or not (math.isfinite(low) and math.isfinite(high)) or low == high:
+                return None
+            if channels is not None and len(channels) != samples:
                 return None
             return cls(ValueRange(low, high, rule, dtype), None if channels is None else tuple(map(int, channels)))
         except (LookupError, TypeError, ValueError, AttributeError):
@@ -149,8 +151,9 @@ def measured_range(
 
     The coarsest level is looked at whole where it is small, and windows at even places of the finest, which shows
     how bright small things are; the places do not depend on how the file is chunked. Whole numbers from 0 on get
-    the fewest bits that hold them, 8 at least, and 16 where they are 8 bits widened; all others, and those that would
-    fill little of their bits, what lies between the 0.1 and 99.9 percentile. Reals within 0..1 get that range.
+    the fewest bits that hold them, 8 at least, and 16 where they are 8 bits widened, however dark. All others, and
+    those that would fill little of their bits, get what lies between the 0.1 and 99.9 percentile, but reals within
+    0..1 that range.
 
     Parameters
     ----------
@@ -170,9 +173,10 @@ def measured_range(
     if dtype.kind == "f" and all(part.min() >= 0 and part.max() <= 1 for part in seen):
         return ValueRange(0.0, 1.0, "unit", dtype.name)
     if low >= 0 and (dtype.kind != "f" or all((part == np.rint(part)).all() for part in seen)):
-        bits = _bits(high, seen[-1])
-        if low == high or high - low >= _LEAST_FILL * 2**bits:
-            return ValueRange(0.0, 2.0**bits - 1, "depth", dtype.name)
+        bits = max(_LEAST_BITS, int(high).bit_length())
+        widened = dtype.kind == "u" and dtype.itemsize == 2 and high > 0 and not (seen[-1] % _WIDENED).any()
+        if widened or low == high or high - low >= _LEAST_FILL * 2**bits:
+            return ValueRange(0.0, 2.0 ** (16 if widened else bits) - 1, "depth", dtype.name)
     ends = np.array([np.percentile(part, _PERCENTILES) for part in seen], np.float64)
     narrow = float(ends[:, 0].min()), float(ends[:, 1].max())
     # Of what is nearly all one value, the rest counts too.
@@ -180,13 +184,6 @@ def measured_range(
         if begin < end:
             return ValueRange(begin, end, "percentiles", dtype.name)
     return ValueRange(low - 0.5, low + 0.5, "percentiles", dtype.name)
-
-
-def _bits(high: float, finest: NDArray[Any]) -> int:
-    """Fewest bits for values up to `high`; all 16 where 8 were widened to them, however dark they are."""
-    if finest.dtype.kind == "u" and finest.dtype.itemsize == 2 and high > 0 and not (finest % _WIDENED).any():
-        return 16
-    return max(_LEAST_BITS, int(high).bit_length())
 
 
 def _seen(shapes: Sequence[tuple[int, int]], chunks: Sequence[tuple[int, int]], values: Values) -> list[NDArray[Any]]:
