@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,15 @@ MPP_FACTOR = 1.25
 """Pixels that differ from the model's by more than this factor are noted."""
 
 Range = tuple[float, float]
+
+_RULES = {
+    "type": "all of their type",
+    "given": "as asked for",
+    "file": "as the file says",
+    "depth": "bits in use",
+    "unit": "0..1",
+    "percentiles": "percentiles",
+}
 
 
 @dataclass(frozen=True)
@@ -74,17 +84,19 @@ class Remembered:
         if not isinstance(record, dict):
             return None
         try:
-            channels, ends = record["channels"], record["value_range"]
-            return cls(
+            channels, ends, mpp = record["channels"], record["value_range"], record["mpp"]
+            known = cls(
                 channels=None if channels is None else tuple(map(int, channels)),
                 picked=bool(record["picked"]),
                 value_range=None if ends is None else check_range(ends),
                 rule=record["rule"],
                 samples=record["samples"],
-                mpp=None if record["mpp"] is None else float(record["mpp"]),
+                mpp=None if mpp is None else float(mpp),
             )
-        except (LookupError, TypeError, ValueError):
+        except (ArithmeticError, LookupError, TypeError, ValueError):
             return None
+        sound = known.rule in (None, *_RULES) and (known.mpp is None or 0 < known.mpp < math.inf)
+        return known if sound else None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for a model's provenance."""
@@ -222,16 +234,6 @@ def _range_differences(known: Remembered, image: Image) -> list[str]:
         f"values {ends[0]:g}..{ends[1]:g} ({_RULES[rule]}) are scaled, but the model was fitted on{theirs} "
         f"({_RULES[known.rule]})"
     ]
-
-
-_RULES = {
-    "type": "all of their type",
-    "given": "as asked for",
-    "file": "as the file says",
-    "depth": "bits in use",
-    "unit": "0..1",
-    "percentiles": "percentiles",
-}
 
 
 def _mpp_differences(known: Remembered, image: Image) -> list[str]:

@@ -77,7 +77,15 @@ def test_it_is_kept_in_the_file(tmp_path: Path, detector: Model) -> None:
     assert known == Remembered((3, 0, 1), True, (0, 4095), "depth", "uint16", 0.5)
     model = replace(detector, provenance={KEY: known.to_json()})
     assert Remembered.by(load_model(model.save(tmp_path / "a.c2f"))) == known
-    for damaged in (None, 3, {}, {**known.to_json(), "channels": ["a"]}, {**known.to_json(), "value_range": [2, 1]}):
+    for damaged in (
+        None,
+        3,
+        {},
+        {**known.to_json(), "rule": "x"},
+        {**known.to_json(), "mpp": 0},
+        {**known.to_json(), "channels": ["a"]},
+        {**known.to_json(), "value_range": [2, 1]},
+    ):
         assert Remembered.by(replace(detector, provenance={KEY: damaged})) is None
     assert Remembered.by(load_model("digits")) is None
 

@@ -221,7 +221,15 @@ def test_windows_of_omero(tmp_path: Path) -> None:
     with open_image(tmp_path / "a") as image:
         assert ends(image) == (0, 5000)
         assert image.notes[-1] == "the file has a range for each channel; one that holds them all is used"
-    for damaged in (None, 3, {}, {"start": "a", "end": 1}, {"start": 9, "end": 1}, {"start": 0, "end": 65535}):
+    for damaged in (
+        None,
+        3,
+        {},
+        {"start": "a", "end": 1},
+        {"start": 9, "end": 1},
+        {"start": 0, "end": 65535},
+        {"start": 0, "end": 10**400},
+    ):
         write_omero(tmp_path / "a", pixels, [damaged] * 3)
         with open_image(tmp_path / "a") as image:
             assert ends(image) == (0, 2047), damaged
@@ -258,13 +266,15 @@ def test_a_copy_has_the_pixels_and_states_the_range(tmp_path: Path) -> None:
     with open_image(tmp_path / "b.zarr") as copied:
         assert ends(copied) == (0, 5000)
     attributes = zarr.open_group(tmp_path / "b.zarr").attrs
-    for damaged in (
+    records: list[Any] = [
         None,
         [],
         {"value_range": "ab"},
         {"value_range": [0, 1], "rule": "none", "samples": "u2"},
         {"value_range": [0, 9], "rule": "depth", "samples": "u2", "channels": [0, 1]},
-    ):
+        {"value_range": [0, 10**400], "rule": "depth", "samples": "u2"},
+    ]
+    for damaged in records:
         attributes["coarse2fine"] = damaged
         with open_image(tmp_path / "b.zarr") as copied:
             assert ends(copied) == (0, 255)

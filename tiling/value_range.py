@@ -93,12 +93,17 @@ class Origin:
         try:
             low, high = map(float, record["value_range"])
             dtype, rule, channels = str(np.dtype(record["samples"])), record["rule"], record.get("channels")
-            if rule not in get_args(Rule) or not (math.isfinite(low) and math.isfinite(high)) or low == high:
+            if (
+                np.dtype(dtype).kind not in "buif"
+                or rule not in get_args(Rule)
+                or not (math.isfinite(low) and math.isfinite(high))
+                or low == high
+            ):
                 return None
             if channels is not None and len(channels) != samples:
                 return None
             return cls(ValueRange(low, high, rule, dtype), None if channels is None else tuple(map(int, channels)))
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             return None
 
     def to_json(self) -> dict[str, Any]:
@@ -133,12 +138,16 @@ def is_plain(dtype: np.dtype[Any]) -> bool:
 
 def stated_range(low: float, high: float, dtype: np.dtype[Any]) -> tuple[float, float] | None:
     """A range that a file states, if it says more than the samples' type does; None if it cannot be one."""
+    try:
+        low, high = float(low), float(high)
+    except OverflowError:
+        return None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         return None
     least, most = sample_range(dtype)
     if dtype.kind != "f" and (low < least or high > most or (high == most and low in (least, 0))):
         return None
-    return float(low), float(high)
+    return low, high
 
 
 def measured_range(
