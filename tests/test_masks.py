@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import shapely
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -29,6 +30,15 @@ MakeImage = Callable[..., NDArray[np.uint8]]
 
 def blank(height: int, width: int) -> Any:
     return open_image(np.zeros((height, width), np.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4"])
+def test_labels_of_any_type_are_inside(tmp_path: Path, dtype: str) -> None:
+    labels = np.zeros((64, 96), dtype)
+    labels[8:16, 24:40], labels[40:48, 80:96] = 1, 500
+    tifffile.imwrite(tmp_path / "a.tif", labels)
+    expected = labels[4::8, 4::8] > 0
+    np.testing.assert_array_equal(cells_inside(tmp_path / "a.tif", blank(64, 96), 8), expected)
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 1000))

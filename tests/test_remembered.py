@@ -19,6 +19,7 @@ from coarse2fine.batch.job import Opening, key_of
 from coarse2fine.cli import main
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.demo import score
+from coarse2fine.fit import _load
 from coarse2fine.model import Model
 from coarse2fine.remembered import KEY, Remembered, open_alike, open_for
 from coarse2fine.scenes import DigitScene
@@ -178,3 +179,18 @@ def test_batches_and_the_command_line(tmp_path: Path, detector: Model, capsys: p
     item, spec, config = Item(str(first)), ModelSpec.of(file), Config()
     ways = (Opening(), Opening(channels=(0, 1, 2)), Opening(value_range=(0, 3000)), Opening(value_range=(0, 3001)))
     assert len({key_of(item, spec, config, way) for way in ways}) == 4  # another way of reading is another result
+
+
+def test_a_fit_reads_the_channels_that_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = write(tmp_path / "a.tif", planes())
+    outline = {"type": "Polygon", "coordinates": [[[9, 9], [30, 9], [30, 30], [9, 30], [9, 9]]]}
+    feature = {"type": "Feature", "geometry": outline, "properties": {"classification": {"name": "a"}}}
+    annotations = tmp_path / "a.geojson"
+    annotations.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    command = ["fit", str(image), str(annotations), "-o", str(tmp_path / "m.c2f"), "-q"]
+    assert main([*command, "--channels", "5"]) == 1
+    assert "a.tif: expected one or three of the channels 0 to 4, got 5" in capsys.readouterr().err
+    assert main([*command, "--value-range", "5", "5"]) == 1
+    assert "expected value_range as two numbers (low, high) with low < high" in capsys.readouterr().err
+    ((opened, _),) = _load(image, annotations, (3, 0, 1), (0, 3000))
+    assert (opened.used, opened.value_range) == ((3, 0, 1), (0.0, 3000.0))
