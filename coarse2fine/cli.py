@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Names of images are printed, also where a terminal or a pipe has no such characters.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"coarse2fine: {message}\n"
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["benchmark"]:
         # Benchmarks load much that nothing else needs, some of it in extras.
@@ -146,8 +148,6 @@ def _fit(parsed: argparse.Namespace) -> None:
     )
     path = model.save(parsed.output)
     print(model)
-    if left_out := model.provenance["too_large"]:
-        print(f"left out {left_out:,} of {model.provenance['objects']:,} objects: larger than the refine net's field")
     print(f"written {path}")
 
 

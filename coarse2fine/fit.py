@@ -8,6 +8,7 @@ would find something, not what a person marked. What is held back calibrates thr
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -34,17 +35,20 @@ from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.shape import (
     FINE_STRIDE,
     STRIDES,
+    Sizes,
     base_spec,
     choose_geometry,
     find_labels,
+    largest_side,
     measure,
     refiner_spec,
+    smallest_side,
 )
-from coarse2fine.fitting.targets import Scene, check_objects, hold_back
+from coarse2fine.fitting.targets import PART, LeftOut, Scene, check_objects, hold_back
 from coarse2fine.fitting.zoom import add_glances, measure_price, scan_candidates
 from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.backbone import Backbone, parse_network
-from coarse2fine.models.conv_stack import ConvStack
+from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.scan import as_channels
@@ -94,7 +98,9 @@ def fit(
         Whether an object stays what it is when turned or mirrored, as in tissue and in views from above. False for
         writing, prints, and all that has a right way up.
     object_size : float, optional
-        Side of a typical object in full-resolution pixels, for annotations that are points.
+        Side of a typical object in full-resolution pixels, for annotations that are points. By default the median side
+        of objects that are drawn, or else the 10th percentile of the distance from a point to the nearest other, of
+        which a warning tells.
     base : str, optional
         The net that scans: a convolutional network of timm, such as ``"timm:mobilenetv2_100"``, of which the first
         stages are fine-tuned; by default a small built-in net. Arguments of the network follow its name, and so does
@@ -106,8 +112,9 @@ def fit(
     width : float
         Of the built-in base: a factor on its channels. A wider one costs more, and chooses better.
     geometry : Geometry or "search", optional
-        Cells and resolutions. By default they follow from the objects' sizes; "search" fits bases for several, and a
-        wider one, and takes the cheapest, which takes two to three times as long.
+        Cells and resolutions. By default they follow from the objects' sizes, so that as few as can be are too large
+        or too small to be sought; a warning tells how many are left out. "search" fits bases for several, and a wider
+        one, and takes the cheapest, which takes two to three times as long.
     minimise : {"macs", "seconds"}
         What is cheap: fewest multiply-adds, or least time on this machine. It decides on windows, on how many steps
         the scan takes, and on what "search" finds.
@@ -142,7 +149,8 @@ def fit(
     Raises
     ------
     AnnotationError
-        If annotations are missing, unreadable, outside their image, or hold no object at all.
+        If annotations are missing, unreadable, outside their image, or hold no object at all; or if the sizes of the
+        objects are such that a class, or a fifth of all objects, would be left out (see `geometry`).
     ImageError
         If an image cannot be read.
     ModelError
@@ -159,8 +167,7 @@ def fit(
     planes = geometry if isinstance(geometry, Geometry) else choose_geometry(sizes, labels)
     channels = 1 if all(image.channels == 1 for image, _ in pairs) else 3
     spec = refiner_spec(channels, labels, sizes, planes)
-    largest = 1.25 * spec.field * planes.refine_downsample
-    scenes = _scenes(pairs, labels, planes.fine_cell, largest, sizes.nominal, seed)
+    scenes, lost = _scenes(pairs, labels, planes, spec, sizes, seed, strict=planes is not geometry)
     mean, std = _normalisation([image for image, _ in pairs], channels, planes.scan_downsample)
     # The refine net's cells are the base's, unless a search finds larger ones.
     fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
@@ -185,25 +192,50 @@ def fit(
         recipe = replace(recipe, geometry=best.model.geometry)
         best = add_glances(best, recipe, setting, bars)
     tried = {_scan_of(each.model): each.cost for each in found}
-    known = {"median_size": sizes.median, "runtime": runtime.name, "torch": str(torch.__version__)}
+    known = {
+        "median_size": sizes.median,
+        "point_size": sizes.nominal,
+        "runtime": runtime.name,
+        "torch": str(torch.__version__),
+    }
     cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
-    origin = _origin(recipe, scenes) | _origin_of_base(base, base_weights)
+    origin = _origin(recipe, scenes, lost) | _origin_of_base(base, base_weights)
     return replace(best.model, provenance={**best.model.provenance, **draft.provenance, **origin, **known, **cost})
 
 
 def _scenes(
     pairs: Sequence[tuple[Image, Annotations]],
     labels: tuple[Label, ...],
-    fine_cell: int,
-    largest: float,
-    nominal: float,
+    planes: Geometry,
+    spec: StackSpec,
+    sizes: Sizes,
     seed: int,
-) -> list[Scene]:
-    """Images with their annotations on the grid of fine cells; some parts are held back."""
-    scenes = [Scene(i, a, labels, fine_cell=fine_cell, largest=largest, nominal=nominal) for i, a in pairs]
-    check_objects(scenes, largest)
-    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
-    return scenes
+    *,
+    strict: bool,
+) -> tuple[list[Scene], tuple[LeftOut, ...]]:
+    """Images with their annotations on the grid of fine cells, of which some parts are held back; what is left out."""
+    largest = largest_side(spec, planes.refine_downsample)
+    smallest = smallest_side(planes.refine_downsample)
+    options: dict[str, float] = {"largest": largest, "smallest": smallest, "nominal": sizes.nominal}
+    scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, **options) for i, a in pairs]
+    lost = check_objects(scenes, largest, smallest, strict=strict)
+    if sizes.guess:
+        _tell(
+            f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); give object_size to choose"
+        )
+    if lost:
+        _tell(f"left out, since what is sought has {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
+    if not hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed)):
+        _tell(
+            f"the scene is too small to hold a part back ({PART * planes.fine_cell} px a part): thresholds are set on "
+            "what the nets were trained on, and recall elsewhere may be lower; annotate a larger scene, or another"
+        )
+    return scenes, lost
+
+
+def _tell(text: str) -> None:
+    """Warn the caller of `fit`."""
+    warnings.warn(text, UserWarning, stacklevel=4)
 
 
 def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
@@ -243,12 +275,13 @@ def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Backbone | 
     return make_backbone(base, weights, channels=recipe.channels, stride=stride, mean=recipe.mean, std=recipe.std)
 
 
-def _origin(recipe: Recipe, scenes: Sequence[Scene]) -> dict[str, Any]:
+def _origin(recipe: Recipe, scenes: Sequence[Scene], lost: Sequence[LeftOut]) -> dict[str, Any]:
     """What a model was fitted on, and how."""
     return {
         "scenes": [scene.image.name for scene in scenes],
         "objects": int(sum(len(s.centre) for s in scenes)),
-        "too_large": int(sum((~s.fits).sum() for s in scenes)),
+        "left_out": {each.label: [each.too_large, each.too_small] for each in lost},
+        "parts_held_back": int(sum(s.held.sum() for s in scenes)),
         "steps": int(recipe.steps),
         "seed": int(recipe.seed),
         "rotate": recipe.rotate,
