@@ -29,7 +29,7 @@ from coarse2fine.annotations import (
 from coarse2fine.config import check_seed
 from coarse2fine.fitting.backbones import Weights, make_backbone
 from coarse2fine.fitting.base import train_base
-from coarse2fine.fitting.calibrate import Calibrated, Price, Setting, calibrate, exhaustive_answer
+from coarse2fine.fitting.calibrate import Calibrated, Price, Setting, calibrate, calibrates_on_all, exhaustive_answer
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.shape import (
@@ -44,7 +44,7 @@ from coarse2fine.fitting.shape import (
     refiner_spec,
     smallest_side,
 )
-from coarse2fine.fitting.targets import PART, LeftOut, Scene, check_objects, hold_back
+from coarse2fine.fitting.targets import PART, LeftOut, Scene, check_cells, check_objects, hold_back
 from coarse2fine.fitting.zoom import add_glances, measure_price, scan_candidates
 from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.backbone import Backbone, parse_network
@@ -176,12 +176,19 @@ def fit(
         planned = [replace(recipe, geometry=planes)]
         if geometry == "search":
             planned = scan_candidates(planned[0], built_in=base is None)
+        check_cells(scenes, min(each.geometry.cell for each in planned))
         # What is wrong with the network or its weights is told before any work.
         backbones = [_backbone(each, base, base_weights) for each in planned]
         draft = _draft(recipe, labels, name, train_refiner(recipe, scenes, runtime, bars.task("refine net")))
         draft = add_specialists(draft, recipe, scenes, runtime, specialists, cache, bars)
         answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
         draft = replace(draft, threshold=answers.threshold)
+        if self_calibrated := calibrates_on_all(scenes, answers):
+            _tell(
+                "hardly anything was found in what was held back (scenes are held back in parts of "
+                f"{PART * planes.fine_cell} px): thresholds are set on what the nets were trained on, and recall "
+                "elsewhere may be lower; annotate a larger scene, or more of them"
+            )
         fines = {each.geometry.fine for each in planned}
         price = Price("macs") if minimise == "macs" else measure_price(draft, scenes, runtime, seed, fines)
         setting = Setting(tuple(scenes), answers, recall, price, runtime)
@@ -195,6 +202,7 @@ def fit(
     known = {
         "median_size": sizes.median,
         "point_size": sizes.nominal,
+        "calibrated_on_training": self_calibrated,
         "runtime": runtime.name,
         "torch": str(torch.__version__),
     }
@@ -220,22 +228,16 @@ def _scenes(
     scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, **options) for i, a in pairs]
     lost = check_objects(scenes, largest, smallest, strict=strict)
     if sizes.guess:
-        _tell(
-            f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); give object_size to choose"
-        )
+        _tell(f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); give object_size to choose")
     if lost:
         _tell(f"left out, since what is sought has {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
-    if not hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed)):
-        _tell(
-            f"the scene is too small to hold a part back ({PART * planes.fine_cell} px a part): thresholds are set on "
-            "what the nets were trained on, and recall elsewhere may be lower; annotate a larger scene, or another"
-        )
+    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     return scenes, lost
 
 
 def _tell(text: str) -> None:
     """Warn the caller of `fit`."""
-    warnings.warn(text, UserWarning, stacklevel=4)
+    warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
@@ -281,7 +283,6 @@ def _origin(recipe: Recipe, scenes: Sequence[Scene], lost: Sequence[LeftOut]) ->
         "scenes": [scene.image.name for scene in scenes],
         "objects": int(sum(len(s.centre) for s in scenes)),
         "left_out": {each.label: [each.too_large, each.too_small] for each in lost},
-        "parts_held_back": int(sum(s.held.sum() for s in scenes)),
         "steps": int(recipe.steps),
         "seed": int(recipe.seed),
         "rotate": recipe.rotate,

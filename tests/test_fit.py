@@ -28,7 +28,7 @@ from coarse2fine.tiling.opening import open_image
 
 SIDE, RADIUS = 512, 9
 # Small scenes are quick; a test of its own holds that this is told.
-pytestmark = pytest.mark.filterwarnings("ignore:the scene is too small to hold a part back:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:hardly anything was found in what was held back:UserWarning")
 Scene = tuple[NDArray[np.uint8], dict[str, Any]]
 
 
@@ -294,13 +294,12 @@ def test_what_fit_guesses_leaves_out_and_cannot_hold_back_is_told(small_steps: N
     pixels, annotations = discs(0)[0]
     large = feature("disc", [[100, 100], [300, 100], [300, 300], [100, 300]])
     options: dict[str, Any] = {"steps": 10, "specialists": None, "precision": "fp32", "progress": False}
-    with pytest.warns(UserWarning, match="too small to hold a part back"):
+    with pytest.warns(UserWarning, match=r"parts of 512 px\): thresholds are set on what the nets were trained on"):
         model = fit([pixels], [annotations], **options)
-    assert model.provenance["parts_held_back"] == 0
+    assert model.provenance["calibrated_on_training"]
     with pytest.warns(UserWarning, match=r"1 of 41 disc \(1 too large\)"):
         model = fit([np.tile(pixels, (1, 2))], [collection(*annotations["features"], large)], **options)
     assert model.provenance["left_out"] == {"disc": [1, 0]}
-    assert model.provenance["parts_held_back"] == 1
     points = collection(*(feature("disc", [[40.0 * i, 40.0 * j]]) for i in range(1, 12) for j in range(1, 12)))
     with pytest.warns(UserWarning, match="took 40 px .*nearest neighbour closer.*object_size"):
         model = fit([pixels], [points], **options)

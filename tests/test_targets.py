@@ -209,9 +209,8 @@ def many(count: int, side: int) -> list[Scene]:
 def test_some_is_held_back_and_most_trains(count: int, side: int) -> None:
     for seed in range(5):
         scenes = many(count, side)
-        told = hold_back(scenes, 0.2, np.random.default_rng(seed))
+        hold_back(scenes, 0.2, np.random.default_rng(seed))
         held = np.concatenate([s.held.ravel() for s in scenes])
-        assert told == (sum(s.held.any() for s in scenes) if count >= 8 else held.sum())
         assert held.sum() < len(held)
         assert held.any() or len(held) == 1
         assert held.mean() <= 0.34 or len(held) < 4

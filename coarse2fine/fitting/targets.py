@@ -311,45 +311,49 @@ def _refuse(lost: Sequence[LeftOut], largest: float, smallest: float, *, whole: 
     )
 
 
-def check_cells(known: int, cell: int) -> None:
-    """Refuse cells of so many pixels where none of them is known as a whole.
+def check_cells(scenes: Sequence[Scene], cell: int) -> None:
+    """Refuse cells of so many pixels if none of them is known as a whole, before anything is trained.
 
     Raises
     ------
     AnnotationError
         If none is.
     """
-    if not known:
-        raise AnnotationError(
-            f"no cell of {cell} px lies wholly in an image and in what was annotated: "
-            "give larger images or Region* areas, or a geometry of smaller cells"
-        )
+    ratio = cell // scenes[0].fine_cell
+    for scene in scenes:
+        height, width = scene.cell_shape
+        for top in range(0, ceil_div(height, ratio) * ratio, ceil_div(PART, ratio) * ratio):
+            band = Box(top, 0, top + ceil_div(PART, ratio) * ratio, ceil_div(width, ratio) * ratio)
+            known = scene.known(band) | scene.known(band, held=True)
+            if pooled(np.zeros(known.shape, np.float32), known, ratio)[1].any():
+                return
+    raise AnnotationError(
+        f"no cell of {cell} px lies wholly in an image and in what was annotated: "
+        "give larger images or Region* areas, or a geometry of smaller cells"
+    )
 
 
-def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> int:
+def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> None:
     """Mark parts that calibrate and never train: whole images where there are many, else parts of all of them.
 
     Parts are drawn systematically in order of the objects they hold, so that rare objects are on both sides; what
-    alone holds objects trains. Returns how many parts, or images, are held back: none where there is but one part.
+    alone holds objects trains.
     """
     if len(scenes) >= 8:
         sizes = np.array([len(s.centre) for s in scenes])
         order = np.argsort(-sizes, kind="stable")[int(np.count_nonzero(sizes) == 1) :]
-        chosen = _systematic(order, share, rng)
-        for i in chosen:
+        for i in _systematic(order, share, rng):
             scenes[i].held[:] = True
-        return len(chosen)
+        return
     counts = [_objects_by_part(scene).ravel() for scene in scenes]
     places = [(scene, i) for scene, count in zip(scenes, counts, strict=True) for i in range(len(count))]
     if len(places) < 2:  # what is held back cannot train
-        return 0
+        return
     sizes = np.concatenate(counts)
     order = np.lexsort((rng.random(len(places)), -sizes))[int(np.count_nonzero(sizes) == 1) :]
-    chosen = _systematic(order, share, rng)
-    for row in chosen.tolist():
+    for row in _systematic(order, share, rng).tolist():
         scene, i = places[row]
         scene.held.flat[i] = True
-    return len(chosen)
 
 
 def _objects_by_part(scene: Scene) -> NDArray[np.int64]:
