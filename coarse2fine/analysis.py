@@ -116,7 +116,12 @@ class Analysis:
             f"found  {len(self.regions):,}: {by_label}",
             f"cost   {self.cost}",
         ]
-        if chosen := self.chosen_by:
+        if self.kinds:
+            lines += [f"       {self.named(label)}" for label in sorted(self.kinds)]
+            lines.append(
+                f"chosen {len(self.plan):,} windows, by how rare and how badly explained they are in this image"
+            )
+        elif chosen := self.chosen_by:
             lead = ", ".join(f"{name} {share:.0%}" for name, share in list(chosen.items())[:_NAMED])
             lines.append(f"chosen {len(self.plan):,} windows, by {lead}")
         if self.audit is not None:
@@ -154,6 +159,16 @@ class Analysis:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @property
+    def kinds(self) -> dict[str, dict[str, Any]]:
+        """What sets each label apart and where to see it, if nobody named it; see `coarse2fine.traits`."""
+        return dict(self.provenance.get("kinds", {}))
+
+    def named(self, label: str) -> str:
+        """A label, and what sets it apart if nobody named it, such as ``"kind 6 (darker, smoother)"``."""
+        traits = self.kinds.get(label, {}).get("traits")
+        return f"{label} ({traits})" if traits else label
+
+    @property
     def chosen_by(self) -> dict[str, float]:
         """Share of the windows in which each feature fired strongest, the largest first."""
         if self.plan.fired is None or not len(self.plan):
@@ -171,7 +186,9 @@ class Analysis:
             A PNG, PDF or SVG file, by its ending.
         """
         target = Path(path)
-        picture = Picture(self.image, self.overview, self.interest, self.plan, self.cell, self.regions, self._title())
+        kinds = {label: (each["traits"], each["example"]) for label, each in self.kinds.items()}
+        parts = (self.image, self.overview, self.interest, self.plan, self.cell, self.regions, self._title(), kinds)
+        picture = Picture(*parts)
         with replacing(target) as temporary:
             picture.save(temporary, target.suffix.lstrip(".").lower())
         return target

@@ -35,6 +35,7 @@ from coarse2fine.stored import versions
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
 from coarse2fine.tiling.stats import ReadStats
+from coarse2fine.traits import describe_kinds
 
 EXPLORE_BUDGET = 0.2
 
@@ -176,6 +177,7 @@ def run_analysis(
             audited = run.audit(standing, scan.macs + fine.macs, cut=fine.cut)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
+        kinds = {} if model.task == "detect" else describe_kinds(regions, opened, model.geometry.refine_downsample)
     failures = tuple(dict.fromkeys(scan.failures + fine.failures + audited.failures))
     return Analysis(
         image=opened,
@@ -188,7 +190,10 @@ def run_analysis(
         audit=audited.audit if asked else None,
         complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
-        provenance=_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
+        provenance={
+            **_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
+            **({"kinds": kinds} if kinds else {}),
+        },
     )
 
 

@@ -29,7 +29,15 @@ from coarse2fine.annotations import (
 from coarse2fine.config import check_seed
 from coarse2fine.fitting.backbones import Weights, make_backbone
 from coarse2fine.fitting.base import train_base
-from coarse2fine.fitting.calibrate import Calibrated, Price, Setting, calibrate, calibrates_on_all, exhaustive_answer
+from coarse2fine.fitting.calibrate import (
+    Answers,
+    Calibrated,
+    Price,
+    Setting,
+    calibrate,
+    calibrates_on_all,
+    exhaustive_answer,
+)
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.shape import (
@@ -58,6 +66,10 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import open_image
 
 _HELD_SHARE = 0.2
+# Steps with their usual shares of the time; a search trains several bases.
+_FIRST = (("refine net", 0.45), ("specialists", 0.06), ("refine net's answer", 0.01))
+_EACH_BASE = (("lessons for the base", 0.06), ("base", 0.4), ("calibrating", 0.02))
+_EXPECTED = (_FIRST + _EACH_BASE, _FIRST + 4 * _EACH_BASE)
 
 Sources = str | os.PathLike[str] | NDArray[Any] | Image | dict[str, Any] | Sequence[Any]
 
@@ -172,10 +184,9 @@ def fit(
     # The refine net's cells are the base's, unless a search finds larger ones.
     fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
     recipe = Recipe(fine, spec, channels, mean, std, rotate, steps, seed, width)
-    with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
-        planned = [replace(recipe, geometry=planes)]
-        if geometry == "search":
-            planned = scan_candidates(planned[0], built_in=base is None)
+    with Progress(progress, _EXPECTED[geometry == "search"]) as bars, torch.random.fork_rng(devices=[]):
+        usual = replace(recipe, geometry=planes)
+        planned = scan_candidates(usual, built_in=base is None) if geometry == "search" else [usual]
         check_cells(scenes, min(each.geometry.cell for each in planned))
         # What is wrong with the network or its weights is told before any work.
         backbones = [_backbone(each, base, base_weights) for each in planned]
@@ -183,14 +194,8 @@ def fit(
         draft = add_specialists(draft, recipe, scenes, runtime, specialists, cache, bars)
         answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
         draft = replace(draft, threshold=answers.threshold)
-        if self_calibrated := calibrates_on_all(scenes, answers):
-            _tell(
-                "hardly anything was found in what was held back (scenes are held back in parts of "
-                f"{PART * planes.fine_cell} px): thresholds are set on what the nets were trained on, and recall "
-                "elsewhere may be lower; annotate a larger scene, or more of them"
-            )
-        fines = {each.geometry.fine for each in planned}
-        price = Price("macs") if minimise == "macs" else measure_price(draft, scenes, runtime, seed, fines)
+        self_calibrated = _check_held(scenes, answers)
+        price = _price(minimise, draft, scenes, runtime, seed, planned)
         setting = Setting(tuple(scenes), answers, recall, price, runtime)
         found = [
             _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
@@ -199,13 +204,8 @@ def fit(
         recipe = replace(recipe, geometry=best.model.geometry)
         best = add_glances(best, recipe, setting, bars)
     tried = {_scan_of(each.model): each.cost for each in found}
-    known = {
-        "median_size": sizes.median,
-        "point_size": sizes.nominal,
-        "calibrated_on_training": self_calibrated,
-        "runtime": runtime.name,
-        "torch": str(torch.__version__),
-    }
+    known: dict[str, Any] = {"median_size": sizes.median, "point_size": sizes.nominal}
+    known |= {"runtime": runtime.name, "torch": str(torch.__version__), "calibrated_on_training": self_calibrated}
     cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
     origin = _origin(recipe, scenes, lost) | _origin_of_base(base, base_weights)
     return replace(best.model, provenance={**best.model.provenance, **draft.provenance, **origin, **known, **cost})
@@ -233,6 +233,25 @@ def _scenes(
         _tell(f"left out, since what is sought has {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     return scenes, lost
+
+
+def _price(
+    minimise: str, draft: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, planned: Sequence[Recipe]
+) -> Price:
+    if minimise == "macs":
+        return Price("macs")
+    return measure_price(draft, scenes, runtime, seed, {each.geometry.fine for each in planned})
+
+
+def _check_held(scenes: Sequence[Scene], answers: Answers) -> bool:
+    """Whether thresholds have to be set on what the nets were trained on, of which the caller is warned."""
+    if self_calibrated := calibrates_on_all(scenes, answers):
+        _tell(
+            "hardly anything was found in what was held back (scenes are held back in parts of "
+            f"{PART * scenes[0].fine_cell} px): thresholds are set on what the nets were trained on, and recall "
+            "elsewhere may be lower; annotate a larger scene, or more of them"
+        )
+    return self_calibrated
 
 
 def _tell(text: str) -> None:

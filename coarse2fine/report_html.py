@@ -46,6 +46,17 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A place of a kind that nobody named: what the kind is like, its colour, and a picture as a data URI."""
+
+    name: str
+    colour: str
+    box: Box
+    full_box: tuple[float, float, float, float]
+    picture: str
+
+
+@dataclass(frozen=True)
 class Tile:
     """A window at full resolution.
 
@@ -95,10 +106,11 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     failures = list(analysis.failures)
-    picture, tiles = None, []
+    picture, tiles, examples = None, [], []
     try:
         picture = _picture(analysis)
         tiles = _gallery(analysis)
+        examples = _examples(analysis)
     except ImageError as error:
         failures.append(f"pictures are missing: {error}")
     page = render_page(
@@ -111,7 +123,9 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
         shown=min(len(analysis.regions), _SHAPES),
         windows=_squares(analysis.plan, analysis.cell, max(analysis.image.shape[:2]) / 400),
         tiles=tiles,
-        chosen=list(analysis.chosen_by.items())[:_FEATURES],
+        examples=examples,
+        # Features of an autoencoder have no meaning of their own.
+        chosen=[] if analysis.kinds else list(analysis.chosen_by.items())[:_FEATURES],
         spending=_spending(analysis),
         recall=None if analysis.audit is None else recall_text(analysis.audit),
         failures=failures,
@@ -208,12 +222,23 @@ def _gallery(analysis: Analysis) -> list[Tile]:
         found = [] if near is None else near.query_ball_point(_centre(box), max(box.height, box.width) / 2, p=np.inf)
         regions = [analysis.regions[i] for i in sorted(found)]
         route = next((r.route for r in regions if _inside(r, window)), ())
-        fired = _fired(plan, rank)
+        fired = () if analysis.kinds else _fired(plan, rank)
         shown = layers(regions, 0)
         tiles.append(Tile(rank + 1, float(plan.scores[rank]), box, window, _crop(image, box), fired, route, shown))
         if len(tiles) == _TILES:
             break
     return tiles
+
+
+def _examples(analysis: Analysis) -> list[Example]:
+    """The surest region of each kind that nobody named."""
+    found = []
+    for label, kind in analysis.kinds.items():
+        y0, x0, y1, x1 = kind["example"]
+        box = _around(Box(int(y0), int(x0), math.ceil(y1), math.ceil(x1)), analysis.image)
+        picture = _crop(analysis.image, box)
+        found.append(Example(analysis.named(label), colour(label), box, (y0, x0, y1, x1), picture))
+    return found
 
 
 def _fired(plan: Plan, rank: int) -> tuple[str, ...]:
@@ -276,6 +301,8 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("cell", f"{analysis.cell} px"),
     ]
     for key, value in analysis.provenance.items():
+        if key == "kinds":
+            continue
         rows = value.items() if isinstance(value, dict) else [("", value)]
         facts += [(f"{key} {name}".strip(), str(item)) for name, item in rows if item is not None]
     return facts
