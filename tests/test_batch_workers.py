@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from coarse2fine import pieces
 from coarse2fine.batch import analyze_folder, cluster, run, schedule
-from coarse2fine.batch.cluster import connected
+from coarse2fine.batch.cluster import connected, shared
 from coarse2fine.batch.inputs import find_items
 from coarse2fine.batch.job import Opening
 from coarse2fine.batch.run import Crew, make_jobs, run_batch
@@ -42,11 +42,9 @@ MEMORY = 1.2e9
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    """Of a cluster as a batch has it; batches of these tests find its key where Dask's configuration has one."""
+    """Of a cluster as a batch has it, in which these tests run theirs."""
     with connected(None, 2, MEMORY) as client:
-        own = client.security
-        held = {"ca-file": own.tls_ca_file, "client.cert": own.tls_client_cert, "client.key": own.tls_client_key}
-        with dask.config.set({f"distributed.comm.tls.{name}": value for name, value in held.items()}):
+        with shared(client):
             yield client
 
 
@@ -98,9 +96,9 @@ def answered(address: str, certificate: Path | None, context: ssl.SSLContext) ->
     if certificate is not None:
         context.load_cert_chain(certificate)
     host, port = address.rpartition("/")[2].split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as plain, contextlib.suppress(OSError):
-        with context.wrap_socket(plain) as link:
-            return link.recv(1)
+    plain = socket.create_connection((host, int(port)), timeout=20)
+    with plain, contextlib.suppress(OSError), context.wrap_socket(plain) as link:
+        return link.recv(1)
     return b""
 
 
@@ -116,7 +114,7 @@ def test_nobody_else_reaches_the_cluster_of_a_batch(client: Client, tmp_path: Pa
         for certificate in (None, tmp_path / "strange"):
             assert answered(address, certificate, ssl.create_default_context()) == b""
         assert answered(address, tmp_path / "own", ssl.create_default_context()) != b""
-    with pytest.raises(OSError, match="closed|reset|Timed out"):
+    with pytest.raises(OSError, match=r"closed|reset|Timed out"):
         Client(addresses[0].replace("tls://", "tcp://"), timeout=0.5)
     for host, port in listening():
         assert host == "127.0.0.1"

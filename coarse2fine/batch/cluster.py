@@ -91,6 +91,15 @@ def connected(scheduler: str | None, workers: int, memory_limit: str | float | N
         yield client
 
 
+@contextlib.contextmanager
+def shared(client: Client) -> Iterator[str]:
+    """The address of a client's scheduler, to which this process can connect again while the context lasts."""
+    own = client.security
+    held = {"ca-file": own.tls_ca_file, "client.cert": own.tls_client_cert, "client.key": own.tls_client_key}
+    with dask.config.set({f"distributed.comm.tls.{name}": value for name, value in held.items()}):
+        yield client.scheduler.address
+
+
 def revive(client: Client) -> None:
     """Replace workers of a local cluster that died and did not come back."""
     if isinstance(client.cluster, LocalCluster):
