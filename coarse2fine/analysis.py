@@ -20,7 +20,6 @@ from coarse2fine.export_features import as_anndata, interesting_patches, with_fe
 from coarse2fine.export_geojson import write_geojson, write_world_geojson
 from coarse2fine.export_maps import Maps, write_maps
 from coarse2fine.export_tables import tiles_frame, write_csv, write_parquet
-from coarse2fine.files import replacing
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.runtime import Runtime
@@ -46,6 +45,7 @@ from coarse2fine.stored import (
     read_result,
     timing_json,
 )
+from coarse2fine.tiling.atomic import replacing
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource

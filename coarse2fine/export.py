@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from coarse2fine.files import replacing_stream
+from coarse2fine.tiling.atomic import replacing_stream
 
 NOT_UNICODE = "backslashreplace"
 """How halves of characters, as in names of files that are not Unicode, are written: as JSON's own escapes."""

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coarse2fine.files import replacing
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import normalised
+from coarse2fine.tiling.atomic import replacing
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader

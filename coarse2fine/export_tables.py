@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.files import replacing
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.regions import Region
 from coarse2fine.scan import FIRED, feature_name
 from coarse2fine.select import Plan
+from coarse2fine.tiling.atomic import replacing
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,12 +17,13 @@ from torch import nn
 from coarse2fine._version import __version__
 from coarse2fine.models.backbone import PREFIX, Backbone, BackboneSpec
 from coarse2fine.models.base import Base
-from coarse2fine.models.bundle import ModelError, load_bundle, locate, save_bundle, under
+from coarse2fine.models.bundle import ModelError, load_bundle, locate, packed, under
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Curve, Firing
 from coarse2fine.models.twin import Twins
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
+from coarse2fine.tiling.atomic import replace_file
 
 Task = Literal["detect", "explore"]
 _SET_ASIDE = 3
@@ -268,7 +269,7 @@ class Model:
                 description[name] = each.describe()
         if self.painter is not None:
             arrays["painter"] = self.painter
-        save_bundle(target, arrays, description)
+        replace_file(target, packed(arrays, description))
         return target
 
 

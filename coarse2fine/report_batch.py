@@ -17,11 +17,11 @@ import numpy as np
 
 from coarse2fine.analysis import Analysis
 from coarse2fine.audit import Audit
-from coarse2fine.files import replacing_stream
 from coarse2fine.overlays import encoded
 from coarse2fine.pages import data_uri, render_page
 from coarse2fine.report_html import colour, recall_text, write_report
 from coarse2fine.stored import ANALYSIS, REPORT, THUMBNAIL, read_audit, read_record
+from coarse2fine.tiling.atomic import replacing_stream
 from coarse2fine.tiling.errors import ImageError
 
 _BATCH = "batch.json"

@@ -48,23 +48,18 @@ def locate(model: str | os.PathLike[str]) -> Path:
     raise ModelError(f"no model {str(model)!r}: it is neither a file nor one of the embedded models ({known})")
 
 
-def save_bundle(path: Path, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> None:
-    """Write a model file, whole or not at all.
+def packed(arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> bytes:
+    """Content of a model file.
 
     Parameters
     ----------
-    path : Path
-        The target; an existing file is replaced.
     arrays : mapping of str to ndarray
         Weights and tables.
     description : mapping
         Everything else, as JSON values.
     """
     text = json.dumps({"format": FORMAT_VERSION, **description}, allow_nan=False, sort_keys=True)
-    temporary = path.with_name(path.name + ".part")
-    # Written by us, so that the file gets the usual permissions: save_file makes it private to its owner.
-    temporary.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={_KEY: text}))
-    temporary.replace(path)
+    return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={_KEY: text})
 
 
 def load_bundle(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

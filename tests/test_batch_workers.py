@@ -21,7 +21,6 @@ from types import SimpleNamespace
 from typing import cast
 
 import cv2
-import dask
 import numpy as np
 import psutil
 import pytest
@@ -43,9 +42,8 @@ MEMORY = 1.2e9
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """Of a cluster as a batch has it, in which these tests run theirs."""
-    with connected(None, 2, MEMORY) as client:
-        with shared(client):
-            yield client
+    with connected(None, 2, MEMORY) as client, shared(client):
+        yield client
 
 
 @pytest.fixture

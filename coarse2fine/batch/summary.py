@@ -16,7 +16,7 @@ from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Record
 from coarse2fine.batch.state import audit_of
 from coarse2fine.export import NOT_UNICODE, write_json
-from coarse2fine.files import replacing_stream
+from coarse2fine.tiling.atomic import replacing_stream
 
 _COLUMNS = ("name", "source", "status", "regions", "share", "complete", "error")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from coarse2fine.bench.specialists_data import HELD, TEST, TRAIN, TileSet
 from coarse2fine.bench.specialists_nets import answers_of, augmented, inputs, stack, train_net
-from coarse2fine.models.bundle import load_bundle, save_bundle
+from coarse2fine.models.bundle import load_bundle, packed
 from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.gate import Gate
@@ -27,6 +27,7 @@ from coarse2fine.specialists.growth import Grown, grow
 from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.specialists.training import TrainingOptions
 from coarse2fine.specialists.validation import judge_tree
+from coarse2fine.tiling.atomic import replace_file
 
 # What columns learn from: all tiles, or those of which the base is unsure; all without the maps between its input and
 # its high-level one; or all with the answers of a larger net for targets.
@@ -98,7 +99,7 @@ class Trial:
             # Domains share much of what they teach.
             steps = round(self.steps * times * math.sqrt(self.tiles.domain_count))
             net = train_net(self.tiles, self.parts, spec, steps=steps, seed=self.seed)
-            save_bundle(path, {key: value.numpy() for key, value in net.state_dict().items()}, {})
+            replace_file(path, packed({key: value.numpy() for key, value in net.state_dict().items()}, {}))
             self._trained[name] = net
         return self._trained[name]
 
