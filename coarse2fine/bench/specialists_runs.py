@@ -16,7 +16,8 @@ from torch import Tensor
 
 from coarse2fine.bench.specialists_data import HELD, TEST, TRAIN, TileSet
 from coarse2fine.bench.specialists_nets import answers_of, augmented, inputs, stack, train_net
-from coarse2fine.models.bundle import load_bundle, packed
+from coarse2fine.model_file import read_model_file
+from coarse2fine.models.bundle import packed
 from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.gate import Gate
@@ -93,7 +94,7 @@ class Trial:
         path = self.folder / f"{name}.c2f"
         if name not in self._trained and path.is_file():
             net = ConvStack(spec)
-            net.load_state_dict({key: torch.from_numpy(value) for key, value in load_bundle(path)[0].items()})
+            net.load_state_dict({key: torch.from_numpy(value) for key, value in read_model_file(path)[0].items()})
             self._trained[name] = net.eval()
         if name not in self._trained:
             # Domains share much of what they teach.

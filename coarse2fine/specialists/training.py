@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.models.bundle import load_bundle, packed
+from coarse2fine.model_file import read_model_file
+from coarse2fine.models.bundle import packed
 from coarse2fine.models.column import Column, Columns, NormedColumn
 from coarse2fine.models.lanes import threads_here
 from coarse2fine.models.twin import ColumnSpec, Twins
@@ -151,7 +152,7 @@ class ColumnTrainer:
 
 def load_column(shape: Shape, path: Path) -> Column:
     """A trained column, in evaluation mode."""
-    arrays, _ = load_bundle(path)
+    arrays, _ = read_model_file(path)
     column = shape.empty()
     column.load_state_dict({name: torch.from_numpy(array).float() for name, array in arrays.items()})
     return column.eval()
