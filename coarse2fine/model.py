@@ -336,14 +336,14 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
         name=text["name"],
         task=text["task"],
         geometry=Geometry(**text["geometry"]),
-        mean=tuple(text["mean"]),
-        std=tuple(text["std"]),
+        mean=tuple(map(float, text["mean"])),
+        std=tuple(map(float, text["std"])),
         base=base,
         refiner=refiner,
         labels=tuple(Label(**label) for label in text["labels"]),
         firing=firing_of(arrays, text["firing"], "firing.", base) if "firing" in text else None,
-        threshold=text["threshold"],
-        tau=text["tau"],
+        threshold=float(text["threshold"]),
+        tau=float(text["tau"]),
         window=text["window"],
         glances=tuple(
             _level(text["channels"], described, f"glance{i}.", arrays)
@@ -373,4 +373,4 @@ def _level(channels: int, text: dict[str, Any], prefix: str, arrays: dict[str, N
     own = {key: value for key, value in under(arrays, prefix).items() if not key.startswith("firing.")}
     net = filled(unfitted(channels, text["net"]), own)
     firing = firing_of(arrays, text["firing"], f"{prefix}firing.", net)
-    return Level(net, text["cell"], text["downsample"], firing, text["tau"])
+    return Level(net, text["cell"], text["downsample"], firing, float(text["tau"]))

@@ -214,4 +214,4 @@ def macs_of(text: Mapping[str, Any]) -> float:
     macs = text["macs_per_cell"]
     if not isinstance(macs, int | float) or not macs >= 0:
         raise ValueError(f"expected multiply-adds of a cell, got {macs!r:.60}")
-    return macs
+    return float(macs)
