@@ -22,6 +22,7 @@ from coarse2fine.models.firing import Firing
 from coarse2fine.models.twin import Twins
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
+from coarse2fine.terminal import printable
 from coarse2fine.tiling.atomic import replace_file
 
 Task = Literal["detect", "explore"]
@@ -197,10 +198,10 @@ class Model:
 
     def __str__(self) -> str:
         g = self.geometry
-        names = ", ".join(label.name for label in self.labels)
+        names = printable(", ".join(label.name for label in self.labels))
         scans = ", then ".join(f"1/{level.downsample}" for level in self.levels)
         return (
-            f"{self.name} ({self.task}): {names}\n"
+            f"{printable(self.name)} ({self.task}): {names}\n"
             f"  scan at {scans}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
             f"{self.refiner.spec.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
             f"{self.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned"

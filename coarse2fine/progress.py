@@ -12,6 +12,8 @@ from typing import Protocol, Self
 from rich import progress
 from rich.console import Console
 
+from coarse2fine.terminal import printable, say
+
 _PLAIN_EVERY = 10.0
 
 
@@ -85,7 +87,7 @@ def _plain_lines(name: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if done == total or now - last >= _PLAIN_EVERY:
             last = now
-            print(f"{name}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+            say(f"{name}: {done:,} of {total:,}", file=sys.stderr)
 
     return tick
 
@@ -115,7 +117,7 @@ class BatchProgress(_Shown):
         """Tell how far a step of an image is; from any thread."""
         if self._bars is None:
             return
-        text = f"{image if len(image) <= 20 else image[:19] + '…'} {step}"
+        text = printable(f"{image if len(image) <= 20 else image[:19] + '…'} {step}")
         with self._lock:
             if image not in self._images:
                 self._images[image] = self._bars.add_task(text, total=total)
@@ -126,13 +128,13 @@ class BatchProgress(_Shown):
         self._done += 1
         if self._bars is None:
             if self._shown:
-                print(f"[{self._done:,}/{self._total:,}] {line}", file=sys.stderr, flush=True)
+                say(f"[{self._done:,}/{self._total:,}] {line}", file=sys.stderr)
             return
         with self._lock:
             if image in self._images:
                 self._bars.remove_task(self._images.pop(image))
             self._bars.update(self._batch, completed=self._done)
-            self._bars.console.print(line, markup=False, highlight=False)
+            self._bars.console.print(printable(line), markup=False, highlight=False)
 
     def image(self, name: str) -> Steps:
         """Steps of one image that this process works on itself."""
