@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 from coarse2fine.account import Cost
 from coarse2fine.audit import Audit
 from coarse2fine.export import write_json
-from coarse2fine.export_features import as_anndata, interesting_patches, with_features, write_patches
+from coarse2fine.export_features import (
+    anndata_module,
+    as_anndata,
+    h5py_module,
+    interesting_patches,
+    with_features,
+    write_patches,
+)
 from coarse2fine.export_geojson import write_geojson, write_world_geojson
 from coarse2fine.export_maps import Maps, write_maps
 from coarse2fine.export_tables import tiles_frame, write_csv, write_parquet
-from coarse2fine.files import replacing
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.runtime import Runtime
@@ -46,6 +52,8 @@ from coarse2fine.stored import (
     read_result,
     timing_json,
 )
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.atomic import replacing
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource
@@ -131,7 +139,7 @@ class Analysis:
             done = f"{int((planned & self.refined).sum()):,} cells of {int(planned.sum()):,} planned were refined"
             lines.append(f"incomplete: {done}")
         lines += [f"failed {failure}" for failure in self.failures]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a small picture, and the account."""
@@ -237,13 +245,14 @@ class Analysis:
         ------
         ImageError
             If features are asked for and the image is not there.
-        ImportError
+        MissingExtraError
             If h5py is not installed.
         ModelError
             If the model cannot be loaded.
         ValueError
             If the tile is not a whole number of the model's fine cells.
         """
+        h5py_module()
         patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
         if model is not None:
             patches = with_features(patches, self.image, load_model(model), Runtime.choose())
@@ -258,6 +267,7 @@ class Analysis:
         tile : int
             See `to_h5`, also for what may go wrong.
         """
+        anndata_module()
         patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
         return as_anndata(with_features(patches, self.image, load_model(model), Runtime.choose()), self.image)
 

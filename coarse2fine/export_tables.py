@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.files import replacing
+from coarse2fine.export import csv_cell
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.regions import Region
 from coarse2fine.scan import FIRED, feature_name
 from coarse2fine.select import Plan
+from coarse2fine.tiling.atomic import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +80,8 @@ def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> Path:
     """Write a table as CSV in UTF-8; an existing file is replaced once the new one is complete."""
     target = Path(path)
     with replacing(target) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
+        texts = {name: frame[name].map(csv_cell) for name in frame.select_dtypes(exclude=["number", "bool"])}
+        frame.assign(**texts).to_csv(temporary, index=False, lineterminator="\n")
     return target
 
 

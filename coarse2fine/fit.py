@@ -55,9 +55,10 @@ from coarse2fine.fitting.shape import (
 from coarse2fine.fitting.targets import PART, LeftOut, Scene, check_cells, check_objects, hold_back
 from coarse2fine.fitting.zoom import add_glances, measure_price, scan_candidates
 from coarse2fine.model import Geometry, Label, Model
-from coarse2fine.models.backbone import Backbone, parse_network
+from coarse2fine.models.backbone import Backbone
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.runtime import Precision, Runtime
+from coarse2fine.models.timm_text import parse_network
 from coarse2fine.progress import Progress
 from coarse2fine.scan import as_channels
 from coarse2fine.specialists.fitting import MODES, Mode, add_specialists

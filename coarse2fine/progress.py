@@ -12,6 +12,8 @@ from typing import Protocol, Self
 from rich import progress
 from rich.console import Console
 
+from coarse2fine.terminal import printable, say
+
 _PLAIN_EVERY = 10.0
 # Before this share of the whole is done, nobody can tell how long the rest takes.
 _TELLING = 0.02
@@ -169,7 +171,7 @@ def _plain_lines(name: str, step: _Step | None) -> Callable[[int, int], None]:
         if done == total or now - last >= _PLAIN_EVERY:
             last = now
             whole = "" if step is None else f" ({step.share_done:.0%} in all{step.left_text})"
-            print(f"{name}: {done:,} of {total:,}{whole}", file=sys.stderr, flush=True)
+            say(f"{name}: {done:,} of {total:,}{whole}", file=sys.stderr)
 
     return tick
 
@@ -199,7 +201,7 @@ class BatchProgress(_Shown):
         """Tell how far a step of an image is; from any thread."""
         if self._bars is None:
             return
-        text = f"{image if len(image) <= 20 else image[:19] + '…'} {step}"
+        text = printable(f"{image if len(image) <= 20 else image[:19] + '…'} {step}")
         with self._lock:
             if image not in self._images:
                 self._images[image] = self._bars.add_task(text, total=total)
@@ -210,13 +212,13 @@ class BatchProgress(_Shown):
         self._done += 1
         if self._bars is None:
             if self._shown:
-                print(f"[{self._done:,}/{self._total:,}] {line}", file=sys.stderr, flush=True)
+                say(f"[{self._done:,}/{self._total:,}] {line}", file=sys.stderr)
             return
         with self._lock:
             if image in self._images:
                 self._bars.remove_task(self._images.pop(image))
             self._bars.update(self._batch, completed=self._done)
-            self._bars.console.print(line, markup=False, highlight=False)
+            self._bars.console.print(printable(line), markup=False, highlight=False)
 
     def image(self, name: str) -> Steps:
         """Steps of one image that this process works on itself."""

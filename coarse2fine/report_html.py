@@ -17,13 +17,13 @@ from scipy.spatial import cKDTree
 from coarse2fine.analysis import Analysis
 from coarse2fine.audit import Audit
 from coarse2fine.export import label_colour
-from coarse2fine.files import replacing_stream
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.overlays import encoded, heat_pixels, to_overview
 from coarse2fine.pages import data_uri, render_page
 from coarse2fine.regions import Region
 from coarse2fine.scan import feature_name
 from coarse2fine.select import Plan
+from coarse2fine.tiling.atomic import replacing_stream
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image

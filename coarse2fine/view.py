@@ -20,6 +20,7 @@ from coarse2fine.analysis import Analysis
 from coarse2fine.export import label_colour
 from coarse2fine.pages import asset
 from coarse2fine.stored import ANALYSIS
+from coarse2fine.terminal import say
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.opening import ImageSource
 from coarse2fine.view_tiles import CLOSER, LAYERS, OVERLAP, TILE, Tiles
@@ -40,6 +41,8 @@ _POLICY = (
 _DRAWN_AT_ONCE = 4
 _BEST_WINDOWS = 200
 _IDLE_SECONDS = 30
+# Connections that may wait to be taken; the system's usual 5 drops some of a browser's.
+_WAITING = 1024
 _LAST_PORT = 65535
 
 
@@ -58,6 +61,7 @@ class ViewServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = _WAITING
 
     def __init__(self, analysis: Analysis, folder: Path, host: str, port: int) -> None:
         if not 0 <= port <= _LAST_PORT:
@@ -123,9 +127,9 @@ def serve(
     if parts and not (folder / ANALYSIS).is_file():
         raise FileNotFoundError(f"{folder} holds {len(parts):,} results; view one of them, such as {parts[0]}")
     with Analysis.load(folder, image) as analysis, ViewServer(analysis, folder, host, port) as server:
-        print(f"{analysis.image.name} is shown at {server.url} (Ctrl-C to end)", flush=True)
+        say(f"{analysis.image.name} is shown at {server.url} (Ctrl-C to end)")
         for line in _unreadable(analysis):
-            print(line, flush=True)
+            say(line)
         if open_browser:
             webbrowser.open(server.url)
         try:

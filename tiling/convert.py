@@ -21,6 +21,7 @@ from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from . import sharded
+from .atomic import TEMPORARY
 from .errors import ImageError
 from .geometry import Box
 from .grid import TileGrid
@@ -28,7 +29,6 @@ from .image import Image
 from .journal import Journal
 from .opening import ImageSource, Mpp, open_image
 from .pyramid import ZSTD_LEVEL, create_levels, multiscales
-from .shard import TEMPORARY
 from .sharded import ShardedPyramid
 
 FORMAT = 1
@@ -167,6 +167,8 @@ def convert(
             stack.enter_context(image)
         partial = target.with_name(f".{target.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
+        if partial.is_symlink():  # what it leads to would be emptied
+            raise FileExistsError(f"{partial}: expected a folder that this conversion made, found a link; remove it")
         journal = Journal(partial / _JOURNAL)
         fingerprint = _fingerprint(image)
         if fingerprint is None:  # nothing can be taken up again

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from .atomic import sibling
 from .geometry import Box
 from .grid import blocks
 from .ome_zarr import open_zarr
@@ -122,7 +122,7 @@ class CacheEntry:
         height, width = source.size(0)
         if height * width * (source.channels + source.masked) > self.limit:
             return _noted(source, f"its pixels exceed the {self.limit} bytes of {BYTES_VARIABLE}")
-        scratch = _scratch(self.folder)
+        scratch = sibling(self.folder, _SCRATCH)
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             _write(scratch, source)
@@ -272,11 +272,6 @@ def _limit() -> int:
     return int(given)
 
 
-def _scratch(folder: Path) -> Path:
-    """A name beside an entry that nobody takes for one."""
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{_SCRATCH}")
-
-
 def _measure(folder: Path) -> tuple[int, int]:
     """Number and bytes of the files in the parts of an entry."""
     sizes = [
@@ -315,7 +310,7 @@ def _changed(path: Path) -> float:
 
 def _remove(folder: Path) -> None:
     """Remove an entry, unless it cannot be; it is gone at once, not file by file."""
-    doomed = _scratch(folder)
+    doomed = sibling(folder, _SCRATCH)
     with contextlib.suppress(OSError):
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)

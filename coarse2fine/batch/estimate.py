@@ -18,6 +18,7 @@ from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import scan_macs
+from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
 
 # These are decoded whole when they are opened.
@@ -107,7 +108,7 @@ class Estimate:
             lines.append(f"time   {hours} of arithmetic on {speed}; reading comes on top")
             each = self.base_memory + max(image.memory for image in todo)
             lines.append(f"memory up to {each / 1e9:.1f} GB a process")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def estimate(

@@ -23,6 +23,7 @@ from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.paths import PathLike
 from coarse2fine.progress import BatchProgress
 from coarse2fine.report_batch import remove_shards, write_batch_report
+from coarse2fine.terminal import printable
 from coarse2fine.tiling.remote import is_url
 
 OnError = Literal["skip", "fail"]
@@ -371,9 +372,9 @@ def _threads(crew: Crew, images: int, config: Config) -> int:
 
 def _line(record: Record) -> str:
     if not record.has_result:
-        return f"{record.name}: {record.status}: {record.error}"
+        return printable(f"{record.name}: {record.status}: {record.error}")
     facts, unwell = record.facts, f"; {record.error}" if record.error else ""
-    return f"{record.name}: {facts['regions']:,} found, {facts['share']:.1%} of the exhaustive pass{unwell}"
+    return printable(f"{record.name}: {facts['regions']:,} found, {facts['share']:.1%} of the exhaustive pass{unwell}")
 
 
 def _note(out: Path, record: Record) -> None:

@@ -15,8 +15,9 @@ from coarse2fine._version import __version__
 from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Record
 from coarse2fine.batch.state import audit_of
-from coarse2fine.export import NOT_UNICODE, write_json
-from coarse2fine.files import replacing_stream
+from coarse2fine.export import NOT_UNICODE, csv_cell, write_json
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.atomic import replacing_stream
 
 _COLUMNS = ("name", "source", "status", "regions", "share", "complete", "error")
 
@@ -90,7 +91,7 @@ class Batch:
             number = sum(audit_of(record.facts) is not None for record in self.records)
             lines.append(f"audit  {self.audit}, {number:,} image(s) pooled")
         lines += [
-            f"{record.status} {record.source}: {record.error.removeprefix(f'{record.source}: ')}"
+            printable(f"{record.status} {record.source}: {record.error.removeprefix(f'{record.source}: ')}")
             for record in self.unwell
             if record.error
         ]
@@ -132,5 +133,5 @@ def _table(records: Iterable[Record]) -> str:
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow(record.to_json())
+        writer.writerow({name: csv_cell(value) for name, value in record.to_json().items()})
     return text.getvalue()
