@@ -14,7 +14,7 @@ class Cost:
     scan_macs, refine_macs, audit_macs : int
         Multiply-adds of the base on the whole image, and of the refine net on the chosen windows and for the audit.
     exhaustive_macs : int
-        Multiply-adds of the refine net on every cell, counted without any halo: the least it could take.
+        Multiply-adds of the refine net on every cell, halos of the exhaustive pass's windows included.
     cells, cells_refined : int
         Cells of the image, and those that were refined.
     scan_seconds, choose_seconds, refine_seconds, audit_seconds, conclude_seconds : float

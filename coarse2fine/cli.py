@@ -20,7 +20,7 @@ from coarse2fine.model import load_model
 from coarse2fine.models.bundle import ModelError, embedded_names
 from coarse2fine.progress import Progress
 from coarse2fine.specialists.fitting import MODES
-from coarse2fine.terminal import say, say_lines
+from coarse2fine.terminal import printable, say, say_lines
 from coarse2fine.tiling.convert import convert
 from coarse2fine.tiling.errors import ImageError, MissingExtraError
 from coarse2fine.tiling.opening import open_image
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Names of images are printed, also where a terminal or a pipe has no such characters.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = lambda message, *_, **__: f"coarse2fine: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"coarse2fine: {printable(message)}\n"
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["benchmark"]:
         # Benchmarks load much that nothing else needs, some of it in extras.

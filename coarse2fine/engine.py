@@ -229,7 +229,7 @@ class Run:
         self.cell_shape = model.cell_shape((image.height, image.width))
         cell = model.geometry.cell
         self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
-        self.exhaustive_macs = model.exhaustive_macs((1, int(self.inside.sum())))
+        self.exhaustive_macs = self._dense().macs(model.refiner_macs)
         self.sample = _sample(model, config)
 
     def look(self, tick: Tick | None) -> tuple[Scan, Read]:
@@ -254,6 +254,10 @@ class Run:
     def _masked(self, scan: Scan) -> Scan:
         return scan if self.inside.all() else replace(scan, interest=scan.interest * self.inside)
 
+    def _dense(self) -> Plan:
+        """The exhaustive pass."""
+        return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, self._model.window_macs)
+
     def choose(self, scan: Scan) -> Plan:
         """Where to look again."""
         plan = self._choose(scan)
@@ -262,7 +266,7 @@ class Run:
     def _choose(self, scan: Scan) -> Plan:
         limits, model = self._limits, self._model
         if limits.exhaustive:
-            return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, model.window_macs)
+            return self._dense()
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
         if limits.share is None and model.task == "detect":
             return chosen(tau=model.tau if limits.cells is None else 0.0)

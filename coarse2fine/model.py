@@ -20,6 +20,7 @@ from coarse2fine.models.bundle import ModelError, check_finite, locate, packed, 
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Firing
 from coarse2fine.models.twin import Twins
+from coarse2fine.select import dense_plan
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 from coarse2fine.terminal import printable
@@ -233,20 +234,21 @@ class Model:
         g = self.geometry
         return (*self.glances, Level(self.base, g.cell, g.scan_downsample, self.firing, self.tau))
 
-    def refiner_macs(self, cells: int) -> int:
-        """Multiply-adds of the refine net alone on one window of `cells` by `cells` cells, halo included."""
-        side = cells * self.geometry.fine
-        return self.refiner.spec.macs(side, side)
+    def refiner_macs(self, cell_height: int, cell_width: int) -> int:
+        """Multiply-adds of the refine net alone on one window of so many cells, halo included."""
+        fine = self.geometry.fine
+        return self.refiner.spec.macs(cell_height * fine, cell_width * fine)
 
-    def window_macs(self, cells: int) -> int:
-        """Multiply-adds of refining one window of `cells` by `cells` cells: halo, and what specialists may take."""
+    def window_macs(self, cell_height: int, cell_width: int) -> int:
+        """Multiply-adds of refining one window of so many cells: halo, and what specialists may take."""
         # Windows are chosen where there is something to be unsure of; all cells are painted.
         aside = (_SET_ASIDE if self.painter is None else 1) * sum(each.macs_per_cell for each in self.specialists)
-        return self.refiner_macs(cells) + round(aside * (cells * self.geometry.fine) ** 2)
+        fine_cells = cell_height * cell_width * self.geometry.fine**2
+        return self.refiner_macs(cell_height, cell_width) + round(aside * fine_cells)
 
     def exhaustive_macs(self, cell_shape: tuple[int, int]) -> int:
-        """Multiply-adds of an exhaustive pass of the refine net alone over that many cells, without any halo."""
-        return round(self.refiner.spec.macs_per_cell * self.geometry.fine**2 * cell_shape[0] * cell_shape[1])
+        """Multiply-adds of the exhaustive pass of an image of so many cells: the refine net alone, halos included."""
+        return dense_plan(cell_shape).macs(self.refiner_macs)
 
     def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
         """Cells of an image of `full_shape` pixels (height, width); those at the far edges may reach beyond it."""

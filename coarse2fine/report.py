@@ -152,7 +152,7 @@ class Picture:
 
     def _dot_windows(self, axes: Any, downsample: float) -> None:
         """Fill windows too small for an outline by their own interest, the best on top: outlines would hide it."""
-        y, x = (self.plan.cell_corners.T + self.plan.sides / 2) * self.cell
+        y, x = (self.plan.cell_corners + self.plan.sides / 2).T * self.cell
         worst_first = slice(None, None, -1)
         across = float(np.median(self.plan.sides)) * self.cell / downsample * 72 / _DPI
         style = {
@@ -168,14 +168,12 @@ class Picture:
     def _windows(self, full_box: Box) -> list[NDArray[np.float64]]:
         """Corners (x, y) of the best windows that touch a box."""
         low = self.plan.cell_corners * self.cell
-        size = self.plan.sides * self.cell
+        high = low + self.plan.sides * self.cell
         near = (low[:, 0] < full_box.y1) & (low[:, 1] < full_box.x1)
-        near &= (low[:, 0] + size > full_box.y0) & (low[:, 1] + size > full_box.x0)
+        near &= (high[:, 0] > full_box.y0) & (high[:, 1] > full_box.x0)
         best = np.flatnonzero(near)[:_MOST_DRAWN]
-        centre = low[best] + size[best, None] / 2
-        half = size[best][:, None, None] / 2
-        square = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)], np.float64)
-        return list(centre[:, None, ::-1] + half * square)
+        (y0, x0), (y1, x1) = low[best].T, high[best].T
+        return list(np.stack([x0, y0, x0, y1, x1, y1, x1, y0], axis=1).reshape(-1, 4, 2).astype(np.float64))
 
     def _draw_regions(self, axes: Any, regions: Sequence[Region], colours: dict[str, Any], least: float) -> None:
         for label, colour in colours.items():

@@ -121,7 +121,7 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
         picture=picture,
         layers=layers(analysis.regions, max(analysis.image.shape[:2]) / 400),
         shown=min(len(analysis.regions), _SHAPES),
-        windows=_squares(analysis.plan, analysis.cell, max(analysis.image.shape[:2]) / 400),
+        windows=_rectangles(analysis.plan, analysis.cell, max(analysis.image.shape[:2]) / 400),
         tiles=tiles,
         examples=examples,
         # Features of an autoencoder have no meaning of their own.
@@ -181,13 +181,13 @@ def _path(region: Region, least: float) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for y, x in region.outline) + "Z"
 
 
-def _squares(plan: Plan, cell: int, least: float) -> str:
+def _rectangles(plan: Plan, cell: int, least: float) -> str:
     """The best windows as an SVG path."""
     sides = plan.sides[:_SHAPES] * cell
     shown = np.maximum(sides, least)
-    y, x = (plan.cell_corners[:_SHAPES].T * cell) + (sides - shown) / 2
-    rows = zip(x.tolist(), y.tolist(), shown.tolist(), strict=True)
-    return "".join(f"M{a:.0f} {b:.0f}h{s:.0f}v{s:.0f}h-{s:.0f}Z" for a, b, s in rows)
+    low = plan.cell_corners[:_SHAPES] * cell + (sides - shown) / 2
+    rows = zip(low.tolist(), shown.tolist(), strict=True)
+    return "".join(f"M{x:.0f} {y:.0f}h{w:.0f}v{h:.0f}h-{w:.0f}Z" for (y, x), (h, w) in rows)
 
 
 def _picture(analysis: Analysis) -> dict[str, Any]:
@@ -214,8 +214,8 @@ def _gallery(analysis: Analysis) -> list[Tile]:
     tiles: list[Tile] = []
     for rank in range(min(len(plan), _TRIED_TILES)):
         y, x = (plan.cell_corners[rank] * analysis.cell).tolist()
-        side = int(plan.sides[rank]) * analysis.cell
-        window = Box(y, x, min(y + side, image.height), min(x + side, image.width))
+        height, width = (plan.sides[rank] * analysis.cell).tolist()
+        window = Box(y, x, min(y + height, image.height), min(x + width, image.width))
         if any(_holds(tile.box, window) for tile in tiles):
             continue
         box = _around(window, image)

@@ -573,7 +573,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pieces_are_a_partition_and_the_best_come_first(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     model = _small_model()
-    sides = rng.choice([2, 8, 16], count)
+    sides = rng.choice([2, 8, 16], (count, 2))
     plan = Plan(
         rng.integers(0, 3000, (count, 2)), sides, np.sort(rng.random(count))[::-1].astype(np.float32), (3000, 3000)
     )

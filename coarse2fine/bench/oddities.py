@@ -199,7 +199,7 @@ def _gaussian(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Sc
 
 
 def _scored(scores: NDArray[np.floating], macs: int, model: Model, planted: Planted) -> Scored:
-    whole = model.refiner.spec.macs_per_cell * planted.odd.size
+    whole = model.exhaustive_macs(model.cell_shape(planted.pixels.shape[:2]))
     return Scored(scores.reshape(planted.odd.shape).astype(np.float64), 1 + macs / whole)
 
 

@@ -21,7 +21,8 @@ from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.refine import refine
 from coarse2fine.scan import Tick, features, survey_level
-from coarse2fine.select import Plan, best_windows
+from coarse2fine.select import Plan
+from coarse2fine.windows import best_windows
 
 FLOOR = 0.05
 _MOST_PARTS = 1024
@@ -109,7 +110,7 @@ class Price:
     def window(self, model: Model, cells: int) -> float:
         """Cost of refining a window of `cells` by `cells` cells."""
         if self.unit == "macs":
-            return model.window_macs(cells)
+            return model.window_macs(cells, cells)
         return self.window_seconds[cells * model.geometry.fine]
 
     def scan(self, macs: int, seen: Seen) -> float:
@@ -159,7 +160,7 @@ def exhaustive_answer(
     total, before = sum(len(p) for p in parts), 0
     found, asked = [], []
     for scene, rows in zip(scenes, parts, strict=True):
-        plan = Plan(rows * PART, np.full(len(rows), PART), np.ones(len(rows), np.float32), scene.cell_shape)
+        plan = Plan(rows * PART, np.full((len(rows), 2), PART), np.ones(len(rows), np.float32), scene.cell_shape)
         offset = before
         progress = (lambda done, _, offset=offset: tick(offset + done, total)) if tick else None
         fine = refine(scene.image, plan, model, partial(read_detections, floor=FLOOR), runtime, progress)
