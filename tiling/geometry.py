@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .units import microns, unit_name
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Box:
@@ -99,7 +101,7 @@ class PixelSize:
     y, x : float
         Height and width.
     unit : str
-        A unit of length by its English name ("micrometer", "inch", ...), or whatever the file has.
+        A unit of length by its English name ("micrometer", "inch", ...) or symbol, or whatever the file has.
     """
 
     y: float
@@ -109,21 +111,19 @@ class PixelSize:
     @property
     def mpp(self) -> tuple[float, float] | None:
         """Microns per pixel (y, x); None when the unit is none of length."""
-        microns = _MICRONS.get(self.unit.lower())
-        return None if microns is None else (self.y * microns, self.x * microns)
+        factor = microns(self.unit)
+        return None if factor is None else (self.y * factor, self.x * factor)
 
 
-_MICRONS = {
-    "angstrom": 1e-4,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "inch": 25400.0,
-    "foot": 304800.0,
-    "meter": 1e6,
-    "kilometer": 1e9,
-}
+def pixel_size(y: float, x: float, unit_y: str, unit_x: str) -> PixelSize:
+    """Size of a pixel whose axes may have units of their own, given by name or symbol; microns if these differ."""
+    units = unit_name(unit_y), unit_name(unit_x)
+    if units[0] == units[1]:
+        return PixelSize(y, x, units[0])
+    factors = [microns(unit) for unit in units]
+    if factors[0] is None or factors[1] is None:
+        return PixelSize(y, x, " x ".join(units))
+    return PixelSize(y * factors[0], x * factors[1], "micrometer")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .cache import ChunkCache
 from .errors import ImageError
-from .geometry import Box, Level, ceil_div, downsamples
+from .geometry import Box, Level, PixelSize, ceil_div, downsamples
 from .remote import is_url
 from .scaling import clamp, read_scaled, repeat_edges
 from .source import Source
@@ -105,8 +105,7 @@ class Image:
         self.masked = source.masked
         self.value_range = source.value_range
         self.pixel_size, self.geo = source.pixel_size, source.geo
-        stored = None if source.pixel_size is None else source.pixel_size.mpp
-        self.mpp, notes = (mpp, ()) if mpp is not None else _plausible(stored)
+        self.mpp, notes = (mpp, ()) if mpp is not None else _plausible(source.pixel_size)
         self.notes = source.notes + source.channel_notes + source.range_notes + notes
         self.stats = ReadStats() if stats is None else stats
         self._source = source
@@ -364,13 +363,16 @@ def _name(location: str) -> str:
     return Path(location.rstrip("/")).stem
 
 
-def _plausible(
-    mpp: tuple[float, float] | None,
-) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+def _plausible(size: PixelSize | None) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Microns per pixel (y, x), and a note if a size is stated and not used."""
     low, high = MPP_RANGE
-    if mpp is None or all(low < value < high for value in mpp):
-        return mpp, ()
-    return None, (f"implausible microns per pixel ignored: {mpp[0]:g} x {mpp[1]:g}",)
+    if size is None:
+        return None, ()
+    if size.mpp is None:
+        return None, (f"pixel size of {size.y:g} x {size.x:g} {size.unit} ignored: that is no known unit of length",)
+    if all(low < value < high for value in size.mpp):
+        return size.mpp, ()
+    return None, (f"implausible microns per pixel ignored: {size.mpp[0]:g} x {size.mpp[1]:g}",)
 
 
 def _levels(source: Source) -> tuple[Level, ...]:

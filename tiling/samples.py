@@ -83,6 +83,14 @@ def sample_range(dtype: np.dtype[Any]) -> tuple[float, float]:
     return 0.0, 1.0
 
 
+def number_in(text: Any) -> float | None:
+    """Return what a text says, with a point or a comma; None when it is no number."""
+    try:
+        return float(text.replace(",", ".")) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
 def check_samples(what: str, dtype: np.dtype[Any]) -> None:
     """Refuse sample types that are no intensities.
 

@@ -48,7 +48,7 @@ class Source:
     ycbcr : bool
         Whether the three samples are full-range YCbCr.
     nodata : float, optional
-        Stored value of pixels that were not measured. In real samples, what is not a number was not either.
+        Stored value of pixels that were not measured. In real samples, what is not finite was not either.
     picked : tuple of int, optional
         The samples, one or three, that are read as grey or colour; by default the first.
     pixel_size : PixelSize, optional
@@ -160,10 +160,10 @@ class Source:
         colour, mask = raw[..., : self.colours], np.ones(raw.shape[:2], dtype=np.bool_)
         if self.alpha != "none":
             mask &= raw[..., -1] > 0
+        measured = np.isfinite(colour) if raw.dtype.kind == "f" else np.ones(colour.shape, dtype=np.bool_)
         if self.nodata is not None:
-            mask &= (colour != self.nodata).any(axis=2)
-        if raw.dtype.kind == "f":
-            mask &= ~np.isnan(colour).all(axis=2)
+            measured &= colour != self.nodata
+        mask &= measured.any(axis=2)
         return mask
 
     def _raw(self, level: int, box: Box) -> NDArray[Any]:

@@ -21,7 +21,8 @@ from .source import Source
 from .storage import ByteFile, FileStream
 from .tiff_claim import may_hold
 from .tiff_page import PageArray, RawArray, StackArray, page_chunk, raw_chunk
-from .tiff_tags import colours_of, geo_reference_of, nodata_of, pixel_size_of, value_range_of
+from .tiff_size import pixel_size_of
+from .tiff_tags import colours_of, geo_reference_of, nodata_of, value_range_of
 
 GROUP_PIXELS = 2**14
 """Strips and tiles smaller than this are decoded in groups."""
