@@ -71,7 +71,8 @@ def test_every_length_of_ome_xml(tmp_path: Path, unit: str, microns: float) -> N
     units = {"PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
     tifffile.imwrite(tmp_path / "a.ome.tif", PIXELS, metadata={"axes": "YX", **sizes, **units})
     with open_image(tmp_path / "a.ome.tif") as image:
-        assert (image.mpp, image.notes) == (pytest.approx((0.25, 0.5)), ())
+        assert image.mpp == pytest.approx((0.25, 0.5))
+        assert not image.notes
 
 
 @pytest.mark.parametrize("unit", ["pixel", "reference frame"])
@@ -94,14 +95,17 @@ def test_axes_with_units_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("unit", "microns"),
-    [("micron", 1.0), ("um", 1.0), ("\\u00B5m", 1.0), ("microns", 1.0), ("cm", 1e4), ("inch", 25400.0), ("nm", 1e-3)]
-    + [("mm", 1e3), ("meter", 1e6)],
+    [
+        *[(name, 1.0) for name in ("micron", "microns", "um", "\\u00B5m")],
+        *[("nm", 1e-3), ("mm", 1e3), ("cm", 1e4), ("meter", 1e6), ("inch", 25400.0)],
+    ],
 )
 def test_units_of_imagej(tmp_path: Path, unit: str, microns: float) -> None:
     options: dict[str, Any] = {"imagej": True, "resolution": (2 * microns, 4 * microns)}
     tifffile.imwrite(tmp_path / "a.tif", PIXELS, metadata={"unit": unit}, **options)
     with open_image(tmp_path / "a.tif") as image:
-        assert (image.mpp, image.notes) == (pytest.approx((0.25, 0.5)), ())
+        assert image.mpp == pytest.approx((0.25, 0.5))
+        assert not image.notes
 
 
 @pytest.mark.parametrize(("unit", "per_micron"), [(2, 1 / 25400), (3, 1e-4), (4, 1e-3), (5, 1.0), (None, 1 / 25400)])
@@ -115,7 +119,8 @@ def test_units_of_the_resolution_tags(tmp_path: Path, unit: int | None, per_micr
         data[place : place + 2] = (297).to_bytes(2, "little")
         path.write_bytes(data)
     with open_image(path) as image:
-        assert (image.mpp, image.notes) == (pytest.approx((0.25, 0.5)), ())
+        assert image.mpp == pytest.approx((0.25, 0.5))
+        assert not image.notes
 
 
 @pytest.mark.parametrize(
@@ -144,10 +149,11 @@ def test_resolutions_that_are_no_size_are_noted(
 def test_every_length_of_ome_zarr(tmp_path: Path, unit: str, microns: float) -> None:
     group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
     group.create_array("0", data=PIXELS)
-    scale = {"type": "scale", "scale": [0.25 / microns, 0.5 / microns]}
-    axes = [{"name": name, "type": "space", "unit": unit} for name in "yx"]
+    scale: Any = {"type": "scale", "scale": [0.25 / microns, 0.5 / microns]}
+    axes: Any = [{"name": name, "type": "space", "unit": unit} for name in "yx"]
     group.attrs["multiscales"] = [
         {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": [scale]}]}
     ]
     with open_image(tmp_path / "a.zarr") as image:
-        assert (image.mpp, image.notes) == (pytest.approx((0.25, 0.5)), ())
+        assert image.mpp == pytest.approx((0.25, 0.5))
+        assert not image.notes

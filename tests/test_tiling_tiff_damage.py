@@ -335,8 +335,10 @@ def test_sparse_tiles_without_a_usable_nodata_value(tmp_path: Path, dtype: str, 
             tag = file.pages[0].tags[name]
             tag.overwrite((*tag.value[:3], 0))
     with open_image(path) as image:
-        black = image.read(Box(32, 32, 64, 64))
-        assert (black == (128 if dtype == "i2" else 0)).all()
+        usable = dtype == "f4" and nodata == "-99999"
+        assert (image.read(Box(32, 32, 64, 64)) == (0 if usable else 255)).all()
+        assert not image.read_mask(Box(32, 32, 64, 64)).any()
+        assert image.read_mask(Box(0, 0, 64, 32)).all()
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:

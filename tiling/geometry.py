@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from .units import microns, unit_name
 
+MPP_RANGE = (0.01, 1000.0)
+"""Microns per pixel outside this open interval are placeholders, not measurements."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Box:
@@ -124,6 +127,18 @@ def pixel_size(y: float, x: float, unit_y: str, unit_x: str) -> PixelSize:
     if factors[0] is None or factors[1] is None:
         return PixelSize(y, x, " x ".join(units))
     return PixelSize(y * factors[0], x * factors[1], "micrometer")
+
+
+def plausible_mpp(size: PixelSize | None) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Microns per pixel (y, x), and a note if a size is stated and not used."""
+    low, high = MPP_RANGE
+    if size is None:
+        return None, ()
+    if size.mpp is None:
+        return None, (f"pixel size of {size.y:g} x {size.x:g} {size.unit} ignored: that is no known unit of length",)
+    if all(low < value < high for value in size.mpp):
+        return size.mpp, ()
+    return None, (f"implausible microns per pixel ignored: {size.mpp[0]:g} x {size.mpp[1]:g}",)
 
 
 @dataclass(frozen=True, slots=True)

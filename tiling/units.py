@@ -71,11 +71,8 @@ def unit_name(text: str) -> str:
     if plain in _SYMBOLS:
         return _SYMBOLS[plain]
     name = plain.lower().replace("metre", "meter")
-    for known in (name, name.removesuffix("s")):
-        known = _OTHER_NAMES.get(known, known)
-        if known in _MICRONS:
-            return known
-    return text
+    candidates = (_OTHER_NAMES.get(known, known) for known in (name, name.removesuffix("s")))
+    return next((known for known in candidates if known in _MICRONS), text)
 
 
 def microns(unit: str) -> float | None:
