@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from .units import microns, unit_name
 
+PRINTER_DPI = {72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 220, 240, 300, 350, 360, 400, 600, 720, 1200, 2400}
+"""Dots per inch that programs write when they know nothing of the specimen."""
+
 MPP_RANGE = (0.01, 1000.0)
 """Microns per pixel outside this open interval are placeholders, not measurements."""
 
@@ -127,6 +130,17 @@ def pixel_size(y: float, x: float, unit_y: str, unit_x: str) -> PixelSize:
     if factors[0] is None or factors[1] is None:
         return PixelSize(y, x, " x ".join(units))
     return PixelSize(y * factors[0], x * factors[1], "micrometer")
+
+
+def printer_dots(size: PixelSize) -> int | None:
+    """Dots per inch of a size that programs write when they know none; None of a size that says something."""
+    factor = microns(size.unit)
+    if factor is None or not size.x > 0 or abs(size.x - size.y) > 1e-9 * size.x:
+        return None
+    dots = 25400 / (size.x * factor)
+    # Whole pixels to the meter or the centimeter make it 71.9 or 72.1.
+    slack = 1e-6 if size.unit == "inch" else 1.5e-3
+    return next((printer for printer in PRINTER_DPI if abs(dots - printer) <= slack * printer), None)
 
 
 def plausible_mpp(size: PixelSize | None) -> tuple[tuple[float, float] | None, tuple[str, ...]]:

@@ -49,6 +49,7 @@ class PageArray:
         nodata = nodata_of(key)
         self._fill = 0 if nodata is None else nodata
         self.leaves_out = 0 in self._offsets or 0 in self._counts
+        self._segment_bytes = math.prod(self.chunk) * (1 if self._planar else self._samples) * self.dtype.itemsize
         # The parts of NDPI's streams have no header of their own.
         self._compression = int(key.compression) if key.jpegheader is None else None
         self._decode = key.decode
@@ -135,7 +136,7 @@ class PageArray:
         if len(data) < count:
             raise EOFError(f"the file ends after {len(data)} of {count} bytes of segment {index}")
         if self._compression is not None:
-            check_claim(data, self._compression, math.prod(self.chunk))
+            check_claim(data, self._compression, self._segment_bytes)
         segment: NDArray[Any] = np.asarray(self._decode(data, index, **self._tables)[0])[0]
         if segment.dtype == self.dtype:
             return segment

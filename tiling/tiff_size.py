@@ -6,15 +6,11 @@ import html
 import re
 from typing import Any
 
-from .geometry import PixelSize, pixel_size
+from .geometry import PRINTER_DPI, PixelSize, pixel_size, printer_dots
 from .samples import number_in
-from .units import microns
 
 _ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*["']([^"']*)["']""")
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter", 4: "millimeter", 5: "micrometer"}
-PRINTER_DPI = {72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 220, 240, 300, 350, 360, 400, 600, 720, 1200, 2400}
-"""Dots per inch that programs write when they know nothing of the specimen."""
-
 Sized = tuple[PixelSize | None, tuple[str, ...]]
 """A size, and notes on one that is not believed."""
 
@@ -27,6 +23,11 @@ def pixel_size_of(file: Any, page: Any) -> Sized:
         return PixelSize(size, size, "micrometer"), ()
     if file.is_ome:
         return _ome_size(file.ome_metadata or "", page)
+    return _resolution(file, page)
+
+
+def _resolution(file: Any, page: Any) -> Sized:
+    """Size by the resolution tags, whose unit ImageJ writes elsewhere."""
     x, y = (_ratio(page.tags.valueof(tag, default=None)) for tag in (282, 283))
     if not x or not y:
         return None, ()
@@ -38,19 +39,11 @@ def pixel_size_of(file: Any, page: Any) -> Sized:
     if unit is None:
         stated = x != 1 and round(x) not in PRINTER_DPI
         return None, (f"resolution of {x:g} x {y:g} pixels without a unit ignored",) if stated else ()
-    return without_printers(PixelSize(1 / y, 1 / x, unit))
-
-
-def without_printers(size: PixelSize) -> Sized:
-    """The size, unless it is one that programs write when they know none: then none, and a note."""
-    factor = microns(size.unit)
-    if factor is None or not size.x > 0 or abs(size.x - size.y) > 1e-9 * size.x:
+    size = PixelSize(1 / y, 1 / x, unit)
+    dots = printer_dots(size)
+    if dots is None:
         return size, ()
-    dots = 25400 / (size.x * factor)
-    # Whole pixels to the meter or the centimeter make it 71.9 or 72.1.
-    if any(abs(dots - printer) <= (1e-6 if size.unit == "inch" else 1.5e-3) * printer for printer in PRINTER_DPI):
-        return None, (f"resolution of {round(dots)} dots per inch ignored: it is a screen's or a printer's",)
-    return size, ()
+    return None, (f"resolution of {dots} dots per inch ignored: it is a screen's or a printer's",)
 
 
 def _ratio(value: Any) -> float:
