@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from .cache import ChunkCache
 from .errors import ImageError
-from .geometry import Box, Level, ceil_div, downsamples
+from .geometry import Box, ceil_div, plausible_mpp
+from .mending import mended
 from .remote import is_url
-from .scaling import clamp, read_scaled, repeat_edges
+from .scaling import clamp, mask_from_finer, read_from_finer, read_scaled, repeat_edges
 from .source import Source
 from .stats import ReadStats
 from .zarr_store import chunk_array
@@ -31,9 +32,6 @@ _CACHE = ChunkCache(CACHE_BYTES)
 _OWNERS = itertools.count()
 if hasattr(os, "register_at_fork"):  # else a child would wait for chunks that its parent's threads were loading
     os.register_at_fork(after_in_child=_CACHE.clear)
-
-MPP_RANGE = (0.01, 1000.0)
-"""Microns per pixel outside this open interval are placeholders, not measurements."""
 
 
 class Image:
@@ -99,14 +97,13 @@ class Image:
         self.path = None if location is None or is_url(location) else Path(location)
         self.name = "array" if location is None else _name(location)
         self.format = source.format
-        self.levels = _levels(source)
+        self.levels = source.levels
         self.channels = source.channels
         self.picked = source.picked
         self.masked = source.masked
         self.value_range = source.value_range
         self.pixel_size, self.geo = source.pixel_size, source.geo
-        stored = None if source.pixel_size is None else source.pixel_size.mpp
-        self.mpp, notes = (mpp, ()) if mpp is not None else _plausible(stored)
+        self.mpp, notes = (mpp, ()) if mpp is not None else plausible_mpp(source.pixel_size)
         self.notes = source.notes + source.channel_notes + source.range_notes + notes
         self.stats = ReadStats() if stats is None else stats
         self._source = source
@@ -209,7 +206,7 @@ class Image:
         place = slice(into.y0, into.y1), slice(into.x0, into.x1)
         mask[place] = True
         if self.masked:
-            mask[place] = self._reading(level, inner, self._source.read_mask)
+            mask[place] = self._mask(level, inner)
         return mask
 
     def array(self, level: int = 0) -> zarr.Array[Any]:
@@ -324,11 +321,48 @@ class Image:
 
     def _decode(self, level: int, box: Box) -> NDArray[np.uint8]:
         begin = time.perf_counter()
-        pixels = self._reading(level, box, self._source.read)
+        pixels = self._mended(level, box, self._source.read, read_from_finer)
         if not self._source.in_memory and isinstance(pixels.base, np.ndarray) and pixels.base.nbytes > pixels.nbytes:
             pixels = pixels.copy()  # else all of a chunk that holds more, such as other planes, would be kept
         self.stats.add(1, pixels.nbytes, time.perf_counter() - begin)
         return pixels
+
+    def _mask(self, level: int, box: Box) -> NDArray[np.bool_]:
+        """Mask of a box that lies inside the level, chunk by chunk where one may have to be mended."""
+        if level == 0:
+            return self._reading(level, box, self._source.read_mask)
+        mask = np.empty((box.height, box.width), dtype=np.bool_)
+        for y, x in itertools.product(
+            *(
+                range(low // step, ceil_div(high, step))
+                for low, high, step in zip((box.y0, box.x0), (box.y1, box.x1), self.levels[level].chunk, strict=True)
+            )
+        ):
+            part = self._chunk_box(level, y, x).intersect(box)
+            assert part is not None
+            into = part.shift(-box.y0, -box.x0)
+            mask[into.y0 : into.y1, into.x0 : into.x1] = self._mended(
+                level, part, self._source.read_mask, mask_from_finer
+            )
+        return mask
+
+    def _mended(
+        self,
+        level: int,
+        box: Box,
+        read: Callable[[int, Box], NDArray[T]],
+        from_finer: Callable[[Image, int, Box], NDArray[T]],
+    ) -> NDArray[T]:
+        """Read a box; what a reduced level lacks there is made from the next finer one."""
+        return mended(
+            self._source,
+            self.levels,
+            level,
+            box,
+            lambda part: self._reading(level, part, read),
+            lambda part: from_finer(self, level, part),
+            remote=self.path is None,
+        )
 
     def _reading(self, level: int, box: Box, read: Callable[[int, Box], NDArray[T]]) -> NDArray[T]:
         """Turn what goes wrong in a decoder into an error that names the place."""
@@ -362,29 +396,3 @@ def _name(location: str) -> str:
     if location.startswith(("http://", "https://")):
         location = location.partition("?")[0]
     return Path(location.rstrip("/")).stem
-
-
-def _plausible(
-    mpp: tuple[float, float] | None,
-) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    low, high = MPP_RANGE
-    if mpp is None or all(low < value < high for value in mpp):
-        return mpp, ()
-    return None, (f"implausible microns per pixel ignored: {mpp[0]:g} x {mpp[1]:g}",)
-
-
-def _levels(source: Source) -> tuple[Level, ...]:
-    full_height, full_width = source.size(0)
-    levels = []
-    for index, chunk in enumerate(source.chunks):
-        height, width = source.size(index)
-        levels.append(
-            Level(
-                index,
-                height,
-                width,
-                *downsamples((full_height, full_width), (height, width)),
-                (min(chunk[0], height), min(chunk[1], width)),
-            )
-        )
-    return tuple(levels)

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from .errors import ImageError
-from .geometry import PixelSize
+from .geometry import PixelSize, pixel_size
 from .samples import MAX_CHUNK_PIXELS, Alpha, PixelArray, check_samples, check_size, choose_range
 from .source import Source
 from .storage import Keys
@@ -203,7 +203,7 @@ def _axis_names(image: Mapping[str, Any], array: Any, label: str) -> list[str]:
 
 
 def _pixel_size(image: Mapping[str, Any], names: list[str]) -> PixelSize | None:
-    """Size of a pixel of level 0; None unless both axes have the same unit."""
+    """Size of a pixel of level 0; None unless both axes have a unit."""
     scale = np.ones(len(names))
     steps = [*image["datasets"][0].get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
     for step in steps:
@@ -211,6 +211,6 @@ def _pixel_size(image: Mapping[str, Any], names: list[str]) -> PixelSize | None:
             scale *= np.asarray(step["scale"], dtype=np.float64)
     y, x = names.index("y"), names.index("x")
     units = [axis.get("unit") if isinstance(axis, dict) else None for axis in image.get("axes", names)]
-    if units[y] is None or units[y] != units[x]:
+    if units[y] is None or units[x] is None:
         return None
-    return PixelSize(float(scale[y]), float(scale[x]), str(units[y]))
+    return pixel_size(float(scale[y]), float(scale[x]), str(units[y]), str(units[x]))

@@ -119,9 +119,8 @@ def _open(
             f"{label}: reading is not permitted ({error.strerror or error}); check its permissions"
         ) from error
     except OSError as error:
-        raise ImageError(
-            f"{label}: cannot be read ({error.strerror or error}); check the path and the disk or the network"
-        ) from error
+        reason = str(error.strerror or error).replace(f"{label} is", "it is")
+        raise ImageError(f"{label}: cannot be read ({reason}); check the path and the disk or the network") from error
 
 
 def _stored(source: str | NDArray[Any], stats: ReadStats, reader: Reader | None) -> Source:

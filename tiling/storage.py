@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Protocol
 
+from .regular import open_regular
 from .remote import Remote
 from .stats import ReadStats
 
@@ -54,9 +54,7 @@ class LocalFile:
     """
 
     def __init__(self, path: Path, stats: ReadStats) -> None:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise OSError("it is a pipe or device, not a file")
-        self._file = path.open("rb", buffering=0)
+        self._file = open_regular(path)
         self._stats = stats
         self._lock = threading.Lock()
         self.size = os.fstat(self._file.fileno()).st_size

@@ -21,7 +21,8 @@ from .source import Source
 from .storage import ByteFile, FileStream
 from .tiff_claim import may_hold
 from .tiff_page import PageArray, RawArray, StackArray, page_chunk, raw_chunk
-from .tiff_tags import colours_of, geo_reference_of, nodata_of, pixel_size_of, value_range_of
+from .tiff_size import pixel_size_of
+from .tiff_tags import colours_of, geo_reference_of, nodata_of, value_range_of
 
 GROUP_PIXELS = 2**14
 """Strips and tiles smaller than this are decoded in groups."""
@@ -107,6 +108,7 @@ def _open(tiff: Any, file: ByteFile, label: str) -> Source:
     elif page.photometric == 0:
         value_range, range_notes = value_range[::-1], (*range_notes, "low values are white, as the file says")
     pixel_size, size_notes = pixel_size_of(tiff, page)
+    nodata = nodata_of(page)
     source = Source(
         arrays=arrays,
         chunks=tuple(_grouped(chunk, level) for chunk, level in zip(chunks, levels, strict=True)),
@@ -117,10 +119,10 @@ def _open(tiff: Any, file: ByteFile, label: str) -> Source:
         alpha=colours.alpha,
         palette=colours.palette,
         ycbcr=colours.ycbcr,
-        nodata=nodata_of(page),
+        nodata=nodata,
         pixel_size=pixel_size,
         geo=geo_reference_of(page),
-        notes=notes + plane_notes + colours.notes + size_notes,
+        notes=notes + plane_notes + colours.notes + size_notes + _missing_notes(arrays, nodata),
         close=file.close,
     )
     return _upright(source, int(page.tags.valueof(274, default=1)))
@@ -274,6 +276,17 @@ def _array(level: Any, file: ByteFile) -> tuple[PixelArray, tuple[int, int]]:
     # With more than one worker the store decodes outside zarr's event loop.
     array = zarr.open_array(store=level.aszarr(level=0, maxworkers=2), mode="r")
     return array, (array.chunks[level.axes.index("Y")], array.chunks[level.axes.index("X")])
+
+
+def _missing_notes(arrays: tuple[PixelArray, ...], nodata: float | None) -> tuple[str, ...]:
+    """Say what the file leaves out; with a no-data value that is how files are kept small."""
+    if nodata is not None:
+        return ()
+    counts = [array.count_missing() if isinstance(array, PageArray | StackArray) else (0, 1) for array in arrays]
+    if counts[0][0]:
+        return (f"{counts[0][0]} of {counts[0][1]} strips or tiles are not stored: they have no data, and are white",)
+    reduced = sum(missing for missing, _ in counts)
+    return (f"{reduced} strips or tiles of reduced levels are not stored: read from finer levels",) if reduced else ()
 
 
 def _grouped(chunk: tuple[int, int], level: Any) -> tuple[int, int]:
