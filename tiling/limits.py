@@ -6,7 +6,7 @@ from .errors import ImageError
 
 UNIT_BYTES = 2**32
 """Bytes that one decoded unit (a chunk, tile, strip, or picture decoded whole) takes at most, with what its decoder
-holds beside it: the encoded bytes, intermediates of its codecs, conversions. A picture of 30,000 x 30,000 colours fits."""
+holds beside it: encoded bytes, intermediates of its codecs, conversions. 30,000 x 30,000 pixels of colour fit."""
 
 
 def check_unit(count_bytes: int, what: str) -> None:
