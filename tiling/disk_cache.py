@@ -31,7 +31,7 @@ from .pyramid import write_pyramid
 from .samples import PixelArray
 from .source import Source
 from .stats import ReadStats
-from .storage import LocalKeys
+from .storage import VALUE_BYTES, LocalKeys
 
 FOLDER_VARIABLE = "COARSE2FINE_CACHE"
 BYTES_VARIABLE = "COARSE2FINE_CACHE_BYTES"
@@ -95,7 +95,10 @@ class CacheEntry:
             mask = self._part(_MASK, stats) if about["masked"] else None
             if pixels is None or (about["masked"] and mask is None):
                 return None
-            source = dataclasses.replace(pixels, format=about["format"], range_notes=tuple(about["range_notes"]))
+            # That no chunk is stored is worth no note here: a black picture leaves none.
+            source = dataclasses.replace(
+                pixels, format=about["format"], range_notes=tuple(about["range_notes"]), notes=()
+            )
             return source if mask is None else _masked(source, mask)
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -168,13 +171,15 @@ class _EntryKeys(LocalKeys):
         super().__init__(folder / part, stats)
         self._folder, self._stamp = folder, str(folder / _STAMP)
 
-    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+    def get(self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES) -> bytes | None:
         self._use()
-        return super().get(key, start, stop)
+        return super().get(key, start, stop, most)
 
-    def lend(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | memoryview | None:
+    def lend(
+        self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES
+    ) -> bytes | memoryview | None:
         self._use()
-        return super().lend(key, start, stop)
+        return super().lend(key, start, stop, most)
 
     def _use(self) -> None:
         try:

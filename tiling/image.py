@@ -59,7 +59,7 @@ class Image:
     path : Path or None
         The file, if it is on this machine.
     location : str or None
-        Path or address.
+        Path or address, of an address without passwords and signatures: see `redact`.
     format : str
         Short name of the format, such as "svs", "tiff", "ome-zarr" or "array".
     levels : tuple of Level
