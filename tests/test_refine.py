@@ -23,6 +23,7 @@ from scipy import ndimage
 from torch.utils.flop_counter import FlopCounterMode
 
 from coarse2fine import ImageError, analyze, refine, select
+from coarse2fine.merge import suppress
 from coarse2fine.model import Geometry, Label, Model, load_model
 from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
@@ -52,22 +53,8 @@ def dense(pixels: NDArray[np.uint8], model: Model) -> NDArray[np.float32]:
         return model.refiner(torch.from_numpy(x).permute(2, 0, 1)[None])[0].numpy()  # type: ignore[no-any-return]
 
 
-def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    common = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = [(q[2] - q[0]) * (q[3] - q[1]) for q in (a, b)]
-    return common / (sum(areas) - common)
-
-
-def same_object(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    if max(a[0], b[0]) > min(a[2], b[2]) or max(a[1], b[1]) > min(a[3], b[3]):
-        return False
-    centres = [((q[0] + q[2]) / 2, (q[1] + q[3]) / 2) for q in (a, b)]
-    smaller = math.sqrt(min((q[2] - q[0]) * (q[3] - q[1]) for q in (a, b)))
-    return overlap(a, b) > 0.3 or math.dist(*centres) < smaller
-
-
 def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> list[Found]:
-    """Loops over all cells, then greedy suppression, then clipping."""
+    """Loops over all cells, then suppression (which has oracles of its own), then clipping."""
     out = dense(pixels, model)
     score = 1 / (1 + np.exp(-out[:-4].max(axis=0)))
     label, cell = out[:-4].argmax(axis=0), model.geometry.fine_cell
@@ -79,10 +66,13 @@ def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> l
             cy, cx = y + 0.5 + dy, x + 0.5 + dx
             box = tuple(v * cell for v in (cy - h / 2, cx - w / 2, cy + h / 2, cx + w / 2))
             found.append((float(score[y, x]), model.labels[label[y, x]].name, box))
-    kept: list[Found] = []
-    for one in sorted(found, reverse=True):
-        if not any(same_object(one[2], other[2]) for other in kept):
-            kept.append(one)
+    names = [label.name for label in model.labels]
+    boxes = np.array([box for *_, box in found], np.float32).reshape(-1, 4) / cell
+    cells = np.arange(len(found), dtype=np.int32)[:, None].repeat(2, axis=1)
+    scores = np.array([s for s, *_ in found], np.float32)
+    labels = np.array([names.index(k) for _, k, _ in found], np.int16)
+    rows = suppress(Candidates(cells, scores, labels, boxes, np.zeros(len(found), np.int32))).cells[:, 0]
+    kept = sorted((found[i] for i in rows.tolist()), reverse=True)
     high = pixels.shape[:2] * 2
     clipped = [(s, k, tuple(min(max(v, 0), n) for v, n in zip(b, high, strict=True))) for s, k, b in kept]
     return [(s, k, b) for s, k, b in clipped if b[2] > b[0] and b[3] > b[1]]
