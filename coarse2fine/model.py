@@ -193,8 +193,6 @@ class Model:
         if not (0 <= self.threshold <= 1 and 0 <= self.tau < np.inf and 0 < self.window <= MOST_PIXELS):
             numbers = f"{self.threshold}, {self.tau} and {self.window}"
             raise ValueError(f"expected a threshold in 0..1, a tau of at least 0 and a window, got {numbers}")
-        if self.task not in ("detect", "explore") or (self.task == "detect") != (self.firing is not None):
-            raise ValueError(f'expected the task "detect" with a firing rule or "explore" without, got {self.task!r}')
 
     def __str__(self) -> str:
         g = self.geometry
