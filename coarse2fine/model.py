@@ -194,8 +194,6 @@ class Model:
         if not (0 <= self.threshold <= 1 and 0 <= self.tau < np.inf and 0 < self.window <= MOST_PIXELS):
             numbers = f"{self.threshold}, {self.tau} and {self.window}"
             raise ValueError(f"expected a threshold in 0..1, a tau of at least 0 and a window, got {numbers}")
-        if self.task not in ("detect", "explore") or (self.task == "explore" and self.firing is not None):
-            raise ValueError(f'expected the task "detect", or "explore" without a firing rule, got {self.task!r}')
 
     def __str__(self) -> str:
         g = self.geometry
@@ -325,8 +323,6 @@ def load_model(model: str | os.PathLike[str] | Model) -> Model:
 
 
 def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
-    if text["task"] == "detect" and "firing" not in text:  # as of a model that is still being fitted
-        raise ValueError("there is no rule by which its base chooses")
     base = filled(unfitted(text["channels"], text["base"]), under(arrays, "base."))
     refiner: nn.Module = base
     if any(key.startswith("refiner.") for key in arrays):

@@ -54,6 +54,8 @@ def check_text(text: Mapping[str, Any]) -> None:
         value = text.get(name)
         if not isinstance(value, types) or isinstance(value, bool):
             raise ValueError(f"its {name} is {value!r:.60}, expected {' or '.join(t.__name__ for t in types)}")
+    if text["task"] not in ("detect", "explore") or (text["task"] == "detect") != ("firing" in text):
+        raise ValueError(f'expected "detect" with a firing rule or "explore" without, got {text["task"]!r:.40}')
     if text["channels"] not in (1, 3):
         raise ValueError(f"its nets read {text['channels']} channels, expected 1 or 3")
 

@@ -65,7 +65,8 @@ def packed(arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -
         Everything else, as JSON values.
     """
     text = json.dumps({"format": FORMAT_VERSION, **description}, allow_nan=False, sort_keys=True)
-    return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={_KEY: text})
+    content: bytes = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={_KEY: text})
+    return content
 
 
 def unpacked(file: BinaryIO, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
