@@ -38,8 +38,12 @@ class Claim(NamedTuple):
     taken: int
 
 
-def check_claim(data: bytes, compression: int, size: int) -> None:
+def check_claim(data: bytes, compression: int, size: int) -> Claim | None:
     """Refuse encoded data whose own header claims far more than the `size` bytes that the page promises.
+
+    Returns
+    -------
+    Claim, or None where it cannot be read
 
     Raises
     ------
@@ -47,13 +51,12 @@ def check_claim(data: bytes, compression: int, size: int) -> None:
         If it does.
     """
     claim = _CLAIMS[compression](data) if compression in _CLAIMS else None
-    if claim is None:
-        return
-    if claim.taken > min(max(_HARMLESS, _SCRATCH * size), UNIT_BYTES):
+    if claim is not None and claim.taken > min(max(_HARMLESS, _SCRATCH * size), UNIT_BYTES):
         raise ValueError(
             f"it claims {claim.height} x {claim.width} pixels, which take {claim.taken:,} bytes to decode; "
             f"the page promises {size:,}"
         )
+    return claim
 
 
 def _headed(kind: str) -> Callable[[bytes], Claim | None]:
