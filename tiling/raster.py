@@ -183,7 +183,7 @@ def _first_header(file: ByteFile, kind: str, label: str) -> RasterHeader:
     reason: ValueError | None = None
     for count in _HEAD_BYTES:
         try:
-            return read_header(file.read_at(0, count), kind)
+            return read_header(file.read_at(0, min(count, file.size)), kind)
         except ValueError as error:
             reason = error
         if count >= file.size:
@@ -197,7 +197,7 @@ def _header_error(label: str, kind: str, reason: ValueError | None) -> ImageErro
 
 def _whole(file: ByteFile) -> bytes:
     """All bytes of a file; systems read less than 2 GiB at once."""
-    pieces = [file.read_at(begin, _PIECE_BYTES) for begin in range(0, file.size, _PIECE_BYTES)]
+    pieces = [file.read_at(begin, min(_PIECE_BYTES, file.size - begin)) for begin in range(0, file.size, _PIECE_BYTES)]
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

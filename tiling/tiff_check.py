@@ -33,9 +33,6 @@ def _check_kind(label: str, page: Any) -> None:
             f"{label}: its compression ({page.compression}) is of no known kind; write it again with a common one, "
             "such as deflate or JPEG"
         )
-    formats = page.tags.valueof(339, default=1)
-    if isinstance(formats, tuple) and len(set(formats)) > 1:
-        raise ImageError(f"{label}: its samples have different formats {formats}; convert it to one format")
     if page.predictor not in tifffile.TIFF.UNPREDICTORS and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
         raise ImageError(f"{label}: its predictor ({page.predictor}) is of no known kind; write it again without one")
 
