@@ -75,6 +75,8 @@ def _jpegxr(data: bytes) -> Claim | None:
         begin = struct.unpack_from("<I", data, 4)[0] + 2
         end = begin + 12 * struct.unpack_from("<H", data, begin - 2)[0]
         values = {tag: value for tag, _, _, value in struct.iter_unpack("<HHII", data[begin:end])}
+        if list(values) != sorted(values):  # the decoder would write to the terminal what it does not know
+            raise ValueError("the directory of its JPEG XR is damaged")
         return _wide(values[0xBC81], values[0xBC80])
     except (struct.error, KeyError):
         return None
