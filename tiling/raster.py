@@ -20,6 +20,7 @@ from .geometry import PixelSize, ceil_div, printer_dots
 from .header import RasterHeader, read_header
 from .limits import UNIT_BYTES, check_unit
 from .orientation import upright
+from .quiet import quiet
 from .samples import Alpha, check_samples, check_size, choose_range
 from .source import Source
 from .stats import ReadStats
@@ -161,7 +162,8 @@ def open_raster(data: bytes, kind: str, label: str) -> Source:
     if not header.complete:
         raise ImageError(f"{label}: the {kind} file is cut off or damaged; copy or export it again")
     try:
-        stored = _DECODERS[kind](data)
+        with quiet():
+            stored = _DECODERS[kind](data)
     except MemoryError:
         raise
     except Exception as error:  # each decoder has errors of its own

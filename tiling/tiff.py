@@ -29,10 +29,6 @@ GROUP_ROWS = 64
 GROUP_LIMIT = 2**22
 """Strips of wide images are grouped to so many rows, if that is no more than so many pixels."""
 
-# What these say of damaged files goes to who has set up logging, not to the terminal of who has not.
-for _library in ("tifffile", "imagecodecs"):
-    logging.getLogger(_library).addHandler(logging.NullHandler())
-
 _FIRST_PRIVATE_TAG = 32768
 _BEYOND_THE_END = re.compile(r"(TiffTag (\d+)).* invalid value offset \d+")
 _EXTRA_NAMES = re.compile("label|macro|thumbnail|overview", re.IGNORECASE)

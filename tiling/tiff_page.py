@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Box, ceil_div
+from .quiet import quiet
 from .storage import ByteFile
 from .tiff_claim import check_claim
 from .tiff_tags import nodata_of
@@ -137,7 +138,8 @@ class PageArray:
             raise EOFError(f"the file ends after {len(data)} of {count} bytes of segment {index}")
         if self._compression is not None:
             self._check_claim(data, index)
-        segment: NDArray[Any] = np.asarray(self._decode(data, index, **self._tables)[0])[0]
+        with quiet():
+            segment: NDArray[Any] = np.asarray(self._decode(data, index, **self._tables)[0])[0]
         if segment.dtype == self.dtype:
             return segment
         if self.dtype != np.bool_ and not np.can_cast(segment.dtype, self.dtype):
@@ -199,7 +201,8 @@ class StackArray:
     def _page(self, index: int) -> PageArray:
         with self._lock:
             if index not in self._pages:
-                self._pages[index] = PageArray(self._series.pages[index], self._file)
+                with quiet():
+                    self._pages[index] = PageArray(self._series.pages[index], self._file)
             return self._pages[index]
 
 
