@@ -24,10 +24,11 @@ import platformdirs
 from numpy.typing import NDArray
 
 from .atomic import sibling
-from .geometry import Box
+from .geometry import Box, PixelSize
 from .grid import blocks
 from .ome_zarr import open_zarr
 from .pyramid import write_pyramid
+from .regular import read_regular
 from .samples import PixelArray
 from .source import Source
 from .stats import ReadStats
@@ -44,12 +45,13 @@ KEEP_SECONDS = 3600.0
 STALE_SECONDS = 86400.0
 """Unfinished entries older than this were left by a process that died."""
 
-_LAYOUT = "1"
+_LAYOUT = "2"
 """Changes with what an entry holds, so that older entries are not mistaken for newer ones."""
 
 _CONVERTED_SIDE = 1024
 """Pixels are converted in blocks of this side: laying colour on white takes 20 bytes a pixel for the moment."""
 
+_MOST_ABOUT = 2**20
 _PIXELS, _MASK, _ABOUT, _STAMP, _SCRATCH = "pixels", "mask", "about.json", "used", ".partial"
 
 
@@ -88,16 +90,21 @@ class CacheEntry:
     def open(self, stats: ReadStats) -> Source | None:
         """Pixels of the entry, lazily; None when there are none or some of its files are missing."""
         try:
-            about: dict[str, Any] = json.loads((self.folder / _ABOUT).read_text(encoding="utf-8"))
+            about: dict[str, Any] = json.loads(read_regular(self.folder / _ABOUT, _MOST_ABOUT))
             if [*_measure(self.folder)] != about["files_and_bytes"]:
                 return None
             pixels = self._part(_PIXELS, stats)
             mask = self._part(_MASK, stats) if about["masked"] else None
             if pixels is None or (about["masked"] and mask is None):
                 return None
+            size = about["pixel_size"]
             # That no chunk is stored is worth no note here: a black picture leaves none.
             source = dataclasses.replace(
-                pixels, format=about["format"], range_notes=tuple(about["range_notes"]), notes=()
+                pixels,
+                format=about["format"],
+                range_notes=tuple(about["range_notes"]),
+                pixel_size=None if size is None else PixelSize(**size),
+                notes=(),
             )
             return source if mask is None else _masked(source, mask)
         except (OSError, ValueError, LookupError, TypeError):
@@ -241,6 +248,7 @@ def _write(folder: Path, source: Source) -> None:
         "format": source.format,
         "range_notes": source.range_notes,
         "masked": source.masked,
+        "pixel_size": None if source.pixel_size is None else dataclasses.asdict(source.pixel_size),
         "files_and_bytes": _measure(folder),
     }
     (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")

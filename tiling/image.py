@@ -75,7 +75,7 @@ class Image:
     picked : tuple of int or None
         The stored channels that were chosen on opening; None for the first.
     masked : bool
-        Whether some pixels may be without data (transparent, or no-data): see `read_mask`.
+        Whether some pixels may be without data (not stored, transparent, or no-data): see `read_mask`.
     value_range : tuple of float
         Stored values that map to 0 and 255.
     notes : tuple of str
@@ -169,7 +169,7 @@ class Image:
         Raises
         ------
         ImageError
-            If a chunk cannot be decoded, or the image is closed.
+            If a chunk can be decoded neither here nor, of a reduced level, in the finer ones; or the image is closed.
         """
         inner = clamp(box, *self._size(level))
         if self._source.in_memory:
@@ -189,8 +189,8 @@ class Image:
         Returns
         -------
         (h, w) bool array
-            False where a pixel is wholly transparent, has the file's no-data value in every channel, or is not
-            a number.
+            False where a pixel is not stored, wholly transparent, or has the file's no-data value or none that is
+            finite in every channel.
 
         Raises
         ------

@@ -20,6 +20,7 @@ from .geometry import PixelSize, ceil_div, printer_dots
 from .header import RasterHeader, read_header
 from .limits import UNIT_BYTES, check_unit
 from .orientation import upright
+from .quiet import quiet
 from .samples import Alpha, check_samples, check_size, choose_range
 from .source import Source
 from .stats import ReadStats
@@ -161,7 +162,8 @@ def open_raster(data: bytes, kind: str, label: str) -> Source:
     if not header.complete:
         raise ImageError(f"{label}: the {kind} file is cut off or damaged; copy or export it again")
     try:
-        stored = _DECODERS[kind](data)
+        with quiet():
+            stored = _DECODERS[kind](data)
     except MemoryError:
         raise
     except Exception as error:  # each decoder has errors of its own
@@ -183,7 +185,7 @@ def _first_header(file: ByteFile, kind: str, label: str) -> RasterHeader:
     reason: ValueError | None = None
     for count in _HEAD_BYTES:
         try:
-            return read_header(file.read_at(0, count), kind)
+            return read_header(file.read_at(0, min(count, file.size)), kind)
         except ValueError as error:
             reason = error
         if count >= file.size:
@@ -197,7 +199,7 @@ def _header_error(label: str, kind: str, reason: ValueError | None) -> ImageErro
 
 def _whole(file: ByteFile) -> bytes:
     """All bytes of a file; systems read less than 2 GiB at once."""
-    pieces = [file.read_at(begin, _PIECE_BYTES) for begin in range(0, file.size, _PIECE_BYTES)]
+    pieces = [file.read_at(begin, min(_PIECE_BYTES, file.size - begin)) for begin in range(0, file.size, _PIECE_BYTES)]
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

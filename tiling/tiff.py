@@ -9,18 +9,17 @@ import re
 import threading
 from typing import Any, Self
 
-import numpy as np
 import tifffile
 import zarr
 
 from .errors import ImageError
 from .geometry import ceil_div
 from .orientation import UprightArray, upright_geo
-from .samples import MAX_CHUNK_PIXELS, PixelArray, check_samples, check_size
+from .samples import PixelArray
 from .source import Source
 from .storage import ByteFile, FileStream
-from .tiff_claim import may_hold
-from .tiff_page import PageArray, RawArray, StackArray, page_chunk, raw_chunk
+from .tiff_check import check_level, is_raw
+from .tiff_page import PageArray, RawArray, StackArray
 from .tiff_size import pixel_size_of
 from .tiff_tags import colours_of, geo_reference_of, nodata_of, value_range_of
 
@@ -98,10 +97,10 @@ def _open(tiff: Any, file: ByteFile, label: str) -> Source:
     page = base.keyframe
     levels, notes = _levels(tiff, base)
     for level in levels:
-        _check(label, level, file.size)
+        check_level(label, level, file.size)
     arrays, chunks = zip(*(_array(level, file) for level in levels), strict=True)
     axes, plane_notes = _axes(tiff, base)
-    colours = colours_of(label, page, base.shape[axes.index("c")] if "c" in axes else 1)
+    colours = colours_of(page, base.shape[axes.index("c")] if "c" in axes else 1)
     value_range, range_notes = value_range_of(arrays, axes, chunks[-1], page)
     if colours.palette is not None:
         value_range, range_notes = (0.0, 255.0), ()
@@ -195,71 +194,9 @@ def _is_reduction(base: Any, other: Any) -> bool:
     )
 
 
-def _check_kind(label: str, page: Any) -> None:
-    """Refuse samples and compressions that nothing here decodes."""
-    if page.dtype is None:
-        raise ImageError(
-            f"{label}: samples of {page.bitspersample} bits and format {page.sampleformat} are of no known kind; "
-            "convert it to 8, 16 or 32 bits"
-        )
-    check_samples(label, np.dtype(page.dtype))
-    if page.compression not in tifffile.TIFF.DECOMPRESSORS:
-        raise ImageError(
-            f"{label}: its compression ({page.compression}) is of no known kind; write it again with a common one, "
-            "such as deflate or JPEG"
-        )
-
-
-def _check_chunk(label: str, page: Any) -> None:
-    """Refuse strips and tiles without pixels, and those no decoder should take memory for."""
-    sides = " x ".join(map(str, page.chunks))
-    if not all(isinstance(side, int) and side > 0 for side in page.chunks):
-        raise ImageError(f"{label}: the header promises strips or tiles of {sides} samples; it is damaged")
-    samples, stored = math.prod(page.chunks), max(page.databytecounts, default=0)
-    if samples > MAX_CHUNK_PIXELS:
-        raise ImageError(
-            f"{label}: one strip or tile is {sides} samples, more than the limit of {MAX_CHUNK_PIXELS}; "
-            "the header is damaged, or the file should be written again in tiles"
-        )
-    bits = page.bitspersample if isinstance(page.bitspersample, int) else 8 * np.dtype(page.dtype).itemsize
-    if stored and not may_hold(stored, int(page.compression), samples * bits // 8):
-        raise ImageError(
-            f"{label}: the header promises strips or tiles of {sides} samples, but the largest has {stored} encoded "
-            "bytes, which cannot hold them; the header is damaged, copy or export the file again"
-        )
-
-
-def _check(label: str, level: Any, size: int) -> None:
-    """Refuse absurd sizes and files that end before their pixels do."""
-    page = level.keyframe
-    _check_kind(label, page)
-    if not _is_raw(level):
-        _check_chunk(label, page)
-    height, width = _size(level)
-    check_size(label, height, width, raw_chunk(level) if _is_raw(level) else page_chunk(page))
-    segments = math.prod(page.chunked)
-    if len(page.dataoffsets) < segments:
-        raise ImageError(
-            f"{label}: the header promises {height} x {width} pixels in {segments} segments but lists "
-            f"{len(page.dataoffsets)}; the header is damaged, copy or export the file again"
-        )
-    end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
-    if _is_raw(level):
-        end = level.dataoffset + level.nbytes
-    if end > size:
-        raise ImageError(
-            f"{label}: the file is cut off, it ends at byte {size} but its pixels at {end}; copy or export it again"
-        )
-
-
-def _is_raw(level: Any) -> bool:
-    """Whether samples lie in the file as they are, one after the other."""
-    return level.transform is None and level.dataoffset is not None
-
-
 def _array(level: Any, file: ByteFile) -> tuple[PixelArray, tuple[int, int]]:
     """Pixels of a level and the size of a stored chunk."""
-    if _is_raw(level):
+    if is_raw(level):
         raw = RawArray(level, file)
         return raw, raw.chunk
     page = level.keyframe
@@ -315,7 +252,7 @@ def _axes(tiff: Any, series: Any) -> tuple[str, tuple[str, ...]]:
     )
     if tiff.is_ome and series.kind != "ome":
         notes += ("its OME-XML is damaged or describes further files; only the pages of this file are read",)
-    missing = 0 if _is_raw(series) else sum(page is None for page in series.pages)
+    missing = 0 if is_raw(series) else sum(page is None for page in series.pages)
     if missing:
         notes += (f"{missing} of {len(series.pages)} planes are missing and read as no data",)
     return axes, notes

@@ -11,6 +11,7 @@ from .limits import UNIT_BYTES
 
 _HARMLESS = 2**24
 """Bytes that any decoder may take."""
+_JPEG_XR = (22610, 34934)
 _SCRATCH = 16
 """Decoders may take so many bytes for a promised one: some hold 32 bits a sample, or coefficients, or both."""
 _EXPANSION = {5: 2**12, 8: 1032, 32773: 64, 32946: 1032, 34925: 2**14, 50000: 2**15, 50013: 1032}
@@ -38,8 +39,12 @@ class Claim(NamedTuple):
     taken: int
 
 
-def check_claim(data: bytes, compression: int, size: int) -> None:
+def check_claim(data: bytes, compression: int, size: int) -> Claim | None:
     """Refuse encoded data whose own header claims far more than the `size` bytes that the page promises.
+
+    Returns
+    -------
+    Claim, or None where it cannot be read
 
     Raises
     ------
@@ -47,13 +52,15 @@ def check_claim(data: bytes, compression: int, size: int) -> None:
         If it does.
     """
     claim = _CLAIMS[compression](data) if compression in _CLAIMS else None
-    if claim is None:
-        return
-    if claim.taken > min(max(_HARMLESS, _SCRATCH * size), UNIT_BYTES):
+    if claim is None and compression in _JPEG_XR and data.startswith(b"II\xbc"):
+        # The decoder would write to the terminal what it does not know.
+        raise ValueError("the directory of its JPEG XR is damaged")
+    if claim is not None and claim.taken > min(max(_HARMLESS, _SCRATCH * size), UNIT_BYTES):
         raise ValueError(
             f"it claims {claim.height} x {claim.width} pixels, which take {claim.taken:,} bytes to decode; "
             f"the page promises {size:,}"
         )
+    return claim
 
 
 def _headed(kind: str) -> Callable[[bytes], Claim | None]:
@@ -72,7 +79,7 @@ def _jpegxr(data: bytes) -> Claim | None:
         begin = struct.unpack_from("<I", data, 4)[0] + 2
         end = begin + 12 * struct.unpack_from("<H", data, begin - 2)[0]
         values = {tag: value for tag, _, _, value in struct.iter_unpack("<HHII", data[begin:end])}
-        return _wide(values[0xBC81], values[0xBC80])
+        return None if list(values) != sorted(values) else _wide(values[0xBC81], values[0xBC80])
     except (struct.error, KeyError):
         return None
 
@@ -124,7 +131,7 @@ _CLAIMS: dict[int, Callable[[bytes], Claim | None]] = {
     **dict.fromkeys((33003, 33004, 33005, 34712), _headed("jpeg2000")),
     34933: _headed("png"),
     **dict.fromkeys((34927, 50001), _headed("webp")),
-    **dict.fromkeys((22610, 34934), _jpegxr),
+    **dict.fromkeys(_JPEG_XR, _jpegxr),
     34887: _lerc,
     **dict.fromkeys((50002, 52546), _jpegxl),
 }

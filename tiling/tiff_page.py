@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Box, ceil_div
+from .quiet import quiet
 from .storage import ByteFile
 from .tiff_claim import check_claim
 from .tiff_tags import nodata_of
@@ -136,13 +137,22 @@ class PageArray:
         if len(data) < count:
             raise EOFError(f"the file ends after {len(data)} of {count} bytes of segment {index}")
         if self._compression is not None:
-            check_claim(data, self._compression, self._segment_bytes)
-        segment: NDArray[Any] = np.asarray(self._decode(data, index, **self._tables)[0])[0]
+            self._check_claim(data, index)
+        with quiet():
+            segment: NDArray[Any] = np.asarray(self._decode(data, index, **self._tables)[0])[0]
         if segment.dtype == self.dtype:
             return segment
         if self.dtype != np.bool_ and not np.can_cast(segment.dtype, self.dtype):
             raise ValueError(f"segment {index} holds {segment.dtype} samples, expected {self.dtype}")
         return segment.astype(self.dtype)
+
+    def _check_claim(self, data: bytes, index: int) -> None:
+        """Refuse encoded data of more than the segment, or of rows of another width, which would be cut elsewhere."""
+        assert self._compression is not None
+        claim = check_claim(data, self._compression, self._segment_bytes)
+        left = self._width - index % self._columns * self.chunk[1]
+        if claim is not None and claim.width not in (self.chunk[1], left):
+            raise ValueError(f"segment {index} is {claim.width} pixels wide, the page promises {self.chunk[1]}")
 
 
 class StackArray:
@@ -191,7 +201,8 @@ class StackArray:
     def _page(self, index: int) -> PageArray:
         with self._lock:
             if index not in self._pages:
-                self._pages[index] = PageArray(self._series.pages[index], self._file)
+                with quiet():
+                    self._pages[index] = PageArray(self._series.pages[index], self._file)
             return self._pages[index]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ImageError
 from .geometry import GeoReference
 from .samples import Alpha, PixelArray, choose_range, number_in, sample_range
 
@@ -43,24 +42,14 @@ class Colours:
     notes: tuple[str, ...] = ()
 
 
-def colours_of(label: str, page: Any, samples: int) -> Colours:
-    """Find what the samples of a pixel mean.
-
-    Raises
-    ------
-    ImageError
-        If they are neither grey, RGB, indices nor YCbCr.
-    """
+def colours_of(page: Any, samples: int) -> Colours:
+    """Find what the samples of a pixel mean, which are known to be grey, RGB, indices or YCbCr."""
     photometric = int(page.photometric)
     if photometric == 3 and page.colormap is not None:
         colours = np.asarray(page.colormap).T
         # Writers widen 8 bits by 257 or by 256; the upper byte is the colour in both.
         shift = 8 if colours.max() > 255 else 0
         return Colours(palette=(colours >> shift).astype(np.uint8), notes=("palette applied",))
-    if photometric in (5, 8, 9, 10):
-        raise ImageError(
-            f"{label}: expected grey, RGB, palette or YCbCr pixels, got {page.photometric.name}; convert it to RGB"
-        )
     last = int(page.extrasamples[-1]) if page.extrasamples else 0
     alpha: Alpha = "none"
     if last in (1, 2) and samples in (2, 4) and samples == page.samplesperpixel:
@@ -68,7 +57,18 @@ def colours_of(label: str, page: Any, samples: int) -> Colours:
     # Aperio's first JPEG 2000 kind holds YCbCr even where the photometric tag says RGB.
     codec = int(page.compression)
     ycbcr = samples == 3 and (codec == _APERIO_YCBCR or (photometric == 6 and codec not in _RGB_CODECS))
-    return Colours(alpha, None, ycbcr)
+    own = ycbcr and codec != _APERIO_YCBCR and _has_own_ycbcr(page)
+    return Colours(alpha, None, ycbcr, ("coefficients or limits of its YCbCr are not applied",) if own else ())
+
+
+def _has_own_ycbcr(page: Any) -> bool:
+    """Whether YCbCr has other coefficients or limits than JPEG's."""
+    for tag, usual in ((529, (0.299, 0.587, 0.114)), (532, (0, 255, 128, 255, 128, 255))):
+        stated = np.ravel(page.tags.valueof(tag, default=()))
+        pairs = stated.reshape(-1, 2) if stated.size == 2 * len(usual) else np.zeros((0, 2))
+        if len(pairs) and (not pairs[:, 1].all() or not np.allclose(pairs[:, 0] / pairs[:, 1], usual, atol=0.01)):
+            return True
+    return False
 
 
 def value_range_of(
