@@ -21,6 +21,7 @@ from coarse2fine.batch.job import Job, Record, Status
 from coarse2fine.export import write_json
 from coarse2fine.report_html import write_report
 from coarse2fine.stored import ANALYSIS, NOT_ALWAYS, REPORT, audit_json, read_audit, read_record
+from coarse2fine.tiling.redact import redact
 from coarse2fine.tiling.remote import is_url
 
 RECORD = "record.json"
@@ -194,7 +195,7 @@ def told(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        _LOG.warning("%s could not be written: %s: %s", what, type(error).__name__, error)
+        _LOG.warning("%s could not be written: %s: %s", redact(what), type(error).__name__, redact(str(error)))
 
 
 def tidy(job: Job) -> None:
