@@ -169,7 +169,7 @@ def _such_as(paths: list[str], label: str) -> str:
 
 def below(label: str, path: str) -> str:
     """Path or address of what lies inside a Zarr; the query of an address stays at its end."""
-    place, mark, query = label.partition("?") if "://" in label else (label, "", "")
+    place, mark, query = label.partition("?") if label.startswith(("http://", "https://")) else (label, "", "")
     return f"{place.rstrip('/')}/{path}{mark}{query}"
 
 
