@@ -538,7 +538,7 @@ def test_what_is_not_asked_again(site: Site, status: int) -> None:
 
 def test_pauses_grow_and_vary(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
 
     def fail() -> None:
         raise ConnectionError("gone")

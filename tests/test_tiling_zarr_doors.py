@@ -146,7 +146,7 @@ def test_levels_lie_inside_the_zarr(tmp_path: Path, path: str, form: Any) -> Non
     group.attrs.update({"multiscales": multiscales} if form == 2 else {"ome": {"multiscales": multiscales}})
     with pytest.raises(ImageError, match="leads out of the Zarr"):
         open_image(tmp_path / "a")
-    layout = {"bioformats2raw.layout": 3}
+    layout: Any = {"bioformats2raw.layout": 3}
     group.attrs.put(layout if form == 2 else {"ome": layout})
     series = zarr.open_group(tmp_path / "a" / "OME", mode="w", zarr_format=form)
     series.attrs.update({"series": ["../b"]} if form == 2 else {"ome": {"series": ["../b"]}})

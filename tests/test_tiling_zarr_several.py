@@ -107,7 +107,16 @@ def test_plates_whose_wells_are_damaged_are_still_explained(tmp_path: Path) -> N
     with pytest.raises(ImageError, match=r"plate of 4 well\(s\).*A/1/0"):
         open_image(tmp_path / "a.zarr")
     marker = tmp_path / "a.zarr" / "zarr.json"
-    for plate in ({}, {"wells": []}, {"wells": None}, [], None, {"wells": [{"path": "../../b"}]}, {"wells": [1, {}]}):
+    plates: list[Any] = [
+        {},
+        {"wells": []},
+        {"wells": None},
+        [],
+        None,
+        {"wells": [{"path": "../../b"}]},
+        {"wells": [1, {}]},
+    ]
+    for plate in plates:
         metadata = json.loads(marker.read_text())
         metadata["attributes"]["ome"]["plate"] = plate
         marker.write_text(json.dumps(metadata))
