@@ -213,8 +213,9 @@ def check_chunks(keys: Keys, prefix: str, plan: ChunkPlan, label: str) -> tuple[
             return ()
         if other.fullmatch(name):
             raise _wrong_separator(label, plan.key(places[0]), name)
-    where = "no chunk is stored" if keys.names(prefix, 1) is not None else f"none of {len(places)} chunks was found"
-    return (f"level '{prefix.rstrip('/')}': {where}, its pixels have the fill value {plan.fill}",)
+    where = "no chunk is stored" if keys.names(prefix, 1) is not None else f"none of {len(places)} chunks found"
+    of = f" of level '{prefix.rstrip('/')}'" if prefix else ""
+    return (f"{where}{of}: all pixels have the fill value {plan.fill}",)
 
 
 def _wrong_separator(label: str, key: str, found: str) -> ImageError:
