@@ -49,10 +49,10 @@ def open_zarr(keys: Keys, label: str, *, folder: str | None = None) -> Source | 
     ImageError
         If it is damaged, or its axes cannot be an image.
     """
-    if all(get(keys, marker) is None for marker in MARKERS):
-        keys.get(MARKERS[0])  # says so where reading is not permitted
-        return None
     try:
+        if all(get(keys, marker) is None for marker in MARKERS):
+            keys.get(MARKERS[0])  # says so where reading is not permitted
+            return None
         return _open(keys, label, folder)
     except (ImageError, OSError):
         raise

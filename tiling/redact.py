@@ -9,7 +9,9 @@ MASK = "***"
 
 _USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<user>[^/?#\s@:]*)(?P<password>:[^/?#\s]*)?@")
 _WORDS = "sig|token|secret|key|passw|pwd|auth|cred|jwt|policy|session|code|access|ticket|hmac|hash|sas"
-_VALUE = re.compile(rf"(?P<name>[?&;#][^=&#?\s]*(?:{_WORDS})[^=&#?\s]*=)[^&#\s'\"<>()]+", re.IGNORECASE)
+_VALUE = re.compile(
+    rf"(?P<name>[?&;#][^=&#?\s]*(?:{_WORDS})[^=&#?\s]*=)[^&#\s'\"<>()]*[^&#\s'\"<>():,;.]", re.IGNORECASE
+)
 # What clouds add to the address of one object, anew each time; it does not tell which object it is.
 _SIGNED = re.compile(
     r"(?<=[?&])(?:x-amz-[a-z0-9-]*|x-goog-[a-z0-9-]*|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy"

@@ -169,7 +169,7 @@ def _such_as(paths: list[str], label: str) -> str:
 
 def below(label: str, path: str) -> str:
     """Path or address of what lies inside a Zarr; the query of an address stays at its end."""
-    place, mark, query = label.partition("?") if "://" in label else (label, "", "")
+    place, mark, query = label.partition("?") if label.startswith(("http://", "https://")) else (label, "", "")
     return f"{place.rstrip('/')}/{path}{mark}{query}"
 
 
@@ -213,8 +213,9 @@ def check_chunks(keys: Keys, prefix: str, plan: ChunkPlan, label: str) -> tuple[
             return ()
         if other.fullmatch(name):
             raise _wrong_separator(label, plan.key(places[0]), name)
-    where = "no chunk is stored" if keys.names(prefix, 1) is not None else f"none of {len(places)} chunks was found"
-    return (f"level '{prefix.rstrip('/')}': {where}, its pixels have the fill value {plan.fill}",)
+    where = "no chunk is stored" if keys.names(prefix, 1) is not None else f"none of {len(places)} chunks found"
+    of = f" of level '{prefix.rstrip('/')}'" if prefix else ""
+    return (f"{where}{of}: all pixels have the fill value {plan.fill}",)
 
 
 def _wrong_separator(label: str, key: str, found: str) -> ImageError:

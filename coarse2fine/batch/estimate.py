@@ -20,6 +20,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import scan_macs
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.redact import redact
 
 # These are decoded whole when they are opened.
 _WHOLE = {"png", "jpeg", "webp", "bmp", "jpeg2000"}
@@ -139,7 +140,7 @@ def estimate(
 
 
 def _expected(job: Job) -> Expected:
-    name, source = job.item.name, job.item.source
+    name, source = job.item.name, redact(job.item.source)
     if done_before(job) is not None:
         return Expected(name, source, done=True)
     model, config = loaded(job.model), job.config

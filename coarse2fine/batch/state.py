@@ -23,6 +23,7 @@ from coarse2fine.report_html import write_report
 from coarse2fine.stored import ANALYSIS, NOT_ALWAYS, REPORT, audit_json, read_audit, read_record
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.atomic import sync_folder
+from coarse2fine.tiling.redact import redact
 from coarse2fine.tiling.remote import is_url
 
 RECORD = "record.json"
@@ -199,7 +200,8 @@ def told(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ()) 
     except but:
         raise
     except Exception as error:  # noqa: BLE001
-        _LOG.warning("%s could not be written: %s: %s", printable(what), type(error).__name__, printable(error))
+        told = printable(redact(str(error)))
+        _LOG.warning("%s could not be written: %s: %s", printable(redact(what)), type(error).__name__, told)
 
 
 def tidy(job: Job) -> None:
