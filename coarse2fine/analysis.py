@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 from coarse2fine.account import Cost
 from coarse2fine.audit import Audit
 from coarse2fine.export import write_json
-from coarse2fine.export_features import as_anndata, interesting_patches, with_features, write_patches
+from coarse2fine.export_features import (
+    anndata_module,
+    as_anndata,
+    h5py_module,
+    interesting_patches,
+    with_features,
+    write_patches,
+)
 from coarse2fine.export_geojson import write_geojson, write_world_geojson
 from coarse2fine.export_maps import Maps, write_maps
 from coarse2fine.export_tables import tiles_frame, write_csv, write_parquet
-from coarse2fine.files import replacing
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.runtime import Runtime
@@ -46,6 +52,8 @@ from coarse2fine.stored import (
     read_result,
     timing_json,
 )
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.atomic import replacing
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource
@@ -116,7 +124,12 @@ class Analysis:
             f"found  {len(self.regions):,}: {by_label}",
             f"cost   {self.cost}",
         ]
-        if chosen := self.chosen_by:
+        if self.kinds:
+            lines += [f"       {self.named(label)}" for label in sorted(self.kinds)]
+            lines.append(
+                f"chosen {len(self.plan):,} windows, by how rare and how badly explained they are in this image"
+            )
+        elif chosen := self.chosen_by:
             lead = ", ".join(f"{name} {share:.0%}" for name, share in list(chosen.items())[:_NAMED])
             lines.append(f"chosen {len(self.plan):,} windows, by {lead}")
         if self.audit is not None:
@@ -127,7 +140,7 @@ class Analysis:
             lines.append(f"incomplete: {done}")
         lines += [f"note   {note}" for note in self.notes]
         lines += [f"failed {failure}" for failure in self.failures]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a small picture, and the account."""
@@ -160,6 +173,16 @@ class Analysis:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @property
+    def kinds(self) -> dict[str, dict[str, Any]]:
+        """What sets each label apart and where to see it, if nobody named it; see `coarse2fine.traits`."""
+        return dict(self.provenance.get("kinds", {}))
+
+    def named(self, label: str) -> str:
+        """A label, and what sets it apart if nobody named it, such as ``"kind 6 (darker, smoother)"``."""
+        traits = self.kinds.get(label, {}).get("traits")
+        return f"{label} ({traits})" if traits else label
+
+    @property
     def chosen_by(self) -> dict[str, float]:
         """Share of the windows in which each feature fired strongest, the largest first."""
         if self.plan.fired is None or not len(self.plan):
@@ -177,7 +200,9 @@ class Analysis:
             A PNG, PDF or SVG file, by its ending.
         """
         target = Path(path)
-        picture = Picture(self.image, self.overview, self.interest, self.plan, self.cell, self.regions, self._title())
+        kinds = {label: (each["traits"], each["example"]) for label, each in self.kinds.items()}
+        parts = (self.image, self.overview, self.interest, self.plan, self.cell, self.regions, self._title(), kinds)
+        picture = Picture(*parts)
         with replacing(target) as temporary:
             picture.save(temporary, target.suffix.lstrip(".").lower())
         return target
@@ -226,13 +251,14 @@ class Analysis:
         ------
         ImageError
             If features are asked for and the image is not there.
-        ImportError
+        MissingExtraError
             If h5py is not installed.
         ModelError
             If the model cannot be loaded.
         ValueError
             If the tile is not a whole number of the model's fine cells.
         """
+        h5py_module()
         patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
         if model is not None:
             patches = with_features(patches, self.image, load_model(model), Runtime.choose())
@@ -247,6 +273,7 @@ class Analysis:
         tile : int
             See `to_h5`, also for what may go wrong.
         """
+        anndata_module()
         patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
         return as_anndata(with_features(patches, self.image, load_model(model), Runtime.choose()), self.image)
 

@@ -12,7 +12,7 @@ from coarse2fine.merge import repeats, suppress
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.refine import Fine
-from coarse2fine.select import Plan, dense_plan
+from coarse2fine.select import Plan, cover
 
 BLOCK_SIDES = (4, 8, 16)
 _LEAST_CAP = 2
@@ -89,7 +89,7 @@ class Blocks:
     expected : ndarray, float64, (n,)
         Finds that the scan expects in the skipped cells of each.
     macs_each, rest_macs : int
-        Multiply-adds of one block, and of all cells not yet refined in the squares of the exhaustive pass.
+        Multiply-adds of one block, and of all cells not yet refined, at its cheapest.
     macs : int
         Multiply-adds spent on blocks.
     failures : tuple of str
@@ -105,7 +105,7 @@ class Blocks:
         self._known = standing.finds()
         model, shape = standing.model, standing.covered.shape
         self.side, self.cap = _best_side(model, self._known, max(shape))
-        self.macs_each = model.window_macs(self.side)
+        self.macs_each = model.window_macs(self.side, self.side)
         self._skipped = ~standing.covered
         skipped = _per_block(self._skipped, self.side)
         self._columns = skipped.shape[1]
@@ -157,7 +157,7 @@ class Blocks:
         numbers = self._numbers[index]
         corners = np.stack(np.divmod(numbers, self._columns), axis=1).astype(np.int64) * self.side
         count = len(index)
-        plan = Plan(corners, np.full(count, self.side, np.int64), np.ones(count, np.float32), self._at.cell_shape)
+        plan = Plan(corners, np.full((count, 2), self.side, np.int64), np.ones(count, np.float32), self._at.cell_shape)
         fresh = self._refine(plan)
         if self.cut:
             return None
@@ -186,10 +186,7 @@ class Blocks:
         return sure.take(self._skipped[cells[:, 0], cells[:, 1]])
 
     def _rest(self) -> Plan:
-        whole = dense_plan(self._at.cell_shape)
-        side = int(whole.sides[0])
-        row, column = (whole.cell_corners // side).T
-        return whole.take(np.flatnonzero(_per_block(~self._refined, side)[row, column]))
+        return cover(~self._refined, self._at.model.window_macs)
 
     def _homes(self, fresh: Candidates) -> NDArray[np.int64]:
         """The block of each find, in the grid of all blocks."""
@@ -214,7 +211,7 @@ def _best_side(model: Model, known: Candidates, most: int) -> tuple[int, int]:
     """Side of a block with which a bound comes cheapest, and the most finds that any such block holds."""
     caps = {side: max(_LEAST_CAP, _fullest(model, known, side)) for side in BLOCK_SIDES if side <= max(most, 4)}
     # The draws that a bound takes go with the number of blocks and with the cap.
-    side = min(caps, key=lambda s: caps[s] * model.window_macs(s) / s**2)
+    side = min(caps, key=lambda s: caps[s] * model.window_macs(s, s) / s**2)
     return side, caps[side]
 
 

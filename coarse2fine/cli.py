@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from coarse2fine.model import load_model
 from coarse2fine.models.bundle import ModelError, embedded_names
 from coarse2fine.progress import Progress
 from coarse2fine.specialists.fitting import MODES
+from coarse2fine.terminal import printable, say, say_lines
 from coarse2fine.tiling.convert import convert
-from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.errors import ImageError, MissingExtraError
 from coarse2fine.tiling.opening import open_image
 
-_EXPECTED = (ImageError, ModelError, AnnotationError, OSError, ValueError)
+_EXPECTED = (ImageError, ModelError, AnnotationError, MissingExtraError, OSError, ValueError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Names of images are printed, also where a terminal or a pipe has no such characters.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"coarse2fine: {printable(message)}\n"
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["benchmark"]:
         # Benchmarks load much that nothing else needs, some of it in extras.
@@ -54,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return parsed.run(parsed) or 0
     except _EXPECTED as error:
-        print(f"coarse2fine: {error}", file=sys.stderr)
+        say(f"coarse2fine: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"coarse2fine: interrupted{error}", file=sys.stderr)
+        say(f"coarse2fine: interrupted{error}", file=sys.stderr)
         return 130
 
 
@@ -148,10 +151,8 @@ def _fit(parsed: argparse.Namespace) -> None:
         progress=not parsed.quiet,
     )
     path = model.save(parsed.output)
-    print(model)
-    if left_out := model.provenance["too_large"]:
-        print(f"left out {left_out:,} of {model.provenance['objects']:,} objects: larger than the refine net's field")
-    print(f"written {path}")
+    say_lines(model)
+    say(f"written {path}")
 
 
 def _convert(parsed: argparse.Namespace) -> None:
@@ -164,33 +165,33 @@ def _convert(parsed: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("; run the same command again to go on from here") from None
     height, width, channels = made.shape
-    print(f"{width:,} x {height:,} px, {channels} channel(s), {made.levels} level(s), {made.seconds:,.1f} s")
+    say(f"{width:,} x {height:,} px, {channels} channel(s), {made.levels} level(s), {made.seconds:,.1f} s")
     if made.resumed:
-        print(f"{made.resumed:,} of {made.shards:,} shards were there already")
+        say(f"{made.resumed:,} of {made.shards:,} shards were there already")
     for failure in made.failures:
-        print(f"black: {failure}")
-    print(f"written {made.path}")
+        say(f"black: {failure}")
+    say(f"written {made.path}")
 
 
 def _info(parsed: argparse.Namespace) -> None:
     with open_image(parsed.image) as image:
-        print(f"{image.name}: {image.format}, {image.width:,} x {image.height:,} px, {image.channels} channel(s)")
+        say(f"{image.name}: {image.format}, {image.width:,} x {image.height:,} px, {image.channels} channel(s)")
         scale = "unknown" if image.mpp is None else f"{image.mpp[0]:g} x {image.mpp[1]:g} (y, x)"
         if image.mpp is None and image.pixel_size is not None:
             scale += f"; the file says {image.pixel_size.y:g} x {image.pixel_size.x:g} {image.pixel_size.unit}"
-        print(f"microns per pixel: {scale}; values {image.value_range[0]:g}..{image.value_range[1]:g}")
+        say(f"microns per pixel: {scale}; values {image.value_range[0]:g}..{image.value_range[1]:g}")
         for level in image.levels:
             size = f"{level.width:,} x {level.height:,}"
-            print(f"level {level.index}: {size} px, downsample {level.downsample_y:g}, chunk {level.chunk}")
+            say(f"level {level.index}: {size} px, downsample {level.downsample_y:g}, chunk {level.chunk}")
         if image.geo is not None:
-            print(f"world: {image.geo.crs or 'no EPSG code'}, {image.geo.unit or 'no unit'}, {image.geo.transform}")
+            say(f"world: {image.geo.crs or 'no EPSG code'}, {image.geo.unit or 'no unit'}, {image.geo.transform}")
         for note in image.notes:
-            print(f"note: {note}")
+            say(f"note: {note}")
 
 
 def _models(_: argparse.Namespace) -> None:
     for name in embedded_names():
-        print(load_model(name))
+        say_lines(load_model(name))
 
 
 if __name__ == "__main__":

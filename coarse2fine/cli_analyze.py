@@ -13,6 +13,7 @@ from coarse2fine.batch.run import Crew, run_batch
 from coarse2fine.batch.single import analyze_single
 from coarse2fine.cli_common import add_common, add_opening, check_place
 from coarse2fine.config import Config
+from coarse2fine.terminal import say, say_lines
 
 _EPILOG = """\
 An image is analysed in this process, a batch by one process a core or by the workers of a Dask scheduler. What is done
@@ -82,7 +83,7 @@ def analyze_command(parsed: argparse.Namespace) -> int:
         items = with_masks(items, parsed.mask)
     if parsed.dry_run:
         found = estimate(items, parsed.output, parsed.model, config, crew, opening)
-        print(found)
+        say_lines(found)
         return 0 if found.ok else 1
     one = is_one_image(parsed.input)
     if one and crew == Crew():
@@ -100,8 +101,8 @@ def analyze_command(parsed: argparse.Namespace) -> int:
         on_error=parsed.on_error,
         progress=not parsed.quiet,
     )
-    print(batch)
-    print(f"written {parsed.output}")
+    say_lines(batch)
+    say(f"written {parsed.output}")
     return 0 if batch.ok else 1
 
 
@@ -117,11 +118,11 @@ def _analyze_single(parsed: argparse.Namespace, item: Item, config: Config, open
         progress=not parsed.quiet,
     )
     if analysis is None:
-        print(f"{parsed.output} holds this analysis already; do it again with --overwrite")
+        say(f"{parsed.output} holds this analysis already; do it again with --overwrite")
         return 0
     with analysis:
-        print(analysis)
-    print(f"written {parsed.output}")
+        say_lines(analysis)
+    say(f"written {parsed.output}")
     return 0
 
 

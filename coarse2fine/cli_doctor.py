@@ -26,6 +26,7 @@ from coarse2fine.model import load_model
 from coarse2fine.models.bundle import embedded_names
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
+from coarse2fine.terminal import say
 from coarse2fine.tiling.opening import open_image
 
 _PACKAGES = (
@@ -51,23 +52,21 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def doctor_command(_: argparse.Namespace) -> int:
     """Print what there is, and test it on a small image."""
-    print(f"coarse2fine {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    print(f"packages   {', '.join(f'{name} {found}' for name in _PACKAGES if (found := _version(name)))}")
+    say(f"coarse2fine {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    say(f"packages   {', '.join(f'{name} {found}' for name in _PACKAGES if (found := _version(name)))}")
     missing = [extra for extra, module in _EXTRAS.items() if find_spec(module) is None]
-    print(f"extras     {'all there' if not missing else 'not installed: ' + ', '.join(missing)}")
-    print(f"processor  {_cores()}; torch uses {torch.get_num_threads()} thread(s), OpenCV {cv2.getNumThreads()}")
+    say(f"extras     {'all there' if not missing else 'not installed: ' + ', '.join(missing)}")
+    say(f"processor  {_cores()}; torch uses {torch.get_num_threads()} thread(s), OpenCV {cv2.getNumThreads()}")
     settings = [f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ]
-    print(f"settings   {', '.join(settings) or 'none in the environment'}")
+    say(f"settings   {', '.join(settings) or 'none in the environment'}")
     memory = psutil.virtual_memory()
-    print(f"memory     {memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}")
+    say(f"memory     {memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}")
     for place in dict.fromkeys((str(Path.cwd()), tempfile.gettempdir())):
-        print(f"disk       {shutil.disk_usage(place).free / 1e9:.1f} GB free at {place}")
-    print(f"devices    {_devices()}; the usual one is {Runtime.choose().name}")
+        say(f"disk       {shutil.disk_usage(place).free / 1e9:.1f} GB free at {place}")
+    say(f"devices    {_devices()}; the usual one is {Runtime.choose().name}")
     lost = [name for name in _CODECS if not _has_codec(name)]
-    print(
-        f"codecs     {', '.join(n for n in _CODECS if n not in lost)}{'; missing: ' + ', '.join(lost) if lost else ''}"
-    )
-    print(f"models     {', '.join(embedded_names())}")
+    say(f"codecs     {', '.join(n for n in _CODECS if n not in lost)}{'; missing: ' + ', '.join(lost) if lost else ''}")
+    say(f"models     {', '.join(embedded_names())}")
     return _self_test()
 
 
@@ -84,11 +83,11 @@ def _self_test() -> int:
                 analysis = run_analysis(image, load_model("generic"), Config(), steps=steps)
                 analysis.save(Path(folder) / "out")
     except Exception as error:  # noqa: BLE001 (what is wrong with this machine is what is wanted)
-        print(f"self-test  FAILED: {type(error).__name__}: {error}")
+        say(f"self-test  FAILED: {type(error).__name__}: {error}")
         return 1
     boxes = [region.full_box for region in analysis.regions]
     found = any(y0 < 280 and y1 > 200 and x0 < 380 and x1 > 300 for y0, x0, y1, x1 in boxes)
-    print(f"self-test  {'passed' if found else 'FAILED: a square was not found'} ({time.perf_counter() - start:.1f} s)")
+    say(f"self-test  {'passed' if found else 'FAILED: a square was not found'} ({time.perf_counter() - start:.1f} s)")
     return 0 if found else 1
 
 

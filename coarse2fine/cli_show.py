@@ -8,6 +8,7 @@ from pathlib import Path
 from coarse2fine.analysis import Analysis
 from coarse2fine.cli_common import check_writable
 from coarse2fine.report_batch import write_folder_report
+from coarse2fine.terminal import say
 from coarse2fine.view import serve
 
 
@@ -43,7 +44,7 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     if parsed.result.is_dir():
         check_writable(parsed.result)
-    print(f"written {write_folder_report(parsed.result, parsed.image)}")
+    say(f"written {write_folder_report(parsed.result, parsed.image)}")
 
 
 def _view(parsed: argparse.Namespace) -> None:
@@ -52,4 +53,4 @@ def _view(parsed: argparse.Namespace) -> None:
 
 def _tiles(parsed: argparse.Namespace) -> None:
     with Analysis.load(parsed.result, parsed.image) as analysis:
-        print(f"written {analysis.to_h5(parsed.output, parsed.model, tile=parsed.tile)}")
+        say(f"written {analysis.to_h5(parsed.output, parsed.model, tile=parsed.tile)}")

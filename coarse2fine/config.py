@@ -10,6 +10,7 @@ from typing import Any
 from coarse2fine.budget import Assurance, Budget
 from coarse2fine.models.bundle import locate
 from coarse2fine.models.runtime import Precision
+from coarse2fine.tiling.regular import open_regular
 
 
 def check_seed(seed: int) -> None:
@@ -85,4 +86,5 @@ class ModelSpec:
             If there is no such model.
         """
         path = locate(model).absolute()
-        return cls(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        with open_regular(path) as file:
+            return cls(str(path), hashlib.file_digest(file, "sha256").hexdigest())

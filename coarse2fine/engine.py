@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from coarse2fine._version import __version__
-from coarse2fine.account import Cost
+from coarse2fine.account import Clock, Cost
 from coarse2fine.analysis import Analysis
 from coarse2fine.answer import Read
 from coarse2fine.audit import Audited, survey
@@ -36,6 +36,7 @@ from coarse2fine.stored import versions
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
 from coarse2fine.tiling.stats import ReadStats
+from coarse2fine.traits import describe_kinds
 
 EXPLORE_BUDGET = 0.2
 
@@ -171,7 +172,7 @@ def run_analysis(
         Hash of the model's file.
     """
     opened = open_image(image)
-    clock, before = _Clock(), opened.stats.snapshot()
+    clock, before = Clock(), opened.stats.snapshot()
     with _closed_on_failure(opened, mine=opened is not image):
         run = Run(opened, model, config, kept or Kept(), mask)
         with clock("scan"):
@@ -190,6 +191,7 @@ def run_analysis(
             audited = run.audit(standing, scan.macs + fine.macs, cut=fine.cut)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
+        kinds = {} if model.task == "detect" else describe_kinds(regions, opened, model.geometry.refine_downsample)
     failures = tuple(dict.fromkeys(scan.failures + fine.failures + audited.failures))
     return Analysis(
         image=opened,
@@ -202,8 +204,11 @@ def run_analysis(
         audit=audited.audit if asked else None,
         complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
-        provenance=_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold})
-        | notes_on(model, opened),
+        provenance={
+            **_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
+            **({"kinds": kinds} if kinds else {}),
+            **notes_on(model, opened),
+        },
     )
 
 
@@ -239,7 +244,7 @@ class Run:
         self.cell_shape = model.cell_shape((image.height, image.width))
         cell = model.geometry.cell
         self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
-        self.exhaustive_macs = model.exhaustive_macs((1, int(self.inside.sum())))
+        self.exhaustive_macs = self._dense().macs(model.refiner_macs)
         self.sample = _sample(model, config)
 
     def look(self, tick: Tick | None) -> tuple[Scan, Read]:
@@ -264,6 +269,10 @@ class Run:
     def _masked(self, scan: Scan) -> Scan:
         return scan if self.inside.all() else replace(scan, interest=scan.interest * self.inside)
 
+    def _dense(self) -> Plan:
+        """The exhaustive pass."""
+        return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, self._model.window_macs)
+
     def choose(self, scan: Scan) -> Plan:
         """Where to look again."""
         plan = self._choose(scan)
@@ -272,7 +281,7 @@ class Run:
     def _choose(self, scan: Scan) -> Plan:
         limits, model = self._limits, self._model
         if limits.exhaustive:
-            return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, model.window_macs)
+            return self._dense()
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
         if limits.share is None and model.task == "detect":
             return chosen(tau=model.tau if limits.cells is None else 0.0)
@@ -382,16 +391,3 @@ def _closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
         if mine:
             image.close()
         raise
-
-
-class _Clock:
-    """Seconds of each step, under the names of `Cost`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[f"{step}_seconds"] = time.perf_counter() - start

@@ -85,7 +85,7 @@ def explore(
     flat = codes.reshape(-1, codes.shape[-1])
     wanted = max(_LEAST_SAMPLED, min(_MOST_SAMPLED, len(flat) // _SAMPLED_SHARE))
     if budget_macs is not None:
-        wanted = min(wanted, max(_LEAST_AFFORDED, (budget_macs - macs) // 2 // model.window_macs(1)))
+        wanted = min(wanted, max(_LEAST_AFFORDED, (budget_macs - macs) // 2 // model.window_macs(1, 1)))
     chosen = np.sort(rng.permutation(len(flat))[:wanted])
     cells = np.stack(np.unravel_index(chosen, shape), axis=1)
     fine, measures, good, spent = _fine_codes(image, model, runtime, cells)
@@ -183,7 +183,7 @@ def _fine_codes(
                     measures[index] = _by_cell(kinds(x, seen, code))
     if not good.any():
         raise ImageError(f"none of {len(boxes)} sampled places of {image.name} can be read: {reader.failures[0]}")
-    macs = int(good.sum()) * model.refiner_macs(1) + (0 if kinds is None else kinds.macs_spent)
+    macs = int(good.sum()) * model.refiner_macs(1, 1) + (0 if kinds is None else kinds.macs_spent)
     return codes[good], measures[good], good, macs
 
 

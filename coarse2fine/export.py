@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from coarse2fine.files import replacing_stream
+from coarse2fine.tiling.atomic import replacing_stream
 
 NOT_UNICODE = "backslashreplace"
 """How halves of characters, as in names of files that are not Unicode, are written: as JSON's own escapes."""
 _LIGHTNESS = (0.36, 0.46, 0.56)  # readable on white paper as well as on a dark scene
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this share of a circle never come close to where one was before
+_FORMULA = ("=", "+", "-", "@", "\t")
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 
 
@@ -79,6 +80,14 @@ def write_json(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> Path
     with replacing_stream(target) as stream:
         stream.write(f"{text}\n".encode("utf-8", NOT_UNICODE))
     return target
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a cell of a CSV: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", "\\r")  # it ends a row, and not every writer puts it in quotes
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def plain(value: Any, place: str, target: Path) -> Any:

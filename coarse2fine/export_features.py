@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coarse2fine.files import replacing
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import normalised
+from coarse2fine.tiling.atomic import replacing
+from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader
@@ -132,13 +133,10 @@ def write_patches(path: str | os.PathLike[str], patches: Patches, image: Image) 
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         If h5py is not installed (extra ``features``).
     """
-    try:
-        import h5py  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise ImportError("h5py is missing, which writes HDF5: pip install 'coarse2fine[features]'") from error
+    h5py = h5py_module()
     target = Path(path)
     with replacing(target) as temporary, h5py.File(temporary, "w") as file:
         coords = _table(file, "coords", patches.full_corners[:, ::-1])
@@ -166,18 +164,39 @@ def as_anndata(patches: Patches, image: Image) -> AnnData:
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         If anndata is not installed (extra ``anndata``).
     """
-    try:
-        import anndata  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise ImportError("anndata is missing: pip install 'coarse2fine[anndata]'") from error
+    anndata = anndata_module()
     corners = patches.full_corners[:, ::-1]
     table = anndata.AnnData(X=patches.features, obsm={"spatial": corners + patches.side / 2})
     table.obs_names = [f"{image.name}-{x}-{y}" for x, y in corners.tolist()]
     table.uns["coarse2fine"] = {"image": image.name, "tile": patches.side}
     return table
+
+
+def h5py_module() -> Any:
+    """The package h5py, an extra; asked for before the work on what it is to write.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    try:
+        import h5py  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise MissingExtraError("h5py", "writing HDF5", "features") from error
+    return h5py
+
+
+def anndata_module() -> Any:
+    """The package anndata; see `h5py_module`."""
+    try:
+        import anndata  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise MissingExtraError("anndata", "a table of this kind", "anndata") from error
+    return anndata
 
 
 def _means(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from coarse2fine.export import NOT_UNICODE, label_colour, plain
-from coarse2fine.files import replacing_stream
 from coarse2fine.regions import Region
+from coarse2fine.tiling.atomic import replacing_stream
 from coarse2fine.tiling.geometry import GeoReference
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "coarse2fine").bytes

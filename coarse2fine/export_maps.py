@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from coarse2fine.export import label_colour
-from coarse2fine.files import replacing_folder
 from coarse2fine.rasterize import region_chunks
 from coarse2fine.regions import Region
+from coarse2fine.tiling.atomic import replacing_folder
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.pyramid import ZSTD_LEVEL, level_sizes, multiscales
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.files import replacing
+from coarse2fine.export import csv_cell
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.regions import Region
 from coarse2fine.scan import FIRED, feature_name
 from coarse2fine.select import Plan
+from coarse2fine.tiling.atomic import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,14 +41,14 @@ def tiles_frame(
     Returns
     -------
     DataFrame
-        Columns ``full_y0``, ``full_x0``, ``full_y1``, ``full_x1`` (int64, pixels inside the image, half-open), ``side``
-        (int64, in cells), ``score`` (float32, expected finds), ``fired`` (str, the features that fired, strongest
-        first), ``refined`` (bool) and ``finds`` (int64, regions whose centre lies in the window).
+        Columns ``full_y0``, ``full_x0``, ``full_y1``, ``full_x1`` (int64, pixels inside the image, half-open),
+        ``height`` and ``width`` (int64, in cells), ``score`` (float32, expected finds), ``fired`` (str, the features
+        that fired, strongest first), ``refined`` (bool) and ``finds`` (int64, regions whose centre lies in the window).
     """
     import pandas as pd  # noqa: PLC0415 (slow to import)
 
     low = plan.cell_corners
-    high = np.minimum(low + plan.sides[:, None], np.array(plan.cell_shape))
+    high = np.minimum(low + plan.sides, np.array(plan.cell_shape))
     full_high = np.minimum(high * cell, np.array(full_shape))
     return pd.DataFrame(
         {
@@ -55,7 +56,8 @@ def tiles_frame(
             "full_x0": low[:, 1] * cell,
             "full_y1": full_high[:, 0],
             "full_x1": full_high[:, 1],
-            "side": plan.sides,
+            "height": plan.sides[:, 0],
+            "width": plan.sides[:, 1],
             "score": plan.scores,
             "fired": pd.Series(_names(plan), dtype="str"),
             "refined": _window_sums(~refined, low, high) == 0,
@@ -79,7 +81,8 @@ def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> Path:
     """Write a table as CSV in UTF-8; an existing file is replaced once the new one is complete."""
     target = Path(path)
     with replacing(target) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
+        texts = {name: frame[name].map(csv_cell) for name in frame.select_dtypes(exclude=["number", "bool"])}
+        frame.assign(**texts).to_csv(temporary, index=False, lineterminator="\n")
     return target
 
 
@@ -97,11 +100,13 @@ def read_plan(path: str | os.PathLike[str], cell: int, cell_shape: tuple[int, in
     """
     import pyarrow.parquet as pq  # noqa: PLC0415 (slow to import)
 
-    table = pq.read_table(path, columns=["full_y0", "full_x0", "side", "score", "fired"])
-    y, x, sides, scores = (table.column(i).to_numpy() for i in range(4))
-    corners = np.stack([y, x], axis=1).astype(np.int64) // cell
+    # Results of earlier versions hold squares, and one column for their sides.
+    shape = ("side", "side") if "side" in pq.read_schema(path).names else ("height", "width")
+    table = pq.read_table(path, columns=[*dict.fromkeys(("full_y0", "full_x0", *shape, "score", "fired"))])
+    y, x, height, width, scores = (table.column(name).to_numpy() for name in ("full_y0", "full_x0", *shape, "score"))
+    corners, sides = (np.stack(pair, axis=1).astype(np.int64) for pair in ((y, x), (height, width)))
     fired = _features(table.column("fired").to_pylist()) if scanned else None
-    return Plan(corners, sides.astype(np.int64), scores.astype(np.float32), cell_shape, fired)
+    return Plan(corners // cell, sides, scores.astype(np.float32), cell_shape, fired)
 
 
 def _names(plan: Plan) -> list[str]:

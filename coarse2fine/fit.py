@@ -8,6 +8,7 @@ would find something, not what a person marked. What is held back calibrates thr
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,44 +19,53 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coarse2fine.annotations import (
-    AnnotationError,
-    Annotations,
-    expand_paths,
-    match_annotations,
-    read_annotations,
-)
+from coarse2fine.annotations import Annotations
 from coarse2fine.config import check_seed
 from coarse2fine.fitting.backbones import Weights, make_backbone
 from coarse2fine.fitting.base import train_base
-from coarse2fine.fitting.calibrate import Calibrated, Price, Setting, calibrate, exhaustive_answer
+from coarse2fine.fitting.calibrate import (
+    Answers,
+    Calibrated,
+    Price,
+    Setting,
+    calibrate,
+    calibrates_on_all,
+    exhaustive_answer,
+)
 from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.pairs import Sources, load_pairs
 from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.shape import (
     FINE_STRIDE,
     STRIDES,
+    Sizes,
     base_spec,
     choose_geometry,
     find_labels,
+    largest_side,
     measure,
     refiner_spec,
+    smallest_side,
 )
-from coarse2fine.fitting.targets import Scene, check_objects, hold_back
+from coarse2fine.fitting.targets import PART, LeftOut, Scene, check_cells, check_objects, hold_back
 from coarse2fine.fitting.zoom import add_glances, measure_price, scan_candidates
 from coarse2fine.model import Geometry, Label, Model
-from coarse2fine.models.backbone import Backbone, parse_network
-from coarse2fine.models.conv_stack import ConvStack
+from coarse2fine.models.backbone import Backbone
+from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.runtime import Precision, Runtime
+from coarse2fine.models.timm_text import parse_network
 from coarse2fine.progress import Progress
-from coarse2fine.remembered import KEY, Remembered, open_alike
+from coarse2fine.remembered import KEY, Remembered
 from coarse2fine.scan import as_channels
 from coarse2fine.specialists.fitting import MODES, Mode, add_specialists
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 
 _HELD_SHARE = 0.2
-
-Sources = str | os.PathLike[str] | NDArray[Any] | Image | dict[str, Any] | Sequence[Any]
+# Steps with their usual shares of the time; a search trains several bases.
+_FIRST = (("refine net", 0.45), ("specialists", 0.06), ("refine net's answer", 0.01))
+_EACH_BASE = (("lessons for the base", 0.06), ("base", 0.4), ("calibrating", 0.02))
+_EXPECTED = (_FIRST + _EACH_BASE, _FIRST + 4 * _EACH_BASE)
 
 
 def fit(
@@ -98,7 +108,9 @@ def fit(
         Whether an object stays what it is when turned or mirrored, as in tissue and in views from above. False for
         writing, prints, and all that has a right way up.
     object_size : float, optional
-        Side of a typical object in full-resolution pixels, for annotations that are points.
+        Side of a typical object in full-resolution pixels, for annotations that are points. By default the median side
+        of objects that are drawn, or else the 10th percentile of the distance from a point to the nearest other, of
+        which a warning tells.
     base : str, optional
         The net that scans: a convolutional network of timm, such as ``"timm:mobilenetv2_100"``, of which the first
         stages are fine-tuned; by default a small built-in net. Arguments of the network follow its name, and so does
@@ -110,8 +122,9 @@ def fit(
     width : float
         Of the built-in base: a factor on its channels. A wider one costs more, and chooses better.
     geometry : Geometry or "search", optional
-        Cells and resolutions. By default they follow from the objects' sizes; "search" fits bases for several, and a
-        wider one, and takes the cheapest, which takes two to three times as long.
+        Cells and resolutions. By default they follow from the objects' sizes, so that as few as can be are too large
+        or too small to be sought; a warning tells how many are left out. "search" fits bases for several, and a wider
+        one, and takes the cheapest, which takes two to three times as long.
     minimise : {"macs", "seconds"}
         What is cheap: fewest multiply-adds, or least time on this machine. It decides on windows, on how many steps
         the scan takes, and on what "search" finds.
@@ -146,7 +159,8 @@ def fit(
     Raises
     ------
     AnnotationError
-        If annotations are missing, unreadable, outside their image, or hold no object at all.
+        If annotations are missing, unreadable, outside their image, or hold no object at all; or if the sizes of the
+        objects are such that a class, or a fifth of all objects, would be left out (see `geometry`).
     ImageError
         If an image cannot be read.
     ModelError
@@ -157,39 +171,40 @@ def fit(
     _check(recall, steps, seed, object_size, base, base_weights, specialists)
     _check_scan(geometry, width)
     runtime = Runtime.choose(device, precision)
-    pairs = _load(images, annotations, channels, value_range)
+    pairs = load_pairs(images, annotations, channels, value_range)
     labels = find_labels([a for _, a in pairs])
     sizes = measure([a for _, a in pairs], labels, object_size)
     planes = geometry if isinstance(geometry, Geometry) else choose_geometry(sizes, labels)
     depth = 1 if all(image.channels == 1 for image, _ in pairs) else 3
     spec = refiner_spec(depth, labels, sizes, planes)
-    scenes = _scenes(pairs, labels, planes, 1.25 * spec.field * planes.refine_downsample, sizes.nominal, seed)
+    scenes, lost = _scenes(pairs, labels, planes, spec, sizes, seed, strict=planes is not geometry)
     mean, std = _normalisation([image for image, _ in pairs], depth, planes.scan_downsample)
     # The refine net's cells are the base's, unless a search finds larger ones.
     fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
     recipe = Recipe(fine, spec, depth, mean, std, rotate, steps, seed, width)
-    with Progress(progress) as bars, torch.random.fork_rng(devices=[]):
-        planned = [replace(recipe, geometry=planes)]
-        if geometry == "search":
-            planned = scan_candidates(planned[0], built_in=base is None)
+    with Progress(progress, _EXPECTED[geometry == "search"]) as bars, torch.random.fork_rng(devices=[]):
+        usual = replace(recipe, geometry=planes)
+        planned = scan_candidates(usual, built_in=base is None) if geometry == "search" else [usual]
+        check_cells(scenes, min(each.geometry.cell for each in planned))
         # What is wrong with the network or its weights is told before any work.
         backbones = [_backbone(each, base, base_weights) for each in planned]
         draft = _draft(recipe, labels, name, train_refiner(recipe, scenes, runtime, bars.task("refine net")))
         draft = add_specialists(draft, recipe, scenes, runtime, specialists, cache, bars)
         answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
         draft = replace(draft, threshold=answers.threshold)
-        fines = {each.geometry.fine for each in planned}
-        price = Price("macs") if minimise == "macs" else measure_price(draft, scenes, runtime, seed, fines)
+        self_calibrated = _check_held(scenes, answers)
+        price = _price(minimise, draft, scenes, runtime, seed, planned)
         setting = Setting(tuple(scenes), answers, recall, price, runtime)
         found = [
             _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
         ]
         best = min(found, key=lambda each: each.cost)
-        best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
-    known = {"median_size": sizes.median, "runtime": runtime.name, "torch": str(torch.__version__)}
+        recipe = replace(recipe, geometry=best.model.geometry)
+        best = add_glances(best, recipe, setting, bars)
     tried = {_scan_of(each.model): each.cost for each in found}
+    known = {"runtime": runtime.name, "torch": str(torch.__version__), "calibrated_on_training": self_calibrated}
     cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
-    origin = _origin(recipe, scenes) | _origin_of_base(base, base_weights)
+    origin = _origin(recipe, scenes, sizes, lost) | _origin_of_base(base, base_weights)
     return replace(best.model, provenance={**best.model.provenance, **draft.provenance, **origin, **known, **cost})
 
 
@@ -197,15 +212,48 @@ def _scenes(
     pairs: Sequence[tuple[Image, Annotations]],
     labels: tuple[Label, ...],
     planes: Geometry,
-    largest: float,
-    nominal: float,
+    spec: StackSpec,
+    sizes: Sizes,
     seed: int,
-) -> list[Scene]:
-    """Images with their annotations on the grid of fine cells; some parts are held back."""
-    scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, largest=largest, nominal=nominal) for i, a in pairs]
-    check_objects(scenes, largest)
+    *,
+    strict: bool,
+) -> tuple[list[Scene], tuple[LeftOut, ...]]:
+    """Images with their annotations on the grid of fine cells, of which some parts are held back; what is left out."""
+    largest = largest_side(spec, planes.refine_downsample)
+    smallest = smallest_side(planes.refine_downsample)
+    options: dict[str, float] = {"largest": largest, "smallest": smallest, "nominal": sizes.nominal}
+    scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, **options) for i, a in pairs]
+    lost = check_objects(scenes, largest, smallest, strict=strict)
+    if sizes.guess:
+        _tell(f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); give object_size to choose")
+    if lost:
+        _tell(f"left out, since what is sought has {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
-    return scenes
+    return scenes, lost
+
+
+def _price(
+    minimise: str, draft: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, planned: Sequence[Recipe]
+) -> Price:
+    if minimise == "macs":
+        return Price("macs")
+    return measure_price(draft, scenes, runtime, seed, {each.geometry.fine for each in planned})
+
+
+def _check_held(scenes: Sequence[Scene], answers: Answers) -> bool:
+    """Whether thresholds have to be set on what the nets were trained on, of which the caller is warned."""
+    if self_calibrated := calibrates_on_all(scenes, answers):
+        _tell(
+            "hardly anything was found in what was held back (scenes are held back in parts of "
+            f"{PART * scenes[0].fine_cell} px): thresholds are set on what the nets were trained on, and recall "
+            "elsewhere may be lower; annotate a larger scene, or more of them"
+        )
+    return self_calibrated
+
+
+def _tell(text: str) -> None:
+    """Warn the caller of `fit`."""
+    warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
@@ -245,12 +293,14 @@ def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Backbone | 
     return make_backbone(base, weights, channels=recipe.channels, stride=stride, mean=recipe.mean, std=recipe.std)
 
 
-def _origin(recipe: Recipe, scenes: Sequence[Scene]) -> dict[str, Any]:
+def _origin(recipe: Recipe, scenes: Sequence[Scene], sizes: Sizes, lost: Sequence[LeftOut]) -> dict[str, Any]:
     """What a model was fitted on, and how."""
     return {
         "scenes": [scene.image.name for scene in scenes],
         "objects": int(sum(len(s.centre) for s in scenes)),
-        "too_large": int(sum((~s.fits).sum() for s in scenes)),
+        "median_size": sizes.median,
+        "point_size": sizes.nominal,
+        "left_out": {each.label: [each.too_large, each.too_small] for each in lost},
         "steps": int(recipe.steps),
         "seed": int(recipe.seed),
         "rotate": recipe.rotate,
@@ -304,36 +354,6 @@ def _check_scan(geometry: Geometry | str | None, width: float) -> None:
         )
     if geometry.cell // geometry.scan_downsample not in STRIDES:
         raise ValueError(f"a cell must be 1, 2, 4 or 8 pixels of the plane that is scanned, got {geometry}")
-
-
-def _load(
-    images: Sources,
-    annotations: Sources,
-    channels: int | Sequence[int] | None = None,
-    value_range: tuple[float, float] | None = None,
-) -> list[tuple[Image, Annotations]]:
-    """Images with their annotations; files are matched by name, all else by order."""
-    images = [images] if isinstance(images, np.ndarray | Image) else images
-    by_name = isinstance(images, str | os.PathLike) or all(isinstance(i, str | os.PathLike) for i in images)
-    texts: Any = [annotations] if isinstance(annotations, dict) else annotations
-    texts = texts if isinstance(texts, str | os.PathLike) else list(texts)
-    named = by_name and not (isinstance(texts, list) and any(isinstance(t, dict) for t in texts))
-    # A list keeps its order where only the order tells which annotation belongs to which image.
-    expand = named or isinstance(images, str | os.PathLike)
-    sources: list[Any] = list(expand_paths(images) if expand else images)  # type: ignore[arg-type]
-    if named:
-        matched: list[Any] = list(match_annotations(sources, texts))
-    else:
-        matched = [texts] if isinstance(texts, str | os.PathLike) else texts
-    if len(matched) != len(sources):
-        raise AnnotationError(f"expected one annotation for each image, got {len(matched)} for {len(sources)}")
-    pairs = []
-    for image, text in zip(open_alike(sources, channels, value_range), matched, strict=True):
-        known = text if isinstance(text, dict) else Path(text)
-        pairs.append((image, read_annotations(known, full_shape=(image.height, image.width))))
-    if not any(annotated.objects for _, annotated in pairs):
-        raise AnnotationError("the annotations hold no object of any class: there is nothing to learn from")
-    return pairs
 
 
 def _normalisation(

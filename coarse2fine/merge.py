@@ -10,15 +10,18 @@ from shapely import STRtree, box
 
 from coarse2fine.models.heads import Candidates
 
-_OVERLAP = 0.3
+# Of two boxes of one class, and of two classes: the same place under two names, not one thing within another.
+_OVERLAP, _OVERLAP_OF_CLASSES = 0.3, 0.5
 
 
 def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> Candidates:
-    """Greedy non-maximum suppression across classes: of two boxes of one object the better one stays.
+    """Greedy non-maximum suppression within each class: of two boxes of one object the better one stays.
 
-    Two boxes that touch are taken for one object where their IoU exceeds 0.3, or where their centres are nearer than
-    the smaller one is large (the root of its area): boxes of a few pixels read in neighbouring cells overlap little.
-    Overlapping pairs come from a spatial index, so the work grows with the pairs, not with the square of the boxes.
+    Two boxes of one class are taken for one object if their IoU exceeds 0.3, or if their centres are less than one fine
+    cell apart and less than the side of the smaller (the root of its area): boxes smaller than a cell, read in
+    neighbouring cells, overlap little. Of two classes, they are one object if their IoU exceeds 0.5, so that a find
+    within a larger one of another class stays. Overlapping pairs come from a spatial index, so the work grows with the
+    pairs, not with the square of the boxes.
 
     Parameters
     ----------
@@ -29,19 +32,19 @@ def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> 
     """
     if len(candidates) < 2:
         return candidates
-    b = candidates.boxes.astype(np.float64)
-    first, second = _same(b, b)
+    first, second = _same(candidates, candidates)
     apart = first < second
     if group is not None:
         apart &= group[first] == group[second]
     first, second = first[apart], second[apart]
     # Ties fall to the lower index, which is raster order, whatever order the windows came in.
-    rank = np.empty(len(b), np.int64)
-    rank[np.lexsort((np.arange(len(b)), -candidates.scores))] = np.arange(len(b))
+    count = len(candidates)
+    rank = np.empty(count, np.int64)
+    rank[np.lexsort((np.arange(count), -candidates.scores))] = np.arange(count)
     better = np.where(rank[first] < rank[second], first, second)
     worse = np.where(rank[first] < rank[second], second, first)
     best_first = np.argsort(rank[better], kind="stable")
-    keep = bytearray(b"\1") * len(b)  # a loop is faster over plain Python values
+    keep = bytearray(b"\1") * count  # a loop is faster over plain Python values
     for i, j in zip(better[best_first].tolist(), worse[best_first].tolist(), strict=True):
         if keep[i]:
             keep[j] = 0
@@ -52,7 +55,7 @@ def repeats(candidates: Candidates, known: Candidates) -> NDArray[np.bool_]:
     """Which candidates are the same object as one that is known, by the rule of `suppress`."""
     again = np.zeros(len(candidates), bool)
     if len(candidates) and len(known):
-        again[_same(candidates.boxes.astype(np.float64), known.boxes.astype(np.float64))[0]] = True
+        again[_same(candidates, known)[0]] = True
     return again
 
 
@@ -87,21 +90,24 @@ def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDAr
     return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
 
 
-def _same(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of two tables of boxes that are likely to be of one object."""
-    others = box(b[:, 1], b[:, 0], b[:, 3], b[:, 2])
-    mine = others if a is b else box(a[:, 1], a[:, 0], a[:, 3], a[:, 2])
+def _same(a: Candidates, b: Candidates) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of two tables of candidates that are likely to be of one object."""
+    mine, others = (box(*each.boxes.astype(np.float64).T[[1, 0, 3, 2]]) for each in (a, b))
     first, second = STRtree(others).query(mine)
-    same = _same_object(a[first], b[second])
+    same = _same_object(a.take(first), b.take(second))
     return first[same], second[same]
 
 
-def _same_object(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether boxes in rows (y0, x0, y1, x1) are likely to be of one object, pair by pair."""
-    distance = np.hypot(*((a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2).T)
-    smaller = np.sqrt(np.minimum(*((rows[:, 2:] - rows[:, :2]).prod(axis=1) for rows in (a, b))))
-    near: NDArray[np.bool_] = (_iou(a, b) > _OVERLAP) | (distance < smaller)
-    return near
+def _same_object(a: Candidates, b: Candidates) -> NDArray[np.bool_]:
+    """Whether candidates are likely to be of one object, pair by pair."""
+    p, q = a.boxes.astype(np.float64), b.boxes.astype(np.float64)
+    distance = np.hypot(*((p[:, :2] + p[:, 2:] - q[:, :2] - q[:, 2:]) / 2).T)
+    smaller = np.sqrt(np.minimum(*((rows[:, 2:] - rows[:, :2]).prod(axis=1) for rows in (p, q))))
+    # Boxes are in units of fine cells.
+    near = distance < np.minimum(smaller, 1.0)
+    overlap, alike = _iou(p, q), a.labels == b.labels
+    same: NDArray[np.bool_] = np.where(alike, (overlap > _OVERLAP) | near, overlap > _OVERLAP_OF_CLASSES)
+    return same
 
 
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

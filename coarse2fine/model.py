@@ -10,21 +10,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from coarse2fine._version import __version__
-from coarse2fine.models.backbone import PREFIX, Backbone, BackboneSpec
+from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of, read_model_file, unfitted, weights
 from coarse2fine.models.base import Base
-from coarse2fine.models.bundle import ModelError, load_bundle, locate, save_bundle, under
+from coarse2fine.models.bundle import ModelError, check_finite, locate, packed, under
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
-from coarse2fine.models.firing import Curve, Firing
+from coarse2fine.models.firing import Firing
 from coarse2fine.models.twin import Twins
+from coarse2fine.select import dense_plan
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.atomic import replace_file
 
 Task = Literal["detect", "explore"]
+MOST_PIXELS = 2**16
+"""Longest side of a cell, and of whatever else a model measures in pixels or cells."""
+_LEAST_STD = 1e-6
 _SET_ASIDE = 3
 """How many times the multiply-adds expected of specialists a plan leaves room for."""
 
@@ -49,6 +54,9 @@ class Geometry:
     fine: int = 1
 
     def __post_init__(self) -> None:
+        numbers = (self.cell, self.scan_downsample, self.refine_downsample, self.fine)
+        if not all(isinstance(n, int) and 0 < n <= MOST_PIXELS for n in numbers):
+            raise ValueError(f"expected whole numbers from 1 to {MOST_PIXELS:,} in {self}")
         if self.cell % self.scan_downsample or self.cell % (self.refine_downsample * self.fine):
             raise ValueError(f"a cell must be whole pixels in every plane, got {self}")
 
@@ -64,6 +72,10 @@ class Label:
 
     name: str
     kind: Literal["object", "area"] = "object"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or self.kind not in ("object", "area"):
+            raise ValueError(f'expected a name, and "object" or "area", got {self!r:.100}')
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,8 @@ class Level:
     tau: float
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.cell, int) and 0 < self.cell <= MOST_PIXELS and self.tau >= 0):
+            raise ValueError(f"expected a cell of 1 to {MOST_PIXELS:,} px and a tau of at least 0, got {self}")
         if self.net.spec.stride * self.downsample != self.cell:
             raise ValueError(f"the net's stride {self.net.spec.stride} does not make cells of {self.cell} px")
 
@@ -162,6 +176,7 @@ class Model:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         g = self.geometry
         if self.base.spec.stride * g.scan_downsample != g.cell:
             raise ValueError(f"the base's stride {self.base.spec.stride} does not make cells of {g.cell} px")
@@ -171,12 +186,21 @@ class Model:
             if level.cell % (closer.cell * closer.net.spec.align) or level.cell == closer.cell:
                 raise ValueError(f"cells of {level.cell} px are not whole numbers of the next level's {closer.cell} px")
 
+    def _check_numbers(self) -> None:
+        if not len(self.mean) == len(self.std) == self.channels == self.refiner.spec.in_channels:
+            raise ValueError(f"expected a mean and a std for {self.channels} channel(s), got {self.mean}, {self.std}")
+        if not np.isfinite(self.mean).all() or not all(_LEAST_STD <= std < np.inf for std in self.std):
+            raise ValueError(f"expected finite means and stds of at least {_LEAST_STD:g}, got {self.mean}, {self.std}")
+        if not (0 <= self.threshold <= 1 and 0 <= self.tau < np.inf and 0 < self.window <= MOST_PIXELS):
+            numbers = f"{self.threshold}, {self.tau} and {self.window}"
+            raise ValueError(f"expected a threshold in 0..1, a tau of at least 0 and a window, got {numbers}")
+
     def __str__(self) -> str:
         g = self.geometry
-        names = ", ".join(label.name for label in self.labels)
+        names = printable(", ".join(label.name for label in self.labels))
         scans = ", then ".join(f"1/{level.downsample}" for level in self.levels)
         return (
-            f"{self.name} ({self.task}): {names}\n"
+            f"{printable(self.name)} ({self.task}): {names}\n"
             f"  scan at {scans}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
             f"{self.refiner.spec.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
             f"{self.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned"
@@ -208,20 +232,21 @@ class Model:
         g = self.geometry
         return (*self.glances, Level(self.base, g.cell, g.scan_downsample, self.firing, self.tau))
 
-    def refiner_macs(self, cells: int) -> int:
-        """Multiply-adds of the refine net alone on one window of `cells` by `cells` cells, halo included."""
-        side = cells * self.geometry.fine
-        return self.refiner.spec.macs(side, side)
+    def refiner_macs(self, cell_height: int, cell_width: int) -> int:
+        """Multiply-adds of the refine net alone on one window of so many cells, halo included."""
+        fine = self.geometry.fine
+        return self.refiner.spec.macs(cell_height * fine, cell_width * fine)
 
-    def window_macs(self, cells: int) -> int:
-        """Multiply-adds of refining one window of `cells` by `cells` cells: halo, and what specialists may take."""
+    def window_macs(self, cell_height: int, cell_width: int) -> int:
+        """Multiply-adds of refining one window of so many cells: halo, and what specialists may take."""
         # Windows are chosen where there is something to be unsure of; all cells are painted.
         aside = (_SET_ASIDE if self.painter is None else 1) * sum(each.macs_per_cell for each in self.specialists)
-        return self.refiner_macs(cells) + round(aside * (cells * self.geometry.fine) ** 2)
+        fine_cells = cell_height * cell_width * self.geometry.fine**2
+        return self.refiner_macs(cell_height, cell_width) + round(aside * fine_cells)
 
     def exhaustive_macs(self, cell_shape: tuple[int, int]) -> int:
-        """Multiply-adds of an exhaustive pass of the refine net alone over that many cells, without any halo."""
-        return round(self.refiner.spec.macs_per_cell * self.geometry.fine**2 * cell_shape[0] * cell_shape[1])
+        """Multiply-adds of the exhaustive pass of an image of so many cells: the refine net alone, halos included."""
+        return dense_plan(cell_shape).macs(self.refiner_macs)
 
     def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
         """Cells of an image of `full_shape` pixels (height, width); those at the far edges may reach beyond it."""
@@ -241,7 +266,7 @@ class Model:
         arrays: dict[str, NDArray[Any]] = {}
         for part, net in (("base", self.base), ("refiner", self.refiner)):
             if part == "base" or self.refiner is not self.base:
-                arrays |= _weights(net, f"{part}.")
+                arrays |= weights(net, f"{part}.")
         description: dict[str, Any] = {
             "written_by": f"coarse2fine {__version__}",
             "name": self.name,
@@ -259,7 +284,7 @@ class Model:
             "provenance": dict(self.provenance),
         }
         if self.firing is not None:
-            arrays |= _firing_arrays(self.firing, "firing.")
+            arrays |= firing_arrays(self.firing, "firing.")
             description["firing"] = {"rule": self.firing.rule, "prior": self.firing.prior}
         description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(self.glances)]
         for name, each in (("tree", self.tree), ("groups", self.groups)):
@@ -268,7 +293,7 @@ class Model:
                 description[name] = each.describe()
         if self.painter is not None:
             arrays["painter"] = self.painter
-        save_bundle(target, arrays, description)
+        replace_file(target, packed(arrays, description))
         return target
 
 
@@ -288,34 +313,38 @@ def load_model(model: str | os.PathLike[str] | Model) -> Model:
     if isinstance(model, Model):
         return model
     path = locate(model)
-    arrays, text = load_bundle(path)
+    arrays, text = read_model_file(path)
+    check_finite(str(path), arrays, text)
     try:
+        check_text(text)
         return _assemble(arrays, text)
-    except (LookupError, ValueError, TypeError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{path} does not describe a whole model ({error}); fit or copy it again") from error
 
 
 def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
-    base = _unfitted(text["channels"], text["base"])
-    _fill(base, arrays, "base.")
+    base = filled(unfitted(text["channels"], text["base"]), under(arrays, "base."))
     refiner: nn.Module = base
     if any(key.startswith("refiner.") for key in arrays):
-        refiner = ConvStack(StackSpec.parse(text["channels"], text["refiner"]))
-        _fill(refiner, arrays, "refiner.")
+        spec = StackSpec.parse(text["channels"], text["refiner"])
+        refiner = filled(lambda: ConvStack(spec), under(arrays, "refiner."))
     if not isinstance(refiner, ConvStack):
         raise ValueError(f"no weights of the refine net {text['refiner']}")
+    painter = arrays.get("painter")
+    if painter is not None and (painter.ndim != 2 or painter.dtype != np.float32):
+        raise ValueError(f"expected rows of numbers to paint by, got the shape {painter.shape}")
     return Model(
         name=text["name"],
         task=text["task"],
         geometry=Geometry(**text["geometry"]),
-        mean=tuple(text["mean"]),
-        std=tuple(text["std"]),
+        mean=tuple(map(float, text["mean"])),
+        std=tuple(map(float, text["std"])),
         base=base,
         refiner=refiner,
         labels=tuple(Label(**label) for label in text["labels"]),
-        firing=_firing(arrays, text["firing"], "firing.") if "firing" in text else None,
-        threshold=text["threshold"],
-        tau=text["tau"],
+        firing=firing_of(arrays, text["firing"], "firing.", base) if "firing" in text else None,
+        threshold=float(text["threshold"]),
+        tau=float(text["tau"]),
         window=text["window"],
         glances=tuple(
             _level(text["channels"], described, f"glance{i}.", arrays)
@@ -323,31 +352,15 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
         ),
         tree=SpecialistTree.load(arrays, text["tree"], Twins.of(refiner)) if "tree" in text else None,
         groups=SpecialistGroups.load(arrays, text["groups"], Twins.of(refiner)) if "groups" in text else None,
-        painter=arrays.get("painter"),
+        painter=painter,
         provenance=text["provenance"],
     )
-
-
-def _unfitted(channels: int, text: str) -> Base:
-    """The base that a text describes: a network of timm, or a built-in one."""
-    if text.startswith(PREFIX):
-        return Backbone(BackboneSpec.parse(channels, text))
-    return ConvStack(StackSpec.parse(channels, text))
-
-
-def _fill(net: nn.Module, arrays: dict[str, NDArray[Any]], prefix: str) -> None:
-    net.load_state_dict({name: torch.from_numpy(array) for name, array in under(arrays, prefix).items()})
-    net.eval()
-
-
-def _weights(net: nn.Module, prefix: str) -> dict[str, NDArray[Any]]:
-    return {f"{prefix}{key}": t.detach().cpu().float().numpy() for key, t in net.state_dict().items()}
 
 
 def _describe(level: Level, prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """What a model file says of a level; its arrays are added."""
     assert level.firing is not None
-    arrays |= _weights(level.net, prefix) | _firing_arrays(level.firing, f"{prefix}firing.")
+    arrays |= weights(level.net, prefix) | firing_arrays(level.firing, f"{prefix}firing.")
     return {
         "net": str(level.net.spec),
         "cell": level.cell,
@@ -358,26 +371,7 @@ def _describe(level: Level, prefix: str, arrays: dict[str, NDArray[Any]]) -> dic
 
 
 def _level(channels: int, text: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> Level:
-    net = _unfitted(channels, text["net"])
-    rule = f"{prefix}firing."
-    _fill(net, {key: value for key, value in arrays.items() if not key.startswith(rule)}, prefix)
-    return Level(net, text["cell"], text["downsample"], _firing(arrays, text["firing"], rule), text["tau"])
-
-
-def _firing_arrays(firing: Firing, prefix: str) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {
-        f"{prefix}features": firing.features,
-        f"{prefix}raw_knots": firing.raw_knots,
-        f"{prefix}probability_knots": firing.probability_knots,
-    }
-    for index, curve in enumerate(firing.curves):
-        arrays[f"{prefix}{index}.edges"] = curve.edges
-        arrays[f"{prefix}{index}.precision"] = curve.precision
-    return arrays
-
-
-def _firing(arrays: dict[str, NDArray[Any]], text: dict[str, Any], prefix: str) -> Firing:
-    features = arrays[f"{prefix}features"]
-    curves = tuple(Curve(arrays[f"{prefix}{i}.edges"], arrays[f"{prefix}{i}.precision"]) for i in range(len(features)))
-    knots, values = arrays[f"{prefix}raw_knots"], arrays[f"{prefix}probability_knots"]
-    return Firing(text["rule"], text["prior"], features, curves, knots, values)
+    own = {key: value for key, value in under(arrays, prefix).items() if not key.startswith("firing.")}
+    net = filled(unfitted(channels, text["net"]), own)
+    firing = firing_of(arrays, text["firing"], f"{prefix}firing.", net)
+    return Level(net, text["cell"], text["downsample"], firing, float(text["tau"]))

@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from rich import progress
 from rich.console import Console
 
+from coarse2fine.terminal import printable, say
+
 _PLAIN_EVERY = 10.0
+# Before this share of the whole is done, nobody can tell how long the rest takes.
+_TELLING = 0.02
+_UNEXPECTED = 0.02
 
 
 class Steps(Protocol):
@@ -58,34 +63,115 @@ class Progress(_Shown):
     ----------
     shown : bool
         Whether to show anything at all.
+    expected : sequence of tuple of str and float
+        Steps to come, in order, with their usual shares of the time: then how far the whole is, and how long it will
+        take, is shown too. A name may stand there several times.
     """
 
-    def __init__(self, shown: bool) -> None:
+    def __init__(self, shown: bool, expected: Sequence[tuple[str, float]] = ()) -> None:
         self._plain = shown and not sys.stderr.isatty()
+        self._whole = _Whole(expected) if shown and expected else None
         if shown and not self._plain:
             self._bars = _bars(progress.TextColumn("{task.description:>20}"))
+            if self._whole:
+                self._all = self._bars.add_task("in all", total=1.0)
 
     def task(self, name: str) -> Callable[[int, int], None]:
         """Start a step; call what is returned with the work done and the work in all."""
-        if self._bars:
-            bars, identity = self._bars, self._bars.add_task(name, total=None)
-            return lambda done, total: bars.update(identity, completed=done, total=total)
-        return _plain_lines(name) if self._plain else _silent
+        if self._plain:
+            return _plain_lines(name, self._whole.step(name) if self._whole else None)
+        if self._bars is None:
+            return _silent
+        bars, identity = self._bars, self._bars.add_task(name, total=None)
+        step = self._whole.step(name) if self._whole else None
+
+        def tick(done: int, total: int) -> None:
+            bars.update(identity, completed=done, total=total)
+            if step is not None:
+                step(done, total)
+                bars.update(self._all, description=f"in all{step.left_text}", completed=step.share_done)
+
+        return tick
+
+
+class _Whole:
+    """How far several steps are together."""
+
+    def __init__(self, expected: Sequence[tuple[str, float]]) -> None:
+        self._names = [name for name, _ in expected]
+        self._shares = [share for _, share in expected]
+        self._done = [0.0] * len(expected)
+        self._begun = 0  # all before this have begun, or will not
+        self._start = time.monotonic()
+
+    def step(self, name: str) -> _Step:
+        """The next step of that name; one that nobody expected counts little."""
+        if name in self._names[self._begun :]:
+            number = self._names.index(name, self._begun)
+            # What would have come before is left out this time.
+            self._done[self._begun : number] = [1.0] * (number - self._begun)
+        else:
+            number = self._begun
+            self._names.insert(number, name)
+            self._shares.insert(number, _UNEXPECTED)
+            self._done.insert(number, 0.0)
+        self._begun = number + 1
+        return _Step(self, number)
+
+    def update(self, number: int, share: float) -> None:
+        """Tell how far a step is."""
+        self._done[number] = share
+
+    @property
+    def share_done(self) -> float:
+        """Of the whole, in time."""
+        return sum(a * b for a, b in zip(self._shares, self._done, strict=True)) / sum(self._shares)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate by the time taken so far; None while that is too short to tell."""
+        done = self.share_done
+        return (time.monotonic() - self._start) * (1 - done) / done if done > _TELLING else None
+
+
+class _Step:
+    """One step of a whole."""
+
+    def __init__(self, whole: _Whole, number: int) -> None:
+        self._whole, self._number = whole, number
+
+    def __call__(self, done: int, total: int) -> None:
+        self._whole.update(self._number, done / total if total else 1.0)
+
+    @property
+    def share_done(self) -> float:
+        return self._whole.share_done
+
+    @property
+    def left_text(self) -> str:
+        """What is left of the whole, in words; empty while nobody knows."""
+        left = self._whole.seconds_left
+        if left is None:
+            return ""
+        return f", about {left / 60:.0f} min left" if left >= 90 else f", about {max(left, 1):.0f} s left"
 
 
 def _silent(done: int, total: int) -> None:
     """Show nothing."""
 
 
-def _plain_lines(name: str) -> Callable[[int, int], None]:
+def _plain_lines(name: str, step: _Step | None) -> Callable[[int, int], None]:
     last = time.monotonic()
 
     def tick(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
+        if step is not None:
+            step(done, total)
         if done == total or now - last >= _PLAIN_EVERY:
             last = now
-            print(f"{name}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+            whole = "" if step is None else f" ({step.share_done:.0%} in all{step.left_text})"
+            say(f"{name}: {done:,} of {total:,}{whole}", file=sys.stderr)
 
     return tick
 
@@ -115,7 +201,7 @@ class BatchProgress(_Shown):
         """Tell how far a step of an image is; from any thread."""
         if self._bars is None:
             return
-        text = f"{image if len(image) <= 20 else image[:19] + '…'} {step}"
+        text = printable(f"{image if len(image) <= 20 else image[:19] + '…'} {step}")
         with self._lock:
             if image not in self._images:
                 self._images[image] = self._bars.add_task(text, total=total)
@@ -126,13 +212,13 @@ class BatchProgress(_Shown):
         self._done += 1
         if self._bars is None:
             if self._shown:
-                print(f"[{self._done:,}/{self._total:,}] {line}", file=sys.stderr, flush=True)
+                say(f"[{self._done:,}/{self._total:,}] {line}", file=sys.stderr)
             return
         with self._lock:
             if image in self._images:
                 self._bars.remove_task(self._images.pop(image))
             self._bars.update(self._batch, completed=self._done)
-            self._bars.console.print(line, markup=False, highlight=False)
+            self._bars.console.print(printable(line), markup=False, highlight=False)
 
     def image(self, name: str) -> Steps:
         """Steps of one image that this process works on itself."""

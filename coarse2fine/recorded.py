@@ -17,6 +17,7 @@ from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, GeoReference, Level, PixelSize
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import open_image
+from coarse2fine.tiling.redact import MASK
 from coarse2fine.tiling.remote import is_url
 from coarse2fine.tiling.stats import ReadStats
 from coarse2fine.tiling.value_range import ValueRange
@@ -115,6 +116,11 @@ class RecordedImage(Image):
             raise ImageError(
                 "the result is of an array that was not saved with it; pass its pixels: "
                 "Analysis.load(folder, image=array)"
+            )
+        if self.path is None and MASK in self.location:
+            raise ImageError(
+                f"{self.location}: its password or signature is not stored with the result; pass the whole address: "
+                "--image ADDRESS, or Analysis.load(folder, image=address)"
             )
         try:
             ends = min(self.value_range), max(self.value_range)

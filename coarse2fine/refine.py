@@ -101,10 +101,10 @@ def refine(
     with WindowReader(image, downsample=model.geometry.refine_downsample, fill=grey(model)) as reader:
         try:
             first = HURRIED_PIXELS if deadline is not None else ROUND_PIXELS
-            for candidates, rows, side, tried in _answers(reader, plan, model, net, runtime, first, batch_size):
+            for candidates, rows, shape, tried in _answers(reader, plan, model, net, runtime, first, batch_size):
                 found.append(candidates)
                 done.append(rows)
-                macs += len(rows) * model.refiner_macs(side)
+                macs += len(rows) * model.refiner_macs(*shape)
                 count += tried
                 if tick:
                     tick(count, len(plan))
@@ -132,23 +132,22 @@ def _answers(
     runtime: Runtime,
     first: int,
     batch_size: int | None,
-) -> Iterator[tuple[Candidates, NDArray[np.intp], int, int]]:
-    """What is settled, the rows of the plan that were refined, their side, and how many were tried, by batch."""
-    for rows in _rounds(plan, model, first):
-        side = int(plan.sides[rows[0]])
+) -> Iterator[tuple[Candidates, NDArray[np.intp], tuple[int, int], int]]:
+    """What is settled, the rows of the plan that were refined, their shape, and how many were tried, by batch."""
+    for shape, rows in _rounds(plan, model, first):
         corners = plan.cell_corners[rows]
-        for candidates, index, tried in _windows(reader, net, model, corners, side, runtime, batch_size):
-            yield candidates, rows[index], side, tried
+        for candidates, index, tried in _windows(reader, net, model, corners, shape, runtime, batch_size):
+            yield candidates, rows[index], shape, tried
 
 
-def _rounds(plan: Plan, model: Model, first: int) -> Iterator[NDArray[np.intp]]:
-    """Windows of one shape at a time, the best of the plan in the first rounds.
+def _rounds(plan: Plan, model: Model, first: int) -> Iterator[tuple[tuple[int, int], NDArray[np.intp]]]:
+    """Windows of one shape at a time, and the shape; the best of the plan in the first rounds.
 
     Within a round windows are read in the order of the stored chunks.
     """
     for rows in rounds(plan, model, first):
-        for side in np.unique(plan.sides[rows]).tolist():
-            yield rows[plan.sides[rows] == side]
+        for shape, index in plan.take(rows).by_shape():
+            yield shape, rows[index]
 
 
 def rounds(plan: Plan, model: Model, first: int) -> Iterator[NDArray[np.intp]]:
@@ -174,7 +173,8 @@ def rounds(plan: Plan, model: Model, first: int) -> Iterator[NDArray[np.intp]]:
 def window_pixels(plan: Plan, model: Model) -> NDArray[np.int64]:
     """Pixels of each window of a plan, halo included, as the refine net reads it."""
     spec, fine = model.refiner.spec, model.geometry.fine
-    return (plan.sides * fine * spec.stride + 2 * spec.margin) ** 2
+    sizes: NDArray[np.int64] = plan.sides * fine * spec.stride + 2 * spec.margin
+    return sizes[:, 0] * sizes[:, 1]
 
 
 def _windows(
@@ -182,15 +182,15 @@ def _windows(
     net: RefineNet,
     model: Model,
     cell_corners: NDArray[np.int64],
-    side: int,
+    shape: tuple[int, int],
     runtime: Runtime,
     batch_size: int | None,
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
     """What is settled, the windows that were refined, and how many were tried, batch by batch, of one shape."""
     spec, fine = model.refiner.spec, model.geometry.fine
-    size = spec.input_size(side * fine)
+    height, width = (spec.input_size(n * fine) for n in shape)
     corners = cell_corners * (fine * spec.stride) - spec.margin
-    boxes = [Box(y, x, y + size, x + size) for y, x in corners.tolist()]
+    boxes = [Box(y, x, y + height, x + width) for y, x in corners.tolist()]
     usual = max(1, _BATCH_PIXELS // boxes[0].area)
     for batch in reader.batches(boxes, batch_size or usual):
         good, index = ~batch.failed, batch.index[~batch.failed]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ from coarse2fine.tiling.reader import salvage
 
 _ZOOM = 384
 _LEGEND_ENTRIES = 14
-_NAMED_IN_ZOOM = 60
+_NAME_POINTS = 6.5
+# Windows of fewer dots than this are filled: their outlines would cover what they frame.
+_DOTTED = 12
+# Full-resolution pixels of an example, at least.
+_EXAMPLE = 96
 _MOST_DRAWN = 20_000
 """Windows and regions, the best of each: more would cover the page, and take minutes to draw."""
 _BLUE = "#00c8f0"
@@ -64,6 +68,8 @@ class Picture:
         Side of a cell in full-resolution pixels.
     regions : sequence of Region
     title : str
+    kinds : mapping of str to tuple of str and sequence of float
+        Of labels that nobody named: what sets them apart, and the box of an example.
     """
 
     image: Image
@@ -73,6 +79,7 @@ class Picture:
     cell: int
     regions: Sequence[Region]
     title: str
+    kinds: Mapping[str, tuple[str, Sequence[float]]] = field(default_factory=dict)
 
     def save(self, path: Path, kind: str) -> Path:
         """Draw three panels into a file: "png", "pdf" or "svg"."""
@@ -85,8 +92,10 @@ class Picture:
 
     def _draw(self, path: Path, kind: str) -> Path:
         counts = Counter(r.label for r in self.regions)
-        names = [f"{label} ({n:,})" for label, n in sorted(counts.items())[:_LEGEND_ENTRIES]]
-        page = _Page.of(self.image.height / self.image.width, max(map(len, names), default=0))
+        shown = sorted(counts)[:_LEGEND_ENTRIES]
+        names = ["\n".join([f"{label}: {counts[label]:,}", *self._traits(label)]) for label in shown]
+        longest = max((len(line) for name in names for line in name.splitlines()), default=0)
+        page = _Page.of(self.image.height / self.image.width, longest)
         figure = page.figure()
         sought, found, near = (page.panel(figure, n) for n in range(3))
         overview = self._overview(page)
@@ -97,9 +106,14 @@ class Picture:
         self._draw_regions(found, self.regions[:_MOST_DRAWN], colours, max(full.height, full.width) / 130)
         found.set_title(f"what was found: {len(self.regions):,}", fontsize=10)
         self._draw_zoom(near, colours)
-        handles = [Patch(color=colours[label], label=name) for label, name in zip(sorted(counts), names, strict=False)]
-        if handles:
-            page.legend(figure, handles)
+        if self.kinds:
+            self._draw_examples(
+                figure, page, [(label, colours[label], name) for label, name in zip(shown, names, strict=True)]
+            )
+        elif shown:
+            page.legend(
+                figure, [Patch(color=colours[label], label=name) for label, name in zip(shown, names, strict=True)]
+            )
         figure.suptitle(self.title, fontsize=12, y=1 - 0.12 / page.height, va="top")
         # Without a date and with fixed names inside, equal results are equal files.
         figure.savefig(path, format=kind, **_SAVED[kind])
@@ -127,8 +141,8 @@ class Picture:
         shown = axes.imshow(heat, cmap=HEAT, alpha=alpha, vmin=0, vmax=max(float(heat.max()), 1e-6))
         shown.set_extent(_extent(full))
         axes.figure.colorbar(shown, cax=beside, label="interest, seen by the scan")
-        if len(self.plan) and self.plan.sides.max() * self.cell < 4 * downsample:
-            self._dot_windows(axes)
+        if len(self.plan) and np.median(self.plan.sides) * self.cell < _DOTTED * downsample:
+            self._dot_windows(axes, downsample)
         else:
             axes.add_collection(
                 PolyCollection(self._windows(full), facecolors="none", edgecolors=_BLUE, linewidths=0.7)
@@ -136,24 +150,30 @@ class Picture:
         share = self.plan.covered().mean()
         axes.set_title(f"where to look again: {len(self.plan):,} windows, {share:.2%} of the image", fontsize=10)
 
-    def _dot_windows(self, axes: Any) -> None:
-        """Mark windows too small to be drawn to scale, the best on top and the brightest."""
-        y, x = (self.plan.cell_corners.T + self.plan.sides / 2) * self.cell
+    def _dot_windows(self, axes: Any, downsample: float) -> None:
+        """Fill windows too small for an outline by their own interest, the best on top: outlines would hide it."""
+        y, x = (self.plan.cell_corners + self.plan.sides / 2).T * self.cell
         worst_first = slice(None, None, -1)
-        style = {"s": 2.6, "linewidths": 0, "cmap": HEAT, "vmin": 0, "vmax": float(self.plan.scores.max()) / 2}
+        across = float(np.median(self.plan.sides)) * self.cell / downsample * 72 / _DPI
+        style = {
+            "s": max(2.6, across**2),
+            "marker": "s",
+            "linewidths": 0,
+            "cmap": HEAT,
+            "vmin": 0,
+            "vmax": float(self.plan.scores.max()) / 2,
+        }
         axes.scatter(x[worst_first], y[worst_first], c=self.plan.scores[worst_first], **style)
 
     def _windows(self, full_box: Box) -> list[NDArray[np.float64]]:
         """Corners (x, y) of the best windows that touch a box."""
         low = self.plan.cell_corners * self.cell
-        size = self.plan.sides * self.cell
+        high = low + self.plan.sides * self.cell
         near = (low[:, 0] < full_box.y1) & (low[:, 1] < full_box.x1)
-        near &= (low[:, 0] + size > full_box.y0) & (low[:, 1] + size > full_box.x0)
+        near &= (high[:, 0] > full_box.y0) & (high[:, 1] > full_box.x0)
         best = np.flatnonzero(near)[:_MOST_DRAWN]
-        centre = low[best] + size[best, None] / 2
-        half = size[best][:, None, None] / 2
-        square = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)], np.float64)
-        return list(centre[:, None, ::-1] + half * square)
+        (y0, x0), (y1, x1) = low[best].T, high[best].T
+        return list(np.stack([x0, y0, x0, y1, x1, y1, x1, y0], axis=1).reshape(-1, 4, 2).astype(np.float64))
 
     def _draw_regions(self, axes: Any, regions: Sequence[Region], colours: dict[str, Any], least: float) -> None:
         for label, colour in colours.items():
@@ -169,13 +189,54 @@ class Picture:
         axes.add_collection(PolyCollection(self._windows(box), facecolors="none", edgecolors=_BLUE, linewidths=1.0))
         shown = [r for r in self.regions if _touches(r, box)]
         self._draw_regions(axes, shown, colours, 0)
-        for region in shown if len(shown) <= _NAMED_IN_ZOOM else []:
-            y0, x0, _, _ = region.full_box
-            if box.y0 + 8 < y0 < box.y1 and box.x0 < x0 < box.x1 - 20:
-                style = {"facecolor": colours[region.label], "edgecolor": "none", "pad": 0.8}
-                name = f"{region.label} {region.score:.2f}"
-                axes.text(x0, y0 - 2, name, fontsize=6.5, color="white", va="bottom", bbox=style)
+        self._name_regions(axes, shown, box, colours)
         axes.set_title(f"full resolution, {box.width} x {box.height} px at x {box.x0:,}, y {box.y0:,}", fontsize=10)
+
+    def _name_regions(self, axes: Any, regions: Sequence[Region], box: Box, colours: dict[str, Any]) -> None:
+        """Names of the surest regions, inside the panel and where no other name is."""
+        alone = len(colours) == 1  # then the name is in the legend
+        scale = box.width / axes.bbox.width * _DPI / 72  # full-resolution pixels for a point
+        height, taken = 1.5 * _NAME_POINTS * scale, np.zeros((0, 4))
+        for region in regions:
+            name = f"{region.score:.2f}" if alone else f"{region.label} {region.score:.2f}"
+            width = (0.62 * len(name) + 0.5) * _NAME_POINTS * scale
+            y0, x0, y1, _ = region.full_box
+            x = min(max(x0, box.x0), box.x1 - width)
+            bottom = y0 if y0 - height >= box.y0 else y1 + height
+            place = np.array([bottom - height, x, bottom, x + width])
+            crowded = ((taken[:, :2] < place[2:]) & (taken[:, 2:] > place[:2])).all(axis=1).any()
+            if crowded or bottom > box.y1 or not box.y0 <= y0 < box.y1:
+                continue
+            taken = np.vstack([taken, place])
+            style = {"facecolor": colours[region.label], "edgecolor": "none", "pad": 0.8}
+            axes.text(
+                x + 0.3 * _NAME_POINTS * scale,
+                bottom - 0.35 * _NAME_POINTS * scale,
+                name,
+                fontsize=_NAME_POINTS,
+                color="white",
+                va="bottom",
+                bbox=style,
+                clip_on=True,
+            )
+
+    def _traits(self, label: str) -> list[str]:
+        """A line of what sets a label apart that nobody named; none for others."""
+        return [self.kinds[label][0]] if label in self.kinds else []
+
+    def _draw_examples(self, figure: Figure, page: _Page, rows: Sequence[tuple[str, Any, str]]) -> None:
+        """A legend with a picture of each kind."""
+        for number, (label, colour, name) in enumerate(rows):
+            axes = page.example(figure, number, len(rows))
+            y0, x0, y1, x1 = self.kinds[label][1]
+            half = max(_EXAMPLE, y1 - y0, x1 - x0) / 2
+            y, x = int((y0 + y1) / 2 - half), int((x0 + x1) / 2 - half)
+            box = Box(y, x, y + int(2 * half), x + int(2 * half))
+            pixels = salvage(self.image.read, box)
+            _show(axes, pixels[..., 0] if pixels.shape[-1] == 1 else pixels, box)
+            for spine in axes.spines.values():
+                spine.set(color=colour, linewidth=2.5)
+            axes.text(1.12, 0.5, name, transform=axes.transAxes, fontsize=8, va="center")
 
     def _busiest(self) -> Box:
         """A square of the image with many finds; without finds, around the best window."""
@@ -208,7 +269,7 @@ class _Page:
     @classmethod
     def of(cls, ratio: float, longest_name: int) -> _Page:
         """For an image of a ratio of height to width, and names of so many letters."""
-        legend = min(4.0, 0.5 + 0.085 * longest_name) if longest_name else 0.0
+        legend = min(5.0, 0.75 + 0.085 * longest_name) if longest_name else 0.0
         if ratio < 1 / _WIDE:
             return cls(12.0, 12.0 * ratio, stacked=True, legend_width=max(legend, _BAR))
         width = 5.6 * min(1.2, 1 / ratio)
@@ -248,6 +309,13 @@ class _Page:
         place = left / self.width, bottom / self.height
         figure.legend(handles=list(handles), loc="center left", bbox_to_anchor=place, fontsize=9, frameon=False)
 
+    def example(self, figure: Figure, number: int, count: int) -> Any:
+        """Axes of one of several small pictures, one below the other, where the legend would be."""
+        step = min(0.62, self.height / (count + 1))
+        middle = self.height / 2 if not self.stacked else self._bottom(1) + self.panel_height / 2
+        bottom = min(middle + step * (count / 2 - number - 1), self.height - _HEAD - step * (number + 1))
+        return self._axes(figure, self.width - self.legend_width - _GAP / 2, bottom, 0.88 * step, 0.88 * step)
+
     def _left(self, number: int) -> float:
         if self.stacked or not number:
             return _GAP
@@ -256,9 +324,10 @@ class _Page:
     def _bottom(self, number: int) -> float:
         return _GAP + ((2 - number) * (_TITLE + self.panel_height) if self.stacked else 0)
 
-    def _axes(self, figure: Figure, left: float, bottom: float, width: float) -> Any:
+    def _axes(self, figure: Figure, left: float, bottom: float, width: float, height: float | None = None) -> Any:
         share = self.width, self.height
-        return figure.add_axes((left / share[0], bottom / share[1], width / share[0], self.panel_height / share[1]))
+        high = self.panel_height if height is None else height
+        return figure.add_axes((left / share[0], bottom / share[1], width / share[0], high / share[1]))
 
 
 def _colours(regions: Sequence[Region]) -> dict[str, Any]:

@@ -17,11 +17,12 @@ import numpy as np
 
 from coarse2fine.analysis import Analysis
 from coarse2fine.audit import Audit
-from coarse2fine.files import replacing_stream
 from coarse2fine.overlays import encoded
 from coarse2fine.pages import data_uri, render_page
 from coarse2fine.report_html import colour, recall_text, write_report
 from coarse2fine.stored import ANALYSIS, REPORT, THUMBNAIL, read_audit, read_record
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.atomic import replacing_stream
 from coarse2fine.tiling.errors import ImageError
 
 _BATCH = "batch.json"
@@ -96,7 +97,7 @@ def write_folder_report(folder: str | os.PathLike[str], image: str | None = None
         try:
             _report(result)
         except (OSError, ValueError) as error:  # the others have their pages
-            _LOG.warning("%s has no page: %s", result, error)
+            _LOG.warning("%s has no page: %s", printable(result), printable(error))
     return write_batch_report(source)
 
 
@@ -159,7 +160,7 @@ def _report(folder: Path, image: str | None = None) -> Path:
         try:
             analysis.image.array()
         except ImageError as error:
-            _LOG.warning("the page of %s has no pictures: %s", folder, error)
+            _LOG.warning("the page of %s has no pictures: %s", printable(folder), printable(error))
         return write_report(analysis, folder / REPORT)
 
 

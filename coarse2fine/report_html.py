@@ -17,13 +17,13 @@ from scipy.spatial import cKDTree
 from coarse2fine.analysis import Analysis
 from coarse2fine.audit import Audit
 from coarse2fine.export import label_colour
-from coarse2fine.files import replacing_stream
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.overlays import encoded, heat_pixels, to_overview
 from coarse2fine.pages import data_uri, render_page
 from coarse2fine.regions import Region
 from coarse2fine.scan import feature_name
 from coarse2fine.select import Plan
+from coarse2fine.tiling.atomic import replacing_stream
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
@@ -43,6 +43,17 @@ class Layer:
     count: int
     colour: str
     path: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A place of a kind that nobody named: what the kind is like, its colour, and a picture as a data URI."""
+
+    name: str
+    colour: str
+    box: Box
+    full_box: tuple[float, float, float, float]
+    picture: str
 
 
 @dataclass(frozen=True)
@@ -95,10 +106,11 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     failures = list(analysis.failures)
-    picture, tiles = None, []
+    picture, tiles, examples = None, [], []
     try:
         picture = _picture(analysis)
         tiles = _gallery(analysis)
+        examples = _examples(analysis)
     except ImageError as error:
         failures.append(f"pictures are missing: {error}")
     page = render_page(
@@ -109,9 +121,11 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
         picture=picture,
         layers=layers(analysis.regions, max(analysis.image.shape[:2]) / 400),
         shown=min(len(analysis.regions), _SHAPES),
-        windows=_squares(analysis.plan, analysis.cell, max(analysis.image.shape[:2]) / 400),
+        windows=_rectangles(analysis.plan, analysis.cell, max(analysis.image.shape[:2]) / 400),
         tiles=tiles,
-        chosen=list(analysis.chosen_by.items())[:_FEATURES],
+        examples=examples,
+        # Features of an autoencoder have no meaning of their own.
+        chosen=[] if analysis.kinds else list(analysis.chosen_by.items())[:_FEATURES],
         spending=_spending(analysis),
         recall=None if analysis.audit is None else recall_text(analysis.audit),
         failures=failures,
@@ -167,13 +181,13 @@ def _path(region: Region, least: float) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for y, x in region.outline) + "Z"
 
 
-def _squares(plan: Plan, cell: int, least: float) -> str:
+def _rectangles(plan: Plan, cell: int, least: float) -> str:
     """The best windows as an SVG path."""
     sides = plan.sides[:_SHAPES] * cell
     shown = np.maximum(sides, least)
-    y, x = (plan.cell_corners[:_SHAPES].T * cell) + (sides - shown) / 2
-    rows = zip(x.tolist(), y.tolist(), shown.tolist(), strict=True)
-    return "".join(f"M{a:.0f} {b:.0f}h{s:.0f}v{s:.0f}h-{s:.0f}Z" for a, b, s in rows)
+    low = plan.cell_corners[:_SHAPES] * cell + (sides - shown) / 2
+    rows = zip(low.tolist(), shown.tolist(), strict=True)
+    return "".join(f"M{x:.0f} {y:.0f}h{w:.0f}v{h:.0f}h-{w:.0f}Z" for (y, x), (h, w) in rows)
 
 
 def _picture(analysis: Analysis) -> dict[str, Any]:
@@ -200,20 +214,31 @@ def _gallery(analysis: Analysis) -> list[Tile]:
     tiles: list[Tile] = []
     for rank in range(min(len(plan), _TRIED_TILES)):
         y, x = (plan.cell_corners[rank] * analysis.cell).tolist()
-        side = int(plan.sides[rank]) * analysis.cell
-        window = Box(y, x, min(y + side, image.height), min(x + side, image.width))
+        height, width = (plan.sides[rank] * analysis.cell).tolist()
+        window = Box(y, x, min(y + height, image.height), min(x + width, image.width))
         if any(_holds(tile.box, window) for tile in tiles):
             continue
         box = _around(window, image)
         found = [] if near is None else near.query_ball_point(_centre(box), max(box.height, box.width) / 2, p=np.inf)
         regions = [analysis.regions[i] for i in sorted(found)]
         route = next((r.route for r in regions if _inside(r, window)), ())
-        fired = _fired(plan, rank)
+        fired = () if analysis.kinds else _fired(plan, rank)
         shown = layers(regions, 0)
         tiles.append(Tile(rank + 1, float(plan.scores[rank]), box, window, _crop(image, box), fired, route, shown))
         if len(tiles) == _TILES:
             break
     return tiles
+
+
+def _examples(analysis: Analysis) -> list[Example]:
+    """The surest region of each kind that nobody named."""
+    found = []
+    for label, kind in analysis.kinds.items():
+        y0, x0, y1, x1 = kind["example"]
+        box = _around(Box(int(y0), int(x0), math.ceil(y1), math.ceil(x1)), analysis.image)
+        picture = _crop(analysis.image, box)
+        found.append(Example(analysis.named(label), colour(label), box, (y0, x0, y1, x1), picture))
+    return found
 
 
 def _fired(plan: Plan, rank: int) -> tuple[str, ...]:
@@ -277,7 +302,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     ]
     facts += [("note", note) for note in analysis.notes]
     for key, value in analysis.provenance.items():
-        if key == "notes":
+        if key in ("notes", "kinds"):
             continue
         rows = value.items() if isinstance(value, dict) else [("", value)]
         facts += [(f"{key} {name}".strip(), str(item)) for name, item in rows if item is not None]

@@ -174,7 +174,7 @@ def zoom_plan(interest: NDArray[np.float32], level: Level, closer: Level) -> Pla
     level, closer : Level
     """
     ratio, spec = level.cell // closer.cell, closer.net.spec
-    plan = choose(interest, 1, window_macs=lambda n: spec.macs(n * ratio, n * ratio), tau=level.tau, merged=_SQUARES)
+    plan = choose(interest, 1, window_macs=lambda h, w: spec.macs(h * ratio, w * ratio), tau=level.tau, merged=_SQUARES)
     shape = (interest.shape[0] * ratio, interest.shape[1] * ratio)
     return Plan(plan.cell_corners * ratio, plan.sides * ratio, plan.scores, shape)
 
@@ -186,16 +186,18 @@ def _look_closer(
     net, spec = runtime.place(level.net), level.net.spec
     scan, macs, done = Scan.empty(level.cell_shape(image.shape[:2])), before.macs, 0
     with WindowReader(image, downsample=level.downsample, fill=grey(model)) as reader:
-        for side in np.unique(plan.sides).tolist():
-            corners = plan.cell_corners[plan.sides == side]
-            boxes = [Box(y, x, y + side, x + side).scale(spec.stride).expand(spec.margin) for y, x in corners.tolist()]
+        for (height, width), rows in plan.by_shape():
+            corners = plan.cell_corners[rows]
+            boxes = [
+                Box(y, x, y + height, x + width).scale(spec.stride).expand(spec.margin) for y, x in corners.tolist()
+            ]
             for batch in reader.batches(boxes, max(1, _BATCH_PIXELS // boxes[0].area)):
                 batch.pixels[batch.failed] = grey(model)
                 with torch.inference_mode():
                     high = net.high(normalised(batch.pixels, model, runtime))
                     logit = net.head(high)
                 scan.enter(corners[batch.index], high, logit, level)
-                macs += len(batch.index) * spec.macs(side, side)
+                macs += len(batch.index) * spec.macs(height, width)
                 done += len(batch.index)
                 if tick:
                     tick(done, len(plan))

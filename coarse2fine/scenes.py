@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.texture import Ground
+from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.geometry import Box, ceil_div
 
 Handwriting = Literal["train", "held-out"]
@@ -165,7 +166,7 @@ def _handwriting(which: Handwriting) -> tuple[NDArray[np.float32], NDArray[np.in
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415  (only scenes need it)
     except ImportError as error:
-        raise ImportError("scenes draw their digits from scikit-learn: pip install coarse2fine[demo]") from error
+        raise MissingExtraError("scikit-learn", "drawing digits", "demo") from error
     data = load_digits()
     order = np.random.default_rng(1797).permutation(len(data.target))
     chosen = np.sort(order[:_TRAIN_IMAGES] if which == "train" else order[_TRAIN_IMAGES:])

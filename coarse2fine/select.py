@@ -8,21 +8,23 @@ square costs less than the windows in it (its halo is paid once).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.grid import even
+from coarse2fine.windows import best_windows
 
 MERGED_SIDES = (8, 16, 32)
 DENSE_SIDE = 128
-_BAND_CELLS = 2**20
-_ROUNDS = 60
 _GATHERED = 2**22
+# Longest sides of rectangles tried where only a part of the image is to be covered, besides `DENSE_SIDE`.
+_PART_SIDES = (64, *reversed(MERGED_SIDES))
+
+WindowMacs = Callable[[int, int], int]
+"""Multiply-adds of a window by its height and width in cells."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Plan:
     ----------
     cell_corners : ndarray, int64, (n, 2)
         First cell (y, x) of each window.
-    sides : ndarray, int64, (n,)
-        Side of each window in cells.
+    sides : ndarray, int64, (n, 2)
+        Height and width of each window in cells.
     scores : ndarray, float32, (n,)
         Expected finds of the best k x k cells in it.
     cell_shape : tuple of int
@@ -61,7 +63,14 @@ class Plan:
     @classmethod
     def empty(cls, cell_shape: tuple[int, int]) -> Plan:
         """No window at all."""
-        return cls(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), cell_shape)
+        return cls(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64), np.zeros(0, np.float32), cell_shape)
+
+    def by_shape(self) -> Iterator[tuple[tuple[int, int], NDArray[np.intp]]]:
+        """Each shape (height, width) that windows have, and the rows of those that have it, in order."""
+        most = int(self.sides.max(initial=0)) + 1
+        shapes, which = np.unique(self.sides[:, 0] * most + self.sides[:, 1], return_inverse=True)
+        for number, shape in enumerate(shapes.tolist()):
+            yield divmod(shape, most), np.flatnonzero(which == number)
 
     def joined(self, other: Plan) -> Plan:
         """These windows, then those of another plan of the same image; unexplained."""
@@ -84,39 +93,56 @@ class Plan:
             return self
         names = np.full((len(self), fired.shape[-1]), 255, np.uint8)
         width, last = self.cell_shape[1], np.array(self.cell_shape) - 1
-        for side in np.unique(self.sides).tolist():
-            mine = np.flatnonzero(self.sides == side)
-            steps = np.indices((side, side)).reshape(2, -1).T
-            for rows in np.array_split(mine, -(-len(mine) * side**2 // _GATHERED)):
+        for shape, mine in self.by_shape():
+            steps = np.indices(shape).reshape(2, -1).T
+            for rows in np.array_split(mine, -(-len(mine) * len(steps) // _GATHERED)):
                 cells = np.minimum(self.cell_corners[rows, None] + steps, last)
                 flat = cells[..., 0] * width + cells[..., 1]
                 best = interest.ravel()[flat].argmax(axis=1)
                 names[rows] = fired.reshape(-1, fired.shape[-1])[flat[np.arange(len(rows)), best]]
         return replace(self, fired=names)
 
-    def macs(self, window_macs: Callable[[int], int]) -> int:
-        """Multiply-adds of all windows, halos included, by what a window of a given side takes."""
-        sides, counts = np.unique(self.sides, return_counts=True)
-        return sum(window_macs(int(s)) * int(n) for s, n in zip(sides, counts, strict=True))
+    def macs(self, window_macs: WindowMacs) -> int:
+        """Multiply-adds of all windows, halos included, by what a window of a given shape takes."""
+        return sum(window_macs(*shape) * len(rows) for shape, rows in self.by_shape())
 
     def touching(self, cells: NDArray[np.bool_]) -> NDArray[np.intp]:
         """Rows of the windows that cover any of some cells, given as a map of shape `cell_shape`."""
-        sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int64)
-        sums[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
-        y, x = self.cell_corners.T
-        y1, x1 = np.minimum(y + self.sides, cells.shape[0]), np.minimum(x + self.sides, cells.shape[1])
-        return np.flatnonzero(sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x])
+        return _holding(self, _summed(cells))
 
     def covered(self) -> NDArray[np.bool_]:
         """Map of the cells that some window covers; shape `cell_shape`."""
-        return _cover(self.cell_corners, self.sides, self.cell_shape)
+        cover = np.zeros(self.cell_shape, bool)
+        for (height, width), rows in self.by_shape():
+            chosen = self.cell_corners[rows]
+            if height * width <= 16:
+                for dy, dx in np.ndindex(height, width):
+                    y, x = np.minimum(chosen + np.array([dy, dx]), np.array(self.cell_shape) - 1).T
+                    cover[y, x] = True
+            else:
+                for y, x in chosen.tolist():
+                    cover[y : y + height, x : x + width] = True
+        return cover
+
+
+def _summed(cells: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Summed-area table of a map."""
+    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int64)
+    sums[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
+    return sums
+
+
+def _holding(plan: Plan, sums: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Rows of the windows that cover any of the cells of a summed-area table."""
+    (y, x), (y1, x1) = plan.cell_corners.T, np.minimum(plan.cell_corners + plan.sides, plan.cell_shape).T
+    return np.flatnonzero(sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x])
 
 
 def choose(
     interest: NDArray[np.float32],
     window: int,
     *,
-    window_macs: Callable[[int], int],
+    window_macs: WindowMacs,
     tau: float = 0.0,
     budget_macs: int | None = None,
     budget_cells: int | None = None,
@@ -131,7 +157,7 @@ def choose(
     window : int
         Side of the smallest window, in cells; less where so many cells are not to be had.
     window_macs : callable
-        Multiply-adds of a window of a given side.
+        Multiply-adds of a window of a given height and width.
     tau : float
         Expected finds below which a window is not taken.
     budget_macs, budget_cells : int, optional
@@ -145,14 +171,14 @@ def choose(
         side = min(side, math.isqrt(budget_cells))  # a few cells are less than one usual window
     # With the cheapest cover there is (the largest square), no more windows than this can be paid for.
     largest = merged[-1]
-    most = None if budget_macs is None else int(budget_macs / window_macs(largest) * (largest / side) ** 2) + 1
+    most = None if budget_macs is None else int(budget_macs / window_macs(largest, largest) * (largest / side) ** 2) + 1
     if budget_cells is not None:
         most = min(budget_cells, most if most is not None else budget_cells)  # each covers a cell of its own
     corners, scores = best_windows(interest, side, tau, most)
 
     def best(count: int) -> Plan:
         if budget_cells is not None:  # a larger square would cover cells that nobody asked for
-            return Plan(corners[:count], np.full(count, side, np.int64), scores[:count], interest.shape)
+            return Plan(corners[:count], np.full((count, 2), side, np.int64), scores[:count], interest.shape)
         return merge_windows(corners[:count], scores[:count], side, interest.shape, window_macs, merged)
 
     def affordable(plan: Plan) -> bool:
@@ -167,35 +193,40 @@ def choose(
     return plan if plan.macs(window_macs) < everything.macs(window_macs) else everything
 
 
-def cover(cells: NDArray[np.bool_], window_macs: Callable[[int], int]) -> Plan:
-    """Certain cells in squares of one size: that of the exhaustive pass, or a smaller one if that costs less.
+def cover(cells: NDArray[np.bool_], window_macs: WindowMacs) -> Plan:
+    """Certain cells, in even rectangles of the size that costs least.
 
     Parameters
     ----------
     cells : ndarray, bool, (cell height, cell width)
     window_macs : callable
-        Multiply-adds of a window of a given side.
+        Multiply-adds of a window of a given height and width.
     """
-    whole = dense_plan(cells.shape)
-    side = int(whole.sides[0])
-    plans = [whole, *(_squares(cells.shape, s) for s in reversed(MERGED_SIDES) if s < side)]
-    touching = [plan.take(plan.touching(cells)) for plan in plans]
-    return min(touching, key=lambda plan: plan.macs(window_macs))
+    if not cells.any():
+        return Plan.empty(cells.shape)
+    sums = _summed(cells)
+    rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
+    low, high = np.array([rows[0], columns[0]]), np.array([rows[-1], columns[-1]]) + 1
+    plans = [_rectangles(low, high, cells.shape, most) for most in (DENSE_SIDE, *_PART_SIDES)]
+    holding = [plan.take(_holding(plan, sums)) for plan in plans]
+    return min(holding, key=lambda plan: plan.macs(window_macs))
 
 
-def dense_plan(interest_shape: tuple[int, int]) -> Plan:
-    """The exhaustive pass: every cell, in squares of `DENSE_SIDE` cells at most."""
-    # Much of a square as large as a strip is long would lie beyond the strip; a very small one would be all halo.
-    side = max(even(min(interest_shape), DENSE_SIDE), min(MERGED_SIDES[0], DENSE_SIDE, max(interest_shape)))
-    return _squares(interest_shape, side)
+def dense_plan(cell_shape: tuple[int, int]) -> Plan:
+    """The exhaustive pass: every cell once, in even rectangles of at most `DENSE_SIDE` cells a side."""
+    return _rectangles(np.zeros(2, np.int64), np.array(cell_shape), cell_shape, DENSE_SIDE)
 
 
-def _squares(cell_shape: tuple[int, int], side: int) -> Plan:
-    """Every cell, in squares on a grid."""
-    ys, xs = np.arange(0, cell_shape[0], side), np.arange(0, cell_shape[1], side)
-    corners = np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.int64)
-    count = len(corners)
-    return Plan(corners, np.full(count, side, np.int64), np.ones(count, np.float32), cell_shape)
+def _rectangles(low: NDArray[np.int64], high: NDArray[np.int64], cell_shape: tuple[int, int], most: int) -> Plan:
+    """Cells from `low` to `high` (y, x), each once, in as few rectangles as may be.
+
+    A halo is paid for once a rectangle, so few are cheap, whatever their shapes. The last of a row or column ends
+    where the part does: there are four shapes at most.
+    """
+    starts = [np.arange(a, b, even(b - a, most)) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+    lengths = [np.diff(s, append=b) for s, b in zip(starts, high.tolist(), strict=True)]
+    corners, sides = (np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2) for axes in (starts, lengths))
+    return Plan(corners.astype(np.int64), sides.astype(np.int64), np.ones(len(corners), np.float32), cell_shape)
 
 
 def _most(best: Callable[[int], Plan], count: int, affordable: Callable[[Plan], bool]) -> Plan:
@@ -215,107 +246,12 @@ def _most(best: Callable[[int], Plan], count: int, affordable: Callable[[Plan], 
     return found
 
 
-def best_windows(
-    interest: NDArray[np.float32], side: int, tau: float, most: int | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Equal windows at the local maxima of the expected number of finds, best first, before any merging.
-
-    Parameters
-    ----------
-    interest : ndarray, float32, (cell height, cell width)
-    side : int
-        Side of a window in cells; at most the image's.
-    tau : float
-        Expected finds that a window must exceed.
-    most : int, optional
-        Windows that are enough.
-
-    Returns
-    -------
-    cell_corners : ndarray, int64, (n, 2)
-    scores : ndarray, float32, (n,)
-        Expected finds; what better windows cover counts for them alone.
-    """
-    left = interest.astype(np.float32, copy=True)
-    ripple = _ripple(left.shape)
-    floor = max(tau, 1e-7)
-    corners: list[NDArray[np.int64]] = []
-    scores: list[NDArray[np.float32]] = []
-    found = 0
-    for _ in range(_ROUNDS):
-        peaks, sums = _peaks(left, ripple, side, floor)
-        if not len(peaks):
-            break
-        corners.append(peaks)
-        scores.append(sums)
-        found += len(peaks)
-        for dy in range(side):
-            for dx in range(side):
-                left[peaks[:, 0] + dy, peaks[:, 1] + dx] = 0
-        # What is left can only be worse than the best of this round; once enough windows beat that, stop.
-        if most is not None and found > most:
-            floor = max(floor, float(np.partition(np.concatenate(scores), -most)[-most]))
-    else:
-        rest, sums = _aligned(left, side, floor)
-        corners.append(rest)
-        scores.append(sums)
-    if not corners:
-        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
-    all_corners, all_scores = np.concatenate(corners), np.concatenate(scores)
-    order = np.argsort(-all_scores, kind="stable")[:most]
-    return all_corners[order], all_scores[order]
-
-
-def _ripple(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A slight fixed pattern, which repeats in rows: equal neighbours (flat areas) would else all be maxima."""
-    tile = 1 + 1e-4 * np.random.default_rng(0).random((min(251, shape[0]), min(257, shape[1])), np.float32)
-    return np.tile(tile, (1, ceil_div(shape[1], tile.shape[1])))[:, : shape[1]]
-
-
-def _peaks(
-    left: NDArray[np.float32], ripple: NDArray[np.float32], side: int, floor: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """First cells of the windows that expect more than all near them and than a floor, in raster order; and how much.
-
-    Band by band: maps as large as the image's own would be fresh memory each time, which takes longer than the sums.
-    """
-    height, width = (n - side + 1 for n in left.shape)
-    kernel = np.ones((2 * side - 1, 2 * side - 1), np.uint8)
-    rows = max(4 * side, _BAND_CELLS // width)
-    corners, scores = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
-    for y in range(0, height, rows):
-        end = min(y + rows, height)
-        first, last = max(0, y - side + 1), min(end + side - 1, height)
-        band = left[first : last + side - 1]
-        if float(band.max()) * side**2 * 1.001 <= floor:
-            continue
-        sums = cv2.boxFilter(band, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
-        sums = (
-            np.asarray(sums[: last - first, :width], np.float32) * ripple[np.arange(first, last) % len(ripple), :width]
-        )
-        own = slice(y - first, end - first)
-        peaks = np.argwhere((sums[own] == cv2.dilate(sums, kernel)[own]) & (sums[own] > floor))
-        scores.append(sums[own][peaks[:, 0], peaks[:, 1]])
-        corners.append(peaks + np.array((y, 0)))
-    return np.concatenate(corners), np.concatenate(scores)
-
-
-def _aligned(left: NDArray[np.float32], side: int, floor: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What is left, in windows on a grid: a long smooth slope has one local maximum a round, and would never end."""
-    height, width = left.shape
-    ys, xs = (np.minimum(np.arange(0, n, side), n - side) for n in (height, width))
-    sums = cv2.boxFilter(left, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    table = np.asarray(sums, np.float32)[np.ix_(ys, xs)]
-    row, column = np.nonzero(table > floor)
-    return np.stack([ys[row], xs[column]], axis=1).astype(np.int64), table[row, column]
-
-
 def merge_windows(
     corners: NDArray[np.int64],
     scores: NDArray[np.float32],
     side: int,
     cell_shape: tuple[int, int],
-    window_macs: Callable[[int], int],
+    window_macs: WindowMacs,
     merged: tuple[int, ...] = MERGED_SIDES,
 ) -> Plan:
     """Replace crowded windows by larger squares wherever that costs less (exact on the quad-tree of squares).
@@ -330,12 +266,12 @@ def merge_windows(
     cell_shape : tuple of int
         Cells of the image.
     window_macs : callable
-        Multiply-adds of a window of a given side.
+        Multiply-adds of a window of a given height and width.
     merged : tuple of int
         Sides of the larger squares, increasing multiples.
     """
     count = len(scores)
-    best = np.full(count, float(window_macs(side)))  # what is paid for each window, or its share of a square
+    best = np.full(count, float(window_macs(side, side)))  # what is paid for each window, or its share of a square
     owner_side = np.full(count, side, np.int64)
     owner = corners.copy()
     for large in (s for s in merged if s > side and s <= max(cell_shape)):
@@ -345,13 +281,13 @@ def merge_windows(
         unique, group = np.unique(key[inside], return_inverse=True)
         paid = np.bincount(group, weights=best[inside], minlength=len(unique))
         size = np.bincount(group, minlength=len(unique))
-        cheaper = window_macs(large) < paid
+        cheaper = window_macs(large, large) < paid
         take = np.zeros(count, bool)
         take[inside] = cheaper[group]
         owner[take] = blocks[take] * large
         owner_side[take] = large
         share = np.zeros(count)
-        share[inside] = window_macs(large) / size[group]
+        share[inside] = window_macs(large, large) / size[group]
         best[take] = share[take]
     return _distinct(owner, owner_side, scores, side, cell_shape)
 
@@ -370,7 +306,7 @@ def _distinct(
     rows, scores = rows[first], scores[first]
     merged = rows[:, 2] > side
     if merged.any():
-        cover = _cover(rows[merged, :2], rows[merged, 2], cell_shape)
+        cover = Plan(*_squares(rows[merged]), scores[merged], cell_shape).covered()
         small = rows[~merged, :2]
         held = np.ones(len(small), bool)
         for dy in range(side):
@@ -379,19 +315,9 @@ def _distinct(
         keep = merged.copy()
         keep[~merged] = ~held
         rows, scores = rows[keep], scores[keep]
-    return Plan(rows[:, :2], rows[:, 2], scores, cell_shape)
+    return Plan(*_squares(rows), scores, cell_shape)
 
 
-def _cover(corners: NDArray[np.int64], sides: NDArray[np.int64], cell_shape: tuple[int, int]) -> NDArray[np.bool_]:
-    cover = np.zeros(cell_shape, bool)
-    for side in np.unique(sides).tolist():
-        chosen = corners[sides == side]
-        if side <= 4:
-            for dy in range(side):
-                for dx in range(side):
-                    y, x = np.minimum(chosen + np.array([dy, dx]), np.array(cell_shape) - 1).T
-                    cover[y, x] = True
-        else:
-            for y, x in chosen.tolist():
-                cover[y : y + side, x : x + side] = True
-    return cover
+def _squares(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First cells and sides of the squares that rows (y, x, side) stand for."""
+    return rows[:, :2], np.repeat(rows[:, 2:], 2, axis=1)

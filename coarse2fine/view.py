@@ -20,6 +20,7 @@ from coarse2fine.analysis import Analysis
 from coarse2fine.export import label_colour
 from coarse2fine.pages import asset
 from coarse2fine.stored import ANALYSIS
+from coarse2fine.terminal import say
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.opening import ImageSource
 from coarse2fine.view_tiles import CLOSER, LAYERS, OVERLAP, TILE, Tiles
@@ -40,6 +41,8 @@ _POLICY = (
 _DRAWN_AT_ONCE = 4
 _BEST_WINDOWS = 200
 _IDLE_SECONDS = 30
+# Connections that may wait to be taken; the system's usual 5 drops some of a browser's.
+_WAITING = 1024
 _LAST_PORT = 65535
 
 
@@ -58,6 +61,7 @@ class ViewServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = _WAITING
 
     def __init__(self, analysis: Analysis, folder: Path, host: str, port: int) -> None:
         if not 0 <= port <= _LAST_PORT:
@@ -76,12 +80,14 @@ class ViewServer(ThreadingHTTPServer):
         self.info = json.dumps(_info(analysis, self.tiles, self.folder)).encode()
         self.drawing = threading.BoundedSemaphore(_DRAWN_AT_ONCE)
         self.names = _names(host)
+        # Other users of this machine can connect too, but do not know what to ask for.
+        self.secret = secrets.token_urlsafe(16)
 
     @property
     def url(self) -> str:
         """Where to look at it."""
         host = str(self.server_address[0])
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/{self.secret}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: browsers hang up on tiles that have left the screen."""
@@ -104,7 +110,8 @@ def serve(
     image : path, ndarray or Image, optional
         The image, if it was moved.
     host : str
-        Address to listen at; by default this machine alone can see it. There is no password.
+        Address to listen at; by default this machine alone can see it. There is no password but the address that is
+        printed, which cannot be guessed.
     port : int
         0 for any that is free.
     open_browser : bool
@@ -123,9 +130,9 @@ def serve(
     if parts and not (folder / ANALYSIS).is_file():
         raise FileNotFoundError(f"{folder} holds {len(parts):,} results; view one of them, such as {parts[0]}")
     with Analysis.load(folder, image) as analysis, ViewServer(analysis, folder, host, port) as server:
-        print(f"{analysis.image.name} is shown at {server.url} (Ctrl-C to end)", flush=True)
+        say(f"{analysis.image.name} is shown at {server.url} (Ctrl-C to end)")
         for line in _unreadable(analysis):
-            print(line, flush=True)
+            say(line)
         if open_browser:
             webbrowser.open(server.url)
         try:
@@ -144,20 +151,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with a page, a tile, a fact or a file of the result."""
         parts = urlsplit(self.path)
+        secret, _, rest = parts.path.removeprefix("/").partition("/")
+        path = f"/{rest}"
         # Another site may have its name lead here; then the browser still says that name.
         if self.server.names is not None and _host_of(self.headers.get("Host", "")) not in self.server.names:
             self._answer(HTTPStatus.FORBIDDEN, b"wrong host", "text/plain")
-        elif parts.path in _ASSETS:
-            name, kind = _ASSETS[parts.path]
+        elif not secrets.compare_digest(secret.encode(), self.server.secret.encode()):
+            self._missing()
+        elif path in _ASSETS:
+            name, kind = _ASSETS[path]
             self._answer(HTTPStatus.OK, asset(name).encode(), kind)
-        elif parts.path == "/info.json":
+        elif path == "/info.json":
             self._answer(HTTPStatus.OK, self.server.info, "application/json")
-        elif found := _TILE_PATH.fullmatch(parts.path):
+        elif found := _TILE_PATH.fullmatch(path):
             self._tile(found[1], int(found[2]), int(found[3]), int(found[4]), parse_qs(parts.query))
-        elif parts.path == "/at.json":
+        elif path == "/at.json":
             self._at(parse_qs(parts.query))
-        elif parts.path.startswith("/files/"):
-            self._file(unquote(parts.path.removeprefix("/files/")))
+        elif path.startswith("/files/"):
+            self._file(unquote(path.removeprefix("/files/")))
         else:
             self._missing()
 

@@ -9,7 +9,6 @@ fixed grid.
 
 from __future__ import annotations
 
-import ast
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,10 +21,11 @@ from torch.nn import functional
 
 from .base import Base
 from .bundle import ModelError
+from .timm_text import PREFIX, argument_values, parse_network
 
-PREFIX = "timm:"
 MOST_MARGIN = 80
 _NECK = 64
+_MOST_NECK, _MOST_REDUCTION = 4096, 256
 _EXAMPLES = "mobilenetv2_100, resnet18, convnext_atto"
 
 
@@ -73,8 +73,13 @@ class BackboneSpec:
         name, arguments = parse_network(network)
         sizes = dict(word.split("=") for word in words)
         reductions = tuple(int(r) for r in sizes["stages"].split(","))
-        numbers = (int(sizes[key]) for key in ("offset", "margin", "neck"))
-        return cls(in_channels, name, tuple(arguments.items()), int(sizes["stride"]), reductions, *numbers)
+        stride, offset, margin, neck = (int(sizes[key]) for key in ("stride", "offset", "margin", "neck"))
+        whole = stride > 0 and all(r % stride == 0 for r in reductions) and sorted({*reductions}) == [*reductions]
+        if not (whole and stride <= reductions[0] and reductions[-1] <= _MOST_REDUCTION and 0 < neck <= _MOST_NECK):
+            raise ValueError(f"expected increasing stages, multiples of the stride, and a neck, got {text!r:.200}")
+        if margin % reductions[-1] or not (abs(offset) <= MOST_MARGIN and 0 <= margin < MOST_MARGIN + reductions[-1]):
+            raise ValueError(f"expected a margin of whole stages, no larger than {MOST_MARGIN}, got {text!r:.200}")
+        return cls(in_channels, name, tuple(arguments.items()), stride, reductions, offset, margin, neck)
 
     def __str__(self) -> str:
         arguments = "&".join(f"{key}={value}" for key, value in self.arguments)
@@ -230,22 +235,6 @@ class Backbone(Base):
         return plane[..., halo : plane.shape[-2] - halo, halo : plane.shape[-1] - halo]  # type: ignore[no-any-return]
 
 
-def parse_network(text: str) -> tuple[str, dict[str, str]]:
-    """Name and arguments of a network, from ``"timm:NAME?argument=value&argument=value"``.
-
-    Raises
-    ------
-    ModelError
-        If the text is of another form.
-    """
-    name, _, query = text.removeprefix(PREFIX).partition("?")
-    pairs = [pair.partition("=") for pair in query.split("&") if pair]
-    whole = text.startswith(PREFIX) and name and text.split() == [text]
-    if not whole or any(not (key and equals) for key, equals, _ in pairs):
-        raise ModelError(f"expected a base such as 'timm:mobilenetv2_100' or 'timm:NAME?argument=value', got {text!r}")
-    return name, {key: value for key, _, value in pairs}
-
-
 def design(in_channels: int, name: str, arguments: Mapping[str, str], stride: int) -> BackboneSpec:
     """The stages of a network of timm that make cells of `stride` input pixels, and the halo that they need.
 
@@ -348,21 +337,10 @@ def _create(name: str, arguments: tuple[tuple[str, str], ...], **more: Any) -> A
     import timm  # noqa: PLC0415 - slow to import
 
     try:
-        return timm.create_model(name, **_values(arguments), **more)
+        return timm.create_model(name, **argument_values(arguments), **more)
     except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments)
         raise ModelError(f"timm cannot make a base of {name}{' with ' if given else ''}{given}: {error}") from error
-
-
-def _values(arguments: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Arguments as the numbers, flags or names that they spell."""
-    values: dict[str, Any] = {}
-    for key, text in arguments:
-        try:
-            values[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[key] = text
-    return values
 
 
 def _names(whole: Any, role: str) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from .base import Base
 
+_MOST, _MOST_STAGES = 4096, 64
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -47,6 +49,12 @@ class StackSpec:
     def __post_init__(self) -> None:
         if len(self.stages) < 2:
             raise ValueError(f"a net needs at least two stages, features and what reads them; got {len(self.stages)}")
+        sizes = [n for s in self.stages for n in (s.kernel, s.stride, s.channels)]
+        if min(sizes) < 1 or max(sizes) > _MOST or len(self.stages) > _MOST_STAGES or self.field > _MOST:
+            raise ValueError(
+                f"expected up to {_MOST_STAGES} stages of numbers from 1 to {_MOST}, and a receptive field of up to "
+                f"{_MOST} px; got {str(self)!r:.100}"
+            )
         if (self.field - self.stride) % 2:
             raise ValueError(
                 f"a receptive field of {self.field} px cannot be centred on cells of {self.stride} px; "
@@ -57,7 +65,7 @@ class StackSpec:
     def parse(cls, in_channels: int, text: str) -> Self:
         """Build from the field's shorthand, ``"4/2:16 3:24 1:8"`` (kernel/stride:channels; stride 1 is left out)."""
         stages = []
-        for word in text.split():
+        for word in text.split()[: _MOST_STAGES + 1]:
             size, channels = word.split(":")
             kernel, _, stride = size.partition("/")
             stages.append(Stage(int(kernel), int(stride or 1), int(channels)))

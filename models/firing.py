@@ -25,6 +25,7 @@ _QUANTILES = 1.0 - 2.0 ** (-np.arange(1, 29) / 2.0)
 _FEATURES = 16
 NO_FEATURE = 255
 _PSEUDO_CELLS = 4.0
+_FLOAT = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ class Curve:
 
     edges: NDArray[np.float32]
     precision: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        edges, precision = self.edges, self.precision
+        if edges.ndim != 1 or precision.shape != (len(edges) + 1,) or {edges.dtype, precision.dtype} != {_FLOAT}:
+            raise ValueError(f"expected n - 1 edges and n precisions, got {edges.shape} and {precision.shape}")
+        if not (np.diff(edges) >= 0).all() or not ((precision >= 0) & (precision <= 1)).all():
+            raise ValueError("expected increasing edges of activations, and precisions from 0 to 1")
 
     @classmethod
     def fit(cls, values: NDArray[np.float32], targets: NDArray[np.float32]) -> Curve:
@@ -90,6 +98,19 @@ class Firing:
     curves: tuple[Curve, ...]
     raw_knots: NDArray[np.float32]
     probability_knots: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        knots, values, features = self.raw_knots, self.probability_knots, self.features
+        if self.rule not in RULES or not 0 < self.prior < 1:
+            raise ValueError(f"expected one of the rules {RULES} and a prior, got {self.rule!r:.60} and {self.prior}")
+        if features.dtype != np.int64 or features.shape != (len(self.curves),):
+            raise ValueError(f"expected a feature for each of {len(self.curves)} curves, got {features.shape}")
+        if not ((features >= 0) & (features < NO_FEATURE)).all():
+            raise ValueError(f"expected features from 0 to {NO_FEATURE - 1}, got {features.tolist()}")
+        if knots.ndim != 1 or len(knots) < 2 or values.shape != knots.shape or {knots.dtype, values.dtype} != {_FLOAT}:
+            raise ValueError(f"expected as many probabilities as knots, got {values.shape} and {knots.shape}")
+        if not (np.diff(knots) >= 0).all() or not knots[0] < knots[1] or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError("expected increasing knots, and probabilities from 0 to 1")
 
     def probability(self, high: Tensor, logit: Tensor) -> Tensor:
         """Probability that a refinement would find something, for each cell.

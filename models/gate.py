@@ -25,6 +25,10 @@ class Gate:
     high: float
     exclusive: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high:
+            raise ValueError(f"expected a band of probabilities, got {self.low} to {self.high}")
+
     @classmethod
     def open(cls, *, exclusive: bool) -> Gate:
         """All answers pass, but those that are beyond doubt in floating-point numbers."""

@@ -188,7 +188,9 @@ class FeatureTree:
         ValueError
             If they do not make a tree.
         """
-        parent = arrays["parent"]
+        parent, kept = arrays["parent"], arrays["kept"]
+        if parent.ndim != 1 or parent.dtype.kind != "i" or kept.shape != parent.shape or kept.dtype != bool:
+            raise ValueError(f"expected a parent of each node and whether it is kept, got {parent.shape}, {kept.shape}")
         centres = tuple(arrays.get(f"centres.{n}", _no_centres()) for n in range(len(parent)))
         counts = [len(c) for c in centres]
         whole = len(parent) and parent[0] == NO_NODE and bool((parent[1:] < np.arange(1, len(parent))).all())
@@ -200,9 +202,9 @@ class FeatureTree:
             raise ValueError(
                 f"expected parents before their children and a centre for each child, got {parent.tolist()}"
             )
-        if not len(arrays["sizes"]) == len(arrays["kept"]) == len(parent):
-            raise ValueError(f"expected sizes and what is kept of {len(parent)} nodes")
-        return cls(parent, arrays["sizes"], arrays["kept"], centres)
+        if arrays["sizes"].shape != parent.shape or any(c.ndim != 2 or c.dtype != np.float32 for c in centres):
+            raise ValueError(f"expected sizes of {len(parent)} nodes, and centres as rows")
+        return cls(parent, arrays["sizes"], kept, centres)
 
 
 def pooled(*maps: Tensor) -> NDArray[np.float32]:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .base import Base
 
+_MOST = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Twin:
@@ -116,6 +118,8 @@ class ColumnSpec:
     def __post_init__(self) -> None:
         if self.first < 1 or (not self.stages and self.first == 1):
             raise ValueError(f"a column needs stages, the first the twin of stage 1 or a later one; got {self}")
+        if not all(0 < n <= _MOST for s in self.stages for n in (s.kernel, s.channels)):
+            raise ValueError(f"expected kernels and channels from 1 to {_MOST}, got {str(self)!r:.100}")
 
     @classmethod
     def parse(cls, text: str) -> Self:

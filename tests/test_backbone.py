@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from coarse2fine.fitting.backbones import make_backbone
 from coarse2fine.fitting.training import train
-from coarse2fine.models.backbone import MOST_MARGIN, Backbone, BackboneSpec, design, parse_network
+from coarse2fine.models.backbone import MOST_MARGIN, Backbone, BackboneSpec, design
 from coarse2fine.models.bundle import ModelError
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.models.timm_text import parse_network
 
 SMALL = "mobilenetv3_small_050"
 WEIGHTS = Path(__file__).parent.parent.parent / "shared" / "data" / "weights"

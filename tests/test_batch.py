@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -416,6 +416,39 @@ def test_a_page_is_written_and_an_error_in_it_fails_nothing(
     assert "bild 0.png could not be written: ZeroDivisionError" in caplog.text
 
 
+def test_a_page_for_which_there_is_no_room_is_written_when_there_is(
+    folder: Path, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results are written, and the disk is full when their page comes."""
+
+    def full(target: Path, **_: object) -> AbstractContextManager[object]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("coarse2fine.report_html.replacing_stream", full)
+        batch = analyze_folder(folder, tmp_path / "out", model_file, workers=0)
+    assert [record.status for record in batch.records] == ["failed", "failed", "waiting", "waiting"]
+    assert "make room and run the same command again" in batch.records[1].error
+    again = analyze_folder(folder, tmp_path / "out", model_file, workers=0)
+    assert again.before == 0
+    assert len(list((tmp_path / "out").glob("*/report.html"))) == 3
+
+
+def test_what_the_disk_did_not_take_is_not_done(
+    folder: Path, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems say only when they are asked to store what was written that they are full."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        batch = analyze_folder(folder / "bild 0.png", tmp_path / "out", model_file, workers=0)
+    assert "make room and run the same command again" in batch.records[0].error
+    assert not (tmp_path / "out" / "bild 0.png").exists()
+
+
 def test_an_earlier_result_leaves_nothing_behind(
     folder: Path, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -573,7 +606,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pieces_are_a_partition_and_the_best_come_first(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     model = _small_model()
-    sides = rng.choice([2, 8, 16], count)
+    sides = rng.choice([2, 8, 16], (count, 2))
     plan = Plan(
         rng.integers(0, 3000, (count, 2)), sides, np.sort(rng.random(count))[::-1].astype(np.float32), (3000, 3000)
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import http.client
 import json
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -19,13 +22,14 @@ from typing import cast
 
 import cv2
 import numpy as np
+import psutil
 import pytest
-from distributed import Client, KilledWorker, LocalCluster
+from distributed import Client, KilledWorker, LocalCluster, Security
 from numpy.typing import NDArray
 
 from coarse2fine import pieces
 from coarse2fine.batch import analyze_folder, cluster, run, schedule
-from coarse2fine.batch.cluster import connected
+from coarse2fine.batch.cluster import connected, shared
 from coarse2fine.batch.inputs import find_items
 from coarse2fine.batch.job import Opening
 from coarse2fine.batch.run import Crew, make_jobs, run_batch
@@ -37,7 +41,8 @@ MEMORY = 1.2e9
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with connected(None, 2, MEMORY) as client:
+    """Of a cluster as a batch has it, in which these tests run theirs."""
+    with connected(None, 2, MEMORY) as client, shared(client):
         yield client
 
 
@@ -70,6 +75,52 @@ def silent_server() -> Iterator[str]:
     """Takes requests and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/never.tif"
+
+
+def listening() -> set[tuple[str, int]]:
+    """Every address at which this process and its children can be reached."""
+    me = psutil.Process()
+    return {
+        (link.laddr.ip, link.laddr.port)
+        for process in (me, *me.children(recursive=True))
+        for link in process.net_connections(kind="inet")
+        if link.status == psutil.CONN_LISTEN
+    }
+
+
+def answered(address: str, certificate: Path | None, context: ssl.SSLContext) -> bytes:
+    """What a server says to someone who trusts whatever it is, with a certificate or without."""
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if certificate is not None:
+        context.load_cert_chain(certificate)
+    host, port = address.rpartition("/")[2].split(":")
+    plain = socket.create_connection((host, int(port)), timeout=20)
+    with plain, contextlib.suppress(OSError), context.wrap_socket(plain) as link:
+        return link.recv(1)
+    return b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ports are told apart by their processes")
+def test_nobody_else_reaches_the_cluster_of_a_batch(client: Client, tmp_path: Path) -> None:
+    """Other users of a machine can connect to its loopback interface, and would run code as the batch's user."""
+    workers = client.scheduler_info()["workers"]
+    addresses = [client.scheduler.address, *workers, *(worker["nanny"] for worker in workers.values())]
+    assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
+    for name, holder in (("own", client.security), ("strange", Security.temporary())):
+        (tmp_path / name).write_text(f"{holder.tls_client_key}\n{holder.tls_client_cert}")
+    for address in addresses:
+        for certificate in (None, tmp_path / "strange"):
+            assert answered(address, certificate, ssl.create_default_context()) == b""
+        assert answered(address, tmp_path / "own", ssl.create_default_context()) != b""
+    with pytest.raises(OSError, match=r"closed|reset|Timed out"):
+        Client(addresses[0].replace("tls://", "tcp://"), timeout=0.5)
+    for host, port in listening():
+        assert host == "127.0.0.1"
+        for path in ("/", "/status", "/info/main/workers.html", "/metrics", "/health", "/json/counts.json"):
+            link = http.client.HTTPConnection(host, port, timeout=5)
+            with contextlib.closing(link), contextlib.suppress(OSError, http.client.HTTPException):
+                link.request("GET", path)
+                assert link.getresponse().status == 404
 
 
 def test_files_that_kill_or_hang_a_worker_are_named_and_the_others_done(

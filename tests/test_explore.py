@@ -93,7 +93,7 @@ def test_the_account_of_exploring_holds_the_sample(make_image: MakeImage, explor
     scan, odd = explore(open_image(make_image(200, 200)), explorer, runtime, 0)
     plain = explorer.base.spec.macs(25, 25)
     cells = len(odd.sample) // explorer.geometry.fine**2
-    assert scan.macs == pytest.approx(plain + cells * explorer.window_macs(1), rel=0.2)
+    assert scan.macs == pytest.approx(plain + cells * explorer.window_macs(1, 1), rel=0.2)
     assert bool((odd.sample.diff() >= 0).all())
     assert 0 <= scan.interest.min() <= scan.interest.max() <= 1
 

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ def scene(seed: int, count: int, *, fired: bool = True) -> tuple[Plan, tuple[int
     features.sort(axis=1)  # 255, for none, comes last
     plan = Plan(
         corners,
-        rng.choice([1, 2, 8, 32], count),
+        rng.choice([1, 2, 8, 32], (count, 2)),
         np.sort(rng.random(count).astype(np.float32))[::-1].copy(),
         shape,
         features if fired else None,
@@ -43,13 +44,15 @@ def test_rows_are_what_loops_find(seed: int, count: int) -> None:
     plan, full, refined, regions = scene(seed, count)
     frame = tiles_frame(plan, CELL, full, refined, regions)
     assert len(frame) == count
-    for (y, x), side, row in zip(plan.cell_corners.tolist(), plan.sides.tolist(), frame.itertuples(), strict=True):
-        assert (row.full_y0, row.full_x0, row.side) == (y * CELL, x * CELL, side)
-        assert row.full_y1 == min((y + side) * CELL, full[0])
-        assert row.full_x1 == min((x + side) * CELL, full[1])
-        assert row.refined == refined[y : y + side, x : x + side].all()
+    for (y, x), (height, width), row in zip(
+        plan.cell_corners.tolist(), plan.sides.tolist(), frame.itertuples(), strict=True
+    ):
+        assert (row.full_y0, row.full_x0, row.height, row.width) == (y * CELL, x * CELL, height, width)
+        assert row.full_y1 == min((y + height) * CELL, full[0])
+        assert row.full_x1 == min((x + width) * CELL, full[1])
+        assert row.refined == refined[y : y + height, x : x + width].all()
         cells = [(int(r.full_centre[0] // CELL), int(r.full_centre[1] // CELL)) for r in regions]
-        assert row.finds == sum(y <= cy < y + side and x <= cx < x + side for cy, cx in cells)
+        assert row.finds == sum(y <= cy < y + height and x <= cx < x + width for cy, cx in cells)
 
 
 @pytest.mark.parametrize("fired", [True, False])
@@ -64,6 +67,16 @@ def test_a_plan_survives_the_round_trip(tmp_path: Path, count: int, fired: bool)
     assert (back.fired is None) == (plan.fired is None)
     if plan.fired is not None and back.fired is not None:
         np.testing.assert_array_equal(back.fired, plan.fired)
+
+
+def test_tables_of_earlier_versions_hold_the_sides_of_squares(tmp_path: Path) -> None:
+    columns = {"full_y0": [16, 8], "full_x0": [0, 24], "side": [2, 8], "score": [0.5, 0.25], "fired": ["feature 7", ""]}
+    pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet")
+    plan = read_plan(tmp_path / "t.parquet", 8, (20, 20), scanned=True)
+    assert plan.cell_corners.tolist() == [[2, 0], [1, 3]]
+    assert plan.sides.tolist() == [[2, 2], [8, 8]]
+    assert plan.fired is not None
+    assert plan.fired.tolist() == [[7, 255, 255], [255, 255, 255]]
 
 
 def test_other_readers_see_the_same_table(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from coarse2fine import AnnotationError, Geometry, ImageError, Model, analyze, fit, load_model
-from coarse2fine.fit import _load
+from coarse2fine.fitting.pairs import load_pairs
 from coarse2fine.fitting.pretrain import fit_explorer
 from coarse2fine.fitting.training import train
 from coarse2fine.models.gate import Gate
@@ -27,6 +27,8 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.tiling.opening import open_image
 
 SIDE, RADIUS = 512, 9
+# Small scenes are quick; a test of its own holds that this is told.
+pytestmark = pytest.mark.filterwarnings("ignore:hardly anything was found in what was held back:UserWarning")
 Scene = tuple[NDArray[np.uint8], dict[str, Any]]
 
 
@@ -290,6 +292,28 @@ def test_a_scene_of_points_can_be_fitted(small_steps: None) -> None:
     assert model.provenance["median_size"] == 19
 
 
+def test_what_fit_guesses_leaves_out_and_cannot_hold_back_is_told(small_steps: None) -> None:
+    pixels, annotations = discs(0)[0]
+    large = feature("disc", [[100, 100], [300, 100], [300, 300], [100, 300]])
+    options: dict[str, Any] = {"steps": 10, "specialists": None, "precision": "fp32", "progress": False}
+    with pytest.warns(UserWarning, match=r"parts of 512 px\): thresholds are set on what the nets were trained on"):
+        model = fit([pixels], [annotations], **options)
+    assert model.provenance["calibrated_on_training"]
+    with pytest.warns(UserWarning, match=r"1 of 41 disc \(1 too large\)"):
+        model = fit([np.tile(pixels, (1, 2))], [collection(*annotations["features"], large)], **options)
+    assert model.provenance["left_out"] == {"disc": [1, 0]}
+    points = collection(*(feature("disc", [[40.0 * i, 40.0 * j]]) for i in range(1, 12) for j in range(1, 12)))
+    with pytest.warns(UserWarning, match="took 40 px .*nearest neighbour closer.*object_size"):
+        model = fit([pixels], [points], **options)
+    assert model.provenance["point_size"] == pytest.approx(40)
+    few_small = collection(*(feature("speck", [[9, i], [16, i], [16, i + 7], [9, i + 7]]) for i in range(0, 100, 10)))
+    few_small["features"] += [
+        feature("barn", [[20, 20], [20 + s, 20], [20 + s, 20 + s], [20, 20 + s]]) for s in range(200, 290)
+    ]
+    with pytest.raises(AnnotationError, match=r"10 of 10 speck \(10 too small\)"):
+        fit([pixels], [few_small], **options)
+
+
 def test_a_scene_where_nothing_is_learned_still_gives_a_model(small_steps: None) -> None:
     rng = np.random.default_rng(0)
     blank = rng.integers(0, 255, (200, 200)).astype(np.uint8)
@@ -325,7 +349,7 @@ def test_images_and_annotations_are_paired(tmp_path: Path) -> None:
         ([open_image(second), first], texts),
     ]
     for images, known in ways:
-        pairs = _load(images, known)
+        pairs = load_pairs(images, known)
         assert {(image.height, a.labels) for image, a in pairs} == {(50, ("b",)), (70, ("a",))}
 
 
@@ -363,7 +387,7 @@ def test_what_cannot_be_learned_from_is_refused(small_steps: None, tmp_path: Pat
     everywhere = feature("Ignore*", [[0, 0], [SIDE, 0], [SIDE, SIDE], [0, SIDE]])
     with pytest.raises(AnnotationError, match="in Ignore"):
         fit(pixels, collection(*annotations["features"], everywhere), progress=False)
-    with pytest.raises(AnnotationError, match="larger than 4,640 px"):
+    with pytest.raises(AnnotationError, match=r"1 of 1 disc \(1 too large\).* to 4,640 px"):
         fit(pixels, collection(feature("disc", [[9, 9]])), object_size=1e6, progress=False)
     huge = Geometry(cell=128, scan_downsample=16, refine_downsample=1, fine=16)
     small = collection(feature("disc", [[20, 20], [40, 20], [40, 40], [20, 40]]))

@@ -188,7 +188,7 @@ def test_what_is_found_does_not_depend_on_windows(model: Model, make_image: Make
 
 def test_painting_is_in_the_account(model: Model, explorer: Model, make_image: MakeImage) -> None:
     pixels = make_image(160, 160, seed=4)
-    assert model.window_macs(2) > explorer.window_macs(2)
+    assert model.window_macs(2, 2) > explorer.window_macs(2, 2)
     for budget in (0.6, 1.2):
         found = analyze(pixels, model, budget=budget, precision="fp32")
         assert found.cost.refine_macs > 0

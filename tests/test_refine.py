@@ -20,13 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch.utils.flop_counter import FlopCounterMode
 
 from coarse2fine import ImageError, analyze, refine, select
-from coarse2fine.model import Geometry, Label, Model
+from coarse2fine.merge import suppress
+from coarse2fine.model import Geometry, Label, Model, load_model
 from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
-from coarse2fine.select import Plan
+from coarse2fine.select import Plan, dense_plan
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.opening import open_image
 
@@ -51,22 +53,8 @@ def dense(pixels: NDArray[np.uint8], model: Model) -> NDArray[np.float32]:
         return model.refiner(torch.from_numpy(x).permute(2, 0, 1)[None])[0].numpy()  # type: ignore[no-any-return]
 
 
-def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    common = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = [(q[2] - q[0]) * (q[3] - q[1]) for q in (a, b)]
-    return common / (sum(areas) - common)
-
-
-def same_object(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    if max(a[0], b[0]) > min(a[2], b[2]) or max(a[1], b[1]) > min(a[3], b[3]):
-        return False
-    centres = [((q[0] + q[2]) / 2, (q[1] + q[3]) / 2) for q in (a, b)]
-    smaller = math.sqrt(min((q[2] - q[0]) * (q[3] - q[1]) for q in (a, b)))
-    return overlap(a, b) > 0.3 or math.dist(*centres) < smaller
-
-
 def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> list[Found]:
-    """Loops over all cells, then greedy suppression, then clipping."""
+    """Loops over all cells, then suppression (which has oracles of its own), then clipping."""
     out = dense(pixels, model)
     score = 1 / (1 + np.exp(-out[:-4].max(axis=0)))
     label, cell = out[:-4].argmax(axis=0), model.geometry.fine_cell
@@ -78,10 +66,13 @@ def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> l
             cy, cx = y + 0.5 + dy, x + 0.5 + dx
             box = tuple(v * cell for v in (cy - h / 2, cx - w / 2, cy + h / 2, cx + w / 2))
             found.append((float(score[y, x]), model.labels[label[y, x]].name, box))
-    kept: list[Found] = []
-    for one in sorted(found, reverse=True):
-        if not any(same_object(one[2], other[2]) for other in kept):
-            kept.append(one)
+    names = [label.name for label in model.labels]
+    boxes = np.array([box for *_, box in found], np.float32).reshape(-1, 4) / cell
+    cells = np.arange(len(found), dtype=np.int32)[:, None].repeat(2, axis=1)
+    scores = np.array([s for s, *_ in found], np.float32)
+    labels = np.array([names.index(k) for _, k, _ in found], np.int16)
+    rows = suppress(Candidates(cells, scores, labels, boxes, np.zeros(len(found), np.int32))).cells[:, 0]
+    kept = sorted((found[i] for i in rows.tolist()), reverse=True)
     high = pixels.shape[:2] * 2
     clipped = [(s, k, tuple(min(max(v, 0), n) for v, n in zip(b, high, strict=True))) for s, k, b in kept]
     return [(s, k, b) for s, k, b in clipped if b[2] > b[0] and b[3] > b[1]]
@@ -105,26 +96,26 @@ def test_windows_equal_the_dense_pass(
     shape, fine = model.cell_shape((height, width)), model.geometry.fine
     windows = data.draw(
         st.lists(
-            st.tuples(st.integers(0, shape[0] - 1), st.integers(0, shape[1] - 1), st.sampled_from([1, 2, 3, 8])),
+            st.tuples(*(st.integers(0, n - 1) for n in shape), *[st.sampled_from([1, 2, 3, 8])] * 2),
             min_size=1,
             max_size=6,
         )
     )
     rows = np.array(windows, np.int64)
-    plan = Plan(rows[:, :2], rows[:, 2], np.ones(len(rows), np.float32), shape)
+    plan = Plan(rows[:, :2], rows[:, 2:], np.ones(len(rows), np.float32), shape)
     whole, seen = dense(pixels, model), []
 
     def read(out: torch.Tensor, corners: NDArray[np.int64]) -> Candidates:
         for answer, (y, x) in zip(out.numpy(), corners.tolist(), strict=True):
             inside = whole[:, y : y + answer.shape[1], x : x + answer.shape[2]]
             np.testing.assert_allclose(answer[:, : inside.shape[1], : inside.shape[2]], inside, atol=1e-4)
-            seen.append((y // fine, x // fine, answer.shape[1] // fine))
+            seen.append((y // fine, x // fine, *(n // fine for n in answer.shape[1:])))
         return Candidates.empty()
 
     fine_result = refine.refine(open_image(pixels), plan, model, read, runtime)
     assert sorted(seen) == sorted(windows)
     assert sorted(fine_result.done.tolist()) == list(range(len(windows)))
-    assert fine_result.macs == sum(model.window_macs(side) for *_, side in windows)
+    assert fine_result.macs == sum(model.window_macs(*window[2:]) for window in windows)
 
 
 @pytest.mark.parametrize("dense_side", [3, 128])
@@ -150,6 +141,34 @@ def test_the_exhaustive_pass_equals_a_plain_loop(
     assert analysis.complete
     assert analysis.cost.scan_macs == 0
     assert analysis.interest.size == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(1000, 130), (131, 1048), (1040, 1040), (1, 700), (640, 768)])
+def test_the_exhaustive_pass_costs_what_one_call_on_the_whole_image_does(
+    make_image: MakeImage, detector: Model, height: int, width: int
+) -> None:
+    pixels = make_image(height, width, seed=3)
+    with FlopCounterMode(display=False) as counter:
+        analysis = analyze(pixels, detector, budget=1.0, precision="fp32")
+    spent = counter.get_total_flops() // 2
+    assert analysis.cost.macs == spent == analysis.cost.exhaustive_macs
+    with FlopCounterMode(display=False) as counter:
+        dense(pixels, detector)
+    assert spent <= 1.03 * counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(("name", "most"), [("craters", 1.03), ("digits", 1.045), ("generic", 1.003)])
+@given(
+    st.integers(1, 3000).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, 3000) | st.integers(n, n + 9))),
+)
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_the_exhaustive_pass_of_any_shape_costs_little_more_than_one_window(
+    name: str, most: float, shape: tuple[int, int]
+) -> None:
+    model = load_model(name)  # the wider the field, the more halos cost
+    for cells in (shape, shape[::-1]):
+        one_window = model.refiner.spec.macs(*(n * model.geometry.fine for n in cells))
+        assert dense_plan(cells).macs(model.refiner_macs) <= most * one_window
 
 
 def test_coarser_planes_equal_a_plain_loop_on_a_smaller_image(make_image: MakeImage, detector: Model) -> None:
@@ -335,7 +354,7 @@ def test_a_damaged_chunk_is_told(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.refine.HURRIED_PIXELS", 1)
         patch.setattr("coarse2fine.refine._BATCH_PIXELS", 1)
-        corners, sides, scores = np.array([[10, 10], [20, 20]]), np.full(2, 2), np.array([1, 0.5], np.float32)
+        corners, sides, scores = np.array([[10, 10], [20, 20]]), np.full((2, 2), 2), np.array([1, 0.5], np.float32)
         read = functools.partial(read_detections, floor=0.3)
         with open_image(path) as image:
             plan = Plan(corners, sides, scores, detector.cell_shape(image.shape[:2]))

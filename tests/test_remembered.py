@@ -19,7 +19,7 @@ from coarse2fine.batch.job import Opening, key_of
 from coarse2fine.cli import main
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.demo import score
-from coarse2fine.fit import _load
+from coarse2fine.fitting.pairs import load_pairs
 from coarse2fine.model import Model
 from coarse2fine.remembered import KEY, Remembered, open_alike, open_for
 from coarse2fine.scenes import DigitScene
@@ -192,5 +192,5 @@ def test_a_fit_reads_the_channels_that_are_asked_for(tmp_path: Path, capsys: pyt
     assert "a.tif: expected one or three of the channels 0 to 4, got 5" in capsys.readouterr().err
     assert main([*command, "--value-range", "5", "5"]) == 1
     assert "expected value_range as two numbers (low, high) with low < high" in capsys.readouterr().err
-    ((opened, _),) = _load(image, annotations, (3, 0, 1), (0, 3000))
+    ((opened, _),) = load_pairs(image, annotations, (3, 0, 1), (0, 3000))
     assert (opened.used, opened.value_range) == ((3, 0, 1), (0.0, 3000.0))

@@ -149,7 +149,7 @@ def whole_plan(pixels: NDArray[np.uint8], model: Model, side: int = 0) -> Plan:
     plan = dense_plan(shape)
     if side:
         corners = np.stack(np.meshgrid(*(np.arange(0, n, side) for n in shape), indexing="ij"), axis=-1).reshape(-1, 2)
-        plan = Plan(corners, np.full(len(corners), side), np.ones(len(corners), np.float32), shape)
+        plan = Plan(corners, np.full((len(corners), 2), side), np.ones(len(corners), np.float32), shape)
     return plan
 
 
@@ -183,7 +183,7 @@ def test_specialists_change_answers_and_are_in_the_account(
     bare, fine = run(pixels, detector, plan, runtime), run(pixels, model, plan, runtime)
     assert not np.array_equal(bare.candidates.scores, fine.candidates.scores)
     assert fine.macs > bare.macs == plan.macs(model.refiner_macs)
-    assert model.window_macs(4) > detector.window_macs(4) == model.refiner_macs(4)
+    assert model.window_macs(4, 4) > detector.window_macs(4, 4) == model.refiner_macs(4, 4)
     for batch_size in (1, 3):
         again = run(pixels, model, plan, runtime, batch_size=batch_size)
         assert_equal(again.candidates, fine.candidates)

@@ -13,8 +13,17 @@ from numpy.typing import NDArray
 
 from coarse2fine.annotations import AnnotationError, read_annotations
 from coarse2fine.fitting.crops import Turn
-from coarse2fine.fitting.shape import Sizes, base_spec, choose_geometry, find_labels, measure, refiner_spec
-from coarse2fine.fitting.targets import PART, Scene, Targets, hold_back
+from coarse2fine.fitting.shape import (
+    Sizes,
+    base_spec,
+    choose_geometry,
+    find_labels,
+    largest_side,
+    measure,
+    refiner_spec,
+    smallest_side,
+)
+from coarse2fine.fitting.targets import PART, Scene, Targets, check_objects, hold_back
 from coarse2fine.model import Geometry, Label
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.heads import BOX_CHANNELS, detection_loss, read_detections
@@ -226,10 +235,16 @@ def annotated(*shapes: Shape, side: int = 4000) -> Any:
     return read_annotations(collection, full_shape=(side, side))
 
 
+def drawn(*sides: float, labels: tuple[str, ...] = ()) -> Sizes:
+    """Square boxes of such sides."""
+    table = np.repeat(np.array(sides)[:, None], 2, axis=1)
+    return Sizes(table, np.array(labels or ["left"] * len(sides)), 32.0)
+
+
 @given(st.floats(2, 3000), st.floats(1, 4), st.floats(1, 4))
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_every_size_of_object_has_nets_that_fit_together(small: float, middle: float, large: float) -> None:
-    sizes = Sizes(small, small * middle, small * middle * large, small)
+    sizes = drawn(*([small] * 30 + [small * middle] * 40 + [small * middle * large] * 30))
     geometry = choose_geometry(sizes, LABELS)
     base, refiner = base_spec(3, geometry), refiner_spec(3, LABELS, sizes, geometry)
     assert base.stride * geometry.scan_downsample == geometry.cell
@@ -251,12 +266,81 @@ def test_classes_of_large_irregular_polygons_are_areas() -> None:
     assert choose_geometry(measure([read_annotations(lake)], only, None), only) == Geometry(32, 16, 4)
 
 
-def test_points_take_their_size_from_the_user_or_from_their_distances() -> None:
+def test_points_take_their_size_from_the_user_or_from_what_is_drawn() -> None:
     row: list[Shape] = [("left", 100, 100 + 40 * i, 0, 0) for i in range(10)]
-    assert measure([annotated(*row)], LABELS, None).nominal == pytest.approx(40)
-    assert measure([annotated(*row)], LABELS, 12.0) == Sizes(12, 12, 12, 12)
+    sizes = measure([annotated(*row)], LABELS, 12.0)
+    assert (sizes.small, sizes.median, sizes.large, sizes.nominal, sizes.guess) == (12, 12, 12, 12, "")
     mixed = measure([annotated(*row, ("right", 500, 500, 10, 10), ("right", 600, 500, 30, 30))], LABELS, None)
     assert mixed.nominal == pytest.approx(20)
+    assert "2 objects that are drawn" in mixed.guess
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_points_are_guessed_so_small_that_few_overlap(seed: int) -> None:
+    """Discs of one size packed at random: of boxes of the side taken, at most one in eight touches another."""
+    rng = np.random.default_rng(seed)
+    spots = rng.uniform(0, 2000, (400, 2))
+    spots = spots[[i for i, p in enumerate(spots) if (np.hypot(*(spots[:i] - p).T) >= 40).all()]]
+    sizes = measure([annotated(*(("left", y, x, 0, 0) for y, x in spots.tolist()))], LABELS, None)
+    gaps = np.sort(np.hypot(*(spots[:, None] - spots[None]).transpose(2, 0, 1)), axis=1)[:, 1]
+    assert 40 <= sizes.nominal < np.median(gaps)
+    assert (gaps < sizes.nominal).mean() <= 1 / 8
+    assert "points" in sizes.guess
+
+
+def test_a_point_marked_twice_is_no_measure_and_a_lonely_one_is_of_usual_size() -> None:
+    twice: list[Shape] = [("left", 100 + 50 * (i // 2), 100, 0, 0) for i in range(20)]
+    assert measure([annotated(*twice)], LABELS, None).nominal == 32
+    alone = measure([annotated(("left", 100, 100, 0, 0))], LABELS, None)
+    assert (alone.nominal, alone.guess[:12]) == (32, "a usual size")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "refine"),
+    [
+        pytest.param([8] * 15 + [200] * 85, 4, id="some small, most large"),
+        pytest.param([8] * 85 + [200] * 15, 1, id="most small, some large"),
+        pytest.param([20] * 100, 1, id="all small"),
+        pytest.param([200] * 100, 8, id="all large"),
+        pytest.param([8] * 95 + [60] * 5, 1, id="few a little larger"),
+    ],
+)
+def test_the_plane_is_that_which_leaves_out_least(sizes: list[int], refine: int) -> None:
+    assert choose_geometry(drawn(*map(float, sizes)), LABELS).refine_downsample == refine
+
+
+def test_a_class_is_saved_before_many_objects_are() -> None:
+    sizes = drawn(*[8.0] * 10, *[120.0] * 90, labels=("small",) * 10 + ("large",) * 90)
+    labels = (Label("large"), Label("small"))
+    geometry = choose_geometry(sizes, labels)
+    spec = refiner_spec(3, labels, sizes, geometry)
+    short = sizes.sides[:, 0]
+    sought = (short <= largest_side(spec, geometry.refine_downsample)) & (
+        short >= smallest_side(geometry.refine_downsample)
+    )
+    assert set(sizes.labels[sought].tolist()) == {"large", "small"}
+
+
+def test_what_is_left_out_is_counted_by_class_and_too_much_is_refused() -> None:
+    shapes: list[Shape] = [("left", 30.0 * i, 10, 16, 16) for i in range(12)]
+    shapes += [("right", 30.0 * i, 60, side, side) for i, side in enumerate([16] * 6 + [90, 91, 3])]
+    known = annotated(*shapes, side=400)
+    image = open_image(np.zeros((400, 400), np.uint8))
+
+    def made(largest: float, smallest: float) -> list[Scene]:
+        options: dict[str, float] = {"largest": largest, "smallest": smallest, "nominal": 8}
+        return [Scene(image, known, LABELS, fine_cell=CELL, **options)]
+
+    assert check_objects(made(200, 0), 200, 0, strict=True) == ()
+    lost = check_objects(made(80, 4), 80, 4, strict=True)
+    assert [(each.label, each.objects, each.too_large, each.too_small) for each in lost] == [("right", 9, 2, 1)]
+    assert str(lost[0]) == "3 of 9 right (2 too large and 1 too small)"
+    for limits in ((15, 4), (80, 17), (10, 0)):
+        with pytest.raises(AnnotationError, match=r"9 right .*one model for each range"):
+            check_objects(made(*limits), *limits, strict=True)
+    assert check_objects(made(200, 16.5), 200, 16.5, strict=False)[0].too_small == 12
+    with pytest.raises(AnnotationError, match="left out"):
+        check_objects(made(10, 4), 10, 4, strict=False)
 
 
 def test_an_annotation_outside_its_image_is_refused() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import gc
 import itertools
+import json
 import pickle
 import re
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +25,7 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
+from coarse2fine.recorded import RecordedImage, record_of
 from coarse2fine.tiling import Box, Image, ImageError, ReadStats, WindowReader, open_image, remote
 from coarse2fine.tiling.remote import is_url
 
@@ -47,6 +51,10 @@ class Site:
     missing: int = 404
     failures: int = 0  # requests that are yet to be answered by 503
     cut: int | None = None  # bodies end after so many bytes
+    stall: float = 0.0  # seconds before they do
+    drip: float = 0.0  # seconds after each byte
+    shift: int = 0  # parts begin so much later than asked for
+    endless: str = ""  # path whose body never ends
     pause: float = 0.0
     token: str | None = None
     url: str = ""
@@ -84,13 +92,17 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(status, NO_SUCH_KEY if status == 404 else b"")
             return
         body = site.files[path]
+        if path == site.endless:
+            self.send_endlessly()
+            return
         found = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")) if site.ranges else None
         if found is None:
             self.answer(200, body)
             return
         first, last = found.groups()
         start = int(first) if first else max(len(body) - int(last), 0)
-        stop = min(int(last) + 1, len(body)) if first and last else len(body)
+        start += site.shift
+        stop = min(int(last) + 1 + site.shift, len(body)) if first and last else len(body)
         if start >= len(body):
             self.answer(416, b"", {"Content-Range": f"bytes */{len(body)}"})
         else:
@@ -104,6 +116,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if self.site.drip:
+            with contextlib.suppress(OSError):
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(self.site.drip)
+            self.close_connection = True
+            return
         cut = self.site.cut
         if cut is not None and len(body) > cut:
             body, self.close_connection = body[:cut], True
@@ -114,8 +133,24 @@ class Handler(BaseHTTPRequestHandler):
                     with self.site.lock:
                         self.site.sent += len(part)
                 self.wfile.write(part)
+            if self.close_connection:
+                self.wfile.flush()
+                time.sleep(self.site.stall)
         except OSError:
             self.close_connection = True  # the client has heard enough
+
+    def send_endlessly(self) -> None:
+        ranged = "Range" in self.headers
+        self.send_response(206 if ranged else 200)
+        if ranged:
+            self.send_header("Content-Range", f"bytes 0-{2**50}/{2**50 + 1}")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while self.site.sent < 2**28:
+                self.wfile.write(bytes(SENT_AT_ONCE))
+                self.site.sent += SENT_AT_ONCE
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's signature)
         """Keep quiet."""
@@ -481,3 +516,137 @@ def test_what_is_an_address(tmp_path: Path) -> None:
     for empty in ("", "file://"):
         with pytest.raises(ImageError, match="got an empty text"):
             open_image(empty)
+
+
+@pytest.mark.parametrize(("status", "repeated"), [(429, True), (500, True), (502, True), (408, True), (400, False)])
+def test_what_is_asked_again(site: Site, status: int, repeated: bool) -> None:
+    site.files["/a"] = b"0123"
+    site.status["/a"] = status
+    with pytest.raises(OSError, match=str(status)):
+        remote.Remote(f"{site.url}/a", ReadStats()).fetch("")
+    assert len(site.requests) == (remote.ATTEMPTS if repeated else 1)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_what_is_not_asked_again(site: Site, status: int) -> None:
+    site.files["/a"] = b"0123"
+    site.status["/a"] = status
+    with pytest.raises(FileNotFoundError if status in (404, 410) else PermissionError):
+        remote.Remote(f"{site.url}/a", ReadStats()).fetch("")
+    assert len(site.requests) == 1
+
+
+def test_pauses_grow_and_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+
+    def fail() -> None:
+        raise ConnectionError("gone")
+
+    for _ in range(50):
+        with pytest.raises(OSError, match="gone"):
+            remote._again(fail)
+    each = np.reshape(pauses, (50, remote.ATTEMPTS - 1))
+    expected = remote.FIRST_PAUSE * 4.0 ** np.arange(remote.ATTEMPTS - 1)
+    assert (each >= expected / 2).all()
+    assert (each <= expected * 3 / 2).all()
+    assert (each.std(axis=0) > expected / 10).all()
+
+
+@pytest.mark.parametrize("how", ["stall", "drip"])
+def test_bodies_that_do_not_come(site: Site, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A byte now and then is no progress."""
+    monkeypatch.setattr(remote, "TIMEOUT", 0.15)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    site.files["/a"] = bytes(1000)
+    if how == "stall":
+        site.cut, site.stall = 100, 0.6
+    else:
+        site.drip = 0.01
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        remote.Remote(f"{site.url}/a", ReadStats()).fetch("", 0, 1000)
+    assert time.monotonic() - began < 1.5
+
+
+def test_truncated_bodies_are_asked_for_again(site: Site) -> None:
+    site.files["/a"] = noise(10_000).tobytes()
+    site.cut = 5000
+    there = remote.Remote(f"{site.url}/a", ReadStats())
+    for part in ((None, None), (0, 9000), (500, None), (-7000, None)):
+        before = len(site.requests)
+        with pytest.raises(OSError, match=r"[Pp]ayload"):
+            there.fetch("", *part)
+        assert len(site.requests) - before == remote.ATTEMPTS
+
+
+def test_parts_from_elsewhere_are_not_taken(site: Site) -> None:
+    site.files["/a"] = noise(10_000).tobytes()
+    site.shift = 16
+    there = remote.Remote(f"{site.url}/a", ReadStats())
+    for part in ((100, 200), (0, 100), (5000, None)):
+        with pytest.raises(OSError, match="were asked for and the server sends 'bytes"):
+            there.fetch("", *part)
+    assert len(site.requests) == 3
+
+
+def test_endless_bodies_are_left(site: Site, tmp_path: Path) -> None:
+    """Of a chunk, of metadata and of a picture no more is taken than there may be."""
+    url, _ = served(site, tmp_path, "zarr")
+    site.endless = "/a.zarr/0/c/1/1"
+    with open_image(url) as image, pytest.raises(ImageError, match="more than the 20,480 bytes that were expected"):
+        image.read(Box(CHUNK, CHUNK, CHUNK + 9, CHUNK + 9))
+    for name, message in (("zarr.json", "more than the 33,554,432 bytes"), ("0/zarr.json", "more than the 33,554,432")):
+        site.endless = f"/a.zarr/{name}"
+        with pytest.raises(ImageError, match=message):
+            open_image(url)
+    site.files["/b.tif"] = b""
+    site.endless = "/b.tif"
+    with pytest.raises(ImageError, match="more than the 256 bytes"):
+        open_image(f"{site.url}/b.tif")
+    assert site.sent < 2**28
+
+
+def test_objects_larger_than_promised(site: Site, tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    url, _ = served(site, tmp_path, "zarr")
+    site.files["/a.zarr/0/c/1/1"] = bytes(10**6)
+    files.put(str(tmp_path / "a.zarr"), "/large.zarr", recursive=True)
+    files.pipe("/large.zarr/0/c/1/1", bytes(10**6))
+    for address in (url, "memory://large.zarr"):
+        with open_image(address) as image:
+            with pytest.raises(ImageError, match=r"expected at most"):
+                image.read(Box(CHUNK, CHUNK, CHUNK + 9, CHUNK + 9))
+            assert image.read(Box(0, 0, 9, 9)).any()
+    files.rm("/large.zarr", recursive=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_secrets_are_not_told(site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    url, _ = served(site, tmp_path, kind)
+    site.token = "5ecret"
+    caplog.set_level("DEBUG")
+    secret = f"{url}?token=5ecret"
+    with open_image(secret) as image:
+        assert (image.location, image.name) == (f"{url}?token=***", "a")
+        assert "5ecret" not in json.dumps(record_of(image), default=str)
+        site.cut = 1000
+        with pytest.raises(ImageError) as caught:
+            whole(image)
+        site.cut = None
+        texts = ["".join(traceback.format_exception(caught.value))]
+        assert f"{url}?token=***: level 0" in texts[0]
+        again = RecordedImage(json.loads(json.dumps(record_of(image))))
+        with pytest.raises(ImageError, match="its password or signature is not stored"):
+            whole(again)
+    for status in (400, 403, 404, 500):
+        site.missing, site.files = status, {}
+        with pytest.raises(ImageError, match=r"token=\*\*\*: ") as caught:
+            open_image(secret)
+        texts.append("".join(traceback.format_exception(caught.value)))
+    gone = "http://me:5ecret@127.0.0.1:9/a.tif?X-Amz-Signature=5ecret"
+    with pytest.raises(ImageError) as caught:
+        open_image(gone)
+    texts.append("".join(traceback.format_exception(caught.value)))
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("coarse2fine")]
+    assert not [text for text in (*texts, *ours) if "5ecret" in text]

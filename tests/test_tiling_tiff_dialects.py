@@ -315,28 +315,39 @@ def test_cog_with_overviews_masks_and_nodata(tmp_path: Path, tiled: bool) -> Non
         ("u1", "-9999", None),
         ("u1", "256", None),
         ("u1", "0.5", None),
+        ("u1", "254.99999999999997", 255.0),
         ("u1", "nan", None),
         ("u1", "none", None),
         ("i2", "-32768", -32768.0),
         ("f4", "-9999", -9999.0),
         ("f4", "-3.4028234663852886e+38", -3.4028234663852886e38),
+        ("f4", "-3.40282346638528859812e+38", -3.4028234663852886e38),
+        ("f4", "-3.4028235e+38", -3.4028234663852886e38),
+        ("f4", "-1.7976931348623157e+308", -3.4028234663852886e38),
+        ("f4", "-9999.9", float(np.float32(-9999.9))),
+        ("f8", "-9999.9", -9999.9),
+        ("f2", "-9999.9", -10000.0),
         ("f4", "-1,5", -1.5),
-        ("f4", "-1.7976931348623157e+308", None),
+        ("f4", "-inf", None),
         ("f4", "nan", None),
     ],
 )
 def test_nodata(tmp_path: Path, dtype: str, text: str, nodata: float | None) -> None:
     pixels = noise(64, 96, dtype=dtype)
     pixels[3:30, 5:40] = 0 if nodata is None else nodata
-    if dtype == "f4":
-        pixels[50, 60] = np.nan
+    if dtype.startswith("f"):
+        pixels[50, 60:63] = np.nan, np.inf, -np.inf
     tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=[(42113, "s", 0, text, True)], **TILED)
-    expected = ~np.isnan(pixels) & (
+    expected = np.isfinite(pixels) & (
         np.ones(pixels.shape, bool) if nodata is None else pixels != np.array(nodata, dtype)
     )
     with open_image(tmp_path / "a.tif") as image:
-        assert image.masked == (nodata is not None or dtype == "f4")
+        assert image.masked == (nodata is not None or dtype.startswith("f"))
         np.testing.assert_array_equal(image.read_mask(Box(0, 0, 64, 96)), expected)
+        if dtype.startswith("f"):
+            # Neither what was not measured nor what is infinite is part of the range.
+            low, high = pixels[expected].min(), pixels[expected].max()
+            assert min(0.0, low) <= image.value_range[0] < image.value_range[1] <= max(1.0, high)
 
 
 def test_resolution_tags_keep_their_unit(tmp_path: Path) -> None:

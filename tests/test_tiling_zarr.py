@@ -21,7 +21,8 @@ from zarr import codecs
 
 from coarse2fine.tiling import Box, Image, ImageError, ReadStats, open_image
 from coarse2fine.tiling.storage import LocalKeys
-from coarse2fine.tiling.zarr_array import ChunkedArray, UnsupportedError, plan_of
+from coarse2fine.tiling.zarr_array import ChunkedArray, plan_of
+from coarse2fine.tiling.zarr_codecs import UnsupportedError
 
 DTYPES = ("?", "u1", "<u2", ">u2", "<i2", ">i2", "<u4", ">u4", "<f4", ">f4", "<f8", ">f8")
 V2_COMPRESSORS: tuple[Any, ...] = (

@@ -159,7 +159,7 @@ def test_metadata_that_lie(tmp_path: Path, shards: Any) -> None:
         lies.append((grid(2 * CHUNK, 2 * CHUNK), "promise 4096 bytes a chunk, this one holds 1024"))
     else:
         lies.append((grid(2 * CHUNK, SIDE), "checksum of the shard index"))
-        lies.append((grid(2**30 * CHUNK, 2**30 * CHUNK), "shard index of"))
+        lies.append((grid(2**10 * CHUNK, 2**10 * CHUNK), "shard index of"))
     for lie, message in lies:
         (tmp_path / "a" / "zarr.json").write_text(good)
         change(tmp_path / "a", **lie)
@@ -171,7 +171,9 @@ def test_metadata_that_lie(tmp_path: Path, shards: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (grid(10**6, 10**6), "one stored chunk is 1000000 x 1000000 pixels, more than the limit"),
+        (grid(10**6, 10**6), "one stored chunk of 1000000 x 1000000 samples of uint8 takes .* more than the limit of"),
+        (grid(2**40, 2**40), "one stored chunk of .* more than the limit"),
+        ({"shape": [2**40, SIDE]}, "expected sides of at most"),
         (grid(0, 32), "metadata is damaged|is empty"),
         (grid(-1, 32), "metadata is damaged"),
         (grid(32), "metadata is damaged"),
@@ -194,7 +196,7 @@ def test_impossible_metadata(tmp_path: Path, changes: dict[str, Any], message: s
 
 def test_absurd_chunks_along_other_axes(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "a", shape=(1000, 1000, 3), chunks=(1000, 1000, 10**6), dtype="u1")
-    with pytest.raises(ImageError, match="one stored chunk is 1000 x 1000 x 1000000 samples"):
+    with pytest.raises(ImageError, match="one stored chunk of 1000 x 1000 x 1000000 samples"):
         open_image(tmp_path / "a")
     zarr.create_array(tmp_path / "b", shape=(64, 64, 0), chunks=(64, 64, 1), dtype="u1")
     with pytest.raises(ImageError, match=r"the array is empty \(shape \(64, 64, 0\)"):
@@ -202,7 +204,7 @@ def test_absurd_chunks_along_other_axes(tmp_path: Path) -> None:
 
 
 def test_chunks_that_are_missing_take_no_memory(tmp_path: Path) -> None:
-    zarr.create_array(tmp_path / "a", shape=(2**16, 2**15), chunks=(2**16, 2**15), dtype="u1", fill_value=9)
+    zarr.create_array(tmp_path / "a", shape=(2**15, 2**15), chunks=(2**15, 2**15), dtype="u1", fill_value=9)
     with open_image(tmp_path / "a") as image:
         tracemalloc.start()
         assert set(np.unique(image._source.read(0, Box(100, 100, 200, 200)))) == {9}
@@ -233,7 +235,7 @@ def test_directories_that_are_no_image(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="expected a Zarr directory"):
         open_image(tmp_path)
     group = zarr.open_group(tmp_path / "plate", mode="w")
-    group.attrs["ome"] = {"version": "0.5", "plate": {}}
+    group.attrs["ome"] = {"version": "0.5"}
     with pytest.raises(ImageError, match="no 'multiscales' metadata; pass the path of an image inside it"):
         open_image(tmp_path / "plate")
 

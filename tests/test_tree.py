@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 
-from coarse2fine.models.bundle import load_bundle, save_bundle
+from coarse2fine.model_file import read_model_file
+from coarse2fine.models.bundle import packed
 from coarse2fine.models.tree import NO_NODE, ROOT, FeatureTree, kmeans, merged, nearest, pooled
 
 seeds = st.integers(0, 10_000)
@@ -166,8 +167,8 @@ def test_a_column_that_neither_helps_nor_hurts_is_kept() -> None:
 def test_a_tree_survives_a_model_file(tmp_path: Path) -> None:
     tree, x, _ = grown(0)
     tree = tree.pruned((np.arange(len(tree)) % 3).astype(np.float64), np.ones(len(tree)))
-    save_bundle(tmp_path / "tree.c2f", tree.arrays(), {})
-    arrays, _ = load_bundle(tmp_path / "tree.c2f")
+    (tmp_path / "tree.c2f").write_bytes(packed(tree.arrays(), {}))
+    arrays, _ = read_model_file(tmp_path / "tree.c2f")
     found = FeatureTree.from_arrays(arrays)
     np.testing.assert_array_equal(found.kept, tree.kept)
     np.testing.assert_array_equal(found.sizes, tree.sizes)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,12 @@ def server(result: Path) -> Iterator[ViewServer]:
 
 
 def get(
-    server: ViewServer, path: str, method: str = "GET", host: str | None = None
+    server: ViewServer, path: str, method: str = "GET", host: str | None = None, secret: str | None = None
 ) -> tuple[int, dict[str, str], bytes]:
     """Ask for a path as it stands; libraries would tidy it up."""
     link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     try:
-        link.putrequest(method, path, skip_host=host is not None)
+        link.putrequest(method, f"/{server.secret if secret is None else secret}{path}", skip_host=host is not None)
         if host is not None:
             link.putheader("Host", host)
         link.endheaders()
@@ -280,7 +281,7 @@ def test_an_address_of_version_6(result: Path, analysis: Analysis) -> None:
     except OSError as error:
         pytest.skip(f"there is none here: {error}")
     with running:
-        assert running.url == f"http://[::1]:{running.server_port}/"
+        assert running.url == f"http://[::1]:{running.server_port}/{running.secret}/"
 
 
 def test_names_with_odd_letters(server: ViewServer, result: Path) -> None:
@@ -344,3 +345,32 @@ def test_a_browser_shows_image_and_regions(
 def _pixels_of(shown: NDArray[Any], label: str) -> int:
     red, green, blue = label_colour(label)
     return int((np.abs(shown - (blue, green, red)).max(axis=2) < 12).sum())
+
+
+def test_who_was_not_told_the_address_sees_nothing(server: ViewServer) -> None:
+    """Other users of the machine can connect to its loopback interface."""
+    for path in ("/", "/info.json", "/files/analysis.json", "/tiles/image/0/0/0", "/at.json?y=1&x=1"):
+        assert get(server, path)[0] == 200
+        for secret in ("", "x", server.secret[:-1], f"{server.secret}x", f"{server.secret}%2f", "\xe9"):
+            assert get(server, path, secret=quote(secret))[0] == 404
+        assert get(server, "", secret=path.removeprefix("/"))[0] == 404
+
+
+def test_two_hundred_requests_at_once_are_all_answered(server: ViewServer) -> None:
+    """As many as several browsers ask for when they are moved; they connect before any of them is answered."""
+    links = [http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20) for _ in range(200)]
+    paths = ["/info.json", "/tiles/image/0/0/0", "/tiles/regions/2/0/0", "/at.json?y=1&x=1"]
+    everyone = threading.Barrier(len(links))
+
+    def ask(number: int) -> tuple[int, int]:
+        everyone.wait()
+        links[number].request("GET", f"/{server.secret}{paths[number % len(paths)]}")
+        answer = links[number].getresponse()
+        return answer.status, len(answer.read())
+
+    with ThreadPoolExecutor(len(links)) as pool:
+        answers = list(pool.map(ask, range(len(links))))
+    for link in links:
+        link.close()
+    assert {status for status, _ in answers} == {200}
+    assert all(length for _, length in answers)

@@ -52,7 +52,7 @@ def test_a_closer_look_sees_what_a_look_at_everything_sees(
     assert (found.fired[~looked] == NO_FEATURE).all()
     assert (found.fired[looked] == everything.fired[looked]).mean() > 0.99 if looked.any() else True
     spec = second.net.spec
-    assert found.macs == glance.macs + sum(spec.macs(n, n) for n in plan.sides.tolist())
+    assert found.macs == glance.macs + sum(spec.macs(*shape) for shape in plan.sides.tolist())
     assert scan_macs(model, (height, width)) == glance.macs
 
 

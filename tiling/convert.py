@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import shutil
 import time
@@ -21,6 +22,7 @@ from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from . import sharded
+from .atomic import TEMPORARY
 from .errors import ImageError
 from .geometry import Box
 from .grid import TileGrid
@@ -28,7 +30,7 @@ from .image import Image
 from .journal import Journal
 from .opening import ImageSource, Mpp, open_image
 from .pyramid import ZSTD_LEVEL, create_levels, multiscales
-from .shard import TEMPORARY
+from .redact import identity
 from .sharded import ShardedPyramid
 from .value_range import Origin
 
@@ -171,8 +173,10 @@ def convert(
             stack.enter_context(image)
         partial = target.with_name(f".{target.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
+        if partial.is_symlink():  # what it leads to would be emptied
+            raise FileExistsError(f"{partial}: expected a folder that this conversion made, found a link; remove it")
         journal = Journal(partial / _JOURNAL)
-        fingerprint = _fingerprint(image)
+        fingerprint = _fingerprint(image, source)
         if fingerprint is None:  # nothing can be taken up again
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
         stack.enter_context(closing(journal))
@@ -214,11 +218,15 @@ def _prepare(partial: Path, journal: Journal, fingerprint: object, shape: tuple[
     journal.begin(fingerprint)
 
 
-def _fingerprint(image: Image) -> dict[str, Any] | None:
+def _fingerprint(image: Image, source: ImageSource) -> dict[str, Any] | None:
     """What must not change until the work is taken up again, as JSON gives it back; None for pixels in memory."""
     if image.location is None:
         return None
-    state = {"source": image.location} if image.path is None else _state(image.path)
+    if image.path is not None:
+        state = _state(image.path)
+    else:  # addresses may hold secrets; what they hold tells images apart all the same
+        place = identity(source) if isinstance(source, str) else image.location
+        state = {"source": hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()}
     return {
         **state,
         "shape": list(image.shape),

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,16 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from .geometry import Box
+from .atomic import sibling
+from .geometry import Box, PixelSize
 from .grid import blocks
 from .ome_zarr import open_zarr
 from .pyramid import write_pyramid
+from .regular import read_regular
 from .samples import PixelArray
 from .source import Source
 from .stats import ReadStats
-from .storage import LocalKeys
+from .storage import VALUE_BYTES, LocalKeys
 from .value_range import Origin
 
 FOLDER_VARIABLE = "COARSE2FINE_CACHE"
@@ -45,12 +46,13 @@ KEEP_SECONDS = 3600.0
 STALE_SECONDS = 86400.0
 """Unfinished entries older than this were left by a process that died."""
 
-_LAYOUT = "2"
+_LAYOUT = "3"
 """Changes with what an entry holds, so that older entries are not mistaken for newer ones."""
 
 _CONVERTED_SIDE = 1024
 """Pixels are converted in blocks of this side: laying colour on white takes 20 bytes a pixel for the moment."""
 
+_MOST_ABOUT = 2**20
 _PIXELS, _MASK, _ABOUT, _STAMP, _SCRATCH = "pixels", "mask", "about.json", "used", ".partial"
 
 
@@ -89,7 +91,7 @@ class CacheEntry:
     def open(self, stats: ReadStats) -> Source | None:
         """Pixels of the entry, lazily; None when there are none or some of its files are missing."""
         try:
-            about: dict[str, Any] = json.loads((self.folder / _ABOUT).read_text(encoding="utf-8"))
+            about: dict[str, Any] = json.loads(read_regular(self.folder / _ABOUT, _MOST_ABOUT))
             if [*_measure(self.folder)] != about["files_and_bytes"]:
                 return None
             pixels = self._part(_PIXELS, stats)
@@ -99,7 +101,15 @@ class CacheEntry:
             origin = Origin.parse(about["origin"], pixels.samples)
             if origin is None:
                 return None
-            source = dataclasses.replace(pixels, format=about["format"], origin=origin)
+            size = about["pixel_size"]
+            # That no chunk is stored is worth no note here: a black picture leaves none.
+            source = dataclasses.replace(
+                pixels,
+                format=about["format"],
+                origin=origin,
+                pixel_size=None if size is None else PixelSize(**size),
+                notes=(),
+            )
             return source if mask is None else _masked(source, mask)
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -126,7 +136,7 @@ class CacheEntry:
         height, width = source.size(0)
         if height * width * (source.channels + source.masked) > self.limit:
             return _noted(source, f"its pixels exceed the {self.limit} bytes of {BYTES_VARIABLE}")
-        scratch = _scratch(self.folder)
+        scratch = sibling(self.folder, _SCRATCH)
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             _write(scratch, source)
@@ -172,13 +182,15 @@ class _EntryKeys(LocalKeys):
         super().__init__(folder / part, stats)
         self._folder, self._stamp = folder, str(folder / _STAMP)
 
-    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+    def get(self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES) -> bytes | None:
         self._use()
-        return super().get(key, start, stop)
+        return super().get(key, start, stop, most)
 
-    def lend(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | memoryview | None:
+    def lend(
+        self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES
+    ) -> bytes | memoryview | None:
         self._use()
-        return super().lend(key, start, stop)
+        return super().lend(key, start, stop, most)
 
     def _use(self) -> None:
         try:
@@ -240,6 +252,7 @@ def _write(folder: Path, source: Source) -> None:
         "format": source.format,
         "origin": Origin(source.scale).to_json(),
         "masked": source.masked,
+        "pixel_size": None if source.pixel_size is None else dataclasses.asdict(source.pixel_size),
         "files_and_bytes": _measure(folder),
     }
     (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
@@ -274,11 +287,6 @@ def _limit() -> int:
     if not given.isdecimal():
         raise ValueError(f"expected {BYTES_VARIABLE} to be a whole number of bytes, got {given!r}")
     return int(given)
-
-
-def _scratch(folder: Path) -> Path:
-    """A name beside an entry that nobody takes for one."""
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{_SCRATCH}")
 
 
 def _measure(folder: Path) -> tuple[int, int]:
@@ -319,7 +327,7 @@ def _changed(path: Path) -> float:
 
 def _remove(folder: Path) -> None:
     """Remove an entry, unless it cannot be; it is gone at once, not file by file."""
-    doomed = _scratch(folder)
+    doomed = sibling(folder, _SCRATCH)
     with contextlib.suppress(OSError):
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)

@@ -10,6 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .units import microns, unit_name
+
+PRINTER_DPI = {72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 220, 240, 300, 350, 360, 400, 600, 720, 1200, 2400}
+"""Dots per inch that programs write when they know nothing of the specimen."""
+
+MPP_RANGE = (0.01, 1000.0)
+"""Microns per pixel outside this open interval are placeholders, not measurements."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Box:
@@ -99,7 +107,7 @@ class PixelSize:
     y, x : float
         Height and width.
     unit : str
-        A unit of length by its English name ("micrometer", "inch", ...), or whatever the file has.
+        A unit of length by its English name ("micrometer", "inch", ...) or symbol, or whatever the file has.
     """
 
     y: float
@@ -109,21 +117,42 @@ class PixelSize:
     @property
     def mpp(self) -> tuple[float, float] | None:
         """Microns per pixel (y, x); None when the unit is none of length."""
-        microns = _MICRONS.get(self.unit.lower())
-        return None if microns is None else (self.y * microns, self.x * microns)
+        factor = microns(self.unit)
+        return None if factor is None else (self.y * factor, self.x * factor)
 
 
-_MICRONS = {
-    "angstrom": 1e-4,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "inch": 25400.0,
-    "foot": 304800.0,
-    "meter": 1e6,
-    "kilometer": 1e9,
-}
+def pixel_size(y: float, x: float, unit_y: str, unit_x: str) -> PixelSize:
+    """Size of a pixel whose axes may have units of their own, given by name or symbol; microns if these differ."""
+    units = unit_name(unit_y), unit_name(unit_x)
+    if units[0] == units[1]:
+        return PixelSize(y, x, units[0])
+    factors = [microns(unit) for unit in units]
+    if factors[0] is None or factors[1] is None:
+        return PixelSize(y, x, " x ".join(units))
+    return PixelSize(y * factors[0], x * factors[1], "micrometer")
+
+
+def printer_dots(size: PixelSize) -> int | None:
+    """Dots per inch of a size that programs write when they know none; None of a size that says something."""
+    factor = microns(size.unit)
+    if factor is None or not size.x > 0 or abs(size.x - size.y) > 1e-9 * size.x:
+        return None
+    dots = 25400 / (size.x * factor)
+    # Whole pixels to the meter or the centimeter make it 71.9 or 72.1.
+    slack = 1e-6 if size.unit == "inch" else 1.5e-3
+    return next((printer for printer in PRINTER_DPI if abs(dots - printer) <= slack * printer), None)
+
+
+def plausible_mpp(size: PixelSize | None) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Microns per pixel (y, x), and a note if a size is stated and not used."""
+    low, high = MPP_RANGE
+    if size is None:
+        return None, ()
+    if size.mpp is None:
+        return None, (f"pixel size of {size.y:g} x {size.x:g} {size.unit} ignored: that is no known unit of length",)
+    if all(low < value < high for value in size.mpp):
+        return size.mpp, ()
+    return None, (f"implausible microns per pixel ignored: {size.mpp[0]:g} x {size.mpp[1]:g}",)
 
 
 @dataclass(frozen=True, slots=True)

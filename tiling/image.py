@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from .cache import ChunkCache
 from .errors import ImageError
-from .geometry import Box, ceil_div
-from .remote import is_url
-from .scaling import clamp, read_scaled, repeat_edges
+from .geometry import Box, ceil_div, plausible_mpp
+from .mending import chunk_by_chunk, mended, read_error
+from .remote import is_url, name_of
+from .scaling import clamp, mask_from_finer, read_from_finer, read_scaled, repeat_edges
 from .source import Source
 from .stats import ReadStats
 from .value_range import ValueRange
@@ -32,9 +33,6 @@ _CACHE = ChunkCache(CACHE_BYTES)
 _OWNERS = itertools.count()
 if hasattr(os, "register_at_fork"):  # else a child would wait for chunks that its parent's threads were loading
     os.register_at_fork(after_in_child=_CACHE.clear)
-
-MPP_RANGE = (0.01, 1000.0)
-"""Microns per pixel outside this open interval are placeholders, not measurements."""
 
 
 class Image:
@@ -62,7 +60,7 @@ class Image:
     path : Path or None
         The file, if it is on this machine.
     location : str or None
-        Path or address.
+        Path or address, of an address without passwords and signatures: see `redact`.
     format : str
         Short name of the format, such as "svs", "tiff", "ome-zarr" or "array".
     levels : tuple of Level
@@ -80,7 +78,7 @@ class Image:
     used : tuple of int
         The stored channels that are read; of an image that `convert` wrote, the original's.
     masked : bool
-        Whether some pixels may be without data (transparent, or no-data): see `read_mask`.
+        Whether some pixels may be without data (not stored, transparent, or no-data): see `read_mask`.
     stats : ReadStats
         Cost of reading so far.
     """
@@ -96,15 +94,14 @@ class Image:
     ) -> None:
         self.location = location
         self.path = None if location is None or is_url(location) else Path(location)
-        self.name = "array" if location is None else _name(location)
+        self.name = "array" if location is None else name_of(location)
         self.format = source.format
         self.levels = source.levels
         self.channels = source.channels
         self.picked, self.used = source.picked, source.original_channels
         self.masked = source.masked
         self.pixel_size, self.geo = source.pixel_size, source.geo
-        stored = None if source.pixel_size is None else source.pixel_size.mpp
-        self.mpp, self._mpp_notes = (mpp, ()) if mpp is not None else _plausible(stored)
+        self.mpp, self._mpp_notes = (mpp, ()) if mpp is not None else plausible_mpp(source.pixel_size)
         self.stats = ReadStats() if stats is None else stats
         self._source = source
         self._reopen = reopen
@@ -199,7 +196,7 @@ class Image:
         Raises
         ------
         ImageError
-            If a chunk cannot be decoded, or the image is closed.
+            If a chunk can be decoded neither here nor, of a reduced level, in the finer ones; or the image is closed.
         """
         inner = clamp(box, *self._size(level))
         if self._source.in_memory:
@@ -219,8 +216,8 @@ class Image:
         Returns
         -------
         (h, w) bool array
-            False where a pixel is wholly transparent, has the file's no-data value in every channel, or is not
-            a number.
+            False where a pixel is not stored, wholly transparent, or has the file's no-data value or none that is
+            finite in every channel.
 
         Raises
         ------
@@ -236,7 +233,7 @@ class Image:
         place = slice(into.y0, into.y1), slice(into.x0, into.x1)
         mask[place] = True
         if self.masked:
-            mask[place] = self._reading(level, inner, self._source.read_mask)
+            mask[place] = self._mask(level, inner)
         return mask
 
     def array(self, level: int = 0) -> zarr.Array[Any]:
@@ -351,11 +348,37 @@ class Image:
 
     def _decode(self, level: int, box: Box) -> NDArray[np.uint8]:
         begin = time.perf_counter()
-        pixels = self._reading(level, box, self._source.read)
+        pixels = self._mended(level, box, self._source.read, read_from_finer)
         if not self._source.in_memory and isinstance(pixels.base, np.ndarray) and pixels.base.nbytes > pixels.nbytes:
             pixels = pixels.copy()  # else all of a chunk that holds more, such as other planes, would be kept
         self.stats.add(1, pixels.nbytes, time.perf_counter() - begin)
         return pixels
+
+    def _mask(self, level: int, box: Box) -> NDArray[np.bool_]:
+        """Mask of a box that lies inside the level, chunk by chunk where one may have to be mended."""
+        if level == 0:
+            return self._reading(level, box, self._source.read_mask)
+        return chunk_by_chunk(
+            self.levels[level], box, lambda part: self._mended(level, part, self._source.read_mask, mask_from_finer)
+        )
+
+    def _mended(
+        self,
+        level: int,
+        box: Box,
+        read: Callable[[int, Box], NDArray[T]],
+        from_finer: Callable[[Image, int, Box], NDArray[T]],
+    ) -> NDArray[T]:
+        """Read a box; what a reduced level lacks there is made from the next finer one."""
+        return mended(
+            self._source,
+            self.levels,
+            level,
+            box,
+            lambda part: self._reading(level, part, read),
+            lambda part: from_finer(self, level, part),
+            remote=self.path is None,
+        )
 
     def _reading(self, level: int, box: Box, read: Callable[[int, Box], NDArray[T]]) -> NDArray[T]:
         """Turn what goes wrong in a decoder into an error that names the place."""
@@ -366,35 +389,7 @@ class Image:
         except Exception as error:
             if self._closed:  # meanwhile, by another thread
                 raise self._closed_error() from None
-            raise self._read_error(level, box, error) from error
+            raise read_error(f"{self._label}: level {level}", box, error) from error
 
     def _closed_error(self) -> ImageError:
         return ImageError(f"{self._label}: the image is closed; open it again to read")
-
-    def _read_error(self, level: int, box: Box, error: Exception) -> ImageError:
-        place = (
-            f"{self._label}: level {level}, chunk at y={box.y0}, x={box.x0} ({box.height} x {box.width} pixels) cannot"
-        )
-        if isinstance(error, OSError):
-            return ImageError(
-                f"{place} be read ({error.strerror or error}); check the disk or the network, and try again"
-            )
-        return ImageError(
-            f"{place} be decoded ({type(error).__name__}: {error}); the file is damaged there, copy or export it again"
-        )
-
-
-def _name(location: str) -> str:
-    """File name without its last suffix."""
-    if location.startswith(("http://", "https://")):
-        location = location.partition("?")[0]
-    return Path(location.rstrip("/")).stem
-
-
-def _plausible(
-    mpp: tuple[float, float] | None,
-) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    low, high = MPP_RANGE
-    if mpp is None or all(low < value < high for value in mpp):
-        return mpp, ()
-    return None, (f"implausible microns per pixel ignored: {mpp[0]:g} x {mpp[1]:g}",)

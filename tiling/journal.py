@@ -73,6 +73,7 @@ class Journal:
     def _append(self, line: str) -> None:
         self._stream.write(line.encode() + b"\n")
         self._stream.flush()
+        os.fsync(self._stream.fileno())
 
     def _read(self) -> list[str]:
         """Lines up to the first that is damaged, where the process died while it wrote; the rest is cut off."""

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import zarr
 
 from .errors import ImageError
-from .geometry import PixelSize
-from .samples import MAX_CHUNK_PIXELS, Alpha, PixelArray, check_samples, check_size
+from .geometry import PixelSize, pixel_size
+from .limits import check_unit
+from .samples import Alpha, PixelArray, check_samples, check_size
 from .source import Source
 from .storage import Keys
 from .tensor_store import TensorStoreArray
 from .value_range import Origin, is_plain, stated_range
-from .zarr_array import ChunkedArray, UnsupportedError, plan_of
-from .zarr_store import FetchStore
+from .zarr_array import ChunkedArray, ChunkPlan, plan_of
+from .zarr_bounded import open_bounded
+from .zarr_codecs import UnsupportedError
+from .zarr_survey import MARKERS, OURS, check_chunks, find_image, get, metadata_of
+
+__all__ = ["MARKERS", "open_zarr"]
 
 _AXES = {"channel": "c", "channels": "c", "band": "c", "bands": "c"}
-
-_OURS = "coarse2fine"
-"""Attribute of images that `convert` wrote."""
-
-MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+_MOST_SIDE = 2**31 - 1
+"""Pixels along a side: the largest mosaics have a thousandth of it."""
 
 
 def open_zarr(keys: Keys, label: str, *, folder: str | None = None) -> Source | None:
@@ -49,10 +50,10 @@ def open_zarr(keys: Keys, label: str, *, folder: str | None = None) -> Source | 
     ImageError
         If it is damaged, or its axes cannot be an image.
     """
-    if all(_get(keys, marker) is None for marker in MARKERS):
-        keys.get(MARKERS[0])  # says so where reading is not permitted
-        return None
     try:
+        if all(get(keys, marker) is None for marker in MARKERS):
+            keys.get(MARKERS[0])  # says so where reading is not permitted
+            return None
         return _open(keys, label, folder)
     except (ImageError, OSError):
         raise
@@ -64,21 +65,25 @@ def open_zarr(keys: Keys, label: str, *, folder: str | None = None) -> Source | 
 
 
 def _open(keys: Keys, label: str, folder: str | None) -> Source:
-    metadata = _metadata(keys, "")
+    metadata = metadata_of(keys, "")
     image: dict[str, Any] | None = None
+    found: tuple[str, ...] = ()
     if _is_array(metadata):
-        arrays: tuple[Any, ...] = (_array(keys, "", metadata, folder),)
-        names = _stored_names(metadata, len(arrays[0].shape)) or _plain_axes(label, arrays[0].shape)
+        levels: tuple[_Level, ...] = (_level(keys, "", metadata, folder),)
+        names = _stored_names(metadata, len(levels[0].array.shape)) or _plain_axes(label, levels[0].array.shape)
     else:
-        image, prefix = _multiscale(keys, metadata, label)
-        paths = [f"{prefix}{level['path']}/" for level in image["datasets"]]
-        arrays = tuple(_array(keys, path, _metadata(keys, path), folder) for path in paths)
-        order = sorted(range(len(arrays)), key=lambda i: -math.prod(arrays[i].shape))
-        arrays = tuple(arrays[i] for i in order)
+        image, prefix, found = find_image(keys, metadata, label)
+        paths = [f"{prefix}{str(level['path']).strip('/')}/" for level in image["datasets"]]
+        levels = tuple(_level(keys, path, metadata_of(keys, path), folder) for path in paths)
+        order = sorted(range(len(levels)), key=lambda i: -math.prod(levels[i].array.shape))
+        levels = tuple(levels[i] for i in order)
         image = {**image, "datasets": [image["datasets"][i] for i in order]}
-        names = _axis_names(image, arrays[0], label)
+        names = _axis_names(image, levels[0].array, label)
+    arrays: tuple[Any, ...] = tuple(level.array for level in levels)
     axes = "".join(name if name in "yxc" else "0" for name in names)
-    sizes = _chunk_sizes(arrays, axes, label)
+    sizes = _chunk_sizes(levels, axes, label)
+    if levels[0].plan is not None:
+        found = (*found, *check_chunks(keys, levels[0].prefix, levels[0].plan, label))
     # Colour with opacity is stored with channels last; separate channel planes are measurements.
     alpha: Alpha = "straight" if _samples(arrays[0], axes) == 4 and axes.endswith("yxc") else "none"
     return Source(
@@ -87,12 +92,13 @@ def _open(keys: Keys, label: str, folder: str | None) -> Source:
         axes=axes,
         format="zarr" if image is None else "ome-zarr",
         stated=() if image is None else _windows(image, _samples(arrays[0], axes), arrays[0].dtype),
-        origin=Origin.parse(image[_OURS], _samples(arrays[0], axes))
+        origin=Origin.parse(image[OURS], _samples(arrays[0], axes))
         if image is not None and is_plain(arrays[0].dtype)
         else None,
         alpha=alpha,
         pixel_size=None if image is None else _pixel_size(image, names),
-        notes=tuple(
+        notes=found
+        + tuple(
             f"first of {size} planes along axis {name} used"
             for name, size in zip(names, arrays[0].shape, strict=True)
             if name not in ("y", "x", "c") and size > 1
@@ -100,61 +106,62 @@ def _open(keys: Keys, label: str, folder: str | None) -> Source:
     )
 
 
-def _metadata(keys: Keys, prefix: str) -> dict[str, Any]:
-    """Metadata of an array or a group, of either version, with its attributes."""
-    text = _get(keys, f"{prefix}zarr.json")
-    if text is not None:
-        return cast("dict[str, Any]", json.loads(text))
-    attributes = json.loads(_get(keys, f"{prefix}.zattrs") or b"{}")
-    array = _get(keys, f"{prefix}.zarray")
-    return {**(json.loads(array) if array is not None else {}), "attributes": attributes}
-
-
-def _get(keys: Keys, key: str) -> bytes | None:
-    """Read a value that may be missing; of such, some servers say that reading is not permitted."""
-    try:
-        return keys.get(key)
-    except PermissionError:
-        return None
-
-
 def _is_array(metadata: Mapping[str, Any]) -> bool:
     return bool(metadata.get("node_type") == "array" or "chunks" in metadata)
 
 
-def _array(keys: Keys, prefix: str, metadata: Mapping[str, Any], folder: str | None) -> Any:
+@dataclass(frozen=True)
+class _Level:
+    """An array, its place among the keys, how its chunks are stored, and what decoding one takes in bytes."""
+
+    array: Any
+    prefix: str
+    plan: ChunkPlan | None
+    scratch: int
+
+
+def _level(keys: Keys, prefix: str, metadata: Mapping[str, Any], folder: str | None) -> _Level:
     """One array: by tensorstore where it shall, by its chunks where they can be read, else by zarr-python."""
     if not _is_array(metadata):
         raise ValueError(f"there is no array '{prefix.rstrip('/')}'")
-    if folder is not None:
-        return TensorStoreArray(f"{folder}/{prefix}", metadata)
+    array: Any
+    plan: ChunkPlan | None = None
     try:
-        return ChunkedArray(keys, prefix, plan_of(metadata))
-    except (UnsupportedError, KeyError, TypeError, ValueError):
-        return zarr.open_array(store=FetchStore(keys.get), path=prefix.rstrip("/"), mode="r")
+        plan = plan_of(metadata)
+        scratch = plan.scratch
+        array = ChunkedArray(keys, prefix, plan)
+    except UnsupportedError:
+        array, scratch = open_bounded(keys, prefix, metadata)
+    if folder is not None:
+        array = TensorStoreArray(f"{folder}/{prefix}", metadata, plan)
+    return _Level(array, prefix, plan, scratch)
 
 
-def _chunk_sizes(arrays: tuple[Any, ...], axes: str, label: str) -> tuple[tuple[int, int], ...]:
+def _chunk_sizes(levels: tuple[_Level, ...], axes: str, label: str) -> tuple[tuple[int, int], ...]:
     """Height and width of the chunks of each level, which must agree in all else."""
-    check_samples(label, arrays[0].dtype)
+    first = levels[0].array
+    check_samples(label, first.dtype)
     sizes = []
-    for array in arrays:
-        if array.dtype != arrays[0].dtype or len(array.shape) != len(axes):
+    for level in levels:
+        array = level.array
+        if array.dtype != first.dtype or len(array.shape) != len(axes):
             raise ImageError(f"{label}: the levels differ in dtype or axes; write the image again")
-        if _samples(array, axes) != _samples(arrays[0], axes):
+        if _samples(array, axes) != _samples(first, axes):
             raise ImageError(f"{label}: the levels differ in their number of channels; write the image again")
         height, width, chunk_y, chunk_x = (
             values[axes.index(a)] for values in (array.shape, array.chunks) for a in "yx"
         )
+        if max(height, width) > _MOST_SIDE:
+            raise ImageError(f"{label}: expected sides of at most {_MOST_SIDE:,} pixels, got {height} x {width}")
+        # Samples that are not bytes nor looked up become real numbers on their way to 8 bits.
+        each = 9 if array.dtype.itemsize > 1 and (array.dtype.kind == "f" or array.dtype.itemsize > 2) else 1
+        pixels = chunk_y * chunk_x * min(_samples(array, axes), 4)
+        what = f"{label}: one stored chunk of {' x '.join(map(str, array.chunks))} samples of {array.dtype}"
+        check_unit(level.scratch + each * pixels, what)
         check_size(label, height, width, (chunk_y, chunk_x))
-        if 0 in (*array.shape, *array.chunks):
+        if 0 in array.shape:
             raise ImageError(
                 f"{label}: the array is empty (shape {array.shape}, chunks {array.chunks}); write the image again"
-            )
-        if math.prod(array.chunks) > MAX_CHUNK_PIXELS:
-            raise ImageError(
-                f"{label}: one stored chunk is {' x '.join(map(str, array.chunks))} samples, more than the limit of "
-                f"{MAX_CHUNK_PIXELS}; the metadata is damaged, or the image should be written again in smaller chunks"
             )
         sizes.append((chunk_y, chunk_x))
     return tuple(sizes)
@@ -186,18 +193,6 @@ def _plain_axes(label: str, shape: tuple[int, ...]) -> list[str]:
     )
 
 
-def _multiscale(keys: Keys, group: Mapping[str, Any], label: str) -> tuple[dict[str, Any], str]:
-    """Metadata of the first multiscale image of a group with what is said beside it, and where its levels lie."""
-    attributes = group.get("attributes", {})
-    ome, prefix = attributes.get("ome", attributes), ""
-    if isinstance(ome, Mapping) and "bioformats2raw.layout" in ome:  # a folder of images, numbered from 0
-        attributes, prefix = _metadata(keys, "0/").get("attributes", {}), "0/"
-        ome = attributes.get("ome", attributes)
-    if not isinstance(ome, Mapping) or not ome.get("multiscales"):
-        raise ImageError(f"{label}: the Zarr group has no 'multiscales' metadata; pass the path of an image inside it")
-    return {**ome["multiscales"][0], "omero": ome.get("omero"), _OURS: attributes.get(_OURS)}, prefix
-
-
 def _windows(image: Mapping[str, Any], samples: int, dtype: np.dtype[Any]) -> tuple[tuple[float, float] | None, ...]:
     """The range that is to be shown of each channel; nothing of 8 bits, which are what they are."""
     omero = image.get("omero")
@@ -223,7 +218,7 @@ def _axis_names(image: Mapping[str, Any], array: Any, label: str) -> list[str]:
 
 
 def _pixel_size(image: Mapping[str, Any], names: list[str]) -> PixelSize | None:
-    """Size of a pixel of level 0; None unless both axes have the same unit."""
+    """Size of a pixel of level 0; None unless both axes have a unit."""
     scale = np.ones(len(names))
     steps = [*image["datasets"][0].get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
     for step in steps:
@@ -231,6 +226,6 @@ def _pixel_size(image: Mapping[str, Any], names: list[str]) -> PixelSize | None:
             scale *= np.asarray(step["scale"], dtype=np.float64)
     y, x = names.index("y"), names.index("x")
     units = [axis.get("unit") if isinstance(axis, dict) else None for axis in image.get("axes", names)]
-    if units[y] is None or units[y] != units[x]:
+    if units[y] is None or units[x] is None:
         return None
-    return PixelSize(float(scale[y]), float(scale[x]), str(units[y]))
+    return pixel_size(float(scale[y]), float(scale[x]), str(units[y]), str(units[x]))

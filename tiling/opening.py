@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from . import ome_zarr, raster, slide, tiff
 from .errors import ImageError
 from .image import Image
+from .redact import redact
 from .remote import Remote, is_url
 from .source import Source
 from .stats import ReadStats
@@ -28,6 +29,9 @@ Reader: TypeAlias = Literal["tensorstore"]
 
 HEAD_BYTES = 256
 """So much of a file tells its format."""
+
+PICTURE_BYTES = 2**30
+"""A picture behind an address, which is read whole, has no more bytes."""
 
 
 def open_image(
@@ -94,10 +98,11 @@ def open_image(
         raise TypeError(f"expected a path, an address, a NumPy array or an open image, got a {type(source).__name__}")
     stats = ReadStats()
     location = None if isinstance(source, np.ndarray) else _location(source)
-    label = "array" if location is None else location
-    stored = _open(source if isinstance(source, np.ndarray) else label, label, stats, channels, value_range, reader)
+    label = "array" if location is None else redact(location) if is_url(location) else location
+    data = source if isinstance(source, np.ndarray) else _location(source)
+    stored = _open(data, label, stats, channels, value_range, reader)
     reopen = functools.partial(open_image, source, mpp=mpp, channels=channels, value_range=value_range, reader=reader)
-    return Image(stored, location, given, stats=stats, reopen=reopen)
+    return Image(stored, None if location is None else label, given, stats=stats, reopen=reopen)
 
 
 def _location(source: str | os.PathLike[str]) -> str:
@@ -137,9 +142,8 @@ def _open(
             f"{label}: reading is not permitted ({error.strerror or error}); check its permissions"
         ) from error
     except OSError as error:
-        raise ImageError(
-            f"{label}: cannot be read ({error.strerror or error}); check the path and the disk or the network"
-        ) from error
+        reason = str(error.strerror or error).replace(f"{label} is", "it is")
+        raise ImageError(f"{label}: cannot be read ({reason}); check the path and the disk or the network") from error
 
 
 def _stored(
@@ -173,15 +177,16 @@ def _open_url(url: str, stats: ReadStats) -> Source:
         head = remote.fetch("", 0, HEAD_BYTES)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:  # as of a Zarr, which is no object
         missing = error
+    label = redact(url)
     if tiff.is_tiff(head):
-        return tiff.open_tiff(RemoteFile(remote), url)
-    stored = ome_zarr.open_zarr(RemoteKeys(remote), url) if raster.kind_of(head) is None else None
+        return tiff.open_tiff(RemoteFile(remote), label)
+    stored = ome_zarr.open_zarr(RemoteKeys(remote), label) if raster.kind_of(head) is None else None
     if stored is not None:
         return stored
     if missing is not None:
         raise missing
-    kind = _raster_kind(head, url)
-    return raster.open_raster(remote.fetch(""), kind, url)
+    kind = _raster_kind(head, label)
+    return raster.open_raster(remote.fetch("", most=PICTURE_BYTES), kind, label)
 
 
 def _zarr(stored: Source | None, label: str) -> Source:

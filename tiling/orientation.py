@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import GeoReference
-from .samples import PixelArray
+from .geometry import Box, GeoReference
+from .samples import PixelArray, SparseArray, sparse
 
 
 def upright(pixels: NDArray[Any], orientation: int, y: int = 0, x: int = 1) -> NDArray[Any]:
@@ -57,15 +57,40 @@ class UprightArray:
 
     def __getitem__(self, key: tuple[Any, ...], /) -> NDArray[Any]:
         """Read the part under slices of `y` and `x` and anything of other axes."""
-        rows, columns = (range(self.shape[axis])[key[axis]] for axis in (self._y, self._x))
-        if self._orientation in (3, 4, 7, 8):
-            rows = range(self.shape[self._y] - rows.stop, self.shape[self._y] - rows.start)
-        if self._orientation in (2, 3, 6, 7):
-            columns = range(self.shape[self._x] - columns.stop, self.shape[self._x] - columns.start)
-        if self._orientation >= 5:
-            rows, columns = columns, rows
+        rows, columns = self._stored_place(*(range(self.shape[axis])[key[axis]] for axis in (self._y, self._x)))
         place = list(key)
         place[self._y], place[self._x] = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
         # An index takes its axis away.
         y, x = (axis - sum(isinstance(k, int) for k in key[:axis]) for axis in (self._y, self._x))
         return upright(np.asarray(self._stored[tuple(place)]), self._orientation, y, x)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the stored level leaves parts out."""
+        return sparse(self._stored) is not None
+
+    def absent(self, box: Box) -> NDArray[np.bool_]:
+        """Pixels (h, w) of a box inside the level that are not stored."""
+        return upright(self._left_out.absent(self._stored_box(box)), self._orientation)
+
+    def is_blank(self, box: Box) -> bool:
+        """Whether nothing is stored under a box inside the level."""
+        return self._left_out.is_blank(self._stored_box(box))
+
+    @property
+    def _left_out(self) -> SparseArray:
+        found = sparse(self._stored)
+        assert found is not None
+        return found
+
+    def _stored_box(self, box: Box) -> Box:
+        rows, columns = self._stored_place(range(box.y0, box.y1), range(box.x0, box.x1))
+        return Box(rows.start, columns.start, rows.stop, columns.stop)
+
+    def _stored_place(self, rows: range, columns: range) -> tuple[range, range]:
+        """Rows and columns as they are stored, of those seen upright."""
+        if self._orientation in (3, 4, 7, 8):
+            rows = range(self.shape[self._y] - rows.stop, self.shape[self._y] - rows.start)
+        if self._orientation in (2, 3, 6, 7):
+            columns = range(self.shape[self._x] - columns.stop, self.shape[self._x] - columns.start)
+        return (columns, rows) if self._orientation >= 5 else (rows, columns)

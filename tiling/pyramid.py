@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +17,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from .atomic import new_folder
 from .geometry import Box, ceil_div
 from .grid import blocks
 
@@ -141,9 +140,8 @@ def write_pyramid(
     """
     target = Path(path)
     _check(target, shape, chunk, block_size, attributes)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with new_folder(target) as scratch:
         group = zarr.open_group(scratch, mode="w", zarr_format=3)
         arrays = create_levels(group, shape, chunk)
         writers = [_LevelWriter(array, array.shape[-2], array.shape[-1], shape[2], chunk) for array in arrays]
@@ -151,11 +149,6 @@ def write_pyramid(
         ome = multiscales(len(writers), shape[2], pair, name or target.stem)
         group.attrs.update({**(attributes or {}), "ome": ome})
         _fill(writers, block, block_size, workers, progress)
-        if target.exists():
-            raise FileExistsError(f"{target}: came into being meanwhile; choose another path or remove it")
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

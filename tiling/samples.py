@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ImageError
+from .geometry import Box
 
 Alpha = Literal["none", "straight", "premultiplied"]
 
@@ -29,6 +30,21 @@ class PixelArray(Protocol):
         """Type of a sample."""
 
     def __getitem__(self, key: Any, /) -> Any: ...
+
+
+class SparseArray(Protocol):
+    """A stored level that knows which of its parts the file leaves out, whatever slicing gives for them."""
+
+    def absent(self, box: Box) -> NDArray[np.bool_]:
+        """Pixels (h, w) of a box inside the level that are not stored."""
+
+    def is_blank(self, box: Box) -> bool:
+        """Whether nothing at all is stored under a box inside the level."""
+
+
+def sparse(array: PixelArray) -> SparseArray | None:
+    """The array, if it leaves parts out."""
+    return cast("SparseArray", array) if getattr(array, "leaves_out", False) else None
 
 
 def interleaved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -79,6 +95,14 @@ def sample_range(dtype: np.dtype[Any]) -> tuple[float, float]:
         limits = np.iinfo(dtype)
         return float(limits.min), float(limits.max)
     return 0.0, 1.0
+
+
+def number_in(text: Any) -> float | None:
+    """Return what a text says, with a point or a comma; None when it is no number."""
+    try:
+        return float(text.replace(",", ".")) if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def check_samples(what: str, dtype: np.dtype[Any]) -> None:

@@ -36,6 +36,9 @@ class Readable(Protocol):
     def read(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
         """Read a box of a level."""
 
+    def read_mask(self, box: Box, level: int = 0) -> NDArray[np.bool_]:
+        """Tell which pixels of a box of a level have data."""
+
 
 def clamp(box: Box, height: int, width: int) -> Box:
     """Cut a box to the part of the plane it needs: at least the nearest pixel when it lies outside."""
@@ -64,12 +67,55 @@ def read_scaled(image: Readable, box: Box, downsample: int) -> NDArray[np.uint8]
         _factor(downsample / level.downsample_x, virtual[1]),
     )
     inner = clamp(box, *virtual)
+    return repeat_edges(_averaged(image, level, inner, factor), inner, box)
+
+
+def _averaged(image: Readable, level: Level, inner: Box, factor: tuple[float, float]) -> NDArray[np.uint8]:
+    """Average a level by a factor, in a box of the outcome."""
     out = np.empty((inner.height, inner.width, image.channels), dtype=np.uint8)
     for piece in _pieces(inner, level, factor, image.channels):
         rows = slice(piece.y0 - inner.y0, piece.y1 - inner.y0)
         columns = slice(piece.x0 - inner.x0, piece.x1 - inner.x0)
         out[rows, columns] = _average(image, level, piece, factor)
-    return repeat_edges(out, inner, box)
+    return out
+
+
+def read_from_finer(image: Readable, level: int, box: Box) -> NDArray[np.uint8]:
+    """Pixels of a box inside a reduced level, averaged from the next finer one rather than read where they are."""
+    return _averaged(image, image.levels[level - 1], box, _between(image.levels, level))
+
+
+def mask_from_finer(image: Readable, level: int, box: Box) -> NDArray[np.bool_]:
+    """Where a box inside a reduced level has data in the next finer one, in whatever part of a pixel."""
+    finer, factor = image.levels[level - 1], _between(image.levels, level)
+    out = np.zeros((box.height, box.width), dtype=np.bool_)
+    for piece in _pieces(box, finer, factor, 1):
+        spans = [
+            [_span(position, each, length) for position in range(begin, end)]
+            for begin, end, each, length in (
+                (piece.y0, piece.y1, factor[0], finer.height),
+                (piece.x0, piece.x1, factor[1], finer.width),
+            )
+        ]
+        (top, bottom), (left, right) = ((math.floor(ends[0][0]), math.ceil(ends[-1][1])) for ends in spans)
+        mask = image.read_mask(Box(top, left, bottom, right), finer.index)
+        for axis, (ends, first) in enumerate(zip(spans, (top, left), strict=True)):
+            edges = [[math.floor(low) - first, math.ceil(high) - first] for low, high in ends]
+            # Even groups are the spans; the row added keeps the last end inside.
+            padded = np.concatenate([mask, np.zeros_like(mask.take([0], axis))], axis)
+            groups = np.logical_or.reduceat(padded, np.ravel(edges), axis)
+            mask = groups.take(range(0, 2 * len(ends), 2), axis)
+        out[piece.y0 - box.y0 : piece.y1 - box.y0, piece.x0 - box.x0 : piece.x1 - box.x0] = mask
+    return out
+
+
+def _between(levels: tuple[Level, ...], level: int) -> tuple[float, float]:
+    """Factors from a level to the next finer one."""
+    this, finer = levels[level], levels[level - 1]
+    return (
+        _factor(this.downsample_y / finer.downsample_y, this.height),
+        _factor(this.downsample_x / finer.downsample_x, this.width),
+    )
 
 
 def virtual_chunk(levels: tuple[Level, ...], downsample: int) -> tuple[float, float]:

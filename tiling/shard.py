@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,11 +17,10 @@ import numpy as np
 from numcodecs.checksum32 import CRC32C
 from numpy.typing import NDArray
 
+from .atomic import replacing_stream
+
 MISSING = 2**64 - 1
 """Offset and length of a chunk that the shard does not hold: all its samples have the fill value."""
-
-TEMPORARY = ".tmp"
-"""Suffix of a shard that is being written."""
 
 _CHECKSUM_BYTES = 4
 
@@ -88,12 +87,12 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, grid: tuple[int, ...]) -> None:
-        self._path = path
         self._places = np.full((*grid, 2), MISSING, dtype="<u8")
         self._offset = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
-        self._stream = self._scratch.open("xb")
+        self._stack = ExitStack()
+        # Else a power cut soon after may leave a file of the right length and wrong content.
+        self._stream = self._stack.enter_context(replacing_stream(path, sync=True))
 
     def put(self, position: tuple[int, ...], data: bytes | bytearray) -> None:
         """Append an encoded chunk; those never put have the fill value."""
@@ -107,14 +106,8 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with self._stream:
-                if kind is None:
-                    self._stream.write(CRC32C().encode(self._places.tobytes()))
-                    self._stream.flush()
-                    # Else a power cut soon after may leave a file of the right length and wrong content.
-                    os.fsync(self._stream.fileno())
-            if kind is None:
-                self._scratch.replace(self._path)
-        finally:
-            self._scratch.unlink(missing_ok=True)
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._stream.write(CRC32C().encode(self._places.tobytes()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def open_slide(path: Path) -> Source:
     library = _library(path)
     if path.suffix.lower() == ".mrxs" and not (path.with_suffix("") / _INDEX).is_file():
         raise ImageError(f"{path}: expected {_INDEX} in the folder {path.stem} beside it; copy that folder too")
+    _check_files(path)
     try:
         slide = _Slide(path, library)
         levels, chunks = _levels(slide)
@@ -107,6 +109,18 @@ def _library(path: Path) -> ModuleType:
             f'{path}: OpenSlide is needed to read it ({error}); install the extra: pip install "coarse2fine[openslide]"'
         ) from error
     return openslide
+
+
+def _check_files(path: Path) -> None:
+    """Refuse pipes and devices among the files that OpenSlide may open: it would wait for a pipe's writer for good."""
+    folder = path.with_suffix("") if path.suffix.lower() == ".mrxs" else path.parent
+    for each in (path, *folder.iterdir()):
+        try:
+            mode = each.stat().st_mode
+        except OSError:  # such as a link that leads nowhere; if it is needed, OpenSlide will say so
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ImageError(f"{path}: {each} is a pipe or device, expected the files of a slide; move it elsewhere")
 
 
 class _Slide:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import ImageError
 from .geometry import Box, GeoReference, Level, PixelSize, downsamples
-from .samples import Alpha, PixelArray, interleaved, on_white, sample_range, to_uint8, ycbcr_to_rgb
+from .samples import Alpha, PixelArray, interleaved, on_white, sample_range, sparse, to_uint8, ycbcr_to_rgb
 from .value_range import Origin, ValueRange, is_plain, measured_range
 
 _NEAR = 8
@@ -56,7 +56,7 @@ class Source:
     ycbcr : bool
         Whether the three samples are full-range YCbCr.
     nodata : float, optional
-        Stored value of pixels that were not measured. In real samples, what is not a number was not either.
+        Stored value of pixels that were not measured. In real samples, what is not finite was not either.
     picked : tuple of int, optional
         The samples, one or three, that are read as grey or colour; by default the first.
     pixel_size : PixelSize, optional
@@ -111,7 +111,12 @@ class Source:
     @property
     def masked(self) -> bool:
         """Whether some pixels may be without data."""
-        return self.alpha != "none" or self.nodata is not None or self.arrays[0].dtype.kind == "f"
+        return (
+            self.alpha != "none"
+            or self.nodata is not None
+            or self.arrays[0].dtype.kind == "f"
+            or sparse(self.arrays[0]) is not None
+        )
 
     @property
     def channel_notes(self) -> tuple[str, ...]:
@@ -198,9 +203,16 @@ class Source:
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Decode a box that lies inside a level, as contiguous (h, w, channels) 8-bit pixels.
 
-        They may be read-only, or (of a source in memory) the stored pixels themselves.
+        They may be read-only, or (of a source in memory) the stored pixels themselves. What is not stored is white,
+        unless it is to have the file's no-data value.
         """
-        raw = self._raw(level, box)
+        pixels = self._coloured(self._raw(level, box))
+        if self.nodata is not None:
+            return pixels
+        absent = self.absent(level, box)
+        return pixels if absent is None else np.where(absent[..., None], np.uint8(255), pixels)
+
+    def _coloured(self, raw: NDArray[Any]) -> NDArray[np.uint8]:
         if self.palette is not None:
             coloured: NDArray[np.uint8] = self.palette[np.minimum(raw[..., 0], len(self.palette) - 1)]
             return coloured
@@ -212,16 +224,27 @@ class Source:
         return on_white(colour, opacity, premultiplied=self.alpha == "premultiplied")
 
     def read_mask(self, level: int, box: Box) -> NDArray[np.bool_]:
-        """Where a box inside a level has data, (h, w): not transparent throughout, not no-data in every sample."""
+        """Where a box inside a level has data, (h, w): stored, not transparent, not no-data in every sample."""
         raw = self._raw(level, box)
         colour, mask = raw[..., : self.colours], np.ones(raw.shape[:2], dtype=np.bool_)
         if self.alpha != "none":
             mask &= raw[..., -1] > 0
+        measured = np.isfinite(colour) if raw.dtype.kind == "f" else np.ones(colour.shape, dtype=np.bool_)
         if self.nodata is not None:
-            mask &= (colour != self.nodata).any(axis=2)
-        if raw.dtype.kind == "f":
-            mask &= ~np.isnan(colour).all(axis=2)
-        return mask
+            measured &= colour != self.nodata
+        mask &= measured.any(axis=2)
+        absent = self.absent(level, box)
+        return mask if absent is None else mask & ~absent
+
+    def absent(self, level: int, box: Box) -> NDArray[np.bool_] | None:
+        """Where the file stores nothing in a box inside a level, (h, w); None where it stores everything."""
+        array = sparse(self.arrays[level])
+        return None if array is None or not (absent := array.absent(box)).any() else absent
+
+    def is_blank(self, level: int, box: Box) -> bool:
+        """Whether the file stores nothing at all in a box inside a level."""
+        array = sparse(self.arrays[level])
+        return array is not None and array.is_blank(box)
 
     def _values(self, level: int, boxes: list[Box]) -> NDArray[Any]:
         """Stored samples (n,) with data in boxes that lie near each other."""

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
-import stat
+import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
+from .regular import open_regular
 from .remote import Remote
 from .stats import ReadStats
 
+VALUE_BYTES = 2**25
+"""A value of which nothing else is known, such as the metadata of an array, has no more bytes: a well plate of 384
+wells has about 2**24 if all is kept in one place."""
+
+_UP = re.compile(r"\s*\.\.[. ]*")  # Windows ignores dots and blanks at the end of a name
+_DRIVE = re.compile(r"[A-Za-z]:")
 _BLOCK = 2**16
 _BLOCKS_KEPT = 64
 
@@ -31,11 +40,42 @@ class ByteFile(Protocol):
 class Keys(Protocol):
     """Values under keys, such as the files of a Zarr directory."""
 
-    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
-        """Bytes ``[start, stop)`` of a value, where a negative start counts from its end; None without such a key."""
+    def get(self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES) -> bytes | None:
+        """Bytes ``[start, stop)`` of a value, where a negative start counts from its end; None without such a key.
 
-    def lend(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | memoryview | None:
+        Raises
+        ------
+        ValueError
+            If they are more than `most`, before they take memory; or if the key leads out of what is read.
+        OSError
+            If they cannot be read.
+        """
+
+    def lend(
+        self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES
+    ) -> bytes | memoryview | None:
         """As `get`, in memory that the next call from the same thread may use again."""
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a key."""
+
+    def names(self, prefix: str, most: int) -> list[str] | None:
+        """Some of the names directly under a prefix, of folders with a slash; None if they cannot be listed."""
+
+
+def check_inside(path: str) -> None:
+    """Refuse a path of a stranger's metadata that leads out of the folder or address that it is joined to.
+
+    Raises
+    ------
+    ValueError
+        If it is absolute, has a part ``..`` (encoded for URLs, too), a backslash or a drive letter, or would change
+        the query of an address.
+    """
+    plain = unquote(path)
+    leads_out = plain.startswith("/") or _DRIVE.match(plain) or any(_UP.fullmatch(part) for part in plain.split("/"))
+    if leads_out or any(sign in plain for sign in ("\\?#\0:" if os.name == "nt" else "\\?#\0")):
+        raise ValueError(f"the path {path!r} leads out of the Zarr, or is none of Zarr; it is not followed")
 
 
 class LocalFile:
@@ -54,9 +94,7 @@ class LocalFile:
     """
 
     def __init__(self, path: Path, stats: ReadStats) -> None:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise OSError("it is a pipe or device, not a file")
-        self._file = path.open("rb", buffering=0)
+        self._file = open_regular(path)
         self._stats = stats
         self._lock = threading.Lock()
         self.size = os.fstat(self._file.fileno()).st_size
@@ -116,37 +154,84 @@ class LocalKeys:
         self._stats = stats
         self._own = threading.local()
 
-    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
-        try:
-            with open(f"{self._root}/{key}", "rb", buffering=0) as file:  # noqa: PTH123 (a third faster than Path.open)
-                # Not beyond the end: memory is taken for all that is asked for.
-                low, high, _ = slice(start, stop).indices(os.fstat(file.fileno()).st_size)
-                file.seek(low)
-                data = file.read() if stop is None else file.read(max(high - low, 0))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    def get(self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES) -> bytes | None:
+        file = self._open(key)
+        if file is None:
             return None
-        self._stats.fetch(len(data))
-        return data
+        with file:
+            room = bytearray(_seek(file, key, start, stop, most))
+            size = _fill(file, memoryview(room))
+        self._stats.fetch(size)
+        return bytes(room[:size])
 
-    def lend(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | memoryview | None:
+    def lend(
+        self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES
+    ) -> bytes | memoryview | None:
         # Fresh memory for every chunk costs as much as reading it.
-        try:
-            with open(f"{self._root}/{key}", "rb", buffering=0) as file:  # noqa: PTH123 (as above)
-                low, high, _ = slice(start, stop).indices(os.fstat(file.fileno()).st_size)
-                if low:
-                    file.seek(low)
-                room = self._room(max(high - low, 0))
-                size = file.readinto(room)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        file = self._open(key)
+        if file is None:
             return None
+        with file:
+            room = self._room(_seek(file, key, start, stop, most))
+            size = _fill(file, room)
         self._stats.fetch(size)
         return room[:size]
+
+    def has(self, key: str) -> bool:
+        if ".." in key:
+            check_inside(key)
+        return os.path.exists(f"{self._root}/{key}")  # noqa: PTH110 (hundreds are asked for)
+
+    def names(self, prefix: str, most: int) -> list[str] | None:
+        try:
+            with os.scandir(f"{self._root}/{prefix}") as entries:
+                return [entry.name + "/" * entry.is_dir() for entry in itertools.islice(entries, most)]
+        except OSError:
+            return []
+
+    def _open(self, key: str) -> io.FileIO | None:
+        if ".." in key:
+            check_inside(key)
+        try:
+            return open_regular(f"{self._root}/{key}")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
 
     def _room(self, size: int) -> memoryview:
         room: bytearray | None = getattr(self._own, "room", None)
         if room is None or len(room) < size:
             room = self._own.room = bytearray(size + size // 4)
         return memoryview(room)[:size]
+
+
+def _seek(file: io.FileIO, key: str, start: int | None, stop: int | None, most: int) -> int:
+    """Go to the beginning of a part; returns how many bytes it has, none of them beyond the end."""
+    low, high, _ = slice(start, stop).indices(os.fstat(file.fileno()).st_size)
+    size = max(high - low, 0)
+    check_value(key, size, most)
+    if low:
+        file.seek(low)
+    return size
+
+
+def check_value(key: str, size: int, most: int) -> None:
+    """Refuse a value that is larger than its kind may be.
+
+    Raises
+    ------
+    ValueError
+        If it is.
+    """
+    if size > most:
+        raise ValueError(f"'{key}' holds {size:,} bytes, expected at most {most:,}: not what the metadata promise")
+
+
+def _fill(file: io.FileIO, room: memoryview) -> int:
+    """Read into memory; returns how much, which is less only at the end. One call of Linux reads at most 2 GiB."""
+    done = 0
+    while done < len(room) and (count := file.readinto(room[done:])):
+        done += count
+    return done
 
 
 class RemoteKeys:
@@ -161,13 +246,21 @@ class RemoteKeys:
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
 
-    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+    def get(self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES) -> bytes | None:
+        if ".." in key or "?" in key or "#" in key:
+            check_inside(key)
         try:
-            return self._remote.fetch(key, start, stop)
+            return self._remote.fetch(key, start, stop, most)
         except FileNotFoundError:
             return None
 
     lend = get
+
+    def has(self, key: str) -> bool:
+        return self.get(key, 0, 1) is not None
+
+    def names(self, prefix: str, most: int) -> list[str] | None:  # noqa: ARG002 (few servers list)
+        return None
 
 
 class FileStream(io.RawIOBase):

@@ -9,20 +9,20 @@ import re
 import threading
 from typing import Any, Self
 
-import numpy as np
 import tifffile
 import zarr
 
 from .errors import ImageError
 from .geometry import ceil_div
 from .orientation import UprightArray, upright_geo
-from .samples import MAX_CHUNK_PIXELS, PixelArray, check_samples, check_size
+from .samples import PixelArray
 from .source import Source
 from .storage import ByteFile, FileStream
-from .tiff_claim import may_hold
-from .tiff_page import PageArray, RawArray, StackArray, page_chunk, raw_chunk
+from .tiff_check import check_level, is_raw
+from .tiff_page import PageArray, RawArray, StackArray
 from .tiff_range import stated_by
-from .tiff_tags import colours_of, geo_reference_of, nodata_of, pixel_size_of
+from .tiff_size import pixel_size_of
+from .tiff_tags import colours_of, geo_reference_of, nodata_of
 
 GROUP_PIXELS = 2**14
 """Strips and tiles smaller than this are decoded in groups."""
@@ -98,25 +98,26 @@ def _open(tiff: Any, file: ByteFile, label: str) -> Source:
     page = base.keyframe
     levels, notes = _levels(tiff, base)
     for level in levels:
-        _check(label, level, file.size)
+        check_level(label, level, file.size)
     arrays, chunks = zip(*(_array(level, file) for level in levels), strict=True)
     axes, plane_notes = _axes(tiff, base)
-    colours = colours_of(label, page, base.shape[axes.index("c")] if "c" in axes else 1)
+    colours = colours_of(page, base.shape[axes.index("c")] if "c" in axes else 1)
     pixel_size, size_notes = pixel_size_of(tiff, page)
+    nodata = nodata_of(page)
     source = Source(
         arrays=arrays,
         chunks=tuple(_grouped(chunk, level) for chunk, level in zip(chunks, levels, strict=True)),
         axes=axes,
         format=next((_FORMATS.get(name, name) for name in _DIALECTS if getattr(tiff, f"is_{name}")), "tiff"),
-        stated=stated_by(tiff, page, nodata_of(page)),
+        stated=stated_by(tiff, page, nodata),
         inverted=page.photometric == 0,
         alpha=colours.alpha,
         palette=colours.palette,
         ycbcr=colours.ycbcr,
-        nodata=nodata_of(page),
+        nodata=nodata,
         pixel_size=pixel_size,
         geo=geo_reference_of(page),
-        notes=notes + plane_notes + colours.notes + size_notes,
+        notes=notes + plane_notes + colours.notes + size_notes + _missing_notes(arrays, nodata),
         close=file.close,
     )
     return _upright(source, int(page.tags.valueof(274, default=1)))
@@ -189,71 +190,9 @@ def _is_reduction(base: Any, other: Any) -> bool:
     )
 
 
-def _check_kind(label: str, page: Any) -> None:
-    """Refuse samples and compressions that nothing here decodes."""
-    if page.dtype is None:
-        raise ImageError(
-            f"{label}: samples of {page.bitspersample} bits and format {page.sampleformat} are of no known kind; "
-            "convert it to 8, 16 or 32 bits"
-        )
-    check_samples(label, np.dtype(page.dtype))
-    if page.compression not in tifffile.TIFF.DECOMPRESSORS:
-        raise ImageError(
-            f"{label}: its compression ({page.compression}) is of no known kind; write it again with a common one, "
-            "such as deflate or JPEG"
-        )
-
-
-def _check_chunk(label: str, page: Any) -> None:
-    """Refuse strips and tiles without pixels, and those no decoder should take memory for."""
-    sides = " x ".join(map(str, page.chunks))
-    if not all(isinstance(side, int) and side > 0 for side in page.chunks):
-        raise ImageError(f"{label}: the header promises strips or tiles of {sides} samples; it is damaged")
-    samples, stored = math.prod(page.chunks), max(page.databytecounts, default=0)
-    if samples > MAX_CHUNK_PIXELS:
-        raise ImageError(
-            f"{label}: one strip or tile is {sides} samples, more than the limit of {MAX_CHUNK_PIXELS}; "
-            "the header is damaged, or the file should be written again in tiles"
-        )
-    bits = page.bitspersample if isinstance(page.bitspersample, int) else 8 * np.dtype(page.dtype).itemsize
-    if stored and not may_hold(stored, int(page.compression), samples * bits // 8):
-        raise ImageError(
-            f"{label}: the header promises strips or tiles of {sides} samples, but the largest has {stored} encoded "
-            "bytes, which cannot hold them; the header is damaged, copy or export the file again"
-        )
-
-
-def _check(label: str, level: Any, size: int) -> None:
-    """Refuse absurd sizes and files that end before their pixels do."""
-    page = level.keyframe
-    _check_kind(label, page)
-    if not _is_raw(level):
-        _check_chunk(label, page)
-    height, width = _size(level)
-    check_size(label, height, width, raw_chunk(level) if _is_raw(level) else page_chunk(page))
-    segments = math.prod(page.chunked)
-    if len(page.dataoffsets) < segments:
-        raise ImageError(
-            f"{label}: the header promises {height} x {width} pixels in {segments} segments but lists "
-            f"{len(page.dataoffsets)}; the header is damaged, copy or export the file again"
-        )
-    end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
-    if _is_raw(level):
-        end = level.dataoffset + level.nbytes
-    if end > size:
-        raise ImageError(
-            f"{label}: the file is cut off, it ends at byte {size} but its pixels at {end}; copy or export it again"
-        )
-
-
-def _is_raw(level: Any) -> bool:
-    """Whether samples lie in the file as they are, one after the other."""
-    return level.transform is None and level.dataoffset is not None
-
-
 def _array(level: Any, file: ByteFile) -> tuple[PixelArray, tuple[int, int]]:
     """Pixels of a level and the size of a stored chunk."""
-    if _is_raw(level):
+    if is_raw(level):
         raw = RawArray(level, file)
         return raw, raw.chunk
     page = level.keyframe
@@ -270,6 +209,17 @@ def _array(level: Any, file: ByteFile) -> tuple[PixelArray, tuple[int, int]]:
     # With more than one worker the store decodes outside zarr's event loop.
     array = zarr.open_array(store=level.aszarr(level=0, maxworkers=2), mode="r")
     return array, (array.chunks[level.axes.index("Y")], array.chunks[level.axes.index("X")])
+
+
+def _missing_notes(arrays: tuple[PixelArray, ...], nodata: float | None) -> tuple[str, ...]:
+    """Say what the file leaves out; with a no-data value that is how files are kept small."""
+    if nodata is not None:
+        return ()
+    counts = [array.count_missing() if isinstance(array, PageArray | StackArray) else (0, 1) for array in arrays]
+    if counts[0][0]:
+        return (f"{counts[0][0]} of {counts[0][1]} strips or tiles are not stored: they have no data, and are white",)
+    reduced = sum(missing for missing, _ in counts)
+    return (f"{reduced} strips or tiles of reduced levels are not stored: read from finer levels",) if reduced else ()
 
 
 def _grouped(chunk: tuple[int, int], level: Any) -> tuple[int, int]:
@@ -298,7 +248,7 @@ def _axes(tiff: Any, series: Any) -> tuple[str, tuple[str, ...]]:
     )
     if tiff.is_ome and series.kind != "ome":
         notes += ("its OME-XML is damaged or describes further files; only the pages of this file are read",)
-    missing = 0 if _is_raw(series) else sum(page is None for page in series.pages)
+    missing = 0 if is_raw(series) else sum(page is None for page in series.pages)
     if missing:
         notes += (f"{missing} of {len(series.pages)} planes are missing and read as no data",)
     return axes, notes

@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Box, ceil_div
+from .quiet import quiet
 from .storage import ByteFile
 from .tiff_claim import check_claim
+from .tiff_tags import nodata_of
 
 
 class PageArray:
@@ -42,9 +44,13 @@ class PageArray:
         self.chunk: tuple[int, int] = page_chunk(key)
         self._rows = ceil_div(self._height, self.chunk[0])
         self._columns = ceil_div(self._width, self.chunk[1])
+        self._grid: NDArray[np.bool_] | None = None
         self._planar = key.axes == "SYX"
         self._samples = key.samplesperpixel
-        self._nodata = key.nodata
+        nodata = nodata_of(key)
+        self._fill = 0 if nodata is None else nodata
+        self.leaves_out = 0 in self._offsets or 0 in self._counts
+        self._segment_bytes = math.prod(self.chunk) * (1 if self._planar else self._samples) * self.dtype.itemsize
         # The parts of NDPI's streams have no header of their own.
         self._compression = int(key.compression) if key.jpegheader is None else None
         self._decode = key.decode
@@ -64,6 +70,34 @@ class PageArray:
             return np.stack([self._plane(box, sample, slice(0, 1))[..., 0] for sample in wanted])
         pixels = self._plane(box, 0, slice(wanted.start, wanted.stop))
         return pixels[..., 0] if len(self.shape) == 2 else pixels
+
+    def absent(self, box: Box) -> NDArray[np.bool_]:
+        """Pixels (h, w) of a box inside the page that are stored in no plane."""
+        missing = self._missing(box)
+        rows, columns = (
+            np.arange(begin, end) // step - begin // step
+            for begin, end, step in ((box.y0, box.y1, self.chunk[0]), (box.x0, box.x1, self.chunk[1]))
+        )
+        return missing[rows[:, None], columns]
+
+    def is_blank(self, box: Box) -> bool:
+        """Whether nothing is stored under a box inside the page."""
+        return bool(self._missing(box).all())
+
+    def _missing(self, box: Box) -> NDArray[np.bool_]:
+        """Segments under a box that are stored in no plane."""
+        if self._grid is None:
+            places = np.minimum(np.asarray(self._offsets, np.uint64), np.asarray(self._counts, np.uint64))
+            planes = self._samples if self._planar else 1
+            segments = planes * self._rows * self._columns
+            self._grid = (places[:segments].reshape(planes, self._rows, self._columns) == 0).all(axis=0)
+        (step_y, step_x), grid = self.chunk, self._grid
+        return grid[box.y0 // step_y : ceil_div(box.y1, step_y), box.x0 // step_x : ceil_div(box.x1, step_x)]
+
+    def count_missing(self) -> tuple[int, int]:
+        """Segments that are not stored, and all."""
+        missing = self._missing(Box(0, 0, self._height, self._width))
+        return int(missing.sum()), missing.size
 
     def _plane(self, box: Box, plane: int, samples: slice) -> NDArray[Any]:
         step_y, step_x = self.chunk
@@ -86,7 +120,7 @@ class PageArray:
         segment = self._segment(index)
         if segment is None:
             samples = 1 if self._planar else self._samples
-            return np.full((box.height, box.width, samples), self._nodata, dtype=self.dtype)
+            return np.full((box.height, box.width, samples), self._fill, dtype=self.dtype)
         y, x = row * self.chunk[0], column * self.chunk[1]
         if segment.shape[0] < box.y1 - y or segment.shape[1] < box.x1 - x:
             raise ValueError(f"segment {index} holds {segment.shape[0]} x {segment.shape[1]} pixels, fewer than stated")
@@ -103,13 +137,22 @@ class PageArray:
         if len(data) < count:
             raise EOFError(f"the file ends after {len(data)} of {count} bytes of segment {index}")
         if self._compression is not None:
-            check_claim(data, self._compression, math.prod(self.chunk))
-        segment: NDArray[Any] = np.asarray(self._decode(data, index, **self._tables)[0])[0]
+            self._check_claim(data, index)
+        with quiet():
+            segment: NDArray[Any] = np.asarray(self._decode(data, index, **self._tables)[0])[0]
         if segment.dtype == self.dtype:
             return segment
         if self.dtype != np.bool_ and not np.can_cast(segment.dtype, self.dtype):
             raise ValueError(f"segment {index} holds {segment.dtype} samples, expected {self.dtype}")
         return segment.astype(self.dtype)
+
+    def _check_claim(self, data: bytes, index: int) -> None:
+        """Refuse encoded data of more than the segment, or of rows of another width, which would be cut elsewhere."""
+        assert self._compression is not None
+        claim = check_claim(data, self._compression, self._segment_bytes)
+        left = self._width - index % self._columns * self.chunk[1]
+        if claim is not None and claim.width not in (self.chunk[1], left):
+            raise ValueError(f"segment {index} is {claim.width} pixels wide, the page promises {self.chunk[1]}")
 
 
 class StackArray:
@@ -138,10 +181,28 @@ class StackArray:
         lead, inner = key[: len(self._leading)], key[len(self._leading) :]
         return _stacked(lead, self._leading, lambda index: self._page(index)[inner])
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the first page does, which stands for all."""
+        return self._page(0).leaves_out
+
+    def absent(self, box: Box) -> NDArray[np.bool_]:
+        """See `PageArray`."""
+        return self._page(0).absent(box)
+
+    def is_blank(self, box: Box) -> bool:
+        """See `PageArray`."""
+        return self._page(0).is_blank(box)
+
+    def count_missing(self) -> tuple[int, int]:
+        """See `PageArray`."""
+        return self._page(0).count_missing()
+
     def _page(self, index: int) -> PageArray:
         with self._lock:
             if index not in self._pages:
-                self._pages[index] = PageArray(self._series.pages[index], self._file)
+                with quiet():
+                    self._pages[index] = PageArray(self._series.pages[index], self._file)
             return self._pages[index]
 
 

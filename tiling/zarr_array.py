@@ -7,9 +7,7 @@ reads it. A chunk costs one read of its own bytes, in a shard too, whose index i
 
 from __future__ import annotations
 
-import functools
 import itertools
-import lzma
 import math
 import threading
 from collections import OrderedDict
@@ -18,42 +16,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
-import imagecodecs
-import numcodecs
 import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import ceil_div
 from .shard import MISSING, index_bytes, read_index
 from .storage import Keys
+from .zarr_codecs import Decoder, UnsupportedError, decoder, scratch, sizes
 
 INDEX_BYTES = 2**24
 """Shard indices are held up to so many bytes; one of 8 x 8 chunks takes a kilobyte."""
+MOST_INDEX_BYTES = 2**26
+"""One index has no more: a shard of four million chunks."""
 
-Decoder = Callable[[Any, NDArray[np.uint8]], Any]
-"""Decodes bytes into the memory given, or into memory of its own of about that size at most."""
-
-_DIRECT: dict[str, Callable[..., Any]] = {
-    "zstd": imagecodecs.zstd_decode,
-    "gzip": imagecodecs.gzip_decode,
-    "zlib": imagecodecs.zlib_decode,
-    "blosc": imagecodecs.blosc_decode,
-    "bz2": imagecodecs.bz2_decode,
-    "lz4": functools.partial(imagecodecs.lz4_decode, header=True),
-}
-_BLOSC_HEADER = 16
 _NAMED_ALIKE = ("zstd", "gzip", "blosc")
+_TOO_LONG = 2**12
+"""So much more is read, so that the error can tell how much there is."""
 _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 Shape = tuple[int, ...]
-
-
-class UnsupportedError(Exception):
-    """An array needs a codec or a grid that is left to zarr-python."""
-
-
-class UnsafeError(Exception):
-    """Reading an array would run programs that it holds."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +55,7 @@ class ChunkPlan:
         Value of chunks that are not stored.
     key : callable
         Key of the stored chunk at a grid position.
-    decoders : tuple of callable
+    decoders : tuple of Decoder
         Applied in order to the bytes of a chunk.
     order : tuple of int, optional
         Axes of the array in the order in which they are stored; None is row-major.
@@ -95,6 +76,34 @@ class ChunkPlan:
     def __post_init__(self) -> None:
         if not len(self.shape) == len(self.chunk) == len(self.shard):
             raise ValueError(f"an array of shape {self.shape} cannot be stored in chunks of {self.chunk}")
+        if 0 in self.chunk:
+            raise ValueError(f"expected chunks of at least one sample, got {self.chunk}")
+        if self.index is not None and index_bytes(self.grid) > MOST_INDEX_BYTES:
+            raise ValueError(f"shards of {self.shard} in chunks of {self.chunk} are more chunks than an index may hold")
+
+    @property
+    def grid(self) -> Shape:
+        """Chunks of a shard along each axis."""
+        return tuple(shard // chunk for shard, chunk in zip(self.shard, self.chunk, strict=True))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Decoded bytes of a chunk."""
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes at most of what is stored under one key."""
+        chunk = sizes(self.decoders, self.chunk_bytes)[0] + _TOO_LONG
+        return chunk if self.index is None else math.prod(self.grid) * chunk + index_bytes(self.grid)
+
+    @property
+    def scratch(self) -> int:
+        """Bytes at most that are held while a chunk is decoded: encoded, between its decoders, decoded, reordered."""
+        whole = self.chunk_bytes
+        moved = self.order is not None or not self.dtype.isnative
+        index = 2 * index_bytes(self.grid) if self.index is not None else 0
+        return scratch(self.decoders, whole) + (whole if moved else 0) + index
 
 
 def plan_of(metadata: Mapping[str, Any]) -> ChunkPlan:
@@ -117,7 +126,9 @@ def _plan_2(metadata: Mapping[str, Any]) -> ChunkPlan:
         raise UnsupportedError("structured samples")
     shape, chunk = _sizes(metadata["shape"]), _sizes(metadata["chunks"])
     steps = [*(metadata.get("filters") or ()), metadata["compressor"]]
-    separator = str(metadata.get("dimension_separator", "."))
+    if metadata["order"] not in ("C", "F"):
+        raise ValueError(f"expected samples in the order C or F, got {metadata['order']!r}")
+    separator = _separator(metadata.get("dimension_separator", "."))
     fill = metadata["fill_value"]
     return ChunkPlan(
         shape=shape,
@@ -126,7 +137,7 @@ def _plan_2(metadata: Mapping[str, Any]) -> ChunkPlan:
         dtype=np.dtype(metadata["dtype"]),
         fill=0 if fill is None else _NUMBERS.get(fill, fill),
         key=lambda position: separator.join(map(str, position)),
-        decoders=tuple(_decoder(step) for step in reversed(steps) if step is not None),
+        decoders=tuple(decoder(step) for step in reversed(steps) if step is not None),
         order=tuple(reversed(range(len(shape)))) if metadata["order"] == "F" else None,
     )
 
@@ -148,10 +159,12 @@ def _plan_3(metadata: Mapping[str, Any]) -> ChunkPlan:
         if names != ["bytes", "crc32c"] or _byteorder(sharding["index_codecs"][0]) != "<":
             raise UnsupportedError("the codecs of its shard index")
         index = "start" if sharding.get("index_location", "end") == "start" else "end"
+    if not isinstance(metadata["data_type"], str):
+        raise UnsupportedError("its samples")
     dtype, order, decoders = _codecs(codecs, np.dtype(metadata["data_type"]), len(shape))
     fill = metadata["fill_value"]
     prefix = encoding["name"] == "default"
-    separator = str(encoding.get("configuration", {}).get("separator", "/" if prefix else "."))
+    separator = _separator((encoding.get("configuration") or {}).get("separator", "/" if prefix else "."))
 
     def key(position: Shape) -> str:
         return separator.join(["c"] * prefix + [str(i) for i in position])
@@ -160,6 +173,12 @@ def _plan_3(metadata: Mapping[str, Any]) -> ChunkPlan:
     if plain is None or isinstance(plain, str | list):
         raise UnsupportedError("its fill value")
     return ChunkPlan(shape, chunk, shard, dtype, plain, key, decoders, order, index)
+
+
+def _separator(found: Any) -> str:
+    if found not in (".", "/"):  # another would lead out of the Zarr, or to files that are not there
+        raise ValueError(f"expected numbers in keys to be separated by '.' or '/', got {found!r}")
+    return str(found)
 
 
 def _sizes(values: Any) -> Shape:
@@ -184,44 +203,14 @@ def _codecs(
         elif name == "bytes" and not decoders:
             dtype = dtype.newbyteorder(_byteorder(codec))
         elif name == "crc32c":
-            decoders.append(_decoder({"id": "crc32c"}))
+            decoders.append(decoder({"id": "crc32c"}))
         elif name in _NAMED_ALIKE:
-            decoders.append(_decoder({"id": name}))
+            decoders.append(decoder({"id": name}))
         elif name.startswith("numcodecs.") and name.removeprefix("numcodecs.") in ("lz4", "lzma", "bz2", "zlib"):
-            decoders.append(_decoder({**settings, "id": name.removeprefix("numcodecs.")}))
+            decoders.append(decoder({**settings, "id": name.removeprefix("numcodecs.")}))
         else:
             raise UnsupportedError(f"the codec {name}")
     return dtype, order, tuple(reversed(decoders))
-
-
-def _decoder(settings: Mapping[str, Any]) -> Decoder:
-    kind = settings["id"]
-    if kind == "pickle":
-        raise UnsafeError("its chunks are pickled Python objects, which could run any program; convert it elsewhere")
-    if kind == "blosc":
-        return _unblosc
-    if kind == "bz2":  # it leaves out what there is no room for, unlike the others
-        return lambda data, room: _DIRECT["bz2"](data, out=np.empty(len(room) + 1, dtype=np.uint8))
-    if kind in _DIRECT:
-        direct = _DIRECT[kind]
-        return lambda data, room: direct(data, out=room)
-    if kind == "lzma":
-        container, filters = settings.get("format", lzma.FORMAT_XZ), settings.get("filters")
-        return lambda data, room: lzma.LZMADecompressor(container, filters=filters).decompress(data, len(room) + 1)
-    try:
-        decode = numcodecs.get_codec(dict(settings)).decode
-    except (ValueError, TypeError) as error:
-        raise UnsupportedError(str(error)) from error
-    # Some of these return a part of what they are given, which is lent.
-    return lambda data, room: decode(bytes(data))  # noqa: ARG005 (the signature of decoders)
-
-
-def _unblosc(data: Any, room: NDArray[np.uint8]) -> Any:
-    # The decoder trusts the length in the header, and reads beyond the end of what was cut off.
-    stated = int.from_bytes(data[12:_BLOSC_HEADER], "little")
-    if len(data) < max(stated, _BLOSC_HEADER):
-        raise ValueError(f"the chunk is cut off after {len(data)} of {stated} bytes")
-    return _DIRECT["blosc"](data, out=room)
 
 
 def _byteorder(codec: Mapping[str, Any]) -> Literal["<", ">"]:
@@ -244,8 +233,9 @@ class ChunkedArray:
         self.shape, self.chunks = plan.shape, plan.chunk
         self.dtype: np.dtype[Any] = plan.dtype.newbyteorder("=")
         self._keys, self._prefix, self._plan = keys, prefix, plan
-        self._grid = tuple(s // c for s, c in zip(plan.shard, plan.chunk, strict=True))
-        self._bytes = math.prod(plan.chunk) * plan.dtype.itemsize
+        self._grid = plan.grid
+        self._bytes = plan.chunk_bytes
+        self._most = sizes(plan.decoders, self._bytes)
         self._indices_kept = max(1, INDEX_BYTES // index_bytes(self._grid))
         self._indices: OrderedDict[Shape, NDArray[np.uint64] | None] = OrderedDict()
         self._lock = threading.Lock()
@@ -305,11 +295,13 @@ class ChunkedArray:
 
     def _decoded(self, data: Any) -> Any:
         """Decode into memory of the promised size where the decoder can: no copy, and no room for bombs."""
-        left = len(self._plan.decoders)
-        for decode in self._plan.decoders:
-            left -= 1
-            # Filters may have made samples up to eight times wider, and added some bytes of their own.
-            data = decode(data, np.empty(8 * self._bytes + 64, dtype=np.uint8) if left else self._room())
+        last = len(self._plan.decoders)
+        for step, each in enumerate(self._plan.decoders):
+            count = memoryview(data).nbytes
+            if count > self._most[step]:
+                raise ValueError(f"{count} bytes are to be decoded, the metadata promise {self._most[step]} at most")
+            room = self._room() if step + 1 == last else np.empty(self._most[step + 1], dtype=np.uint8)
+            data = each.decode(data, room)
         return data
 
     def _room(self) -> NDArray[np.uint8]:
@@ -324,7 +316,7 @@ class ChunkedArray:
     def _stored(self, position: Shape) -> bytes | memoryview | None:
         """Bytes of a chunk, in memory that is lent."""
         if self._plan.index is None:
-            return self._keys.lend(self._prefix + self._plan.key(position))
+            return self._keys.lend(self._prefix + self._plan.key(position), None, None, self._most[0] + _TOO_LONG)
         shard = tuple(p // n for p, n in zip(position, self._grid, strict=True))
         index = self._index(shard)
         if index is None:
@@ -332,7 +324,8 @@ class ChunkedArray:
         offset, count = (int(v) for v in index[tuple(p % n for p, n in zip(position, self._grid, strict=True))])
         if offset == count == MISSING:
             return None
-        data = self._keys.lend(self._prefix + self._plan.key(shard), offset, offset + count)
+        key = self._prefix + self._plan.key(shard)
+        data = self._keys.lend(key, offset, offset + count, self._most[0] + _TOO_LONG)
         if data is None or len(data) != count:
             raise EOFError(f"the shard ends within the {count} bytes of a chunk at byte {offset}")
         return data
@@ -344,8 +337,8 @@ class ChunkedArray:
                 self._indices.move_to_end(shard)
                 return self._indices[shard]
         size = index_bytes(self._grid)
-        ends = (0, size) if self._plan.index == "start" else (-size, None)
-        data = self._keys.get(self._prefix + self._plan.key(shard), *ends)
+        start, stop = (0, size) if self._plan.index == "start" else (-size, None)
+        data = self._keys.get(self._prefix + self._plan.key(shard), start, stop, size)
         index = None if data is None else read_index(data, self._grid)
         with self._lock:
             self._indices[shard] = index

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from coarse2fine.explore import Oddities
-from coarse2fine.files import replacing_stream
 from coarse2fine.models.bundle import under
 from coarse2fine.models.heads import Candidates
 from coarse2fine.models.rarity import Mixture
@@ -21,6 +20,7 @@ from coarse2fine.pieces import Kept, Looked
 from coarse2fine.refine import Fine
 from coarse2fine.scan import Scan
 from coarse2fine.select import Plan
+from coarse2fine.tiling.atomic import replacing_stream
 
 Arrays = dict[str, NDArray[Any]]
 

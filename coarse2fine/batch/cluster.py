@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, WorkerPlugin, get_worker
+from distributed import Client, LocalCluster, Security, WorkerPlugin, get_worker
 
 from coarse2fine.batch.job import Job, Record
 from coarse2fine.batch.task import analyze_item, guarded, prepare_item, refine_piece
@@ -30,6 +30,9 @@ _SETTINGS = {
     "distributed.comm.timeouts.connect": "60s",
     # On a busy machine a worker takes long to come back; one that does not is replaced by `revive`.
     "distributed.deploy.lost-worker-timeout": "60s",
+    # Scheduler and workers open a port for web pages each: these pages are left out, anyone here could read them.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
 }
 _TELL_EVERY = 0.5
 CONNECTION_SECONDS = 10.0
@@ -44,10 +47,14 @@ def topic(run: str) -> str:
 def connected(scheduler: str | None, workers: int, memory_limit: str | float | None = None) -> Iterator[Client]:
     """A client of a scheduler, or of a local cluster of so many processes, which ends with the context.
 
+    Whoever can talk to a scheduler or a worker can run code in it. Those of a local cluster listen on the loopback
+    interface, which every user of the machine can reach, so they speak TLS and accept only the holder of a key that
+    is made for the cluster and is never written to disk.
+
     Parameters
     ----------
     scheduler : str or None
-        Address, such as ``tcp://host:8786``.
+        Address, such as ``tcp://host:8786``; for ``tls://`` Dask's own configuration names the certificates.
     workers : int
         Processes of a local cluster.
     memory_limit : str or float, optional
@@ -71,7 +78,9 @@ def connected(scheduler: str | None, workers: int, memory_limit: str | float | N
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
+                security=Security.temporary(),
                 dashboard_address="127.0.0.1:0",  # any free port
+                scheduler_kwargs={"dashboard": False},
                 memory_limit=memory_limit or "auto",
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,
@@ -80,6 +89,15 @@ def connected(scheduler: str | None, workers: int, memory_limit: str | float | N
         client = stack.enter_context(Client(cluster))
         client.register_plugin(_Deaf())
         yield client
+
+
+@contextlib.contextmanager
+def shared(client: Client) -> Iterator[str]:
+    """The address of a client's scheduler, to which this process can connect again while the context lasts."""
+    own = client.security
+    held = {"ca-file": own.tls_ca_file, "client.cert": own.tls_client_cert, "client.key": own.tls_client_key}
+    with dask.config.set({f"distributed.comm.tls.{name}": value for name, value in held.items()}):
+        yield client.scheduler.address
 
 
 def revive(client: Client) -> None:

@@ -18,7 +18,9 @@ from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import scan_macs
+from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.redact import redact
 
 # These are decoded whole when they are opened.
 _WHOLE = {"png", "jpeg", "webp", "bmp", "jpeg2000"}
@@ -107,7 +109,7 @@ class Estimate:
             lines.append(f"time   {hours} of arithmetic on {speed}; reading comes on top")
             each = self.base_memory + max(image.memory for image in todo)
             lines.append(f"memory up to {each / 1e9:.1f} GB a process")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def estimate(
@@ -138,7 +140,7 @@ def estimate(
 
 
 def _expected(job: Job) -> Expected:
-    name, source = job.item.name, job.item.source
+    name, source = job.item.name, redact(job.item.source)
     if done_before(job) is not None:
         return Expected(name, source, done=True)
     model, config = loaded(job.model), job.config

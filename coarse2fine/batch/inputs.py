@@ -16,6 +16,7 @@ from typing import Any
 from coarse2fine.masks import MASK_SUFFIXES
 from coarse2fine.paths import PathLike, expand_paths
 from coarse2fine.stored import ANALYSIS, MAPS, OVERVIEW, THUMBNAIL
+from coarse2fine.tiling.redact import identity, redact
 from coarse2fine.tiling.remote import is_url
 
 LISTS = (".txt", ".csv", ".tsv")
@@ -132,7 +133,7 @@ def with_masks(items: Sequence[Item], masks: PathLike) -> list[Item]:
     without = [item.source for item in items if Path(_file_name(item.source)).stem.casefold() not in by_name]
     if without:
         raise FileNotFoundError(
-            f"{masks} holds no mask of the name of {without[0]} (of {len(without):,} images in all)"
+            f"{masks} holds no mask of the name of {redact(without[0])} (of {len(without):,} images in all)"
         )
     return [replace(item, mask=by_name[Path(_file_name(item.source)).stem.casefold()]) for item in items]
 
@@ -201,10 +202,11 @@ def _number(text: str | None, where: str) -> float | None:
 def _named(items: list[Item]) -> list[Item]:
     """File names; with a digest of the whole path where several images share one."""
     names = [_file_name(item.source) for item in items]
+    wholes = [identity(item.source) if is_url(item.source) else item.source for item in items]
     times = Counter(name.casefold() for name in (*names, *_TAKEN))
     return [
-        replace(item, name=name if times[name.casefold()] == 1 else f"{name}-{_digest(item.source)}")
-        for item, name in zip(items, names, strict=True)
+        replace(item, name=name if times[name.casefold()] == 1 else f"{name}-{_digest(whole)}")
+        for item, name, whole in zip(items, names, wholes, strict=True)
     ]
 
 

@@ -18,6 +18,7 @@ from coarse2fine.model import Model, load_model
 from coarse2fine.models.bundle import ModelError
 from coarse2fine.remembered import open_for
 from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.redact import identity, redact
 from coarse2fine.tiling.remote import is_url
 from coarse2fine.tiling.value_range import check_range
 
@@ -73,7 +74,7 @@ class Opening:
         if self.mpp is not None and not 0 < self.mpp < float("inf"):
             raise ValueError(f"expected positive microns per pixel, got {self.mpp}")
         if self.value_range is not None:
-            check_range(self.value_range)
+            object.__setattr__(self, "value_range", check_range(self.value_range))
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Record:
     name : str
         Of its results' folder.
     source : str
-        Path or address.
+        Path or address; passwords and signatures are left out of it and of the texts.
     status : str
         See `Status`.
     error : str
@@ -172,6 +173,11 @@ class Record:
     seconds: float = 0.0
     fatal: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("source", "error", "traceback"):
+            text = getattr(self, name)
+            object.__setattr__(self, name, text if name == "source" and not is_url(text) else redact(text))
+
     @property
     def has_result(self) -> bool:
         """Whether results were written."""
@@ -188,11 +194,15 @@ class Record:
 
 
 def key_of(item: Item, model: ModelSpec, config: Config, opening: Opening) -> str:
-    """Hash of all that a result depends on; a file is known by its name, size and time of change."""
+    """Hash of all that a result depends on; a file is known by its name, size and time of change.
+
+    An address is known by all but its password and what a cloud signs anew each time: see `identity`.
+    """
     settings = {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
-    identity = [item.source] if is_url(item.source) else [Path(item.source).name, *_stamps(Path(item.source))]
+    path = Path(item.source)
+    known = [identity(item.source)] if is_url(item.source) else [path.name, *_stamps(path)]
     mask = None if item.mask is None else _content(item.mask)
-    text = json.dumps([__version__, identity, model.sha256, settings, asdict(opening), mask], sort_keys=True)
+    text = json.dumps([__version__, known, model.sha256, settings, asdict(opening), mask], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

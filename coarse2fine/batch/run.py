@@ -23,8 +23,8 @@ from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.paths import PathLike
 from coarse2fine.progress import BatchProgress
 from coarse2fine.report_batch import remove_shards, write_batch_report
+from coarse2fine.terminal import printable
 from coarse2fine.tiling.remote import is_url
-from coarse2fine.tiling.value_range import check_range
 
 OnError = Literal["skip", "fail"]
 
@@ -164,7 +164,7 @@ def analyze_folder(
         model,
         config,
         Crew(workers, scheduler, None, split, time_limit),
-        opening=Opening(mpp, None if channels is None else tuple(channels), value_range and check_range(value_range)),
+        opening=Opening(mpp, None if channels is None else tuple(channels), value_range),
         overwrite=overwrite,
         report=report,
         on_error=on_error,
@@ -374,9 +374,9 @@ def _threads(crew: Crew, images: int, config: Config) -> int:
 
 def _line(record: Record) -> str:
     if not record.has_result:
-        return f"{record.name}: {record.status}: {record.error}"
+        return printable(f"{record.name}: {record.status}: {record.error}")
     facts, unwell = record.facts, f"; {record.error}" if record.error else ""
-    return f"{record.name}: {facts['regions']:,} found, {facts['share']:.1%} of the exhaustive pass{unwell}"
+    return printable(f"{record.name}: {facts['regions']:,} found, {facts['share']:.1%} of the exhaustive pass{unwell}")
 
 
 def _note(out: Path, record: Record) -> None:

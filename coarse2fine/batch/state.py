@@ -21,6 +21,9 @@ from coarse2fine.batch.job import Job, Record, Status
 from coarse2fine.export import write_json
 from coarse2fine.report_html import write_report
 from coarse2fine.stored import ANALYSIS, NOT_ALWAYS, REPORT, audit_json, read_audit, read_record
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.atomic import sync_folder
+from coarse2fine.tiling.redact import redact
 from coarse2fine.tiling.remote import is_url
 
 RECORD = "record.json"
@@ -120,11 +123,12 @@ def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any
     try:
         analysis.save(temporary)
         if job.report:
-            with told(f"the page of {job.item.source}"):
+            with told(f"the page of {job.item.source}", but=OSError):
                 write_report(analysis, temporary / REPORT)
         facts = facts_of(analysis)
         if whole:
             write_json(temporary / RECORD, {"key": job.key, **facts})
+        sync_folder(temporary)
         _move(temporary, job.target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -191,12 +195,15 @@ def _apart(one: str, other: str) -> bool:
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
-    """An error in something that a result can do without is told, and ends nothing."""
+def told(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """An error in something that a result can do without is told, and ends nothing; those of the kinds `but` do."""
     try:
         yield
+    except but:
+        raise
     except Exception as error:  # noqa: BLE001
-        _LOG.warning("%s could not be written: %s: %s", what, type(error).__name__, error)
+        told = printable(redact(str(error)))
+        _LOG.warning("%s could not be written: %s: %s", printable(redact(what)), type(error).__name__, told)
 
 
 def tidy(job: Job) -> None:

@@ -15,8 +15,9 @@ from coarse2fine._version import __version__
 from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Record
 from coarse2fine.batch.state import audit_of
-from coarse2fine.export import NOT_UNICODE, write_json
-from coarse2fine.files import replacing_stream
+from coarse2fine.export import NOT_UNICODE, csv_cell, write_json
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.atomic import replacing_stream
 
 _COLUMNS = ("name", "source", "status", "regions", "share", "complete", "error")
 
@@ -96,7 +97,7 @@ class Batch:
         if len(notes) > _NOTED:
             lines.append(f"note   {len(notes) - _NOTED:,} more in {self.out / 'batch.json'}")
         lines += [
-            f"{record.status} {record.source}: {record.error.removeprefix(f'{record.source}: ')}"
+            printable(f"{record.status} {record.source}: {record.error.removeprefix(f'{record.source}: ')}")
             for record in self.unwell
             if record.error
         ]
@@ -138,5 +139,5 @@ def _table(records: Iterable[Record]) -> str:
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow(record.to_json())
+        writer.writerow({name: csv_cell(value) for name, value in record.to_json().items()})
     return text.getvalue()

@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from distributed import Client
 
-from coarse2fine.batch.cluster import connected
+from coarse2fine.batch.cluster import connected, shared
 from coarse2fine.batch.inputs import find_items
 from coarse2fine.batch.run import Crew, run_batch
 from coarse2fine.batch.summary import Batch
@@ -124,11 +125,11 @@ def scaling(folder: Path, images: int, side: int, rounds: int, tick: Tick) -> Se
     with connected(None, 1) as one, connected(None, 2) as two:
         clients = {1: one, 2: two}
         for client in clients.values():
-            _timed(folder, client.scheduler.address)  # loads the model, and all else
+            _timed(folder, client)  # loads the model, and all else
         for number in range(rounds):
             for workers, client in clients.items():
                 before = processor_seconds()
-                batch, taken = _timed(folder, client.scheduler.address)
+                batch, taken = _timed(folder, client)
                 seconds[workers].append(taken)
                 busy[workers].append((processor_seconds() - before) / images)
                 if workers == 1:
@@ -156,11 +157,10 @@ def scaling(folder: Path, images: int, side: int, rounds: int, tick: Tick) -> Se
     return Section(f"{images} images of {side} x {side} px, {rounds} rounds, one thread a worker", lines, figures)
 
 
-def _timed(folder: Path, scheduler: str) -> tuple[Batch, float]:
-    crew = Crew(scheduler=scheduler)
-    with tempfile.TemporaryDirectory(dir=folder) as out:
+def _timed(folder: Path, client: Client) -> tuple[Batch, float]:
+    with tempfile.TemporaryDirectory(dir=folder) as out, shared(client) as scheduler:
         start = time.perf_counter()
-        batch = run_batch(find_items(folder / "in"), Path(out), MODEL, Config(budget=1.0), crew)
+        batch = run_batch(find_items(folder / "in"), Path(out), MODEL, Config(budget=1.0), Crew(scheduler=scheduler))
         taken = time.perf_counter() - start
     if not batch.ok:
         raise ValueError(f"images that are good were not done: {batch}")

@@ -29,6 +29,7 @@ from coarse2fine.bench.scenes import benchmark_scenes
 from coarse2fine.bench.specialists import FULL as FULL_SPECIALISTS
 from coarse2fine.bench.specialists import QUICK as QUICK_SPECIALISTS
 from coarse2fine.bench.specialists import benchmark_specialists
+from coarse2fine.terminal import say
 
 _EXPECTED = (AnnotationError, ImageError, ModelError, OSError, ImportError, ValueError)
 
@@ -58,7 +59,7 @@ def main(given: Sequence[str] | None = None) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         written = arguments.run(arguments, json)
     except _EXPECTED as error:
-        print(f"benchmark: {error}", file=sys.stderr)
+        say(f"benchmark: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("benchmark: interrupted", file=sys.stderr)

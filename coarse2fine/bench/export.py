@@ -96,7 +96,7 @@ class _Scene:
         self.cells = _raster(np.unique((boxes[:, :2] // _CELL).astype(np.int32), axis=0))
         corners = (low // _CELL).astype(np.int64)
         fired = rng.integers(0, 40, (size, 3)).astype(np.uint8)
-        self.plan = Plan(corners, np.full(size, 2, np.int64), np.ascontiguousarray(scores), self.shape, fired)
+        self.plan = Plan(corners, np.full((size, 2), 2, np.int64), np.ascontiguousarray(scores), self.shape, fired)
         self.refined = self.plan.covered()
         self.interest = rng.random(self.shape, np.float32)
 

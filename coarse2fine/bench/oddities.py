@@ -31,6 +31,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.refine import refine
 from coarse2fine.scan import normalised
 from coarse2fine.select import choose, dense_plan
+from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 
@@ -108,7 +109,10 @@ def _without_kinds(model: Model) -> Model:
 
 def _measured(scored: Scored, planted: Planted, picture: str) -> Row:
     """One method on one picture."""
-    from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - slow to import
+    try:
+        from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - slow to import
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "scoring novelty", "demo") from error
 
     true, scores = planted.odd[planted.counts], scored.scores[planted.counts]
     area = float(roc_auc_score(true, scores))
@@ -195,7 +199,7 @@ def _gaussian(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Sc
 
 
 def _scored(scores: NDArray[np.floating], macs: int, model: Model, planted: Planted) -> Scored:
-    whole = model.refiner.spec.macs_per_cell * planted.odd.size
+    whole = model.exhaustive_macs(model.cell_shape(planted.pixels.shape[:2]))
     return Scored(scores.reshape(planted.odd.shape).astype(np.float64), 1 + macs / whole)
 
 

@@ -22,6 +22,7 @@ from coarse2fine.bench.specialists_runs import Outcome, Trial
 from coarse2fine.bench.specialists_variants import FEW, VARIANTS
 from coarse2fine.export import write_json
 from coarse2fine.specialists.training import TrainingOptions
+from coarse2fine.tiling.atomic import replacing_stream
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,8 @@ def _save(path: Path, outcomes: Mapping[str, Outcome]) -> None:
     for name, run in outcomes.items():
         arrays[f"{name}.wrong"] = run.wrong
         arrays[f"{name}.cost"] = np.array([run.macs, run.asked])
-    temporary = path.with_suffix(".part.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
+    with replacing_stream(path) as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
 def _load(path: Path) -> dict[str, Outcome]:

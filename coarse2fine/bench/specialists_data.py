@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from coarse2fine.annotations import AnnotationError
 from coarse2fine.bench.data import BenchScene, load_scenes
 from coarse2fine.tiling import ImageError
+from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 
@@ -92,7 +93,10 @@ def _drawn(units: NDArray[np.int64], among: NDArray[np.bool_], seed: int, share:
 
 def tiles_of_digits() -> TileSet:
     """The 1,797 handwritten digits that come with scikit-learn, three times enlarged."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import
+    try:
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "drawing digits", "demo") from error
 
     digits = load_digits()
     large = [cv2.resize((d * 15.9).astype(np.uint8), (24, 24), interpolation=cv2.INTER_CUBIC) for d in digits.images]

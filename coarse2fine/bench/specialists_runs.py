@@ -16,7 +16,8 @@ from torch import Tensor
 
 from coarse2fine.bench.specialists_data import HELD, TEST, TRAIN, TileSet
 from coarse2fine.bench.specialists_nets import answers_of, augmented, inputs, stack, train_net
-from coarse2fine.models.bundle import load_bundle, save_bundle
+from coarse2fine.model_file import read_model_file
+from coarse2fine.models.bundle import packed
 from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.gate import Gate
@@ -27,6 +28,7 @@ from coarse2fine.specialists.growth import Grown, grow
 from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.specialists.training import TrainingOptions
 from coarse2fine.specialists.validation import judge_tree
+from coarse2fine.tiling.atomic import replace_file
 
 # What columns learn from: all tiles, or those of which the base is unsure; all without the maps between its input and
 # its high-level one; or all with the answers of a larger net for targets.
@@ -92,13 +94,13 @@ class Trial:
         path = self.folder / f"{name}.c2f"
         if name not in self._trained and path.is_file():
             net = ConvStack(spec)
-            net.load_state_dict({key: torch.from_numpy(value) for key, value in load_bundle(path)[0].items()})
+            net.load_state_dict({key: torch.from_numpy(value) for key, value in read_model_file(path)[0].items()})
             self._trained[name] = net.eval()
         if name not in self._trained:
             # Domains share much of what they teach.
             steps = round(self.steps * times * math.sqrt(self.tiles.domain_count))
             net = train_net(self.tiles, self.parts, spec, steps=steps, seed=self.seed)
-            save_bundle(path, {key: value.numpy() for key, value in net.state_dict().items()}, {})
+            replace_file(path, packed({key: value.numpy() for key, value in net.state_dict().items()}, {}))
             self._trained[name] = net
         return self._trained[name]
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.bench.trial import Point, Trial
-from coarse2fine.select import best_windows, dense_plan, merge_windows
+from coarse2fine.select import dense_plan, merge_windows
+from coarse2fine.windows import best_windows
 
 Reference = Literal["exhaustive", "labels"]
 
@@ -73,7 +74,9 @@ class Sweep:
 
     def _first(self) -> int:
         """Windows of the first step, for a small share of the exhaustive pass's cost."""
-        return max(1, int(_FIRST_SHARE * self._trial.exhaustive_macs / self._trial.model.window_macs(self._side)))
+        return max(
+            1, int(_FIRST_SHARE * self._trial.exhaustive_macs / self._trial.model.window_macs(self._side, self._side))
+        )
 
     def _at(self, count: int) -> Point:
         if count not in self._points:

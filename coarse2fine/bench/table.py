@@ -32,7 +32,7 @@ _REFERENCES = {
     "labels": "of the labelled objects that the exhaustive pass finds",
 }
 _EXPLAINED = (
-    "Total: multiply-adds with scan and halos, as a share of the exhaustive pass's, counted without any halo; "
+    "Total: multiply-adds with scan and halos, as a share of the exhaustive pass's; "
     "fewer: one over that; cells: share refined; chunks: share of the stored chunks of full resolution that windows "
     "with their halos touch; sec: wall-clock time, estimated (~) from the measured runs' seconds per multiply-add. All "
     "but the measured runs are look-ups of the exhaustive pass's answer in the cells chosen, which refining them would "

@@ -57,7 +57,7 @@ class Point:
     Parameters
     ----------
     share : float
-        Multiply-adds in all, scan and halos included, as a share of the exhaustive pass's (counted without halo).
+        Multiply-adds in all, scan and halos included, as a share of the exhaustive pass's.
     refined : float
         Share of the cells that were refined.
     chunks : float
@@ -106,7 +106,7 @@ class Trial:
     image : Image
     cell_shape : tuple of int
     exhaustive_macs : int
-        Of the exhaustive pass, without halo.
+        Of the exhaustive pass, halos included.
     scan : Scan
     reference : tuple of Region
         What the exhaustive pass finds.

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from coarse2fine.models.backbone import Backbone, BackboneSpec, design, parse_network
+from coarse2fine.models.backbone import Backbone, BackboneSpec, design
 from coarse2fine.models.bundle import ModelError
+from coarse2fine.models.timm_text import parse_network
 
 Weights = str | os.PathLike[str] | None
 NO_WEIGHTS = "none"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.fitting.evaluate import best_f1_threshold, match
-from coarse2fine.fitting.targets import PART, Scene, check_cells, part_of, pooled, some_parts
+from coarse2fine.fitting.targets import PART, Scene, part_of, pooled, some_parts
 from coarse2fine.merge import suppress
 from coarse2fine.model import Level, Model
 from coarse2fine.models.firing import calibrate_firing
@@ -21,7 +21,8 @@ from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.refine import refine
 from coarse2fine.scan import Tick, features, survey_level
-from coarse2fine.select import Plan, best_windows
+from coarse2fine.select import Plan
+from coarse2fine.windows import best_windows
 
 FLOOR = 0.05
 _MOST_PARTS = 1024
@@ -109,7 +110,7 @@ class Price:
     def window(self, model: Model, cells: int) -> float:
         """Cost of refining a window of `cells` by `cells` cells."""
         if self.unit == "macs":
-            return model.window_macs(cells)
+            return model.window_macs(cells, cells)
         return self.window_seconds[cells * model.geometry.fine]
 
     def scan(self, macs: int, seen: Seen) -> float:
@@ -159,7 +160,7 @@ def exhaustive_answer(
     total, before = sum(len(p) for p in parts), 0
     found, asked = [], []
     for scene, rows in zip(scenes, parts, strict=True):
-        plan = Plan(rows * PART, np.full(len(rows), PART), np.ones(len(rows), np.float32), scene.cell_shape)
+        plan = Plan(rows * PART, np.full((len(rows), 2), PART), np.ones(len(rows), np.float32), scene.cell_shape)
         offset = before
         progress = (lambda done, _, offset=offset: tick(offset + done, total)) if tick else None
         fine = refine(scene.image, plan, model, partial(read_detections, floor=FLOOR), runtime, progress)
@@ -305,7 +306,6 @@ def calibrate_level(model: Model, setting: Setting, level: Level) -> tuple[Level
         With a trained net.
     """
     high, logit, target = _held_cells(model, setting, level)
-    check_cells(len(target), level.cell)
     firing, areas = calibrate_firing(high, logit, target)
     return replace(level, firing=firing), areas
 
@@ -332,7 +332,7 @@ def _held_cells(
     ratio = level.cell // model.geometry.fine_cell
     # Of very large scenes every so many cells is enough, and all that memory need hold.
     step = max(1, sum(int(s.held.sum()) for s in scenes) * (PART // ratio) ** 2 // _MOST_CELLS)
-    everything = not any(s.held.any() for s in scenes) or _held_finds(scenes, answers) < _FEW_FINDS
+    everything = calibrates_on_all(scenes, answers)
     for scene, answer in zip(scenes, answers.targets, strict=True):
         for box, h, own, _ in features(scene.image, model, setting.runtime, level=level):
             fine_box = box.scale(ratio)
@@ -345,11 +345,10 @@ def _held_cells(
     return np.concatenate(high), np.concatenate(logit), np.concatenate(target)
 
 
-def _held_finds(scenes: Sequence[Scene], answers: Answers) -> int:
-    return sum(
-        int((_held(s, c.cells) & (c.scores >= answers.threshold)).sum())
-        for s, c in zip(scenes, answers.found, strict=True)
-    )
+def calibrates_on_all(scenes: Sequence[Scene], answers: Answers) -> bool:
+    """Whether so little was found in what is held back that thresholds are set on what the nets were trained on too."""
+    found = zip(scenes, answers.found, strict=True)
+    return sum(int((_held(s, c.cells) & (c.scores >= answers.threshold)).sum()) for s, c in found) < _FEW_FINDS
 
 
 def window_threshold(
@@ -377,7 +376,7 @@ def window_threshold(
 def held_finds(model: Model, setting: Setting) -> tuple[list[NDArray[np.int64]], list[NDArray[np.bool_]]]:
     """Cells of the sure finds held back in each scene (of all, where too few are held back), and which are areas'."""
     scenes, answers = setting.scenes, setting.answers
-    everything = _held_finds(scenes, answers) < _FEW_FINDS
+    everything = calibrates_on_all(scenes, answers)
     cells, areas = [], []
     for scene, found in zip(scenes, answers.found, strict=True):
         sure = found.take(found.scores >= answers.threshold)

@@ -35,24 +35,47 @@ _FIELD = 58
 _SCAN_PIXELS = 5.0
 _AREA_SIDE = 256.0
 _POINT_SIDE, _LEAST_SIDE = 32.0, 4.0
+# Of the distances between neighbouring points: at their median half of the objects would overlap another.
+_POINT_QUANTILE = 0.1
+_MOST_REDUCED = 64
+_LEAST_PIXELS = 2.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sizes:
-    """Typical sizes of the annotated objects, in full-resolution pixels.
+    """Sizes of the annotated objects, in full-resolution pixels.
 
     Parameters
     ----------
-    small, median, large : float
-        10th, 50th and 75th percentile of the side (the root of the bounding box's area).
+    sides : ndarray, float64, (n, 2)
+        Smaller side of each object's bounding box, and the root of the box's area; areas are no objects.
+    labels : ndarray, str, (n,)
+        Class of each.
     nominal : float
         Side given to annotations that are points.
+    guess : str
+        How that side was chosen, if it had to be guessed; else empty.
     """
 
-    small: float
-    median: float
-    large: float
+    sides: NDArray[np.float64]
+    labels: NDArray[np.str_]
     nominal: float
+    guess: str = ""
+
+    @property
+    def small(self) -> float:
+        """10th percentile of the side (the root of the bounding box's area)."""
+        return float(np.quantile(self.sides[:, 1], 0.1)) if len(self.sides) else self.nominal
+
+    @property
+    def median(self) -> float:
+        """Median of the side."""
+        return float(np.quantile(self.sides[:, 1], 0.5)) if len(self.sides) else self.nominal
+
+    @property
+    def large(self) -> float:
+        """75th percentile of the side."""
+        return float(np.quantile(self.sides[:, 1], 0.75)) if len(self.sides) else self.nominal
 
 
 def find_labels(all_annotations: Sequence[Annotations]) -> tuple[Label, ...]:
@@ -70,29 +93,51 @@ def find_labels(all_annotations: Sequence[Annotations]) -> tuple[Label, ...]:
 
 
 def measure(all_annotations: Sequence[Annotations], labels: Sequence[Label], object_size: float | None) -> Sizes:
-    """Sizes of the objects; points take `object_size`, else what their distances allow for."""
-    objects = {label.name for label in labels if label.kind == "object"}
-    sides: list[float] = []
-    gaps: list[NDArray[np.float64]] = []
-    for each in all_annotations:
-        points = [a.full_bounds[:2] for a in each.objects if a.is_point and a.label in objects]
-        if len(points) > 1:
-            gaps.append(cKDTree(points).query(points, k=2)[0][:, 1])
-        for a in each.objects:
-            if not a.is_point and a.label in objects:
-                y0, x0, y1, x1 = a.full_bounds
-                sides.append(math.sqrt((y1 - y0) * (x1 - x0)))
-    nominal = object_size or max(float(np.median(np.concatenate(gaps))) if gaps else _POINT_SIDE, _LEAST_SIDE)
-    if not sides:
-        sides = [nominal]
-    if object_size is None and len(sides) > 1:
-        nominal = float(np.median(sides))
-    small, median, large = np.quantile(sides, (0.1, 0.5, 0.75)).tolist()
-    return Sizes(small, median, large, nominal)
+    """Sizes of the objects; points take `object_size`, else what boxes have or what their distances allow for."""
+    names = {label.name for label in labels if label.kind == "object"}
+    objects = [[a for a in each.objects if a.label in names] for each in all_annotations]
+    points = [[a.full_bounds[:2] for a in each if a.is_point] for each in objects]
+    drawn = [a for each in objects for a in each if not a.is_point]
+    bounds = np.array([a.full_bounds for a in drawn], np.float64).reshape(-1, 4)
+    extent = bounds[:, 2:] - bounds[:, :2]
+    sides = np.stack([extent.min(axis=1), np.sqrt(extent.prod(axis=1))], axis=1)
+    count = sum(map(len, points))
+    nominal, guess = (object_size, "") if object_size else _nominal(points, sides[:, 1])
+    every = [a.label for a in drawn] + [a.label for each in objects for a in each if a.is_point]
+    return Sizes(
+        np.concatenate([sides, np.full((count, 2), nominal)]), np.array(every, np.str_), nominal, guess if count else ""
+    )
+
+
+def _nominal(points: Sequence[Sequence[tuple[float, float]]], drawn: NDArray[np.float64]) -> tuple[float, str]:
+    """Side of objects that are points, of which few overlap a neighbour, and how it was chosen.
+
+    Parameters
+    ----------
+    points : sequence of sequence of tuple of float
+        Positions (y, x) in each image.
+    drawn : ndarray, float64, (n,)
+        Sides of the objects that are more than points.
+    """
+    if len(drawn) > 1:
+        return float(np.median(drawn)), f"the median side of the {len(drawn):,} objects that are drawn"
+    gaps = [cKDTree(each).query(each, k=2)[0][:, 1] for each in points if len(each) > 1]
+    # The same object marked twice is no neighbour.
+    apart = np.concatenate(gaps) if gaps else np.zeros(0)
+    apart = apart[apart >= _LEAST_SIDE]
+    if not len(apart):
+        return _POINT_SIDE, "a usual size: no point has a neighbour that would tell"
+    return (
+        float(np.quantile(apart, _POINT_QUANTILE)),
+        f"only {_POINT_QUANTILE:.0%} of the points have a nearest neighbour closer than that",
+    )
 
 
 def choose_geometry(sizes: Sizes, labels: Sequence[Label]) -> Geometry:
     """Resolutions at which the small objects are still seen by the scan and the large ones fit the refine net's field.
+
+    Of the planes that the refine net could read, the one is taken in which fewest classes lose all their objects, then
+    fewest objects are too small or too large; of several, the one nearest to that which suits the typical object.
 
     Parameters
     ----------
@@ -102,12 +147,34 @@ def choose_geometry(sizes: Sizes, labels: Sequence[Label]) -> Geometry:
     if all(label.kind == "area" for label in labels):
         return Geometry(cell=FINE_STRIDE * 4, scan_downsample=16, refine_downsample=4)
     coarsest = max(1.0, sizes.small / _SCAN_PIXELS)
-    wanted = max(1.0, 1.2 * sizes.large / _FIELD)
-    refine = 2 ** math.ceil(math.log2(wanted))
-    refine = min(refine, 2 ** math.floor(math.log2(coarsest)), 64)
+    typical = 2 ** math.ceil(math.log2(max(1.0, 1.2 * sizes.large / _FIELD)))
+    typical = min(typical, 2 ** math.floor(math.log2(coarsest)), _MOST_REDUCED)
+    planes = [2**k for k in range(_MOST_REDUCED.bit_length())]
+    refine = min(planes, key=lambda r: (*_unseen(sizes, labels, r), abs(math.log2(r / typical))))
     scan = 2 ** math.floor(math.log2(coarsest))
     scan = min(max(scan, 2 * refine), FINE_STRIDE * refine)
     return Geometry(cell=FINE_STRIDE * refine, scan_downsample=scan, refine_downsample=refine)
+
+
+def _unseen(sizes: Sizes, labels: Sequence[Label], refine: int) -> tuple[int, int]:
+    """Classes of which every object is left out at 1/refine, and objects that are not seen well."""
+    spec = refiner_spec(3, labels, sizes, Geometry(FINE_STRIDE * refine, refine, refine))
+    short, side = sizes.sides.T
+    large = short > largest_side(spec, refine)
+    lost = large | (side < smallest_side(refine))
+    gone = sum(bool(lost[sizes.labels == name].all()) for name in np.unique(sizes.labels))
+    # Nothing is finer than the image itself.
+    return gone, int((large | ((side < _SCAN_PIXELS * refine) & (refine > 1))).sum())
+
+
+def largest_side(spec: StackSpec, refine_downsample: int) -> float:
+    """Full-resolution pixels that the smaller side of an object may have: little more than the refine net's field."""
+    return 1.25 * spec.field * refine_downsample
+
+
+def smallest_side(refine_downsample: int) -> float:
+    """Full-resolution pixels that an object must have: fewer pixels of the refine net's plane cannot be learned."""
+    return _LEAST_PIXELS * refine_downsample if refine_downsample > 1 else 0.0
 
 
 def base_spec(channels: int, geometry: Geometry, width: float = 1.0) -> StackSpec:

@@ -21,6 +21,8 @@ PART = 64
 # positive; one within the second distance is neither. At least one cell centre is within 0.71 cells of any point.
 _POSITIVE, _POSITIVE_SHARE = 0.75, 0.2
 _NEAR, _NEAR_SHARE = 1.5, 0.5
+# Share of the objects that may be left out unless the caller has chosen the resolution.
+_MOST_LOST = 0.2
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Scene:
         The classes; annotations of other classes are left out.
     fine_cell : int
         Side of a fine cell in full-resolution pixels.
-    largest : float
-        Objects whose smaller side exceeds this many full-resolution pixels do not fit the refine net's field: they
-        are neither sought nor held against a cell.
+    largest, smallest : float
+        Objects whose smaller side exceeds the first number of full-resolution pixels, or whose side (the root of the
+        bounding box's area) falls short of the second, are left out: neither sought nor held against a cell.
     nominal : float
         Side given to annotations that are points, in full-resolution pixels.
     """
@@ -76,6 +78,7 @@ class Scene:
         *,
         fine_cell: int,
         largest: float,
+        smallest: float = 0.0,
         nominal: float,
     ) -> None:
         self.image = image
@@ -95,7 +98,8 @@ class Scene:
         self.size = np.where(points[:, None], nominal, np.maximum(size, 1.0))
         self.centre = (bounds[:, :2] + bounds[:, 2:]) / 2
         self.label = np.array([index[a.label] for a in objects], np.int64)
-        self.fits = self.size.min(axis=1, initial=np.inf) <= largest
+        self.too_large = self.size.min(axis=1, initial=np.inf) > largest
+        self.fits = ~self.too_large & (self.size.prod(axis=1) >= smallest**2)
         self._areas = [(index[a.label], a.geometry) for a in known if kinds[index[a.label]] == "area"]
         self.annotated = AnnotatedArea(annotations).contains
         self.digest = _digest(annotations)
@@ -226,40 +230,107 @@ def pooled(
     return value.astype(np.float32), np.asarray(use.reshape(shape).all(axis=(1, 3)))
 
 
-def check_objects(scenes: Sequence[Scene], largest: float) -> None:
-    """Refuse annotations of which nothing can be learned, before anything is trained.
+@dataclass(frozen=True)
+class LeftOut:
+    """Annotated objects of one class, and those of them that are left out.
+
+    Parameters
+    ----------
+    label : str
+    objects, too_large, too_small : int
+    """
+
+    label: str
+    objects: int
+    too_large: int
+    too_small: int
+
+    @property
+    def count(self) -> int:
+        """All that are left out."""
+        return self.too_large + self.too_small
+
+    def __str__(self) -> str:
+        parts = ((self.too_large, "too large"), (self.too_small, "too small"))
+        why = " and ".join(f"{count:,} {word}" for count, word in parts if count)
+        return f"{self.count:,} of {self.objects:,} {self.label} ({why})"
+
+
+def check_objects(scenes: Sequence[Scene], largest: float, smallest: float, *, strict: bool) -> tuple[LeftOut, ...]:
+    """Count what is left out, before anything is trained; refuse what nothing or too little can be learned from.
+
+    Parameters
+    ----------
+    scenes : sequence of Scene
+    largest, smallest : float
+        As those of the scenes.
+    strict : bool
+        Whether to refuse where a class loses all its objects or a fifth of all objects is left out.
+
+    Returns
+    -------
+    tuple of LeftOut
+        One for each class that loses any.
 
     Raises
     ------
     AnnotationError
-        If no object counts, or all are too large.
+        If no object counts, or too many are left out.
     """
-    if any(label.kind == "area" for label in scenes[0].labels):
-        return
+    names = [label.name for label in scenes[0].labels if label.kind == "object"]
+    if not names:
+        return ()
+    index = [i for i, label in enumerate(scenes[0].labels) if label.kind == "object"]
     seen = [scene.annotated(*scene.centre.T) for scene in scenes]
-    if not any(each.any() for each in seen):
+    label = np.concatenate([scene.label[each] for scene, each in zip(scenes, seen, strict=True)])
+    large = np.concatenate([scene.too_large[each] for scene, each in zip(scenes, seen, strict=True)])
+    small = ~large & ~np.concatenate([scene.fits[each] for scene, each in zip(scenes, seen, strict=True)])
+    if not len(label) and len(names) == len(scenes[0].labels):
         raise AnnotationError(
             "all objects lie in Ignore* areas or outside the Region* areas: there is nothing to learn from; check them"
         )
-    if not any((each & scene.fits).any() for each, scene in zip(seen, scenes, strict=True)):
-        raise AnnotationError(
-            f"all objects are larger than {largest:,.0f} px, the most that can be sought; fit on smaller copies"
-        )
+    counts = [
+        LeftOut(name, *(int(rows[label == i].sum()) for rows in (np.ones_like(large), large, small)))
+        for i, name in zip(index, names, strict=True)
+    ]
+    lost = tuple(each for each in counts if each.count)
+    gone = any(each.count == each.objects for each in lost)
+    if gone or sum(each.count for each in lost) >= _MOST_LOST * len(label):
+        _refuse(lost, largest, smallest, whole=sum(each.count for each in lost) == len(label), strict=strict)
+    return lost
 
 
-def check_cells(known: int, cell: int) -> None:
-    """Refuse cells of so many pixels where none of them is known as a whole.
+def _refuse(lost: Sequence[LeftOut], largest: float, smallest: float, *, whole: bool, strict: bool) -> None:
+    """Raise, unless the resolution is the caller's own choice and something is left."""
+    if not strict and not whole:
+        return
+    raise AnnotationError(
+        f"too many objects would be left out: {'; '.join(map(str, lost))}. What is sought at this resolution has "
+        f"{smallest:,.0f} to {largest:,.0f} px. Fit one model for each range of sizes (mark the others Ignore*), "
+        "or fit on smaller or larger copies of the images"
+    )
+
+
+def check_cells(scenes: Sequence[Scene], cell: int) -> None:
+    """Refuse cells of so many pixels if none of them is known as a whole, before anything is trained.
 
     Raises
     ------
     AnnotationError
         If none is.
     """
-    if not known:
-        raise AnnotationError(
-            f"no cell of {cell} px lies wholly in an image and in what was annotated: "
-            "give larger images or Region* areas, or a geometry of smaller cells"
-        )
+    ratio = cell // scenes[0].fine_cell
+    for scene in scenes:
+        height, width = scene.cell_shape
+        for top in range(0, ceil_div(height, ratio) * ratio, ceil_div(PART, ratio) * ratio):
+            band = Box(top, 0, top + ceil_div(PART, ratio) * ratio, ceil_div(width, ratio) * ratio)
+            known = scene.known(band) | scene.known(band, held=True)
+            if pooled(np.zeros(known.shape, np.float32), known, ratio)[1].any():
+                return
+    raise AnnotationError(
+        f"no cell of {cell} px lies wholly in an image and in what was annotated: "
+        "give larger images or Region* areas, or a geometry of smaller cells"
+    )
 
 
 def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> None:

@@ -75,7 +75,7 @@ def measure_price(
     seconds = {}
     for side in sides:
         corners = rng.integers(0, [max(1, n - side + 1) for n in shape], (_TIMED_WINDOWS, 2))
-        plan = Plan(corners, np.full(len(corners), side), np.ones(len(corners), np.float32), shape)
+        plan = Plan(corners, np.full((len(corners), 2), side), np.ones(len(corners), np.float32), shape)
         again = partial(refine, image, plan, model, partial(read_detections, floor=0.5), runtime)
         again()  # chunks are decoded and the net is warm
         start = time.perf_counter()
@@ -204,8 +204,7 @@ def zoomed(levels: Sequence[Level], interests: Sequence[NDArray[np.float32]]) ->
     seen, macs = interests[0], []
     for (level, closer), closely in zip(pairwise(levels), interests[1:], strict=True):
         plan = zoom_plan(seen, level, closer)
-        spec = closer.net.spec
-        macs.append(plan.macs(lambda n, spec=spec: spec.macs(n, n)))  # type: ignore[misc]
+        macs.append(plan.macs(closer.net.spec.macs))
         looked = plan.covered()[: closely.shape[0], : closely.shape[1]]
         seen = np.where(looked, closely, np.float32(0))
     return seen, macs

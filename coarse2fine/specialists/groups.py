@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from coarse2fine.models.column import Column
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
-from coarse2fine.specialists.tree import column_arrays, load_columns
+from coarse2fine.specialists.tree import column_arrays, load_columns, macs_of
 
 _PREFIX = "groups."
 _NAMED = 6
@@ -93,13 +94,13 @@ class SpecialistGroups:
         spec = ColumnSpec.parse(text["spec"])
         columns = load_columns(own, "column.", lambda _: Column(spec, twins, text["classes"]))
         groups = Groups(own["group"], own["threshold"])
+        width = twins.maps[-1].channels
+        if groups.group.dtype != np.int64 or not groups.group.shape == groups.threshold.shape == (width,):
+            raise ValueError(f"expected a group and a threshold for each of {width} features")
         if not columns or len(columns) != len(groups):
             raise ValueError(f"expected a column for each of {len(groups)} groups, got {len(columns)}")
-        if len(groups.group) != len(groups.threshold):
-            raise ValueError(f"expected thresholds of {len(groups.group)} features, got {len(groups.threshold)}")
         gate = Gate(**text["gate"])
-        rest = {name: text[name] for name in ("macs_per_cell", "classes")}
-        return cls(groups, spec, tuple(columns.values()), gate, **rest)
+        return cls(groups, spec, tuple(columns.values()), gate, macs_of(text), text["classes"])
 
 
 class GroupRunner:

@@ -20,11 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.models.bundle import load_bundle, save_bundle
+from coarse2fine.model_file import read_model_file
+from coarse2fine.models.bundle import packed
 from coarse2fine.models.column import Column, Columns, NormedColumn
 from coarse2fine.models.lanes import threads_here
 from coarse2fine.models.twin import ColumnSpec, Twins
 from coarse2fine.specialists.items import Items, ItemStore, Loss, loss_of, squared_of
+from coarse2fine.tiling.atomic import replace_file
 
 _BLOCK = 1024
 # Items by which normalisation is settled.
@@ -150,7 +152,7 @@ class ColumnTrainer:
 
 def load_column(shape: Shape, path: Path) -> Column:
     """A trained column, in evaluation mode."""
-    arrays, _ = load_bundle(path)
+    arrays, _ = read_model_file(path)
     column = shape.empty()
     column.load_state_dict({name: torch.from_numpy(array).float() for name, array in arrays.items()})
     return column.eval()
@@ -228,7 +230,7 @@ def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes:
         if len(items) > 1:
             some = torch.from_numpy(np.random.default_rng(options.seed).permutation(len(items))[:_SETTLED])
             column.settle([m[some].float() for m in items.maps], [s[some].float() for s in stages])
-        save_bundle(path, _half(column.folded()), {})
+        replace_file(path, packed(_half(column.folded()), {}))
     return path
 
 
@@ -251,7 +253,7 @@ def _train_own(folder: Path, options: TrainingOptions, shape: Shape, mine: Cohor
             return answers
 
         _descend(only, groups, items, stages, weights, options, options.own_epochs, store.loss)
-        save_bundle(path, _half(columns.column(0).state_dict()), {})
+        replace_file(path, packed(_half(columns.column(0).state_dict()), {}))
     return path
 
 

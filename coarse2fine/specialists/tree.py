@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from coarse2fine.model_file import filled
 from coarse2fine.models.bundle import under
 from coarse2fine.models.column import Column
 from coarse2fine.models.gate import Gate
@@ -137,7 +138,11 @@ class SpecialistTree:
         own = under(arrays, _PREFIX)
         clusters = FeatureTree.from_arrays(own)
         specs = tuple(ColumnSpec.parse(each) for each in text["specs"])
-
+        shares, names = own["shares"], tuple(text["names"])
+        if clusters.depths.max() > len(specs) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"expected a column's shape for each depth, and names; got {len(specs)}, {names!r:.100}")
+        if shares.ndim != 2 or len(shares) != len(clusters) or shares.shape[1] < len(names):
+            raise ValueError(f"expected shares of {len(names)} classes in {len(clusters)} nodes, got {shares.shape}")
         outputs = [len(value) for key, value in own.items() if key.endswith(".reader.bias")]
 
         def empty(node: int) -> Column:
@@ -147,16 +152,16 @@ class SpecialistTree:
 
         columns = load_columns(own, "column.", empty)
         kept = (np.flatnonzero(clusters.kept[1:]) + 1).tolist()
-        if not kept or sorted(columns) != kept or len(own["shares"]) != len(clusters):
+        if not kept or sorted(columns) != kept:
             raise ValueError(f"expected columns for the nodes {kept} of {len(clusters)}, got {sorted(columns)}")
         return cls(
             clusters,
             specs,
             columns,
             Gate(**text["gate"]),
-            text["macs_per_cell"],
-            tuple(text["names"]),
-            own["shares"],
+            macs_of(text),
+            names,
+            shares,
             {int(node): tiles for node, tiles in under(own, "tiles.").items()},
         )
 
@@ -194,13 +199,19 @@ def load_columns(arrays: Mapping[str, NDArray[Any]], prefix: str, empty: Callabl
     empty : callable
         From a column's number to a column of its shape.
     """
-    states: dict[int, dict[str, torch.Tensor]] = {}
+    states: dict[int, dict[str, NDArray[Any]]] = {}
     for key, value in under(arrays, prefix).items():
         number, _, name = key.partition(".")
-        states.setdefault(int(number), {})[name] = torch.from_numpy(value).float()
+        states.setdefault(int(number), {})[name] = value
     columns = {}
     for which, state in sorted(states.items()):
-        columns[which] = empty(which)
-        columns[which].load_state_dict(state)
-        columns[which].eval()
+        columns[which] = filled(partial(empty, which), state)
     return columns
+
+
+def macs_of(text: Mapping[str, Any]) -> float:
+    """The multiply-adds of a cell that a description states."""
+    macs = text["macs_per_cell"]
+    if not isinstance(macs, int | float) or not macs >= 0:
+        raise ValueError(f"expected multiply-adds of a cell, got {macs!r:.60}")
+    return float(macs)

@@ -1,0 +1,64 @@
+"""The images of a fit and their annotations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.annotations import (
+    AnnotationError,
+    Annotations,
+    expand_paths,
+    match_annotations,
+    read_annotations,
+)
+from coarse2fine.remembered import open_alike
+from coarse2fine.tiling.image import Image
+
+Sources = str | os.PathLike[str] | NDArray[Any] | Image | dict[str, Any] | Sequence[Any]
+
+
+def load_pairs(
+    images: Sources,
+    annotations: Sources,
+    channels: int | Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> list[tuple[Image, Annotations]]:
+    """Images with their annotations; files are matched by name, all else by order.
+
+    Parameters
+    ----------
+    images, annotations, channels, value_range
+        See `fit`.
+
+    Raises
+    ------
+    AnnotationError, ImageError
+        If one cannot be read, they do not match, or nothing is annotated.
+    """
+    images = [images] if isinstance(images, np.ndarray | Image) else images
+    by_name = isinstance(images, str | os.PathLike) or all(isinstance(i, str | os.PathLike) for i in images)
+    texts: Any = [annotations] if isinstance(annotations, dict) else annotations
+    texts = texts if isinstance(texts, str | os.PathLike) else list(texts)
+    named = by_name and not (isinstance(texts, list) and any(isinstance(t, dict) for t in texts))
+    # A list keeps its order where only the order tells which annotation belongs to which image.
+    expand = named or isinstance(images, str | os.PathLike)
+    sources: list[Any] = list(expand_paths(images) if expand else images)  # type: ignore[arg-type]
+    if named:
+        matched: list[Any] = list(match_annotations(sources, texts))
+    else:
+        matched = [texts] if isinstance(texts, str | os.PathLike) else texts
+    if len(matched) != len(sources):
+        raise AnnotationError(f"expected one annotation for each image, got {len(matched)} for {len(sources)}")
+    pairs = []
+    for image, text in zip(open_alike(sources, channels, value_range), matched, strict=True):
+        known = text if isinstance(text, dict) else Path(text)
+        pairs.append((image, read_annotations(known, full_shape=(image.height, image.width))))
+    if not any(annotated.objects for _, annotated in pairs):
+        raise AnnotationError("the annotations hold no object of any class: there is nothing to learn from")
+    return pairs

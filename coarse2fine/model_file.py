@@ -1,0 +1,129 @@
+"""Parts of a model in its file: nets, the rules that read them, and what a stranger's file must hold to be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from coarse2fine.models.backbone import Backbone, BackboneSpec
+from coarse2fine.models.base import Base
+from coarse2fine.models.bundle import ModelError, under, unpacked
+from coarse2fine.models.conv_stack import ConvStack, StackSpec
+from coarse2fine.models.firing import Curve, Firing
+from coarse2fine.models.timm_text import PREFIX
+from coarse2fine.tiling.regular import open_regular
+
+Arrays = Mapping[str, NDArray[Any]]
+Net = TypeVar("Net", bound=nn.Module)
+
+_NUMBER = (int, float)
+_TEXT: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "task", "base", "refiner"), (str,)),
+    **dict.fromkeys(("geometry", "provenance"), (dict,)),
+    **dict.fromkeys(("mean", "std", "labels"), (list,)),
+    **dict.fromkeys(("channels", "window"), (int,)),
+    **dict.fromkeys(("threshold", "tau"), _NUMBER),
+}
+"""What a description must hold, and of which types."""
+
+
+def read_model_file(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays and description of a model file.
+
+    Raises
+    ------
+    ModelError
+        If the file is none, is no model, is damaged, or is of another format version.
+    """
+    try:
+        with open_regular(path) as file, BufferedReader(file) as stream:
+            return unpacked(stream, str(path))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error}); fit or copy it again") from error
+
+
+def check_text(text: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a description lacks something, or something in it is of another type."""
+    for name, types in _TEXT.items():
+        value = text.get(name)
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f"its {name} is {value!r:.60}, expected {' or '.join(t.__name__ for t in types)}")
+    if text["task"] not in ("detect", "explore") or (text["task"] == "detect") != ("firing" in text):
+        raise ValueError(f'expected "detect" with a firing rule or "explore" without, got {text["task"]!r:.40}')
+    if text["channels"] not in (1, 3):
+        raise ValueError(f"its nets read {text['channels']} channels, expected 1 or 3")
+
+
+def unfitted(channels: int, text: str) -> Callable[[], Base]:
+    """What makes the base that a text describes: a network of timm, or a built-in one."""
+    if text.startswith(PREFIX):
+        backbone = BackboneSpec.parse(channels, text)
+        return lambda: Backbone(backbone)
+    stack = StackSpec.parse(channels, text)
+    return lambda: ConvStack(stack)
+
+
+def filled(make: Callable[[], Net], arrays: Arrays) -> Net:
+    """A net with the weights of a file, in evaluation mode.
+
+    It is made without memory first: a text of a few words can ask for any amount.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the net, on whatever device is the default.
+    arrays : mapping of str to ndarray
+        By the names of the net's own state.
+
+    Raises
+    ------
+    ValueError
+        If the file does not hold just these weights, in these shapes.
+    """
+    with torch.device("meta"):
+        # A file holds a single number as an array of one.
+        expected = {name: tuple(value.shape) or (1,) for name, value in make().state_dict().items()}
+    found = {name: array.shape or (1,) for name, array in arrays.items()}
+    if found != expected:
+        name = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise ValueError(f"the weights {name} have the shape {found.get(name)}, expected {expected.get(name)}")
+    for name, array in arrays.items():
+        if name.endswith("running_var") and array.min(initial=0) < 0:
+            raise ValueError(f"the variance {name} is negative")
+    net = make()
+    net.load_state_dict({name: torch.from_numpy(array).float() for name, array in arrays.items()})
+    return net.eval()
+
+
+def weights(net: nn.Module, prefix: str) -> dict[str, NDArray[Any]]:
+    """The weights of a net by name, as float32."""
+    return {f"{prefix}{key}": t.detach().cpu().float().numpy() for key, t in net.state_dict().items()}
+
+
+def firing_arrays(firing: Firing, prefix: str) -> dict[str, NDArray[Any]]:
+    """The tables of a rule by name."""
+    arrays: dict[str, NDArray[Any]] = {
+        f"{prefix}features": firing.features,
+        f"{prefix}raw_knots": firing.raw_knots,
+        f"{prefix}probability_knots": firing.probability_knots,
+    }
+    for index, curve in enumerate(firing.curves):
+        arrays[f"{prefix}{index}.edges"] = curve.edges
+        arrays[f"{prefix}{index}.precision"] = curve.precision
+    return arrays
+
+
+def firing_of(arrays: Arrays, text: Mapping[str, Any], prefix: str, net: Base) -> Firing:
+    """Build the rule that reads a net from what `firing_arrays` gave, and its description."""
+    own = under(arrays, prefix)
+    width = (net.reader if isinstance(net, Backbone) else cast("ConvStack", net).convs[-1]).in_channels
+    if own["features"].max(initial=0) >= width:
+        raise ValueError(f"a rule reads feature {own['features'].max()} of a net that has {width}")
+    curves = tuple(Curve(own[f"{i}.edges"], own[f"{i}.precision"]) for i in range(len(own["features"])))
+    return Firing(text["rule"], text["prior"], own["features"], curves, own["raw_knots"], own["probability_knots"])

@@ -1,0 +1,145 @@
+"""Files and folders that appear whole or not at all: written beside their target and renamed.
+
+Names beside a target cannot be foreseen and are never opened if they exist, so that a link that somebody planted in a
+shared folder is not written through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+TEMPORARY = ".tmp"
+"""Suffix of what is being written."""
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give the path of a sibling to write, which takes the name `target` if all goes well and vanishes otherwise.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        If the folder does not exist, or `target` is a folder.
+    """
+    _check_folder(target)
+    if target.is_dir():
+        raise IsADirectoryError(f"cannot write {target}: it is a folder; give the name of a file")
+    temporary = sibling(target)
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_stream(target: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+    """Like `replacing`, open for writing; compressed with gzip when the name ends in ``.gz``.
+
+    Parameters
+    ----------
+    target : Path
+    sync : bool
+        Whether to wait until the content is on the disk. Else a power cut soon after may leave a file of the right
+        length and wrong content.
+    """
+    with replacing(target) as temporary, contextlib.ExitStack() as stack:
+        # Created by us, so that the file has the usual permissions; tempfile makes it private to its owner.
+        file = stack.enter_context(temporary.open("xb"))
+        if sync:
+            stack.callback(_flush, file)
+        stream: Any = file
+        if target.name.endswith(".gz"):
+            # Neither name nor time inside, so that equal results are equal files.
+            stream = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=3, fileobj=file, mtime=0))
+        yield stream
+
+
+def replace_file(target: Path, content: bytes) -> None:
+    """Write a file whose loss would matter: it is on the disk when this returns.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; what was there before is left.
+    """
+    with replacing_stream(target, sync=True) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Like `replacing`, for a folder: the sibling is to be made by whoever writes it.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If the folder around it does not exist, or `target` is a file.
+    """
+    _check_folder(target)
+    if target.is_file():
+        raise NotADirectoryError(f"cannot write {target}: it is a file; give the name of a folder")
+    temporary, old = sibling(target), sibling(target)
+    try:
+        yield temporary
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Like `replacing_folder`, for a folder that must not exist.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a `target` by the time that it could get its name.
+    """
+    temporary = sibling(target)
+    try:
+        yield temporary
+        if target.exists():
+            raise FileExistsError(f"{target}: came into being meanwhile; choose another path or remove it")
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sibling(target: Path, suffix: str = TEMPORARY) -> Path:
+    """A name beside a target that nobody can foresee; hidden, and no longer than any file system allows."""
+    return target.with_name(f".{uuid.uuid4().hex}{suffix}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until all files below a folder are on the disk.
+
+    Raises
+    ------
+    OSError
+        If one of them could not be stored: some file systems say only now that they are full.
+    """
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with (Path(place) / name).open("r+b") as file:
+                os.fsync(file.fileno())
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _check_folder(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist; create it first")

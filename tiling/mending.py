@@ -1,0 +1,103 @@
+"""Levels that are not whole: what a reduced one lacks is made from the next finer one, or else it is said where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ImageError
+from .geometry import Box, Level
+from .scaling import clamp
+from .source import Source
+
+T = TypeVar("T", bound=np.generic)
+Read = Callable[[Box], NDArray[T]]
+
+
+def mended(
+    source: Source, levels: tuple[Level, ...], level: int, box: Box, stored: Read[T], finer: Read[T], *, remote: bool
+) -> NDArray[T]:
+    """Read a box that lies inside a level, and what the level lacks from the next finer one.
+
+    Parameters
+    ----------
+    source : Source
+        Knows what is not stored.
+    levels : tuple of Level
+    level : int
+    box : Box
+    stored, finer : callable
+        Read a part of the box, (h, w) or (h, w, channels): where it is stored, and from the next finer level.
+    remote : bool
+        Whether a network lies between: its faults are not mended, as they would be met again.
+
+    Raises
+    ------
+    ImageError
+        If a part can be read from neither; it tells why not where it is stored.
+    """
+    if level == 0:
+        return stored(box)
+    try:
+        values = stored(box)
+    except ImageError as error:
+        closed = error.__cause__ is None
+        if closed or (remote and isinstance(error.__cause__, OSError)):
+            raise
+        try:
+            return finer(box)
+        except ImageError:
+            raise error from error.__cause__
+    absent = source.absent(level, box)
+    if absent is None:
+        return values
+    place = _bounds(absent)
+    part = place.shift(box.y0, box.x0)
+    # Nothing is where even the full resolution has nothing: looking that up is cheaper than reading it.
+    if all(source.is_blank(under, _under(part, levels[level], levels[under])) for under in range(level)):
+        return values
+    values = values if values.flags.writeable else values.copy()
+    rows, columns = slice(place.y0, place.y1), slice(place.x0, place.x1)
+    lacking = absent[rows, columns]
+    values[rows, columns] = np.where(
+        lacking if values.ndim == 2 else lacking[..., None], finer(part), values[rows, columns]
+    )
+    return values
+
+
+def chunk_by_chunk(level: Level, box: Box, read: Callable[[Box], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Mask (h, w) of a box that lies inside a level, put together from what is read of each chunk."""
+    mask = np.empty((box.height, box.width), dtype=np.bool_)
+    step_y, step_x = level.chunk
+    for y in range(box.y0 // step_y * step_y, box.y1, step_y):
+        for x in range(box.x0 // step_x * step_x, box.x1, step_x):
+            part = Box(y, x, y + step_y, x + step_x).intersect(box)
+            assert part is not None
+            into = part.shift(-box.y0, -box.x0)
+            mask[into.y0 : into.y1, into.x0 : into.x1] = read(part)
+    return mask
+
+
+def read_error(level: str, box: Box, error: Exception) -> ImageError:
+    """Say which part of a named level cannot be read, and why."""
+    place = f"{level}, chunk at y={box.y0}, x={box.x0} ({box.height} x {box.width} pixels) cannot"
+    if isinstance(error, OSError):
+        return ImageError(f"{place} be read ({error.strerror or error}); check the disk or the network, and try again")
+    return ImageError(
+        f"{place} be decoded ({type(error).__name__}: {error}); the file is damaged there, copy or export it again"
+    )
+
+
+def _bounds(where: NDArray[np.bool_]) -> Box:
+    rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
+    return Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+
+
+def _under(box: Box, level: Level, finer: Level) -> Box:
+    """Pixels of a finer level that a box of a level covers."""
+    y, x = level.downsample_y / finer.downsample_y, level.downsample_x / finer.downsample_x
+    whole = Box(int(box.y0 * y), int(box.x0 * x), int(-(-box.y1 * y // 1)), int(-(-box.x1 * x // 1)))
+    return clamp(whole, finer.height, finer.width)
