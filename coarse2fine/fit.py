@@ -199,8 +199,7 @@ def fit(
             _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
         ]
         best = min(found, key=lambda each: each.cost)
-        recipe = replace(recipe, geometry=best.model.geometry)
-        best = add_glances(best, recipe, setting, bars)
+        best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
     tried = {_scan_of(each.model): each.cost for each in found}
     known = {"runtime": runtime.name, "torch": str(torch.__version__), "calibrated_on_training": self_calibrated}
     cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
