@@ -23,7 +23,7 @@ from coarse2fine.annotations import (
     Annotations,
     expand_paths,
     match_annotations,
-    read_annotations,
+    read_each,
 )
 from coarse2fine.config import check_seed
 from coarse2fine.fitting.backbones import Weights, make_backbone
@@ -319,11 +319,9 @@ def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotation
         matched = [texts] if isinstance(texts, str | os.PathLike) else texts
     if len(matched) != len(sources):
         raise AnnotationError(f"expected one annotation for each image, got {len(matched)} for {len(sources)}")
-    pairs = []
-    for source, text in zip(sources, matched, strict=True):
-        image = open_image(source)
-        known = text if isinstance(text, dict) else Path(text)
-        pairs.append((image, read_annotations(known, full_shape=(image.height, image.width))))
+    opened = [open_image(source) for source in sources]
+    known = [text if isinstance(text, dict) else Path(text) for text in matched]
+    pairs = list(zip(opened, read_each(known, opened), strict=True))
     if not any(annotated.objects for _, annotated in pairs):
         raise AnnotationError("the annotations hold no object of any class: there is nothing to learn from")
     return pairs

@@ -69,12 +69,12 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int, *, unzip: bool =
     OSError
         As `open_regular`; or if the compressed data are damaged.
     """
-    with open_regular(path) as file:
+    with io.BufferedReader(open_regular(path)) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most_bytes:
             raise FileTooLargeError(f"{path} has {size:,} bytes, expected at most {most_bytes:,}")
         # A file may grow while it is read.
-        content = io.BufferedReader(file).read(most_bytes + 1)
+        content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise FileTooLargeError(f"{path} has more than {most_bytes:,} bytes")
     if unzip and content.startswith(b"\x1f\x8b"):
