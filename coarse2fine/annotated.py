@@ -186,24 +186,16 @@ def shown(value: Any) -> str:
 
 
 def label_of(value: Any) -> str | None:
-    """A class name from a text or number; None for all else, and for a name without characters.
-
-    Raises
-    ------
-    StrayError
-        If it is too long for a name.
-    """
+    """A class name from a text or number, cut at 200 characters; None for all else, and for one without characters."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         return None
     try:
         text = str(value)
     except ValueError:  # thousands of digits
-        text = "9" * (_LONGEST_LABEL + 1)
+        return None
     # Halves of characters can be written in JSON, but in no file.
     text = text.encode("utf-8", "replace").decode().strip()
-    if len(text) > _LONGEST_LABEL:
-        raise StrayError(f"has a class name of more than {_LONGEST_LABEL} characters")
-    return text or None
+    return (text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 3]}...") or None
 
 
 def number_of(value: Any) -> float | None:
@@ -255,13 +247,14 @@ def entry_of(entries: Sequence[str], image: str | None, file: str) -> int | None
             raise AnnotationError(f"{file} holds the annotations of {len(entries):,} images; say which one is meant")
         return 0 if entries else None
     wanted = PurePosixPath(image.replace("\\", "/"))
-    paths = [PurePosixPath(entry.replace("\\", "/")) for entry in entries]
-    found = [i for i, path in enumerate(paths) if path.name == wanted.name]
-    found = found or [i for i, path in enumerate(paths) if path.stem == wanted.stem]
-    if len(found) > 1:  # of the same name in several folders
-        tails = [i for i in found if wanted.parts[-len(paths[i].parts) :] == paths[i].parts]
-        longest = max((len(paths[i].parts) for i in tails), default=0)
-        found = [i for i in tails if len(paths[i].parts) == longest] or found
+    likely = [(i, PurePosixPath(e.replace("\\", "/"))) for i, e in enumerate(entries) if wanted.stem in e]
+    alike = [(i, path) for i, path in likely if path.name == wanted.name]
+    alike = alike or [(i, path) for i, path in likely if path.stem == wanted.stem]
+    if len(alike) > 1:  # of the same name in several folders
+        tails = [(i, path) for i, path in alike if wanted.parts[-len(path.parts) :] == path.parts]
+        longest = max((len(path.parts) for _, path in tails), default=0)
+        alike = [(i, path) for i, path in tails if len(path.parts) == longest] or alike
+    found = [i for i, _ in alike]
     if len(found) > 1:
         names = ", ".join(shown(entries[i]) for i in found[:3])
         raise AnnotationError(f"{file} names the image {wanted.name} {len(found)} times ({names}); keep one")

@@ -32,7 +32,7 @@ from coarse2fine.annotations_files import Content, load, parse
 from coarse2fine.annotations_match import match_annotations
 from coarse2fine.annotations_world import in_pixels
 from coarse2fine.paths import PathLike, expand_paths
-from coarse2fine.polygons import areas_of, repaired
+from coarse2fine.polygons import SMALL_RING, areas_of, repaired
 from coarse2fine.tiling.geometry import GeoReference
 from coarse2fine.tiling.image import Image
 
@@ -132,7 +132,7 @@ def read_each(sources: Sequence[Path | dict[str, Any]], images: Sequence[Image])
 def _read(content: Content, path: Path | None, subject: Subject) -> Annotations:
     name = "the given annotations" if path is None else str(path)
     parsed = parse(content, path, name, subject)
-    total = len({each.place for each in (*parsed.drafts, *parsed.strays)})
+    total = len({draft.place for draft in parsed.drafts} | {stray.place for stray in parsed.strays})
     notes = list(parsed.notes)
     strays = list(parsed.strays)
     drafts, note = _classified(parsed.drafts, strays, name)
@@ -228,10 +228,12 @@ def _scaled(
 def _made_valid(drafts: list[Draft], geometries: NDArray[np.object_], strays: list[Stray]) -> NDArray[np.bool_]:
     """Repair, in place, the polygons that cross themselves; which are kept."""
     kept = np.ones(len(drafts), bool)
-    areas = shapely.area(geometries) if len(drafts) else np.zeros(0)
-    large = shapely.get_num_coordinates(geometries) > _ALWAYS_CHECKED if len(drafts) else kept
-    # Small ones are checked all at once.
-    doubtful = large | ~shapely.is_valid(np.where(large, None, geometries)) | (areas == 0)
+    if not drafts:
+        return kept
+    areas, large = shapely.area(geometries), shapely.get_num_coordinates(geometries) > SMALL_RING
+    small = geometries.copy()
+    small[large] = None
+    doubtful = ~shapely.is_valid(small) | (areas == 0)  # nothing is not valid
     for i in np.flatnonzero(doubtful).tolist():
         if geometries[i].geom_type == "Point":
             continue
@@ -246,9 +248,6 @@ def _made_valid(drafts: list[Draft], geometries: NDArray[np.object_], strays: li
             kept[i] = False
         geometries[i] = area
     return kept
-
-
-_ALWAYS_CHECKED = 2000
 
 
 def _clipped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -43,12 +44,25 @@ def coco_images(payload: dict[str, Any]) -> list[str]:
     return [_name(image) for image in payload["images"]]
 
 
-def parse_coco(payload: dict[str, Any], image: str | None, name: str) -> Parsed:
+def by_image(payload: dict[str, Any]) -> dict[Any, list[tuple[int, Any]]]:
+    """Annotations of each image by its id, with their numbers in the file, counted from 1."""
+    found: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+    for number, annotation in enumerate(payload["annotations"], 1):
+        if isinstance(annotation, dict) and isinstance(key := annotation.get("image_id"), str | int):
+            found[key].append((number, annotation))
+    return found
+
+
+def parse_coco(
+    payload: dict[str, Any], grouped: dict[Any, list[tuple[int, Any]]], image: str | None, name: str
+) -> Parsed:
     """What a COCO data set says of one image.
 
     Parameters
     ----------
     payload : dict
+    grouped : dict
+        Its annotations; see `by_image`.
     image : str or None
         Its path or name; None if the set holds one image alone.
     name : str
@@ -64,15 +78,15 @@ def parse_coco(payload: dict[str, Any], image: str | None, name: str) -> Parsed:
     notes: tuple[str, ...] = ()
     if index is None and len(names) == 1:
         index, notes = 0, (f"{name}: the one image of the file, {shown(names[0])}, is taken for {shown(image)}",)
-    if index is None:
+    chosen = {} if index is None else payload["images"][index]
+    if index is None or not isinstance(chosen, dict):
         raise AnnotationError(
             f"{name} holds {len(names):,} images, but none of the name of {shown(image)}; the first is "
             f"{shown(names[0]) if names else 'missing'}"
         )
-    chosen = payload["images"][index]
     identity = chosen.get("id")
     classes = _classes(payload.get("categories"))
-    own = [(n, each) for n, each in enumerate(payload["annotations"], 1) if _is_of(each, identity)]
+    own = grouped.get(identity, []) if isinstance(identity, str | int) else []
     found = collect((each for _, each in own), partial(_drafts, classes=classes), "annotation")
     places = {f"annotation {i}": f"annotation {n}" for i, (n, _) in enumerate(own, 1)}
     return Parsed(
@@ -88,19 +102,16 @@ def _name(image: Any) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _is_of(annotation: Any, identity: Any) -> bool:
-    return isinstance(annotation, dict) and identity is not None and annotation.get("image_id") == identity
-
-
-def _classes(categories: Any) -> list[tuple[Any, str | None]]:
+def _classes(categories: Any) -> dict[Any, str | None]:
     found = [each for each in categories if isinstance(each, dict)] if isinstance(categories, list) else []
-    return [(each.get("id"), label_of(each.get("name"))) for each in found]
+    return {key: label_of(each.get("name")) for each in found if isinstance(key := each.get("id"), str | int)}
 
 
-def _drafts(annotation: dict[str, Any], place: str, classes: list[tuple[Any, str | None]]) -> Iterator[Draft]:
+def _drafts(annotation: dict[str, Any], place: str, classes: dict[Any, str | None]) -> Iterator[Draft]:
     identity = annotation.get("category_id")
-    # Numbers of categories come as texts too; where none are named, the number is the name.
-    label = next((name for known, name in classes if known == identity), None) if classes else label_of(identity)
+    # Where no category is named, its number is its name.
+    known = classes.get(identity) if isinstance(identity, str | int) else None
+    label = known if classes else label_of(identity)
     if number_of(annotation.get("iscrowd")) == 1:
         label = IGNORE
     score = number_of(annotation.get("score"))

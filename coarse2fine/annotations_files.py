@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from coarse2fine.annotated import AnnotationError, Parsed, Subject, shown
-from coarse2fine.annotations_coco import coco_images, is_coco, parse_coco
-from coarse2fine.annotations_geojson import parse_geojson
+from coarse2fine.annotations_coco import by_image, coco_images, is_coco, parse_coco
+from coarse2fine.annotations_geojson import is_geojson, parse_geojson
 from coarse2fine.annotations_tools import (
     is_labelme,
     parse_labelme,
@@ -25,7 +26,7 @@ MOST_BYTES = 2**30
 _EXPECTED = "GeoJSON, COCO JSON, Label Studio, LabelMe or YOLO text; in QuPath: File > Export objects as GeoJSON"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Content:
     """What a file holds: a JSON value, or text that is none.
 
@@ -38,6 +39,11 @@ class Content:
 
     payload: Any
     text: str | None = None
+
+    @cached_property
+    def coco(self) -> dict[Any, list[tuple[int, Any]]]:
+        """Annotations of a COCO data set by their images."""
+        return by_image(self.payload)
 
 
 def load(path: Path) -> Content:
@@ -69,16 +75,10 @@ def images_in(content: Content) -> list[str] | None:
     """Names of the images that a file of several holds; None if its kind is of one image alone."""
     if is_coco(content.payload):
         return coco_images(content.payload)
-    if parse_geojson_like(content.payload):
+    if is_geojson(content.payload):
         return None
     tasks = studio_tasks(content.payload)
     return None if tasks is None else studio_images(tasks)
-
-
-def parse_geojson_like(payload: Any) -> bool:
-    """Whether a JSON value claims to be GeoJSON."""
-    first = payload[0] if isinstance(payload, list) and payload else payload
-    return isinstance(first, dict) and first.get("type") in ("Feature", "FeatureCollection")
 
 
 def parse(content: Content, path: Path | None, name: str, subject: Subject) -> Parsed:
@@ -106,10 +106,10 @@ def parse(content: Content, path: Path | None, name: str, subject: Subject) -> P
             raise AnnotationError(f"{name} is text, but not YOLO's: expected lines of class x y width height")
         return found
     if is_coco(payload):
-        return parse_coco(payload, subject.name, name)
+        return parse_coco(payload, content.coco, subject.name, name)
     if is_labelme(payload):
         return parse_labelme(payload)
-    tasks = None if parse_geojson_like(payload) else studio_tasks(payload)
+    tasks = None if is_geojson(payload) else studio_tasks(payload)
     if tasks is not None:
         return parse_studio(tasks, subject.name, name)
     found = parse_geojson(payload)

@@ -15,6 +15,12 @@ _FRAMES = ("tma_core", "root")
 _NOT_MANY = 50
 
 
+def is_geojson(payload: Any) -> bool:
+    """Whether a JSON value claims to be GeoJSON with features."""
+    first = payload[0] if isinstance(payload, list) and payload else payload
+    return isinstance(first, dict) and first.get("type") in ("Feature", "FeatureCollection")
+
+
 def parse_geojson(payload: Any) -> Parsed | None:
     """What GeoJSON says: a FeatureCollection, a bare list of features, or a single Feature.
 

@@ -104,7 +104,9 @@ def parse_studio(tasks: list[dict[str, Any]], image: str | None, name: str) -> P
         if isinstance(result, dict) and isinstance(key := result.get("id"), str):
             labels[key] = labels.get(key) or _studio_label(result)
     shapes = [result for result in results if _is_place(result)]
-    stated = [shape_of(each.get("original_height"), each.get("original_width")) for each in shapes]
+    stated = [
+        shape_of(each.get("original_height"), each.get("original_width")) for each in shapes if isinstance(each, dict)
+    ]
     size = next((each for each in stated if each is not None), None)
     if shapes and size is None:
         raise AnnotationError(f"{name} does not say how large {shown(names[index])} is; export it as JSON again")

@@ -111,10 +111,7 @@ def _read_classes(path: Path) -> dict[int, str]:
         raise AnnotationError(f"cannot read the names of classes: {path}: {error}") from error
     lines = text.splitlines()
     names = _yaml_names(lines) if path.suffix == ".yaml" else dict(enumerate(line.strip() for line in lines))
-    try:
-        labels = {number: label_of(name) for number, name in names.items()}
-    except StrayError as error:
-        raise AnnotationError(f"{path} {error}") from error
+    labels = {number: label_of(name) for number, name in names.items()}
     return {number: label for number, label in labels.items() if label}
 
 

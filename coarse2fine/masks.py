@@ -54,7 +54,8 @@ def cells_inside(mask: MaskSource, image: Image, cell: int) -> NDArray[np.bool_]
     ImageError, OSError
         If the mask cannot be read.
     ValueError
-        If it is no GeoJSON of polygons, is in another coordinate reference system or of another shape than the image, or leaves nothing to analyse.
+        If it is no GeoJSON of polygons, is in another coordinate reference system, is of another shape than the
+        image, or leaves nothing to analyse.
     """
     cell_shape = (-(-image.height // cell), -(-image.width // cell))
     name = "the mask" if isinstance(mask, np.ndarray) else str(mask)

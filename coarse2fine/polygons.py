@@ -11,8 +11,8 @@ from shapely.geometry import MultiPolygon, Point, Polygon
 
 # Further away than any pixel, and still exact: what lies beyond is moved there, before squares of it overflow.
 _FARTHEST = 2.0**40
-# Rings of fewer corners are checked in milliseconds, however they lie.
-_SMALL_RING = 2000
+SMALL_RING = 2000
+"""Corners up to which a polygon is checked in milliseconds, however they lie."""
 # Times grow with the pairs of edges whose bounds overlap (to check) and that cross (to repair).
 _MOST_NEAR, _MOST_CROSSINGS = 100, 2_000
 _LOOKED_AT, _PAIRS_AT_ONCE = 4096, 4_000_000
@@ -65,7 +65,7 @@ def repaired(geometry: Polygon | MultiPolygon) -> Polygon | MultiPolygon | None:
         If that would take too long.
     """
     corners = shapely.get_num_coordinates(geometry)
-    if corners > _SMALL_RING and _pairs(geometry, None, _MOST_NEAR * corners) > _MOST_NEAR * corners:
+    if corners > SMALL_RING and _pairs(geometry, None, _MOST_NEAR * corners) > _MOST_NEAR * corners:
         raise TangledError(f"has {corners:,} corners that lie across each other")
     if not shapely.is_valid(geometry):
         most = max(_MOST_CROSSINGS, corners)

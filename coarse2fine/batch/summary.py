@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Record
 from coarse2fine.batch.state import audit_of
 from coarse2fine.export import NOT_UNICODE, write_json
+from coarse2fine.export_coco import write_folder_coco
 from coarse2fine.files import replacing_stream
 
 _COLUMNS = ("name", "source", "status", "regions", "share", "complete", "error")
@@ -117,6 +119,10 @@ class Batch:
         for record in self.records:
             counts.update(record.facts.get("labels", {}))
         return counts
+
+    def to_coco(self, path: str | os.PathLike[str]) -> Path:
+        """Write what was found in all images as one COCO data set; see `coarse2fine.export_coco.write_coco`."""
+        return write_folder_coco(path, self.out)
 
     def save(self, name: str = "batch") -> list[Path]:
         """Write the record and the table into the folder of the results."""

@@ -1,0 +1,140 @@
+"""Finds as COCO JSON, which most tools for detection exchange; streamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coarse2fine._version import __version__
+from coarse2fine.export import NOT_UNICODE
+from coarse2fine.export_geojson import read_regions
+from coarse2fine.files import replacing_stream
+from coarse2fine.regions import Region
+from coarse2fine.stored import ANALYSIS, read_record, regions_file
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in one image.
+
+    Parameters
+    ----------
+    name : str
+        Of the image's file.
+    full_shape : tuple of int
+        Height and width.
+    regions : tuple of Region, or Path
+        The finds, or the file that they are in, read when it is their turn.
+    labels : tuple of str
+        Their classes.
+    """
+
+    name: str
+    full_shape: tuple[int, int]
+    regions: tuple[Region, ...] | Path
+    labels: tuple[str, ...]
+
+
+def write_coco(path: str | os.PathLike[str], images: Sequence[Found]) -> Path:
+    """Write finds as a COCO data set.
+
+    Each has ``bbox`` [x, y, width, height] and ``segmentation``, its outline or the corners of its box, in
+    full-resolution pixels, ``area``, ``score`` and ``iscrowd`` 0. Categories are numbered from 1 by name, images and
+    annotations in their order. An existing file is replaced once the new one is complete.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write; compressed with gzip when the name ends in ``.gz``. Its folder must exist.
+    images : sequence of Found
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        If the folder does not exist, or `path` is a folder.
+    """
+    target = Path(path)
+    numbers = {label: n for n, label in enumerate(sorted({label for each in images for label in each.labels}), 1)}
+    head = {
+        "info": {"description": f"found by coarse2fine {__version__}"},
+        "images": [
+            {"id": n, "file_name": each.name, "height": each.full_shape[0], "width": each.full_shape[1]}
+            for n, each in enumerate(images, 1)
+        ],
+        "categories": [{"id": n, "name": label} for label, n in numbers.items()],
+    }
+    with replacing_stream(target) as stream:
+        stream.write(f'{_dumps(head)[:-1]}, "annotations": ['.encode("utf-8", NOT_UNICODE))
+        for number, entry in enumerate(_entries(images, numbers), 1):
+            separator = "\n" if number == 1 else ",\n"
+            stream.write(f"{separator}{_dumps({'id': number, **entry})}".encode("utf-8", NOT_UNICODE))
+        stream.write(b"\n]}\n")
+    return target
+
+
+def write_folder_coco(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
+    """Write what lies in a folder of results, of one image or of a batch, as one COCO data set.
+
+    Parameters
+    ----------
+    path : path-like
+        See `write_coco`.
+    folder : path-like
+        What `Analysis.save` wrote, or ``coarse2fine analyze`` of many images.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no results.
+    ValueError
+        If a result is damaged.
+    """
+    source = Path(folder)
+    results = [source] if (source / ANALYSIS).is_file() else sorted(p.parent for p in source.glob(f"*/{ANALYSIS}"))
+    if not results:
+        raise FileNotFoundError(f"{source} holds no results; expected what `coarse2fine analyze` wrote")
+    return write_coco(path, [_stored(result) for result in results])
+
+
+def _stored(folder: Path) -> Found:
+    record = read_record(folder)
+    try:
+        height, width = record["image"]["shape"][:2]
+        return Found(record["image"]["name"], (height, width), regions_file(folder), tuple(record["labels"]))
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} holds no result that can be read ({error!r}); analyse the image again") from error
+
+
+def _entries(images: Sequence[Found], numbers: dict[str, int]) -> Iterator[dict[str, Any]]:
+    for image, each in enumerate(images, 1):
+        regions = read_regions(each.regions) if isinstance(each.regions, Path) else each.regions
+        for region in regions:
+            yield {"image_id": image, "category_id": numbers[region.label], **_place(region)}
+
+
+def _place(region: Region) -> dict[str, Any]:
+    y0, x0, y1, x1 = map(float, region.full_box)
+    corners = region.outline or ((y0, x0), (y0, x1), (y1, x1), (y1, x0))
+    ring = [(float(x), float(y)) for y, x in corners]
+    # Shoelace formula.
+    twice = sum(x * v - u * y for (x, y), (u, v) in zip(ring, [*ring[1:], ring[0]], strict=True))
+    return {
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": abs(twice) / 2,
+        "segmentation": [[number for corner in ring for number in corner]],
+        "score": float(region.score),
+        "iscrowd": 0,
+    }
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
