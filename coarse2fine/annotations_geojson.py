@@ -49,14 +49,17 @@ def named_crs(payload: dict[str, Any]) -> str | None:
     """The coordinate reference system of the member ``crs``, such as "EPSG:32618"; longitude and latitude: EPSG:4326.
 
     That of GDAL and QGIS: ``{"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32618"}}``. None if
-    there is none, or it has no name.
+    there is no such member; empty if it has no name, as for a system of the image's own.
     """
-    found = payload.get("crs")
+    if "crs" not in payload:
+        return None
+    found = payload["crs"]
     properties = found.get("properties") if isinstance(found, dict) else None
     name = properties.get("name") if isinstance(properties, dict) else None
-    if not isinstance(name, str) or not name.strip():
-        return None
+    name = name if isinstance(name, str) else ""
     parts = [part for part in name.strip().upper().replace("/", ":").split(":") if part]
+    if not parts:
+        return ""
     if parts[-1] in ("CRS84", "4326"):
         return "EPSG:4326"
     return f"EPSG:{parts[-1]}" if "EPSG" in parts and parts[-1].isdecimal() else name[:_NOT_MANY]

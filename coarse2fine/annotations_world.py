@@ -23,15 +23,16 @@ def in_pixels(
 ) -> tuple[NDArray[np.object_], str | None]:
     """Bring geometries into full-resolution pixels, if they are in the image's world coordinates.
 
-    They are if the file names a coordinate reference system; or, as there is GeoJSON that names none, if most lie
-    outside the image as pixels and inside it as world coordinates.
+    They are if the file names the image's coordinate reference system. If it names none, they are if most lie outside
+    the image as pixels and inside it as world coordinates; and if all lie inside it as longitudes and latitudes,
+    which GeoJSON means by itself, or in a system of the image's own, of which the file says that it has no name.
 
     Parameters
     ----------
     geometries : ndarray, object, (n,)
         (x, y).
     crs : str or None
-        What the file names.
+        What the file names; empty if it says that its system has no name.
     geo : GeoReference or None
         The image's.
     full_shape : tuple of int or None
@@ -52,17 +53,30 @@ def in_pixels(
     if geo is None or not len(geometries):
         return geometries, None
     system = geo.crs or "its own system"
-    if crs is not None and not _same(crs, geo):
+    if crs and not _same(crs, geo):
         raise AnnotationError(
             f"{name} is in {crs}, but its image is in {system}; export it in {system}, "
             "or in pixels of the image without a member 'crs'"
         )
-    if crs is None and (full_shape is None or _share_inside(geometries, full_shape) >= 0.5):
-        return geometries, None
     converted = _converted(geometries, geo)
-    if converted is None or (crs is None and full_shape and _share_inside(converted, full_shape) < 0.5):
+    if converted is None or not (crs or _is_world(geometries, converted, crs, geo, full_shape)):
         return geometries, None
     return converted, f"{name}: taken as coordinates in {crs or system}, converted to pixels of the image"
+
+
+def _is_world(
+    geometries: NDArray[np.object_],
+    converted: NDArray[np.object_],
+    crs: str | None,
+    geo: GeoReference,
+    full_shape: tuple[int, int] | None,
+) -> bool:
+    """Whether geometries without a named system are rather world coordinates than pixels."""
+    if full_shape is None:
+        return False
+    share = _share_inside(converted, full_shape)
+    likely = geo.unit == "degree" if crs is None else geo.crs is None
+    return (likely and share == 1) or (share >= 0.5 > _share_inside(geometries, full_shape))
 
 
 def _same(crs: str, geo: GeoReference) -> bool:

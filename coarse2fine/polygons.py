@@ -71,8 +71,10 @@ def repaired(geometry: Polygon | MultiPolygon) -> Polygon | MultiPolygon | None:
         most = max(_MOST_CROSSINGS, corners)
         if _pairs(geometry, "intersects", most) > most:
             raise TangledError(f"crosses itself more than {most:,} times")
-        geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
-    return areas_of(geometry)
+        geometry = areas_of(shapely.make_valid(geometry, method="structure", keep_collapsed=False))
+        if geometry is not None and not shapely.is_valid(geometry):  # parts that share an edge
+            geometry = shapely.union_all(shapely.get_parts(geometry))
+    return None if geometry is None else areas_of(geometry)
 
 
 def areas_of(geometry: Any) -> Polygon | MultiPolygon | None:
