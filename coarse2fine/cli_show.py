@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coarse2fine.analysis import Analysis
 from coarse2fine.cli_common import check_writable
-from coarse2fine.export_coco import write_folder_coco
+from coarse2fine.export_coco import result_folders, write_results_coco
 from coarse2fine.report_batch import write_folder_report
 from coarse2fine.view import serve
 
@@ -64,4 +64,4 @@ def _tiles(parsed: argparse.Namespace) -> None:
 
 
 def _coco(parsed: argparse.Namespace) -> None:
-    print(f"written {write_folder_coco(parsed.output, parsed.result)}")
+    print(f"written {write_results_coco(parsed.output, result_folders(parsed.result))}")

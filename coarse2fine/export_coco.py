@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,37 +82,54 @@ def write_coco(path: str | os.PathLike[str], images: Sequence[Found]) -> Path:
     return target
 
 
-def write_folder_coco(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
-    """Write what lies in a folder of results, of one image or of a batch, as one COCO data set.
+def write_results_coco(path: str | os.PathLike[str], results: Sequence[Path]) -> Path:
+    """Write results that were saved as one COCO data set, an image for each; images of one name keep their paths.
 
     Parameters
     ----------
     path : path-like
         See `write_coco`.
-    folder : path-like
-        What `Analysis.save` wrote, or ``coarse2fine analyze`` of many images.
+    results : sequence of Path
+        Folders that `Analysis.save` wrote.
 
     Raises
     ------
     FileNotFoundError
-        If the folder holds no results.
+        If there are none, or one holds no whole result.
     ValueError
-        If a result is damaged.
+        If one is damaged.
     """
-    source = Path(folder)
-    results = [source] if (source / ANALYSIS).is_file() else sorted(p.parent for p in source.glob(f"*/{ANALYSIS}"))
     if not results:
-        raise FileNotFoundError(f"{source} holds no results; expected what `coarse2fine analyze` wrote")
-    return write_coco(path, [_stored(result) for result in results])
-
-
-def _stored(folder: Path) -> Found:
-    record = read_record(folder)
+        raise FileNotFoundError(f"there are no results to write to {path}")
+    records = [(folder, read_record(folder)) for folder in results]
     try:
-        height, width = record["image"]["shape"][:2]
-        return Found(record["image"]["name"], (height, width), regions_file(folder), tuple(record["labels"]))
-    except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} holds no result that can be read ({error!r}); analyse the image again") from error
+        times = Counter(record["image"]["name"] for _, record in records)
+        return write_coco(path, [_stored(folder, record, times) for folder, record in records])
+    except (LookupError, TypeError) as error:
+        raise ValueError(
+            f"{results[0].parent} holds a result that cannot be read ({error!r}); analyse it again"
+        ) from error
+
+
+def result_folders(folder: Path) -> list[Path]:
+    """The results in a folder: itself, or those of a batch.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it holds none.
+    """
+    found = [folder] if (folder / ANALYSIS).is_file() else sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no results; expected what `coarse2fine analyze` wrote")
+    return found
+
+
+def _stored(folder: Path, record: dict[str, Any], times: Counter[str]) -> Found:
+    image = record["image"]
+    height, width = image["shape"][:2]
+    name = image["name"] if times[image["name"]] == 1 else image["path"]
+    return Found(str(name), (height, width), regions_file(folder), tuple(record["labels"]))
 
 
 def _entries(images: Sequence[Found], numbers: dict[str, int]) -> Iterator[dict[str, Any]]:

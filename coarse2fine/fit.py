@@ -86,7 +86,8 @@ def fit(
     images : path, glob, folder, array, Image, or sequence of paths, arrays or Images
         The scenes.
     annotations : path, glob, folder, GeoJSON dict, or sequence of paths or GeoJSON dicts
-        QuPath-style GeoJSON in full-resolution pixels, matched to image files by name: polygons, boxes and points,
+        GeoJSON, COCO JSON, Label Studio, LabelMe or YOLO text, matched to image files by name, or one file for all;
+        see `coarse2fine.annotations.read_annotations`. Polygons, boxes and points in full-resolution pixels,
         each with a class. Areas of class ``Ignore*`` are left out; where there are areas of class ``Region*``, only
         what lies inside them counts as annotated. Otherwise all that is not annotated counts as background. With
         images that are no files, one annotation for each, in order.

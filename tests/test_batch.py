@@ -199,6 +199,9 @@ def test_every_image_is_attempted_and_the_bad_one_named(folder: Path, tmp_path: 
     stored = json.loads((tmp_path / "out" / "batch.json").read_text(encoding="utf-8"))
     assert stored["statuses"] == {"done": 3, "failed": 1}
     assert stored["results"][0]["traceback"] == bad.traceback
+    found = json.loads(batch.to_coco(tmp_path / "finds.json").read_text(encoding="utf-8"))
+    assert [image["file_name"] for image in found["images"]] == [f"bild {i}.png" for i in range(3)]
+    assert len(found["annotations"]) == batch.regions
     assert stored["regions"] == batch.regions == sum(r.facts["regions"] for r in batch.records if r.has_result) > 5
     table = (tmp_path / "out" / "batch.csv").read_text(encoding="utf-8").splitlines()
     assert table[0].startswith("name,source,status")

@@ -17,8 +17,9 @@ from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Record
 from coarse2fine.batch.state import audit_of
 from coarse2fine.export import NOT_UNICODE, write_json
-from coarse2fine.export_coco import write_folder_coco
+from coarse2fine.export_coco import write_results_coco
 from coarse2fine.files import replacing_stream
+from coarse2fine.stored import ANALYSIS
 
 _COLUMNS = ("name", "source", "status", "regions", "share", "complete", "error")
 
@@ -122,7 +123,9 @@ class Batch:
 
     def to_coco(self, path: str | os.PathLike[str]) -> Path:
         """Write what was found in all images as one COCO data set; see `coarse2fine.export_coco.write_coco`."""
-        return write_folder_coco(path, self.out)
+        flat = (self.out / ANALYSIS).is_file()  # the results of one image lie in the folder itself
+        names = [record.name for record in self.records if record.has_result]
+        return write_results_coco(path, [self.out if flat else self.out / name for name in names])
 
     def save(self, name: str = "batch") -> list[Path]:
         """Write the record and the table into the folder of the results."""
