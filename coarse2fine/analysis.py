@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coarse2fine.account import Cost
 from coarse2fine.audit import Audit
 from coarse2fine.export import write_json
-from coarse2fine.export_coco import Found, write_coco
+from coarse2fine.export_coco import Found, file_name, write_coco
 from coarse2fine.export_features import as_anndata, interesting_patches, with_features, write_patches
 from coarse2fine.export_geojson import write_geojson, write_world_geojson
 from coarse2fine.export_maps import Maps, write_maps
@@ -201,7 +201,8 @@ class Analysis:
     def to_coco(self, path: str | os.PathLike[str]) -> Path:
         """Write the regions as a COCO data set of this one image; see `coarse2fine.export_coco.write_coco`."""
         image = self.image
-        return write_coco(path, [Found(image.name, image.shape[:2], self.regions, tuple(self.labels))])
+        name = file_name(image.path or image.location, image.name)
+        return write_coco(path, [Found(name, image.shape[:2], self.regions, tuple(self.labels))])
 
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:
         """Write `tiles` as Parquet."""

@@ -16,6 +16,7 @@ from coarse2fine.export_geojson import read_regions
 from coarse2fine.files import replacing_stream
 from coarse2fine.regions import Region
 from coarse2fine.stored import ANALYSIS, read_record, regions_file
+from coarse2fine.tiling.remote import is_url
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def write_results_coco(path: str | os.PathLike[str], results: Sequence[Path]) ->
         raise FileNotFoundError(f"there are no results to write to {path}")
     records = [(folder, read_record(folder)) for folder in results]
     try:
-        times = Counter(record["image"]["name"] for _, record in records)
+        times = Counter(file_name(record["image"]["path"], record["image"]["name"]) for _, record in records)
         return write_coco(path, [_stored(folder, record, times) for folder, record in records])
     except (LookupError, TypeError) as error:
         raise ValueError(
@@ -125,11 +126,19 @@ def result_folders(folder: Path) -> list[Path]:
     return found
 
 
+def file_name(place: str | os.PathLike[str] | None, name: str) -> str:
+    """What COCO calls an image: the name of its file, or of what was no file."""
+    if place is None:
+        return name
+    return str(place).partition("?")[0].rpartition("/")[2] if is_url(place) else Path(place).name
+
+
 def _stored(folder: Path, record: dict[str, Any], times: Counter[str]) -> Found:
     image = record["image"]
     height, width = image["shape"][:2]
-    name = image["name"] if times[image["name"]] == 1 else image["path"]
-    return Found(str(name), (height, width), regions_file(folder), tuple(record["labels"]))
+    name = file_name(image["path"], image["name"])
+    name = name if times[name] == 1 else str(image["path"])
+    return Found(name, (height, width), regions_file(folder), tuple(record["labels"]))
 
 
 def _entries(images: Sequence[Found], numbers: dict[str, int]) -> Iterator[dict[str, Any]]:

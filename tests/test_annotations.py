@@ -231,8 +231,8 @@ def test_another_coordinate_reference_system_is_refused_in_words() -> None:
     with pytest.raises(AnnotationError, match="is in EPSG:4326, but its image is in EPSG:32618; export it in"):
         read_annotations({**collection(feature(point(10.1, 49.9))), "crs": crs}, full_shape=(999, 999), geo=UTM)
     pixels = read_annotations(collection(feature(point(10, 49))), full_shape=(999, 999), geo=UTM)
-    assert pixels.objects[0].full_bounds == (49, 10, 49, 10)
     assert not pixels.notes
+    assert pixels.objects[0].full_bounds == (49, 10, 49, 10)
 
 
 def test_measurements_of_old_and_new_kind() -> None:

@@ -133,7 +133,7 @@ def test_a_mask_in_the_images_own_coordinates(tmp_path: Path) -> None:
     met = shapely.intersects(shapely.box(80, 40, 160, 120), shapely.box(x, y, x + 8, y + 8))
     with open_image(path) as image:
         np.testing.assert_array_equal(cells_inside(written, image, 8), met)
-        crs["properties"] = {"name": "EPSG:4326"}  # type: ignore[assignment]
+        crs["properties"] = {"name": "EPSG:4326"}
         written.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [mask]}))
         with pytest.raises(ValueError, match="is in EPSG:4326, but its image is in EPSG:32618"):
             cells_inside(written, image, 8)
