@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coarse2fine.account import Cost
 from coarse2fine.audit import Audit
 from coarse2fine.export import write_json
+from coarse2fine.export_coco import Found, file_name, write_coco
 from coarse2fine.export_features import (
     anndata_module,
     as_anndata,
@@ -221,6 +222,12 @@ class Analysis:
         if self.image.geo is None:
             raise ValueError(f"{self.image.name} is not georeferenced; write its regions in pixels (world=False)")
         return write_world_geojson(path, self.regions, self.image.geo)
+
+    def to_coco(self, path: str | os.PathLike[str]) -> Path:
+        """Write the regions as a COCO data set of this one image; see `coarse2fine.export_coco.write_coco`."""
+        image = self.image
+        name = file_name(image.path or image.location, image.name)
+        return write_coco(path, [Found(name, image.shape[:2], self.regions, tuple(self.labels))])
 
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:
         """Write `tiles` as Parquet."""

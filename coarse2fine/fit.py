@@ -24,7 +24,7 @@ from coarse2fine.annotations import (
     Annotations,
     expand_paths,
     match_annotations,
-    read_annotations,
+    read_each,
 )
 from coarse2fine.config import check_seed
 from coarse2fine.fitting.backbones import Weights, make_backbone
@@ -103,7 +103,8 @@ def fit(
     images : path, glob, folder, array, Image, or sequence of paths, arrays or Images
         The scenes.
     annotations : path, glob, folder, GeoJSON dict, or sequence of paths or GeoJSON dicts
-        QuPath-style GeoJSON in full-resolution pixels, matched to image files by name: polygons, boxes and points,
+        GeoJSON, COCO JSON, Label Studio, LabelMe or YOLO text, matched to image files by name, or one file for all;
+        see `coarse2fine.annotations.read_annotations`. Polygons, boxes and points in full-resolution pixels,
         each with a class. Areas of class ``Ignore*`` are left out; where there are areas of class ``Region*``, only
         what lies inside them counts as annotated. Otherwise all that is not annotated counts as background. With
         images that are no files, one annotation for each, in order.
@@ -373,11 +374,9 @@ def _load(images: Sources, annotations: Sources) -> list[tuple[Image, Annotation
         matched = [texts] if isinstance(texts, str | os.PathLike) else texts
     if len(matched) != len(sources):
         raise AnnotationError(f"expected one annotation for each image, got {len(matched)} for {len(sources)}")
-    pairs = []
-    for source, text in zip(sources, matched, strict=True):
-        image = open_image(source)
-        known = text if isinstance(text, dict) else Path(text)
-        pairs.append((image, read_annotations(known, full_shape=(image.height, image.width))))
+    opened = [open_image(source) for source in sources]
+    known = [text if isinstance(text, dict) else Path(text) for text in matched]
+    pairs = list(zip(opened, read_each(known, opened), strict=True))
     if not any(annotated.objects for _, annotated in pairs):
         raise AnnotationError("the annotations hold no object of any class: there is nothing to learn from")
     return pairs

@@ -346,9 +346,23 @@ def test_images_and_annotations_are_paired(tmp_path: Path) -> None:
         ([open_image(second), first], dicts),
         ([open_image(second), first], texts),
     ]
+    together = tmp_path / "coco.json"
+    boxes = [{"image_id": i, "category_id": i, "bbox": [5, 5, 10, 10]} for i in range(2)]
+    named = [{"id": i, "file_name": f"{name}.png"} for i, name in enumerate("ab")]
+    kinds = [{"id": i, "name": name} for i, name in enumerate("ab")]
+    together.write_text(json.dumps({"images": named, "annotations": boxes, "categories": kinds}))
+    ways += [(str(tmp_path / "*.png"), str(together)), ([second, first], [together])]
     for images, known in ways:
         pairs = _load(images, known)
         assert {(image.height, a.labels) for image, a in pairs} == {(50, ("b",)), (70, ("a",))}
+
+
+def test_annotations_that_are_left_out_are_warned_of(tmp_path: Path) -> None:
+    path = write(tmp_path, "a", (50, 60), "a")
+    payload = collection(feature("a", [[10, 10]]), {**feature("a", [[1, 1]]), "geometry": None})
+    with pytest.warns(UserWarning, match="left out 1 of 2, feature 2: has no geometry"):
+        ((_, found),) = _load(path, payload)
+    assert len(found.objects) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Record
 from coarse2fine.batch.state import audit_of
 from coarse2fine.export import NOT_UNICODE, csv_cell, write_json
+from coarse2fine.export_coco import write_results_coco
+from coarse2fine.stored import ANALYSIS
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.atomic import replacing_stream
 
@@ -118,6 +121,12 @@ class Batch:
         for record in self.records:
             counts.update(record.facts.get("labels", {}))
         return counts
+
+    def to_coco(self, path: str | os.PathLike[str]) -> Path:
+        """Write what was found in all images as one COCO data set; see `coarse2fine.export_coco.write_coco`."""
+        flat = (self.out / ANALYSIS).is_file()  # the results of one image lie in the folder itself
+        names = [record.name for record in self.records if record.has_result]
+        return write_results_coco(path, [self.out if flat else self.out / name for name in names])
 
     def save(self, name: str = "batch") -> list[Path]:
         """Write the record and the table into the folder of the results."""
