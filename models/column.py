@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .conv_stack import fold, rectified
+from .conv_stack import convolved, fold, rectified
 from .twin import ColumnSpec, Layout, Twins
 
 _SHARED_DECAY, _OWN_DECAY = 1e-4, 0.3
@@ -91,14 +91,14 @@ class Column(nn.Module):
         x, stages = inputs[0], []
         above = parent[len(parent) - len(self.parents) :]
         for n, (step, conv, twin) in enumerate(zip(self.layout.steps, self.convs, self.twins, strict=True)):
-            x = conv(step.framed(x)).add_(twin(inputs[n + 1]))
+            x = convolved(conv, step.framed(x)).add_(convolved(twin, inputs[n + 1]))
             if self.parents:
-                x = x.add_(self.parents[n](above[n]))
+                x = x.add_(convolved(self.parents[n], above[n]))
             x = rectified(self._normed(x, n))
             stages.append(x)
-        added = self.reader(x)
+        added = convolved(self.reader, x)
         for reader in self.twin_readers:
-            added = added + reader(inputs[-1])
+            added = added + convolved(reader, inputs[-1])
         return added, stages
 
     def _normed(self, x: Tensor, stage: int) -> Tensor:  # noqa: ARG002 (for those that are normalised)
