@@ -142,7 +142,7 @@ class ConvStack(Base):
         for index, s in enumerate(spec.stages):
             last = index == len(spec.stages) - 1
             normed = batch_norm and not last
-            self.convs.append(nn.Conv2d(channels, s.channels, s.kernel, s.stride, bias=not normed))
+            self.convs.append(BatchInvariantConv2d(channels, s.channels, s.kernel, s.stride, bias=not normed))
             self.norms.append(nn.BatchNorm2d(s.channels) if normed else nn.Identity())
             channels = s.channels
 
@@ -155,19 +155,19 @@ class ConvStack(Base):
         """
         activations = []
         for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
-            x = rectified(norm(convolved(conv, x)))
+            x = rectified(norm(conv(x)))
             activations.append(x)
         return activations
 
     def high(self, x: Tensor) -> Tensor:
         """The high-level activations alone; the memory of those below is used again at once."""
         for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
-            x = rectified(norm(convolved(conv, x)))
+            x = rectified(norm(conv(x)))
         return x
 
     def head(self, high: Tensor) -> Tensor:
         """The last, linear stage on the high-level activations."""
-        return convolved(self.convs[-1], high)
+        return self.convs[-1](high)  # type: ignore[no-any-return]
 
     def folded(self) -> ConvStack:
         """A copy with each batch norm folded into its convolution, in evaluation mode."""
@@ -178,21 +178,18 @@ class ConvStack(Base):
         return net.eval()
 
 
-def convolved(conv: Any, x: Tensor) -> Tensor:
-    """A convolution (`nn.Conv2d` without padding) of which each image has the same bits in any batch.
+class BatchInvariantConv2d(nn.Conv2d):
+    """A convolution without padding that gives an image the same bits in any batch, with any number of threads.
 
-    For few small images in float32 torch leaves oneDNN for an algorithm of its own, which rounds otherwise; a number
-    near a threshold would then come out by the size of the batch. Here it is always oneDNN, if no gradient is asked for.
+    For few small images in float32 torch leaves oneDNN for an algorithm of its own, which rounds otherwise; what lies
+    near a threshold would then come out by the size of the batch. Here it is oneDNN whenever no gradient is asked for.
     """
-    if torch.is_grad_enabled() or not _always_onednn(x):
-        return conv(x)  # type: ignore[no-any-return]
-    return torch.mkldnn_convolution(x, conv.weight, conv.bias, (0, 0), conv.stride, (1, 1), 1)
 
-
-def _always_onednn(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and torch.backends.mkldnn.is_available()
-    )
+    def forward(self, x: Tensor) -> Tensor:
+        plain = x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available()
+        if plain or torch.is_grad_enabled() or not x.numel():
+            return super().forward(x)
+        return torch.mkldnn_convolution(x, self.weight, self.bias, (0, 0), self.stride, (1, 1), 1)
 
 
 def rectified(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from coarse2fine import ImageError, analyze, refine, select
 from coarse2fine.model import Geometry, Label, Model, load_model
@@ -153,22 +153,16 @@ def test_the_exhaustive_pass_equals_a_plain_loop(
     assert analysis.interest.size == 0
 
 
-def _convolution_flop(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-    return int(conv_flop_count(x, weight, out_shape))
-
-
 @pytest.mark.parametrize(("height", "width"), [(1000, 130), (131, 1048), (1040, 1040), (1, 700), (640, 768)])
 def test_the_exhaustive_pass_costs_what_one_call_on_the_whole_image_does(
     make_image: MakeImage, detector: Model, height: int, width: int
 ) -> None:
     pixels = make_image(height, width, seed=3)
-    # torch's own formula, for a call of oneDNN that it does not count.
-    onednn = {torch.ops.aten.mkldnn_convolution: _convolution_flop}
-    with FlopCounterMode(display=False, custom_mapping=onednn) as counter:
+    with FlopCounterMode(display=False) as counter:
         analysis = analyze(pixels, detector, budget=1.0, precision="fp32")
     spent = counter.get_total_flops() // 2
     assert analysis.cost.macs == spent == analysis.cost.exhaustive_macs
-    with FlopCounterMode(display=False, custom_mapping=onednn) as counter:
+    with FlopCounterMode(display=False) as counter:
         dense(pixels, detector)
     assert spent <= 1.03 * counter.get_total_flops() // 2
 
