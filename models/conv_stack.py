@@ -178,6 +178,9 @@ class ConvStack(Base):
         return net.eval()
 
 
+_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
 class BatchInvariantConv2d(nn.Conv2d):
     """A convolution without padding that gives an image the same bits in any batch, with any number of threads.
 
@@ -186,7 +189,7 @@ class BatchInvariantConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available()
+        plain = x.device.type != "cpu" or x.dtype != torch.float32 or not _ONEDNN
         if plain or torch.is_grad_enabled() or not x.numel():
             return super().forward(x)
         return torch.mkldnn_convolution(x, self.weight, self.bias, (0, 0), self.stride, (1, 1), 1)

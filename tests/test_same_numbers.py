@@ -40,7 +40,7 @@ def test_a_window_has_the_same_answer_in_any_batch(
     plan = Plan(corners, np.full((8, 2), side), np.ones(8, np.float32), (2, 4))
 
     def answers(threads: int, batch_size: int | None) -> dict[tuple[int, ...], NDArray[np.float32]]:
-        seen = {}
+        seen: dict[tuple[int, ...], NDArray[np.float32]] = {}
 
         def read(out: torch.Tensor, fine_corners: NDArray[np.int64]) -> Candidates:
             seen.update(zip(map(tuple, fine_corners.tolist()), out.float().numpy().copy(), strict=True))
