@@ -612,7 +612,7 @@ class Counting(Checkpoint):
 
 
 @pytest.mark.parametrize("fixture", ["detector", "explorer", "zoom_detector"])
-@pytest.mark.parametrize("options", [{"budget": 0.6}, {}])
+@pytest.mark.parametrize("options", [{"budget": 0.6}, {"cells": 300}])
 def test_work_in_pieces_equals_work_at_once(
     fixture: str,
     options: dict[str, Any],
