@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coarse2fine import analyze, pieces
+from coarse2fine import analyze, pieces, select
 from coarse2fine.analysis import Analysis
 from coarse2fine.batch import Batch, analyze_folder, run, state, task
 from coarse2fine.batch.checkpoint import Checkpoint
@@ -566,6 +566,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**14)
     monkeypatch.setattr(pieces, "ROUND_PIXELS", 2**14)
     monkeypatch.setattr(run, "KEEP_FROM", 1)
+    monkeypatch.setattr(select, "DENSE_SIDE", 8)
 
 
 @given(st.integers(1, 400), st.integers(0, 10**6))
