@@ -18,6 +18,7 @@ from coarse2fine.analysis import Analysis
 from coarse2fine.answer import Read
 from coarse2fine.audit import Audited, survey
 from coarse2fine.blocks import Standing
+from coarse2fine.budget import Budget
 from coarse2fine.certify import certify
 from coarse2fine.conclude import conclude
 from coarse2fine.config import Config, ModelSpec
@@ -235,14 +236,15 @@ class Run:
     def look(self, tick: Tick | None) -> tuple[Scan, Read]:
         """The scan, and how the refine net's output is to be read."""
         if self._model.task == "explore":
-            most = None if self._limits.share is None else int(self._limits.share * self.exhaustive_macs)
+            # Of a small image the usual sample would cost more than the exhaustive pass.
+            most = int((self._limits.share or 1.0) * self.exhaustive_macs)
             scan, odd = self._kept.looked(
                 lambda: explore(self._image, self._model, self.runtime, self._config.seed, tick, most)
             )
             assert odd is not None
             return self._masked(scan), partial(read_oddities, odd=odd, floor=self.threshold)
         read = partial(read_detections, floor=self.threshold)
-        if self._limits.exhaustive:
+        if self._limits.exhaustive or self._scan_is_dear():
             # Every cell is refined anyway: a scan would only cost.
             return Scan.none(), read
         self._check_pays(scan_macs(self._model, self._image.shape[:2], self.inside))
@@ -250,6 +252,11 @@ class Run:
             lambda: (look(self._image, self._model, self.runtime, tick, inside=self.inside), None)
         )
         return self._masked(scan), read
+
+    def _scan_is_dear(self) -> bool:
+        """Whether the scan alone would take more than the exhaustive pass, and nobody set a limit."""
+        default = self._limits == Budget() and self._config.recall is None
+        return default and scan_macs(self._model, self._image.shape[:2], self.inside) > self.exhaustive_macs
 
     def _masked(self, scan: Scan) -> Scan:
         return scan if self.inside.all() else replace(scan, interest=scan.interest * self.inside)
@@ -265,17 +272,24 @@ class Run:
 
     def _choose(self, scan: Scan) -> Plan:
         limits, model = self._limits, self._model
-        if limits.exhaustive:
+        if limits.exhaustive or (model.task == "detect" and self._scan_is_dear()):
             return self._dense()
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
         if limits.share is None and model.task == "detect":
-            return chosen(tau=model.tau if limits.cells is None else 0.0)
+            plan = chosen(tau=model.tau if limits.cells is None else 0.0)
+            return self._cheapest(plan) if limits == Budget() else plan
         left = int(((limits.share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
         if limits.share is None:
             # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
             left = max(left, int(EXPLORE_BUDGET / 2 * self.exhaustive_macs))
         self._check_pays(scan.macs, self.sample)
         return chosen(budget_macs=left, tau=0.0 if self._config.recall is None else model.tau)
+
+    def _cheapest(self, plan: Plan) -> Plan:
+        """A plan, or the exhaustive pass if that costs less than the plan and the sample of what it leaves out."""
+        dense = self._dense()
+        macs = plan.macs(self._model.window_macs) + self.sample * self.exhaustive_macs
+        return plan if macs < dense.macs(self._model.window_macs) else dense
 
     def refine(self, plan: Plan, read: Read, tick: Tick | None = None) -> Fine:
         """The closer look; in pieces that are kept, unless time may cut it short."""

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coarse2fine import analyze, pieces
+from coarse2fine import analyze, pieces, select
 from coarse2fine.analysis import Analysis
 from coarse2fine.batch import Batch, analyze_folder, run, state, task
 from coarse2fine.batch.checkpoint import Checkpoint
@@ -626,6 +626,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**14)
     monkeypatch.setattr(pieces, "ROUND_PIXELS", 2**14)
     monkeypatch.setattr(run, "KEEP_FROM", 1)
+    monkeypatch.setattr(select, "DENSE_SIDE", 8)
 
 
 @given(st.integers(1, 400), st.integers(0, 10**6))
@@ -672,7 +673,7 @@ class Counting(Checkpoint):
 
 
 @pytest.mark.parametrize("fixture", ["detector", "explorer", "zoom_detector"])
-@pytest.mark.parametrize("options", [{"budget": 0.6}, {}])
+@pytest.mark.parametrize("options", [{"budget": 0.6}, {"cells": 300}])
 def test_work_in_pieces_equals_work_at_once(
     fixture: str,
     options: dict[str, Any],
