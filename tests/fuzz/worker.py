@@ -74,7 +74,7 @@ def _image(path: Path) -> NDArray[np.uint8] | None:
             image.read_mask(box, level.index)
             part = pixels if level.index == 0 else part
         image.read_scaled(Box(0, 0, 8, 8), 4)
-        unusual = image.value_range != (0, 255) or image.masked or bool(image.notes)
+        unusual = image.value_range != (0.0, 255.0) or image.masked or bool(image.notes)
         return None if unusual or max(image.shape[:2]) > _MOST_READ else part
 
 
