@@ -334,9 +334,7 @@ class MissBound:
         if self.missed <= missed:
             return 0
         every, mass = self.weights[self._unknown], float(self.weights[self._unknown].sum())
-        count, weights, hoped = _groups(
-            np.argsort(every), every, self._hoped[self._unknown] * self._correction
-        )
+        count, weights, hoped = _groups(np.argsort(every), every, self._hoped[self._unknown] * self._correction)
         scale = mass * float(self._ratios[self._unknown].max()) * self._doubled
         # Drawing without replacement is a race of clocks (see _race), in whose time wealth grows evenly.
         for time in np.geomspace(0.5, 50 * len(every), 200) / mass:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coarse2fine.budget import Assurance, Budget
+from coarse2fine.caps import Cap
 from coarse2fine.models.bundle import locate
 from coarse2fine.models.runtime import Precision
 
@@ -34,6 +35,7 @@ class Config:
     recall: float | None = None
     confidence: float = 0.95
     audit: float | None = None
+    cap: Cap = "seen"
     threshold: float | None = None
     seed: int = 0
     device: str | None = None
@@ -56,7 +58,7 @@ class Config:
     @property
     def sure(self) -> Assurance:
         """How sure it has to be of its recall."""
-        return Assurance(self.recall, self.confidence, self.audit)
+        return Assurance(self.recall, self.confidence, self.audit, self.cap)
 
     def parameters(self) -> dict[str, Any]:
         """What an analysis states of them, as JSON values; device and precision are in its runtime."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,9 @@ from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.analysis import Analysis
 from coarse2fine.answer import Read
-from coarse2fine.audit import Audited, survey
+from coarse2fine.audit import Audit, Audited, survey
 from coarse2fine.blocks import Standing
+from coarse2fine.caps import Cap
 from coarse2fine.certify import certify
 from coarse2fine.conclude import conclude
 from coarse2fine.config import Config, ModelSpec
@@ -49,6 +51,7 @@ def analyze(
     recall: float | None = None,
     confidence: float = 0.95,
     audit: float | None = None,
+    cap: Cap = "seen",
     threshold: float | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -83,6 +86,10 @@ def analyze(
         Share of the exhaustive pass's multiply-adds for a random sample of what was skipped, from which recall is
         estimated; a part of `budget`. By default 0.01 for a fitted model where neither a limit nor `recall` is given
         and finds are enough for so small a sample to tell anything.
+    cap : {"seen", "certain"}
+        The most finds that a block of skipped cells can hold, on which what `recall` and `audit` say rests: as many as
+        lie side by side by the sizes of those seen, which the result then states as its assumption; or one in every
+        fine cell, which assumes nothing and costs more.
     threshold : float, optional
         Probability from which a find is reported; by default the model's own.
     seed : int
@@ -120,6 +127,7 @@ def analyze(
         recall=recall,
         confidence=confidence,
         audit=audit,
+        cap=cap,
         threshold=threshold,
         seed=seed,
         device=device,
@@ -168,11 +176,10 @@ def run_analysis(
         with clock("refine"):
             fine = closely(plan, tick=steps.task("refine"))
         with clock("audit"):
-            asked = bool(run.sample or config.recall)
             interest = scan.interest if scan.interest.size else np.zeros(run.cell_shape, np.float32)
-            again = partial(closely, tick=steps.task("audit") if asked else None)
+            again = partial(closely, tick=steps.task("audit") if run.asked else None)
             covered = plan.take(fine.done).covered() | ~run.inside
-            standing = Standing(model, interest, covered, fine.candidates, run.threshold, again)
+            standing = Standing(model, interest, covered, fine.candidates, run.threshold, again, config.cap)
             audited = run.audit(standing, scan.macs + fine.macs, cut=fine.cut)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
@@ -185,7 +192,7 @@ def run_analysis(
         refined=audited.refined & run.inside,
         cell=model.geometry.cell,
         cost=run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds),
-        audit=audited.audit if asked else None,
+        audit=run.told(audited.audit),
         complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
         provenance=_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
@@ -226,6 +233,7 @@ class Run:
         self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
         self.exhaustive_macs = model.exhaustive_macs((1, int(self.inside.sum())))
         self.sample = _sample(model, config)
+        self.asked = bool(self.sample or config.recall)
 
     def look(self, tick: Tick | None) -> tuple[Scan, Read]:
         """The scan, and how the refine net's output is to be read."""
@@ -305,6 +313,11 @@ class Run:
         if cut or not macs:
             return Audited.none(standing, None if sure.recall is None and not macs else sure.confidence)
         return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
+
+    def told(self, audit: Audit) -> Audit | None:
+        """What is worth saying of recall: nothing where nobody asked and nothing came of it."""
+        usual = self._config.recall is None and self._config.audit is None
+        return None if not self.asked or (usual and math.isnan(audit.missed)) else audit
 
     def cost(self, scan: Scan, fine: Fine, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
         """The account."""

@@ -77,15 +77,16 @@ def test_what_a_block_holds_depends_on_nothing_else(
     whole = blocks.look(np.arange(len(blocks)))
     assert whole is not None
     assert whole.max(initial=0) <= blocks.side**2
+    assert whole.shape == (1, len(blocks))
     # With objects at the borders of blocks counted twice at most, nothing that the exhaustive pass finds is left out.
     assert len(standing.finds()) + whole.sum() >= world.total()
     assert blocks.refined.all()
-    assert blocks.finds() == world.total()
+    assert blocks.finds() == (world.total(),)
     pieces, again = np.array_split(rng.permutation(len(blocks)), 4), Blocks(standing)
     for piece in pieces:
         found = again.look(piece)
         assert found is not None
-        np.testing.assert_array_equal(found, whole[piece])
+        np.testing.assert_array_equal(found, whole[:, piece])
     assert again.rest_macs == 0
 
 
@@ -97,7 +98,7 @@ def test_the_rest_is_all_that_was_not_refined(detector: Model) -> None:
     blocks.look_at_rest()
     assert blocks.exhausted
     assert blocks.refined.all()
-    assert blocks.finds() == world.total()
+    assert blocks.finds() == (world.total(),)
 
 
 @pytest.mark.parametrize(("recall", "blind"), [(0.8, 0.05), (0.9, 0.15), (0.9, 1.0)])
