@@ -260,7 +260,7 @@ def _best_side(standing: Standing, known: Candidates) -> tuple[int, tuple[int, .
     def price(side: int) -> float:
         # The draws that a bound takes go with the number of blocks and with the cap over what may be missed.
         draws = float((np.array(caps[side]) / found).max()) / side**2
-        return draws * model.window_macs(side) / max(0.1, 1 - _LEFT * _repeated(standing, objects, side))
+        return draws * model.window_macs(side) / max(0.1, 1 - _LEFT * _repeated(standing, side))
 
     side = min(sides, key=price)
     return side, caps[side]
@@ -272,7 +272,7 @@ def _cap(model: Model, kind: Kind, objects: Candidates, side: int, distance: flo
     return fine**2 if kind == "area" else object_cap(objects, fine, distance)
 
 
-def _repeated(standing: Standing, objects: Candidates, side: int) -> float:
+def _repeated(standing: Standing, side: int) -> float:
     """How many times an object counts in the mean, as more than one of the blocks that it touches reports it."""
     near = standing.candidates.take(np.arange(min(_ENOUGH, len(standing.candidates))))
     near = near.take((near.scores >= standing.threshold) & ~standing.model.areas[near.labels])

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coarse2fine._version import __version__
-from coarse2fine.account import Cost
-from coarse2fine.analysis import Analysis
+from coarse2fine.account import Clock, Cost
+from coarse2fine.analysis import Analysis, closed_on_failure
 from coarse2fine.answer import Read
 from coarse2fine.audit import Audit, Audited, survey
 from coarse2fine.blocks import Standing
+from coarse2fine.budget import Budget
 from coarse2fine.caps import Cap
 from coarse2fine.certify import certify
 from coarse2fine.conclude import conclude
@@ -26,14 +25,15 @@ from coarse2fine.config import Config, ModelSpec
 from coarse2fine.explore import explore, read_oddities
 from coarse2fine.masks import MaskSource, cells_inside
 from coarse2fine.model import Model, load_model
-from coarse2fine.models.heads import read_detections
+from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.pieces import Kept, refine_in_pieces
+from coarse2fine.pilot import MOST_OVER, Pilot
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.refine import Fine, refine
 from coarse2fine.scan import Scan, Tick, look, scan_macs
 from coarse2fine.select import Plan, choose, cover, dense_plan
-from coarse2fine.stored import versions
+from coarse2fine.stored import provenance
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
 from coarse2fine.tiling.stats import ReadStats
@@ -165,8 +165,8 @@ def run_analysis(
         Hash of the model's file.
     """
     opened = open_image(image)
-    clock, before = _Clock(), opened.stats.snapshot()
-    with _closed_on_failure(opened, mine=opened is not image):
+    clock, before = Clock(), opened.stats.snapshot()
+    with closed_on_failure(opened, mine=opened is not image):
         run = Run(opened, model, config, kept or Kept(), mask)
         with clock("scan"):
             scan, read = run.look(steps.task("scan"))
@@ -179,11 +179,11 @@ def run_analysis(
             interest = scan.interest if scan.interest.size else np.zeros(run.cell_shape, np.float32)
             again = partial(closely, tick=steps.task("audit") if run.asked else None)
             covered = plan.take(fine.done).covered() | ~run.inside
-            standing = Standing(model, interest, covered, fine.candidates, run.threshold, again, config.cap)
-            audited = run.audit(standing, scan.macs + fine.macs, cut=fine.cut)
+            standing = run.standing(interest, covered, fine.candidates, again)
+            audited = run.audit(standing, scan.macs + fine.macs + run.pilot.macs, cut=fine.cut)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
-    failures = tuple(dict.fromkeys(scan.failures + fine.failures + audited.failures))
+    failures = tuple(dict.fromkeys(scan.failures + run.pilot.failures + fine.failures + audited.failures))
     return Analysis(
         image=opened,
         regions=regions,
@@ -195,7 +195,9 @@ def run_analysis(
         audit=run.told(audited.audit),
         complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
-        provenance=_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
+        provenance=provenance(
+            model, model_sha256, run.runtime.name, {**config.parameters(), "threshold": run.threshold}
+        ),
     )
 
 
@@ -232,7 +234,9 @@ class Run:
         cell = model.geometry.cell
         self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
         self.exhaustive_macs = model.exhaustive_macs((1, int(self.inside.sum())))
-        self.sample = _sample(model, config)
+        self.pilot = Pilot.none(self.cell_shape)
+        self._whole = self._limits.exhaustive
+        self.sample = config.sample(model)
         self.asked = bool(self.sample or config.recall)
 
     def look(self, tick: Tick | None) -> tuple[Scan, Read]:
@@ -245,8 +249,9 @@ class Run:
             assert odd is not None
             return self._masked(scan), partial(read_oddities, odd=odd, floor=self.threshold)
         read = partial(read_detections, floor=self.threshold)
-        if self._limits.exhaustive:
+        if self._limits.exhaustive or not self._pays(read):
             # Every cell is refined anyway: a scan would only cost.
+            self._whole = True
             return Scan.none(), read
         self._check_pays(scan_macs(self._model, self._image.shape[:2], self.inside))
         scan, _ = self._kept.looked(
@@ -257,6 +262,49 @@ class Run:
     def _masked(self, scan: Scan) -> Scan:
         return scan if self.inside.all() else replace(scan, interest=scan.interest * self.inside)
 
+    def _dense(self) -> Plan:
+        """The exhaustive pass."""
+        return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, self._model.window_macs)
+
+    @property
+    def _prices_first(self) -> bool:
+        return self._config.recall is not None and self._limits == Budget() and not self._whole
+
+    def _pays(self, read: Read) -> bool:
+        """Whether a scan pays: always, but for a recall for which refining everything seems to cost less."""
+        recall, sure, macs = self._config.recall, self._config.sure, self._dense().macs(self._model.window_macs)
+        if recall is None or not self._prices_first:
+            return True
+        bare = self.standing(
+            np.zeros(self.cell_shape, np.float32),
+            ~self.inside,
+            Candidates.empty(),
+            partial(self.refine_piece, read=read),
+        )
+        pilot = Pilot.draw(bare, macs, recall, confidence=sure.confidence, seed=self._config.seed)
+        if pilot is None:
+            return False
+        self.pilot = pilot
+        scan = scan_macs(self._model, self._image.shape[:2], self.inside)
+        return pilot.pays(pilot.macs + scan, pilot.windows_macs, macs)
+
+    def _too_dear(self, scan: int, plan: Plan) -> bool:
+        """Whether the exhaustive pass is better after all, and can still be paid for."""
+        macs, spent = self._dense().macs(self._model.window_macs), scan + self.pilot.macs
+        late = spent > (MOST_OVER - 1) * macs
+        return self._prices_first and not late and not self.pilot.pays(spent, plan.macs(self._model.window_macs), macs)
+
+    def standing(
+        self,
+        interest: NDArray[np.float32],
+        covered: NDArray[np.bool_],
+        candidates: Candidates,
+        refine: Callable[[Plan], Fine],
+    ) -> Standing:
+        """What is known, a pilot included."""
+        at = Standing(self._model, interest, covered, candidates, self.threshold, refine, self._config.cap)
+        return at.with_more(self.pilot.candidates, self.pilot.covered) if self.pilot.macs else at
+
     def choose(self, scan: Scan) -> Plan:
         """Where to look again."""
         plan = self._choose(scan)
@@ -264,11 +312,12 @@ class Run:
 
     def _choose(self, scan: Scan) -> Plan:
         limits, model = self._limits, self._model
-        if limits.exhaustive:
-            return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, model.window_macs)
+        if self._whole:
+            return self._dense()
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
         if limits.share is None and model.task == "detect":
-            return chosen(tau=model.tau if limits.cells is None else 0.0)
+            plan = chosen(tau=model.tau if limits.cells is None else 0.0)
+            return self._dense() if self._too_dear(scan.macs, plan) else plan
         left = int(((limits.share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
         if limits.share is None:
             # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
@@ -307,7 +356,9 @@ class Run:
         """What is certified or sampled; neither where work was cut short before."""
         sure, seed = self._config.sure, self._config.seed
         if sure.recall is not None and not cut:
-            left = None if self._limits.share is None else int(self._limits.share * self.exhaustive_macs) - spent
+            most = MOST_OVER * self._dense().macs(self._model.window_macs)
+            share = math.inf if self._limits.share is None else self._limits.share * self.exhaustive_macs
+            left = int(min(most, share)) - spent
             return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
         macs = int(self.sample * self.exhaustive_macs)
         if cut or not macs:
@@ -324,7 +375,7 @@ class Run:
         return Cost(
             scan_macs=scan.macs,
             refine_macs=fine.macs,
-            audit_macs=audited.macs,
+            audit_macs=self.pilot.macs + audited.macs,
             exhaustive_macs=self.exhaustive_macs,
             cells=int(self.inside.sum()),
             cells_refined=int((audited.refined & self.inside).sum()),
@@ -342,54 +393,3 @@ class Run:
                 f"a budget of {self._limits.share:g} does not pay for the scan{audit}, which alone costs {share:.3f} "
                 "of the exhaustive pass; allow more, or give no budget"
             )
-
-
-def _sample(model: Model, config: Config) -> float:
-    """Share of the exhaustive pass's multiply-adds for a random sample."""
-    if model.task == "detect":
-        return config.sure.sample(config.limits)
-    if config.recall or config.audit:
-        raise ValueError(
-            f"{model.name} was not fitted to anything, so there is no recall to speak of: leave out recall and audit, "
-            "or fit a model"
-        )
-    return 0.0
-
-
-def _provenance(model: Model, sha256: str | None, runtime: Runtime, parameters: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model": {
-            "name": model.name,
-            "task": model.task,
-            "sha256": sha256,
-            "geometry": asdict(model.geometry),
-            **model.provenance,
-        },
-        "parameters": {**parameters, "runtime": runtime.name},
-        "coarse2fine": __version__,
-        "versions": versions(),
-    }
-
-
-@contextmanager
-def _closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
-    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
-    try:
-        yield
-    except BaseException:
-        if mine:
-            image.close()
-        raise
-
-
-class _Clock:
-    """Seconds of each step, under the names of `Cost`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[f"{step}_seconds"] = time.perf_counter() - start

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from coarse2fine._version import __version__
 from coarse2fine.account import Cost
 from coarse2fine.audit import Audit, Part
 from coarse2fine.export_geojson import read_regions
 from coarse2fine.export_maps import read_maps
 from coarse2fine.export_tables import read_plan
+from coarse2fine.model import Model
 from coarse2fine.recorded import RecordedImage
 from coarse2fine.sample import Sample
 from coarse2fine.tiling.errors import ImageError
@@ -112,6 +114,22 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def provenance(model: Model, sha256: str | None, runtime: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Where an analysis comes from, as JSON values."""
+    return {
+        "model": {
+            "name": model.name,
+            "task": model.task,
+            "sha256": sha256,
+            "geometry": dataclasses.asdict(model.geometry),
+            **model.provenance,
+        },
+        "parameters": {**parameters, "runtime": runtime},
+        "coarse2fine": __version__,
+        "versions": versions(),
+    }
 
 
 def cost_json(cost: Cost) -> dict[str, Any]:
