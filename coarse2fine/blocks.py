@@ -18,7 +18,7 @@ from coarse2fine.select import Plan, cover
 
 BLOCK_SIDES = (1, 2, 4, 8, 16)
 # How much objects count twice is seen in so many cells.
-_ENOUGH = 4000
+_ENOUGH = 1500
 # While misses are looked for by draws, about this share of what is allowed is still there (see `certify`).
 _LEFT = 0.3
 
@@ -69,10 +69,11 @@ class Standing:
         area = self.model.areas[finds.labels].astype(np.intp)
         return area if len(self.kinds) > 1 else np.zeros(len(finds), np.intp)
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Finds of each kind."""
-        return tuple(np.bincount(self.of_kind(self.finds()), minlength=len(self.kinds)).tolist())
+    def counts(self, finds: Candidates | None = None) -> tuple[int, ...]:
+        """Finds of each kind, of all finds by default."""
+        return tuple(
+            np.bincount(self.of_kind(self.finds() if finds is None else finds), minlength=len(self.kinds)).tolist()
+        )
 
     @property
     def cell_shape(self) -> tuple[int, int]:
@@ -145,7 +146,7 @@ class Blocks:
         self.caps = np.minimum(np.array(caps, np.float64)[:, None], most)
         self.certain = tuple(cap >= (self.side * model.geometry.fine) ** 2 for cap in caps)
         hoped = _per_block(np.where(self._skipped, standing.interest, 0), self.side).ravel()[self._numbers]
-        self.expected = _shares(standing)[:, None] * hoped
+        self.expected = _shares(standing, self._known)[:, None] * hoped
         self._found: list[Candidates] = []
         self._refined = standing.covered.copy()
         self.macs = 0
@@ -181,7 +182,7 @@ class Blocks:
 
     def finds(self) -> tuple[int, ...]:
         """Finds of each kind by now, each object once."""
-        return self.standing.counts
+        return self.standing.counts()
 
     def look(self, index: Counts) -> Counts | None:
         """Refine blocks; the finds of each kind (rows) in each, or None where it was cut short.
@@ -242,9 +243,9 @@ def _per_block(cells: NDArray[np.generic], side: int) -> NDArray[np.float64]:
     return np.asarray(np.add.reduceat(rows, np.arange(0, cells.shape[1], side), axis=1))
 
 
-def _shares(standing: Standing) -> NDArray[np.float64]:
+def _shares(standing: Standing, known: Candidates) -> NDArray[np.float64]:
     """Share of each kind in what the scan expects, which does not tell them apart: as they were found."""
-    found = np.array(standing.counts, np.float64) + 1
+    found = np.array(standing.counts(known), np.float64) + 1
     return np.asarray(found / found.sum())
 
 
@@ -255,7 +256,7 @@ def _best_side(standing: Standing, known: Candidates) -> tuple[int, tuple[int, .
     sides = [side for side in BLOCK_SIDES if side <= max(standing.cell_shape)]
     distance = spacing(objects) if standing.cap == "seen" else 0.0
     caps = {side: tuple(_cap(model, kind, objects, side, distance) for kind in standing.kinds) for side in sides}
-    found = np.array(standing.counts, np.float64) + 1
+    found = np.array(standing.counts(known), np.float64) + 1
 
     def price(side: int) -> float:
         # The draws that a bound takes go with the number of blocks and with the cap over what may be missed.

@@ -107,7 +107,7 @@ def _groups(order: _Indices, *values: _Floats) -> tuple[_Floats, ...]:
     return (count, *(np.add.reduceat(value[order], edges) / count for value in values))
 
 
-def _growth(q: _Floats, hoped: _Floats, weights: _Floats, scale: float, count: ArrayLike = 1.0) -> _Floats:
+def _growth(q: _Floats, hoped: _Floats, weights: _Floats, scale: float, count: _Floats | float = 1.0) -> _Floats:
     """Mean growth of the logarithm of each stake's wealth in a draw, (len(q), stakes); finds are single objects."""
     lever = _STAKES / (1 - q[:, None])
     idle = np.log1p(lever * q[:, None])
