@@ -18,7 +18,7 @@ from coarse2fine.audit import Audit, Audited, Part, sobriety
 from coarse2fine.blocks import Blocks, Standing
 from coarse2fine.joint import JointBound, shared_confidence
 from coarse2fine.sample import allowed_misses
-from coarse2fine.select import Plan, choose
+from coarse2fine.select import Plan, choose, cover
 
 _LEAST_DRAWS = 32
 # While more than this share of what may be missed seems to be, promising places are refined first.
@@ -30,6 +30,8 @@ _MOST_PILOTS, _PILOT_SHARE, _LEAST_PILOTS = 256, 0.015, 16
 _ROUNDS = 4
 # Plans fall short: the last moment to refine all is let go by only if so many times what is planned can be paid for.
 _WARY = 1.5
+# What seems to save less than this against refining all that is left is not worth the risk.
+_SAVES = 0.8
 
 
 def certify(
@@ -122,8 +124,12 @@ class _Work:
         return _allowed(finds + more * (finds + 1) / (finds + 1).sum(), self._recall)
 
     def extend(self) -> None:
-        """Refine further windows, if that makes these and the audit cheaper together."""
-        plan = self._extension()
+        """Refine further windows, if that makes these and the audit cheaper together; or all that is left."""
+        plan, price = self._extension()
+        everything = cover(~self.standing.covered, self.standing.model.window_macs)
+        rest = everything.macs(self.standing.model.window_macs)
+        if _SAVES * rest <= price and rest <= self.left:
+            plan = everything
         if not len(plan):
             return
         fine = self.standing.refine(plan)
@@ -155,7 +161,8 @@ class _Work:
         seems = Blocks(self.standing).expected.sum(axis=1)
         return bool((seems <= _HOPEFUL * np.array(self._allowed(blocks))).all())
 
-    def _extension(self) -> Plan:
+    def _extension(self) -> tuple[Plan, float]:
+        """The further windows that make it cheapest, and what they and the audit are likely to cost."""
         at, model = self.standing, self.standing.model
         left = np.where(at.covered, 0, self._interest).astype(np.float32)
         best, least = Plan.empty(at.cell_shape), math.inf
@@ -172,7 +179,7 @@ class _Work:
             cost = macs + min(draws * blocks.macs_each, blocks.rest_macs)
             if cost < least:
                 best, least = plan, cost
-        return best
+        return best, least
 
 
 def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -> None:

@@ -31,8 +31,10 @@ def shared_weights(expected: _Floats, caps: _Floats, targets: Sequence[float]) -
     targets : sequence of float
         Finds of each kind that may be missed.
     """
+    if not caps.shape[1]:
+        return np.zeros(0)
     each = [audit_weights(e, c, t) for e, c, t in zip(expected, caps, targets, strict=True)]
-    return each[0] if len(each) == 1 else np.asarray(sum(w / max(w.mean(), 1e-300) for w in each if len(w)))
+    return each[0] if len(each) == 1 else np.asarray(sum(w / max(w.mean(), 1e-300) for w in each))
 
 
 class JointBound:

@@ -118,9 +118,9 @@ def within(world: World, standing: Standing, recall: float, *, seed: int, confid
     return result
 
 
-@pytest.mark.parametrize(("recall", "blind"), [(0.7, 0.05), (0.8, 0.15), (0.8, 1.0)])
+@pytest.mark.parametrize(("recall", "blind"), [(0.7, 0.05), (0.6, 0.2), (0.8, 1.0)])
 def test_what_is_certified_is_true(detector: Model, recall: float, blind: float) -> None:
-    runs, false, certified = 20, 0, 0
+    runs, false, certified = 16, 0, 0
     for seed in range(runs):
         world = World(detector, seed, side=96, objects=900, blind=blind)
         result = within(world, world.standing(), recall, seed=seed, confidence=0.8)
@@ -132,7 +132,7 @@ def test_what_is_certified_is_true(detector: Model, recall: float, blind: float)
 
 
 def test_a_sample_tells_recall(detector: Model) -> None:
-    outside, errors, runs = 0, [], 60
+    outside, errors, runs = 0, [], 40
     for seed in range(runs):
         world = World(detector, seed, side=96, objects=900, blind=0.2)
         result = survey(world.standing(), world.exhaustive // 10, confidence=0.8, seed=seed)
@@ -153,10 +153,10 @@ def test_a_sample_tells_recall(detector: Model) -> None:
     assert abs(np.mean(errors)) < 4 * np.std(errors) / math.sqrt(runs) + 5
 
 
-def mixed(detector: Model, seed: int) -> tuple[World, NDArray[np.int32]]:
-    """A lake that the scan sees whole, and discs beside it of which it sees four in ten."""
+def mixed(detector: Model, seed: int, blind: float = 0.6) -> tuple[World, NDArray[np.int32]]:
+    """A lake that the scan sees whole, and discs beside it of which it is blind to a share."""
     model = replace(detector, labels=(Label("disc"), Label("lake", "area")))
-    world = World(model, seed, side=120, objects=500, blind=0.6)
+    world = World(model, seed, side=120, objects=500, blind=blind)
     lake = np.argwhere(np.add.outer((np.arange(120) - 40) ** 2, (np.arange(120) - 40) ** 2) < 30**2).astype(np.int32)
     beside = world.every.take(((world.every.cells - 40) ** 2).sum(axis=1) > 34**2)
     count = len(lake)
@@ -172,21 +172,24 @@ def mixed(detector: Model, seed: int) -> tuple[World, NDArray[np.int32]]:
     return world, lake
 
 
-def test_an_area_certifies_nothing_of_the_objects_beside_it(detector: Model) -> None:
-    false, certified, runs = 0, 0, 10
+@pytest.mark.parametrize(("blind", "recall", "least"), [(0.6, 0.8, 0), (0.2, 0.4, 3)])
+def test_an_area_certifies_nothing_of_the_objects_beside_it(
+    detector: Model, blind: float, recall: float, least: int
+) -> None:
+    false, certified, runs = 0, 0, 5
     for seed in range(runs):
-        world, lake = mixed(detector, seed)
-        result = within(world, world.standing(), 0.6, seed=seed, confidence=0.8)
+        world, lake = mixed(detector, seed, blind)
+        result = within(world, world.standing(), recall, seed=seed, confidence=0.8)
         sure = world.every.take((world.every.labels == 0) & (world.every.scores >= THRESHOLD))
         discs, found = len(suppress(sure)), {part.kind: part.found for part in result.audit.kinds}
         assert found["area"] <= len(lake)
         certified += result.audit.certified
-        false += result.audit.certified and found["object"] < 0.6 * discs
+        false += result.audit.certified and found["object"] < recall * discs
         worse = min(part.recall_interval[0] for part in result.audit.kinds)
         assert result.audit.recall_interval[0] == worse
         assert [part.confidence for part in result.audit.kinds] == pytest.approx([0.9, 0.9])
-    assert certified >= 5
-    assert false <= 2
+    assert certified >= least
+    assert not false
     assert "objects at least" in str(result.audit)
     assert "cells of areas at least" in str(result.audit)
 
