@@ -62,7 +62,7 @@ class Standing:
     def kinds(self) -> tuple[Kind, ...]:
         """What the model finds."""
         areas = self.model.areas
-        return (*(("object",) if not areas.all() else ()), *(("area",) if areas.any() else ()))  # type: ignore[return-value]
+        return (*(("object",) if not areas.all() else ()), *(("area",) if areas.any() else ()))
 
     def of_kind(self, finds: Candidates) -> NDArray[np.intp]:
         """Index into `kinds` of each find."""
