@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,6 +27,7 @@ from coarse2fine.models.heads import Candidates
 from coarse2fine.pilot import MOST_OVER
 from coarse2fine.refine import Fine
 from coarse2fine.select import Plan, choose, dense_plan
+from coarse2fine.stored import audit_json, pooled_audit
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 THRESHOLD = 0.5
@@ -448,3 +451,37 @@ def _outcome(
 ) -> tuple[Model, NDArray[np.float32], NDArray[np.bool_], Candidates, float, Callable[[Plan], Fine]]:
     covered = np.ones(world.interest.shape, bool)
     return world.model, world.interest, covered, candidates, THRESHOLD, world.refine
+
+
+MARS = Path(__file__).parents[2] / "shared" / "data" / "mars" / "MC11E-A.png"
+
+
+@pytest.mark.skipif(not MARS.is_file(), reason="the Mars scenes are not there")
+@pytest.mark.parametrize(("side", "recall"), [(800, 0.9), (1400, 0.8), (1400, 0.95)])
+def test_a_certification_costs_no_more_than_the_exhaustive_pass(side: int, recall: float) -> None:
+    pixels = cv2.imread(str(MARS), cv2.IMREAD_GRAYSCALE)[:side, :side]
+    with analyze(pixels, "craters", budget=1.0) as whole, analyze(pixels, "craters", recall=recall) as part:
+        pass
+    assert part.audit is not None
+    assert part.audit.certified
+    assert part.cost.macs <= 1.03 * whole.cost.macs
+    assert len(part.regions) >= recall * len(whole.regions)
+
+
+def test_images_refined_whole_say_nothing_of_others(detector: Model) -> None:
+    world = World(detector, 0, side=40)
+    sampled = {"audit": audit_json(survey(world.standing(), world.exhaustive // 10, confidence=0.95, seed=0).audit)}
+    done = replace(world.standing(), covered=np.ones((40, 40), bool))
+    whole = {"audit": audit_json(survey(done, 0, confidence=0.95, seed=0).audit)}
+    assert pooled_audit([whole, {"audit": None}]) is None
+    assert pooled_audit([{}, {}]) is None
+    for facts, number in (([whole, whole], 2), ([whole, sampled, {}], 2)):
+        pooled = pooled_audit(facts)
+        assert pooled is not None
+        assert pooled[1] == number
+
+
+def test_nothing_is_said_of_recall_where_nobody_asked(make_image: MakeImage, detector: Model) -> None:
+    with analyze(make_image(120, 120), replace(detector, threshold=0.99)) as analysis:
+        assert analysis.audit is None
+        assert "recall" not in str(analysis)
