@@ -469,7 +469,7 @@ def test_a_certification_costs_no_more_than_the_exhaustive_pass(side: int, recal
 
 
 def test_images_refined_whole_say_nothing_of_others(detector: Model) -> None:
-    world = World(detector, 0, side=40)
+    world = World(detector, 0, side=40, objects=60)
     sampled = {"audit": audit_json(survey(world.standing(), world.exhaustive // 10, confidence=0.95, seed=0).audit)}
     done = replace(world.standing(), covered=np.ones((40, 40), bool))
     whole = {"audit": audit_json(survey(done, 0, confidence=0.95, seed=0).audit)}
@@ -482,6 +482,6 @@ def test_images_refined_whole_say_nothing_of_others(detector: Model) -> None:
 
 
 def test_nothing_is_said_of_recall_where_nobody_asked(make_image: MakeImage, detector: Model) -> None:
-    with analyze(make_image(120, 120), replace(detector, threshold=0.99)) as analysis:
+    with analyze(make_image(300, 300), replace(detector, threshold=0.99, tau=3.9)) as analysis:
         assert analysis.audit is None
         assert "recall" not in str(analysis)
