@@ -459,7 +459,7 @@ MARS = Path(__file__).parents[2] / "shared" / "data" / "mars" / "MC11E-A.png"
 @pytest.mark.skipif(not MARS.is_file(), reason="the Mars scenes are not there")
 @pytest.mark.parametrize(("side", "recall"), [(800, 0.9), (1400, 0.8), (1400, 0.95)])
 def test_a_certification_costs_no_more_than_the_exhaustive_pass(side: int, recall: float) -> None:
-    pixels = cv2.imread(str(MARS), cv2.IMREAD_GRAYSCALE)[:side, :side]
+    pixels = np.asarray(cv2.imread(str(MARS), cv2.IMREAD_GRAYSCALE), np.uint8)[:side, :side]
     with analyze(pixels, "craters", budget=1.0) as whole, analyze(pixels, "craters", recall=recall) as part:
         pass
     assert part.audit is not None
