@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -72,3 +75,16 @@ class Cost:
             f"{self.cells_refined:,} of {self.cells:,} cells refined ({self.cells_refined / self.cells:.2%}); "
             f"{self.seconds:.1f} s; {self.chunks:,} chunks, {self.bytes / 1e6:,.0f} MB decoded"
         )
+
+
+class Clock:
+    """Seconds of each step, under the names of `Cost`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[f"{step}_seconds"] = time.perf_counter() - start

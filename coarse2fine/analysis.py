@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -368,3 +369,14 @@ class Analysis:
             f"{name}: {len(self.regions):,} found, {self.cost.cells_refined / self.cost.cells:.2%} of the "
             f"cells refined, {self.cost.speedup:.1f}x less compute"
         )
+
+
+@contextmanager
+def closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
+    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
+    try:
+        yield
+    except BaseException:
+        if mine:
+            image.close()
+        raise

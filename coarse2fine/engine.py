@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coarse2fine._version import __version__
-from coarse2fine.account import Cost
-from coarse2fine.analysis import Analysis
+from coarse2fine.account import Clock, Cost
+from coarse2fine.analysis import Analysis, closed_on_failure
 from coarse2fine.answer import Read
-from coarse2fine.audit import Audited, survey
+from coarse2fine.audit import Audit, Audited, survey
 from coarse2fine.blocks import Standing
 from coarse2fine.budget import Budget
+from coarse2fine.caps import Cap
 from coarse2fine.certify import certify
 from coarse2fine.conclude import conclude
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.explore import explore, read_oddities
 from coarse2fine.masks import MaskSource, cells_inside
 from coarse2fine.model import Model, load_model
-from coarse2fine.models.heads import read_detections
+from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.pieces import Kept, refine_in_pieces
+from coarse2fine.pilot import MOST_OVER, Pilot
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.refine import Fine, refine
 from coarse2fine.scan import Scan, Tick, look, scan_macs
 from coarse2fine.select import Plan, choose, cover, dense_plan
-from coarse2fine.stored import versions
+from coarse2fine.stored import provenance
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
 from coarse2fine.tiling.stats import ReadStats
@@ -51,6 +52,7 @@ def analyze(
     recall: float | None = None,
     confidence: float = 0.95,
     audit: float | None = None,
+    cap: Cap = "seen",
     threshold: float | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -85,6 +87,10 @@ def analyze(
         Share of the exhaustive pass's multiply-adds for a random sample of what was skipped, from which recall is
         estimated; a part of `budget`. By default 0.01 for a fitted model where neither a limit nor `recall` is given
         and finds are enough for so small a sample to tell anything.
+    cap : {"seen", "certain"}
+        The most finds that a block of skipped cells can hold, on which what `recall` and `audit` say rests: as many as
+        lie side by side by the sizes of those seen, which the result then states as its assumption; or one in every
+        fine cell, which assumes nothing and costs more.
     threshold : float, optional
         Probability from which a find is reported; by default the model's own.
     seed : int
@@ -122,6 +128,7 @@ def analyze(
         recall=recall,
         confidence=confidence,
         audit=audit,
+        cap=cap,
         threshold=threshold,
         seed=seed,
         device=device,
@@ -159,8 +166,8 @@ def run_analysis(
         Hash of the model's file.
     """
     opened = open_image(image)
-    clock, before = _Clock(), opened.stats.snapshot()
-    with _closed_on_failure(opened, mine=opened is not image):
+    clock, before = Clock(), opened.stats.snapshot()
+    with closed_on_failure(opened, mine=opened is not image):
         run = Run(opened, model, config, kept or Kept(), mask)
         with clock("scan"):
             scan, read = run.look(steps.task("scan"))
@@ -170,16 +177,15 @@ def run_analysis(
         with clock("refine"):
             fine = closely(plan, tick=steps.task("refine"))
         with clock("audit"):
-            asked = bool(run.sample or config.recall)
             interest = scan.interest if scan.interest.size else np.zeros(run.cell_shape, np.float32)
-            again = partial(closely, tick=steps.task("audit") if asked else None)
+            again = partial(closely, tick=steps.task("audit") if run.asked else None)
             covered = plan.take(fine.done).covered() | ~run.inside
-            standing = Standing(model, interest, covered, fine.candidates, run.threshold, again)
-            audited = run.audit(standing, scan.macs + fine.macs, cut=fine.cut)
+            standing = run.standing(interest, covered, fine.candidates, again)
+            audited = run.audit(standing, scan.macs + fine.macs + run.pilot.macs, cut=fine.cut)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
         kinds = {} if model.task == "detect" else describe_kinds(regions, opened, model.geometry.refine_downsample)
-    failures = tuple(dict.fromkeys(scan.failures + fine.failures + audited.failures))
+    failures = tuple(dict.fromkeys(scan.failures + run.pilot.failures + fine.failures + audited.failures))
     return Analysis(
         image=opened,
         regions=regions,
@@ -188,11 +194,11 @@ def run_analysis(
         refined=audited.refined & run.inside,
         cell=model.geometry.cell,
         cost=run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds),
-        audit=audited.audit if asked else None,
+        audit=run.told(audited.audit),
         complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
         provenance={
-            **_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
+            **provenance(model, model_sha256, run.runtime.name, {**config.parameters(), "threshold": run.threshold}),
             **({"kinds": kinds} if kinds else {}),
         },
     )
@@ -231,7 +237,10 @@ class Run:
         cell = model.geometry.cell
         self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
         self.exhaustive_macs = self._dense().macs(model.refiner_macs)
-        self.sample = _sample(model, config)
+        self.pilot = Pilot.none(self.cell_shape)
+        self._whole = self._limits.exhaustive
+        self.sample = config.sample(model)
+        self.asked = bool(self.sample or config.recall)
 
     def look(self, tick: Tick | None) -> tuple[Scan, Read]:
         """The scan, and how the refine net's output is to be read."""
@@ -244,8 +253,9 @@ class Run:
             assert odd is not None
             return self._masked(scan), partial(read_oddities, odd=odd, floor=self.threshold)
         read = partial(read_detections, floor=self.threshold)
-        if self._limits.exhaustive or self._scan_is_dear():
+        if self._limits.exhaustive or self._scan_is_dear() or not self._pays(read):
             # Every cell is refined anyway: a scan would only cost.
+            self._whole = True
             return Scan.none(), read
         self._check_pays(scan_macs(self._model, self._image.shape[:2], self.inside))
         scan, _ = self._kept.looked(
@@ -265,6 +275,48 @@ class Run:
         """The exhaustive pass."""
         return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, self._model.window_macs)
 
+    @property
+    def _prices_first(self) -> bool:
+        return self._config.recall is not None and self._limits == Budget() and not self._whole
+
+    def _pays(self, read: Read) -> bool:
+        """Whether a scan pays: always, but for a recall for which refining everything seems to cost less."""
+        recall, sure, macs = self._config.recall, self._config.sure, self._dense().macs(self._model.window_macs)
+        if recall is None or not self._prices_first:
+            return True
+        bare = self.standing(
+            np.zeros(self.cell_shape, np.float32),
+            ~self.inside,
+            Candidates.empty(),
+            partial(self.refine_piece, read=read),
+        )
+        pilot = Pilot.draw(bare, macs, recall, confidence=sure.confidence, seed=self._config.seed)
+        if pilot is None:
+            return False
+        self.pilot = pilot
+        scan = scan_macs(self._model, self._image.shape[:2], self.inside)
+        return pilot.pays(pilot.macs + scan, pilot.windows_macs, macs)
+
+    def _within(self, plan: Plan, scan: int) -> Plan:
+        """A plan towards a recall: the exhaustive pass, if that is better and can still be paid for, and no more."""
+        window_macs, dense = self._model.window_macs, self._dense()
+        whole, spent = dense.macs(window_macs), scan + self.pilot.macs
+        if spent <= (MOST_OVER - 1) * whole and not self.pilot.pays(spent, plan.macs(window_macs), whole):
+            return dense
+        ends = plan.costs(window_macs).cumsum() + spent
+        return plan.take(np.flatnonzero(ends <= MOST_OVER * whole))
+
+    def standing(
+        self,
+        interest: NDArray[np.float32],
+        covered: NDArray[np.bool_],
+        candidates: Candidates,
+        refine: Callable[[Plan], Fine],
+    ) -> Standing:
+        """What is known, a pilot included."""
+        at = Standing(self._model, interest, covered, candidates, self.threshold, refine, self._config.cap)
+        return at.with_more(self.pilot.candidates, self.pilot.covered) if self.pilot.macs else at
+
     def choose(self, scan: Scan) -> Plan:
         """Where to look again."""
         plan = self._choose(scan)
@@ -272,12 +324,14 @@ class Run:
 
     def _choose(self, scan: Scan) -> Plan:
         limits, model = self._limits, self._model
-        if limits.exhaustive or (model.task == "detect" and self._scan_is_dear()):
+        if self._whole:
             return self._dense()
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
         if limits.share is None and model.task == "detect":
             plan = chosen(tau=model.tau if limits.cells is None else 0.0)
-            return self._cheapest(plan) if limits == Budget() else plan
+            if limits == Budget():
+                plan = self._within(plan, scan.macs) if self._prices_first else self._cheapest(plan)
+            return plan
         left = int(((limits.share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
         if limits.share is None:
             # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
@@ -322,19 +376,26 @@ class Run:
         """What is certified or sampled; neither where work was cut short before."""
         sure, seed = self._config.sure, self._config.seed
         if sure.recall is not None and not cut:
-            left = None if self._limits.share is None else int(self._limits.share * self.exhaustive_macs) - spent
+            most = MOST_OVER * self._dense().macs(self._model.window_macs)
+            share = math.inf if self._limits.share is None else self._limits.share * self.exhaustive_macs
+            left = int(min(most, share)) - spent
             return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
         macs = int(self.sample * self.exhaustive_macs)
         if cut or not macs:
             return Audited.none(standing, None if sure.recall is None and not macs else sure.confidence)
         return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
 
+    def told(self, audit: Audit) -> Audit | None:
+        """What is worth saying of recall: nothing where nobody asked and nothing came of it."""
+        usual = self._config.recall is None and self._config.audit is None
+        return None if not self.asked or (usual and math.isnan(audit.missed)) else audit
+
     def cost(self, scan: Scan, fine: Fine, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
         """The account."""
         return Cost(
             scan_macs=scan.macs,
             refine_macs=fine.macs,
-            audit_macs=audited.macs,
+            audit_macs=self.pilot.macs + audited.macs,
             exhaustive_macs=self.exhaustive_macs,
             cells=int(self.inside.sum()),
             cells_refined=int((audited.refined & self.inside).sum()),
@@ -352,54 +413,3 @@ class Run:
                 f"a budget of {self._limits.share:g} does not pay for the scan{audit}, which alone costs {share:.3f} "
                 "of the exhaustive pass; allow more, or give no budget"
             )
-
-
-def _sample(model: Model, config: Config) -> float:
-    """Share of the exhaustive pass's multiply-adds for a random sample."""
-    if model.task == "detect":
-        return config.sure.sample(config.limits)
-    if config.recall or config.audit:
-        raise ValueError(
-            f"{model.name} was not fitted to anything, so there is no recall to speak of: leave out recall and audit, "
-            "or fit a model"
-        )
-    return 0.0
-
-
-def _provenance(model: Model, sha256: str | None, runtime: Runtime, parameters: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model": {
-            "name": model.name,
-            "task": model.task,
-            "sha256": sha256,
-            "geometry": asdict(model.geometry),
-            **model.provenance,
-        },
-        "parameters": {**parameters, "runtime": runtime.name},
-        "coarse2fine": __version__,
-        "versions": versions(),
-    }
-
-
-@contextmanager
-def _closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
-    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
-    try:
-        yield
-    except BaseException:
-        if mine:
-            image.close()
-        raise
-
-
-class _Clock:
-    """Seconds of each step, under the names of `Cost`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[f"{step}_seconds"] = time.perf_counter() - start

@@ -341,7 +341,7 @@ def test_recall_is_pooled(tmp_path: Path, sparse: Model, digits: Any) -> None:
         assert batch.audit is not None
         each = [analyze(tmp_path / "in" / f"{n}.png", model, audit=0.1).audit for n in range(3)]
         assert batch.audit == type(batch.audit).pooled([a for a in each if a is not None])
-        assert "3 image(s) pooled" in str(batch)
+        assert "over 3 of 3 image(s)" in str(batch)
         assert batch.summary()["audit"]["recall_interval"] == list(batch.audit.recall_interval)
     assert analyze_folder(tmp_path / "in", tmp_path / "budget", model, workers=0, budget=0.5).audit is None
 

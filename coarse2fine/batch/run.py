@@ -17,6 +17,7 @@ from coarse2fine.batch.job import KEEP_FROM, Job, Opening, Record, cores, key_of
 from coarse2fine.batch.state import SINGLE, alone, found_again, told
 from coarse2fine.batch.summary import Batch
 from coarse2fine.batch.task import analyze_item, failed
+from coarse2fine.caps import Cap
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Precision, Runtime
@@ -86,6 +87,7 @@ def analyze_folder(
     recall: float | None = None,
     confidence: float = 0.95,
     audit: float | None = None,
+    cap: Cap = "seen",
     threshold: float | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -116,7 +118,7 @@ def analyze_folder(
         Folder of the results, made where needed.
     model : path, str or Model
         A fitted model, its file, or the name of an embedded one.
-    budget, cells, seconds, recall, confidence, audit, threshold, seed, device, precision
+    budget, cells, seconds, recall, confidence, audit, cap, threshold, seed, device, precision
         Of each image, as in `analyze`.
     mpp : float, optional
         Microns per pixel, instead of what files say; that of a list comes first.
@@ -154,7 +156,7 @@ def analyze_folder(
     OSError
         If `out` cannot be written, another run is writing into it, or there is no such scheduler.
     """
-    config = Config(budget, cells, seconds, recall, confidence, audit, threshold, seed, device, precision)
+    config = Config(budget, cells, seconds, recall, confidence, audit, cap, threshold, seed, device, precision)
     items = find_items(images)
     return run_batch(
         items if mask is None else with_masks(items, mask),
@@ -218,7 +220,7 @@ def run_batch(
             _run(jobs, done, crew, on_error, progress=progress)
         finally:
             every = tuple(done.get(job.item.name) or _waiting(job) for job in jobs)
-            batch = Batch(every, out, before, config.confidence, _provenance(jobs, config))
+            batch = Batch(every, out, before, _provenance(jobs, config))
             if not flat:
                 _save(batch, crew)
         if report and jobs and not flat:
