@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from numpy.typing import NDArray
+from scipy.stats import binomtest, permutation_test
 
 from coarse2fine.models.activity import Groups
 from coarse2fine.models.tree import FeatureTree
+from coarse2fine.specialists.evidence import believed, chance, decide
 from coarse2fine.specialists.group_growth import GrownGroups, judge_groups
 from coarse2fine.specialists.growth import Grown
 from coarse2fine.specialists.items import Items
@@ -88,19 +92,19 @@ class OneColumn:
     def __init__(self, gains: NDArray[np.float64]) -> None:
         self._gains, self.sizes = gains[None], np.ones((1, len(gains)))
 
-    def alone(self, share: int) -> NDArray[np.float64]:
+    def alone(self, _: int) -> NDArray[np.float64]:
         return self._gains
 
-    def stays(self, gains: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def stays(self, _: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.ones(1, bool)
 
-    def whole(self, share: int, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def whole(self, *_: object) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return self._gains, self.sizes
 
 
 @pytest.mark.parametrize("gains", [[1.0, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, -0.5], [3, 1, 4, 1, 5, 9, 2, -1]])
 def test_a_chance_without_choices_is_that_of_signs(gains: list[float]) -> None:
-    column = OneColumn(np.array(gains))
+    column: Any = OneColumn(np.array(gains))
     found = chance(column, decide(column, np.ones(len(gains))))
     exact = permutation_test((gains,), np.sum, permutation_type="samples", alternative="greater", n_resamples=np.inf)
     assert found == pytest.approx(exact.pvalue)
@@ -112,7 +116,7 @@ def test_columns_of_which_little_is_known_are_believed_to_be_like_the_others() -
     sizes = np.repeat(rng.choice([1.0, 50.0], 40)[:, None], 12, axis=1)
     gains = true[:, None] * sizes + rng.standard_normal((40, 12)) * 5 * np.sqrt(sizes)
     count = sizes.sum(axis=1)
-    found, own = believed(gains, sizes, np.zeros(40)) / count, gains.sum(axis=1) / count
+    found, own = believed(gains, sizes, np.zeros(40, np.int64)) / count, gains.sum(axis=1) / count
     assert ((found - true) ** 2).sum() < 0.8 * ((own - true) ** 2).sum()
     # By a normal world's own posterior mean.
     error = 25 / count
