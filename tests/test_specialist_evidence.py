@@ -16,7 +16,7 @@ from coarse2fine.specialists.evidence import believed, chance, decide
 from coarse2fine.specialists.group_growth import GrownGroups, judge_groups
 from coarse2fine.specialists.growth import Grown
 from coarse2fine.specialists.items import Items
-from coarse2fine.specialists.validation import Verdict, best_way, judge_tree
+from coarse2fine.specialists.validation import Verdict, best_way, judge_painting, judge_tree
 
 # Of each group; columns of each way; the logit before them, and about what they add to it.
 ITEMS, COLUMNS, START, ADDED = 12, 4, 1.0, 0.01
@@ -63,8 +63,8 @@ def tree(items: Items, rng: np.random.Generator) -> Grown:
 
 def test_what_does_not_help_is_kept_in_at_most_one_fit_of_twenty() -> None:
     rng = np.random.default_rng(0)
-    auto, named, runs = 0, 0, 14
-    worlds = [(2, "normal"), (6, "heavy"), (9, "heavy"), (30, "normal")]
+    auto, named, runs = 0, 0, 12
+    worlds = [(2, "normal"), (6, "heavy"), (9, "heavy"), (20, "normal")]
     for groups, tail in worlds:
         for _ in range(runs):
             verdicts = world(groups, 0.0, tail, rng)
@@ -77,11 +77,11 @@ def test_what_does_not_help_is_kept_in_at_most_one_fit_of_twenty() -> None:
         assert binomtest(count, runs * len(worlds), 0.05, "greater").pvalue > 0.02
 
 
-@pytest.mark.parametrize(("groups", "gain"), [(7, 2.5), (30, 1.0)])
+@pytest.mark.parametrize(("groups", "gain"), [(7, 2.5), (12, 1.6)])
 def test_what_helps_is_kept_in_most_fits(groups: int, gain: float) -> None:
     rng = np.random.default_rng(groups)
-    found = [world(groups, gain, "normal", rng) for _ in range(6)]
-    assert sum(best_way({str(n): [v] for n, v in enumerate(f)}, 3) is not None for f in found) >= 5
+    found = [world(groups, gain, "normal", rng) for _ in range(4)]
+    assert sum(best_way({str(n): [v] for n, v in enumerate(f)}, 3) is not None for f in found) >= 3
 
 
 class OneColumn:
@@ -122,3 +122,26 @@ def test_columns_of_which_little_is_known_are_believed_to_be_like_the_others() -
     error = 25 / count
     best = (true.var() * own + error * true.mean()) / (true.var() + error)
     assert np.corrcoef(found, best)[0, 1] > 0.97
+
+
+def test_a_column_that_paints_worse_falls_back_to_its_parent() -> None:
+    """One column goes half of the way to the pixels in each image, one away from them, one anywhere."""
+    rng = np.random.default_rng(0)
+    n, side = 480, 16
+    node, image = rng.integers(1, 4, n).astype(np.int32), rng.integers(0, 12, n)
+    target = torch.from_numpy(rng.standard_normal((n, side))).float()
+    anywhere = torch.from_numpy(rng.standard_normal((n, side))).float()
+    step = {1: 0.5 * target, 2: -0.5 * target, 3: 0.5 * anywhere}
+    last = torch.stack([step[int(k)][i] for i, k in enumerate(node)])
+    zeros = torch.zeros(n, side)
+    tiles = np.zeros((n, 1, 1, 1), np.uint8)
+    items = Items((zeros[:, :1, None, None],), zeros, target, torch.ones(n, 1), np.ones(n, bool), image, tiles)
+    centres = (np.zeros((3, 1), np.float32), *[np.zeros((0, 0), np.float32)] * 3)
+    clusters = FeatureTree(np.array([-1, 0, 0, 0], np.int32), np.ones(4, np.int64), np.ones(4, bool), centres)
+    judged, verdict = judge_painting(Grown(clusters, {}, node[:, None], (zeros, last)), items)
+    assert judged.tree.kept.tolist() == [True, True, False, False]
+    assert verdict.pays()
+    assert verdict.groups == 12
+    # Alone, those that do not help are not sure to.
+    worse = judge_painting(Grown(clusters, {}, node[:, None], (zeros, 0.5 * anywhere)), items)[1]
+    assert not worse.pays()
