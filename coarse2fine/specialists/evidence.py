@@ -109,7 +109,7 @@ def _turned(gains: NDArray[np.float64], sizes: NDArray[np.float64], signs: NDArr
     spread = ((gains - mean * sizes) ** 2).sum(axis=1) * groups / np.maximum(groups - 1, 1)
     hurts = (groups > 1) & (gains.sum(axis=1) < -_SURELY * np.sqrt(spread))
     stays = mean * sizes * hurts[:, None]
-    return (gains - stays) * signs + stays
+    return np.asarray((gains - stays) * signs + stays)
 
 
 def believed(gains: NDArray[np.float64], sizes: NDArray[np.float64], depths: NDArray[np.int64]) -> NDArray[np.float64]:
