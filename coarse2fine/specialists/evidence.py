@@ -24,7 +24,7 @@ LEVEL = 0.05
 # Up to 8 groups all signs are tried; of more groups a random choice, which holds the level as well.
 _FLIPS = 256
 # What loses more than so many standard errors surely hurts.
-_SURELY = 2.0
+_SURELY = 3.0
 # Where columns are asked is the band in which fewest items lie, of those that keep this share of the gain.
 _GAIN_KEPT = 0.9
 
