@@ -139,8 +139,9 @@ def fit(
     specialists : {"heads", "tree", "activity", "both", "auto"}, optional
         Small nets that are asked where the refine net is unsure: "heads", a linear reader for each kind of cells;
         "tree", columns of convolutions for each kind, in a tree of two steps; "activity", such columns for groups of
-        features, where they fire; "both", the tree after the groups. Those that do not help on what was held back are
-        left out again; "auto" takes which of the first three surely helps most, if any does; None tries none.
+        features, where they fire; "both", the tree after the groups. Those that do not surely help on what was held
+        back are left out again, with a warning if asked for by name; "auto" takes which of the first three surely
+        helps most, if any does; None tries none.
     cache : path, optional
         A folder for what specialists learn from and what they have learned (up to some hundred MB), so that an
         interrupted fit of the same scenes goes on there. Where a Dask client or scheduler is set, it trains them: its

@@ -198,11 +198,10 @@ def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypat
 
 def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # With so little to learn from hardly anything surely helps: what is tested is that all of it runs.
-    for module in ("specialists.validation", "specialists.group_growth"):
-        monkeypatch.setattr(f"coarse2fine.{module}.weighed", lambda *_: -np.inf)
+    monkeypatch.setattr("coarse2fine.specialists.evidence.believed", lambda gains, *_: np.ones(len(gains)))
     monkeypatch.setattr("coarse2fine.specialists.validation._LOW", (0.03,))
     monkeypatch.setattr("coarse2fine.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
-    monkeypatch.setattr("coarse2fine.specialists.validation.Verdict.pays", True)
+    monkeypatch.setattr("coarse2fine.specialists.validation.Verdict.pays", lambda *_: True)
     monkeypatch.setattr("coarse2fine.specialists.growth._FEWEST", 4)
     scenes = [discs(seed)[0] for seed in (0, 1)]
     images, annotations = [pixels for pixels, _ in scenes], [known for _, known in scenes]
@@ -244,7 +243,8 @@ def test_specialists_that_have_nothing_to_learn_from_are_left_out(
     pixels, annotations = discs(0)[0]
     for mode in ("heads", "tree", "activity"):
         options: dict[str, Any] = {"specialists": mode, "steps": 10, "precision": "fp32", "progress": False}
-        model = fit([pixels], [annotations], **options)
+        with pytest.warns(UserWarning, match=f"no specialists '{mode}' .*nothing for them to learn from"):
+            model = fit([pixels], [annotations], **options)
         assert model.specialists == ()
         assert model.provenance["specialists"]["held_back"] == {}
 
@@ -255,7 +255,7 @@ def test_a_cluster_is_not_asked_where_it_may_not_see_the_folder(
     monkeypatch.setattr("coarse2fine.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
     pixels, annotations = discs(0)[0]
     cluster = Mock(side_effect=AssertionError("asked"))
-    with dask.config.set(scheduler=cluster):
+    with dask.config.set(scheduler=cluster), pytest.warns(UserWarning, match="no specialists 'heads' surely helped"):
         fit([pixels], [annotations], specialists="heads", steps=10, precision="fp32", progress=False)
     assert not cluster.called
 
