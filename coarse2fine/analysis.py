@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from coarse2fine.account import Cost
 from coarse2fine.audit import Audit
 from coarse2fine.export import write_json
+from coarse2fine.export_coco import Found, file_name, write_coco
 from coarse2fine.export_features import (
     anndata_module,
     as_anndata,
@@ -228,6 +230,12 @@ class Analysis:
             raise ValueError(f"{self.image.name} is not georeferenced; write its regions in pixels (world=False)")
         return write_world_geojson(path, self.regions, self.image.geo)
 
+    def to_coco(self, path: str | os.PathLike[str]) -> Path:
+        """Write the regions as a COCO data set of this one image; see `coarse2fine.export_coco.write_coco`."""
+        image = self.image
+        name = file_name(image.path or image.location, image.name)
+        return write_coco(path, [Found(name, image.shape[:2], self.regions, tuple(self.labels))])
+
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:
         """Write `tiles` as Parquet."""
         return write_parquet(path, self.tiles)
@@ -367,3 +375,14 @@ class Analysis:
             f"{name}: {len(self.regions):,} found, {self.cost.cells_refined / self.cost.cells:.2%} of the "
             f"cells refined, {self.cost.speedup:.1f}x less compute"
         )
+
+
+@contextmanager
+def closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
+    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
+    try:
+        yield
+    except BaseException:
+        if mine:
+            image.close()
+        raise

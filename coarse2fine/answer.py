@@ -20,6 +20,7 @@ from coarse2fine.models.dispatch import weakly
 from coarse2fine.models.heads import BOX_CHANNELS, Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.specialists import Answered
+from coarse2fine.select import Plan
 
 # From the refine net's output and the fine-grid corner of each window to what was found.
 Read = Callable[[Tensor, NDArray[np.int64]], Candidates]
@@ -36,8 +37,6 @@ class RefineNet:
         Turns answers into candidates.
     fine_shape : tuple of int
         Fine cells of the image; no specialist is asked for what lies beyond.
-    most_macs : int, optional
-        Multiply-adds that specialists may take; cells that come when they are spent keep the net's own answer.
     """
 
     def __init__(
@@ -46,11 +45,9 @@ class RefineNet:
         runtime: Runtime,
         read: Read,
         fine_shape: tuple[int, int],
-        most_macs: int | None = None,
     ) -> None:
         self._net = runtime.place(model.refiner)
         self._read, self._fine_shape = read, fine_shape
-        self._left = most_macs
         self._tree = model.tree
         self._kinds = kind_reader(model, runtime)
         self._groups = self._queue = None
@@ -69,7 +66,7 @@ class RefineNet:
         return sum(each.macs_spent for each in (self._groups, self._queue, self._kinds) if each is not None)
 
     @torch.inference_mode()
-    def __call__(self, x: Tensor, corners: NDArray[np.int64]) -> Candidates:
+    def __call__(self, x: Tensor, corners: NDArray[np.int64], rations: NDArray[np.int64] | None = None) -> Candidates:
         """Refine windows of one shape.
 
         Parameters
@@ -77,6 +74,9 @@ class RefineNet:
         x : Tensor, float, (n, c, h, w)
         corners : ndarray, int64, (n, 2)
             Fine-grid index of each window's first cell.
+        rations : ndarray, int64, (n, 2), optional
+            Cells of each window that groups and the tree may be asked about, see `rations`; the others keep the
+            net's own answer. By default all may.
 
         Returns
         -------
@@ -92,12 +92,12 @@ class RefineNet:
             return self._taken()
         classes, inside = out[:, :-BOX_CHANNELS], self._inside(out, corners)
         if self._groups is not None:
-            fires = self._afforded(self._groups.fires(features, classes, inside), self._groups.macs_most)
+            fires = _within(self._groups.fires(features, classes, inside), rations, 0)
             classes += self._groups.added(x, features, fires)
         if self._queue is not None:
             assert self._tree is not None
             unsure = self._tree.gate.unsure(classes) & inside
-            self._ask(x, features, out, corners, self._afforded(unsure, self._queue.most_macs(1, 1)))
+            self._ask(x, features, out, corners, _within(unsure, rations, 1))
         self._settled.append(self._read(out, corners))
         return self._taken()
 
@@ -129,13 +129,23 @@ class RefineNet:
         ]
         return (inside[0][:, :, None] & inside[1][:, None]).to(out.device)
 
-    def _afforded(self, wanted: Tensor, macs: int) -> Tensor:
-        """The first of those wanted that what is left pays for."""
-        if self._left is None:
-            return wanted
-        count = min(int(wanted.sum()), self._left // macs)
-        self._left -= count * macs
-        return wanted & (wanted.flatten().cumsum(0) <= count).view_as(wanted)
+    def rations(self, plan: Plan, model: Model) -> NDArray[np.int64]:
+        """Cells of each window of a plan that groups and the tree may be asked about, (n, 2), for what is set aside.
+
+        Each window has its own part, and what a part leaves of a whole cell goes to the next of the plan: the answer
+        is then the same in whatever order the windows are read.
+        """
+        cells = plan.sides.prod(axis=1)
+        dearest = (
+            (model.groups, None if self._groups is None else self._groups.macs_most),
+            (model.tree, None if self._queue is None else self._queue.most_macs(1, 1)),
+        )
+        found = np.zeros((len(plan), 2), np.int64)
+        for column, (own, macs) in enumerate(dearest):
+            if own is not None and macs is not None:
+                whole = np.floor(cells.cumsum() * (model.set_aside(own) / macs)).astype(np.int64)
+                found[:, column] = np.diff(whole, prepend=0)
+        return found
 
     def _ask(self, x: Tensor, features: list[Tensor], out: Tensor, corners: NDArray[np.int64], wanted: Tensor) -> None:
         """Send cells on their way, and take them out of the answer."""
@@ -172,3 +182,11 @@ class RefineNet:
         self._returned = Candidates.concatenate(self._settled)
         self._settled = []
         return self._returned
+
+
+def _within(wanted: Tensor, rations: NDArray[np.int64] | None, column: int) -> Tensor:
+    """The first of those wanted in each window, as many as its ration has."""
+    if rations is None:
+        return wanted
+    most = torch.from_numpy(rations[:, column, None]).to(wanted.device)
+    return wanted & (wanted.flatten(1).cumsum(1) <= most).view_as(wanted)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.caps import Cap, object_cap, spacing
 from coarse2fine.merge import repeats, suppress
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.refine import Fine
 from coarse2fine.select import Plan, cover
 
-BLOCK_SIDES = (4, 8, 16)
-_LEAST_CAP = 2
+BLOCK_SIDES = (1, 2, 4, 8, 16)
+# How much objects count twice is seen in so many cells.
+_ENOUGH = 1500
+# While misses are looked for by draws, about this share of what is allowed is still there (see `certify`).
+_LEFT = 0.3
 
+Kind = Literal["object", "area"]
+"""What is counted: objects, or the fine cells of areas."""
 Refine = Callable[[Plan], Fine]
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Standing:
         Probability from which a find counts.
     refine : callable
         Refines the windows of a plan.
+    cap : {"seen", "certain"}
+        How the most objects in a block are found: see `coarse2fine.caps`.
     """
 
     model: Model
@@ -46,6 +56,24 @@ class Standing:
     candidates: Candidates
     threshold: float
     refine: Refine
+    cap: Cap = "seen"
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What the model finds."""
+        areas = self.model.areas
+        return (*(("object",) if not areas.all() else ()), *(("area",) if areas.any() else ()))
+
+    def of_kind(self, finds: Candidates) -> NDArray[np.intp]:
+        """Index into `kinds` of each find."""
+        area = self.model.areas[finds.labels].astype(np.intp)
+        return area if len(self.kinds) > 1 else np.zeros(len(finds), np.intp)
+
+    def counts(self, finds: Candidates | None = None) -> tuple[int, ...]:
+        """Finds of each kind, of all finds by default."""
+        return tuple(
+            np.bincount(self.of_kind(self.finds() if finds is None else finds), minlength=len(self.kinds)).tolist()
+        )
 
     @property
     def cell_shape(self) -> tuple[int, int]:
@@ -72,9 +100,9 @@ class Standing:
 class Blocks:
     """Squares of cells with something in them that was not refined, numbered from 0.
 
-    What a block holds is a number of its own, whatever else is refined: the finds in its skipped cells, each object
-    once, without those that were known when the audit began. An object on the border of two blocks may count in both:
-    an audit then errs on the safe side.
+    What a block holds is a number of its own for each kind, whatever else is refined: the finds in its skipped cells,
+    each object once, without those that were known when the audit began. An object on the border of two blocks may
+    count in both: an audit then errs on the safe side.
 
     Parameters
     ----------
@@ -82,11 +110,15 @@ class Blocks:
 
     Attributes
     ----------
+    kinds : tuple of str
+        What the model finds: objects, areas, or both.
     side : int
         Of a block, in cells.
-    cap : int
-        Most finds that any block of this size was seen to hold.
-    expected : ndarray, float64, (n,)
+    caps : ndarray, float64, (k, n)
+        Most finds of each kind that each block can hold.
+    certain : tuple of bool
+        For each kind, whether that needs no assumption.
+    expected : ndarray, float64, (k, n)
         Finds that the scan expects in the skipped cells of each.
     macs_each, rest_macs : int
         Multiply-adds of one block, and of all cells not yet refined, at its cheapest.
@@ -101,17 +133,20 @@ class Blocks:
     """
 
     def __init__(self, standing: Standing) -> None:
-        self._at = standing
+        self._at, self.kinds = standing, standing.kinds
         self._known = standing.finds()
-        model, shape = standing.model, standing.covered.shape
-        self.side, self.cap = _best_side(model, self._known, max(shape))
-        self.macs_each = model.window_macs(self.side, self.side)
+        model = standing.model
         self._skipped = ~standing.covered
+        self.side, caps = _best_side(standing, self._known)
+        self.macs_each = model.window_macs(self.side, self.side)
         skipped = _per_block(self._skipped, self.side)
         self._columns = skipped.shape[1]
         self._numbers = np.flatnonzero(skipped)
-        hoped = _per_block(np.where(self._skipped, standing.interest, 0), self.side)
-        self.expected = hoped.ravel()[self._numbers]
+        most = skipped.ravel()[self._numbers] * model.geometry.fine**2
+        self.caps = np.minimum(np.array(caps, np.float64)[:, None], most)
+        self.certain = tuple(cap >= (self.side * model.geometry.fine) ** 2 for cap in caps)
+        hoped = _per_block(np.where(self._skipped, standing.interest, 0), self.side).ravel()[self._numbers]
+        self.expected = _shares(standing, self._known)[:, None] * hoped
         self._found: list[Candidates] = []
         self._refined = standing.covered.copy()
         self.macs = 0
@@ -145,12 +180,12 @@ class Blocks:
     def rest_macs(self) -> int:
         return self._rest().macs(self._at.model.window_macs)
 
-    def finds(self) -> int:
-        """Finds by now, each object once."""
-        return len(self.standing.finds())
+    def finds(self) -> tuple[int, ...]:
+        """Finds of each kind by now, each object once."""
+        return self.standing.counts()
 
-    def look(self, index: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """Refine blocks; the finds of each, or None where it was cut short.
+    def look(self, index: Counts) -> Counts | None:
+        """Refine blocks; the finds of each kind (rows) in each, or None where it was cut short.
 
         What cannot be read holds nothing: the exhaustive pass would find nothing there either.
         """
@@ -161,11 +196,13 @@ class Blocks:
         fresh = self._refine(plan)
         if self.cut:
             return None
-        homes = self._homes(fresh)
+        finds = self._once(fresh)
+        homes, kinds = self._home(finds), self._at.of_kind(finds)
         order = np.argsort(numbers)
         mine = np.isin(homes, numbers)
         place = order[np.searchsorted(numbers, homes[mine], sorter=order)]
-        return np.bincount(place, minlength=count).astype(np.int64)
+        found = np.bincount(kinds[mine] * count + place, minlength=len(self.kinds) * count)
+        return found.astype(np.int64).reshape(len(self.kinds), count)
 
     def look_at_rest(self) -> None:
         """Refine every cell that is left."""
@@ -188,12 +225,11 @@ class Blocks:
     def _rest(self) -> Plan:
         return cover(~self._refined, self._at.model.window_macs)
 
-    def _homes(self, fresh: Candidates) -> NDArray[np.int64]:
-        """The block of each find, in the grid of all blocks."""
+    def _once(self, fresh: Candidates) -> Candidates:
+        """Each object once in its block, without those known; and all cells of areas."""
         area = self._at.model.areas[fresh.labels]
         objects = suppress(fresh.take(~area), self._home(fresh.take(~area)))
-        objects = objects.take(~repeats(objects, self._known))
-        return np.concatenate([self._home(objects), self._home(fresh.take(area))])
+        return Candidates.concatenate([objects.take(~repeats(objects, self._known)), fresh.take(area)])
 
     def _home(self, candidates: Candidates) -> NDArray[np.int64]:
         block = candidates.cells.astype(np.int64) // (self.side * self._at.model.geometry.fine)
@@ -207,16 +243,40 @@ def _per_block(cells: NDArray[np.generic], side: int) -> NDArray[np.float64]:
     return np.asarray(np.add.reduceat(rows, np.arange(0, cells.shape[1], side), axis=1))
 
 
-def _best_side(model: Model, known: Candidates, most: int) -> tuple[int, int]:
-    """Side of a block with which a bound comes cheapest, and the most finds that any such block holds."""
-    caps = {side: max(_LEAST_CAP, _fullest(model, known, side)) for side in BLOCK_SIDES if side <= max(most, 4)}
-    # The draws that a bound takes go with the number of blocks and with the cap.
-    side = min(caps, key=lambda s: caps[s] * model.window_macs(s, s) / s**2)
+def _shares(standing: Standing, known: Candidates) -> NDArray[np.float64]:
+    """Share of each kind in what the scan expects, which does not tell them apart: as they were found."""
+    found = np.array(standing.counts(known), np.float64) + 1
+    return np.asarray(found / found.sum())
+
+
+def _best_side(standing: Standing, known: Candidates) -> tuple[int, tuple[int, ...]]:
+    """Side of a block with which a bound comes cheapest, and the most finds of each kind that such a block holds."""
+    model = standing.model
+    objects = known.take(~model.areas[known.labels])
+    sides = [side for side in BLOCK_SIDES if side <= max(standing.cell_shape)]
+    distance = spacing(objects) if standing.cap == "seen" else 0.0
+    caps = {side: tuple(_cap(model, kind, objects, side, distance) for kind in standing.kinds) for side in sides}
+    found = np.array(standing.counts(known), np.float64) + 1
+
+    def price(side: int) -> float:
+        # The draws that a bound takes go with the number of blocks and with the cap over what may be missed.
+        draws = float((np.array(caps[side]) / found).max()) / side**2
+        return draws * model.window_macs(side, side) / max(0.1, 1 - _LEFT * _repeated(standing, side))
+
+    side = min(sides, key=price)
     return side, caps[side]
 
 
-def _fullest(model: Model, known: Candidates, side: int) -> int:
-    if model.areas.any():
-        return (side * model.geometry.fine) ** 2  # every cell of an area is a find
-    block = known.cells.astype(np.int64) // (side * model.geometry.fine)
-    return int(np.unique(block, axis=0, return_counts=True)[1].max(initial=0)) if len(block) else 0
+def _cap(model: Model, kind: Kind, objects: Candidates, side: int, distance: float) -> int:
+    fine = side * model.geometry.fine
+    # Every cell of an area is a find.
+    return fine**2 if kind == "area" else object_cap(objects, fine, distance)
+
+
+def _repeated(standing: Standing, side: int) -> float:
+    """How many times an object counts in the mean, as more than one of the blocks that it touches reports it."""
+    near = standing.candidates.take(np.arange(min(_ENOUGH, len(standing.candidates))))
+    near = near.take((near.scores >= standing.threshold) & ~standing.model.areas[near.labels])
+    block = near.cells.astype(np.int64) // (side * standing.model.geometry.fine)
+    once = len(suppress(near))
+    return len(suppress(near, block[:, 0] * 2**32 + block[:, 1])) / once if once else 1.0

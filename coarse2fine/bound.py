@@ -43,6 +43,8 @@ _BLIND = 0.2
 # Totals are told apart one by one up to the first number, by the second in proportion from there on.
 _SINGLE, _STEP = 64, 0.01
 _CHUNK, _BINS = 32, 40
+# Plans are made for so many groups of like blocks, however many blocks there are.
+_GROUPS = 512
 
 
 def audit_weights(expected: ArrayLike, cap: ArrayLike, target: float) -> _Floats:
@@ -68,14 +70,15 @@ def audit_weights(expected: ArrayLike, cap: ArrayLike, target: float) -> _Floats
     if not hoped.any():
         return caps
     slope_of = caps.mean() * np.sqrt(hoped / hoped.mean())
-    best, weights = -np.inf, caps
+    count, some, rooms, slopes = _groups(np.lexsort((hoped, caps)), hoped, caps, slope_of)
+    best, chosen = -np.inf, 0.0
     for slope in (0.0, *np.geomspace(0.01, 1000, 30).tolist()):
-        trial = caps + slope * slope_of
-        scale = float(trial.sum() * (caps / trial).max())
-        growth = float(_growth(np.array([min(target / scale, 0.9)]), hoped, trial, scale).max())
+        trial = rooms + slope * slopes
+        scale = float((trial * count).sum() * (rooms / trial).max())
+        growth = float(_growth(np.array([min(target / scale, 0.9)]), some, trial, scale, count).max())
         if growth > best:
-            best, weights = growth, trial
-    return weights
+            best, chosen = growth, slope
+    return np.asarray(caps + chosen * slope_of)
 
 
 def doubling(caps: ArrayLike, found: ArrayLike) -> int:
@@ -95,14 +98,23 @@ def _hoped(expected: ArrayLike, cap: ArrayLike, target: float) -> tuple[_Floats,
     return (1 - _BLIND) * hoped + _BLIND * hoped.mean() if len(hoped) else hoped, caps
 
 
-def _growth(q: _Floats, hoped: _Floats, weights: _Floats, scale: float) -> _Floats:
+def _groups(order: _Indices, *values: _Floats) -> tuple[_Floats, ...]:
+    """Sizes of groups of neighbours in an order, and the mean of each value in them: for plans, which need no more."""
+    if not len(order):
+        return tuple(np.zeros(0) for _ in range(len(values) + 1))
+    edges = np.unique(np.linspace(0, len(order), _GROUPS, endpoint=False).astype(np.intp))
+    count = np.diff(edges, append=len(order)).astype(np.float64)
+    return (count, *(np.add.reduceat(value[order], edges) / count for value in values))
+
+
+def _growth(q: _Floats, hoped: _Floats, weights: _Floats, scale: float, count: _Floats | float = 1.0) -> _Floats:
     """Mean growth of the logarithm of each stake's wealth in a draw, (len(q), stakes); finds are single objects."""
     lever = _STAKES / (1 - q[:, None])
     idle = np.log1p(lever * q[:, None])
     if not len(weights):
         return np.asarray(idle)
-    chance = weights / weights.sum()
-    rate, size = chance * np.minimum(hoped, 1), 1 / (chance * scale)
+    chance = weights / (weights * count).sum()
+    rate, size = chance * np.minimum(hoped, 1) * count, 1 / (chance * scale)
     order = np.argsort(size)
     # Neighbours in size hardly differ: a few bins do for many blocks.
     edges = np.unique(np.linspace(0, len(order), _BINS, endpoint=False).astype(np.intp))
@@ -167,6 +179,8 @@ class MissBound:
         Probability with which the bound holds.
     seed : int
         Of the draws.
+    weights : array_like, (n,), optional
+        Above 0; by default `audit_weights`. Bounds with the same weights and seed draw the same blocks.
 
     Attributes
     ----------
@@ -184,12 +198,20 @@ class MissBound:
     """
 
     def __init__(
-        self, expected: ArrayLike, cap: ArrayLike, *, target: float, confidence: float = 0.95, seed: int = 0
+        self,
+        expected: ArrayLike,
+        cap: ArrayLike,
+        *,
+        target: float,
+        confidence: float = 0.95,
+        seed: int = 0,
+        weights: ArrayLike | None = None,
     ) -> None:
         self._hoped, self._caps = _hoped(expected, cap, target)
         if not 0 < confidence < 1:
             raise ValueError(f"a confidence between 0 and 1 is wanted, not {confidence}")
-        self.weights = audit_weights(expected, self._caps, target)
+        own = audit_weights(expected, self._caps, target) if weights is None else weights
+        self.weights = np.array(own, np.float64)
         self.known = self.audited = self._drawn_finds = self._shown = 0
         self._drawn_hopes, self._doubled = 0.0, 1
         self._limit = 1 / (1 - confidence)
@@ -311,19 +333,19 @@ class MissBound:
         """
         if self.missed <= missed:
             return 0
-        weights, mass = self.weights[self._unknown], float(self.weights[self._unknown].sum())
-        hoped = self._hoped[self._unknown] * self._correction
+        every, mass = self.weights[self._unknown], float(self.weights[self._unknown].sum())
+        count, weights, hoped = _groups(np.argsort(every), every, self._hoped[self._unknown] * self._correction)
         scale = mass * float(self._ratios[self._unknown].max()) * self._doubled
         # Drawing without replacement is a race of clocks (see _race), in whose time wealth grows evenly.
-        for time in np.geomspace(0.5, 50 * len(weights), 200) / mass:
-            drawn = -np.expm1(-time * weights)
+        for time in np.geomspace(0.5, 50 * len(every), 200) / mass:
+            drawn = -np.expm1(-time * weights) * count
             total = self.known + missed + float((hoped * drawn).sum())
             row = int(np.searchsorted(self._bets.totals, total + 1, side="right")) - 1
             q = np.clip((self._bets.totals[[row]] - self.known) / scale, 0, 1 - 1e-6)
-            gain = _growth(q, hoped, weights, scale)[0] * time * mass
+            gain = _growth(q, hoped, weights, scale, count)[0] * time * mass
             if (self._bets.wealth[row] * np.exp(np.minimum(gain, 300))).sum() >= self._limit:
                 return math.ceil(float(drawn.sum()))
-        return len(weights)
+        return len(every)
 
     def _checked(self, indices: ArrayLike, found: ArrayLike) -> tuple[_Indices, _Indices]:
         index, y = (np.asarray(a, np.int64) for a in (indices, found))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
+
+from coarse2fine.caps import Cap
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Assurance:
         Of what is said of recall.
     audit : float, optional
         Share of the exhaustive pass's multiply-adds for a random sample; None for what is usual.
+    cap : {"seen", "certain"}
+        Most finds that a block can hold: by the sizes of the finds seen, or for certain.
 
     Raises
     ------
@@ -75,6 +80,7 @@ class Assurance:
     recall: float | None = None
     confidence: float = 0.95
     audit: float | None = None
+    cap: Cap = "seen"
 
     def __post_init__(self) -> None:
         if self.recall is not None and not 0 < self.recall < 1:
@@ -83,6 +89,8 @@ class Assurance:
             raise ValueError(f"confidence must be a probability, such as 0.95; got {self.confidence}")
         if self.audit is not None and not 0 <= self.audit < 1:
             raise ValueError(f"audit must be a share of the exhaustive pass's cost, such as 0.01; got {self.audit}")
+        if self.cap not in get_args(Cap):
+            raise ValueError(f'cap must be "seen" or "certain"; got {self.cap!r}')
         if self.audit is not None and self.recall is not None:
             raise ValueError("a recall to certify sizes its own audit: give recall or audit, not both")
 
@@ -102,6 +110,6 @@ class Assurance:
             return AUDIT if limits == Budget() and self.recall is None else 0.0
         return self.audit
 
-    def parameters(self) -> dict[str, float | None]:
+    def parameters(self) -> dict[str, float | str | None]:
         """As JSON values."""
-        return {"recall": self.recall, "confidence": self.confidence, "audit": self.audit}
+        return {"recall": self.recall, "confidence": self.confidence, "audit": self.audit, "cap": self.cap}

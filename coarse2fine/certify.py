@@ -8,16 +8,17 @@ first draw, holds with all the confidence that was asked for.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.audit import Audit, Audited, sobriety
+from coarse2fine.audit import Audit, Audited, Part, sobriety
 from coarse2fine.blocks import Blocks, Standing
-from coarse2fine.bound import MissBound
+from coarse2fine.joint import JointBound, shared_confidence
 from coarse2fine.sample import allowed_misses
-from coarse2fine.select import Plan, choose
+from coarse2fine.select import Plan, choose, cover
 
 _LEAST_DRAWS = 32
 # While more than this share of what may be missed seems to be, promising places are refined first.
@@ -27,6 +28,10 @@ _DEEPER = tuple(0.5**k for k in range(10))
 # A pilot's blocks, and the share of the exhaustive pass that they may cost; fewer are not worth it.
 _MOST_PILOTS, _PILOT_SHARE, _LEAST_PILOTS = 256, 0.015, 16
 _ROUNDS = 4
+# Plans fall short: the last moment to refine all is let go by only if so many times what is planned can be paid for.
+_WARY = 1.5
+# What seems to save less than this against refining all that is left is not worth the risk.
+_SAVES = 0.8
 
 
 def certify(
@@ -53,22 +58,40 @@ def certify(
     bound = work.bound(blocks, stage=_ROUNDS)
     if not work.cut:
         _go_on(blocks, bound, recall, work.left)
+    audit = _audit(blocks, bound, recall, confidence)
+    done = Audited.after(audit, blocks, work.plan, work.macs)
+    failures = tuple(dict.fromkeys((*work.failures, *done.failures)))
+    return replace(done, failures=failures, interrupted=done.interrupted or work.interrupted)
+
+
+def _audit(blocks: Blocks, bound: JointBound, recall: float, confidence: float) -> Audit:
     nothing_left = blocks.exhausted or not bound.unknown
-    audit = Audit(
-        found=blocks.finds(),
-        missed=0.0 if nothing_left else bound.estimate - bound.known,
-        missed_interval=(0, 0 if nothing_left else bound.missed),
+    parts = [
+        Part(
+            kind=kind,
+            found=found,
+            missed=0.0 if nothing_left else mine.estimate - mine.known,
+            missed_interval=(0, 0 if nothing_left else mine.missed),
+            confidence=shared_confidence(confidence, len(blocks.kinds)),
+            cap=mine.cap,
+            certain=certain,
+        )
+        for kind, found, mine, certain in zip(blocks.kinds, blocks.finds(), bound.kinds, blocks.certain, strict=True)
+    ]
+    return Audit(
+        tuple(parts),
         confidence=confidence,
-        cap=bound.cap,
-        # Where all was refined in the end, draws tell nothing any more.
+        # If all was refined in the end, draws tell nothing any more.
         blocks=0 if blocks.exhausted else len(blocks),
         audited=0 if blocks.exhausted else bound.audited,
         side=blocks.side,
         target=recall,
     )
-    done = Audited.after(audit, blocks, work.plan, work.macs)
-    failures = tuple(dict.fromkeys((*work.failures, *done.failures)))
-    return replace(done, failures=failures, interrupted=done.interrupted or work.interrupted)
+
+
+def _allowed(found: Iterable[float], recall: float) -> tuple[int, ...]:
+    """Most finds of each kind that may be missed."""
+    return tuple(allowed_misses(round(each), recall) for each in found)
 
 
 class _Work:
@@ -89,15 +112,24 @@ class _Work:
         """Multiply-adds that may still be spent."""
         return math.inf if self._most is None else self._most - self.macs
 
-    def bound(self, blocks: Blocks, stage: int, more: float = 0.0) -> MissBound:
-        """A bound for these blocks and no others, with draws of its own."""
-        target = max(1, allowed_misses(round(blocks.finds() + more), self._recall))
+    def bound(self, blocks: Blocks, stage: int, more: float = 0.0) -> JointBound:
+        """Bounds for these blocks and no others, with draws of their own."""
+        targets = [max(1, n) for n in self._allowed(blocks, more)]
         seed = self._seed * (_ROUNDS + 1) + stage
-        return MissBound(blocks.expected, blocks.cap, target=target, confidence=self._confidence, seed=seed)
+        return JointBound(blocks.expected, blocks.caps, targets=targets, confidence=self._confidence, seed=seed)
+
+    def _allowed(self, blocks: Blocks, more: float = 0.0) -> tuple[int, ...]:
+        """What may be missed, with more finds than there are now, in the same proportions."""
+        finds = np.array(blocks.finds(), np.float64)
+        return _allowed(finds + more * (finds + 1) / (finds + 1).sum(), self._recall)
 
     def extend(self) -> None:
-        """Refine further windows, if that makes these and the audit cheaper together."""
-        plan = self._extension()
+        """Refine further windows, if that makes these and the audit cheaper together; or all that is left."""
+        plan, price = self._extension()
+        everything = cover(~self.standing.covered, self.standing.model.window_macs)
+        rest = everything.macs(self.standing.model.window_macs)
+        if _SAVES * rest <= price and rest <= self.left:
+            plan = everything
         if not len(plan):
             return
         fine = self.standing.refine(plan)
@@ -124,15 +156,15 @@ class _Work:
         self.standing = blocks.standing
         if found is None:
             return True
-        correction = (1 + found.sum()) / (1 + blocks.expected[index].sum())
+        correction = (1 + found.sum()) / (1 + blocks.expected[:, index].sum())
         self.standing = self.standing.scaled(float(correction))
-        seems = float(self.standing.interest[~self.standing.covered].sum())
-        return seems <= _HOPEFUL * allowed_misses(blocks.finds(), self._recall)
+        seems = Blocks(self.standing).expected.sum(axis=1)
+        return bool((seems <= _HOPEFUL * np.array(self._allowed(blocks))).all())
 
-    def _extension(self) -> Plan:
+    def _extension(self) -> tuple[Plan, float]:
+        """The further windows that make it cheapest, and what they and the audit are likely to cost."""
         at, model = self.standing, self.standing.model
         left = np.where(at.covered, 0, self._interest).astype(np.float32)
-        finds = len(at.finds())
         best, least = Plan.empty(at.cell_shape), math.inf
         for share in _DEEPER:
             plan = choose(left, model.window, window_macs=model.window_macs, tau=model.tau * share)
@@ -142,36 +174,36 @@ class _Work:
             covered = plan.covered()
             more = float(at.interest[covered & ~at.covered].sum())
             blocks = Blocks(replace(at, covered=at.covered | covered))
-            allowed = allowed_misses(round(finds + more), self._recall)
+            allowed = self._allowed(blocks, more)
             draws = self.bound(blocks, _ROUNDS, more).planned_draws(allowed) if len(blocks) else 0
             cost = macs + min(draws * blocks.macs_each, blocks.rest_macs)
             if cost < least:
                 best, least = plan, cost
-        return best
+        return best, least
 
 
-def _go_on(blocks: Blocks, bound: MissBound, recall: float, most_macs: float) -> None:
-    """Rounds of the most promising and of random blocks, until the bound allows an end."""
+def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -> None:
+    """Rounds of the most promising and of random blocks, until the bounds allow an end."""
     unknown = np.ones(len(blocks), bool)
     while bound.unknown:
-        allowed = allowed_misses(blocks.finds(), recall)
-        if bound.missed <= allowed:
+        allowed = _allowed(blocks.finds(), recall)
+        if bound.met(allowed):
             return
-        promising = bound.hoped > _HOPEFUL * max(allowed, 1)
-        count = (
-            _promising(blocks.expected[unknown], bound.hoped, allowed) if promising else bound.planned_draws(allowed)
-        )
+        kind = bound.lacking(allowed)
+        expected, seems = blocks.expected[kind], bound.kinds[kind].hoped
+        promising = seems > _HOPEFUL * max(allowed[kind], 1)
+        planned = _promising(expected[unknown], seems, allowed[kind]) if promising else bound.planned_draws(allowed)
         left = most_macs - blocks.macs
-        if count * blocks.macs_each >= blocks.rest_macs and blocks.rest_macs <= left:
+        # Half of what is planned: what it turns up makes the next plan better.
+        count = min(max(_LEAST_DRAWS, -(-planned // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
+        if _rather_all(blocks, planned, count, left):
             blocks.look_at_rest()
             return
-        # Half of what is planned: what it turns up makes the next plan better.
-        count = min(max(_LEAST_DRAWS, -(-count // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
         if count < 1:
             return
         if promising:
             candidates = np.flatnonzero(unknown)
-            index = candidates[np.argsort(-blocks.expected[candidates], kind="stable")[:count]]
+            index = candidates[np.argsort(-expected[candidates], kind="stable")[:count]]
         else:
             index = bound.draw(count)
         found = blocks.look(index)
@@ -179,6 +211,13 @@ def _go_on(blocks: Blocks, bound: MissBound, recall: float, most_macs: float) ->
             return
         (bound.know if promising else bound.see)(index, found)
         unknown[index] = False
+
+
+def _rather_all(blocks: Blocks, planned: int, count: int, left: float) -> bool:
+    """Whether to refine all that is left now: it is cheaper, or the last moment at which it can be paid for."""
+    rest, macs = blocks.rest_macs, planned * blocks.macs_each
+    last = rest > left - count * blocks.macs_each
+    return rest <= left and (macs >= rest or (last and macs * _WARY >= left))
 
 
 def _promising(expected: NDArray[np.float64], seems: float, allowed: int) -> int:

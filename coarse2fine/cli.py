@@ -14,7 +14,7 @@ from coarse2fine.annotations import AnnotationError
 from coarse2fine.cli_analyze import add_analyze
 from coarse2fine.cli_common import add_common, add_opening, add_reading, check_place, check_writable
 from coarse2fine.cli_doctor import add_doctor
-from coarse2fine.cli_show import add_report, add_tiles, add_view
+from coarse2fine.cli_show import add_coco, add_report, add_tiles, add_view
 from coarse2fine.fit import fit
 from coarse2fine.model import load_model
 from coarse2fine.models.bundle import ModelError, embedded_names
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add_report(commands.add_parser("report", help="write results as one HTML page"))
     add_view(commands.add_parser("view", help="show a result in the browser, down to full resolution"))
     add_tiles(commands.add_parser("tiles", help="write the interesting tiles as HDF5, for CLAM, TRIDENT and others"))
+    add_coco(commands.add_parser("coco", help="write what was found as one COCO JSON file, of a batch too"))
     _add_fit(commands.add_parser("fit", aliases=["train"], help="fit a model to annotated scenes"))
     _add_convert(commands.add_parser("convert", help="convert an image to an OME-Zarr pyramid"))
     info = commands.add_parser("info", help="what an image file holds")
@@ -88,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", help="an image, a folder or a glob (in quotes)")
-    parser.add_argument("annotations", help="GeoJSON of the same names: a file, a folder or a glob (in quotes)")
+    parser.add_argument(
+        "annotations", help="of the same names, or one file for all: a file, a folder or a glob (in quotes)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="model file to write, such as boards.c2f")
     add_reading(parser)
     parser.add_argument("--upright", action="store_true", help="objects have a right way up: do not turn them")

@@ -53,6 +53,12 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--audit", type=float, help="share of the exhaustive pass for a random sample of what was skipped"
     )
+    group.add_argument(
+        "--cap",
+        choices=("seen", "certain"),
+        default="seen",
+        help="most finds in a block, for --recall and --audit: by the sizes seen (default), or with nothing assumed",
+    )
     group.add_argument("--threshold", type=float, help="probability from which a find is reported")
 
 
@@ -134,6 +140,7 @@ def _config(parsed: argparse.Namespace) -> Config:
         recall=parsed.recall,
         confidence=parsed.confidence,
         audit=parsed.audit,
+        cap=parsed.cap,
         threshold=parsed.threshold,
         seed=parsed.seed,
         device=parsed.device,

@@ -1,4 +1,4 @@
-"""``coarse2fine report | view | tiles``: what can be done with results that are there."""
+"""``coarse2fine report | view | tiles | coco``: what can be done with results that are there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coarse2fine.analysis import Analysis
 from coarse2fine.cli_common import check_writable
+from coarse2fine.export_coco import result_folders, write_results_coco
 from coarse2fine.report_batch import write_folder_report
 from coarse2fine.terminal import say
 from coarse2fine.view import serve
@@ -41,6 +42,13 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_tiles)
 
 
+def add_coco(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("result", type=Path, help="folder of a result, or of a batch")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write, such as finds.json")
+    parser.set_defaults(run=_coco)
+
+
 def _report(parsed: argparse.Namespace) -> None:
     if parsed.result.is_dir():
         check_writable(parsed.result)
@@ -54,3 +62,7 @@ def _view(parsed: argparse.Namespace) -> None:
 def _tiles(parsed: argparse.Namespace) -> None:
     with Analysis.load(parsed.result, parsed.image) as analysis:
         say(f"written {analysis.to_h5(parsed.output, parsed.model, tile=parsed.tile)}")
+
+
+def _coco(parsed: argparse.Namespace) -> None:
+    say(f"written {write_results_coco(parsed.output, result_folders(parsed.result))}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from coarse2fine.budget import Assurance, Budget
+from coarse2fine.caps import Cap
+from coarse2fine.model import Model
 from coarse2fine.models.bundle import locate
 from coarse2fine.models.runtime import Precision
 from coarse2fine.tiling.regular import open_regular
@@ -35,6 +37,7 @@ class Config:
     recall: float | None = None
     confidence: float = 0.95
     audit: float | None = None
+    cap: Cap = "seen"
     threshold: float | None = None
     seed: int = 0
     device: str | None = None
@@ -57,7 +60,24 @@ class Config:
     @property
     def sure(self) -> Assurance:
         """How sure it has to be of its recall."""
-        return Assurance(self.recall, self.confidence, self.audit)
+        return Assurance(self.recall, self.confidence, self.audit, self.cap)
+
+    def sample(self, model: Model) -> float:
+        """Share of the exhaustive pass's multiply-adds for a random sample.
+
+        Raises
+        ------
+        ValueError
+            If a model has no recall to speak of.
+        """
+        if model.task == "detect":
+            return self.sure.sample(self.limits)
+        if self.recall or self.audit:
+            raise ValueError(
+                f"{model.name} was not fitted to anything, so there is no recall to speak of: leave out recall and "
+                "audit, or fit a model"
+            )
+        return 0.0
 
     def parameters(self) -> dict[str, Any]:
         """What an analysis states of them, as JSON values; device and precision are in its runtime."""

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from coarse2fine._version import __version__
-from coarse2fine.account import Clock, Cost
-from coarse2fine.analysis import Analysis
-from coarse2fine.answer import Read
-from coarse2fine.audit import Audited, survey
-from coarse2fine.blocks import Standing
-from coarse2fine.certify import certify
+from coarse2fine.account import Clock
+from coarse2fine.analysis import Analysis, closed_on_failure
+from coarse2fine.analysis_run import AnalysisRun
+from coarse2fine.caps import Cap
 from coarse2fine.conclude import conclude
 from coarse2fine.config import Config, ModelSpec
-from coarse2fine.explore import explore, read_oddities
-from coarse2fine.masks import MaskSource, cells_inside
+from coarse2fine.masks import MaskSource
 from coarse2fine.model import Model, load_model
-from coarse2fine.models.heads import read_detections
-from coarse2fine.models.runtime import Precision, Runtime
-from coarse2fine.pieces import Kept, refine_in_pieces
+from coarse2fine.models.runtime import Precision
+from coarse2fine.pieces import Kept
 from coarse2fine.progress import Progress, Steps
-from coarse2fine.refine import Fine, refine
 from coarse2fine.remembered import notes_on, open_for, warn_of
-from coarse2fine.scan import Scan, Tick, look, scan_macs
-from coarse2fine.select import Plan, choose, cover, dense_plan
-from coarse2fine.stored import versions
-from coarse2fine.tiling.image import Image
+from coarse2fine.stored import provenance
 from coarse2fine.tiling.opening import ImageSource, open_image
-from coarse2fine.tiling.stats import ReadStats
 from coarse2fine.traits import describe_kinds
-
-EXPLORE_BUDGET = 0.2
 
 
 def analyze(
@@ -51,6 +35,7 @@ def analyze(
     recall: float | None = None,
     confidence: float = 0.95,
     audit: float | None = None,
+    cap: Cap = "seen",
     threshold: float | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -87,6 +72,10 @@ def analyze(
         Share of the exhaustive pass's multiply-adds for a random sample of what was skipped, from which recall is
         estimated; a part of `budget`. By default 0.01 for a fitted model where neither a limit nor `recall` is given
         and finds are enough for so small a sample to tell anything.
+    cap : {"seen", "certain"}
+        The most finds that a block of skipped cells can hold, on which what `recall` and `audit` say rests: as many as
+        lie side by side by the sizes of those seen, which the result then states as its assumption; or one in every
+        fine cell, which assumes nothing and costs more.
     threshold : float, optional
         Probability from which a find is reported; by default the model's own.
     seed : int
@@ -131,6 +120,7 @@ def analyze(
         recall=recall,
         confidence=confidence,
         audit=audit,
+        cap=cap,
         threshold=threshold,
         seed=seed,
         device=device,
@@ -141,7 +131,7 @@ def analyze(
         sha256 = None if isinstance(model, Model) else ModelSpec.of(model).sha256
         loaded = load_model(model)
         opened = open_for(loaded, image, channels=channels, value_range=value_range)
-        with _closed_on_failure(opened, mine=opened is not image):
+        with closed_on_failure(opened, mine=opened is not image):
             warn_of(loaded, opened)
             return run_analysis(opened, loaded, config, steps=bars, mask=mask, model_sha256=sha256)
 
@@ -173,8 +163,8 @@ def run_analysis(
     """
     opened = open_image(image)
     clock, before = Clock(), opened.stats.snapshot()
-    with _closed_on_failure(opened, mine=opened is not image):
-        run = Run(opened, model, config, kept or Kept(), mask)
+    with closed_on_failure(opened, mine=opened is not image):
+        run = AnalysisRun(opened, model, config, kept or Kept(), mask)
         with clock("scan"):
             scan, read = run.look(steps.task("scan"))
         with clock("choose"):
@@ -183,16 +173,15 @@ def run_analysis(
         with clock("refine"):
             fine = closely(plan, tick=steps.task("refine"))
         with clock("audit"):
-            asked = bool(run.sample or config.recall)
             interest = scan.interest if scan.interest.size else np.zeros(run.cell_shape, np.float32)
-            again = partial(closely, tick=steps.task("audit") if asked else None)
+            again = partial(closely, tick=steps.task("audit") if run.asked else None)
             covered = plan.take(fine.done).covered() | ~run.inside
-            standing = Standing(model, interest, covered, fine.candidates, run.threshold, again)
-            audited = run.audit(standing, scan.macs + fine.macs, cut=fine.cut)
+            standing = run.standing(interest, covered, fine.candidates, again)
+            audited = run.audit(standing, scan.macs + fine.macs + run.pilot.macs, cut=fine.cut)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
         kinds = {} if model.task == "detect" else describe_kinds(regions, opened, model.geometry.refine_downsample)
-    failures = tuple(dict.fromkeys(scan.failures + fine.failures + audited.failures))
+    failures = tuple(dict.fromkeys(scan.failures + run.pilot.failures + fine.failures + audited.failures))
     return Analysis(
         image=opened,
         regions=regions,
@@ -201,193 +190,12 @@ def run_analysis(
         refined=audited.refined & run.inside,
         cell=model.geometry.cell,
         cost=run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds),
-        audit=audited.audit if asked else None,
+        audit=run.told(audited.audit),
         complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
         provenance={
-            **_provenance(model, model_sha256, run.runtime, {**config.parameters(), "threshold": run.threshold}),
+            **provenance(model, model_sha256, run.runtime.name, {**config.parameters(), "threshold": run.threshold}),
             **({"kinds": kinds} if kinds else {}),
             **notes_on(model, opened),
         },
     )
-
-
-class Run:
-    """One analysis, step by step.
-
-    Parameters
-    ----------
-    image : Image
-    model : Model
-    config : Config
-    kept : Kept
-        What is there of an earlier run.
-    mask : path or ndarray, bool, (h, w), optional
-
-    Attributes
-    ----------
-    inside : ndarray, bool, (cell height, cell width)
-        Cells to analyse.
-
-    Raises
-    ------
-    ValueError
-        If the parameters do not suit the model, or the device cannot be used.
-    """
-
-    def __init__(self, image: Image, model: Model, config: Config, kept: Kept, mask: MaskSource | None = None) -> None:
-        self._image, self._model, self._config, self._kept = image, model, config, kept
-        self._limits = config.limits
-        self._deadline = None if config.seconds is None else time.perf_counter() + config.seconds
-        self.runtime = Runtime.choose(config.device, config.precision)
-        self.threshold = model.threshold if config.threshold is None else config.threshold
-        self.cell_shape = model.cell_shape((image.height, image.width))
-        cell = model.geometry.cell
-        self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
-        self.exhaustive_macs = self._dense().macs(model.refiner_macs)
-        self.sample = _sample(model, config)
-
-    def look(self, tick: Tick | None) -> tuple[Scan, Read]:
-        """The scan, and how the refine net's output is to be read."""
-        if self._model.task == "explore":
-            most = None if self._limits.share is None else int(self._limits.share * self.exhaustive_macs)
-            scan, odd = self._kept.looked(
-                lambda: explore(self._image, self._model, self.runtime, self._config.seed, tick, most)
-            )
-            assert odd is not None
-            return self._masked(scan), partial(read_oddities, odd=odd, floor=self.threshold)
-        read = partial(read_detections, floor=self.threshold)
-        if self._limits.exhaustive:
-            # Every cell is refined anyway: a scan would only cost.
-            return Scan.none(), read
-        self._check_pays(scan_macs(self._model, self._image.shape[:2], self.inside))
-        scan, _ = self._kept.looked(
-            lambda: (look(self._image, self._model, self.runtime, tick, inside=self.inside), None)
-        )
-        return self._masked(scan), read
-
-    def _masked(self, scan: Scan) -> Scan:
-        return scan if self.inside.all() else replace(scan, interest=scan.interest * self.inside)
-
-    def _dense(self) -> Plan:
-        """The exhaustive pass."""
-        return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, self._model.window_macs)
-
-    def choose(self, scan: Scan) -> Plan:
-        """Where to look again."""
-        plan = self._choose(scan)
-        return plan if self.inside.all() else plan.take(plan.touching(self.inside))
-
-    def _choose(self, scan: Scan) -> Plan:
-        limits, model = self._limits, self._model
-        if limits.exhaustive:
-            return self._dense()
-        chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
-        if limits.share is None and model.task == "detect":
-            return chosen(tau=model.tau if limits.cells is None else 0.0)
-        left = int(((limits.share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
-        if limits.share is None:
-            # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
-            left = max(left, int(EXPLORE_BUDGET / 2 * self.exhaustive_macs))
-        self._check_pays(scan.macs, self.sample)
-        return chosen(budget_macs=left, tau=0.0 if self._config.recall is None else model.tau)
-
-    def refine(self, plan: Plan, read: Read, tick: Tick | None = None) -> Fine:
-        """The closer look; in pieces that are kept, unless time may cut it short."""
-        closely = self._closely(read)
-        if self._deadline is not None:
-            fine = closely(plan, tick=tick, deadline=self._deadline)
-        else:
-            fine = refine_in_pieces(plan, self._model, self._kept, closely, tick)
-        if self.inside.all():
-            return fine
-        y, x = fine.candidates.cells.T // self._model.geometry.fine
-        return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
-
-    def refine_piece(self, plan: Plan, read: Read) -> Fine:
-        """One piece of it."""
-        return self._kept.refined(plan, self._closely(read))
-
-    def _closely(self, read: Read) -> Callable[..., Fine]:
-        return partial(
-            refine,
-            self._image,
-            model=self._model,
-            read=read,
-            runtime=self.runtime,
-            batch_size=self._config.batch_size,
-            capped=self._limits.share is not None and not self._limits.exhaustive,
-        )
-
-    def audit(self, standing: Standing, spent: int, *, cut: bool) -> Audited:
-        """What is certified or sampled; neither where work was cut short before."""
-        sure, seed = self._config.sure, self._config.seed
-        if sure.recall is not None and not cut:
-            left = None if self._limits.share is None else int(self._limits.share * self.exhaustive_macs) - spent
-            return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
-        macs = int(self.sample * self.exhaustive_macs)
-        if cut or not macs:
-            return Audited.none(standing, None if sure.recall is None and not macs else sure.confidence)
-        return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
-
-    def cost(self, scan: Scan, fine: Fine, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
-        """The account."""
-        return Cost(
-            scan_macs=scan.macs,
-            refine_macs=fine.macs,
-            audit_macs=audited.macs,
-            exhaustive_macs=self.exhaustive_macs,
-            cells=int(self.inside.sum()),
-            cells_refined=int((audited.refined & self.inside).sum()),
-            chunks=read.chunks,
-            bytes=read.bytes,
-            fetched=read.fetched,
-            **seconds,
-        )
-
-    def _check_pays(self, macs: int, sample: float = 0.0) -> None:
-        share = macs / self.exhaustive_macs + sample
-        if self._limits.share is not None and self._limits.share < share:
-            audit = " and the audit" if sample else ""
-            raise ValueError(
-                f"a budget of {self._limits.share:g} does not pay for the scan{audit}, which alone costs {share:.3f} "
-                "of the exhaustive pass; allow more, or give no budget"
-            )
-
-
-def _sample(model: Model, config: Config) -> float:
-    """Share of the exhaustive pass's multiply-adds for a random sample."""
-    if model.task == "detect":
-        return config.sure.sample(config.limits)
-    if config.recall or config.audit:
-        raise ValueError(
-            f"{model.name} was not fitted to anything, so there is no recall to speak of: leave out recall and audit, "
-            "or fit a model"
-        )
-    return 0.0
-
-
-def _provenance(model: Model, sha256: str | None, runtime: Runtime, parameters: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model": {
-            "name": model.name,
-            "task": model.task,
-            "sha256": sha256,
-            "geometry": asdict(model.geometry),
-            **model.provenance,
-        },
-        "parameters": {**parameters, "runtime": runtime.name},
-        "coarse2fine": __version__,
-        "versions": versions(),
-    }
-
-
-@contextmanager
-def _closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
-    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
-    try:
-        yield
-    except BaseException:
-        if mine:
-            image.close()
-        raise

@@ -36,6 +36,9 @@ _LEAST_AFFORDED = 16
 _SAMPLED_CODES = 50_000
 # A cell counts as interesting by the far tail of either measure: the noisy-or of the ranks to this power.
 _TAIL = 16
+# Surprises are compared in steps: a sampled cell that is refined too, in a window of another shape, is rounded
+# otherwise in its last bits, and must not by that alone surpass itself.
+_STEPS = 1024
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,11 @@ def _usual(model: Model, measures: NDArray[np.float32], seed: int) -> Oddities:
         kind = rows[:, MEASURES].astype(np.int64)
         mixture = Mixture.of_kinds(rows[:, :MEASURES], kind, len(model.labels))
         surprise = mixture.within(torch.from_numpy(rows[:, :MEASURES]), torch.from_numpy(kind))
-    return Oddities(mixture, surprise.sort().values)
+    return Oddities(mixture, _stepped(surprise).sort().values)
+
+
+def _stepped(surprise: Tensor) -> Tensor:
+    return torch.round(surprise * _STEPS) / _STEPS
 
 
 def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor: float) -> Candidates:
@@ -133,7 +140,7 @@ def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor:
     else:
         kind = cells_of[:, -1].long()
         surprise = odd.mixture.within(cells_of[:, :-1], kind)
-    rank = torch.searchsorted(odd.sample.to(out.device), surprise)
+    rank = torch.searchsorted(odd.sample.to(out.device), _stepped(surprise))
     scores = (rank / (len(odd.sample) + 1)).reshape(n, h, w)
     row, y, x = torch.nonzero(scores >= floor, as_tuple=True)
     rows = row.cpu().numpy()
@@ -203,7 +210,10 @@ def _unexplained(
     error = np.square(fine - predicted[:, None]).mean(axis=(1, 2))
     log_error = np.log(error + 1e-6)[:, None].astype(np.float32)
     slope = ridge(coarse, log_error, strength=10.0)
-    return everywhere.astype(np.float32) @ slope[:-1, 0] + slope[-1, 0]  # type: ignore[no-any-return]
+    expected = np.full(len(everywhere), slope[-1, 0])
+    for column, weight in zip(everywhere.T, slope[:-1, 0], strict=True):
+        expected += column * weight  # a product of matrices is rounded by the number of threads
+    return expected
 
 
 def _rank(values: NDArray[np.float32]) -> NDArray[np.float32]:

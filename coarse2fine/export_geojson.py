@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from coarse2fine.export import NOT_UNICODE, label_colour, plain
 from coarse2fine.regions import Region
 from coarse2fine.tiling.atomic import replacing_stream
 from coarse2fine.tiling.geometry import GeoReference
+from coarse2fine.tiling.regular import open_regular
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "coarse2fine").bytes
 _LON_LAT = "EPSG:4326"
@@ -104,11 +107,14 @@ def read_regions(path: str | os.PathLike[str]) -> tuple[Region, ...]:
         If the file was written by something else; `coarse2fine.annotations` reads GeoJSON of any kind.
     """
     source = Path(path)
-    open_text: Callable[..., Any] = gzip.open if source.name.endswith(".gz") else open
-    with open_text(source, "rt", encoding="utf-8", newline="\n") as lines:
+    with contextlib.ExitStack() as stack:
+        stream: Any = stack.enter_context(io.BufferedReader(open_regular(source)))
+        if source.name.endswith(".gz"):
+            stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
+        lines = stack.enter_context(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"))
         try:
             return tuple(_region(json.loads(line.rstrip("\n,"))) for line in lines if line.startswith(_HEAD))
-        except (KeyError, ValueError, TypeError) as error:
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{source} holds other regions than coarse2fine writes ({error}); save them again"
             ) from None

@@ -98,7 +98,8 @@ def fit(
     images : path, glob, folder, array, Image, or sequence of paths, arrays or Images
         The scenes.
     annotations : path, glob, folder, GeoJSON dict, or sequence of paths or GeoJSON dicts
-        QuPath-style GeoJSON in full-resolution pixels, matched to image files by name: polygons, boxes and points,
+        GeoJSON, COCO JSON, Label Studio, LabelMe or YOLO text, matched to image files by name, or one file for all;
+        see `coarse2fine.annotations.read_annotations`. Polygons, boxes and points in full-resolution pixels,
         each with a class. Areas of class ``Ignore*`` are left out; where there are areas of class ``Region*``, only
         what lies inside them counts as annotated. Otherwise all that is not annotated counts as background. With
         images that are no files, one annotation for each, in order.
@@ -135,8 +136,9 @@ def fit(
     specialists : {"heads", "tree", "activity", "both", "auto"}, optional
         Small nets that are asked where the refine net is unsure: "heads", a linear reader for each kind of cells;
         "tree", columns of convolutions for each kind, in a tree of two steps; "activity", such columns for groups of
-        features, where they fire; "both", the tree after the groups. Those that do not help on what was held back are
-        left out again; "auto" takes which of the first three surely helps most, if any does; None tries none.
+        features, where they fire; "both", the tree after the groups. Those that do not surely help on what was held
+        back are left out again, with a warning if asked for by name; "auto" takes which of the first three surely
+        helps most, if any does; None tries none.
     cache : path, optional
         A folder for what specialists learn from and what they have learned (up to some hundred MB), so that an
         interrupted fit of the same scenes goes on there. Where a Dask client or scheduler is set, it trains them: its

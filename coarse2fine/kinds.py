@@ -19,7 +19,7 @@ from torch.nn import functional
 from coarse2fine.model import Model
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.gate import Gate
-from coarse2fine.models.runtime import Runtime
+from coarse2fine.models.runtime import Runtime, in_double
 from coarse2fine.models.specialists import Answered
 from coarse2fine.models.twin import cropped
 from coarse2fine.specialists.groups import SpecialistGroups
@@ -172,7 +172,7 @@ class KindReader:
         self._cells += kind.numel()
         true = cell_pixels(x, self._spec).float()
         errors = ((each.float() - true).square().mean(dim=1) for each in (first, last))
-        return torch.stack([*(torch.log(error + _LEAST_ERROR) for error in errors), kind.float()], dim=1)
+        return torch.stack([*(in_double(torch.log, error + _LEAST_ERROR) for error in errors), kind.float()], dim=1)
 
 
 def kind_names(columns: SpecialistTree | SpecialistGroups) -> tuple[str, ...]:

@@ -239,10 +239,14 @@ class Model:
 
     def window_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of refining one window of so many cells: halo, and what specialists may take."""
+        aside = sum(self.set_aside(each) for each in self.specialists)
+        return self.refiner_macs(cell_height, cell_width) + round(aside * cell_height * cell_width)
+
+    def set_aside(self, each: SpecialistGroups | SpecialistTree) -> float:
+        """Multiply-adds for each cell of a window that some specialists may take."""
         # Windows are chosen where there is something to be unsure of; all cells are painted.
-        aside = (_SET_ASIDE if self.painter is None else 1) * sum(each.macs_per_cell for each in self.specialists)
-        fine_cells = cell_height * cell_width * self.geometry.fine**2
-        return self.refiner_macs(cell_height, cell_width) + round(aside * fine_cells)
+        times = _SET_ASIDE if self.painter is None else 1
+        return times * each.macs_per_cell * self.geometry.fine**2
 
     def exhaustive_macs(self, cell_shape: tuple[int, int]) -> int:
         """Multiply-adds of the exhaustive pass of an image of so many cells: the refine net alone, halos included."""

@@ -89,19 +89,21 @@ def refine(
     batch_size : int, optional
         Windows that are refined at once; by default by their size.
     capped : bool
-        Specialists take no more multiply-adds than the model sets aside for the plan.
+        Specialists take no more multiply-adds than the model sets aside for each window, see `RefineNet.rations`.
     """
     found: list[Candidates] = []
     done: list[NDArray[np.intp]] = []
     macs, count = 0, 0
     interrupted = late = False
     cell = model.geometry.fine_cell
-    aside = plan.macs(model.window_macs) - plan.macs(model.refiner_macs) if capped else None
-    net = RefineNet(model, runtime, read, (-(-image.height // cell), -(-image.width // cell)), aside)
+    net = RefineNet(model, runtime, read, (-(-image.height // cell), -(-image.width // cell)))
+    rations = net.rations(plan, model) if capped else None
     with WindowReader(image, downsample=model.geometry.refine_downsample, fill=grey(model)) as reader:
         try:
             first = HURRIED_PIXELS if deadline is not None else ROUND_PIXELS
-            for candidates, rows, shape, tried in _answers(reader, plan, model, net, runtime, first, batch_size):
+            for candidates, rows, shape, tried in _answers(
+                reader, plan, model, net, rations, runtime, first, batch_size
+            ):
                 found.append(candidates)
                 done.append(rows)
                 macs += len(rows) * model.refiner_macs(*shape)
@@ -129,14 +131,15 @@ def _answers(
     plan: Plan,
     model: Model,
     net: RefineNet,
+    rations: NDArray[np.int64] | None,
     runtime: Runtime,
     first: int,
     batch_size: int | None,
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], tuple[int, int], int]]:
     """What is settled, the rows of the plan that were refined, their shape, and how many were tried, by batch."""
     for shape, rows in _rounds(plan, model, first):
-        corners = plan.cell_corners[rows]
-        for candidates, index, tried in _windows(reader, net, model, corners, shape, runtime, batch_size):
+        corners, most = plan.cell_corners[rows], None if rations is None else rations[rows]
+        for candidates, index, tried in _windows(reader, net, model, corners, shape, most, runtime, batch_size):
             yield candidates, rows[index], shape, tried
 
 
@@ -183,6 +186,7 @@ def _windows(
     model: Model,
     cell_corners: NDArray[np.int64],
     shape: tuple[int, int],
+    rations: NDArray[np.int64] | None,
     runtime: Runtime,
     batch_size: int | None,
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
@@ -196,7 +200,8 @@ def _windows(
         good, index = ~batch.failed, batch.index[~batch.failed]
         candidates = Candidates.empty()
         if len(index):
-            candidates = net(normalised(batch.pixels[good], model, runtime), cell_corners[index] * fine)
+            most = None if rations is None else rations[index]
+            candidates = net(normalised(batch.pixels[good], model, runtime), cell_corners[index] * fine, most)
         yield candidates, index, len(batch.index)
 
 

@@ -20,7 +20,7 @@ from coarse2fine.audit import Audit
 from coarse2fine.overlays import encoded
 from coarse2fine.pages import data_uri, render_page
 from coarse2fine.report_html import colour, recall_text, write_report
-from coarse2fine.stored import ANALYSIS, REPORT, THUMBNAIL, read_audit, read_record
+from coarse2fine.stored import ANALYSIS, REPORT, THUMBNAIL, pooled_audit, read_audit, read_record
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.atomic import replacing_stream
 from coarse2fine.tiling.errors import ImageError
@@ -129,7 +129,7 @@ def write_batch_report(folder: str | os.PathLike[str]) -> Path:
     labels: Counter[str] = Counter()
     for facts in done:
         labels.update(facts["labels"])
-    audits = [audit for facts in done if (audit := _audit(facts)) is not None and audit.sample is not None]
+    pooled = pooled_audit(done)
     page = render_page(
         "batch.html.j2",
         name=source.absolute().name,
@@ -138,8 +138,9 @@ def write_batch_report(folder: str | os.PathLike[str]) -> Path:
         failed=[row for row in rows if row.failure],
         share=sum(facts["macs"] for facts in done) / max(exhaustive, 1),
         labels=[(label, number, colour(label)) for label, number in labels.most_common()],
-        audit=Audit.pooled(audits) if audits else None,
-        recall=recall_text(Audit.pooled(audits)) if audits else None,
+        audit=None if pooled is None else pooled[0],
+        recall=None if pooled is None else recall_text(pooled[0]),
+        known=0 if pooled is None else pooled[1],
     )
     target = source / REPORT
     with replacing_stream(target) as stream:

@@ -102,6 +102,13 @@ class Plan:
                 names[rows] = fired.reshape(-1, fired.shape[-1])[flat[np.arange(len(rows)), best]]
         return replace(self, fired=names)
 
+    def costs(self, window_macs: WindowMacs) -> NDArray[np.int64]:
+        """Multiply-adds of each window, halo included, by what a window of a given shape takes."""
+        found = np.zeros(len(self), np.int64)
+        for shape, rows in self.by_shape():
+            found[rows] = window_macs(*shape)
+        return found
+
     def macs(self, window_macs: WindowMacs) -> int:
         """Multiply-adds of all windows, halos included, by what a window of a given shape takes."""
         return sum(window_macs(*shape) * len(rows) for shape, rows in self.by_shape())

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from coarse2fine._version import __version__
 from coarse2fine.account import Cost
-from coarse2fine.audit import Audit
+from coarse2fine.audit import Audit, Part
 from coarse2fine.export_geojson import read_regions
 from coarse2fine.export_maps import read_maps
 from coarse2fine.export_tables import read_plan
+from coarse2fine.model import Model
 from coarse2fine.recorded import RecordedImage
 from coarse2fine.sample import Sample
 from coarse2fine.tiling.errors import ImageError
@@ -114,6 +116,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+def provenance(model: Model, sha256: str | None, runtime: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Where an analysis comes from, as JSON values."""
+    return {
+        "model": {
+            "name": model.name,
+            "task": model.task,
+            "sha256": sha256,
+            "geometry": dataclasses.asdict(model.geometry),
+            **model.provenance,
+        },
+        "parameters": {**parameters, "runtime": runtime},
+        "coarse2fine": __version__,
+        "versions": versions(),
+    }
+
+
 def cost_json(cost: Cost) -> dict[str, Any]:
     """The account as JSON values, without what differs from run to run."""
     kept = {f.name: getattr(cost, f.name) for f in dataclasses.fields(cost) if f.name not in _VARYING}
@@ -126,11 +144,15 @@ def timing_json(cost: Cost) -> dict[str, Any]:
 
 
 def audit_json(audit: Audit) -> dict[str, Any]:
-    """An audit as JSON values, with the record from which audits of several images are pooled."""
-    sample = None if audit.sample is None else dataclasses.asdict(audit.sample)
+    """An audit as JSON values, with the records from which audits of several images are pooled."""
+    return {**audit.to_json(), "kinds": [_part_json(part) for part in audit.kinds]}
+
+
+def _part_json(part: Part) -> dict[str, Any]:
+    sample = None if part.sample is None else dataclasses.asdict(part.sample)
     if sample is not None and math.isinf(sample["least_cap"]):
         sample["least_cap"] = None
-    return {**audit.to_json(), "sample": sample}
+    return {**part.to_json(), "sample": sample}
 
 
 def _given(image: ImageSource, record: Mapping[str, Any]) -> Image:
@@ -151,13 +173,36 @@ def _cost(record: Mapping[str, Any], timing: Path) -> Cost:
 
 def read_audit(record: Mapping[str, Any]) -> Audit:
     """The inverse of `audit_json`."""
+    names = ("confidence", "blocks", "audited", "side", "target")
+    return Audit(tuple(_part(part) for part in record["kinds"]), **{name: record[name] for name in names})
+
+
+def _part(record: Mapping[str, Any]) -> Part:
     low, high = record["missed_interval"]
     sample = record["sample"]
     if sample is not None:
         sample = Sample(**{**sample, "least_cap": math.inf if sample["least_cap"] is None else sample["least_cap"]})
-    return Audit(
+    return Part(
         missed=math.nan if record["missed"] is None else record["missed"],
         missed_interval=(low, high),
         sample=sample,
-        **{name: record[name] for name in ("found", "confidence", "cap", "blocks", "audited", "side", "target")},
+        **{name: record[name] for name in ("kind", "found", "confidence", "cap", "certain")},
     )
+
+
+def pooled_audit(facts: Iterable[Mapping[str, Any]]) -> tuple[Audit, int] | None:
+    """What is known of recall in many images together, and of how many of them; None if nothing is worth saying.
+
+    Images that were refined whole are known, but say nothing of those that were not sampled: if others were neither,
+    and none was sampled, nothing is claimed.
+
+    Parameters
+    ----------
+    facts : iterable of mapping
+        Of each image that has results; "audit" as `audit_json` makes it, or None, or missing.
+    """
+    every = [read_audit(each["audit"]) if each.get("audit") else None for each in facts]
+    audits = [audit for audit in every if audit is not None and audit.sampled]
+    if not audits or (len(audits) < len(every) and not any(audit.blocks for audit in audits)):
+        return None
+    return Audit.pooled(audits, confidence=min(audit.confidence for audit in audits)), len(audits)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .conv_stack import fold, rectified
+from .conv_stack import BatchInvariantConv2d, fold, rectified
 from .twin import ColumnSpec, Layout, Twins
 
 _SHARED_DECAY, _OWN_DECAY = 1e-4, 0.3
@@ -55,20 +55,21 @@ class Column(nn.Module):
         maps = self.layout.maps
         widths = [maps[0].channels, *(s.channels for s in spec.stages)]
         self.convs = nn.ModuleList(
-            nn.Conv2d(before, s.channels, s.kernel, step.stride, bias=False)
+            BatchInvariantConv2d(before, s.channels, s.kernel, step.stride, bias=False)
             for before, s, step in zip(widths, spec.stages, self.layout.steps, strict=False)
         )
         self.twins = nn.ModuleList(
-            nn.Conv2d(t.channels, width, 1) for t, width in zip(maps[1:], widths[1:], strict=True)
+            BatchInvariantConv2d(t.channels, width, 1) for t, width in zip(maps[1:], widths[1:], strict=True)
         )
         above = _above(spec, parent)
         self.parents = nn.ModuleList(
-            nn.Conv2d(channels, width, 1, bias=False) for channels, width in zip(above, widths[1:], strict=False)
+            BatchInvariantConv2d(channels, width, 1, bias=False)
+            for channels, width in zip(above, widths[1:], strict=False)
         )
-        self.reader = nn.Conv2d(widths[-1], out_channels, 1)
+        self.reader = BatchInvariantConv2d(widths[-1], out_channels, 1)
         # A head's reader reads the twin itself.
         twin_channels = [maps[-1].channels] if spec.stages else []
-        self.twin_readers = nn.ModuleList(nn.Conv2d(c, out_channels, 1, bias=False) for c in twin_channels)
+        self.twin_readers = nn.ModuleList(BatchInvariantConv2d(c, out_channels, 1, bias=False) for c in twin_channels)
         for p in (*self.reader.parameters(), *self.twin_readers.parameters()):
             nn.init.zeros_(p)
 

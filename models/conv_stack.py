@@ -150,7 +150,7 @@ class ConvStack(Base):
         for index, s in enumerate(spec.stages):
             last = index == len(spec.stages) - 1
             normed = batch_norm and not last
-            self.convs.append(nn.Conv2d(channels, s.channels, s.kernel, s.stride, bias=not normed))
+            self.convs.append(BatchInvariantConv2d(channels, s.channels, s.kernel, s.stride, bias=not normed))
             self.norms.append(nn.BatchNorm2d(s.channels) if normed else nn.Identity())
             channels = s.channels
 
@@ -184,6 +184,23 @@ class ConvStack(Base):
             weight, bias = fold(conv, norm)
             plain.load_state_dict({"weight": weight, "bias": bias})
         return net.eval()
+
+
+_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+class BatchInvariantConv2d(nn.Conv2d):
+    """A convolution without padding that gives an image the same bits in any batch, with any number of threads.
+
+    For few small images in float32 torch leaves oneDNN for an algorithm of its own, which rounds otherwise; what lies
+    near a threshold would then come out by the size of the batch. Here it is oneDNN whenever no gradient is asked for.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = x.device.type != "cpu" or x.dtype != torch.float32 or not _ONEDNN
+        if plain or torch.is_grad_enabled() or not x.numel():
+            return super().forward(x)
+        return torch.mkldnn_convolution(x, self.weight, self.bias, (0, 0), self.stride, (1, 1), 1)
 
 
 def rectified(x: Tensor) -> Tensor:

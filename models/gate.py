@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from .runtime import in_double
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,5 +55,8 @@ class Gate:
         Tensor, bool, (n, ...)
         """
         answers = answers.float()
-        likely = torch.softmax(answers, dim=1).amax(dim=1, keepdim=True) if self.exclusive else torch.sigmoid(answers)
+        if self.exclusive:
+            likely = in_double(partial(torch.softmax, dim=1), answers).amax(dim=1, keepdim=True)
+        else:
+            likely = in_double(torch.sigmoid, answers)
         return ((likely >= self.low) & (likely < self.high)).any(dim=1)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from .runtime import in_double
+
 BOX_CHANNELS = 4
 _BOX_WEIGHT = 1.0
 
@@ -75,9 +77,14 @@ class Candidates:
         )
 
     def distinct(self, width: int) -> Candidates:
-        """Each cell of a grid of so many columns once, the first that there is, in raster order."""
+        """Each cell of a grid of so many columns once, in raster order: a specialist's answer, or the surest.
+
+        The order in which they came does not matter.
+        """
         y, x = self.cells.T.astype(np.int64)
-        return self.take(np.unique(y * width + x, return_index=True)[1])
+        number = y * width + x
+        order = np.lexsort((self.labels, -self.scores, -self.nodes, number))
+        return self.take(order[np.unique(number[order], return_index=True)[1]])
 
 
 def read_detections(out: Tensor, corners: NDArray[np.int64], floor: float) -> Candidates:
@@ -94,7 +101,7 @@ def read_detections(out: Tensor, corners: NDArray[np.int64], floor: float) -> Ca
     """
     out = out.float()
     logits, labels = out[:, :-BOX_CHANNELS].max(dim=1)
-    scores = torch.sigmoid(logits)
+    scores = in_double(torch.sigmoid, logits)
     n, y, x = torch.nonzero(scores >= floor, as_tuple=True)
     box = out[n, -BOX_CHANNELS:, y, x].cpu().numpy()
     rows = n.cpu().numpy()

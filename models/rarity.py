@@ -116,7 +116,8 @@ class Mixture:
         Tensor, float32, (n,)
         """
         means, whiten, offsets = (t.to(x.device)[kind] for t in (self.means, self.whiten, self.offsets))
-        return 0.5 * (whiten @ (x.float() - means)[:, :, None]).square().sum(dim=(1, 2)) - offsets
+        apart = (whiten * (x.float() - means)[:, None]).sum(dim=2)
+        return 0.5 * apart.square().sum(dim=1) - offsets
 
     def surprise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood (up to a constant) and the likeliest kind of each row.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -91,6 +92,14 @@ class Runtime:
         found = cv2.LUT(pixels.reshape(n * height, width, channels), table.numpy()[None])
         x = torch.from_numpy(found).view(self.dtype)
         return x.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def in_double(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """An elementary function of float32 numbers, rounded alike wherever a number stands.
+
+    A processor's vectors and what is left over at the end of them go through other code, which differs in the last bit.
+    """
+    return function(x.double()).float() if x.device.type == "cpu" else function(x)
 
 
 def _default_device() -> str:

@@ -128,7 +128,10 @@ class FeatureTree:
         """
         if not len(self.centres[node]):
             return np.full(len(vectors), NO_NODE, np.int32)
-        return self.children(node)[nearest(vectors, self.centres[node])[0]].astype(np.int32)
+        # No matrix product: its rounding depends on how many items there are, and so would the way of some.
+        distance = [((vectors - centre) ** 2).sum(axis=1) for centre in self.centres[node]]
+        index: NDArray[np.intp] = np.argmin(distance, axis=0)
+        return self.children(node)[index].astype(np.int32)
 
     def paths(self, count: int, represent: Represent) -> NDArray[np.int32]:
         """The nodes that each item passes, from the first below the root on.

@@ -6,12 +6,14 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from coarse2fine import analyze
 from coarse2fine.bench.data import BenchScene, digit_split
@@ -41,6 +43,12 @@ def _ctrl_c() -> None:
     """Programs that are begun in the background ignore Ctrl-C, and those that they begin do so too."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@register_flop_formula(torch.ops.aten.mkldnn_convolution)
+def _onednn_flop(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """What torch counts for its other convolutions."""
+    return int(conv_flop_count(x, weight, out_shape))
 
 
 @pytest.fixture(scope="session")

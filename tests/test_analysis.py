@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shapely.geometry import shape as to_shape
 
 from coarse2fine import Analysis, Audit, ImageError, analyze, open_image
+from coarse2fine.audit import Part
 from coarse2fine.cli import main
 from coarse2fine.model import Model
 from coarse2fine.regions import Region
@@ -75,7 +76,7 @@ def test_an_audit_survives_and_is_pooled(sparse: Model, digits: Any, tmp_path: P
     assert loaded.audit == analysis.audit
     assert loaded.audit is not None
     assert Audit.pooled([loaded.audit, loaded.audit]) == Audit.pooled([analysis.audit, analysis.audit])
-    plain = replace(analysis, audit=Audit(3, float("nan"), (0, 5), 0.95, 1.0, 5, 0, 8))
+    plain = replace(analysis, audit=Audit((Part("object", 3, float("nan"), (0, 5), 0.95, 1.0, False),), 0.95, 5, 0, 8))
     assert str(Analysis.load(plain.save(tmp_path / "plain")).audit) == str(plain.audit)
 
 

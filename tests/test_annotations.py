@@ -19,6 +19,9 @@ from coarse2fine.annotations import (
     match_annotations,
     read_annotations,
 )
+from coarse2fine.export_geojson import write_world_geojson
+from coarse2fine.regions import Region
+from coarse2fine.tiling.geometry import GeoReference
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -146,6 +149,92 @@ def test_where_the_class_name_is_found(properties: dict[str, Any], label: str) -
     assert read_annotations({"type": "Feature", "geometry": point(1, 1), "properties": properties}).labels == (label,)
 
 
+def test_a_class_that_a_table_made_text_is_read_as_qupath_meant_it() -> None:
+    square = mapping(box(0, 0, 10, 10))
+
+    def as_text(name: str) -> dict[str, Any]:
+        properties = {"objectType": "annotation", "classification": json.dumps({"name": name, "colorRGB": -3})}
+        return {"type": "Feature", "geometry": square, "properties": {**properties, "measurements": '{"a": 2}'}}
+
+    found = read_annotations(collection(as_text("tumor"), as_text("Ignore*"), as_text("Region*")))
+    assert found.labels == ("tumor",)
+    assert found.objects[0].measurements == {"a": 2.0}
+    assert [len(found.ignored), len(found.regions)] == [1, 1]
+
+
+def test_where_no_class_is_named_all_are_objects() -> None:
+    found = read_annotations(collection(feature(point(1, 1), None), feature(point(2, 2), "")))
+    assert found.labels == ("object",)
+    assert len(found.objects) == 2
+    assert "no annotation has a class; all are taken as 'object'" in found.notes[0]
+    assert read_annotations(feature(point(1, 1), " ", name="Annotation 1")).labels == ("object",)
+    assert read_annotations({"type": "Feature", "geometry": point(1, 1), "properties": None}).labels == ("object",)
+
+
+def test_what_cannot_be_used_is_left_out_and_said() -> None:
+    line = {"type": "LineString", "coordinates": [[0, 0], [1, 1]]}
+    odd = [feature(None), feature(line), feature({"type": "Polygon", "coordinates": []}), feature(point(1, 1), None)]
+    good = [feature(point(i, i)) for i in range(5)]
+    found = read_annotations(collection(*good, *odd, feature(point(200, 5))), full_shape=(100, 90))
+    assert [o.full_bounds[0] for o in found.objects] == [0, 1, 2, 3, 4]
+    notes = "\n".join(found.notes)
+    for number, reason in ((6, "has no geometry"), (7, "LineString"), (8, "an empty Polygon"), (9, "has no class")):
+        assert f"left out 1 of 10, feature {number}: " in notes
+        assert reason in notes
+    assert "feature 10: lies outside the image" in notes
+    with pytest.raises(AnnotationError, match=r"feature 1 of .* has no geometry.*none of 3 can be used"):
+        read_annotations(collection(*odd[:3]))
+
+
+def test_what_only_holds_others_is_no_object() -> None:
+    tissue, core, cells = mapping(box(0, 0, 90, 90)), mapping(box(0, 0, 80, 80)), [point(i, i) for i in range(5, 9)]
+    parent = feature(tissue, None, objectType="annotation", name="Annotation 1")
+    frame = feature(core, None, objectType="TMA core", name="A-1")
+    classed = [feature(place, "cell", objectType="detection") for place in cells]
+    assert read_annotations(collection(parent, frame, *classed)).labels == ("cell",)
+    unclassed = [feature(place, None, objectType="cell") for place in cells]
+    found = read_annotations(collection(parent, frame, *unclassed))
+    assert [o.is_point for o in found.objects] == [True] * 4
+    assert any("feature 1: has no class and only holds others" in note for note in found.notes)
+
+
+def test_areas_without_the_star_are_told() -> None:
+    found = read_annotations(collection(feature(mapping(box(0, 0, 9, 9)), "Ignore"), feature(point(1, 1))))
+    assert found.labels == ("Ignore", "cell")
+    assert "'Ignore' is taken as a class of objects; the area that QuPath means is 'Ignore*'" in found.notes[0]
+
+
+# In the image's own coordinate reference system
+
+UTM = GeoReference((10.0, 0.0, 500_000.0, 0.0, -10.0, 4_000_000.0), "EPSG:32618", "meter")
+DEGREES = GeoReference((1e-3, 0.0, 10.0, 0.0, -1e-3, 50.0), "EPSG:4326", "degree")
+
+
+OWN = GeoReference((3.0, 1.0, 7.0, -1.0, 3.0, 9.0), None, "meter")
+
+
+@pytest.mark.parametrize(("geo", "named"), [(UTM, True), (UTM, False), (DEGREES, True), (DEGREES, False), (OWN, True)])
+def test_world_coordinates_come_back_as_the_pixels_they_were(tmp_path: Path, geo: GeoReference, named: bool) -> None:
+    boxes = [(100.0, 20.0, 130.0, 60.0), (900.0, 500.0, 990.0, 510.0)]
+    regions = [Region("a", 0.5, full_box) for full_box in boxes]
+    path = write_world_geojson(tmp_path / "a.geojson", regions, geo)
+    if not named:
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "crs"}))
+    found = read_annotations(path, full_shape=(1000, 1000), geo=geo)
+    for full_box, annotation in zip(boxes, found.objects, strict=True):
+        assert annotation.full_bounds == pytest.approx(full_box, abs=1e-5)
+    assert "converted to pixels of the image" in found.notes[0]
+
+
+def test_another_coordinate_reference_system_is_refused_in_words() -> None:
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:OGC:1.3:CRS84"}}
+    with pytest.raises(AnnotationError, match="is in EPSG:4326, but its image is in EPSG:32618; export it in"):
+        read_annotations({**collection(feature(point(10.1, 49.9))), "crs": crs}, full_shape=(999, 999), geo=UTM)
+    pixels = read_annotations(collection(feature(point(10, 49))), full_shape=(999, 999), geo=UTM)
+    assert not pixels.notes
+    assert pixels.objects[0].full_bounds == (49, 10, 49, 10)
+
+
 def test_measurements_of_old_and_new_kind() -> None:
     new = {"confidence": 3, "text": "high", "flag": True, "none": None, "nan": float("nan")}
     old = [{"name": "confidence", "value": 3.0}]
@@ -176,13 +265,14 @@ def test_points_may_stand_on_the_border_and_no_further() -> None:
 
 
 def test_an_annotation_outside_names_feature_place_and_likely_causes() -> None:
-    payload = collection(feature(point(1, 1)), feature(mapping(box(95, 10, 97, 20)), "nucleus"))
+    far = [feature(mapping(box(95, 10 * i, 97, 10 * i + 10)), "nucleus") for i in (1, 2)]
+    payload = collection(feature(point(1, 1)), *far)
     with pytest.raises(AnnotationError) as caught:
         read_annotations(payload, full_shape=(100, 90))
     assert str(caught.value) == (
-        "feature 2 of the given GeoJSON ('nucleus') lies outside the image: x 95 to 97, y 10 to 20, but the "
-        "image is 90 wide and 100 high. Was it annotated at another resolution, are x and y swapped, or does "
-        "it belong to another image?"
+        "feature 2 of the given annotations ('nucleus') lies outside the image, as do 1 of 2 others: x 95 to 97, "
+        "y 10 to 20, but the image is 90 wide and 100 high. Was it annotated at another resolution or in other "
+        "coordinates, are x and y swapped, or does it belong to another image?"
     )
 
 
@@ -195,18 +285,17 @@ def test_an_annotation_outside_names_feature_place_and_likely_causes() -> None:
         ({"type": "FeatureCollection", "features": [3]}, "feature 1 of .* is not a GeoJSON Feature"),
         (
             feature({"type": "LineString", "coordinates": [[0, 0], [1, 1]]}),
-            "expected Point, MultiPoint, Polygon or MultiPolygon; found LineString in feature 1 of",
+            "feature 1 of .* has the geometry LineString, expected Point, MultiPoint, Polygon or MultiPolygon",
         ),
-        (feature(None), "unknown geometry: .*; found None in feature 1 of"),
-        (feature({"type": "GeometryCollection", "geometries": []}), "found GeometryCollection in feature 1"),
-        (feature(point(1, 1), None), "feature 1 of .* has no class name"),
-        (feature(point(1, 1), ""), "feature 1 of .* has no class name"),
-        (feature(point(1, 1), " ", name="Annotation 1"), "feature 1 of .* has no class name"),
-        ({"type": "Feature", "geometry": point(1, 1), "properties": None}, "has no class name"),
+        (feature(None), "feature 1 of .* has no geometry"),
+        (
+            feature({"type": "GeometryCollection", "geometries": []}),
+            "feature 1 of .* has the geometry GeometryCollection",
+        ),
         (feature({"type": "Point", "coordinates": []}), "feature 1 of .* has an empty Point"),
         (feature({"type": "Polygon", "coordinates": []}), "feature 1 of .* has an empty Polygon"),
         (feature({"type": "MultiPoint", "coordinates": []}), "feature 1 of .* has an empty MultiPoint"),
-        (feature({"type": "Polygon"}), "the coordinates of feature 1 of .* do not make a Polygon"),
+        (feature({"type": "Polygon"}), "feature 1 of .* has coordinates that do not make a Polygon"),
         (feature({"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}), "do not make a Polygon"),
         (
             feature({"type": "Polygon", "coordinates": [[[0, 0], [1], [2, 2], [0, 0]]]}),
@@ -214,7 +303,7 @@ def test_an_annotation_outside_names_feature_place_and_likely_causes() -> None:
         ),
         (feature({"type": "Point", "coordinates": ["a", "b"]}), "do not make a Point"),
         (feature({"type": "Point", "coordinates": [1]}), "do not make a Point"),
-        (feature(point(float("inf"), 1)), "feature 1 of .* not a finite number"),
+        (feature(point(float("inf"), 1)), "feature 1 of .*a coordinate is not a finite number"),
         (
             feature({"type": "Polygon", "coordinates": [[[0, 0], [5, 5], [9, 9], [0, 0]]]}),
             "feature 1 of .* is a Polygon without area",
@@ -249,7 +338,7 @@ def test_unreadable_files_are_named(tmp_path: Path, content: bytes, message: str
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"there is no annotation file .*none\.geojson"):
         read_annotations(tmp_path / "none.geojson")
-    with pytest.raises(AnnotationError, match="is a folder, expected a GeoJSON file"):
+    with pytest.raises(AnnotationError, match="is a folder, expected an annotation file"):
         read_annotations(tmp_path)
 
 
@@ -320,6 +409,12 @@ def test_pairs_are_made_by_name(tmp_path: Path, images: str, files: str, partner
     assert match_annotations(paths, expected[::-1]) == expected
 
 
+def test_geojson_comes_before_json_and_text(tmp_path: Path) -> None:
+    touch(tmp_path, "a.json", "a.geojson", "a.txt", "b.json", "c.txt", "classes.txt")
+    images = [Path(f"{name}.png") for name in "abc"]
+    assert match_annotations(images, tmp_path) == [tmp_path / name for name in ("a.geojson", "b.json", "c.txt")]
+
+
 def test_one_image_and_one_named_file_pair_whatever_their_names(tmp_path: Path) -> None:
     files = touch(tmp_path, "export.json")
     assert match_annotations([Path("scene.tif")], files[0]) == files
@@ -335,7 +430,7 @@ def test_one_image_and_one_named_file_pair_whatever_their_names(tmp_path: Path) 
         ("s.1.tif s.2.tif", "s.1.geojson", r"for the image s\.2\.tif, named s\.2\.geojson; found none in"),
         ("a.png", "a.geojson a.geojson.gz", r"named a\.geojson; found .*a\.geojson, .*a\.geojson\.gz"),
         ("a.png a.tif", "a.geojson", r"the images a\.png and a\.tif would share"),
-        ("a.png", "a.txt", "no annotations: the folder"),
+        ("a.png", "a.csv", "no annotations: the folder"),
     ],
 )
 def test_a_pair_that_fails_names_the_image(tmp_path: Path, images: str, files: str, message: str) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coarse2fine import analyze, pieces
+from coarse2fine import analyze, pieces, select
 from coarse2fine.analysis import Analysis
 from coarse2fine.batch import Batch, analyze_folder, run, state, task
 from coarse2fine.batch.checkpoint import Checkpoint
@@ -123,6 +123,30 @@ def test_what_is_one_image(tmp_path: Path) -> None:
         assert not is_one_image(several)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("text", "name", "mpp"),
+    [
+        ("path;mpp;model\na, b.tif;0,5;x\n", "a, b.tif", 0.5),
+        ("sep=;\r\npath;mpp\r\na.tif;0.25\r\n", "a.tif", 0.25),
+        ("path\tmpp\na.tif\t0.5\n", "a.tif", 0.5),
+        ("path,mpp\na;b.tif,0.5\n", "a;b.tif", 0.5),
+        ('"path";"mpp"\n"a;b.tif";2\n', "a;b.tif", 2.0),
+    ],
+)
+def test_lists_as_spreadsheets_write_them(tmp_path: Path, text: str, name: str, mpp: float, encoding: str) -> None:
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    (item,) = find_items(tmp_path / "list.csv")
+    assert (item.source, item.mpp) == (str(tmp_path / name), mpp)
+
+
+@pytest.mark.parametrize("content", [b"path\n\0\n", b'path\n"' + b"x" * 200_000, b"\xff\xfea"])
+def test_a_list_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"list\.csv: expected a "):
+        find_items(tmp_path / "list.csv")
+
+
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=8), st.integers(1, 4))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_names_are_unique_and_shards_are_a_partition(names: list[str], parts: int) -> None:
@@ -175,6 +199,9 @@ def test_every_image_is_attempted_and_the_bad_one_named(folder: Path, tmp_path: 
     stored = json.loads((tmp_path / "out" / "batch.json").read_text(encoding="utf-8"))
     assert stored["statuses"] == {"done": 3, "failed": 1}
     assert stored["results"][0]["traceback"] == bad.traceback
+    found = json.loads(batch.to_coco(tmp_path / "finds.json").read_text(encoding="utf-8"))
+    assert [image["file_name"] for image in found["images"]] == [f"bild {i}.png" for i in range(3)]
+    assert len(found["annotations"]) == batch.regions
     assert stored["regions"] == batch.regions == sum(r.facts["regions"] for r in batch.records if r.has_result) > 5
     table = (tmp_path / "out" / "batch.csv").read_text(encoding="utf-8").splitlines()
     assert table[0].startswith("name,source,status")
@@ -314,7 +341,7 @@ def test_recall_is_pooled(tmp_path: Path, sparse: Model, digits: Any) -> None:
         assert batch.audit is not None
         each = [analyze(tmp_path / "in" / f"{n}.png", model, audit=0.1).audit for n in range(3)]
         assert batch.audit == type(batch.audit).pooled([a for a in each if a is not None])
-        assert "3 image(s) pooled" in str(batch)
+        assert "over 3 of 3 image(s)" in str(batch)
         assert batch.summary()["audit"]["recall_interval"] == list(batch.audit.recall_interval)
     assert analyze_folder(tmp_path / "in", tmp_path / "budget", model, workers=0, budget=0.5).audit is None
 
@@ -599,6 +626,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**14)
     monkeypatch.setattr(pieces, "ROUND_PIXELS", 2**14)
     monkeypatch.setattr(run, "KEEP_FROM", 1)
+    monkeypatch.setattr(select, "DENSE_SIDE", 8)
 
 
 @given(st.integers(1, 400), st.integers(0, 10**6))
@@ -645,7 +673,7 @@ class Counting(Checkpoint):
 
 
 @pytest.mark.parametrize("fixture", ["detector", "explorer", "zoom_detector"])
-@pytest.mark.parametrize("options", [{"budget": 0.6}, {}])
+@pytest.mark.parametrize("options", [{"budget": 0.6}, {"cells": 300}])
 def test_work_in_pieces_equals_work_at_once(
     fixture: str,
     options: dict[str, Any],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binom, chisquare, hypergeom
+from scipy.stats import binom, binomtest, chisquare, hypergeom
 
 from coarse2fine.bound import _STAKES, MissBound, audit_weights, doubling
 from coarse2fine.sample import Sample, allowed_misses, inclusion, least_share, pool, recall_interval
@@ -464,3 +464,25 @@ def test_recall_and_what_may_be_missed() -> None:
     share = least_share(2428, 0.95, 1)
     sample = Sample.of(np.full(8000, share + 1e-9), np.arange(10), np.zeros(10, np.int64), 1)
     assert sample.missed_upper() == 127
+
+
+def times_below(confidence: float, runs: int, cap: int, holds: int) -> int:
+    """How often a bound is below the truth when one stops at the first moment at which it is."""
+    y = np.zeros(120, np.int64)
+    y[:24] = holds
+    below = 0
+    for seed in range(runs):
+        bound = MissBound(np.zeros(120), cap, target=int(y.sum()) - 1, confidence=confidence, seed=seed)
+        while bound.unknown and bound.upper >= y.sum():
+            index = bound.draw(4)
+            bound.see(index, y[index])
+        below += bound.upper < y.sum()
+    return below
+
+
+def test_a_bound_is_below_the_truth_no_more_often_than_stated() -> None:
+    """Rejects what is less sure than stated, and is not empty: with a cap too small it is."""
+    runs = 150
+    false = times_below(0.7, runs, 1, 1)
+    assert binomtest(false, runs, 0.3, alternative="greater").pvalue > 0.05
+    assert binomtest(false, runs, 0.08, alternative="less").pvalue > 1e-3  # a bound near what it may be, not idle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from coarse2fine import analyze
 from coarse2fine import engine as module
 from coarse2fine.budget import Budget
-from coarse2fine.model import Model
+from coarse2fine.model import Model, load_model
+from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import look, scan_macs
 from coarse2fine.tiling import open_image
@@ -80,3 +82,32 @@ def test_a_budget_below_the_scan_is_refused_before_it(
     monkeypatch.setattr(module, "look", None)  # would fail if it were called
     with pytest.raises(ValueError, match="does not pay for the scan"):
         analyze(image, detector, budget=0.5 * least / detector.exhaustive_macs(shape))
+
+
+@pytest.mark.parametrize("name", ["craters", "digits"])
+@pytest.mark.parametrize("shape", [(40, 64), (96, 160), (200, 200)])
+def test_a_default_analysis_of_a_small_crowded_image_is_the_exhaustive_pass(
+    make_image: MakeImage, name: str, shape: tuple[int, int]
+) -> None:
+    # Every window is worth refining.
+    model = replace(load_model(name), tau=1e-6)
+    found = analyze(make_image(*shape, seed=3), model, precision="fp32")
+    assert found.refined.all()
+    assert found.cost.refine_macs + found.cost.audit_macs <= found.cost.exhaustive_macs
+    assert found.cost.share <= 1.05  # with the scan that told so
+
+
+def test_a_scan_that_costs_more_than_the_exhaustive_pass_is_left_out(make_image: MakeImage, detector: Model) -> None:
+    heavy = ConvStack(StackSpec.parse(detector.channels, "4/2:64 4/2:64 3:64 1:4 1:1"))
+    model = replace(detector, base=heavy.eval())
+    pixels = make_image(60, 90, seed=1)
+    assert scan_macs(model, (60, 90)) > model.exhaustive_macs(model.cell_shape((60, 90)))
+    found = analyze(pixels, model, precision="fp32")
+    assert found.cost.scan_macs == 0
+    assert found.cost.share == 1.0
+    assert found.regions == analyze(pixels, model, budget=1.0, precision="fp32").regions
+
+
+@pytest.mark.parametrize("side", [200, 300, 420])
+def test_the_generic_model_costs_less_than_the_exhaustive_pass(make_image: MakeImage, side: int) -> None:
+    assert analyze(make_image(side, side, seed=2), "generic", precision="fp32").cost.share <= 1.0

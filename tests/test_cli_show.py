@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coarse2fine import analyze
+from coarse2fine import Analysis, analyze
+from coarse2fine.annotations import read_annotations
 from coarse2fine.cli import main
 from coarse2fine.model import Model
 
@@ -63,6 +64,25 @@ def test_tiles(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert set(file) == {"coords", "features"}
     assert main([*command[:-1], "63"]) == 1
     assert "expected tiles of a multiple of 8 px" in capsys.readouterr().err
+
+
+def test_coco(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = result.parent / "finds.json"
+    with Analysis.load(result) as analysis:
+        regions = analysis.regions
+        one = analysis.to_coco(result.parent / "one.json").read_bytes()
+    assert regions
+    for folder in (result, result.parent):  # of an image, and of a batch
+        assert main(["coco", str(folder), "-o", str(path)]) == 0
+        assert capsys.readouterr().out == f"written {path}\n"
+        assert path.read_bytes() == one
+        found = read_annotations(path, full_shape=(200, 320), image="grün (1).png").objects
+        # What reaches beyond the image is cut off when it is read.
+        assert [o.label for o in found] == [region.label for region in regions]
+        read = read_annotations(path, image="grün (1).png").objects
+        assert [o.full_bounds for o in read] == [region.full_box for region in regions]
+    assert main(["coco", str(result / "maps.ome.zarr"), "-o", str(path)]) == 1
+    assert "holds no results" in capsys.readouterr().err
 
 
 def test_view_until_interrupted(result: Path) -> None:

@@ -200,11 +200,10 @@ def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypat
 
 def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # With so little to learn from hardly anything surely helps: what is tested is that all of it runs.
-    for module in ("specialists.validation", "specialists.group_growth"):
-        monkeypatch.setattr(f"coarse2fine.{module}.weighed", lambda *_: -np.inf)
+    monkeypatch.setattr("coarse2fine.specialists.evidence.believed", lambda gains, *_: np.ones(len(gains)))
     monkeypatch.setattr("coarse2fine.specialists.validation._LOW", (0.03,))
     monkeypatch.setattr("coarse2fine.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
-    monkeypatch.setattr("coarse2fine.specialists.validation.Verdict.pays", True)
+    monkeypatch.setattr("coarse2fine.specialists.validation.Verdict.pays", lambda *_: True)
     monkeypatch.setattr("coarse2fine.specialists.growth._FEWEST", 4)
     scenes = [discs(seed)[0] for seed in (0, 1)]
     images, annotations = [pixels for pixels, _ in scenes], [known for _, known in scenes]
@@ -246,7 +245,8 @@ def test_specialists_that_have_nothing_to_learn_from_are_left_out(
     pixels, annotations = discs(0)[0]
     for mode in ("heads", "tree", "activity"):
         options: dict[str, Any] = {"specialists": mode, "steps": 10, "precision": "fp32", "progress": False}
-        model = fit([pixels], [annotations], **options)
+        with pytest.warns(UserWarning, match=f"no specialists '{mode}' .*nothing for them to learn from"):
+            model = fit([pixels], [annotations], **options)
         assert model.specialists == ()
         assert model.provenance["specialists"]["held_back"] == {}
 
@@ -257,7 +257,7 @@ def test_a_cluster_is_not_asked_where_it_may_not_see_the_folder(
     monkeypatch.setattr("coarse2fine.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
     pixels, annotations = discs(0)[0]
     cluster = Mock(side_effect=AssertionError("asked"))
-    with dask.config.set(scheduler=cluster):
+    with dask.config.set(scheduler=cluster), pytest.warns(UserWarning, match="no specialists 'heads' surely helped"):
         fit([pixels], [annotations], specialists="heads", steps=10, precision="fp32", progress=False)
     assert not cluster.called
 
@@ -348,9 +348,23 @@ def test_images_and_annotations_are_paired(tmp_path: Path) -> None:
         ([open_image(second), first], dicts),
         ([open_image(second), first], texts),
     ]
+    together = tmp_path / "coco.json"
+    boxes = [{"image_id": i, "category_id": i, "bbox": [5, 5, 10, 10]} for i in range(2)]
+    named = [{"id": i, "file_name": f"{name}.png"} for i, name in enumerate("ab")]
+    kinds = [{"id": i, "name": name} for i, name in enumerate("ab")]
+    together.write_text(json.dumps({"images": named, "annotations": boxes, "categories": kinds}))
+    ways += [(str(tmp_path / "*.png"), str(together)), ([second, first], [together])]
     for images, known in ways:
         pairs = load_pairs(images, known)
         assert {(image.height, a.labels) for image, a in pairs} == {(50, ("b",)), (70, ("a",))}
+
+
+def test_annotations_that_are_left_out_are_warned_of(tmp_path: Path) -> None:
+    path = write(tmp_path, "a", (50, 60), "a")
+    payload = collection(feature("a", [[10, 10]]), {**feature("a", [[1, 1]]), "geometry": None})
+    with pytest.warns(UserWarning, match="left out 1 of 2, feature 2: has no geometry"):
+        ((_, found),) = load_pairs(path, payload)
+    assert len(found.objects) == 1
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from coarse2fine.models.tree import ROOT
 MakeImage = Callable[..., NDArray[np.uint8]]
 
 
-Crops = Callable[[np.random.Generator], torch.Tensor]
+Crops = Callable[[np.random.Generator], tuple[torch.Tensor, NDArray[np.int64]]]
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,12 @@ def crops(explorer: Model, make_image: MakeImage) -> Crops:
     """Soft blobs and noise."""
     side = explorer.refiner.spec.input_size(6)
 
-    def draw(rng: np.random.Generator) -> torch.Tensor:
-        soft = np.stack([make_image(side, side, seed=int(rng.integers(1000))) for _ in range(3)])
+    def draw(rng: np.random.Generator) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        image = rng.integers(0, 24, 6)
+        soft = np.stack([make_image(side, side, seed=int(seed)) for seed in image[:3]])
         noise = rng.integers(0, 255, (3, side, side, 3))
         pixels = np.concatenate([soft, noise]).astype(np.float32) / 255
-        return torch.from_numpy(((pixels - 0.5) / 0.25).transpose(0, 3, 1, 2).copy())
+        return torch.from_numpy(((pixels - 0.5) / 0.25).transpose(0, 3, 1, 2).copy()), image
 
     return draw
 
@@ -61,7 +62,7 @@ def test_the_columns_paint_better_than_the_code_alone(
     models: dict[str, Model], how: str, make_image: MakeImage, runtime: Runtime
 ) -> None:
     found = measured(models[how], make_image(80, 80, seed=5000), runtime)[0]
-    assert float(found[1].mean()) < float(found[0].mean()) - 0.05
+    assert float(found[1].mean()) < float(found[0].mean()) - 0.04
     assert len(np.unique(found[2])) > 1
 
 
@@ -139,11 +140,27 @@ def test_groups_paint_where_they_fire(models: dict[str, Model], make_image: Make
 
 
 @pytest.mark.parametrize("how", get_args(How))
+def test_of_few_images_nothing_is_sure(explorer: Model, crops: Crops, how: How) -> None:
+    def draw(rng: np.random.Generator) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        x, image = crops(rng)
+        return x, image % 9
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.fitting.kinds._BATCHES", 6)
+        patch.setattr("coarse2fine.fitting.kinds._CLUSTERS", 3)
+        with pytest.warns(UserWarning, match=r"no columns for kinds: .*nothing is sure with fewer than 5 groups"):
+            found = add_kinds(explorer, draw, 0, how)
+    assert found.specialists == ()
+    assert found.painter is None
+    assert "in 4 groups" in found.provenance["kinds"]
+
+
+@pytest.mark.parametrize("how", get_args(How))
 def test_where_all_is_alike_there_are_no_kinds(explorer: Model, how: How) -> None:
     side = explorer.refiner.spec.input_size(6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.fitting.kinds._BATCHES", 2)
-        found = add_kinds(explorer, lambda _: torch.zeros(3, 3, side, side), 0, how)
+        found = add_kinds(explorer, lambda rng: (torch.zeros(3, 3, side, side), rng.integers(0, 24, 3)), 0, how)
     assert found.specialists == () or how == "activity"
     assert found.labels == explorer.labels or found.specialists
     assert analyze(np.full((90, 90, 3), 127, np.uint8), found, precision="fp32").complete

@@ -28,6 +28,11 @@ from coarse2fine.tiling.convert import convert
 MakeImage = Callable[..., NDArray[np.uint8]]
 
 
+def ring_of_chance(corners: int) -> dict[str, Any]:
+    places = np.random.default_rng(0).random((corners, 2)) * 100
+    return {"type": "Polygon", "coordinates": [places.tolist()]}
+
+
 def blank(height: int, width: int) -> Any:
     return open_image(np.zeros((height, width), np.uint8))
 
@@ -89,6 +94,10 @@ def test_polygons_take_every_cell_that_they_touch_and_leave_holes(tmp_path: Path
     [
         ("nonsense", "is no GeoJSON"),
         ('{"type": "Point", "coordinates": [3, 4]}', "holds no polygon"),
+        ("[" * 100_000, "is no GeoJSON"),
+        ('{"type": "Polygon", "coordinates": ' + "[" * 900 + "]" * 900 + "}", "feature 1 is no outline"),
+        ('{"type": "Polygon", "coordinates": [[[1, 1], [9, 1e999], [9, 9]]]}', "feature 1 is no outline"),
+        (json.dumps(ring_of_chance(300)), "feature 1 is no outline .*crosses itself"),
         (
             '{"type": "Polygon", "coordinates": [[[9000, 9000], [9010, 9000], [9010, 9010], [9000, 9000]]]}',
             "leaves nothing",
@@ -102,6 +111,41 @@ def test_a_mask_that_cannot_be(tmp_path: Path, content: str, message: str) -> No
         cells_inside(path, blank(100, 100), 8)
     with pytest.raises(ValueError, match="which is not the shape of array, 100 x 100"):
         cells_inside(np.ones((100, 200), bool), blank(100, 100), 8)
+
+
+def ring(far: float) -> dict[str, Any]:
+    return {"type": "Polygon", "coordinates": [[[-far, -far], [far, -far], [far, 200], [-far, 200], [-far, -far]]]}
+
+
+@pytest.mark.parametrize("far", [1e8, 1e9, 1e12, 3e38])
+def test_polygons_that_reach_far_beyond_the_image(tmp_path: Path, far: float) -> None:
+    path = tmp_path / "mask.geojson"
+    path.write_text(json.dumps(ring(far)))
+    inside = cells_inside(path, blank(400, 640), 8)
+    y, _ = np.indices(inside.shape)
+    np.testing.assert_array_equal(inside, y * 8 <= 200)
+
+
+def test_a_mask_in_the_images_own_coordinates(tmp_path: Path) -> None:
+    path = tmp_path / "image.tif"
+    tags = [(33550, "d", 3, (10.0, 10.0, 0.0)), (33922, "d", 6, (0.0, 0.0, 0.0, 500_000.0, 4_000_000.0, 0.0))]
+    keys = (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32618)
+    tifffile.imwrite(path, np.zeros((400, 640), np.uint8), extratags=[*tags, (34735, "H", len(keys), keys)])
+    corners = [
+        [500_000 + 10 * x, 4_000_000 - 10 * y] for x, y in ((80, 40), (160, 40), (160, 120), (80, 120), (80, 40))
+    ]
+    crs = {"type": "name", "properties": {"name": "EPSG:32618"}}
+    mask = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]}}
+    written = tmp_path / "mask.geojson"
+    written.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [mask]}))
+    y, x = np.indices((50, 80)) * 8.0
+    met = shapely.intersects(shapely.box(80, 40, 160, 120), shapely.box(x, y, x + 8, y + 8))
+    with open_image(path) as image:
+        np.testing.assert_array_equal(cells_inside(written, image, 8), met)
+        crs["properties"] = {"name": "EPSG:4326"}
+        written.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [mask]}))
+        with pytest.raises(ValueError, match="is in EPSG:4326, but its image is in EPSG:32618"):
+            cells_inside(written, image, 8)
 
 
 @given(st.integers(0, 1000))

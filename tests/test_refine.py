@@ -67,7 +67,7 @@ def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> l
             box = tuple(v * cell for v in (cy - h / 2, cx - w / 2, cy + h / 2, cx + w / 2))
             found.append((float(score[y, x]), model.labels[label[y, x]].name, box))
     names = [label.name for label in model.labels]
-    boxes = np.array([box for *_, box in found], np.float32).reshape(-1, 4) / cell
+    boxes = np.array([box for *_, box in found], np.float32).reshape(-1, 4) / np.float32(cell)
     cells = np.arange(len(found), dtype=np.int32)[:, None].repeat(2, axis=1)
     scores = np.array([s for s, *_ in found], np.float32)
     labels = np.array([names.index(k) for _, k, _ in found], np.int16)

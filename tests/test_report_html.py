@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coarse2fine import Analysis, Audit, analyze
+from coarse2fine.audit import Part
 from coarse2fine.model import Label, Model
 from coarse2fine.regions import Region
 from coarse2fine.report_batch import write_batch_report, write_folder_report
@@ -119,9 +120,9 @@ def test_the_surest_are_drawn_by_class() -> None:
 @pytest.mark.parametrize(
     ("audit", "text"),
     [
-        (Audit(94, 4.0, (1, 6), 0.95, 1.0, 50, 5, 8), "94 to 99 %"),
-        (Audit(94, 4.0, (0, 6), 0.95, 1.0, 50, 5, 8, target=0.9), "at least 94 %"),
-        (Audit(3, float("nan"), (0, 6), 0.95, 1.0, 50, 0, 8), "unknown"),
+        (Audit((Part("object", 94, 4.0, (1, 6), 0.95, 1.0, certain=False),), 0.95, 50, 5, 8), "94 to 99 %"),
+        (Audit((Part("object", 94, 4.0, (0, 6), 0.95, 1.0, certain=False),), 0.95, 50, 5, 8, 0.9), "at least 94 %"),
+        (Audit((Part("object", 3, float("nan"), (0, 6), 0.95, 1.0, certain=False),), 0.95, 50, 0, 8), "unknown"),
     ],
 )
 def test_bounds_of_recall_are_not_flattered(audit: Audit, text: str) -> None:

@@ -13,7 +13,9 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -213,6 +215,30 @@ def test_what_is_set_aside_for_specialists_is_not_exceeded(
     assert plan.macs(model.refiner_macs) < capped.macs <= plan.macs(model.window_macs) < free.macs
     again = run(pixels, model, plan, runtime, capped=True, batch_size=2)
     assert_equal(again.candidates, capped.candidates)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_answer_within_a_budget_does_not_depend_on_chunks_and_batches(
+    make_image: MakeImage, model: Model, tmp_path: Path, seed: int
+) -> None:
+    pixels = make_image(320, 400, seed=seed)
+    sources: list[Any] = [pixels]
+    for tile in (64, 256):
+        sources.append(tmp_path / f"{tile}.tif")
+        tifffile.imwrite(sources[-1], pixels, tile=(tile, tile), photometric="rgb")
+    sources.append(tmp_path / "a.zarr")
+    zarr.create_array(sources[-1], data=pixels, chunks=(96, 112, 3))
+    found = [
+        analyze(source, model, budget=0.4, threshold=0.3, precision="fp32", batch_size=batch_size)
+        for source in sources
+        for batch_size in (None, 1)
+    ]
+    free = analyze(pixels, replace(model, tree=None, groups=None), budget=0.4, threshold=0.3, precision="fp32")
+    assert found[0].cost.refine_macs > 0
+    assert found[0].regions != free.regions  # specialists were asked
+    for other in found[1:]:
+        assert other.regions == found[0].regions
+        assert other.cost.refine_macs == found[0].cost.refine_macs
 
 
 def test_after_an_interruption_waiting_cells_have_the_nets_own_answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -11,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from coarse2fine.masks import MASK_SUFFIXES
 from coarse2fine.paths import PathLike, expand_paths
 from coarse2fine.stored import ANALYSIS, MAPS, OVERVIEW, THUMBNAIL
 from coarse2fine.tiling.redact import identity, redact
+from coarse2fine.tiling.regular import read_regular
 from coarse2fine.tiling.remote import is_url
 
 LISTS = (".txt", ".csv", ".tsv")
@@ -24,6 +25,8 @@ LISTS = (".txt", ".csv", ".tsv")
 # What Windows does not allow in names, and what lies beside the results.
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 _COLUMNS = ("path", "mpp", "model")
+_DELIMITERS = (",", "\t", ";")
+_MOST_BYTES = 2**28
 _TAKEN = ("batch.json", "batch.csv", "report.html")
 
 
@@ -59,8 +62,8 @@ def find_items(sources: PathLike | Sequence[PathLike]) -> list[Item]:
     ----------
     sources : path, address or sequence of these
         Images, folders, globs (``**`` reaches into folders), addresses, and lists: text with one image a line, or
-        CSV with the columns path and, where wanted, mpp and model. Paths in a list start at its folder. What a list
-        names need not exist: it is found missing when it is its turn.
+        CSV, divided by commas, semicolons or tabs, with the columns path and, where wanted, mpp and model. Paths in
+        a list start at its folder. What a list names need not exist: it is found missing when it is its turn.
 
     Returns
     -------
@@ -129,7 +132,7 @@ def with_masks(items: Sequence[Item], masks: PathLike) -> list[Item]:
     found = [path.absolute() for path in expand_paths(masks, MASK_SUFFIXES)]
     if len(found) == 1 and found[0] == Path(masks).expanduser().absolute():
         return [replace(item, mask=str(found[0])) for item in items]
-    by_name = {path.stem.casefold(): str(path) for path in found}
+    by_name = {path.name.removesuffix(".gz").rpartition(".")[0].casefold(): str(path) for path in found}
     without = [item.source for item in items if Path(_file_name(item.source)).stem.casefold() not in by_name]
     if without:
         raise FileNotFoundError(
@@ -159,32 +162,51 @@ def _is_result(path: Path) -> bool:
 
 def _listed(path: Path) -> Iterator[Item]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = read_regular(path, _MOST_BYTES)
+        # A byte order mark says which of the encodings of Windows' programs it is; without one it is UTF-8.
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a list in UTF-8 ({error}); save it again as such") from error
-    if path.suffix.lower() == ".txt":
-        rows = [{"path": line.strip()} for line in text.split("\n") if line.strip() and line.strip()[0] != "#"]
-    else:
-        table = csv.DictReader(io.StringIO(text, newline=""), **_dialect(path))
-        table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
-        if "path" not in table.fieldnames:
-            raise ValueError(f"{path}: expected a column named path, found {', '.join(table.fieldnames) or 'none'}")
-        rows = [{name: (row.get(name) or "").strip() for name in _COLUMNS} for row in table]
-        rows = [row for row in rows if row["path"]]
-    if not rows:
-        raise ValueError(f"{path}: the list names no image")
-    for number, row in enumerate(rows, 1):
+    if "\0" in text:
+        raise ValueError(f"{path}: expected a list of images as text, found zeros in it")
+    for where, row in _rows(path, text):
         model = row.get("model") or None
         beside = path.absolute().parent / model if model else None
         yield Item(
             row["path"] if is_url(row["path"]) else str(path.absolute().parent / Path(row["path"]).expanduser()),
-            _number(row.get("mpp"), f"{path}: entry {number}"),
+            _number(row.get("mpp"), f"{path}: entry {where}"),
             str(beside) if beside is not None and beside.is_file() else model,
         )
 
 
-def _dialect(path: Path) -> dict[str, Any]:
-    return {"delimiter": "\t" if path.suffix.lower() == ".tsv" else ",", "skipinitialspace": True}
+def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
+    """Entries that name an image, counted from 1."""
+    if path.suffix.lower() == ".txt":
+        rows = [{"path": line.strip()} for line in text.split("\n") if line.strip() and line.strip()[0] != "#"]
+    else:
+        lines = text.splitlines()
+        # Spreadsheets say so themselves, or else the header does: no column's name has one of these in it.
+        if lines and (said := re.fullmatch(r"sep=(.)", lines[0].strip())):
+            delimiter, text = said[1], "\n".join(lines[1:])
+        else:
+            header = lines[0] if lines else ""
+            delimiter = max(_DELIMITERS, key=header.count)
+        try:
+            table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+            table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
+            if "path" not in table.fieldnames:
+                named = ", ".join(table.fieldnames) or "none"
+                raise ValueError(f"{path}: expected a column named path, found {named}")
+            rows = [{name: (row.get(name) or "").strip() for name in _COLUMNS} for row in table]
+        except csv.Error as error:
+            raise ValueError(f"{path}: expected a table as CSV ({error}); save it again as such") from error
+        if delimiter == ";":  # where it divides columns, a comma divides decimals
+            rows = [{**row, "mpp": row["mpp"].replace(",", ".")} for row in rows]
+        rows = [row for row in rows if row["path"]]
+    if not rows:
+        raise ValueError(f"{path}: the list names no image")
+    return list(enumerate(rows, 1))
 
 
 def _number(text: str | None, where: str) -> float | None:

@@ -193,6 +193,11 @@ class Record:
         return record
 
 
+def waiting(job: Job) -> Record:
+    """That nothing became of an image yet."""
+    return Record(job.item.name, job.item.source, "waiting")
+
+
 def key_of(item: Item, model: ModelSpec, config: Config, opening: Opening) -> str:
     """Hash of all that a result depends on; a file is known by its name, size and time of change.
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from coarse2fine.batch.inputs import Item, find_items, sharded, with_masks
-from coarse2fine.batch.job import KEEP_FROM, Job, Opening, Record, cores, key_of
+from coarse2fine.batch.job import KEEP_FROM, Job, Opening, Record, cores, key_of, waiting
 from coarse2fine.batch.state import SINGLE, alone, found_again, told
 from coarse2fine.batch.summary import Batch
 from coarse2fine.batch.task import analyze_item, failed
+from coarse2fine.caps import Cap
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Precision, Runtime
@@ -86,6 +87,7 @@ def analyze_folder(
     recall: float | None = None,
     confidence: float = 0.95,
     audit: float | None = None,
+    cap: Cap = "seen",
     threshold: float | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -118,7 +120,7 @@ def analyze_folder(
         Folder of the results, made where needed.
     model : path, str or Model
         A fitted model, its file, or the name of an embedded one.
-    budget, cells, seconds, recall, confidence, audit, threshold, seed, device, precision, channels, value_range
+    budget, cells, seconds, recall, confidence, audit, cap, threshold, seed, device, precision, channels, value_range
         Of each image, as in `analyze`.
     mpp : float, optional
         Microns per pixel, instead of what files say; that of a list comes first.
@@ -156,7 +158,7 @@ def analyze_folder(
     OSError
         If `out` cannot be written, another run is writing into it, or there is no such scheduler.
     """
-    config = Config(budget, cells, seconds, recall, confidence, audit, threshold, seed, device, precision)
+    config = Config(budget, cells, seconds, recall, confidence, audit, cap, threshold, seed, device, precision)
     items = find_items(images)
     return run_batch(
         items if mask is None else with_masks(items, mask),
@@ -219,8 +221,8 @@ def run_batch(
         try:
             _run(jobs, done, crew, on_error, progress=progress)
         finally:
-            every = tuple(done.get(job.item.name) or _waiting(job) for job in jobs)
-            batch = Batch(every, out, before, config.confidence, _provenance(jobs, config))
+            every = tuple(done.get(job.item.name) or waiting(job) for job in jobs)
+            batch = Batch(every, out, before, _provenance(jobs, config))
             if not flat:
                 _save(batch, crew)
         if report and jobs and not flat:
@@ -386,10 +388,6 @@ def _note(out: Path, record: Record) -> None:
         (out / ".batch").mkdir(exist_ok=True)
         with (out / ".batch" / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
-
-
-def _waiting(job: Job) -> Record:
-    return Record(job.item.name, job.item.source, "waiting")
 
 
 def _provenance(jobs: Sequence[Job], config: Config) -> dict[str, Any]:

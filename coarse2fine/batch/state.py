@@ -16,11 +16,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from coarse2fine.analysis import Analysis
-from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Job, Record, Status
 from coarse2fine.export import write_json
 from coarse2fine.report_html import write_report
-from coarse2fine.stored import ANALYSIS, NOT_ALWAYS, REPORT, audit_json, read_audit, read_record
+from coarse2fine.stored import ANALYSIS, NOT_ALWAYS, REPORT, audit_json, read_record
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.atomic import sync_folder
 from coarse2fine.tiling.redact import redact
@@ -61,12 +60,6 @@ def facts_of(analysis: Analysis) -> dict[str, Any]:
     if audit is not None:
         facts["audit"] = audit_json(audit)
     return facts
-
-
-def audit_of(facts: Mapping[str, Any]) -> Audit | None:
-    """The audit of an image if it can be pooled with others; None without a random sample."""
-    stored = facts.get("audit")
-    return read_audit(stored) if stored and stored["sample"] else None
 
 
 def done_before(job: Job) -> Record | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from typing import Any
 from coarse2fine._version import __version__
 from coarse2fine.audit import Audit
 from coarse2fine.batch.job import Record
-from coarse2fine.batch.state import audit_of
 from coarse2fine.export import NOT_UNICODE, csv_cell, write_json
+from coarse2fine.export_coco import write_results_coco
+from coarse2fine.stored import ANALYSIS, pooled_audit
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.atomic import replacing_stream
 
@@ -36,8 +38,6 @@ class Batch:
         Folder of the results.
     before : int
         Images that were there already.
-    confidence : float
-        Of what is said of recall.
     provenance : mapping
         Models, parameters, versions; JSON values.
     """
@@ -45,7 +45,6 @@ class Batch:
     records: tuple[Record, ...]
     out: Path
     before: int = 0
-    confidence: float = 0.95
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,11 +57,14 @@ class Batch:
         """Whether every image is done, and whole."""
         return not self.unwell
 
-    @cached_property
+    @property
     def audit(self) -> Audit | None:
-        """What is known of recall over all images together; None where no image has a random sample."""
-        audits = [audit for record in self.records if (audit := audit_of(record.facts)) is not None]
-        return Audit.pooled(audits, confidence=self.confidence) if audits else None
+        """What is known of recall over the images that were sampled or refined whole; None if none was sampled."""
+        return None if self._pooled is None else self._pooled[0]
+
+    @cached_property
+    def _pooled(self) -> tuple[Audit, int] | None:
+        return pooled_audit(record.facts for record in self.records if record.has_result)
 
     @property
     def regions(self) -> int:
@@ -89,9 +91,9 @@ class Batch:
             lines.append(
                 f"cost   {self._sum('macs') / 1e9:,.1f} GMAC, {self.share:.1%} of the exhaustive pass{cheaper}"
             )
-        if self.audit is not None:
-            number = sum(audit_of(record.facts) is not None for record in self.records)
-            lines.append(f"audit  {self.audit}, {number:,} image(s) pooled")
+        if self._pooled is not None:
+            audit, number = self._pooled
+            lines.append(f"audit  {audit}, over {number:,} of {len(self.records):,} image(s)")
         notes = Counter(note for record in self.records for note in record.facts.get("notes", ()))
         lines += [f"note   {note}, {number:,} image(s)" for note, number in notes.most_common(_NOTED)]
         if len(notes) > _NOTED:
@@ -115,7 +117,7 @@ class Batch:
             "macs": self._sum("macs"),
             "exhaustive_macs": self._sum("exhaustive_macs"),
             "share": self.share,
-            "audit": None if self.audit is None else self.audit.to_json(),
+            "audit": None if self._pooled is None else {**self._pooled[0].to_json(), "images": self._pooled[1]},
             "results": [record.to_json() for record in self.records],
         }
 
@@ -124,6 +126,12 @@ class Batch:
         for record in self.records:
             counts.update(record.facts.get("labels", {}))
         return counts
+
+    def to_coco(self, path: str | os.PathLike[str]) -> Path:
+        """Write what was found in all images as one COCO data set; see `coarse2fine.export_coco.write_coco`."""
+        flat = (self.out / ANALYSIS).is_file()  # the results of one image lie in the folder itself
+        names = [record.name for record in self.records if record.has_result]
+        return write_results_coco(path, [self.out if flat else self.out / name for name in names])
 
     def save(self, name: str = "batch") -> list[Path]:
         """Write the record and the table into the folder of the results."""

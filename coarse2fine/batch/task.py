@@ -15,10 +15,11 @@ import cv2
 import torch
 
 from coarse2fine.analysis import Analysis
+from coarse2fine.analysis_run import AnalysisRun
 from coarse2fine.batch.checkpoint import Checkpoint
 from coarse2fine.batch.job import Job, Record, Status, loaded
 from coarse2fine.batch.state import MOST_TRIES, Tries, commit, is_full, record_of
-from coarse2fine.engine import Run, run_analysis
+from coarse2fine.engine import run_analysis
 from coarse2fine.pieces import Kept, cut
 from coarse2fine.progress import Steps
 from coarse2fine.tiling.image import Image
@@ -118,7 +119,7 @@ def prepare_item(job: Job, steps: Steps) -> Record | int:
     """Scan an image and count the pieces of its refinement; an image that is not large is analysed at once."""
     with job.open() as image:
         if image.height * image.width >= job.keep_from and job.config.seconds is None:
-            run = Run(image, loaded(job.model), job.config, Checkpoint(job.work), job.item.mask)
+            run = AnalysisRun(image, loaded(job.model), job.config, Checkpoint(job.work), job.item.mask)
             scan, _ = run.look(steps.task("scan"))
             return len(list(cut(run.choose(scan), loaded(job.model))))
     return analyze_item(job, steps)
@@ -128,7 +129,7 @@ def refine_piece(job: Job, number: int) -> int:
     """Refine one piece of a large image and keep it; returns its number."""
     with job.open() as image:
         model = loaded(job.model)
-        run = Run(image, model, job.config, Checkpoint(job.work), job.item.mask)
+        run = AnalysisRun(image, model, job.config, Checkpoint(job.work), job.item.mask)
         scan, read = run.look(None)
         plan = run.choose(scan)
         run.refine_piece(plan.take(list(cut(plan, model))[number]), read)

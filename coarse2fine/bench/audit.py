@@ -8,7 +8,8 @@ from coarse2fine.bench.trial import Trial
 from coarse2fine.blocks import Standing
 from coarse2fine.budget import AUDIT
 from coarse2fine.certify import certify
-from coarse2fine.select import choose
+from coarse2fine.pilot import MOST_OVER
+from coarse2fine.select import choose, dense_plan
 
 TARGETS = (0.9, 0.95)
 CONFIDENCE = 0.95
@@ -31,10 +32,11 @@ def audit_runs(trial: Trial, scene: str, seed: int) -> list[AuditRun]:
     standing = Standing(model, interest, plan.covered(), fine.candidates, model.threshold, trial.refine)
     spent = trial.scan.macs + fine.macs
     sample = int(AUDIT * trial.exhaustive_macs)
+    left = int(MOST_OVER * dense_plan(plan.cell_shape).macs(model.window_macs)) - spent
     runs = []
     for draw in range(AUDIT_SEEDS):
         for recall in TARGETS:
-            audited = certify(standing, recall, confidence=CONFIDENCE, seed=draw)
+            audited = certify(standing, recall, confidence=CONFIDENCE, seed=draw, most_macs=left)
             runs.append(_run(trial, audited, spent, f"{recall:g}", scene, seed, draw))
         audited = survey(standing, sample, confidence=CONFIDENCE, seed=draw, if_telling=True)
         runs.append(_run(trial, audited, spent, SAMPLE, scene, seed, draw))

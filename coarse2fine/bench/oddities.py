@@ -17,9 +17,9 @@ from scipy.ndimage import uniform_filter
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from coarse2fine.analysis_run import EXPLORE_BUDGET
 from coarse2fine.bench.io_report import Section
 from coarse2fine.bench.oddities_data import SIZES, SORTS, Pictures, Planted, Sort, load_pictures, plant
-from coarse2fine.engine import EXPLORE_BUDGET
 from coarse2fine.explore import LABELS, explore, read_oddities
 from coarse2fine.fitting.kinds import How, add_kinds
 from coarse2fine.fitting.pretrain import drawn_from

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -17,6 +18,7 @@ from coarse2fine.kinds import cell_pixels, kind_names, painted
 from coarse2fine.model import Label, Model
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.rarity import ridge
+from coarse2fine.models.tree import NO_NODE, ROOT, FeatureTree
 from coarse2fine.models.twin import ColumnSpec, Layout, Twins
 from coarse2fine.specialists.fitting import column_spec
 from coarse2fine.specialists.group_growth import GrownGroups, grow_groups
@@ -25,23 +27,31 @@ from coarse2fine.specialists.growth import Grown, grow
 from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.specialists.training import TrainingOptions
 from coarse2fine.specialists.tree import SpecialistTree
+from coarse2fine.specialists.validation import Verdict, judge_painting
 
 _BATCHES, _CELLS_OF_BATCH = 128, 96
 # Wider columns, and a second level of them, found no more and cost more.
 _TOP, _CLUSTERS, _GROUPS = 8, 32, 12
 _TILES = 8
+# Five images held back are the fewest that can be sure of anything; a few more bear one that is unlike the others.
+_LEAST_HELD = 8
 How = Literal["tree", "activity"]
+Crops = Callable[[np.random.Generator], tuple[Tensor, NDArray[np.int64]]]
 
 
-def add_kinds(model: Model, crops: Callable[[np.random.Generator], Tensor], seed: int, how: How = "tree") -> Model:
-    """The model with kinds of cells, and columns that paint what the code cannot; as it is if all are of one kind.
+def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model:
+    """The model with kinds of cells, and columns that paint what the code cannot.
+
+    A quarter of the images teaches the columns nothing: a column stays only if it is believed to paint these better
+    than the code, and all of them are left out, with a warning, if together they do not surely do so. The model is
+    left as it is, too, if all cells are of one kind.
 
     Parameters
     ----------
     model : Model
         An "explore" model without them.
     crops : callable
-        From a random generator to input of the encoder, (n, c, h, w).
+        From a random generator to input of the encoder, (n, c, h, w), and the number of each crop's image, int64, (n,).
     seed : int
     how : {"tree", "activity"}
         A column for each node of a tree of clusters, or for each group of features that fire together.
@@ -50,32 +60,72 @@ def add_kinds(model: Model, crops: Callable[[np.random.Generator], Tensor], seed
     spec = column_spec(twins, _TOP)
     layout = Layout.of(spec, twins)
     parts = [_cells(model, layout, crops, np.random.default_rng((seed, 3, n))) for n in range(_BATCHES)]
-    codes, items = np.concatenate([code for code, _ in parts]), [item for _, item in parts]
-    painter = ridge(codes, torch.cat([item.targets for item in items]).numpy())
+    codes, whole = np.concatenate([code for code, _ in parts]), Items.joined([item for _, item in parts])
+    whole = replace(whole, held=_held(whole.group, seed))
+    learning = np.flatnonzero(~whole.held)
+    painter = ridge(codes[learning], whole.targets[torch.from_numpy(learning)].numpy())
+    whole = whole.answered(painted(torch.from_numpy(codes)[:, :, None, None], painter)[:, :, 0, 0])
     options = TrainingOptions(seed=seed)
-    tree, groups = None, None
+    tree, groups, verdict = None, None, None
     with tempfile.TemporaryDirectory() as folder:
-        store = ItemStore.write(folder, _started(items, codes, painter), loss="squared", name="kinds")
+        store = ItemStore.write(folder, [whole], loss="squared", name="kinds")
         if how == "tree":
             grown = grow(store, twins, (spec,), options, clusters=_CLUSTERS)
-            tree = _as_tree(grown, Items.joined(items), painter, (spec,))
+            if grown.columns:
+                grown, verdict = judge_painting(grown, whole)
+                tree = _as_tree(grown, whole, painter, (spec,))
         else:
             with contextlib.suppress(ValueError):  # no feature fires
-                groups = _as_groups(grow_groups(store, twins, spec, options, count=_GROUPS), spec, painter)
-    columns = groups if tree is None else tree
-    if columns is None or not columns.columns:
+                found, verdict = _judged_groups(grow_groups(store, twins, spec, options, count=_GROUPS), whole)
+                groups = _as_groups(found, spec, painter)
+    if verdict is None:
         return model
+    model = replace(model, provenance={**model.provenance, "kinds": verdict.told()})
+    if not verdict.pays():
+        warnings.warn(
+            f"no columns for kinds: on images held back they do not surely paint better: {verdict.told()}",
+            stacklevel=2,
+        )
+        return model
+    columns = groups if tree is None else tree
+    assert columns is not None
     labels = tuple(Label(name, "area") for name in kind_names(columns))
     return replace(model, tree=tree, groups=groups, painter=painter, labels=labels)
 
 
+def _held(image: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Cells of the images that are held back: a quarter of them, or enough to be sure of anything, at most half."""
+    known = np.unique(image)
+    count = min(max(len(known) // 4, _LEAST_HELD), len(known) // 2)
+    return np.isin(image, np.random.default_rng((seed, 4)).permutation(known)[:count])
+
+
+def _judged_groups(grown: GrownGroups, whole: Items) -> tuple[GrownGroups, Verdict]:
+    """The groups, of which those that do not help paint nothing, and what the others gain.
+
+    Only the group that fires most in a cell paints there: the groups are a tree of one step.
+    """
+    held = whole.take(np.flatnonzero(whole.held))
+    strongest = grown.groups.strongest(held.maps[-1].float())[:, 0, 0].numpy()
+    last = held.answers.clone()
+    for g, added in enumerate(grown.added):
+        rows = torch.from_numpy(np.flatnonzero(strongest == g))
+        last[rows] += added[rows, :, 0, 0]
+    count = len(grown.columns)
+    parent = np.array([NO_NODE, *[ROOT] * count], np.int32)
+    centres = (np.zeros((count, 1), np.float32), *[np.zeros((0, 0), np.float32)] * count)
+    clusters = FeatureTree(parent, np.ones(count + 1, np.int64), np.ones(count + 1, bool), centres)
+    nodes = np.where(strongest < 0, NO_NODE, strongest + 1).astype(np.int32)[:, None]
+    judged, verdict = judge_painting(Grown(clusters, {}, nodes, (held.answers, last)), held)
+    columns = zip(grown.columns, judged.tree.kept[1:], strict=True)
+    return replace(grown, columns=tuple(column if kept else column.shrunk(0.0) for column, kept in columns)), verdict
+
+
 @torch.inference_mode()
-def _cells(
-    model: Model, layout: Layout, crops: Callable[[np.random.Generator], Tensor], rng: np.random.Generator
-) -> tuple[NDArray[np.float32], Items]:
+def _cells(model: Model, layout: Layout, crops: Crops, rng: np.random.Generator) -> tuple[NDArray[np.float32], Items]:
     """Some cells of a batch of crops: their codes; and what columns read, before any answer."""
     net = model.refiner
-    x = crops(rng)
+    x, image = crops(rng)
     features = net.features(x)
     code, pixels = net.head(features[-1]), cell_pixels(x, net.spec)
     count = code.shape[0] * code.shape[2] * code.shape[3]
@@ -92,19 +142,10 @@ def _cells(
         targets,
         torch.ones(len(n), 1),
         np.zeros(len(n), bool),
-        np.zeros(len(n), np.int64),
+        image[n.numpy()],
         seen,
     )
     return code[n, :, y, left].numpy(), items
-
-
-def _started(items: Sequence[Items], codes: NDArray[np.float32], painter: NDArray[np.float32]) -> Iterator[Items]:
-    """The same with what the code alone paints as their answers."""
-    start = 0
-    for item in items:
-        code = torch.from_numpy(codes[start : start + len(item)])
-        yield item.answered(painted(code[:, :, None, None], painter)[:, :, 0, 0])
-        start += len(item)
 
 
 def _as_groups(grown: GrownGroups, spec: ColumnSpec, painter: NDArray[np.float32]) -> SpecialistGroups:
@@ -125,13 +166,13 @@ def _as_tree(grown: Grown, items: Items, painter: NDArray[np.float32], specs: tu
     for nodes in grown.nodes.T:
         known = nodes[nodes > 0]
         each = np.array(
-            [grown.columns[n].macs(1, 1) + tree.centres[n].size if n in grown.columns else 0 for n in range(len(tree))]
+            [grown.columns[n].macs(1, 1) if n in grown.columns and tree.kept[n] else 0 for n in range(len(tree))]
         )
         macs += each[known].sum() / len(nodes)
     return SpecialistTree(
         clusters=tree,
         specs=specs,
-        columns=grown.columns,
+        columns={node: column for node, column in grown.columns.items() if tree.kept[node]},
         gate=Gate.open(exclusive=False),
         macs_per_cell=float(macs),
         names=(),

@@ -15,7 +15,7 @@ from coarse2fine.annotations import (
     Annotations,
     expand_paths,
     match_annotations,
-    read_annotations,
+    read_each,
 )
 from coarse2fine.remembered import open_alike
 from coarse2fine.tiling.image import Image
@@ -55,10 +55,9 @@ def load_pairs(
         matched = [texts] if isinstance(texts, str | os.PathLike) else texts
     if len(matched) != len(sources):
         raise AnnotationError(f"expected one annotation for each image, got {len(matched)} for {len(sources)}")
-    pairs = []
-    for image, text in zip(open_alike(sources, channels, value_range), matched, strict=True):
-        known = text if isinstance(text, dict) else Path(text)
-        pairs.append((image, read_annotations(known, full_shape=(image.height, image.width))))
+    opened = open_alike(sources, channels, value_range)
+    known = [text if isinstance(text, dict) else Path(text) for text in matched]
+    pairs = list(zip(opened, read_each(known, opened), strict=True))
     if not any(annotated.objects for _, annotated in pairs):
         raise AnnotationError("the annotations hold no object of any class: there is nothing to learn from")
     return pairs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,10 +32,13 @@ from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.specialists.training import TrainingOptions
 from coarse2fine.specialists.tree import SpecialistTree
 from coarse2fine.specialists.unsure_cells import UnsureCells
-from coarse2fine.specialists.validation import Verdict, judge_tree
+from coarse2fine.specialists.validation import Verdict, best_way, judge_tree
 
 Mode = Literal["heads", "tree", "activity", "both", "auto"]
 MODES: tuple[str, ...] = get_args(Mode)
+# Ways whose parts are judged one by one.
+_PARTS = {"both": 2}
+_REMEDY = "annotate more scenes, or train for longer (steps)"
 _TOP = 48
 _NARROWER = 0.5
 _TILES = 8
@@ -42,22 +46,16 @@ _TILES = 8
 
 @dataclass(frozen=True)
 class _Found:
-    """Specialists that were kept, and what they gain; neither where none is worth it."""
+    """What one way has come to, with a verdict on each part that was tried; a part that does not pay is left out."""
 
     verdicts: tuple[Verdict, ...]
     tree: SpecialistTree | None = None
     groups: SpecialistGroups | None = None
 
     @property
-    def worth(self) -> float:
-        return sum(verdict.worth for verdict in self.verdicts) if self.tree or self.groups else -np.inf
-
-    @property
-    def pays(self) -> bool:
-        return bool(self.tree or self.groups) and all(verdict.pays for verdict in self.verdicts)
-
-    def told(self) -> str:
-        return "; ".join(map(str, self.verdicts))
+    def parts(self) -> list[str]:
+        """Names of what stays."""
+        return [name for name, part in (("groups", self.groups), ("a tree", self.tree)) if part is not None]
 
 
 def add_specialists(
@@ -69,7 +67,9 @@ def add_specialists(
     cache: str | os.PathLike[str] | None,
     bars: Progress,
 ) -> Model:
-    """The model with specialists that help on what was held back, in "auto" surely; the model itself where none do.
+    """The model with specialists that surely help on what was held back; the model itself if none do.
+
+    A way that was asked for by its name, or a part of it, that does not surely help is left out with a warning.
 
     Parameters
     ----------
@@ -101,18 +101,19 @@ def add_specialists(
             names = tuple(label.name for label in draft.labels)
             learn = _Learning(cells, twins, spec, names, TrainingOptions(seed=recipe.seed))
             wanted = ("heads", "tree", "activity") if mode == "auto" else (mode,)
+            tried = sum(_PARTS.get(name, 1) for name in wanted)
             found = {}
             for done, name in enumerate(wanted):
-                found[name] = learn(name)
+                found[name] = learn(name, tried)
                 tick(done + 1, len(wanted))
-            told["held_back"] = {name: each.told() for name, each in found.items()}
-            # What was asked for by its name need not pay.
-            eligible = [
-                name for name in wanted if found[name].pays or (mode != "auto" and np.isfinite(found[name].worth))
-            ]
-            if eligible:
-                best = max(eligible, key=lambda name: found[name].worth)
+            told["held_back"] = {n: "; ".join(v.told(tried) for v in each.verdicts) for n, each in found.items()}
+            best = best_way({name: each.verdicts for name, each in found.items()}, tried)
+            if best is not None:
                 chosen, told["chosen"] = found[best], best
+    if mode != "auto" and (chosen is None or len(chosen.parts) < _PARTS.get(mode, 1)):
+        gained = told["held_back"].get(mode) or "there is nothing for them to learn from"
+        kept = f"of specialists {mode!r} only {chosen.parts[0]}" if chosen else f"no specialists {mode!r}"
+        warnings.warn(f"{kept} surely helped on held-back parts of the scenes: {gained}; {_REMEDY}", stacklevel=3)
     tree, groups = (None, None) if chosen is None else (chosen.tree, chosen.groups)
     return replace(draft, tree=tree, groups=groups, provenance={**draft.provenance, "specialists": told})
 
@@ -142,30 +143,30 @@ class _Learning:
     names: tuple[str, ...]
     options: TrainingOptions
 
-    def __call__(self, name: str) -> _Found:
+    def __call__(self, name: str, tried: int) -> _Found:
         if name == "heads":
-            return self._tree((ColumnSpec.head(self.twins),))
+            return self._tree((ColumnSpec.head(self.twins),), tried)
         if name == "tree":
-            return self._tree((self.spec, self.spec.narrowed(_NARROWER)))
-        active = self._groups()
+            return self._tree((self.spec, self.spec.narrowed(_NARROWER)), tried)
+        active = self._groups(tried)
         if name == "activity":
             return active
         # The tree corrects what the groups leave.
         answers = None if active.groups is None else _answered(active.groups, self.cells.store)
-        tree = self._tree((self.spec, self.spec.narrowed(_NARROWER)), answers)
+        tree = self._tree((self.spec, self.spec.narrowed(_NARROWER)), tried, answers)
         return _Found((*active.verdicts, *tree.verdicts), tree.tree, active.groups)
 
-    def _tree(self, specs: tuple[ColumnSpec, ...], answers: Tensor | None = None) -> _Found:
+    def _tree(self, specs: tuple[ColumnSpec, ...], tried: int, answers: Tensor | None = None) -> _Found:
         store = self.cells.store
         grown = grow(store, self.twins, specs, self.options, answers=answers)
         items = store.read(last=1)
         items = items if answers is None else items.answered(answers)
         grown, gate, verdict = judge_tree(grown, items, exclusive=False)
-        if not grown.tree.kept[1:].any():
+        if not verdict.pays(tried):
             return _Found((verdict,))
         return _Found((verdict,), tree=_as_tree(grown, gate, specs, items, self.cells.held_cells, self.names))
 
-    def _groups(self) -> _Found:
+    def _groups(self, tried: int) -> _Found:
         store = self.cells.store
         try:
             grown = grow_groups(store, self.twins, self.spec, self.options)
@@ -173,7 +174,7 @@ class _Learning:
             return _Found(())
         items = store.read(last=1)
         share, kept, gate, verdict = judge_groups(grown, items, exclusive=False)
-        if not kept.any():
+        if not verdict.pays(tried):
             return _Found((verdict,))
         return _Found(
             (verdict,), groups=_as_groups(grown.shrunk(share), gate, kept, self.spec, items, self.cells.held_cells)

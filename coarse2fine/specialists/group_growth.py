@@ -13,9 +13,10 @@ from coarse2fine.models.activity import NO_GROUP, Groups
 from coarse2fine.models.column import Column
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.twin import ColumnSpec, Twins
+from coarse2fine.specialists.evidence import Decision
 from coarse2fine.specialists.items import Items, ItemStore
 from coarse2fine.specialists.training import Cohort, ColumnTrainer, Shape, TrainingOptions, load_column, through
-from coarse2fine.specialists.validation import Verdict, best_share, choose_gate, crossed, doubt, losses, weighed
+from coarse2fine.specialists.validation import SHARES, Measure, Verdict, answers_measured, gates_tried, judged
 
 _COUNT = (4, 8)
 _ITEMS_EACH = 400
@@ -114,6 +115,57 @@ def grow_groups(
     return GrownGroups.of(groups, columns, held)
 
 
+class GroupColumns:
+    """What the columns of groups gain: several may fire in a cell, so that what they gain together is found anew.
+
+    Parameters
+    ----------
+    grown : GrownGroups
+        With what it makes of the items.
+    items : Items
+    gates : tuple of Gate
+        The open one first.
+    shares : tuple of float
+    measure : callable
+    """
+
+    def __init__(
+        self, grown: GrownGroups, items: Items, gates: tuple[Gate, ...], shares: tuple[float, ...], measure: Measure
+    ) -> None:
+        self._grown, self._items, self._gates, self._measure = [grown.shrunk(s) for s in shares], items, gates, measure
+        count, self.shares = len(grown.added), len(shares)
+        self.depths = np.zeros(count, np.int64)
+        _, self._group = np.unique(items.group, return_inverse=True)
+        self._groups = int(self._group.max(initial=-1)) + 1
+        self._before = measure(items.answers, items)[0]
+        self._open = [gate.unsure(items.answers).numpy() for gate in gates]
+        self._known: dict[tuple[int, bytes], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        each = [[self.whole(share, np.arange(count) == g) for g in range(count)] for share in range(len(shares))]
+        self._alone = np.array([[gains[0] for gains, _ in row] for row in each])
+        self.sizes: NDArray[np.float64] = np.array([asked[0] for _, asked in each[0]])
+
+    def alone(self, share: int) -> NDArray[np.float64]:
+        """See `Columns`."""
+        return np.asarray(self._alone[share])
+
+    def stays(self, gains: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """See `Columns`."""
+        return gains > 0
+
+    def whole(self, share: int, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See `Columns`."""
+        name = share, kept.tobytes()
+        if name not in self._known:
+            answers, fired = self._grown[share].answered(self._items.answers, kept, self._gates[0])
+            gained = self._before - self._measure(answers, self._items)[0]
+            self._known[name] = self._by_group(gained), self._by_group(fired)
+        return self._known[name]
+
+    def _by_group(self, values: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Sums over the items that pass each gate, (gates, groups)."""
+        return np.array([np.bincount(self._group, values * passes, self._groups) for passes in self._open])
+
+
 def judge_groups(
     grown: GrownGroups, items: Items, *, exclusive: bool
 ) -> tuple[float, NDArray[np.bool_], Gate, Verdict]:
@@ -137,45 +189,15 @@ def judge_groups(
     Verdict
     """
     held = items.take(np.flatnonzero(items.held))
-    everywhere = Gate.open(exclusive=exclusive)
     grown = replace(grown, columns=())  # what they add decides
+    gates, measure = gates_tried(exclusive=exclusive), answers_measured(exclusive)
 
-    def decide(rows: NDArray[np.intp]) -> tuple[float, NDArray[np.bool_], Gate]:
-        part = held.take(rows)
+    def apply(rows: NDArray[np.intp], decided: Decision) -> tuple[Tensor, NDArray[np.int64]]:
+        mine = grown.take(rows).shrunk(SHARES[decided.share])
+        return mine.answered(held.take(rows).answers, decided.kept, gates[decided.gate])
 
-        def tried(share: float) -> tuple[float, NDArray[np.bool_], GrownGroups]:
-            mine = grown.take(rows).shrunk(share)
-            kept = _kept(mine, part, exclusive=exclusive)
-            answers, _ = mine.answered(part.answers, kept, everywhere)
-            return float(losses(answers, part, exclusive=exclusive).sum()), kept, mine
-
-        share, kept, mine = best_share(tried)
-        gate = choose_gate(lambda gate: mine.answered(part.answers, kept, gate), part, exclusive=exclusive)
-        return share, kept, gate
-
-    def apply(
-        rows: NDArray[np.intp], decided: tuple[float, NDArray[np.bool_], Gate]
-    ) -> tuple[Tensor, NDArray[np.int64]]:
-        share, kept, gate = decided
-        return grown.take(rows).shrunk(share).answered(held.take(rows).answers, kept, gate)
-
-    verdict = crossed(held, decide, apply, exclusive=exclusive)
-    return *decide(np.arange(len(held))), verdict
-
-
-def _kept(grown: GrownGroups, part: Items, *, exclusive: bool) -> NDArray[np.bool_]:
-    """Groups whose columns are worth it, each tried alone."""
-    everywhere = Gate.open(exclusive=exclusive)
-    before = losses(part.answers, part, exclusive=exclusive)
-    kept = np.ones(len(grown.added), bool)
-    together, _ = grown.answered(part.answers, kept, everywhere)
-    errors = doubt(before, losses(together, part, exclusive=exclusive), part.group)
-    for g in range(len(kept)):
-        alone, _ = grown.answered(part.answers, np.arange(len(kept)) == g, everywhere)
-        after = losses(alone, part, exclusive=exclusive)
-        asked = np.flatnonzero(grown.fires[:, g].any(dim=(1, 2)).numpy())
-        kept[g] = weighed(before[asked], after[asked], part.group[asked], errors) <= before[asked].sum()
-    return kept
+    decided, verdict = judged(GroupColumns(grown, held, gates, SHARES, measure), held, apply, measure)
+    return SHARES[decided.share], decided.kept, gates[decided.gate], verdict
 
 
 def kept_groups(groups: Groups, kept: NDArray[np.bool_]) -> Groups:

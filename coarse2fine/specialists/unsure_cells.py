@@ -91,7 +91,7 @@ class UnsureCells:
 
 def _name(model: Model, recipe: Recipe, layout: Layout, scenes: Sequence[Scene], runtime: Runtime) -> str:
     """A digest of all that the items depend on: pixels by way of the net, which has learned from them."""
-    digest = hashlib.sha256(f"{recipe} {layout.spec} {runtime.dtype} {_BAND}".encode())
+    digest = hashlib.sha256(f"{recipe} {layout.spec} {runtime.dtype} {_BAND} {_SCENES} quarters".encode())
     for scene in scenes:
         digest.update(f"{scene.image.name} {scene.cell_shape} {scene.digest}".encode())
         digest.update(np.packbits(scene.held).tobytes())
@@ -125,13 +125,15 @@ class _Source:
         for step in range(max(4, round(_DRAWS * self._recipe.steps))):
             rng = np.random.default_rng((self._recipe.seed, 1, step))
             x, classes, valid, *_ = make(rng)
-            yield self._items(x, classes, valid, _CELLS_OF_BATCH, rng, group=0, held=False)
+            group = np.zeros(classes.shape[-2:], np.int64)
+            yield self._items(x, classes, valid, _CELLS_OF_BATCH, rng, group=group, held=False)
 
     def held(self, parts: Sequence[tuple[int, Box]]) -> Iterator[Items]:
         """Cells of what was held back."""
         spec, recipe = self._recipe.refiner, self._recipe
-        # Parts of one scene are alike; where there are too few scenes to tell anything, parts must do.
-        by_scene = len({s for s, _ in parts}) >= _SCENES
+        # Parts of one scene are alike; if there are too few scenes to tell anything, parts must do, and if there are
+        # too few of those, their quarters: each is far wider than what the net sees of a cell.
+        by_scene, few = len({s for s, _ in parts}) >= _SCENES, len(parts) < _SCENES
         for number, (s, box) in enumerate(parts):
             full = box.scale(spec.stride).expand(spec.margin)
             pixels = self._scenes[s].image.read_scaled(full, recipe.geometry.refine_downsample)
@@ -141,7 +143,11 @@ class _Source:
                 for each in (recipe.planes(pixels), t.classes, t.valid)
             )
             rng = np.random.default_rng((recipe.seed, 2, number))
-            yield self._items(x, classes, valid, _CELLS_OF_PART, rng, group=s if by_scene else number, held=True)
+            group = np.full(classes.shape[-2:], s if by_scene else number)
+            if few:
+                y, x_ = np.indices(group.shape) >= PART // 2
+                group = 4 * group + 2 * y + x_
+            yield self._items(x, classes, valid, _CELLS_OF_PART, rng, group=group, held=True)
 
     @torch.inference_mode()
     def _items(
@@ -152,7 +158,7 @@ class _Source:
         most: int,
         rng: np.random.Generator,
         *,
-        group: int,
+        group: NDArray[np.int64],
         held: bool,
     ) -> Items:
         x = x.to(self._runtime.device, self._runtime.dtype).contiguous(memory_format=torch.channels_last)
@@ -171,7 +177,7 @@ class _Source:
             classes[n, :, y, x_],
             valid[n, :, y, x_],
             np.full(len(n), held),
-            np.full(len(n), group, np.int64),
+            group[y.numpy(), x_.numpy()],
             self._tiles(x, n, y, x_),
         )
 

@@ -90,6 +90,11 @@ class _Worker:
         self._process.stdout.readline()  # it is ready, however long it took to begin
         return self._process
 
+    def close(self) -> None:
+        """End the process for good."""
+        self.stop()
+        self._noise.close()
+
     def stop(self) -> None:
         """End the process."""
         if self._process is not None:
@@ -121,7 +126,7 @@ def run(count: int, seed: int = 0, only: str = "") -> Iterator[Result]:
                 path = damaged(chosen, folder / "inputs", np.random.default_rng((seed, number)))
                 yield Result(number, chosen, **worker.ask(chosen.kind, path))
         finally:
-            worker.stop()
+            worker.close()
 
 
 def table(results: list[Result]) -> str:

@@ -68,7 +68,7 @@ def _bytes(content: bytes, rng: np.random.Generator) -> bytes:
     elif way == 2:
         size, order = int(rng.choice([2, 4, 8])), str(rng.choice(["little", "big"]))
         value = _NUMBERS[rng.integers(len(_NUMBERS))] % 256**size
-        data[at : at + size] = value.to_bytes(size, order)  # type: ignore[arg-type]
+        data[at : at + size] = value.to_bytes(size, order)
     elif way == 3:
         data[at : at + 16] = bytes(16)
     elif way == 4:

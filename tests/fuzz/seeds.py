@@ -89,7 +89,7 @@ def _tiffs(folder: Path) -> list[Seed]:
 
 def _pictures(folder: Path) -> list[Seed]:
     pixels = _pixels()
-    contents: dict[str, bytes] = {
+    contents: dict[str, bytes | bytearray] = {
         "png": imagecodecs.png_encode(pixels),
         "png16": imagecodecs.png_encode(_pixels(1, "u2") * 200),
         "jpg": imagecodecs.jpeg8_encode(pixels),
@@ -131,7 +131,7 @@ def _zarrs(folder: Path) -> list[Seed]:
         made.append(Seed("image", name, path))
     for version in (2, 3):
         path = folder / f"ome{version}.zarr"
-        group = zarr.open_group(str(path), mode="w", zarr_format=version)  # type: ignore[arg-type]
+        group = zarr.open_group(str(path), mode="w", zarr_format=version)
         for number, step in enumerate((1, 2)):
             level = pixels[:, ::step, ::step]
             group.create_array(str(number), shape=level.shape, chunks=(3, 48, 48), dtype="u1")[...] = level
@@ -141,7 +141,7 @@ def _zarrs(folder: Path) -> list[Seed]:
             {"path": str(n), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
             for n, scale in enumerate(scales)
         ]
-        multiscales = [{"axes": axes, "datasets": datasets, **({"version": "0.4"} if version == 2 else {})}]
+        multiscales: Any = [{"axes": axes, "datasets": datasets, **({"version": "0.4"} if version == 2 else {})}]
         if version == 2:
             group.attrs["multiscales"] = multiscales
         else:

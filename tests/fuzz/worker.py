@@ -67,20 +67,28 @@ def _image(path: Path) -> NDArray[np.uint8] | None:
     with open_image(path) as image:
         assert image.notes is not None
         assert image.value_range is not None
-        part = None
+        part: NDArray[np.uint8] | None = None
         for level in image.levels:
             box = Box(0, 0, min(level.height, _MOST_READ), min(level.width, _MOST_READ))
             pixels = image.read(box, level.index)
             image.read_mask(box, level.index)
             part = pixels if level.index == 0 else part
         image.read_scaled(Box(0, 0, 8, 8), 4)
-        plain = image.value_range == (0, 255) and not image.masked and not image.notes
-        return part if plain and max(image.shape[:2]) <= _MOST_READ else None
+        unusual = image.value_range != (0.0, 255.0) or image.masked or bool(image.notes)
+        return None if unusual or max(image.shape[:2]) > _MOST_READ else part
 
 
 def _mask(path: Path) -> None:
     with open_image(np.zeros((192, 160), np.uint8)) as image:
         cells_inside(path, image, 8)
+
+
+def _annotations(path: Path) -> None:
+    read_annotations(path, full_shape=(192, 160))
+
+
+def _model(path: Path) -> None:
+    load_model(path)
 
 
 def _differs(path: Path, pixels: NDArray[np.uint8]) -> bool:
@@ -112,9 +120,9 @@ def _reference(path: Path) -> NDArray[Any] | None:
 
 _ACTIONS: dict[str, Any] = {
     "image": _image,
-    "annotations": lambda path: read_annotations(path, full_shape=(192, 160)) and None,
+    "annotations": _annotations,
     "mask": _mask,
-    "model": lambda path: load_model(path) and None,
+    "model": _model,
 }
 
 if __name__ == "__main__":

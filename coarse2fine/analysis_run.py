@@ -1,0 +1,245 @@
+"""One analysis, step by step: what each step of the story may spend, and what it spends it on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.account import Cost
+from coarse2fine.answer import Read
+from coarse2fine.audit import Audit, Audited, survey
+from coarse2fine.blocks import Standing
+from coarse2fine.budget import Budget
+from coarse2fine.certify import certify
+from coarse2fine.config import Config
+from coarse2fine.explore import explore, read_oddities
+from coarse2fine.masks import MaskSource, cells_inside
+from coarse2fine.model import Model
+from coarse2fine.models.heads import Candidates, read_detections
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.pieces import Kept, refine_in_pieces
+from coarse2fine.pilot import MOST_OVER, Pilot
+from coarse2fine.refine import Fine, refine
+from coarse2fine.scan import Scan, Tick, look, scan_macs
+from coarse2fine.select import Plan, choose, cover, dense_plan
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.stats import ReadStats
+
+EXPLORE_BUDGET = 0.2
+
+
+class AnalysisRun:
+    """One analysis, step by step.
+
+    Parameters
+    ----------
+    image : Image
+    model : Model
+    config : Config
+    kept : Kept
+        What is there of an earlier run.
+    mask : path or ndarray, bool, (h, w), optional
+
+    Attributes
+    ----------
+    inside : ndarray, bool, (cell height, cell width)
+        Cells to analyse.
+
+    Raises
+    ------
+    ValueError
+        If the parameters do not suit the model, or the device cannot be used.
+    """
+
+    def __init__(self, image: Image, model: Model, config: Config, kept: Kept, mask: MaskSource | None = None) -> None:
+        self._image, self._model, self._config, self._kept = image, model, config, kept
+        self._limits = config.limits
+        self._deadline = None if config.seconds is None else time.perf_counter() + config.seconds
+        self.runtime = Runtime.choose(config.device, config.precision)
+        self.threshold = model.threshold if config.threshold is None else config.threshold
+        self.cell_shape = model.cell_shape((image.height, image.width))
+        cell = model.geometry.cell
+        self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
+        self.exhaustive_macs = self._dense().macs(model.refiner_macs)
+        self.pilot = Pilot.none(self.cell_shape)
+        self._whole = self._limits.exhaustive
+        self.sample = config.sample(model)
+        self.asked = bool(self.sample or config.recall)
+
+    def look(self, tick: Tick | None) -> tuple[Scan, Read]:
+        """The scan, and how the refine net's output is to be read."""
+        if self._model.task == "explore":
+            # Of a small image the usual sample would cost more than the exhaustive pass.
+            most = int((self._limits.share or 1.0) * self.exhaustive_macs)
+            scan, odd = self._kept.looked(
+                lambda: explore(self._image, self._model, self.runtime, self._config.seed, tick, most)
+            )
+            assert odd is not None
+            return self._masked(scan), partial(read_oddities, odd=odd, floor=self.threshold)
+        read = partial(read_detections, floor=self.threshold)
+        if self._limits.exhaustive or self._scan_is_dear() or not self._pays(read):
+            # Every cell is refined anyway: a scan would only cost.
+            self._whole = True
+            return Scan.none(), read
+        self._check_pays(scan_macs(self._model, self._image.shape[:2], self.inside))
+        scan, _ = self._kept.looked(
+            lambda: (look(self._image, self._model, self.runtime, tick, inside=self.inside), None)
+        )
+        return self._masked(scan), read
+
+    def _scan_is_dear(self) -> bool:
+        """Whether the scan alone would take more than the exhaustive pass, and nobody set a limit."""
+        default = self._limits == Budget() and self._config.recall is None
+        return default and scan_macs(self._model, self._image.shape[:2], self.inside) > self.exhaustive_macs
+
+    def _masked(self, scan: Scan) -> Scan:
+        return scan if self.inside.all() else replace(scan, interest=scan.interest * self.inside)
+
+    def _dense(self) -> Plan:
+        """The exhaustive pass."""
+        return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, self._model.window_macs)
+
+    @property
+    def _prices_first(self) -> bool:
+        return self._config.recall is not None and self._limits == Budget() and not self._whole
+
+    def _pays(self, read: Read) -> bool:
+        """Whether a scan pays: always, but for a recall for which refining everything seems to cost less."""
+        recall, sure, macs = self._config.recall, self._config.sure, self._dense().macs(self._model.window_macs)
+        if recall is None or not self._prices_first:
+            return True
+        bare = self.standing(
+            np.zeros(self.cell_shape, np.float32),
+            ~self.inside,
+            Candidates.empty(),
+            partial(self.refine_piece, read=read),
+        )
+        pilot = Pilot.draw(bare, macs, recall, confidence=sure.confidence, seed=self._config.seed)
+        if pilot is None:
+            return False
+        self.pilot = pilot
+        scan = scan_macs(self._model, self._image.shape[:2], self.inside)
+        return pilot.pays(pilot.macs + scan, pilot.windows_macs, macs)
+
+    def _within(self, plan: Plan, scan: int) -> Plan:
+        """A plan towards a recall: the exhaustive pass, if that is better and can still be paid for, and no more."""
+        window_macs, dense = self._model.window_macs, self._dense()
+        whole, spent = dense.macs(window_macs), scan + self.pilot.macs
+        if spent <= (MOST_OVER - 1) * whole and not self.pilot.pays(spent, plan.macs(window_macs), whole):
+            return dense
+        ends = plan.costs(window_macs).cumsum() + spent
+        return plan.take(np.flatnonzero(ends <= MOST_OVER * whole))
+
+    def standing(
+        self,
+        interest: NDArray[np.float32],
+        covered: NDArray[np.bool_],
+        candidates: Candidates,
+        refine: Callable[[Plan], Fine],
+    ) -> Standing:
+        """What is known, a pilot included."""
+        at = Standing(self._model, interest, covered, candidates, self.threshold, refine, self._config.cap)
+        return at.with_more(self.pilot.candidates, self.pilot.covered) if self.pilot.macs else at
+
+    def choose(self, scan: Scan) -> Plan:
+        """Where to look again."""
+        plan = self._choose(scan)
+        return plan if self.inside.all() else plan.take(plan.touching(self.inside))
+
+    def _choose(self, scan: Scan) -> Plan:
+        limits, model = self._limits, self._model
+        if self._whole:
+            return self._dense()
+        chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
+        if limits.share is None and model.task == "detect":
+            plan = chosen(tau=model.tau if limits.cells is None else 0.0)
+            if limits == Budget():
+                plan = self._within(plan, scan.macs) if self._prices_first else self._cheapest(plan)
+            return plan
+        left = int(((limits.share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
+        if limits.share is None:
+            # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
+            left = max(left, int(EXPLORE_BUDGET / 2 * self.exhaustive_macs))
+        self._check_pays(scan.macs, self.sample)
+        return chosen(budget_macs=left, tau=0.0 if self._config.recall is None else model.tau)
+
+    def _cheapest(self, plan: Plan) -> Plan:
+        """A plan, or the exhaustive pass if that costs less than the plan and the sample of what it leaves out."""
+        dense = self._dense()
+        macs = plan.macs(self._model.window_macs) + self.sample * self.exhaustive_macs
+        return plan if macs < dense.macs(self._model.window_macs) else dense
+
+    def refine(self, plan: Plan, read: Read, tick: Tick | None = None) -> Fine:
+        """The closer look; in pieces that are kept, unless time may cut it short."""
+        closely = self._closely(read)
+        if self._deadline is not None:
+            fine = closely(plan, tick=tick, deadline=self._deadline)
+        else:
+            fine = refine_in_pieces(plan, self._model, self._kept, closely, tick)
+        if self.inside.all():
+            return fine
+        y, x = fine.candidates.cells.T // self._model.geometry.fine
+        return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
+
+    def refine_piece(self, plan: Plan, read: Read) -> Fine:
+        """One piece of it."""
+        return self._kept.refined(plan, self._closely(read))
+
+    def _closely(self, read: Read) -> Callable[..., Fine]:
+        return partial(
+            refine,
+            self._image,
+            model=self._model,
+            read=read,
+            runtime=self.runtime,
+            batch_size=self._config.batch_size,
+            capped=self._limits.share is not None and not self._limits.exhaustive,
+        )
+
+    def audit(self, standing: Standing, spent: int, *, cut: bool) -> Audited:
+        """What is certified or sampled; neither where work was cut short before."""
+        sure, seed = self._config.sure, self._config.seed
+        if sure.recall is not None and not cut:
+            most = MOST_OVER * self._dense().macs(self._model.window_macs)
+            share = math.inf if self._limits.share is None else self._limits.share * self.exhaustive_macs
+            left = int(min(most, share)) - spent
+            return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
+        macs = int(self.sample * self.exhaustive_macs)
+        if cut or not macs:
+            return Audited.none(standing, None if sure.recall is None and not macs else sure.confidence)
+        return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
+
+    def told(self, audit: Audit) -> Audit | None:
+        """What is worth saying of recall: nothing where nobody asked and nothing came of it."""
+        usual = self._config.recall is None and self._config.audit is None
+        return None if not self.asked or (usual and math.isnan(audit.missed)) else audit
+
+    def cost(self, scan: Scan, fine: Fine, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
+        """The account."""
+        return Cost(
+            scan_macs=scan.macs,
+            refine_macs=fine.macs,
+            audit_macs=self.pilot.macs + audited.macs,
+            exhaustive_macs=self.exhaustive_macs,
+            cells=int(self.inside.sum()),
+            cells_refined=int((audited.refined & self.inside).sum()),
+            chunks=read.chunks,
+            bytes=read.bytes,
+            fetched=read.fetched,
+            **seconds,
+        )
+
+    def _check_pays(self, macs: int, sample: float = 0.0) -> None:
+        share = macs / self.exhaustive_macs + sample
+        if self._limits.share is not None and self._limits.share < share:
+            audit = " and the audit" if sample else ""
+            raise ValueError(
+                f"a budget of {self._limits.share:g} does not pay for the scan{audit}, which alone costs {share:.3f} "
+                "of the exhaustive pass; allow more, or give no budget"
+            )

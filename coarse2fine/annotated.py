@@ -1,0 +1,261 @@
+"""What is known about one image from its annotations: values, without files.
+
+Geometries hold (x, y) in full-resolution pixels, y down; all else is (y, x).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely.geometry import MultiPolygon, Point, Polygon
+
+from coarse2fine.tiling.geometry import GeoReference
+
+IGNORE = "Ignore*"
+REGION = "Region*"
+_LONGEST_LABEL = 200
+
+
+class AnnotationError(ValueError):
+    """Annotations cannot be read or paired; the message names the file, the cause and the remedy."""
+
+
+class StrayError(ValueError):
+    """One annotation of a file cannot be used; the text goes on from its name, such as "feature 3"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One annotated object.
+
+    Parameters
+    ----------
+    label : str
+        Name of the class.
+    geometry : Point, Polygon or MultiPolygon
+        Where it is: (x, y) full-resolution pixels.
+    measurements : dict of str to float
+        Numbers that came with it.
+    """
+
+    label: str
+    geometry: Point | Polygon | MultiPolygon
+    measurements: dict[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def full_bounds(self) -> tuple[float, float, float, float]:
+        """Bounds (y0, x0, y1, x1) in full-resolution pixels; a point's are of no size."""
+        x0, y0, x1, y1 = self.geometry.bounds
+        return y0, x0, y1, x1
+
+    @property
+    def is_point(self) -> bool:
+        """Whether the object is a single point."""
+        return bool(self.geometry.geom_type == "Point")
+
+    @property
+    def is_box(self) -> bool:
+        """Whether the object is an axis-aligned rectangle."""
+        y0, x0, y1, x1 = self.full_bounds
+        # Only a rectangle fills its bounds.
+        return not self.is_point and math.isclose(self.geometry.area, (y1 - y0) * (x1 - x0), rel_tol=1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """What is known about one image.
+
+    Parameters
+    ----------
+    path : Path or None
+        The file read, if it was a file.
+    objects : tuple of Annotation
+        The classified annotations, in the file's order.
+    ignored : tuple of Polygon or MultiPolygon
+        Areas of class ``Ignore*``, to be left out of training; (x, y) full-resolution pixels.
+    regions : tuple of Polygon or MultiPolygon
+        Areas of class ``Region*``: only inside them has the image been annotated. Empty means everywhere.
+    labels : tuple of str
+        The classes of `objects`, sorted.
+    notes : tuple of str
+        What was left out or assumed; each names the file.
+    """
+
+    path: Path | None
+    objects: tuple[Annotation, ...]
+    ignored: tuple[Polygon | MultiPolygon, ...]
+    regions: tuple[Polygon | MultiPolygon, ...]
+    labels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+class AnnotatedArea:
+    """Where the annotations of an image hold: inside its regions, if there are any, and not where it is ignored.
+
+    Parameters
+    ----------
+    annotations : Annotations
+    """
+
+    def __init__(self, annotations: Annotations) -> None:
+        kinds = ((annotations.regions, True), (annotations.ignored, False))
+        self._rules = [(shapely.union_all(list(areas)), sense) for areas, sense in kinds if areas]
+        for geometry, _ in self._rules:
+            shapely.prepare(geometry)
+
+    def contains(self, full_y: NDArray[np.float64], full_x: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which of the points (n,), in full-resolution pixels, lie there."""
+        there = np.ones(len(full_y), bool)
+        for geometry, sense in self._rules:
+            there &= shapely.contains_xy(geometry, full_x, full_y) == sense
+        return there
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The image that is annotated, as far as it is known.
+
+    Parameters
+    ----------
+    name : str, optional
+        Its path, address or name: it says which of a file's images is meant.
+    full_shape : tuple of int, optional
+        Height and width in full-resolution pixels.
+    geo : GeoReference, optional
+        Where it lies on a planet.
+    """
+
+    name: str | None = None
+    full_shape: tuple[int, int] | None = None
+    geo: GeoReference | None = None
+
+
+class Draft(NamedTuple):
+    """An annotation as a file has it."""
+
+    place: str  # "feature 3"; counted from 1
+    label: str | None
+    geometry: Any
+    measurements: dict[str, float]
+    kind: str = ""  # QuPath's type of object, if it is one
+
+
+class Stray(NamedTuple):
+    """An annotation that is left out."""
+
+    place: str
+    reason: str
+
+
+class Parsed(NamedTuple):
+    """What a file says of one image."""
+
+    drafts: list[Draft]
+    strays: list[Stray]
+    stated_shape: tuple[int, int] | None = None  # the image's height and width, in whose pixels it speaks
+    crs: str | None = None  # the coordinate reference system it names
+    notes: tuple[str, ...] = ()
+
+
+def collect(items: Iterable[Any], parse: Callable[[Any, str], Iterator[Draft]], word: str) -> Parsed:
+    """Parse one annotation after the other; those that cannot be used are put aside."""
+    found = Parsed([], [])
+    for number, item in enumerate(items, 1):
+        place = f"{word} {number}"
+        try:
+            found.drafts.extend(parse(item, place))
+        except StrayError as error:
+            found.strays.append(Stray(place, str(error)))
+    return found
+
+
+def shown(value: Any) -> str:
+    """A stranger's value in a message: short, whatever it is."""
+    if isinstance(value, str):
+        return value if len(value) <= 60 else f"{value[:57]}..."
+    if value is None or isinstance(value, bool | float):
+        return str(value)
+    return f"a JSON {type(value).__name__}"
+
+
+def label_of(value: Any) -> str | None:
+    """A class name from a text or number, cut at 200 characters; None for all else, and for one without characters."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return None
+    try:
+        text = str(value)
+    except ValueError:  # thousands of digits
+        return None
+    # Halves of characters can be written in JSON, but in no file.
+    text = text.encode("utf-8", "replace").decode().strip()
+    return (text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 3]}...") or None
+
+
+def number_of(value: Any) -> float | None:
+    """A finite number, or None."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def numbers_of(values: Sequence[Any], what: str) -> list[float]:
+    """Finite numbers; StrayError if one of them is something else."""
+    found = [number_of(value) for value in values]
+    if None in found:
+        raise StrayError(f"has {what} that are not finite numbers")
+    return [number for number in found if number is not None]
+
+
+def shape_of(height: Any, width: Any) -> tuple[int, int] | None:
+    """Height and width that a file states, if they are whole positive numbers."""
+    sizes = number_of(height), number_of(width)
+    if any(size is None or size < 1 or size > 2**40 or size % 1 for size in sizes):
+        return None
+    return int(sizes[0] or 0), int(sizes[1] or 0)
+
+
+def entry_of(entries: Sequence[str], image: str | None, file: str) -> int | None:
+    """Which of the images that a file names is meant; None if none is.
+
+    Parameters
+    ----------
+    entries : sequence of str
+        Names or paths as the file has them.
+    image : str or None
+        Path or name of the image; None if it is not known: then the file must hold one image alone.
+    file : str
+        For messages.
+
+    Raises
+    ------
+    AnnotationError
+        If several are.
+    """
+    if image is None:
+        if len(entries) > 1:
+            raise AnnotationError(f"{file} holds the annotations of {len(entries):,} images; say which one is meant")
+        return 0 if entries else None
+    wanted = PurePosixPath(image.replace("\\", "/"))
+    likely = [(i, PurePosixPath(e.replace("\\", "/"))) for i, e in enumerate(entries) if wanted.stem in e]
+    alike = [(i, path) for i, path in likely if path.name == wanted.name]
+    alike = alike or [(i, path) for i, path in likely if path.stem == wanted.stem]
+    if len(alike) > 1:  # of the same name in several folders
+        tails = [(i, path) for i, path in alike if wanted.parts[-len(path.parts) :] == path.parts]
+        longest = max((len(path.parts) for _, path in tails), default=0)
+        alike = [(i, path) for i, path in tails if len(path.parts) == longest] or alike
+    found = [i for i, _ in alike]
+    if len(found) > 1:
+        names = ", ".join(shown(entries[i]) for i in found[:3])
+        raise AnnotationError(f"{file} names the image {wanted.name} {len(found)} times ({names}); keep one")
+    return found[0] if found else None
