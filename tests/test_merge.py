@@ -190,7 +190,9 @@ def test_matching_is_one_to_one_and_keeps_to_each_reach() -> None:
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(0, 10), st.booleans())
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_best_f1_is_the_best_of_all_thresholds(seed: int, count: int, missed: int, ties: bool) -> None:
+def test_the_threshold_is_the_highest_that_is_as_good_as_the_best(
+    seed: int, count: int, missed: int, ties: bool
+) -> None:
     rng = np.random.default_rng(seed)
     scores = (rng.integers(0, 8, count) / 8 if ties else rng.random(count)).astype(np.float32)
     right = rng.random(count) < scores
@@ -203,7 +205,9 @@ def test_best_f1_is_the_best_of_all_thresholds(seed: int, count: int, missed: in
     threshold, best = best_f1_threshold(scores, right, objects)
     allowed = [float(s) for s in scores if 0.1 <= s <= 0.9]
     if allowed:
-        assert best == max(f1(t) for t in allowed)
+        top = max(f1(t) for t in allowed)
         assert f1(threshold) == best
+        assert best >= 0.995 * top
+        assert not any(f1(t) >= 0.995 * top for t in allowed if t > threshold)
     else:
         assert (threshold, best) == (0.5, 0.0)
