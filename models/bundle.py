@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 FORMAT_VERSION = 1
 SUFFIX = ".c2f"
 _KEY = "coarse2fine"
+_UNBOUNDED = ("groups.threshold",)
 _LENGTH_BYTES = 8
 _MOST_HEADER = 4 * 2**20
 _MOST_BYTES = 4 * 2**30
@@ -110,7 +111,9 @@ def under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[
 def check_finite(name: str, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> None:
     """Raise a ModelError for numbers that are NaN or infinite: such a model would find nothing, without a word."""
     for key, array in arrays.items():
-        if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        # The threshold of a feature that belongs to no group is infinite: it never fires.
+        good = ~np.isnan(array) & (array > -np.inf) if key in _UNBOUNDED else np.isfinite(array)
+        if array.dtype.kind in "fc" and not good.all():
             raise ModelError(f"{name}: the tensor {key} holds NaN or infinite values; fit or copy the model again")
     if place := _not_finite(description):
         raise ModelError(f"{name}: {place} is NaN or infinite; fit or copy the model again")

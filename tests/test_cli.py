@@ -222,7 +222,7 @@ def _annotation(geometry: dict[str, Any], label: str) -> dict[str, Any]:
     [
         ({"type": "Circle", "coordinates": [9, 9]}, "cell", "Circle"),
         ({"type": "Point", "coordinates": [900, 900]}, "cell", "outside"),
-        ({"type": "Point", "coordinates": [9, 9]}, "", "class"),
+        ({"type": "Point", "coordinates": []}, "cell", "Point"),
     ],
 )
 def test_a_bad_annotation_is_one_line_that_names_it(
