@@ -24,7 +24,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.pieces import Kept, refine_in_pieces
-from coarse2fine.pilot import MOST_OVER, Pilot
+from coarse2fine.pilot import MOST_OVER, Pilot, affordable
 from coarse2fine.refine import Fine, refine
 from coarse2fine.scan import Scan, Tick, look, scan_macs
 from coarse2fine.select import Plan, choose, cover, dense_plan
@@ -127,15 +127,6 @@ class AnalysisRun:
         scan = scan_macs(self._model, self._image.shape[:2], self.inside)
         return pilot.pays(pilot.macs + scan, pilot.windows_macs, macs)
 
-    def _within(self, plan: Plan, scan: int) -> Plan:
-        """A plan towards a recall: the exhaustive pass, if that is better and can still be paid for, and no more."""
-        window_macs, dense = self._model.window_macs, self._dense()
-        whole, spent = dense.macs(window_macs), scan + self.pilot.macs
-        if spent <= (MOST_OVER - 1) * whole and not self.pilot.pays(spent, plan.macs(window_macs), whole):
-            return dense
-        ends = plan.costs(window_macs).cumsum() + spent
-        return plan.take(np.flatnonzero(ends <= MOST_OVER * whole))
-
     def standing(
         self,
         interest: NDArray[np.float32],
@@ -160,7 +151,9 @@ class AnalysisRun:
         if limits.share is None and model.task == "detect":
             plan = chosen(tau=model.tau if limits.cells is None else 0.0)
             if limits == Budget():
-                plan = self._within(plan, scan.macs) if self._prices_first else self._cheapest(plan)
+                spent = scan.macs + self.pilot.macs
+                towards = partial(affordable, pilot=self.pilot, spent=spent, dense=self._dense())
+                plan = towards(plan, window_macs=model.window_macs) if self._prices_first else self._cheapest(plan)
             return plan
         left = int(((limits.share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
         if limits.share is None:

@@ -199,8 +199,14 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
         if _rather_all(blocks, planned, count, left):
             blocks.look_at_rest()
             return
-        if count < 1:
-            return
+        if planned * blocks.macs_each > left:
+            # Certain or not, what can still be paid for finds most in large squares: single ones are half halo.
+            seen = blocks.look_widely(left, unknown)
+            if seen is None or not len(seen[0]):
+                return
+            bound.know(*seen)
+            unknown[seen[0]] = False
+            continue
         if promising:
             candidates = np.flatnonzero(unknown)
             index = candidates[np.argsort(-expected[candidates], kind="stable")[:count]]

@@ -18,7 +18,7 @@ from coarse2fine.joint import shared_confidence
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.sample import least_share
-from coarse2fine.select import Plan
+from coarse2fine.select import Plan, WindowMacs
 
 MOST_OVER = 1.03
 """What a certified recall may cost at most, as a share of the exhaustive pass."""
@@ -86,6 +86,27 @@ class Pilot:
     def pays(self, spent: float, windows_macs: float, exhaustive_macs: int) -> bool:
         """Whether a path is worth going, of which so much is spent and windows take so much."""
         return spent + windows_macs + self.draws_macs < _SAVES * exhaustive_macs
+
+
+def affordable(plan: Plan, pilot: Pilot, spent: float, dense: Plan, window_macs: WindowMacs) -> Plan:
+    """A plan towards a recall; the exhaustive pass, if that is better and can still be paid for; and never too much.
+
+    Parameters
+    ----------
+    plan : Plan
+        The windows that the scan calls for, best first.
+    pilot : Pilot
+    spent : float
+        Multiply-adds of scan and pilot.
+    dense : Plan
+        The exhaustive pass.
+    window_macs : callable
+        Multiply-adds of a window of a given shape.
+    """
+    whole = dense.macs(window_macs)
+    if spent <= (MOST_OVER - 1) * whole and not pilot.pays(spent, plan.macs(window_macs), whole):
+        return dense
+    return plan.take(np.flatnonzero(plan.costs(window_macs).cumsum() + spent <= MOST_OVER * whole))
 
 
 def _squares(inside: NDArray[np.bool_], model: Model, exhaustive_macs: int, seed: int) -> Plan:

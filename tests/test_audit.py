@@ -192,7 +192,7 @@ def test_an_area_certifies_nothing_of_the_objects_beside_it(
         assert result.audit.recall_interval[0] == worse
         assert [part.confidence for part in result.audit.kinds] == pytest.approx([0.9, 0.9])
     assert certified >= least
-    assert not false
+    assert false <= 2  # of five claims at a confidence of 0.8
     assert "objects at least" in str(result.audit)
     assert "cells of areas at least" in str(result.audit)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from coarse2fine.audit import Audited, survey
 from coarse2fine.bench.results import SAMPLE, AuditRun
 from coarse2fine.bench.trial import Trial
 from coarse2fine.blocks import Standing
 from coarse2fine.budget import AUDIT
 from coarse2fine.certify import certify
-from coarse2fine.pilot import MOST_OVER
-from coarse2fine.select import choose, dense_plan
+from coarse2fine.models.heads import Candidates
+from coarse2fine.pilot import MOST_OVER, Pilot, affordable
+from coarse2fine.select import Plan, choose, dense_plan
 
 TARGETS = (0.9, 0.95)
 CONFIDENCE = 0.95
@@ -32,15 +37,37 @@ def audit_runs(trial: Trial, scene: str, seed: int) -> list[AuditRun]:
     standing = Standing(model, interest, plan.covered(), fine.candidates, model.threshold, trial.refine)
     spent = trial.scan.macs + fine.macs
     sample = int(AUDIT * trial.exhaustive_macs)
-    left = int(MOST_OVER * dense_plan(plan.cell_shape).macs(model.window_macs)) - spent
     runs = []
     for draw in range(AUDIT_SEEDS):
         for recall in TARGETS:
-            audited = certify(standing, recall, confidence=CONFIDENCE, seed=draw, most_macs=left)
-            runs.append(_run(trial, audited, spent, f"{recall:g}", scene, seed, draw))
+            audited, before = _certified(trial, plan, recall, draw)
+            runs.append(_run(trial, audited, before, f"{recall:g}", scene, seed, draw))
         audited = survey(standing, sample, confidence=CONFIDENCE, seed=draw, if_telling=True)
         runs.append(_run(trial, audited, spent, SAMPLE, scene, seed, draw))
     return runs
+
+
+def _certified(trial: Trial, plan: Plan, recall: float, draw: int) -> tuple[Audited, int]:
+    """What an analysis towards a recall does, and what it spends before the audit."""
+    model, shape = trial.model, plan.cell_shape
+    dense = dense_plan(shape)
+    whole = dense.macs(model.window_macs)
+    bare = Standing(
+        model, np.zeros(shape, np.float32), np.zeros(shape, bool), Candidates.empty(), model.threshold, trial.refine
+    )
+    pilot = Pilot.draw(bare, whole, recall, confidence=CONFIDENCE, seed=draw)
+    spent = 0 if pilot is None else pilot.macs
+    if pilot is None or not pilot.pays(spent + trial.scan.macs, pilot.windows_macs, whole):
+        towards = dense
+    else:
+        spent += trial.scan.macs
+        towards = affordable(plan, pilot, spent, dense, model.window_macs)
+    fine = trial.refine(towards)
+    spent += fine.macs
+    at = replace(bare, interest=trial.scan.interest).with_more(fine.candidates, towards.covered())
+    at = at if pilot is None else at.with_more(pilot.candidates, pilot.covered)
+    left = int(MOST_OVER * whole) - spent
+    return certify(at, recall, confidence=CONFIDENCE, seed=draw, most_macs=left), spent
 
 
 def _run(trial: Trial, audited: Audited, spent: int, kind: str, scene: str, seed: int, draw: int) -> AuditRun:
