@@ -131,7 +131,7 @@ def test_files_that_kill_or_hang_a_worker_are_named_and_the_others_done(
     write_bomb(tmp_path / "in" / "1-bomb.bmp", 24_000)
     crew = Crew(scheduler=client.scheduler.address, time_limit=12)
     items = find_items([tmp_path / "in", silent_server])
-    batch = run_batch(items, tmp_path / "out", model_file, Config(), crew)
+    batch = run_batch(items, tmp_path / "out", model_file, Config(budget=0.7), crew)
     assert {r.name: r.status for r in batch.unwell} == {"1-bomb.bmp": "killed", "never.tif": "timeout"}
     assert sum(r.status == "done" for r in batch.records) == 4
     bomb, hung = sorted(batch.unwell, key=lambda r: r.name)
@@ -169,7 +169,7 @@ def test_a_large_image_shared_by_all_workers_equals_one_process(
         with monkeypatch.context() as patch:
             patch.setattr(Client, "submit", note)
             crew = Crew(scheduler=client.scheduler.address, split=True)
-            shared = run_batch(find_items(tmp_path / "in"), tmp_path / "out", model_file, Config(), crew)
+            shared = run_batch(find_items(tmp_path / "in"), tmp_path / "out", model_file, Config(budget=0.7), crew)
     finally:
         client.run(setattr, pieces, "PIECE_PIXELS", 2**26)
     assert shared.ok, str(shared)
@@ -177,7 +177,7 @@ def test_a_large_image_shared_by_all_workers_equals_one_process(
     assert tasks[cluster.prepare_task] == 2
     assert tasks[cluster.piece_task] > 4
     assert tasks[cluster.analyze_task] == 1
-    plain = analyze_folder(tmp_path / "in", tmp_path / "plain", model_file, workers=0)
+    plain = analyze_folder(tmp_path / "in", tmp_path / "plain", model_file, budget=0.7, workers=0)
     assert plain.ok
     assert contents(tmp_path / "out") == contents(tmp_path / "plain")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from coarse2fine import analysis_run as module
 from coarse2fine import analyze
-from coarse2fine import engine as module
 from coarse2fine.budget import Budget
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.conv_stack import ConvStack, StackSpec

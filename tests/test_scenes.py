@@ -215,6 +215,6 @@ def test_blocks_outside_are_refused(scene: DigitScene, box: Box) -> None:
 def test_missing_scikit_learn_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     monkeypatch.setattr(scenes, "_handwriting", scenes._handwriting.__wrapped__)
-    with pytest.raises(ImportError, match=r"pip install coarse2fine\[demo\]"):
+    with pytest.raises(ImportError, match=r"pip install \"coarse2fine\[demo\]\""):
         DigitScene(300, 300, digits=1, clutter=0, seed=0, handwriting="train")
     whole(DigitScene(30, 30, digits=0, clutter=0, seed=0, handwriting="train"))

@@ -129,11 +129,13 @@ def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> d
         "chance": _chance,
         _BANK: partial(_bank, model, runtime),
         "one Gaussian": partial(_gaussian, model, runtime),
-        "painting alone": partial(_painting, models["tree"], runtime, False, False),
-        "painting, kinds": partial(_painting, models["tree"], runtime, False, True),
-        "painting, columns": partial(_painting, models["tree"], runtime, True, False),
     }
-    for name, each in models.items():
+    if models["tree"].painter is not None:
+        for what, columns, kinds in (("alone", False, False), ("kinds", False, True), ("columns", True, False)):
+            name = "painting alone" if what == "alone" else f"painting, {what}"
+            methods[name] = partial(_painting, models["tree"], runtime, columns, kinds)
+    # Of a way that does not surely help, of which a warning told, nothing is left to measure.
+    for name, each in ((name, each) for name, each in models.items() if name == _PLAIN or each.painter is not None):
         methods[f"{name}, everywhere"] = partial(_explored, each, runtime, None)
         methods[f"{name}, {EXPLORE_BUDGET:.0%}"] = partial(_explored, each, runtime, EXPLORE_BUDGET)
     return methods
