@@ -94,8 +94,10 @@ class AnalysisRun:
         return self._masked(scan), read
 
     def _scan_is_dear(self) -> bool:
-        """Whether the scan alone would take more than the exhaustive pass, and nobody set a limit."""
-        default = self._limits == Budget() and self._config.recall is None
+        """Whether the scan alone would take more than the exhaustive pass, which no limit forbids."""
+        limits = self._limits
+        free = limits.share is None and (limits.cells is None or limits.cells >= self.inside.sum())
+        default = free and self._config.recall is None
         return default and scan_macs(self._model, self._image.shape[:2], self.inside) > self.exhaustive_macs
 
     def _masked(self, scan: Scan) -> Scan:
@@ -150,11 +152,11 @@ class AnalysisRun:
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
         if limits.share is None and model.task == "detect":
             plan = chosen(tau=model.tau if limits.cells is None else 0.0)
-            if limits == Budget():
+            if self._config.recall is not None:
+                pilot = self.pilot if self._prices_first else None
                 spent = scan.macs + self.pilot.macs
-                towards = partial(affordable, pilot=self.pilot, spent=spent, dense=self._dense())
-                plan = towards(plan, window_macs=model.window_macs) if self._prices_first else self._cheapest(plan)
-            return plan
+                return affordable(plan, pilot, spent, self._dense(), model.window_macs)
+            return self._cheapest(plan) if limits == Budget() else plan
         left = int(((limits.share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
         if limits.share is None:
             # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
@@ -180,6 +182,12 @@ class AnalysisRun:
         y, x = fine.candidates.cells.T // self._model.geometry.fine
         return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
 
+    def refine_more(self, plan: Plan, read: Read, tick: Tick | None = None) -> Fine:
+        """A closer look that nobody planned: none if time is over."""
+        if self._deadline is not None and time.perf_counter() >= self._deadline:
+            return Fine(Candidates.empty(), np.zeros(0, np.intp), 0, (), late=True)
+        return self.refine(plan, read, tick)
+
     def refine_piece(self, plan: Plan, read: Read) -> Fine:
         """One piece of it."""
         return self._kept.refined(plan, self._closely(read))
@@ -192,7 +200,7 @@ class AnalysisRun:
             read=read,
             runtime=self.runtime,
             batch_size=self._config.batch_size,
-            capped=self._limits.share is not None and not self._limits.exhaustive,
+            capped=not self._whole and (self._limits.share is not None or self._config.recall is not None),
         )
 
     def audit(self, standing: Standing, spent: int, *, cut: bool) -> Audited:

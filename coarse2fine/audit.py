@@ -235,8 +235,7 @@ class Audit:
             short = "" if self.certified else f"; {_percent(self.target)} is not certified"
             return f"recall at least {_floored(low)} {sure}{alone}{self._each()}{short} ({work})"
         if math.isnan(self.missed):
-            few = "; too few finds for a small sample to tell" if self.too_few(0.01) else ""
-            return f"recall unknown ({work}{few})"
+            return f"recall unknown ({work})"
         if self.blocks and self.too_few(share):
             lead = "too few finds for so small a sample: "
             return f"{lead}recall {_floored(low)} to {high:.1%} {sure}{alone}{self._each()} ({work})"
@@ -283,7 +282,7 @@ class Audited:
         Multiply-adds of the windows and blocks refined for it.
     failures : tuple of str
     interrupted : bool
-        Whether Ctrl-C ended it early.
+        Whether Ctrl-C or a deadline ended it early.
     """
 
     audit: Audit
@@ -304,7 +303,7 @@ class Audited:
             Plan.empty(blocks.cell_shape) if plan is None else plan,
             macs + blocks.macs,
             blocks.failures,
-            blocks.interrupted,
+            blocks.cut,
         )
 
     @classmethod

@@ -126,18 +126,18 @@ class Blocks:
         Multiply-adds spent on blocks.
     failures : tuple of str
         What could not be read.
-    interrupted, cut : bool
-        Whether Ctrl-C ended work early; whether that or a deadline did.
+    cut : bool
+        Whether Ctrl-C or a deadline ended work early.
     exhausted : bool
         Whether every cell was refined, as far as it can be read.
     """
 
     def __init__(self, standing: Standing) -> None:
         self._at, self.kinds = standing, standing.kinds
-        self._known = standing.finds()
-        model = standing.model
+        known, model = standing.finds(), standing.model
+        self._known = known.take(~model.areas[known.labels])  # an area's cell hides no object
         self._skipped = ~standing.covered
-        self.side, caps = _best_side(standing, self._known)
+        self.side, caps = _best_side(standing, known)
         self.macs_each = model.window_macs(self.side, self.side)
         skipped = _per_block(self._skipped, self.side)
         self._columns = skipped.shape[1]
@@ -146,12 +146,12 @@ class Blocks:
         self.caps = np.minimum(np.array(caps, np.float64)[:, None], most)
         self.certain = tuple(cap >= (self.side * model.geometry.fine) ** 2 for cap in caps)
         hoped = _per_block(np.where(self._skipped, standing.interest, 0), self.side).ravel()[self._numbers]
-        self.expected = _shares(standing, self._known)[:, None] * hoped
+        self.expected = _shares(standing, known)[:, None] * hoped
         self._found: list[Candidates] = []
         self._refined = standing.covered.copy()
         self.macs = 0
         self.failures: tuple[str, ...] = ()
-        self.interrupted = self.cut = self.exhausted = False
+        self.cut = self.exhausted = False
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -196,11 +196,6 @@ class Blocks:
         fresh = self._refine(plan)
         if self.cut:
             return None
-        return self._finds_of(index, fresh)
-
-    def _finds_of(self, index: Counts, fresh: Candidates) -> Counts:
-        """Finds of each kind (rows) in some blocks."""
-        numbers, count = self._numbers[index], len(index)
         finds = self._once(fresh)
         homes, kinds = self._home(finds), self._at.of_kind(finds)
         order = np.argsort(numbers)
@@ -208,34 +203,6 @@ class Blocks:
         place = order[np.searchsorted(numbers, homes[mine], sorter=order)]
         found = np.bincount(kinds[mine] * count + place, minlength=len(self.kinds) * count)
         return found.astype(np.int64).reshape(len(self.kinds), count)
-
-    def look_widely(self, macs: float, unknown: NDArray[np.bool_]) -> tuple[Counts, Counts] | None:
-        """Refine what is left in large squares, the most promising for their cost first, as far as multiply-adds go.
-
-        Parameters
-        ----------
-        macs : float
-        unknown : ndarray, bool, (n,)
-            Blocks that were not looked at.
-
-        Returns
-        -------
-        tuple of ndarray or None
-            Unknown blocks of which every cell is refined by now, and the finds of each kind (rows) in each; None where
-            it was cut short.
-        """
-        rest, window_macs = self._rest(), self._at.model.window_macs
-        hopes = np.where(self._refined, 0, self._at.interest).cumsum(axis=0).cumsum(axis=1)
-        table = np.pad(hopes, ((1, 0), (1, 0)))
-        (y, x), (y1, x1) = rest.cell_corners.T, np.minimum(rest.cell_corners + rest.sides, self.cell_shape).T
-        costs = rest.costs(window_macs)
-        order = np.argsort(-(table[y1, x1] - table[y, x1] - table[y1, x] + table[y, x]) / costs, kind="stable")
-        self._refine(rest.take(order[costs[order].cumsum() <= macs]))
-        if self.cut:
-            return None
-        whole = _per_block(self._skipped & ~self._refined, self.side).ravel()[self._numbers] == 0
-        index = np.flatnonzero(unknown & whole)
-        return index, self._finds_of(index, self._sure(Candidates.concatenate(self._found)))
 
     def look_at_rest(self) -> None:
         """Refine every cell that is left."""
@@ -248,17 +215,11 @@ class Blocks:
         self.macs += fine.macs
         self.failures = tuple(dict.fromkeys(self.failures + fine.failures))
         self.cut |= fine.cut
-        self.interrupted |= fine.interrupted
         self._refined |= plan.take(fine.done).covered()
         self._found.append(fine.candidates)
-        return self._sure(fine.candidates)
-
-    def _sure(self, candidates: Candidates) -> Candidates:
-        """Those that count, each fine cell once, in cells that were skipped when the audit began."""
-        sure = candidates.take(candidates.scores >= self._at.threshold)
+        sure = fine.candidates.take(fine.candidates.scores >= self._at.threshold)
         cells = sure.cells // self._at.model.geometry.fine
-        kept = sure.take(self._skipped[cells[:, 0], cells[:, 1]])
-        return kept.distinct(self.cell_shape[1] * self._at.model.geometry.fine)
+        return sure.take(self._skipped[cells[:, 0], cells[:, 1]])
 
     def _rest(self) -> Plan:
         return cover(~self._refined, self._at.model.window_macs)

@@ -61,7 +61,7 @@ def certify(
     audit = _audit(blocks, bound, recall, confidence)
     done = Audited.after(audit, blocks, work.plan, work.macs)
     failures = tuple(dict.fromkeys((*work.failures, *done.failures)))
-    return replace(done, failures=failures, interrupted=done.interrupted or work.interrupted)
+    return replace(done, failures=failures, interrupted=done.interrupted or work.cut)
 
 
 def _audit(blocks: Blocks, bound: JointBound, recall: float, confidence: float) -> Audit:
@@ -105,7 +105,7 @@ class _Work:
         self.plan = Plan.empty(standing.cell_shape)
         self.macs = 0
         self.failures: tuple[str, ...] = ()
-        self.interrupted = self.cut = False
+        self.cut = False
 
     @property
     def left(self) -> float:
@@ -135,7 +135,6 @@ class _Work:
         fine = self.standing.refine(plan)
         self.macs += fine.macs
         self.failures += fine.failures
-        self.interrupted |= fine.interrupted
         self.cut |= fine.cut
         self.plan = self.plan.joined(plan)
         self.standing = self.standing.with_more(fine.candidates, plan.take(fine.done).covered())
@@ -151,7 +150,6 @@ class _Work:
         found = blocks.look(index)
         self.macs += blocks.macs
         self.failures += blocks.failures
-        self.interrupted |= blocks.interrupted
         self.cut |= blocks.cut
         self.standing = blocks.standing
         if found is None:
@@ -199,14 +197,8 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
         if _rather_all(blocks, planned, count, left):
             blocks.look_at_rest()
             return
-        if planned * blocks.macs_each > left:
-            # Certain or not, what can still be paid for finds most in large squares: single ones are half halo.
-            seen = blocks.look_widely(left, unknown)
-            if seen is None or not len(seen[0]):
-                return
-            bound.know(*seen)
-            unknown[seen[0]] = False
-            continue
+        if count < 1:
+            return
         if promising:
             candidates = np.flatnonzero(unknown)
             index = candidates[np.argsort(-expected[candidates], kind="stable")[:count]]

@@ -56,8 +56,9 @@ def analyze(
         A fitted model, its file, or the name of an embedded one ("generic", "digits", "craters").
     budget : float, optional
         Most that may be spent, as a share of the exhaustive pass's multiply-adds; all of it is spent, on the best
-        windows first. 1.0 or more is the exhaustive pass itself. By default a fitted model refines what its
-        calibrated threshold chooses, and the generic one spends 0.2, or more on a small image, whose sample costs more.
+        windows first. 1.0 or more is the exhaustive pass itself (of the generic model, with what it scans before). By
+        default a fitted model refines what its calibrated threshold chooses, and the generic one spends 0.2, or more on
+        a small image, whose sample costs more.
     cells : int, optional
         Most cells that may be refined, the best first.
     seconds : float, optional
@@ -174,7 +175,7 @@ def run_analysis(
             fine = closely(plan, tick=steps.task("refine"))
         with clock("audit"):
             interest = scan.interest if scan.interest.size else np.zeros(run.cell_shape, np.float32)
-            again = partial(closely, tick=steps.task("audit") if run.asked else None)
+            again = partial(run.refine_more, read=read, tick=steps.task("audit") if run.asked else None)
             covered = plan.take(fine.done).covered() | ~run.inside
             standing = run.standing(interest, covered, fine.candidates, again)
             audited = run.audit(standing, scan.macs + fine.macs + run.pilot.macs, cut=fine.cut)

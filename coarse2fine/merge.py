@@ -10,8 +10,9 @@ from shapely import STRtree, box
 
 from coarse2fine.models.heads import Candidates
 
-# Of two boxes of one class, and of two classes: the same place under two names, not one thing within another.
-_OVERLAP, _OVERLAP_OF_CLASSES = 0.3, 0.5
+# Of two boxes of one class; of two classes; and of two classes, one wholly within the other: below that it is another
+# thing, above it is the same place under two names.
+_OVERLAP, _OVERLAP_OF_CLASSES, _OVERLAP_WITHIN = 0.3, 0.5, 0.8
 
 
 def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> Candidates:
@@ -19,9 +20,9 @@ def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> 
 
     Two boxes of one class are taken for one object if their IoU exceeds 0.3, or if their centres are less than one fine
     cell apart and less than the side of the smaller (the root of its area): boxes smaller than a cell, read in
-    neighbouring cells, overlap little. Of two classes, they are one object if their IoU exceeds 0.5, so that a find
-    within a larger one of another class stays. Overlapping pairs come from a spatial index, so the work grows with the
-    pairs, not with the square of the boxes.
+    neighbouring cells, overlap little. Of two classes, they are one object if their IoU exceeds 0.5, or 0.8 if one lies
+    wholly within the other, so that a find within a larger one of another class stays. Overlapping pairs come from a
+    spatial index, so the work grows with the pairs, not with the square of the boxes.
 
     Parameters
     ----------
@@ -106,7 +107,10 @@ def _same_object(a: Candidates, b: Candidates) -> NDArray[np.bool_]:
     # Boxes are in units of fine cells.
     near = distance < np.minimum(smaller, 1.0)
     overlap, alike = _iou(p, q), a.labels == b.labels
-    same: NDArray[np.bool_] = np.where(alike, (overlap > _OVERLAP) | near, overlap > _OVERLAP_OF_CLASSES)
+    low, high = p[:, :2] - q[:, :2], q[:, 2:] - p[:, 2:]
+    within = ((low >= 0) & (high >= 0)).all(axis=1) | ((low <= 0) & (high <= 0)).all(axis=1)
+    limit = np.where(within, _OVERLAP_WITHIN, _OVERLAP_OF_CLASSES)
+    same: NDArray[np.bool_] = np.where(alike, (overlap > _OVERLAP) | near, overlap > limit)
     return same
 
 

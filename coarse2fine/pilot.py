@@ -77,6 +77,8 @@ class Pilot:
         if not len(plan):
             return None
         fine = standing.refine(plan)
+        if fine.interrupted:
+            raise KeyboardInterrupt  # there is no answer yet
         covered = plan.take(fine.done).covered()
         known = standing.with_more(fine.candidates, covered)
         share = float(covered.sum() / max((~standing.covered).sum(), 1))
@@ -88,14 +90,15 @@ class Pilot:
         return spent + windows_macs + self.draws_macs < _SAVES * exhaustive_macs
 
 
-def affordable(plan: Plan, pilot: Pilot, spent: float, dense: Plan, window_macs: WindowMacs) -> Plan:
+def affordable(plan: Plan, pilot: Pilot | None, spent: float, dense: Plan, window_macs: WindowMacs) -> Plan:
     """A plan towards a recall; the exhaustive pass, if that is better and can still be paid for; and never too much.
 
     Parameters
     ----------
     plan : Plan
         The windows that the scan calls for, best first.
-    pilot : Pilot
+    pilot : Pilot or None
+        None if the plan is to be followed whatever it costs.
     spent : float
         Multiply-adds of scan and pilot.
     dense : Plan
@@ -104,7 +107,7 @@ def affordable(plan: Plan, pilot: Pilot, spent: float, dense: Plan, window_macs:
         Multiply-adds of a window of a given shape.
     """
     whole = dense.macs(window_macs)
-    if spent <= (MOST_OVER - 1) * whole and not pilot.pays(spent, plan.macs(window_macs), whole):
+    if pilot and spent <= (MOST_OVER - 1) * whole and not pilot.pays(spent, plan.macs(window_macs), whole):
         return dense
     return plan.take(np.flatnonzero(plan.costs(window_macs).cumsum() + spent <= MOST_OVER * whole))
 

@@ -192,7 +192,7 @@ def test_an_area_certifies_nothing_of_the_objects_beside_it(
         assert result.audit.recall_interval[0] == worse
         assert [part.confidence for part in result.audit.kinds] == pytest.approx([0.9, 0.9])
     assert certified >= least
-    assert false <= 2  # of five claims at a confidence of 0.8
+    assert not false
     assert "objects at least" in str(result.audit)
     assert "cells of areas at least" in str(result.audit)
 
@@ -297,7 +297,6 @@ def test_too_few_objects_end_at_the_exhaustive_pass(detector: Model) -> None:
     assert silent.macs == 0
     assert math.isnan(silent.audit.recall)
     assert "recall unknown" in str(silent.audit)
-    assert "too few finds" in str(silent.audit)
     drawn = survey(world.standing(), world.exhaustive // 50, confidence=0.95, seed=0)
     assert drawn.macs > 0
     assert "too few finds for so small a sample" in str(drawn.audit)
@@ -485,3 +484,30 @@ def test_nothing_is_said_of_recall_where_nobody_asked(make_image: MakeImage, det
     with analyze(make_image(300, 300), replace(detector, threshold=0.99, tau=3.9)) as analysis:
         assert analysis.audit is None
         assert "recall" not in str(analysis)
+
+
+def test_an_area_that_was_found_hides_no_object_beside_it(detector: Model) -> None:
+    """Eight boats along a known shore, each of about a fine cell: a look at their blocks finds all of them."""
+    model = replace(detector, labels=(Label("boat"), Label("lake", "area")))
+    rows = np.arange(8, dtype=np.int32) * 2
+    shore, boats = (np.stack([rows, np.full(8, x, np.int32)], axis=1) for x in (7, 8))
+
+    def of(cells: NDArray[np.int32], label: int, left: float) -> Candidates:
+        y = cells[:, :1].astype(np.float32)
+        boxes = np.hstack([y + 0.05, np.full_like(y, left), y + 0.95, np.full_like(y, left + 0.95)])
+        count = len(cells)
+        scores, labels = np.full(count, 0.9, np.float32), np.full(count, label, np.int16)
+        return Candidates(cells, scores, labels, boxes, np.zeros(count, np.int32))
+
+    lake, found = of(shore, 1, 7.0), of(boats, 0, 7.1)
+    covered = np.zeros((16, 16), bool)
+    covered[:, :8] = True
+
+    def refine(plan: Plan) -> Fine:
+        return Fine(found, np.arange(len(plan)), plan.macs(model.window_macs), ())
+
+    standing = Standing(model, np.full((16, 16), 0.01, np.float32), covered, lake, 0.5, refine)
+    blocks = Blocks(standing)
+    seen = blocks.look(np.arange(len(blocks)))
+    assert seen is not None
+    assert seen.sum(axis=1).tolist() == [8, 0]

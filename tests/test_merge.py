@@ -117,8 +117,9 @@ def test_each_object_read_in_several_cells_is_found_once(seed: int, side: float,
     assert sorted(distance.argmin(axis=1).tolist()) == list(range(30))
 
 
-def test_what_lies_within_a_larger_find_of_another_class_stays() -> None:
-    nucleus, cell = [3, 3, 7, 7], [0, 0, 10, 10]
+@pytest.mark.parametrize("nucleus", [[3, 3, 7, 7], [0, 0, 8, 8]])
+def test_what_lies_within_a_larger_find_of_another_class_stays(nucleus: list[float]) -> None:
+    cell = [0, 0, 10, 10]
     boxes = np.array([cell, nucleus, [0.5, 0, 10, 10]], float)
     kept = suppress(of_boxes(boxes, np.array([0, 1, 1])))
     assert {tuple(b) for b in kept.boxes.tolist()} > {tuple(map(float, nucleus))}
