@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from coarse2fine import scenes
 from coarse2fine.batch import analyze_folder
 from coarse2fine.cli import main
 from coarse2fine.export_tables import write_csv
@@ -115,6 +116,8 @@ def test_a_missing_extra_is_one_line(
         return real(name, *arguments, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
+    # What other tests have drawn must not stand in for the package.
+    monkeypatch.setattr(scenes, "_handwriting", scenes._handwriting.__wrapped__)
     capsys.readouterr()
     assert main(command) == 1
     (line,) = capsys.readouterr().err.splitlines()
