@@ -131,7 +131,7 @@ def test_files_that_kill_or_hang_a_worker_are_named_and_the_others_done(
     write_bomb(tmp_path / "in" / "1-bomb.bmp", 24_000)
     crew = Crew(scheduler=client.scheduler.address, time_limit=12)
     items = find_items([tmp_path / "in", silent_server])
-    batch = run_batch(items, tmp_path / "out", model_file, Config(budget=0.7), crew)
+    batch = run_batch(items, tmp_path / "out", model_file, Config(), crew)
     assert {r.name: r.status for r in batch.unwell} == {"1-bomb.bmp": "killed", "never.tif": "timeout"}
     assert sum(r.status == "done" for r in batch.records) == 4
     bomb, hung = sorted(batch.unwell, key=lambda r: r.name)
