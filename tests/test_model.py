@@ -64,7 +64,7 @@ def test_a_network_of_timm_is_saved_whole(
     assert again.base.spec == timm_detector.base.spec
     assert str(again) == str(timm_detector)
     pixels = make_image(150, 130)
-    first, second = (analyze(pixels, m, precision="fp32") for m in (timm_detector, again))
+    first, second = (analyze(pixels, m, cells=100, precision="fp32") for m in (timm_detector, again))
     np.testing.assert_array_equal(first.interest, second.interest)
     assert first.regions == second.regions
     assert first.cost.scan_macs == second.cost.scan_macs > 0
