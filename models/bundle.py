@@ -115,7 +115,11 @@ def check_finite(name: str, arrays: Mapping[str, NDArray[Any]], description: Map
         good = ~np.isnan(array) & (array > -np.inf) if key in _UNBOUNDED else np.isfinite(array)
         if array.dtype.kind in "fc" and not good.all():
             raise ModelError(f"{name}: the tensor {key} holds NaN or infinite values; fit or copy the model again")
-    if place := _not_finite(description):
+    try:
+        place = _not_finite(description)
+    except RecursionError as error:
+        raise ModelError(f"{name} has a description that is too deep; fit or copy it again") from error
+    if place:
         raise ModelError(f"{name}: {place} is NaN or infinite; fit or copy the model again")
 
 

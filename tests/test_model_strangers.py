@@ -247,3 +247,15 @@ def test_pipes_devices_and_huge_files_are_refused_at_once(tmp_path: Path, saved:
         file.truncate(50 * 2**30)
     with pytest.raises(ModelError, match=r"tiny\.c2f has 53,687,091,200 bytes, expected a model of at most"):
         load_model(saved)
+
+
+@pytest.mark.parametrize("depth", [30, 450, 900])
+def test_a_deep_description_is_refused_or_read(saved: Path, depth: int) -> None:
+    deep: Any = []
+    for _ in range(depth):
+        deep = [deep]
+    rewrite(saved, {"provenance": {"odd": deep}})
+    try:
+        load_model(saved)
+    except ModelError as error:
+        assert str(saved) in str(error)  # noqa: PT017 (either is right)

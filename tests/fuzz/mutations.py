@@ -139,5 +139,5 @@ def _odd(value: Any, rng: np.random.Generator) -> Any:
     if isinstance(value, str):
         ways += [value * 50, value[::-1], value.upper()]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        ways += [value * 1000, -value, value / 3]
+        ways += [value * 1000, -value, value - 1]
     return ways[rng.integers(len(ways))]

@@ -24,6 +24,7 @@ from coarse2fine.models.bundle import ModelError
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
+from coarse2fine.tiling.quiet import quiet
 
 _MOST_READ = 1024
 
@@ -94,7 +95,8 @@ def _model(path: Path) -> None:
 def _differs(path: Path, pixels: NDArray[np.uint8]) -> bool:
     """Whether another reader reads the whole file too, and reads something else."""
     try:
-        other = _reference(path)
+        with quiet():  # what the other reader says is not ours
+            other = _reference(path)
     except Exception:  # noqa: BLE001 (it does not read the file: no opinion)
         return False
     if other is None or other.dtype != np.uint8:
