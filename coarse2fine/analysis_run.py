@@ -24,7 +24,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.pieces import Kept, refine_in_pieces
-from coarse2fine.pilot import MOST_OVER, Pilot, affordable
+from coarse2fine.pilot import MOST_OVER, Pilot, affordable, scan_pays
 from coarse2fine.refine import Fine, refine
 from coarse2fine.scan import Scan, Tick, look, scan_macs
 from coarse2fine.select import Plan, choose, cover, dense_plan
@@ -123,11 +123,8 @@ class AnalysisRun:
             partial(self.refine_piece, read=read),
         )
         pilot = Pilot.draw(bare, macs, recall, confidence=sure.confidence, seed=self._config.seed)
-        if pilot is None:
-            return False
-        self.pilot = pilot
-        scan = scan_macs(self._model, self._image.shape[:2], self.inside)
-        return pilot.pays(pilot.macs + scan, pilot.windows_macs, macs)
+        self.pilot = pilot or self.pilot
+        return scan_pays(pilot, scan_macs(self._model, self._image.shape[:2], self.inside), macs)
 
     def standing(
         self,

@@ -170,9 +170,8 @@ def run_analysis(
             scan, read = run.look(steps.task("scan"))
         with clock("choose"):
             plan = run.choose(scan)
-        closely = partial(run.refine, read=read)
         with clock("refine"):
-            fine = closely(plan, tick=steps.task("refine"))
+            fine = run.refine(plan, read, steps.task("refine"))
         with clock("audit"):
             interest = scan.interest if scan.interest.size else np.zeros(run.cell_shape, np.float32)
             again = partial(run.refine_more, read=read, tick=steps.task("audit") if run.asked else None)

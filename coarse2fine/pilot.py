@@ -90,6 +90,13 @@ class Pilot:
         return spent + windows_macs + self.draws_macs < _SAVES * exhaustive_macs
 
 
+def scan_pays(pilot: Pilot | None, scan_macs: int, exhaustive_macs: int) -> bool:
+    """Whether to scan towards a recall at all; without a pilot the image is too small for that."""
+    if pilot is None:
+        return False
+    return pilot.pays(pilot.macs + scan_macs, pilot.windows_macs, exhaustive_macs)
+
+
 def affordable(plan: Plan, pilot: Pilot | None, spent: float, dense: Plan, window_macs: WindowMacs) -> Plan:
     """A plan towards a recall; the exhaustive pass, if that is better and can still be paid for; and never too much.
 

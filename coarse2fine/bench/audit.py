@@ -13,7 +13,7 @@ from coarse2fine.blocks import Standing
 from coarse2fine.budget import AUDIT
 from coarse2fine.certify import certify
 from coarse2fine.models.heads import Candidates
-from coarse2fine.pilot import MOST_OVER, Pilot, affordable
+from coarse2fine.pilot import MOST_OVER, Pilot, affordable, scan_pays
 from coarse2fine.select import Plan, choose, dense_plan
 
 TARGETS = (0.9, 0.95)
@@ -57,7 +57,7 @@ def _certified(trial: Trial, plan: Plan, recall: float, draw: int) -> tuple[Audi
     )
     pilot = Pilot.draw(bare, whole, recall, confidence=CONFIDENCE, seed=draw)
     spent = 0 if pilot is None else pilot.macs
-    if pilot is None or not pilot.pays(spent + trial.scan.macs, pilot.windows_macs, whole):
+    if not scan_pays(pilot, trial.scan.macs, whole):
         towards = dense
     else:
         spent += trial.scan.macs
