@@ -155,7 +155,10 @@ class Analysis:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """In what the image was read as the model's images were, or otherwise; what was assumed is in `image.notes`."""
+        """In what the image was read as the model's images were, or otherwise, and what had to be mended in it.
+
+        What was assumed on opening it is in `image.notes`.
+        """
         return tuple(self.provenance.get("notes", ()))
 
     @property

@@ -21,6 +21,7 @@ from coarse2fine.tiling.geometry import GeoReference
 IGNORE = "Ignore*"
 REGION = "Region*"
 _LONGEST_LABEL = 200
+_NAMED = 3
 
 
 class AnnotationError(ValueError):
@@ -170,10 +171,27 @@ def collect(items: Iterable[Any], parse: Callable[[Any, str], Iterator[Draft]], 
     for number, item in enumerate(items, 1):
         place = f"{word} {number}"
         try:
-            found.drafts.extend(parse(item, place))
+            drafts = list(parse(item, place))
+            special = [draft for draft in drafts if draft.label in (IGNORE, REGION)]
+            if any(draft.geometry.geom_type == "Point" for draft in special):
+                raise StrayError(f"is a Point of class {special[0].label}: expected an area; draw it as a polygon")
         except StrayError as error:
             found.strays.append(Stray(place, str(error)))
+        else:
+            found.drafts.extend(drafts)
     return found
+
+
+def left_out(strays: Iterable[Stray], total: int, name: str) -> list[str]:
+    """A note for each reason to leave annotations of the file `name` out: of how many, how many and which."""
+    reasons: dict[str, list[str]] = {}
+    for stray in strays:
+        reasons.setdefault(stray.reason, []).append(stray.place)
+    return [
+        f"{name}: left out {len(places):,} of {total:,}, {', '.join(places[:_NAMED])}"
+        f"{' and more' if len(places) > _NAMED else ''}: {reason}"
+        for reason, places in reasons.items()
+    ]
 
 
 def shown(value: Any) -> str:
@@ -186,7 +204,10 @@ def shown(value: Any) -> str:
 
 
 def label_of(value: Any) -> str | None:
-    """A class name from a text or number, cut at 200 characters; None for all else, and for one without characters."""
+    """A class name from a text or number, cut at 200 characters; None for all else, and for one without characters.
+
+    ``Ignore*`` and ``Region*`` are known in small and capital letters.
+    """
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         return None
     try:
@@ -195,6 +216,9 @@ def label_of(value: Any) -> str | None:
         return None
     # Halves of characters can be written in JSON, but in no file.
     text = text.encode("utf-8", "replace").decode().strip()
+    for special in (IGNORE, REGION):
+        if text.casefold() == special.casefold():
+            return special
     return (text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 3]}...") or None
 
 
@@ -259,3 +283,23 @@ def entry_of(entries: Sequence[str], image: str | None, file: str) -> int | None
         names = ", ".join(shown(entries[i]) for i in found[:3])
         raise AnnotationError(f"{file} names the image {wanted.name} {len(found)} times ({names}); keep one")
     return found[0] if found else None
+
+
+def of_another(stated: Any, image: str | None, file: str) -> tuple[str, ...]:
+    """A note, if the one image that a file names is another one by its name; its folder and ending may differ.
+
+    Parameters
+    ----------
+    stated : JSON value
+        Name or path as the file has it.
+    image : str or None
+        Path or name of the image.
+    file : str
+        For the message.
+    """
+    if image is None or not isinstance(stated, str) or not stated.strip():
+        return ()
+    wanted, found = (PurePosixPath(each.replace("\\", "/")).name for each in (image, stated))
+    if PurePosixPath(wanted).stem == PurePosixPath(found).stem or wanted.partition(".")[0] == found.partition(".")[0]:
+        return ()
+    return (f"{file}: made on the image {shown(found)}, taken for {shown(wanted)}; do they belong together?",)

@@ -5,6 +5,7 @@ Files and the geometries made from them hold (x, y) in full-resolution pixels, y
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from coarse2fine.annotated import (
     Parsed,
     Stray,
     Subject,
+    left_out,
 )
 from coarse2fine.annotations_files import Content, load, parse
 from coarse2fine.annotations_match import match_annotations
@@ -51,13 +53,13 @@ __all__ = [
 
 DEFAULT_LABEL = "object"
 """Class of all annotations of a file in which none has one."""
-_NAMED = 3
 # A stated size fits the image's if both sides ask for the same scale, but for rounding.
 _SKEW = 0.01
+_HOLDS = "has no class and only holds others"
 
 
 def read_annotations(
-    source: PathLike | dict[str, Any],
+    source: PathLike | dict[str, Any] | list[Any],
     *,
     full_shape: tuple[int, int] | None = None,
     image: str | None = None,
@@ -75,8 +77,8 @@ def read_annotations(
 
     Parameters
     ----------
-    source : path-like or dict
-        A file, gzipped or not, or its content.
+    source : path-like, dict or list
+        A file, gzipped or not, or the JSON value that it holds.
     full_shape : tuple of int, optional
         Height and width of the image in full-resolution pixels: annotations are clipped to it.
     image : str, optional
@@ -95,9 +97,15 @@ def read_annotations(
         shape; if it is in a coordinate reference system that is not the image's; if none of its annotations can be
         used; with `full_shape`, if most lie outside the image.
     """
-    path = None if isinstance(source, dict) else Path(source)
-    content = Content(source) if path is None else load(path)
-    return _read(content, path, Subject(image, full_shape, geo))
+    if isinstance(source, dict | list):
+        return _read(Content(source), None, Subject(image, full_shape, geo))
+    if not isinstance(source, str | os.PathLike):
+        raise AnnotationError(
+            f"cannot read annotations from a {type(source).__name__}: expected the path of a file, or the dict or list "
+            "that its JSON holds"
+        )
+    path = Path(source)
+    return _read(load(path), path, Subject(image, full_shape, geo))
 
 
 def read_each(sources: Sequence[Path | dict[str, Any]], images: Sequence[Image]) -> list[Annotations]:
@@ -116,7 +124,8 @@ def read_each(sources: Sequence[Path | dict[str, Any]], images: Sequence[Image])
     """
     shared = {path for path, times in Counter(s for s in sources if isinstance(s, Path)).items() if times > 1}
     kept: dict[Path, Content] = {}
-    found = []
+    found: list[Annotations] = []
+    warned: set[str] = set()  # what is true of a shared file is said once
     for source, image in zip(sources, images, strict=True):
         path = source if isinstance(source, Path) else None
         content = Content(source) if path is None else kept.get(path) or load(path)
@@ -125,7 +134,9 @@ def read_each(sources: Sequence[Path | dict[str, Any]], images: Sequence[Image])
         name = None if image.path is None else str(image.path)
         found.append(_read(content, path, Subject(name, (image.height, image.width), image.geo)))
         for note in found[-1].notes:
-            warnings.warn(note, stacklevel=3)
+            if note not in warned:
+                warnings.warn(note, stacklevel=3)
+            warned.add(note)
     return found
 
 
@@ -149,7 +160,7 @@ def _read(content: Content, path: Path | None, subject: Subject) -> Annotations:
     if subject.full_shape is not None and drafts:
         kept = _clipped(drafts, geometries, subject.full_shape, strays, name)
         drafts, geometries = [draft for draft, keep in zip(drafts, kept, strict=True) if keep], geometries[kept]
-    notes += _left_out(strays, total, name)
+    notes += left_out(strays, total, name)
     return _sorted(path, drafts, geometries, notes, name)
 
 
@@ -177,12 +188,13 @@ def _classified(drafts: list[Draft], strays: list[Stray], name: str) -> tuple[li
     without = [draft for draft in drafts if draft.label is None]
     if not without:
         return drafts, None
+    holding = _holding(without, drafts)
+    strays += [Stray(place, _HOLDS) for place in holding]
     if any(draft.label not in (None, IGNORE, REGION) for draft in drafts):
-        reason = "has no class; give it one (in QuPath: Set class)"
-        strays += [Stray(draft.place, reason) for draft in without]
+        for place, of_qupath in {draft.place: bool(draft.kind) for draft in without}.items():
+            hint = " (in QuPath: Set class)" if of_qupath else ""
+            strays += [] if place in holding else [Stray(place, f"has no class; give it one{hint}")]
         return [draft for draft in drafts if draft.label is not None], None
-    holding = _holding(without)
-    strays += [Stray(place, "has no class and only holds others") for place in holding]
     kept = [
         draft._replace(label=draft.label or DEFAULT_LABEL)
         for draft in drafts
@@ -191,19 +203,21 @@ def _classified(drafts: list[Draft], strays: list[Stray], name: str) -> tuple[li
     return kept, f"{name}: no annotation has a class; all are taken as {DEFAULT_LABEL!r}"
 
 
-def _holding(drafts: list[Draft]) -> list[str]:
-    """Places of QuPath's annotations that hold its detections, or most of all else: outlines of a tissue."""
-    outer = [draft for draft in drafts if draft.kind == "annotation" and draft.geometry.geom_type != "Point"]
-    if not outer or len(drafts) < 3:
+def _holding(without: list[Draft], drafts: list[Draft]) -> list[str]:
+    """Places of QuPath's annotations without a class that hold what has one, its detections, or most of all else."""
+    outer = [draft for draft in without if draft.kind == "annotation" and draft.geometry.geom_type != "Point"]
+    drafts = [draft for draft in drafts if draft.label not in (IGNORE, REGION)]
+    classed = [draft.label is not None for draft in drafts]
+    if not outer or (len(drafts) < 3 and not any(classed)):
         return []
     middles = shapely.STRtree([shapely.centroid(draft.geometry) for draft in drafts])
     # Bounds will do: nobody draws around something else's middle by chance.
     around = [box(*draft.geometry.bounds) for draft in outer]
     pairs = middles.query(around, predicate="contains")
-    held = np.array([draft.kind not in ("annotation", "") for draft in drafts])[pairs[1]]
+    told = np.array([has or d.kind not in ("annotation", "") for has, d in zip(classed, drafts, strict=True)])[pairs[1]]
     many = np.bincount(pairs[0], minlength=len(outer)) - 1 > len(drafts) / 2
-    detections = np.bincount(pairs[0], weights=held, minlength=len(outer)) > 0
-    return [draft.place for draft, is_outer in zip(outer, many | detections, strict=True) if is_outer]
+    certain = np.bincount(pairs[0], weights=told, minlength=len(outer)) > 0
+    return [draft.place for draft, is_outer in zip(outer, many | certain, strict=True) if is_outer]
 
 
 def _scaled(
@@ -277,18 +291,6 @@ def _clipped(
             "to another image?"
         )
     return kept
-
-
-def _left_out(strays: list[Stray], total: int, name: str) -> list[str]:
-    """A note for each reason."""
-    reasons: dict[str, list[str]] = {}
-    for stray in strays:
-        reasons.setdefault(stray.reason, []).append(stray.place)
-    return [
-        f"{name}: left out {len(places):,} of {total:,}, {', '.join(places[:_NAMED])}"
-        f"{' and more' if len(places) > _NAMED else ''}: {reason}"
-        for reason, places in reasons.items()
-    ]
 
 
 def _failure(stray: Stray, total: int, name: str) -> AnnotationError:

@@ -17,12 +17,15 @@ from coarse2fine.annotated import (
     AnnotationError,
     Draft,
     Parsed,
+    Stray,
     StrayError,
     collect,
     entry_of,
     label_of,
+    left_out,
     number_of,
     numbers_of,
+    of_another,
     shape_of,
     shown,
 )
@@ -39,17 +42,25 @@ def is_coco(payload: Any) -> bool:
     return isinstance(payload, dict) and all(isinstance(payload.get(key), list) for key in ("images", "annotations"))
 
 
+def is_coco_results(payload: Any) -> bool:
+    """Whether a JSON value is a list of finds as COCO's evaluation takes it, which belongs to a data set."""
+    first = payload[0] if isinstance(payload, list) and payload else None
+    return isinstance(first, dict) and "image_id" in first and ("category_id" in first or "score" in first)
+
+
 def coco_images(payload: dict[str, Any]) -> list[str]:
     """Names of the images that a data set holds, in its order; empty for one without a name."""
     return [_name(image) for image in payload["images"]]
 
 
 def by_image(payload: dict[str, Any]) -> dict[Any, list[tuple[int, Any]]]:
-    """Annotations of each image by its id, with their numbers in the file, counted from 1."""
+    """Annotations of each image by its id, those of none by None; with their numbers in the file, counted from 1."""
+    images = [image.get("id") for image in payload["images"] if isinstance(image, dict)]
+    known = {key for key in images if isinstance(key, str | int)}
     found: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
     for number, annotation in enumerate(payload["annotations"], 1):
-        if isinstance(annotation, dict) and isinstance(key := annotation.get("image_id"), str | int):
-            found[key].append((number, annotation))
+        key = annotation.get("image_id") if isinstance(annotation, dict) else None
+        found[key if isinstance(key, str | int) and key in known else None].append((number, annotation))
     return found
 
 
@@ -77,7 +88,7 @@ def parse_coco(
     index = entry_of(names, image, name)
     notes: tuple[str, ...] = ()
     if index is None and len(names) == 1:
-        index, notes = 0, (f"{name}: the one image of the file, {shown(names[0])}, is taken for {shown(image)}",)
+        index, notes = 0, of_another(names[0], image, name)
     chosen = {} if index is None else payload["images"][index]
     if index is None or not isinstance(chosen, dict):
         raise AnnotationError(
@@ -89,12 +100,27 @@ def parse_coco(
     own = grouped.get(identity, []) if isinstance(identity, str | int) else []
     found = collect((each for _, each in own), partial(_drafts, classes=classes), "annotation")
     places = {f"annotation {i}": f"annotation {n}" for i, (n, _) in enumerate(own, 1)}
+    strays = [stray._replace(place=places[stray.place]) for stray in found.strays]
+    lost = [Stray(f"annotation {n}", _without_image(each)) for n, each in grouped.get(None, [])]
+    if len(names) == 1 or len(lost) == len(payload["annotations"]):  # else they may be meant for another image
+        strays += lost
+    else:
+        notes += tuple(left_out(lost, len(payload["annotations"]), name))
     return Parsed(
         [draft._replace(place=places[draft.place]) for draft in found.drafts],
-        [stray._replace(place=places[stray.place]) for stray in found.strays],
+        strays,
         shape_of(chosen.get("height"), chosen.get("width")),
         notes=notes,
     )
+
+
+def _without_image(annotation: Any) -> str:
+    """Why an annotation belongs to no image."""
+    if not isinstance(annotation, dict):
+        return "is not an object of JSON"
+    if not isinstance(annotation.get("image_id"), str | int):
+        return "has no image_id"
+    return "has an image_id that no image of the file has"
 
 
 def _name(image: Any) -> str:

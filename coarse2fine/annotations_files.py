@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coarse2fine.annotated import AnnotationError, Parsed, Subject, shown
-from coarse2fine.annotations_coco import by_image, coco_images, is_coco, parse_coco
+from coarse2fine.annotations_coco import by_image, coco_images, is_coco, is_coco_results, parse_coco
 from coarse2fine.annotations_geojson import is_geojson, parse_geojson
 from coarse2fine.annotations_tools import (
     is_labelme,
@@ -24,6 +24,7 @@ from coarse2fine.tiling.regular import read_regular
 MOST_BYTES = 2**30
 """Of a file of annotations, unpacked."""
 _EXPECTED = "GeoJSON, COCO JSON, Label Studio, LabelMe or YOLO text; in QuPath: File > Export objects as GeoJSON"
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,30 @@ def parse(content: Content, path: Path | None, name: str, subject: Subject) -> P
         return found
     if is_coco(payload):
         return parse_coco(payload, content.coco, subject.name, name)
+    if is_coco_results(payload):
+        raise AnnotationError(
+            f"{name} is a list of COCO results (finds with an image_id and a category_id), which names neither images "
+            "nor classes; expected the data set: an object of JSON with 'images', 'annotations' and 'categories'"
+        )
     if is_labelme(payload):
-        return parse_labelme(payload)
+        return parse_labelme(payload, subject.name, name)
     tasks = None if is_geojson(payload) else studio_tasks(payload)
     if tasks is not None:
         return parse_studio(tasks, subject.name, name)
     found = parse_geojson(payload)
     if found is None:
-        kind = payload.get("type") if isinstance(payload, dict) else f"JSON {type(payload).__name__}"
         raise AnnotationError(
             f"{name} is not GeoJSON with features: expected a FeatureCollection, a list of features or a Feature; "
-            f"found {shown(kind)}. What is read: {_EXPECTED}"
+            f"found {_found(payload)}. What is read: {_EXPECTED}"
         )
     return found
+
+
+def _found(payload: Any) -> str:
+    """What a JSON value that is of no known format is, in a few words."""
+    if not isinstance(payload, dict):
+        return f"JSON {type(payload).__name__}"
+    if isinstance(kind := payload.get("type"), str):
+        return shown(kind)
+    names = ", ".join(map(shown, list(payload)[:_NAMED])) + (" and more" if len(payload) > _NAMED else "")
+    return f"an object of JSON with {names}" if payload else "an empty object of JSON"

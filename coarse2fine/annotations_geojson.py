@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from coarse2fine.annotated import IGNORE, REGION, Draft, Parsed, StrayError, collect, label_of, number_of, shown
+from coarse2fine.annotated import Draft, Parsed, StrayError, collect, label_of, number_of, shown
 from coarse2fine.polygons import as_geometry
 
 GEOMETRIES = ("Point", "MultiPoint", "Polygon", "MultiPolygon")
@@ -80,8 +80,6 @@ def _drafts(feature: Any, place: str) -> Iterator[Draft]:
     if role in _FRAMES:
         raise StrayError(f"is a {shown(role)} of QuPath, which holds objects and is none")
     label = _label(properties, named=not role)
-    if label in (IGNORE, REGION) and kind in ("Point", "MultiPoint"):
-        raise StrayError(f"is a {kind} of class {label}: expected an area; draw it as a polygon")
     if geometry.get("coordinates") == []:
         raise StrayError(f"has an empty {kind}")
     try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from coarse2fine.annotated import AnnotationError, entry_of
 from coarse2fine.annotations_files import images_in, load
@@ -41,6 +42,11 @@ def match_annotations(images: Sequence[Path], annotations: PathLike | Sequence[P
     AnnotationError
         If an image has no partner or several, if two images share a file that is one image's, or if a list is of
         another length.
+
+    Warns
+    -----
+    UserWarning
+        If other files bear an image's name or hold it, too: they are not read.
     """
     try:
         files = expand_paths(annotations, _SUFFIXES)
@@ -65,7 +71,24 @@ def match_annotations(images: Sequence[Path], annotations: PathLike | Sequence[P
         found.append(path)
     if listed and len(files) != len(images) and not owners.shared:
         raise AnnotationError(f"expected one annotation file for each image; got {len(files)} for {len(images)}")
+    _warn_of_others(images, found, files, owners.shared)
     return found
+
+
+def _warn_of_others(
+    images: Sequence[Path], found: Sequence[Path], files: Sequence[Path], shared: dict[Path, list[str]]
+) -> None:
+    """Say which files of an image's name are not read, and which file of several images that holds it, too."""
+    by_name, taken, same_stem = _grouped(files, _annotated_name), set(found), _grouped(images, _first_part)
+    held = {path: {PurePosixPath(name.replace("\\", "/")).stem for name in names} for path, names in shared.items()}
+    for image, path in zip(images, found, strict=True):
+        names = [image.name, image.stem]
+        names += [first] if len(same_stem[first := _first_part(image)]) == 1 else []
+        others = [each for name in dict.fromkeys(names) for each in by_name.get(name, []) if each not in taken]
+        others += [each for each, stems in held.items() if image.stem in stems and each != path]
+        if others:
+            text = ", ".join(map(str, dict.fromkeys(others)))
+            warnings.warn(f"{image}: its annotations are read from {path}, not from {text}", stacklevel=3)
 
 
 class _Owners:

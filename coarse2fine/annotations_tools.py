@@ -22,6 +22,7 @@ from coarse2fine.annotated import (
     label_of,
     number_of,
     numbers_of,
+    of_another,
     shape_of,
     shown,
 )
@@ -38,10 +39,13 @@ def is_labelme(payload: Any) -> bool:
     return isinstance(payload, dict) and isinstance(payload.get("shapes"), list)
 
 
-def parse_labelme(payload: dict[str, Any]) -> Parsed:
-    """What a file of LabelMe says of its image."""
+def parse_labelme(payload: dict[str, Any], image: str | None, name: str) -> Parsed:
+    """What a file of LabelMe says of its image; the names of both are for a note if they differ."""
     found = collect(payload["shapes"], _of_labelme, "shape")
-    return found._replace(stated_shape=shape_of(payload.get("imageHeight"), payload.get("imageWidth")))
+    return found._replace(
+        stated_shape=shape_of(payload.get("imageHeight"), payload.get("imageWidth")),
+        notes=of_another(payload.get("imagePath"), image, name),
+    )
 
 
 def _of_labelme(item: Any, place: str) -> Iterator[Draft]:
@@ -92,10 +96,12 @@ def parse_studio(tasks: list[dict[str, Any]], image: str | None, name: str) -> P
     """
     names = studio_images(tasks)
     index = entry_of(names, image, name)
-    if index is None and len(names) > 1:
-        index = entry_of([_UPLOADED.sub("", each) for each in names], image, name)
+    notes: tuple[str, ...] = ()
+    if index is None:
+        names = [_UPLOADED.sub("", each) for each in names]
+        index = entry_of(names, image, name)
     if index is None and len(names) == 1:
-        index = 0
+        index, notes = 0, of_another(names[0], image, name)
     if index is None:
         raise AnnotationError(f"{name} holds {len(names):,} tasks, but none about {shown(image)}")
     results = _results(tasks[index]) or []
@@ -111,7 +117,7 @@ def parse_studio(tasks: list[dict[str, Any]], image: str | None, name: str) -> P
     if shapes and size is None:
         raise AnnotationError(f"{name} does not say how large {shown(names[index])} is; export it as JSON again")
     return collect(shapes, partial(_of_studio, labels=labels, size=size or (1, 1)), "result")._replace(
-        stated_shape=size
+        stated_shape=size, notes=notes
     )
 
 

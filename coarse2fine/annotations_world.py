@@ -12,6 +12,7 @@ from coarse2fine.annotated import AnnotationError
 from coarse2fine.tiling.geometry import GeoReference
 
 LON_LAT = "EPSG:4326"
+_MOST_X, _MOST_Y = 180.0, 90.0
 
 
 def in_pixels(
@@ -43,15 +44,18 @@ def in_pixels(
     -------
     ndarray, object, (n,)
     str or None
-        A note, if they were converted.
+        A note, if they were converted, or are taken as pixels though the file names a system.
 
     Raises
     ------
     AnnotationError
-        If the file names a system that is not the image's.
+        If the file names a system that is not the image's, or one where the image has none and most lie outside it;
+        if it names none, and they are longitudes and latitudes beside an image in a projected system.
     """
-    if geo is None or not len(geometries):
+    if not len(geometries):
         return geometries, None
+    if geo is None:
+        return geometries, _as_pixels(geometries, crs, full_shape, name)
     system = geo.crs or "its own system"
     if crs and not _same(crs, geo):
         raise AnnotationError(
@@ -60,6 +64,12 @@ def in_pixels(
         )
     converted = _converted(geometries, geo)
     if converted is None or not (crs or _is_world(geometries, converted, crs, geo, full_shape)):
+        if crs is None and geo.unit != "degree" and _is_lon_lat(geometries):
+            raise AnnotationError(
+                f"{name} seems to hold longitudes and latitudes, which GeoJSON without a member 'crs' does by default: "
+                f"no number is beyond {_MOST_X:g} and {_MOST_Y:g}, and as pixels most of it would be smaller than one. "
+                f"Its image is in {system}; export it in {system}, or in pixels of the image"
+            )
         return geometries, None
     return converted, f"{name}: taken as coordinates in {crs or system}, converted to pixels of the image"
 
@@ -77,6 +87,38 @@ def _is_world(
     share = _share_inside(converted, full_shape)
     likely = geo.unit == "degree" if crs is None else geo.crs is None
     return (likely and share == 1) or (share >= 0.5 > _share_inside(geometries, full_shape))
+
+
+def _as_pixels(
+    geometries: NDArray[np.object_], crs: str | None, full_shape: tuple[int, int] | None, name: str
+) -> str | None:
+    """What is to be noted of a file of geometries for an image that has no world coordinates."""
+    if crs is None:
+        return None
+    stated = crs or "a system without a name"
+    outside = full_shape is not None and _share_inside(geometries, full_shape) < 0.5
+    if outside or (crs == LON_LAT and _is_lon_lat(geometries)):
+        raise AnnotationError(
+            f"{name} says that it is in {stated}, but its image has no world coordinates, and as pixels most of it "
+            f"{'lies outside the image' if outside else 'would be smaller than one'}; export it in pixels of the "
+            "image, or use the georeferenced image"
+        )
+    return f"{name}: it says that it is in {stated}, but its image has no world coordinates: taken as pixels"
+
+
+def _is_lon_lat(geometries: NDArray[np.object_]) -> bool:
+    """Whether all could be longitudes and latitudes, and are hardly pixels.
+
+    As pixels, most areas would be smaller than one, or all of several points would lie within one.
+    """
+    bounds = shapely.bounds(geometries)
+    if (np.abs(bounds[:, [0, 2]]) > _MOST_X).any() or (np.abs(bounds[:, [1, 3]]) > _MOST_Y).any():
+        return False
+    areas = bounds[shapely.get_type_id(geometries) != shapely.GeometryType.POINT]
+    if len(areas):
+        return bool(np.median((areas[:, 2:] - areas[:, :2]).max(axis=1)) < 1)
+    spread = (bounds[:, 2:].max(axis=0) - bounds[:, :2].min(axis=0)).max()
+    return len(np.unique(bounds, axis=0)) > 1 and bool(spread < 1)
 
 
 def _same(crs: str, geo: GeoReference) -> bool:

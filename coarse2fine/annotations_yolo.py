@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 from coarse2fine.annotated import AnnotationError, Draft, Parsed, Stray, StrayError, label_of
@@ -17,6 +18,7 @@ _MOST_BYTES = 2**20
 _LISTS = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
 # From labels/train/ up to the folder of the data set.
 _LEVELS = 3
+_NAMED = 5
 
 
 def parse_yolo(text: str, full_shape: tuple[int, int] | None, classes: dict[int, str], name: str) -> Parsed | None:
@@ -41,26 +43,47 @@ def parse_yolo(text: str, full_shape: tuple[int, int] | None, classes: dict[int,
     AnnotationError
         If the size of the image is not known.
     """
-    rows = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    try:
-        values = [(number, [float(word) for word in words]) for number, words in rows]
-    except ValueError:
+    rows = {number: _numbers(line) for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+    if rows and all(row is None for row in rows.values()):
         return None
-    if values and full_shape is None:
+    if rows and full_shape is None:
         raise AnnotationError(f"{name} has shares of an image: expected its size, full_shape")
     found = Parsed([], [])
-    for number, row in values:
+    unnamed: Counter[int] = Counter()
+    for number, row in rows.items():
         place = f"line {number}"
         try:
             found.drafts.append(_of_yolo(row, place, full_shape or (1, 1), classes))
         except StrayError as error:
             found.strays.append(Stray(place, str(error)))
-    return found
+            continue
+        if classes and row is not None and int(row[0]) not in classes:
+            unnamed[int(row[0])] += 1
+    return found._replace(notes=_of_unnamed(unnamed, len(found.drafts), name))
 
 
-def _of_yolo(row: list[float], place: str, full_shape: tuple[int, int], classes: dict[int, str]) -> Draft:
-    box_like = len(row) in (5, 6)  # the sixth is a score
-    if not all(map(math.isfinite, row)) or not (box_like or (len(row) >= 7 and len(row) % 2)):
+def _numbers(line: str) -> list[float] | None:
+    """The numbers of a line; None if a word of it is none."""
+    try:
+        return [float(word) for word in line.split()]
+    except ValueError:
+        return None
+
+
+def _of_unnamed(unnamed: Counter[int], total: int, name: str) -> tuple[str, ...]:
+    """A note, if there are classes that the list of names beside the file does not have."""
+    if not unnamed:
+        return ()
+    numbers = ", ".join(map(str, sorted(unnamed)[:_NAMED])) + (" and more" if len(unnamed) > _NAMED else "")
+    return (
+        f"{name}: {unnamed.total():,} of {total:,} are of classes that the list of names beside it does not have "
+        f"({numbers}); these classes are named by their numbers",
+    )
+
+
+def _of_yolo(row: list[float] | None, place: str, full_shape: tuple[int, int], classes: dict[int, str]) -> Draft:
+    box_like = row is not None and len(row) in (5, 6)  # the sixth is a score
+    if row is None or not all(map(math.isfinite, row)) or not (box_like or (len(row) >= 7 and len(row) % 2)):
         raise StrayError("is not: class x y width height, nor: class x1 y1 x2 y2 x3 y3 ...")
     if not 0 <= row[0] < _MOST_CLASSES or row[0] % 1:
         raise StrayError(f"begins with {row[0]:g}, expected the number of a class")

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from coarse2fine.terminal import printable
 from coarse2fine.tiling.atomic import replacing_stream
 
 NOT_UNICODE = "backslashreplace"
 """How halves of characters, as in names of files that are not Unicode, are written: as JSON's own escapes."""
 _LIGHTNESS = (0.36, 0.46, 0.56)  # readable on white paper as well as on a dark scene
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this share of a circle never come close to where one was before
-_FORMULA = ("=", "+", "-", "@", "\t")
+_FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 
 
@@ -83,10 +84,14 @@ def write_json(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> Path
 
 
 def csv_cell(value: Any) -> Any:
-    """A value as a cell of a CSV: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    """A value as a cell of a CSV: a text that a spreadsheet would take for a formula begins with an apostrophe.
+
+    Control characters and the ends of lines are written as escapes: not every program that reads a table, or shows it
+    in a terminal, is proof against them.
+    """
     if not isinstance(value, str):
         return value
-    text = value.replace("\r", "\\r")  # it ends a row, and not every writer puts it in quotes
+    text = printable(value)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -56,6 +57,11 @@ def cells_inside(mask: MaskSource, image: Image, cell: int) -> NDArray[np.bool_]
     ValueError
         If it is no GeoJSON of polygons, is in another coordinate reference system, is of another shape than the
         image, or leaves nothing to analyse.
+
+    Warns
+    -----
+    UserWarning
+        If its polygons are taken as pixels though it names a coordinate reference system: the image has none.
     """
     cell_shape = (-(-image.height // cell), -(-image.width // cell))
     name = "the mask" if isinstance(mask, np.ndarray) else str(mask)
@@ -127,7 +133,10 @@ def _polygons(path: Path, image: Image) -> list[Any]:
     if not polygons:
         raise ValueError(f"{path} holds no polygon; expected the outlines of what is to be analysed")
     crs = named_crs(loaded) if isinstance(loaded, dict) else None
-    return _parts(in_pixels(np.array(polygons), crs, image.geo, image.shape[:2], str(path))[0])
+    placed, note = in_pixels(np.array(polygons), crs, image.geo, image.shape[:2], str(path))
+    if note is not None and image.geo is None:  # that its own system is read needs no word
+        warnings.warn(note, stacklevel=3)
+    return _parts(placed)
 
 
 def _geometries(loaded: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, GeoReference, Level, PixelSize
 from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.mending import Damage
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.redact import MASK
 from coarse2fine.tiling.remote import is_url
@@ -74,7 +75,7 @@ class RecordedImage(Image):
         geo = record["geo"]
         self.geo = None if geo is None else GeoReference(tuple(geo["transform"]), geo["crs"], geo["unit"])
         self._notes = tuple(record["notes"])
-        self.stats = ReadStats()
+        self.stats, self.damage = ReadStats(), Damage()
         self._reopen = partial(RecordedImage, dict(record))
         self._opened: Image | None = None
         self._closed = False

@@ -182,8 +182,8 @@ def _again(
 
 
 def notes_on(model: Model, image: Image) -> dict[str, list[str]]:
-    """What an analysis says of both, under "notes"; nothing where there is nothing to say."""
-    notes = _likenesses(model, image) + differences(model, image)
+    """What an analysis says of both in the end, under "notes"; nothing where there is nothing to say."""
+    notes = [*_likenesses(model, image), *differences(model, image), *image.damage.notes]
     return {"notes": notes} if notes else {}
 
 

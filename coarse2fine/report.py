@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from coarse2fine.tiling.reader import salvage
 _ZOOM = 384
 _LEGEND_ENTRIES = 14
 _NAME_POINTS = 6.5
+_TRAITS = 72  # letters of a line of a legend
 # Windows of fewer dots than this are filled: their outlines would cover what they frame.
 _DOTTED = 12
 # Full-resolution pixels of an example, at least.
@@ -222,7 +224,7 @@ class Picture:
 
     def _traits(self, label: str) -> list[str]:
         """A line of what sets a label apart that nobody named; none for others."""
-        return [self.kinds[label][0]] if label in self.kinds else []
+        return textwrap.wrap(self.kinds[label][0], _TRAITS) if label in self.kinds else []
 
     def _draw_examples(self, figure: Figure, page: _Page, rows: Sequence[tuple[str, Any, str]]) -> None:
         """A legend with a picture of each kind."""

@@ -24,9 +24,11 @@ _WORDS = (
     ("redder", "greener"),
     ("yellower", "bluer"),
 )
-# Least differences that an eye would see, in the units of `_traits`; and of them, how many usual spreads are told.
+_NOUNS = ("lightness", "contrast", "fineness", "redness", "yellowness")
+# Least differences that an eye would see, in the units of `_traits`; and of them or of usual spreads, how many are
+# plain, and how many are told if kinds would share all words otherwise.
 _VISIBLE = np.array([4.0, 0.25, 0.1, 2.0, 2.0])
-_SPREADS, _TOLD = 1.0, 3
+_SPREADS, _WEAK, _TOLD = 1.0, 0.25, 3
 
 
 def describe_kinds(regions: Sequence[Region], image: Image, downsample: int) -> dict[str, dict[str, Any]]:
@@ -44,8 +46,9 @@ def describe_kinds(regions: Sequence[Region], image: Image, downsample: int) -> 
     -------
     dict of str to dict
         By label, as JSON values: "traits", words such as "darker, smoother", those first that set the kind apart from
-        the others too (empty if there is no plain difference); and "example", the box (y0, x0, y1, x1) of the surest
-        region in full-resolution pixels.
+        the others too (empty if there is no plain difference), and as many as tell it from each of the others: after
+        plain ones weak ones, such as "slightly redder", and their rank at last; and "example", the box (y0, x0, y1, x1)
+        of the surest region in full-resolution pixels.
     """
     by_label: dict[str, list[Region]] = {}
     for region in regions:
@@ -57,9 +60,9 @@ def describe_kinds(regions: Sequence[Region], image: Image, downsample: int) -> 
         label: _difference(_measured(image, [r.full_centre for r in own[:_OF_A_KIND]], downsample), usual)
         for label, own in by_label.items()
     }
-    common = np.median(list(differences.values()), axis=0)
+    names = _distinct(dict(sorted(differences.items())))
     return {
-        label: {"traits": _told(differences[label], common), "example": [round(v, 1) for v in own[0].full_box]}
+        label: {"traits": names[label], "example": [round(v, 1) for v in own[0].full_box]}
         for label, own in sorted(by_label.items())
     }
 
@@ -109,8 +112,46 @@ def _difference(own: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray
     return np.asarray((np.median(own, axis=0) - middle) / spread)
 
 
-def _told(difference: NDArray[np.float64], common: NDArray[np.float64]) -> str:
-    """The words for large differences; those first that not all kinds share."""
+def _distinct(differences: dict[str, NDArray[np.float64]]) -> dict[str, str]:
+    """Words for each kind: up to `_TOLD` plain ones, and more for those that would share all of theirs."""
+    common = np.median(list(differences.values()), axis=0)
+    plain = {label: _words(each, common, _SPREADS, np.inf, "") for label, each in differences.items()}
+    words = {
+        label: plain[label] + _words(each, common, _WEAK, _SPREADS, "slightly ") for label, each in differences.items()
+    }
+    told = {label: min(_TOLD, len(plain[label])) for label in words}
+    while growing := [
+        label for alike in _alike(words, told) if len(alike) > 1 for label in alike if told[label] < len(words[label])
+    ]:
+        for label in growing:
+            told[label] += 1
+    names = {label: ", ".join(each[: told[label]]) for label, each in words.items()}
+    for alike in _alike(words, told):
+        if len(alike) > 1 and names[alike[0]]:
+            names |= {label: f"{names[label]}, {rank}" for label, rank in _ranks(alike, differences).items()}
+    return names
+
+
+def _ranks(alike: list[str], differences: dict[str, NDArray[np.float64]]) -> dict[str, str]:
+    """A number for each of some kinds that no word tells apart, along the trait in which they differ most."""
+    values = np.array([differences[label] for label in alike])
+    trait = int(np.argmax(np.ptp(values, axis=0)))
+    order = np.argsort(-values[:, trait], kind="stable").tolist()
+    return {alike[i]: f"no. {number} of {len(alike)} by {_NOUNS[trait]}" for number, i in enumerate(order, 1)}
+
+
+def _words(
+    difference: NDArray[np.float64], common: NDArray[np.float64], least: float, most: float, adverb: str
+) -> list[str]:
+    """The words for differences of more than `least` and at most `most`; those first that not all kinds share."""
     own = np.abs(difference - common) + 0.1 * np.abs(difference)
-    order = [i for i in np.argsort(-own, kind="stable").tolist() if abs(difference[i]) > _SPREADS]
-    return ", ".join(_WORDS[i][int(difference[i] < 0)] for i in order[:_TOLD])
+    order = [i for i in np.argsort(-own, kind="stable").tolist() if least < abs(difference[i]) <= most]
+    return [adverb + _WORDS[i][int(difference[i] < 0)] for i in order]
+
+
+def _alike(words: dict[str, list[str]], told: dict[str, int]) -> list[list[str]]:
+    """Kinds that share all words told of them, in whatever order."""
+    groups: dict[frozenset[str], list[str]] = {}
+    for label, each in words.items():
+        groups.setdefault(frozenset(each[: told[label]]), []).append(label)
+    return list(groups.values())

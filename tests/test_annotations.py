@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def test_every_form_of_file_reads_the_same(tmp_path: Path, form: str, compress: 
     assert annotations.objects[0].is_point
     assert not annotations.objects[0].is_box
     assert read_annotations(str(path)) == annotations
+    assert read_annotations(payload).objects == annotations.objects
 
 
 def test_a_byte_order_mark_and_other_alphabets_are_read(tmp_path: Path) -> None:
@@ -198,6 +200,30 @@ def test_what_only_holds_others_is_no_object() -> None:
     assert any("feature 1: has no class and only holds others" in note for note in found.notes)
 
 
+def test_only_what_is_an_object_without_a_class_is_told_to_get_one() -> None:
+    parent = feature(mapping(box(0, 0, 90, 90)), None, objectType="annotation")
+    cell = feature(mapping(box(5, 5, 9, 9)), "cell", objectType="annotation")
+    lone = feature(mapping(box(95, 95, 99, 99)), None, objectType="annotation")
+    found = read_annotations(collection(parent, cell, lone))
+    assert found.labels == ("cell",)
+    assert [note.partition(": ")[2] for note in found.notes] == [
+        "left out 1 of 3, feature 1: has no class and only holds others",
+        "left out 1 of 3, feature 3: has no class; give it one (in QuPath: Set class)",
+    ]
+    elsewhere = read_annotations(collection(feature(point(1, 1)), feature(mapping(box(0, 0, 9, 9)), None)))
+    assert elsewhere.notes[0].endswith("feature 2: has no class; give it one")
+
+
+def test_areas_of_the_special_names_in_any_case() -> None:
+    area = mapping(box(0, 0, 50, 50))
+    found = read_annotations(collection(feature(area, "ignore*"), feature(area, "REGION*"), feature(point(1, 1))))
+    assert [found.labels, len(found.ignored), len(found.regions)] == [("cell",), 1, 1]
+    with pytest.raises(AnnotationError, match=r"feature 1 of .* is a Point of class Ignore\*: expected an area"):
+        read_annotations(feature(point(1, 1), "ignore*"))
+    plain = read_annotations(collection(feature(area, "region"), feature(point(1, 1))))
+    assert "'region' is taken as a class of objects; the area that QuPath means is 'Region*'" in plain.notes[0]
+
+
 def test_areas_without_the_star_are_told() -> None:
     found = read_annotations(collection(feature(mapping(box(0, 0, 9, 9)), "Ignore"), feature(point(1, 1))))
     assert found.labels == ("Ignore", "cell")
@@ -233,6 +259,40 @@ def test_another_coordinate_reference_system_is_refused_in_words() -> None:
     pixels = read_annotations(collection(feature(point(10, 49))), full_shape=(999, 999), geo=UTM)
     assert not pixels.notes
     assert pixels.objects[0].full_bounds == (49, 10, 49, 10)
+
+
+def lon_lat_file(*, points: bool = False) -> dict[str, Any]:
+    """Ten fields of 50 m, or their corners, 100 m apart, in degrees near Greenwich."""
+    places = [(0.3 + 0.001 * i, 51.4) for i in range(10)]
+    drawn = [point(x, y) if points else mapping(box(x, y, x + 7e-4, y + 5e-4)) for x, y in places]
+    return collection(*[feature(each, "field") for each in drawn])
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_degrees_on_an_image_in_meters_are_refused_and_pixels_are_not(points: bool) -> None:
+    with pytest.raises(AnnotationError, match=r"longitudes and latitudes.* is in EPSG:32618; export it in EPSG:32618"):
+        read_annotations(lon_lat_file(points=points), full_shape=(9999, 9999), geo=UTM)
+    corner = [(i % 8 * 20, i // 8 * 20) for i in range(24)]  # pixels within the numbers of degrees
+    drawn = [point(x, y) if points else mapping(box(x, y, x + 6, y + 4)) for x, y in corner]
+    found = read_annotations(collection(*map(feature, drawn)), full_shape=(9999, 9999), geo=UTM)
+    assert not found.notes
+    sizes = (0, 0) if points else (4, 6)
+    assert [o.full_bounds for o in found.objects] == [(y, x, y + sizes[0], x + sizes[1]) for x, y in corner]
+
+
+def test_a_named_system_without_an_image_in_one_is_told_or_refused() -> None:
+    def named(payload: dict[str, Any], system: str) -> dict[str, Any]:
+        return {**payload, "crs": {"type": "name", "properties": {"name": f"urn:ogc:def:crs:{system}"}}}
+
+    pixels = collection(feature(mapping(box(10, 10, 40, 40))))
+    found = read_annotations(named(pixels, "EPSG::32618"), full_shape=(99, 99))
+    assert found.objects[0].full_bounds == (10, 10, 40, 40)
+    assert "says that it is in EPSG:32618, but its image has no world coordinates: taken as pixels" in found.notes[0]
+    meters = named(collection(feature(mapping(box(5e5, 4e6, 5e5 + 50, 4e6 + 50)))), "EPSG::32618")
+    with pytest.raises(AnnotationError, match=r"is in EPSG:32618, but .*lies outside the image; export it in pixels"):
+        read_annotations(meters, full_shape=(99, 99))
+    with pytest.raises(AnnotationError, match=r"is in EPSG:4326, but .*would be smaller than one; export it in pixels"):
+        read_annotations(named(lon_lat_file(), "OGC:1.3:CRS84"), full_shape=(99, 99))
 
 
 def test_measurements_of_old_and_new_kind() -> None:
@@ -281,7 +341,10 @@ def test_an_annotation_outside_names_feature_place_and_likely_causes() -> None:
     [
         ({"type": "FeatureCollection"}, "is not GeoJSON with features: .* found FeatureCollection"),
         ({"type": "Polygon", "coordinates": []}, "found Polygon"),
-        ({"features": []}, "is not GeoJSON with features: .* found None"),
+        ({"features": []}, "is not GeoJSON with features: .* found an object of JSON with features"),
+        ({"hello": 1, "type": None}, "is not GeoJSON with features: .* found an object of JSON with hello, type"),
+        ({}, "is not GeoJSON with features: .* found an empty object"),
+        (("a",), "cannot read annotations from a tuple: expected the path of a file, or the dict or list"),
         ({"type": "FeatureCollection", "features": [3]}, "feature 1 of .* is not a GeoJSON Feature"),
         (
             feature({"type": "LineString", "coordinates": [[0, 0], [1, 1]]}),
@@ -404,15 +467,31 @@ def test_pairs_are_made_by_name(tmp_path: Path, images: str, files: str, partner
     touch(tmp_path, *files.split())
     expected = [tmp_path / name for name in partners.split()]
     paths = [Path("elsewhere") / name for name in images.split()]
-    assert match_annotations(paths, tmp_path) == expected
-    assert match_annotations(paths, str(tmp_path / "*.geojson*")) == expected
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*huge\.ome\.tif: its annotations are read from")
+        assert match_annotations(paths, tmp_path) == expected
+        assert match_annotations(paths, str(tmp_path / "*.geojson*")) == expected
     assert match_annotations(paths, expected[::-1]) == expected
 
 
 def test_geojson_comes_before_json_and_text(tmp_path: Path) -> None:
     touch(tmp_path, "a.json", "a.geojson", "a.txt", "b.json", "c.txt", "classes.txt")
     images = [Path(f"{name}.png") for name in "abc"]
-    assert match_annotations(images, tmp_path) == [tmp_path / name for name in ("a.geojson", "b.json", "c.txt")]
+    with pytest.warns(UserWarning, match=r"a\.png: its annotations are read from .*a\.geojson, not from") as caught:
+        found = match_annotations(images, tmp_path)
+    assert found == [tmp_path / name for name in ("a.geojson", "b.json", "c.txt")]
+    (warning,) = caught
+    assert str(warning.message).endswith(f"not from {tmp_path / 'a.json'}, {tmp_path / 'a.txt'}")
+
+
+def test_other_files_of_an_images_name_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, "s.geojson", "s.2.geojson", "s.tif.json", "t.ome.geojson", "t.geojson", "t.mask.json")
+    images = [Path("s.tif"), Path("s.2.tif"), Path("t.ome.tif")]
+    with pytest.warns(UserWarning, match="its annotations are read from") as caught:
+        found = match_annotations(images, tmp_path)
+    assert [path.name for path in found] == ["s.tif.json", "s.2.geojson", "t.ome.geojson"]
+    told = {str(each.message).partition(":")[0]: str(each.message).rpartition("not from ")[2] for each in caught}
+    assert told == {"s.tif": str(tmp_path / "s.geojson"), "t.ome.tif": str(tmp_path / "t.geojson")}
 
 
 def test_one_image_and_one_named_file_pair_whatever_their_names(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_one_coco_file_for_many_images(tmp_path: Path) -> None:
     opened = [open_image(image) for image in images]
     assert [full_bounds(each) for each in read_each([path] * 3, opened)] == [[(i, 5, i + 10, 15)] for i in range(3)]
     (tmp_path / "2.geojson").write_text('{"type": "FeatureCollection", "features": []}')
-    assert match_annotations(images, tmp_path) == [path, path, tmp_path / "2.geojson"]
+    assert match_annotations(images[:2], tmp_path) == [path, path]
     with pytest.raises(AnnotationError, match=r"for the image .*9\.png"):
         match_annotations([*images, Path("9.png")], path)
 
@@ -156,11 +156,25 @@ def test_yolo_lines_that_are_none(tmp_path: Path) -> None:
     found = read_annotations(path, full_shape=(100, 200))
     assert len(found.objects) == 1
     assert sum("left out" in note for note in found.notes) == 3
+    path.write_text("0 0.5 0.5 0.2 0.4\n0 0.5 0.5 0,2 0.4\ncat 0.5 0.5 0.2 0.4\n")
+    found = read_annotations(path, full_shape=(100, 200))
+    assert full_bounds(found) == [(30, 80, 70, 120)]
+    assert "left out 2 of 3, line 2, line 3: is not: class x y width height" in found.notes[0]
     path.write_text("a.jpg\nb.jpg\n")
     with pytest.raises(AnnotationError, match="is text, but not YOLO's"):
         read_annotations(path, full_shape=(100, 200))
     path.write_text("")
     assert read_annotations(path, full_shape=(100, 200)).objects == ()
+
+
+def test_yolo_classes_without_a_name_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{number} 0.5 0.5 0.2 0.4\n" for number in (0, 7, 1, 7, 2)))
+    found = read_annotations(path, full_shape=(100, 200))
+    assert [o.label for o in found.objects] == ["cat", "7", "dog", "7", "2"]
+    (note,) = found.notes
+    assert "3 of 5 are of classes that the list of names beside it does not have (2, 7)" in note
 
 
 def result(kind: str, number: int = 0, **value: Any) -> dict[str, Any]:
@@ -227,6 +241,55 @@ def test_labelme() -> None:
     expected = [(20, 10, 40, 30), (1, 1, 9, 5), (45, 45, 55, 55), (8, 7, 8, 7)]
     np.testing.assert_allclose(full_bounds(found), expected, atol=1e-9)
     assert "left out 1 of 5, shape 5: is a line" in found.notes[0]
+
+
+def test_a_file_of_another_image_is_told() -> None:
+    square = {"label": "a", "points": [[1, 1], [9, 9]], "shape_type": "rectangle"}
+    labelme = {"imagePath": "..\\in\\scene 1.jpg", "shapes": [square]}
+    task = {"data": {"image": "/data/upload/0123abcd-scene 1.jpg"}, "annotations": [{"result": []}]}
+    data_set = {**coco({"bbox": [1, 1, 8, 8]}), "images": [{"id": 0, "file_name": "in/scene 1.jpg"}]}
+    for payload in (labelme, [task], data_set):
+        for name in ("/data/scene 1.png", "scene 1.ome.tif", None):
+            assert not read_annotations(payload, image=name).notes
+        (note,) = read_annotations(payload, image="/data/scene 2.jpg").notes
+        assert "made on the image scene 1.jpg, taken for scene 2.jpg; do they belong together?" in note
+
+
+def test_coco_annotations_of_no_image_are_named(tmp_path: Path) -> None:
+    lost: list[Any] = [None, {"id": 1, "bbox": [0, 0, 1, 1]}, {"id": 2, "image_id": 99, "bbox": [0, 0, 1, 1]}]
+    payload = coco({"bbox": [1, 1, 8, 8]}, images=1)
+    payload["annotations"] += lost
+    told = [
+        "left out 1 of 4, annotation 2: is not an object of JSON",
+        "left out 1 of 4, annotation 3: has no image_id",
+        "left out 1 of 4, annotation 4: has an image_id that no image of the file has",
+    ]
+    assert [note.partition(": ")[2] for note in read_annotations(payload).notes] == told
+    with pytest.raises(AnnotationError, match=r"annotation 1 of .* is not an object of JSON; none of 3 can be used"):
+        read_annotations({**payload, "annotations": lost})
+    several = {**coco(images=2), "annotations": payload["annotations"]}
+    path = written(tmp_path, several)
+    images = [tmp_path / f"{i}.png" for i in range(2)]
+    for image in images:
+        cv2.imwrite(str(image), np.zeros((80, 100), np.uint8))
+    with pytest.warns(UserWarning, match="left out 1 of 4") as caught:
+        found = read_each([path] * 2, [open_image(image) for image in images])
+    assert [len(each.objects) for each in found] == [1, 0]
+    assert [str(each.message).partition(": ")[2] for each in caught] == told  # once, not for each image
+
+
+def test_coco_results_are_told_from_a_data_set(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 8, 8], "score": 0.5}])
+    with pytest.raises(AnnotationError, match=r"export\.json is a list of COCO results .* expected the data set"):
+        read_annotations(path)
+
+
+def test_an_image_in_two_files_is_told(tmp_path: Path) -> None:
+    images = [Path("0.jpg"), Path("1.jpg")]
+    path = written(tmp_path, coco({"bbox": [1, 1, 8, 8]}))
+    (tmp_path / "1.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    with pytest.warns(UserWarning, match=r"1\.jpg: .* read from .*1\.geojson, not from .*export\.json"):
+        assert match_annotations(images, tmp_path) == [path, tmp_path / "1.geojson"]
 
 
 def test_coco_that_is_written_is_read_back(tmp_path: Path) -> None:

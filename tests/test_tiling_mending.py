@@ -97,6 +97,27 @@ def test_what_a_reduced_level_of_a_zarr_lacks_is_read_from_the_finer_one(tmp_pat
             np.testing.assert_array_equal(image.read(whole(image, level), level)[..., 0], expected)
 
 
+def test_what_is_made_from_a_finer_level_is_counted(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "a.tif", levels())
+    spoil(tmp_path / "a.tif", 1, [2, 5], DAMAGED)
+    spoil(tmp_path / "a.tif", 2, [1], DAMAGED)
+    with open_image(tmp_path / "a.tif") as image:
+        assert image.damage.notes == ()
+        for _ in range(2):
+            for box in (Box(0, 0, 100, 256), Box(0, 300, 100, 340), Box(0, 256, 128, 384)):
+                image.read(box, 1)
+                image.read_mask(box, 1)
+        (note,) = image.damage.notes
+        assert note.startswith("1 chunk(s) of reduced levels cannot be read")
+        image.read(whole(image, 2), 2)
+        image.read(whole(image, 1), 1)
+        (note,) = image.damage.notes
+        assert note == (
+            "3 chunk(s) of reduced levels cannot be read and were made from the next finer level; "
+            "the first: level 1, y=0, x=256"
+        )
+
+
 def test_no_more_is_read_than_what_is_missing(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.tif", levels())
     spoil(tmp_path / "a.tif", 2, [1], DAMAGED)

@@ -93,6 +93,19 @@ def test_axes_with_units_of_their_own(tmp_path: Path) -> None:
         assert image.mpp == pytest.approx((0.25, 0.5))
 
 
+@pytest.mark.parametrize(("axis", "word"), [("X", "width"), ("Y", "height")])
+def test_a_pixel_of_one_stated_side_is_square(tmp_path: Path, axis: str, word: str) -> None:
+    size = {f"PhysicalSize{axis}": 5e-4, f"PhysicalSize{axis}Unit": "mm"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", PIXELS, metadata={"axes": "YX", **size})
+    tifffile.imwrite(tmp_path / "b.tif", PIXELS, metadata=None, resolution=(20_000, 20_000), resolutionunit=3)
+    with tifffile.TiffFile(tmp_path / "b.tif", mode="r+") as file:
+        file.pages.first.tags[f"{'YX'.replace(axis, '')}Resolution"].overwrite((0, 1))
+    for name in ("a.ome.tif", "b.tif"):
+        with open_image(tmp_path / name) as image:
+            assert image.mpp == pytest.approx((0.5, 0.5))
+            assert image.notes == (f"only the {word} of a pixel is stated; it is taken as square",)
+
+
 @pytest.mark.parametrize(
     ("unit", "microns"),
     [
@@ -133,7 +146,8 @@ def test_units_of_the_resolution_tags(tmp_path: Path, unit: int | None, per_micr
         ((5, 7), 1, "5 x 7 pixels without a unit"),
         ((1, 1), 3, "implausible"),
         ((1, 1), 1, None),
-        ((72, 72), 1, None),
+        ((1, 7), 1, "1 x 7 pixels without a unit"),
+        ((72, 72), 1, "72 x 72 pixels without a unit"),
     ],
 )
 def test_resolutions_that_are_no_size_are_noted(

@@ -59,6 +59,23 @@ def test_what_is_like_the_rest_is_not_described() -> None:
     assert describe_kinds([], open_image(np.zeros((64, 64), np.uint8)), 1) == {}
 
 
+def test_kinds_of_the_same_words_are_told_apart() -> None:
+    pixels, rng = ground(), np.random.default_rng(2)
+    tints: list[list[float]] = [[0, 0, 0]] * 3 + [[2, -1, -1], [12, -4, -4]]
+    boxes = {f"kind {i}": (100.0, 20.0 + 90 * i, 164.0, 84.0 + 90 * i) for i in range(len(tints))}
+    for i, (tint, (y0, x0, y1, x1)) in enumerate(zip(tints, boxes.values(), strict=True)):
+        pixels[int(y0) : int(y1), int(x0) : int(x1)] = 40 + 8 * i + rng.normal(0, 0.2, (64, 64, 1)) + np.array(tint)
+    image = open_image(pixels.clip(0, 255).astype(np.uint8))
+    found = describe_kinds([Region(kind, 0.9, each) for kind, each in boxes.items()], image, 1)
+    words = [set(each["traits"].split(", ")) for each in found.values()]
+    assert all("darker" in each and "smoother" in each for each in words[:4])
+    assert len({frozenset(each) for each in words}) == len(words)
+    ranks = [next(word for word in each if word.endswith("by lightness")) for each in words[:3]]
+    assert ranks == [f"no. {place} of 3 by lightness" for place in (3, 2, 1)]
+    assert "slightly redder" in words[3]
+    assert "redder" in words[4]
+
+
 def test_what_all_kinds_share_comes_last() -> None:
     pixels = ground()
     pixels[100:164, 100:164] += np.array([60, -20, -20.0]) - 60

@@ -46,7 +46,7 @@ KEEP_SECONDS = 3600.0
 STALE_SECONDS = 86400.0
 """Unfinished entries older than this were left by a process that died."""
 
-_LAYOUT = "3"
+_LAYOUT = "4"
 """Changes with what an entry holds, so that older entries are not mistaken for newer ones."""
 
 _CONVERTED_SIDE = 1024
@@ -108,7 +108,7 @@ class CacheEntry:
                 format=about["format"],
                 origin=origin,
                 pixel_size=None if size is None else PixelSize(**size),
-                notes=(),
+                notes=tuple(map(str, about["notes"])),
             )
             return source if mask is None else _masked(source, mask)
         except (OSError, ValueError, LookupError, TypeError):
@@ -252,6 +252,7 @@ def _write(folder: Path, source: Source) -> None:
         "format": source.format,
         "origin": Origin(source.scale).to_json(),
         "masked": source.masked,
+        "notes": source.notes,
         "pixel_size": None if source.pixel_size is None else dataclasses.asdict(source.pixel_size),
         "files_and_bytes": _measure(folder),
     }

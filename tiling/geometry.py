@@ -143,6 +143,11 @@ def printer_dots(size: PixelSize) -> int | None:
     return next((printer for printer in PRINTER_DPI if abs(dots - printer) <= slack * printer), None)
 
 
+def ignored_dots(dots: int) -> str:
+    """A note on a size that is not believed; see `printer_dots`."""
+    return f"resolution of {dots} dots per inch ignored: it is a screen's or a printer's"
+
+
 def plausible_mpp(size: PixelSize | None) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """Microns per pixel (y, x), and a note if a size is stated and not used."""
     low, high = MPP_RANGE

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .cache import ChunkCache
 from .errors import ImageError
 from .geometry import Box, ceil_div, plausible_mpp
-from .mending import chunk_by_chunk, mended, read_error
+from .mending import Damage, chunk_by_chunk, mended, read_error
 from .remote import is_url, name_of
 from .scaling import clamp, mask_from_finer, read_from_finer, read_scaled, repeat_edges
 from .source import Source
@@ -81,6 +81,8 @@ class Image:
         Whether some pixels may be without data (not stored, transparent, or no-data): see `read_mask`.
     stats : ReadStats
         Cost of reading so far.
+    damage : Damage
+        What of reduced levels had to be made from finer ones so far.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Image:
         self.masked = source.masked
         self.pixel_size, self.geo = source.pixel_size, source.geo
         self.mpp, self._mpp_notes = (mpp, ()) if mpp is not None else plausible_mpp(source.pixel_size)
-        self.stats = ReadStats() if stats is None else stats
+        self.stats, self.damage = ReadStats() if stats is None else stats, Damage()
         self._source = source
         self._reopen = reopen
         self._cache = _CACHE
@@ -378,6 +380,7 @@ class Image:
             lambda part: self._reading(level, part, read),
             lambda part: from_finer(self, level, part),
             remote=self.path is None,
+            damage=self.damage,
         )
 
     def _reading(self, level: int, box: Box, read: Callable[[int, Box], NDArray[T]]) -> NDArray[T]:

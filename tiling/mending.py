@@ -17,8 +17,40 @@ T = TypeVar("T", bound=np.generic)
 Read = Callable[[Box], NDArray[T]]
 
 
+class Damage:
+    """Chunks of reduced levels that could not be read, and were made from the next finer level."""
+
+    def __init__(self) -> None:
+        self._chunks: set[tuple[int, int, int]] = set()
+
+    def add(self, level: Level, box: Box) -> None:
+        """Count the chunk in which a box lies, once."""
+        self._chunks.add(
+            (level.index, box.y0 // level.chunk[0] * level.chunk[0], box.x0 // level.chunk[1] * level.chunk[1])
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A note on how many there were up to now, if there were any."""
+        if not self._chunks:
+            return ()
+        level, y, x = min(self._chunks.copy())
+        return (
+            f"{len(self._chunks):,} chunk(s) of reduced levels cannot be read and were made from the next finer level; "
+            f"the first: level {level}, y={y}, x={x}",
+        )
+
+
 def mended(
-    source: Source, levels: tuple[Level, ...], level: int, box: Box, stored: Read[T], finer: Read[T], *, remote: bool
+    source: Source,
+    levels: tuple[Level, ...],
+    level: int,
+    box: Box,
+    stored: Read[T],
+    finer: Read[T],
+    *,
+    remote: bool,
+    damage: Damage,
 ) -> NDArray[T]:
     """Read a box that lies inside a level, and what the level lacks from the next finer one.
 
@@ -33,6 +65,8 @@ def mended(
         Read a part of the box, (h, w) or (h, w, channels): where it is stored, and from the next finer level.
     remote : bool
         Whether a network lies between: its faults are not mended, as they would be met again.
+    damage : Damage
+        Told of a box that cannot be read where it is stored.
 
     Raises
     ------
@@ -48,9 +82,11 @@ def mended(
         if closed or (remote and isinstance(error.__cause__, OSError)):
             raise
         try:
-            return finer(box)
+            values = finer(box)
         except ImageError:
             raise error from error.__cause__
+        damage.add(levels[level], box)
+        return values
     absent = source.absent(level, box)
     if absent is None:
         return values

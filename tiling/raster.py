@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .bmp import decode_bmp
 from .disk_cache import CacheEntry
 from .errors import ImageError
-from .geometry import PixelSize, ceil_div, printer_dots
+from .geometry import PixelSize, ceil_div, ignored_dots, printer_dots
 from .header import RasterHeader, read_header
 from .limits import UNIT_BYTES, check_unit
 from .orientation import upright
@@ -40,6 +40,9 @@ _HARMLESS = 2**28
 _DENSE = {"jpeg": 1032, "bmp": 1032, "jpeg2000": 1032}
 """Bytes that a byte of these formats can become; beyond so many harmless ones, more is a lie. Of PNG the header's
 reader knows it, and WebP is never large."""
+
+_SCREEN = 100
+"""Dots per inch of a screen, at most."""
 
 _MOST_SAMPLES, _INKS = 4, 4
 _STRIP_PIXELS = 2**20
@@ -176,8 +179,9 @@ def open_raster(data: bytes, kind: str, label: str) -> Source:
             f"{stored.shape[1]} were decoded; export it again"
         )
     source = array_source(upright(stored, header.orientation), format=kind)
+    size, notes = _upright_size(header)
     # The range is a picture's, whichever of its colours are read.
-    return dataclasses.replace(source, fixed=source.scale, pixel_size=_upright_size(header))
+    return dataclasses.replace(source, fixed=source.scale, pixel_size=size, notes=source.notes + notes)
 
 
 def _first_header(file: ByteFile, kind: str, label: str) -> RasterHeader:
@@ -222,12 +226,15 @@ def _check_promise(header: RasterHeader, size: int, kind: str, label: str) -> No
         )
 
 
-def _upright_size(header: RasterHeader) -> PixelSize | None:
-    """Size of a pixel as it is seen, unless it is a screen's or a printer's, as that of most pictures."""
+def _upright_size(header: RasterHeader) -> tuple[PixelSize | None, tuple[str, ...]]:
+    """Size of a pixel as it is seen, unless it is a screen's or a printer's; a note on a printer's."""
     size = header.pixel_size
-    if size is None or printer_dots(size) is not None:
-        return None
-    return PixelSize(size.x, size.y, size.unit) if header.orientation >= 5 else size
+    if size is None:
+        return None, ()
+    if (dots := printer_dots(size)) is not None:
+        # Nearly every picture has that of a screen: to say so of each would hide what matters.
+        return None, (ignored_dots(dots),) if dots > _SCREEN else ()
+    return PixelSize(size.x, size.y, size.unit) if header.orientation >= 5 else size, ()
 
 
 def _jpeg(data: bytes) -> NDArray[Any]:

@@ -6,11 +6,12 @@ import html
 import re
 from typing import Any
 
-from .geometry import PRINTER_DPI, PixelSize, pixel_size, printer_dots
+from .geometry import PixelSize, ignored_dots, pixel_size, printer_dots
 from .samples import number_in
 
 _ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*["']([^"']*)["']""")
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter", 4: "millimeter", 5: "micrometer"}
+_SQUARE = "only the {} of a pixel is stated; it is taken as square"
 Sized = tuple[PixelSize | None, tuple[str, ...]]
 """A size, and notes on one that is not believed."""
 
@@ -29,21 +30,20 @@ def pixel_size_of(file: Any, page: Any) -> Sized:
 def _resolution(file: Any, page: Any) -> Sized:
     """Size by the resolution tags, whose unit ImageJ writes elsewhere."""
     x, y = (_ratio(page.tags.valueof(tag, default=None)) for tag in (282, 283))
-    if not x or not y:
+    if not x and not y:
         return None, ()
+    notes: tuple[str, ...] = () if x and y else (_SQUARE.format("width" if x else "height"),)
+    x, y = x or y, y or x
     imagej = _imagej_units(file)
     if imagej is not None:
-        return pixel_size(1 / y, 1 / x, *imagej), ()
+        return pixel_size(1 / y, 1 / x, *imagej), notes
     # The standard says that it is the inch where none is stated.
     unit = _RESOLUTION_UNITS.get(int(page.tags.valueof(296, default=2)))
     if unit is None:
-        stated = x != 1 and round(x) not in PRINTER_DPI
-        return None, (f"resolution of {x:g} x {y:g} pixels without a unit ignored",) if stated else ()
+        return None, (f"resolution of {x:g} x {y:g} pixels without a unit ignored",) if (x, y) != (1, 1) else ()
     size = PixelSize(1 / y, 1 / x, unit)
     dots = printer_dots(size)
-    if dots is None:
-        return size, ()
-    return None, (f"resolution of {dots} dots per inch ignored: it is a screen's or a printer's",)
+    return (size, notes) if dots is None else (None, (ignored_dots(dots),))
 
 
 def _ratio(value: Any) -> float:
@@ -69,8 +69,12 @@ def _ome_size(xml: str, page: Any) -> Sized:
     ]
     wanted = {"SizeY": str(page.imagelength), "SizeX": str(page.imagewidth)}
     pixels = next((image for image in images if wanted.items() <= image.items()), images[0] if images else {})
-    y, x = (number_in(pixels.get(f"PhysicalSize{axis}")) for axis in "YX")
-    if y is None or x is None:
+    sizes = {axis: number_in(pixels.get(f"PhysicalSize{axis}")) for axis in "YX"}
+    known = {
+        axis: (size, pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis, size in sizes.items() if size is not None
+    }
+    if not known:
         return None, ()
-    units = [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "YX"]
-    return pixel_size(y, x, *units), ()
+    notes = () if len(known) == 2 else (_SQUARE.format("width" if "X" in known else "height"),)
+    y, x = (known.get(axis) or next(iter(known.values())) for axis in "YX")
+    return pixel_size(y[0], x[0], y[1], x[1]), notes
