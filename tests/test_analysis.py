@@ -92,6 +92,30 @@ def test_two_runs_write_the_same_bytes(picture: Path, detector: Model, tmp_path:
     assert timing["seconds"] == pytest.approx(sum(v for k, v in timing.items() if k.endswith("_seconds")))
 
 
+def test_what_was_mended_is_a_note_and_no_failure(detector: Model, make_image: MakeImage, tmp_path: Path) -> None:
+    path, full = tmp_path / "a.tif", make_image(512, 512)
+    down = detector.geometry.scan_downsample
+    reduced = cv2.resize(full, (512 // down, 512 // down), interpolation=cv2.INTER_AREA)
+    with tifffile.TiffWriter(path) as writer:
+        for level in (full, reduced):
+            writer.write(level, tile=(64, 64), compression="zlib", photometric="rgb", subfiletype=int(level is reduced))
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages[1]
+        place, count = page.dataoffsets[0], page.databytecounts[0]
+    with analyze(path, detector, budget=0.5) as whole:
+        expected = whole.regions
+        assert not whole.notes
+    data = bytearray(path.read_bytes())
+    data[place : place + count] = bytes(count)
+    path.write_bytes(data)
+    with analyze(path, detector, budget=0.5) as analysis:
+        assert (analysis.regions, analysis.failures, analysis.complete) == (expected, (), True)
+        (note,) = analysis.notes
+        assert note.startswith("1 chunk(s) of reduced levels cannot be read and were made from the next finer level")
+        assert f"note   {note}" in str(analysis)
+        assert Analysis.load(analysis.save(tmp_path / "out")).notes == (note,)
+
+
 def test_a_result_is_read_where_the_image_is_not(picture: Path, detector: Model, tmp_path: Path) -> None:
     with analyze(picture, detector, budget=0.5) as analysis:
         analysis.save(tmp_path / "out")

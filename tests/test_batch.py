@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -498,6 +499,17 @@ def test_a_name_that_is_not_unicode(tmp_path: Path, make_image: MakeImage, model
     (tmp_path / "out" / "batch.csv").read_text("utf-8")
     (tmp_path / "out" / "report.html").read_text("utf-8")
     assert Analysis.load(tmp_path / "out" / "bad _$.png").image.name == path.stem
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names are not of Windows")
+def test_control_characters_of_names_are_escaped_in_the_table(tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a\x1b[31m\tb\nc.tif").write_bytes(b"no image")
+    analyze_folder(tmp_path / "in", tmp_path / "out", model_file, workers=0)
+    table = (tmp_path / "out" / "batch.csv").read_text("utf-8")
+    (row,) = csv.DictReader(table.splitlines())
+    assert row["source"].endswith(r"a\x1b[31m\tb\nc.tif")
+    assert not set(table) & {"\x1b", "\t"}
 
 
 def test_results_among_the_images_are_no_images(folder: Path, model_file: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from shapely.geometry import Polygon, box, shape
 
 from coarse2fine.annotations import read_annotations
-from coarse2fine.export import label_colour, write_json
+from coarse2fine.export import csv_cell, label_colour, write_json
 from coarse2fine.export_geojson import read_regions, write_geojson, write_world_geojson
 from coarse2fine.regions import Region
 from coarse2fine.tiling.geometry import GeoReference
@@ -37,6 +37,15 @@ regions = st.builds(
     size,
     size,
 )
+
+
+def test_cells_of_a_table_steer_no_terminal_and_no_spreadsheet() -> None:
+    texts = ["a\x1b[2Jb", "a\tb", "\t=1", "a\r\nb", "\u202ea", "\x9ba", "größe 细胞"]
+    cells = [csv_cell(text) for text in texts]
+    assert all(cell.isprintable() for cell in cells)
+    assert cells[:4] == [r"a\x1b[2Jb", r"a\tb", r"\t=1", r"a\r\nb"]
+    assert cells[-1] == texts[-1]
+    assert [csv_cell(value) for value in ("=1", "-a", 3, None)] == ["'=1", "'-a", 3, None]
 
 
 # Regions
