@@ -182,13 +182,13 @@ def collect(items: Iterable[Any], parse: Callable[[Any, str], Iterator[Draft]], 
     return found
 
 
-def left_out(strays: Iterable[Stray], total: int, name: str) -> list[str]:
-    """A note for each reason to leave annotations of the file `name` out: of how many, how many and which."""
+def left_out(strays: Iterable[Stray], total: int) -> list[str]:
+    """A text for each reason to leave annotations of a file out: how many, of how many, and which."""
     reasons: dict[str, list[str]] = {}
     for stray in strays:
         reasons.setdefault(stray.reason, []).append(stray.place)
     return [
-        f"{name}: left out {len(places):,} of {total:,}, {', '.join(places[:_NAMED])}"
+        f"left out {len(places):,} of {total:,}, {', '.join(places[:_NAMED])}"
         f"{' and more' if len(places) > _NAMED else ''}: {reason}"
         for reason, places in reasons.items()
     ]

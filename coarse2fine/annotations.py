@@ -160,7 +160,7 @@ def _read(content: Content, path: Path | None, subject: Subject) -> Annotations:
     if subject.full_shape is not None and drafts:
         kept = _clipped(drafts, geometries, subject.full_shape, strays, name)
         drafts, geometries = [draft for draft, keep in zip(drafts, kept, strict=True) if keep], geometries[kept]
-    notes += left_out(strays, total, name)
+    notes += [f"{name}: {text}" for text in left_out(strays, total)]
     return _sorted(path, drafts, geometries, notes, name)
 
 

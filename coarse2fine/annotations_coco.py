@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -53,26 +53,36 @@ def coco_images(payload: dict[str, Any]) -> list[str]:
     return [_name(image) for image in payload["images"]]
 
 
-def by_image(payload: dict[str, Any]) -> dict[Any, list[tuple[int, Any]]]:
-    """Annotations of each image by its id, those of none by None; with their numbers in the file, counted from 1."""
+class Grouped(NamedTuple):
+    """Annotations of a data set by their images."""
+
+    own: dict[Any, list[tuple[int, Any]]]  # by the image's id, with their numbers in the file, counted from 1
+    lost: list[Stray]  # those of no image
+    texts: list[str]  # on these
+
+
+def by_image(payload: dict[str, Any]) -> Grouped:
+    """Group the annotations of a data set by their images."""
     images = [image.get("id") for image in payload["images"] if isinstance(image, dict)]
     known = {key for key in images if isinstance(key, str | int)}
-    found: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+    own: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+    lost = []
     for number, annotation in enumerate(payload["annotations"], 1):
         key = annotation.get("image_id") if isinstance(annotation, dict) else None
-        found[key if isinstance(key, str | int) and key in known else None].append((number, annotation))
-    return found
+        if isinstance(key, str | int) and key in known:
+            own[key].append((number, annotation))
+        else:
+            lost.append(Stray(f"annotation {number}", _without_image(annotation)))
+    return Grouped(own, lost, left_out(lost, len(payload["annotations"])))
 
 
-def parse_coco(
-    payload: dict[str, Any], grouped: dict[Any, list[tuple[int, Any]]], image: str | None, name: str
-) -> Parsed:
+def parse_coco(payload: dict[str, Any], grouped: Grouped, image: str | None, name: str) -> Parsed:
     """What a COCO data set says of one image.
 
     Parameters
     ----------
     payload : dict
-    grouped : dict
+    grouped : Grouped
         Its annotations; see `by_image`.
     image : str or None
         Its path or name; None if the set holds one image alone.
@@ -97,15 +107,14 @@ def parse_coco(
         )
     identity = chosen.get("id")
     classes = _classes(payload.get("categories"))
-    own = grouped.get(identity, []) if isinstance(identity, str | int) else []
+    own = grouped.own.get(identity, []) if isinstance(identity, str | int) else []
     found = collect((each for _, each in own), partial(_drafts, classes=classes), "annotation")
     places = {f"annotation {i}": f"annotation {n}" for i, (n, _) in enumerate(own, 1)}
     strays = [stray._replace(place=places[stray.place]) for stray in found.strays]
-    lost = [Stray(f"annotation {n}", _without_image(each)) for n, each in grouped.get(None, [])]
-    if len(names) == 1 or len(lost) == len(payload["annotations"]):  # else they may be meant for another image
-        strays += lost
-    else:
-        notes += tuple(left_out(lost, len(payload["annotations"]), name))
+    if len(names) == 1 or not grouped.own:
+        strays += grouped.lost
+    else:  # they may be meant for another image
+        notes += tuple(f"{name}: {text}" for text in grouped.texts)
     return Parsed(
         [draft._replace(place=places[draft.place]) for draft in found.drafts],
         strays,

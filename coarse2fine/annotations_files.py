@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coarse2fine.annotated import AnnotationError, Parsed, Subject, shown
-from coarse2fine.annotations_coco import by_image, coco_images, is_coco, is_coco_results, parse_coco
+from coarse2fine.annotations_coco import Grouped, by_image, coco_images, is_coco, is_coco_results, parse_coco
 from coarse2fine.annotations_geojson import is_geojson, parse_geojson
 from coarse2fine.annotations_tools import (
     is_labelme,
@@ -42,7 +42,7 @@ class Content:
     text: str | None = None
 
     @cached_property
-    def coco(self) -> dict[Any, list[tuple[int, Any]]]:
+    def coco(self) -> Grouped:
         """Annotations of a COCO data set by their images."""
         return by_image(self.payload)
 

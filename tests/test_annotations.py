@@ -286,7 +286,7 @@ def test_a_named_system_without_an_image_in_one_is_told_or_refused() -> None:
 
     pixels = collection(feature(mapping(box(10, 10, 40, 40))))
     found = read_annotations(named(pixels, "EPSG::32618"), full_shape=(99, 99))
-    assert found.objects[0].full_bounds == (10, 10, 40, 40)
+    assert [o.full_bounds for o in found.objects] == [(10, 10, 40, 40)]
     assert "says that it is in EPSG:32618, but its image has no world coordinates: taken as pixels" in found.notes[0]
     meters = named(collection(feature(mapping(box(5e5, 4e6, 5e5 + 50, 4e6 + 50)))), "EPSG::32618")
     with pytest.raises(AnnotationError, match=r"is in EPSG:32618, but .*lies outside the image; export it in pixels"):

@@ -264,8 +264,8 @@ def test_density_of_pictures(tmp_path: Path, suffix: str, per_unit: int, unit: s
     PIL.Image.new("RGB", (20, 10)).save(path, dpi=(dots, dots))
     with open_image(path) as image:
         assert image.mpp == (None if mpp is None else pytest.approx((mpp, mpp), rel=1e-5))
-        dots = ["resolution of 300 dots per inch ignored"] if (per_unit, unit) == (300, "inch") else []
-        assert [note.partition(":")[0] for note in image.notes] == dots
+        told = ["resolution of 300 dots per inch ignored"] if (per_unit, unit) == (300, "inch") else []
+        assert [note.partition(":")[0] for note in image.notes] == told
 
 
 def test_files_beside_a_slide_that_are_no_files(tmp_path: Path) -> None:

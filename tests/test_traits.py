@@ -61,7 +61,7 @@ def test_what_is_like_the_rest_is_not_described() -> None:
 
 def test_kinds_of_the_same_words_are_told_apart() -> None:
     pixels, rng = ground(), np.random.default_rng(2)
-    tints: list[list[float]] = [[0, 0, 0]] * 3 + [[2, -1, -1], [12, -4, -4]]
+    tints = [[0, 0, 0]] * 3 + [[2, -1, -1], [12, -4, -4]]
     boxes = {f"kind {i}": (100.0, 20.0 + 90 * i, 164.0, 84.0 + 90 * i) for i in range(len(tints))}
     for i, (tint, (y0, x0, y1, x1)) in enumerate(zip(tints, boxes.values(), strict=True)):
         pixels[int(y0) : int(y1), int(x0) : int(x1)] = 40 + 8 * i + rng.normal(0, 0.2, (64, 64, 1)) + np.array(tint)
