@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -301,6 +302,17 @@ def test_what_a_dead_process_left_is_removed(tmp_path: Path, cache: Path) -> Non
     path = picture(tmp_path)
     opened(path)
     assert {entry.name for entry in cache.iterdir()} == {".new.partial", "notes.txt", entry_of(path).name}
+
+
+def test_what_is_noted_of_a_picture_is_kept(cache: Path, tmp_path: Path, no_decoding: Callable[[], None]) -> None:
+    path = tmp_path / "a.jpeg"
+    PIL.Image.new("RGB", (20, 10)).save(path, dpi=(300, 300))
+    expected = in_memory(path).notes
+    assert "300 dots per inch" in expected[0]
+    assert opened(path).notes == expected
+    no_decoding()
+    assert opened(path).notes == expected
+    assert any(cache.iterdir())
 
 
 def test_pixels_beyond_the_bound_stay_in_memory(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
