@@ -15,9 +15,12 @@ class Cost:
     Parameters
     ----------
     scan_macs, refine_macs, audit_macs : int
-        Multiply-adds of the base on the whole image, and of the refine net on the chosen windows and for the audit.
+        Multiply-adds of the base on the whole image (with its sample, if a model was fitted to nothing), and of the
+        refine net on the chosen windows and for the audit.
     exhaustive_macs : int
-        Multiply-adds of the refine net on every cell, halos of the exhaustive pass's windows included.
+        Multiply-adds of the refine net on every cell, halos of the exhaustive pass's windows included. A model that was
+        fitted to nothing measures each cell by a sample of the image itself: scan, sample and columns are then part of
+        it.
     cells, cells_refined : int
         Cells of the image, and those that were refined.
     scan_seconds, choose_seconds, refine_seconds, audit_seconds, conclude_seconds : float

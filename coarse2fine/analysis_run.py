@@ -18,7 +18,7 @@ from coarse2fine.blocks import Standing
 from coarse2fine.budget import Budget
 from coarse2fine.certify import certify
 from coarse2fine.config import Config
-from coarse2fine.explore import explore, read_oddities
+from coarse2fine.explore import exploration_macs, explore, least_exploration_macs, read_oddities
 from coarse2fine.masks import MaskSource, cells_inside
 from coarse2fine.model import Model
 from coarse2fine.models.heads import Candidates, read_detections
@@ -32,6 +32,8 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.stats import ReadStats
 
 EXPLORE_BUDGET = 0.2
+# Sides of windows that are tried within a number of cells, if the model's own cost more than may be spent.
+_LARGER = (4, 8, 16, 32)
 
 
 class AnalysisRun:
@@ -66,24 +68,35 @@ class AnalysisRun:
         self.cell_shape = model.cell_shape((image.height, image.width))
         cell = model.geometry.cell
         self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
-        self.exhaustive_macs = self._dense().macs(model.refiner_macs)
+        dense = self._dense()
+        if model.task == "explore":
+            self.exhaustive_macs = exploration_macs(model, image.shape[:2], dense)
+        else:
+            self.exhaustive_macs = dense.macs(model.refiner_macs)
         self.pilot = Pilot.none(self.cell_shape)
-        self._whole = self._limits.exhaustive
+        self._whole = self._limits.exhaustive or self._may_refine_all()
         self.sample = config.sample(model)
         self.asked = bool(self.sample or config.recall)
+
+    def _may_refine_all(self) -> bool:
+        """Whether a number of cells, and no other limit, is given that leaves out none."""
+        limits = self._limits
+        if limits.cells is None or limits.cells < self.inside.sum() or self._model.task == "explore":
+            return False
+        return replace(limits, cells=None) == Budget() or replace(limits, cells=None).exhaustive
 
     def look(self, tick: Tick | None) -> tuple[Scan, Read]:
         """The scan, and how the refine net's output is to be read."""
         if self._model.task == "explore":
-            # Of a small image the usual sample would cost more than the exhaustive pass.
-            most = int((self._limits.share or 1.0) * self.exhaustive_macs)
+            most = self._most_explored()
+            self._check_pays(least_exploration_macs(self._model, self._image.shape[:2], most))
             scan, odd = self._kept.looked(
-                lambda: explore(self._image, self._model, self.runtime, self._config.seed, tick, most)
+                lambda: explore(self._image, self._model, self.runtime, self._config.seed, tick, most_macs=most)
             )
             assert odd is not None
             return self._masked(scan), partial(read_oddities, odd=odd, floor=self.threshold)
         read = partial(read_detections, floor=self.threshold)
-        if self._limits.exhaustive or self._scan_is_dear() or not self._pays(read):
+        if self._whole or self._scan_is_dear() or not self._pays(read):
             # Every cell is refined anyway: a scan would only cost.
             self._whole = True
             return Scan.none(), read
@@ -93,11 +106,18 @@ class AnalysisRun:
         )
         return self._masked(scan), read
 
+    def _most_explored(self) -> int:
+        """Multiply-adds for the sample and all refining of an "explore" model."""
+        most = self._dense().macs(self._model.window_macs)
+        if self._limits.share is None:
+            return most
+        left = int(self._limits.share * self.exhaustive_macs) - scan_macs(self._model, self._image.shape[:2])
+        return min(most, left)
+
     def _scan_is_dear(self) -> bool:
         """Whether the scan alone would take more than the exhaustive pass, which no limit forbids."""
         limits = self._limits
-        free = limits.share is None and (limits.cells is None or limits.cells >= self.inside.sum())
-        default = free and self._config.recall is None
+        default = limits.share is None and limits.cells is None and self._config.recall is None
         return default and scan_macs(self._model, self._image.shape[:2], self.inside) > self.exhaustive_macs
 
     def _masked(self, scan: Scan) -> Scan:
@@ -146,20 +166,43 @@ class AnalysisRun:
         limits, model = self._limits, self._model
         if self._whole:
             return self._dense()
-        chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs, budget_cells=limits.cells)
+        if limits.cells is not None:
+            return self._few(scan, limits.cells)
+        chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs)
         if limits.share is None and model.task == "detect":
-            plan = chosen(tau=model.tau if limits.cells is None else 0.0)
+            plan = chosen(tau=model.tau)
             if self._config.recall is not None:
                 pilot = self.pilot if self._prices_first else None
                 spent = scan.macs + self.pilot.macs
                 return affordable(plan, pilot, spent, self._dense(), model.window_macs)
             return self._cheapest(plan) if limits == Budget() else plan
-        left = int(((limits.share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
-        if limits.share is None:
-            # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
-            left = max(left, int(EXPLORE_BUDGET / 2 * self.exhaustive_macs))
+        left = self._left(scan)
+        if self._config.recall is None:
+            return chosen(budget_macs=left)
+        # A certification needs an audit too; it begins with further windows, if these make both together cheaper.
+        return chosen(budget_macs=left // 2, tau=model.tau)
+
+    def _left(self, scan: Scan) -> int:
+        """Multiply-adds for windows."""
+        share = self._limits.share
+        if share is None and self._model.task == "detect":
+            return int(MOST_OVER * self._dense().macs(self._model.window_macs)) - scan.macs
         self._check_pays(scan.macs, self.sample)
-        return chosen(budget_macs=left, tau=0.0 if self._config.recall is None else model.tau)
+        left = int(((share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
+        # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
+        return left if share is not None else max(left, int(EXPLORE_BUDGET / 2 * self.exhaustive_macs))
+
+    def _few(self, scan: Scan, cells: int) -> Plan:
+        """Within a number of cells the smallest windows; if they cost too much, of any size those that promise most."""
+        window, macs, left = self._model.window, self._model.window_macs, self._left(scan)
+        plan = choose(scan.interest, window, window_macs=macs, budget_cells=cells)
+        if not len(plan) or plan.macs(macs) <= left:
+            return plan
+        if self._limits.share is None:
+            left = max(left, int(plan.costs(macs)[0]))  # a scan is there to be followed by a closer look
+        sides = (window, *(side for side in _LARGER if side > window and side**2 <= cells))
+        plans = [choose(scan.interest, s, window_macs=macs, budget_macs=left, budget_cells=cells) for s in sides]
+        return max(plans, key=lambda each: float(scan.interest[each.covered()].sum()))
 
     def _cheapest(self, plan: Plan) -> Plan:
         """A plan, or the exhaustive pass if that costs less than the plan and the sample of what it leaves out."""
@@ -220,13 +263,18 @@ class AnalysisRun:
 
     def cost(self, scan: Scan, fine: Fine, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
         """The account."""
+        refined = int((audited.refined & self.inside).sum())
+        exhaustive = self.exhaustive_macs
+        if self._model.task == "explore" and self._whole and refined == self.inside.sum():
+            # What columns take depends on the image, and this was its exhaustive pass.
+            exhaustive = scan.macs + fine.macs
         return Cost(
             scan_macs=scan.macs,
             refine_macs=fine.macs,
             audit_macs=self.pilot.macs + audited.macs,
-            exhaustive_macs=self.exhaustive_macs,
+            exhaustive_macs=exhaustive,
             cells=int(self.inside.sum()),
-            cells_refined=int((audited.refined & self.inside).sum()),
+            cells_refined=refined,
             chunks=read.chunks,
             bytes=read.bytes,
             fetched=read.fetched,

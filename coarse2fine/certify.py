@@ -8,7 +8,7 @@ first draw, holds with all the confidence that was asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -161,12 +161,10 @@ class _Work:
 
     def _extension(self) -> tuple[Plan, float]:
         """The further windows that make it cheapest, and what they and the audit are likely to cost."""
-        at, model = self.standing, self.standing.model
-        left = np.where(at.covered, 0, self._interest).astype(np.float32)
+        at = self.standing
         best, least = Plan.empty(at.cell_shape), math.inf
-        for share in _DEEPER:
-            plan = choose(left, model.window, window_macs=model.window_macs, tau=model.tau * share)
-            macs = plan.macs(model.window_macs)
+        for plan in self._plans():
+            macs = plan.macs(at.model.window_macs)
             if macs > min(least, self.left):
                 break
             covered = plan.covered()
@@ -178,6 +176,16 @@ class _Work:
             if cost < least:
                 best, least = plan, cost
         return best, least
+
+    def _plans(self) -> Iterator[Plan]:
+        """No further windows, then more and more."""
+        at, model = self.standing, self.standing.model
+        yield Plan.empty(at.cell_shape)
+        left = np.where(at.covered, 0, self._interest).astype(np.float32)
+        for share in _DEEPER:
+            plan = choose(left, model.window, window_macs=model.window_macs, tau=model.tau * share)
+            if len(plan):
+                yield plan
 
 
 def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -> None:

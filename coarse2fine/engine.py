@@ -56,17 +56,18 @@ def analyze(
         A fitted model, its file, or the name of an embedded one ("generic", "digits", "craters").
     budget : float, optional
         Most that may be spent, as a share of the exhaustive pass's multiply-adds; all of it is spent, on the best
-        windows first. 1.0 or more is the exhaustive pass itself (of the generic model, with what it scans before). By
-        default a fitted model refines what its calibrated threshold chooses, and the generic one spends 0.2, or more on
-        a small image, whose sample costs more.
+        windows first. 1.0 or more is the exhaustive pass itself (the generic model's holds its scan, its sample and its
+        columns). By default a fitted model refines what its calibrated threshold chooses, and the generic one spends
+        0.2, or more on a small image, whose sample costs more.
     cells : int, optional
-        Most cells that may be refined, the best first.
+        Most cells that may be refined, the best first; fewer if such a number, scattered, would cost more than refining
+        all.
     seconds : float, optional
         Time after which no further window is refined; the scan is not cut short.
     recall : float, optional
         Share of what the exhaustive pass would find in this image that is to be found for certain: more is refined
         until a bound that holds with `confidence` allows an end, or nothing is left, or a limit is reached. The
-        fewer the finds, the more of the image that takes.
+        fewer the finds, the more of the image that takes. Of a `budget` windows leave half to the audit.
     confidence : float
         Probability, over random choices, with which what the result says of its recall is true.
     audit : float, optional

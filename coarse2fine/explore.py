@@ -20,7 +20,8 @@ from coarse2fine.model import Label, Model
 from coarse2fine.models.heads import Candidates
 from coarse2fine.models.rarity import Mixture, ridge
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.scan import FIRED, Scan, Tick, features, normalised
+from coarse2fine.scan import FIRED, Scan, Tick, features, normalised, scan_macs
+from coarse2fine.select import Plan
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
@@ -57,8 +58,38 @@ class Oddities:
     sample: Tensor
 
 
+def exploration_macs(model: Model, full_shape: tuple[int, int], dense: Plan) -> int:
+    """Multiply-adds of the exhaustive pass of an "explore" model: scan, sample, and every cell refined.
+
+    A cell is rare or not by the image's own sample, so that nobody can do without. Columns count as what they took on
+    the images that they were trained on.
+
+    Parameters
+    ----------
+    model : Model
+    full_shape : tuple of int
+        Height and width of the image in pixels.
+    dense : Plan
+        Windows that together hold every cell to refine.
+    """
+    refining = dense.macs(model.window_macs)
+    return least_exploration_macs(model, full_shape, refining) + refining
+
+
+def least_exploration_macs(model: Model, full_shape: tuple[int, int], most_macs: int) -> int:
+    """Multiply-adds of scan and sample, without which no cell can be said to be rare; parameters as in `explore`."""
+    height, width = model.cell_shape(full_shape)
+    return scan_macs(model, full_shape) + _sampled(height * width, model, most_macs) * model.window_macs(1, 1)
+
+
+def _sampled(cells: int, model: Model, most_macs: int) -> int:
+    """Cells to sample, of so many."""
+    usual = max(_LEAST_SAMPLED, min(_MOST_SAMPLED, cells // _SAMPLED_SHARE))
+    return min(cells, usual, max(_LEAST_AFFORDED, most_macs // 2 // model.window_macs(1, 1)))
+
+
 def explore(
-    image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick | None = None, budget_macs: int | None = None
+    image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick | None = None, *, most_macs: int
 ) -> tuple[Scan, Oddities]:
     """Scan an image and learn from it alone what is worth a closer look.
 
@@ -72,8 +103,8 @@ def explore(
         Of the random sample.
     tick : callable, optional
         Called with blocks done and blocks in all.
-    budget_macs : int, optional
-        Most multiply-adds of the whole analysis: the sample takes half of what the scan leaves of them, at most.
+    most_macs : int
+        Multiply-adds for the sample and all refining: the sample takes half of them at most.
 
     Returns
     -------
@@ -86,10 +117,7 @@ def explore(
     shape = codes.shape[:2]
     rng = np.random.default_rng(seed)
     flat = codes.reshape(-1, codes.shape[-1])
-    wanted = max(_LEAST_SAMPLED, min(_MOST_SAMPLED, len(flat) // _SAMPLED_SHARE))
-    if budget_macs is not None:
-        wanted = min(wanted, max(_LEAST_AFFORDED, (budget_macs - macs) // 2 // model.window_macs(1, 1)))
-    chosen = np.sort(rng.permutation(len(flat))[:wanted])
+    chosen = np.sort(rng.permutation(len(flat))[: _sampled(len(flat), model, most_macs)])
     cells = np.stack(np.unravel_index(chosen, shape), axis=1)
     fine, measures, good, spent = _fine_codes(image, model, runtime, cells)
     chosen = chosen[good]

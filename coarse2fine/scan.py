@@ -23,6 +23,8 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.reader import WindowReader
 
 BLOCK_PIXELS = 1024
+# Sides of smaller blocks that are tried for a part of an image; reading one counts as scanning so many pixels more.
+_PART_PIXELS, _READING_PIXELS = (512, 256, 128, 64), 128**2
 _BATCH_PIXELS = 600_000
 # Squares of a zoom's plan: a cell of the level above, and these many by as many, where that is cheaper.
 _SQUARES = (2, 4, 8, 16, 32)
@@ -121,16 +123,17 @@ def look(
     for level, closer in pairwise(model.levels):
         interest = seen.interest
         if inside is not None:
-            interest = interest * _inside_level(inside, level.cell // model.geometry.cell)
+            ratio = level.cell // model.geometry.cell
+            interest = interest * _any_of(inside, ratio, ratio)
         plan = zoom_plan(interest, level, closer)
         seen = _look_closer(image, model, runtime, closer, plan, seen, tick)
     return seen
 
 
-def _inside_level(inside: NDArray[np.bool_], ratio: int) -> NDArray[np.bool_]:
-    """Cells of a level that have some of the model's cells inside; its cells are `ratio` of these by as many."""
-    rows = np.logical_or.reduceat(inside, np.arange(0, inside.shape[0], ratio), axis=0)
-    return np.logical_or.reduceat(rows, np.arange(0, inside.shape[1], ratio), axis=1)
+def _any_of(cells: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
+    """Whether some of each rectangle of so many cells are true."""
+    rows = np.logical_or.reduceat(cells, np.arange(0, cells.shape[0], height), axis=0)
+    return np.logical_or.reduceat(rows, np.arange(0, cells.shape[1], width), axis=1)
 
 
 def survey_level(
@@ -285,21 +288,35 @@ def scan_macs(model: Model, full_shape: tuple[int, int], inside: NDArray[np.bool
 def _blocks(
     model: Model, level: Level, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None
 ) -> tuple[tuple[int, int], list[Box]]:
-    """Shape of the blocks that are scanned at once, and those with cells inside, in cells of the level."""
-    cell_shape = level.cell_shape(full_shape)
-    shape = _block_shape(level, cell_shape)
-    grid = list(blocks(*cell_shape, shape))
-    if inside is not None:
-        own = _inside_level(inside, level.cell // model.geometry.cell)
-        grid = [box for box in grid if own[box.y0 : box.y1, box.x0 : box.x1].any()]
-    return shape, grid
+    """Shape of the blocks that are scanned at once, and those with cells inside, in cells of the level.
+
+    Of a part of the image that is scattered, smaller blocks take less; each is read by itself, which counts too.
+    """
+    cell_shape, spec = level.cell_shape(full_shape), level.net.spec
+    if inside is None or inside.all():
+        shape = _block_shape(level, cell_shape, BLOCK_PIXELS)
+        return shape, list(blocks(*cell_shape, shape))
+    ratio = level.cell // model.geometry.cell
+    own = _any_of(inside, ratio, ratio)
+    rows, columns = (np.flatnonzero(own.any(axis=axis)) for axis in (1, 0))
+    y0, x0 = (int(first[0]) // spec.align * spec.align for first in (rows, columns))
+    part = own[y0 : rows[-1] + 1, x0 : columns[-1] + 1]
+    extent = (part.shape[0], part.shape[1])
+    sides = (BLOCK_PIXELS, *(side for side in _PART_PIXELS if side < BLOCK_PIXELS))
+    reading = spec.macs_per_cell * _READING_PIXELS / spec.stride**2
+
+    def price(shape: tuple[int, int]) -> float:
+        return int(_any_of(part, *shape).sum()) * (spec.macs(*shape) + reading)
+
+    shape = min((_block_shape(level, extent, side) for side in sides), key=price)
+    grid = zip(blocks(*extent, shape), _any_of(part, *shape).ravel().tolist(), strict=True)
+    return shape, [box.shift(y0, x0) for box, holds in grid if holds]
 
 
-def _block_shape(level: Level, cell_shape: tuple[int, int]) -> tuple[int, int]:
-    """Cells of a block that is scanned at once."""
+def _block_shape(level: Level, cell_shape: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """Cells of a block of a plane that is scanned at once, of at most so many pixels a side."""
     spec = level.net.spec
-    most = max(8, BLOCK_PIXELS // spec.stride)
-    height, width = (ceil_div(even(n, most), spec.align) * spec.align for n in cell_shape)
+    height, width = (ceil_div(even(n, max(8, pixels // spec.stride)), spec.align) * spec.align for n in cell_shape)
     return height, width
 
 

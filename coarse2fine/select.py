@@ -20,8 +20,9 @@ from coarse2fine.windows import best_windows
 MERGED_SIDES = (8, 16, 32)
 DENSE_SIDE = 128
 _GATHERED = 2**22
-# Longest sides of rectangles tried where only a part of the image is to be covered, besides `DENSE_SIDE`.
-_PART_SIDES = (64, *reversed(MERGED_SIDES))
+# Longest sides of rectangles tried where only a part of the image is to be covered, besides `DENSE_SIDE`; the smallest
+# if they are not too many.
+_PART_SIDES, _SMALL_SIDES, _MOST_SMALL = (64, *reversed(MERGED_SIDES)), (4, 2, 1), 2**16
 
 WindowMacs = Callable[[int, int], int]
 """Multiply-adds of a window by its height and width in cells."""
@@ -214,7 +215,8 @@ def cover(cells: NDArray[np.bool_], window_macs: WindowMacs) -> Plan:
     sums = _summed(cells)
     rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
     low, high = np.array([rows[0], columns[0]]), np.array([rows[-1], columns[-1]]) + 1
-    plans = [_rectangles(low, high, cells.shape, most) for most in (DENSE_SIDE, *_PART_SIDES)]
+    small = [side for side in _SMALL_SIDES if (high - low).prod() <= _MOST_SMALL * side**2]
+    plans = [_rectangles(low, high, cells.shape, most) for most in (DENSE_SIDE, *_PART_SIDES, *small)]
     holding = [plan.take(_holding(plan, sums)) for plan in plans]
     return min(holding, key=lambda plan: plan.macs(window_macs))
 

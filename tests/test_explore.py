@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,11 @@ from numpy.typing import NDArray
 from scipy.stats import multivariate_normal
 
 from coarse2fine import analyze
+from coarse2fine.batch.estimate import estimate
+from coarse2fine.batch.inputs import find_items
+from coarse2fine.batch.job import Opening
+from coarse2fine.batch.run import Crew
+from coarse2fine.config import Config
 from coarse2fine.explore import explore
 from coarse2fine.model import Model
 from coarse2fine.models.rarity import Mixture, ridge
@@ -75,12 +82,27 @@ def test_a_tight_budget_leaves_half_for_the_closer_look(
     make_image: MakeImage, explorer: Model, runtime: Runtime
 ) -> None:
     pixels = make_image(480, 480)
-    whole = explorer.exhaustive_macs(explorer.cell_shape((480, 480)))
-    usual = explore(open_image(pixels), explorer, runtime, 0)[0].macs / whole
+    whole = analyze(pixels, explorer, budget=1.0, precision="fp32").cost.exhaustive_macs
+    usual = explore(open_image(pixels), explorer, runtime, 0, most_macs=whole)[0].macs / whole
     found = analyze(pixels, explorer, budget=0.99 * usual, precision="fp32")  # too little for the usual sample
     assert found.cost.share <= 0.99 * usual
     assert found.cost.cells_refined > 0
     assert found.cost.scan_macs < usual * whole
+
+
+def test_a_dry_run_knows_what_exploring_everything_takes(
+    make_image: MakeImage, explorer: Model, tmp_path: Path
+) -> None:
+    explorer.save(tmp_path / "odd.c2f")
+    cv2.imwrite(str(tmp_path / "a.png"), make_image(150, 210))
+    spent = analyze(tmp_path / "a.png", explorer, budget=1.0, precision="fp32").cost
+    for budget, most in ((None, 1.0), (1.0, 1.0), (0.6, 0.6)):
+        budgeted = Config(budget=budget)
+        expected = estimate(
+            find_items(tmp_path / "a.png"), tmp_path / "out", tmp_path / "odd.c2f", budgeted, Crew(), Opening()
+        )
+        assert 0 < expected.images[0].least_macs < spent.scan_macs
+        assert expected.images[0].most_macs == pytest.approx(most * spent.macs, abs=1)
 
 
 @pytest.mark.parametrize("budget", [None, 1.0])
@@ -90,7 +112,7 @@ def test_a_blank_image_holds_nothing_rare(explorer: Model, budget: float | None)
 
 
 def test_the_account_of_exploring_holds_the_sample(make_image: MakeImage, explorer: Model, runtime: Runtime) -> None:
-    scan, odd = explore(open_image(make_image(200, 200)), explorer, runtime, 0)
+    scan, odd = explore(open_image(make_image(200, 200)), explorer, runtime, 0, most_macs=10**12)
     plain = explorer.base.spec.macs(25, 25)
     cells = len(odd.sample) // explorer.geometry.fine**2
     assert scan.macs == pytest.approx(plain + cells * explorer.window_macs(1, 1), rel=0.2)

@@ -185,6 +185,15 @@ def test_a_small_part_is_covered_in_small_squares() -> None:
     assert cover(np.ones((256, 256), bool), macs).macs(macs) == dense_plan((256, 256)).macs(macs)
 
 
+@given(st.integers(0, 10**6), st.floats(0.001, 0.3))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_scattered_part_costs_no_more_than_a_window_for_each_cell(seed: int, share: float) -> None:
+    part = np.random.default_rng(seed).random((90, 140)) < share
+    plan = cover(part, macs)
+    assert plan.covered()[part].all()
+    assert plan.macs(macs) <= part.sum() * macs(1, 1)
+
+
 @pytest.mark.parametrize("shape", [(1, 625), (625, 1), (3, 40), (63, 3000), (1, 1), (250, 250)])
 def test_the_dense_plan_wastes_little_beyond_a_strip(shape: tuple[int, int]) -> None:
     plan = dense_plan(shape)

@@ -15,9 +15,11 @@ from coarse2fine.batch.job import Job, Opening, loaded
 from coarse2fine.batch.run import Crew, make_jobs, processes
 from coarse2fine.batch.state import done_before
 from coarse2fine.config import Config
+from coarse2fine.explore import exploration_macs
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.scan import scan_macs
+from coarse2fine.select import dense_plan
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.redact import redact
@@ -150,12 +152,22 @@ def _expected(job: Job) -> Expected:
     except ImageError as error:
         return Expected(name, source, problem=str(error))
     cell_shape = model.cell_shape(shape[:2])
-    all_of_it = model.exhaustive_macs(cell_shape)
-    scan = 0 if config.limits.exhaustive else scan_macs(model, shape[:2])
-    most = scan + all_of_it if config.budget is None else max(scan, round(min(config.budget, 1.0) * all_of_it))
+    scan, most = _least_and_most(model, config, (shape[0], shape[1]))
     whole = shape[0] * shape[1] * shape[2] if kind in _WHOLE else 0
     memory = 2 * whole + _BYTES_A_CELL * cell_shape[0] * cell_shape[1]
     return Expected(name, source, shape, scan, most, memory)
+
+
+def _least_and_most(model: Model, config: Config, full_shape: tuple[int, int]) -> tuple[int, int]:
+    """Multiply-adds of the scan, and the most that an analysis may take; a mask is not known yet."""
+    dense = dense_plan(model.cell_shape(full_shape))
+    scan = scan_macs(model, full_shape)
+    if model.task == "explore":
+        before, whole = 0, exploration_macs(model, full_shape, dense)
+    else:
+        scan = 0 if config.limits.exhaustive else scan
+        before, whole = scan, dense.macs(model.refiner_macs)
+    return scan, before + whole if config.budget is None else max(scan, round(min(config.budget, 1.0) * whole))
 
 
 def _speed(model: Model, runtime: Runtime) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 from coarse2fine.analysis_run import EXPLORE_BUDGET
 from coarse2fine.bench.io_report import Section
 from coarse2fine.bench.oddities_data import SIZES, SORTS, Pictures, Planted, Sort, load_pictures, plant
-from coarse2fine.explore import LABELS, explore, read_oddities
+from coarse2fine.explore import LABELS, exploration_macs, explore, read_oddities
 from coarse2fine.fitting.kinds import How, add_kinds
 from coarse2fine.fitting.pretrain import drawn_from
 from coarse2fine.kinds import kind_reader
@@ -208,17 +208,18 @@ def _scored(scores: NDArray[np.floating], macs: int, model: Model, planted: Plan
 def _explored(model: Model, runtime: Runtime, budget: float | None, planted: Planted, seed: int) -> Scored:
     """What `analyze` makes of it, before any threshold; cells that are not refined come last."""
     with open_image(planted.pixels) as image:
-        whole = model.exhaustive_macs(model.cell_shape((image.height, image.width)))
-        scan, odd = explore(image, model, runtime, seed, None, None if budget is None else int(budget * whole))
-        plan = dense_plan(scan.interest.shape)
+        plan = dense_plan(model.cell_shape(image.shape[:2]))
+        scan, odd = explore(image, model, runtime, seed, most_macs=plan.macs(model.window_macs))
         if budget is not None:
             # As `analyze` has it without a budget of the user's.
-            left = max(int(budget * whole) - scan.macs, int(budget / 2 * whole))
+            everything = exploration_macs(model, image.shape[:2], plan)
+            left = max(int(budget * everything) - scan.macs, int(budget / 2 * everything))
             plan = choose(scan.interest, model.window, window_macs=model.window_macs, budget_macs=left)
         fine = refine(image, plan, model, partial(read_oddities, odd=odd, floor=0.0), runtime)
     scores = np.full((scan.interest.shape[0] * model.geometry.fine, scan.interest.shape[1] * model.geometry.fine), -1.0)
     scores[tuple(fine.candidates.cells.T)] = fine.candidates.scores
     h, w = planted.odd.shape
+    whole = model.exhaustive_macs(model.cell_shape(planted.pixels.shape[:2]))
     return Scored(scores[:h, :w], (scan.macs + fine.macs) / whole)
 
 
