@@ -163,7 +163,7 @@ def choose(
     interest : ndarray, float32, (cell height, cell width)
         Probability that refining a cell finds something.
     window : int
-        Side of the smallest window, in cells; less where so many cells are not to be had.
+        Side of the smallest window, in cells; less where so many cells are not to be had, or not to be paid for.
     window_macs : callable
         Multiply-adds of a window of a given height and width.
     tau : float
@@ -177,6 +177,8 @@ def choose(
     side = min(window, *interest.shape)
     if budget_cells is not None:
         side = min(side, math.isqrt(budget_cells))  # a few cells are less than one usual window
+    while budget_macs is not None and side > 1 and window_macs(side, side) > budget_macs:
+        side -= 1  # as is a small budget
     # With the cheapest cover there is (the largest square), no more windows than this can be paid for.
     largest = merged[-1]
     most = None if budget_macs is None else int(budget_macs / window_macs(largest, largest) * (largest / side) ** 2) + 1

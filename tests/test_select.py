@@ -163,6 +163,7 @@ def test_images_smaller_than_a_window(shape: tuple[int, int]) -> None:
     interest = np.full(shape, 0.9, np.float32)
     assert choose(interest, 4, window_macs=macs, tau=0.1).covered().all()
     assert len(choose(interest, 4, window_macs=macs, budget_macs=macs(1, 1) - 1)) == 0
+    assert choose(interest, 4, window_macs=macs, budget_macs=macs(1, 1)).covered().sum() == 1
     assert dense_plan(shape).covered().all()
 
 
