@@ -136,7 +136,7 @@ class AnalysisRun:
         recall, sure, macs = self._config.recall, self._config.sure, self._dense().macs(self._model.window_macs)
         if recall is None or not self._prices_first:
             return True
-        bare = self.standing(
+        bare = self._standing(
             np.zeros(self.cell_shape, np.float32),
             ~self.inside,
             Candidates.empty(),
@@ -146,7 +146,7 @@ class AnalysisRun:
         self.pilot = pilot or self.pilot
         return scan_pays(pilot, scan_macs(self._model, self._image.shape[:2], self.inside), macs)
 
-    def standing(
+    def _standing(
         self,
         interest: NDArray[np.float32],
         covered: NDArray[np.bool_],
@@ -222,7 +222,7 @@ class AnalysisRun:
         y, x = fine.candidates.cells.T // self._model.geometry.fine
         return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
 
-    def refine_more(self, plan: Plan, read: Read, tick: Tick | None = None) -> Fine:
+    def _refine_more(self, plan: Plan, read: Read, tick: Tick | None) -> Fine:
         """A closer look that nobody planned: none if time is over."""
         if self._deadline is not None and time.perf_counter() >= self._deadline:
             return Fine(Candidates.empty(), np.zeros(0, np.intp), 0, (), late=True)
@@ -243,16 +243,20 @@ class AnalysisRun:
             capped=not self._whole and (self._limits.share is not None or self._config.recall is not None),
         )
 
-    def audit(self, standing: Standing, spent: int, *, cut: bool) -> Audited:
-        """What is certified or sampled; neither where work was cut short before."""
+    def audit(self, scan: Scan, plan: Plan, fine: Fine, read: Read, tick: Tick | None = None) -> Audited:
+        """What is certified or sampled after a scan and a closer look; neither if work was cut short before."""
+        interest = scan.interest if scan.interest.size else np.zeros(self.cell_shape, np.float32)
+        again = partial(self._refine_more, read=read, tick=tick)
+        covered = plan.take(fine.done).covered() | ~self.inside
+        standing = self._standing(interest, covered, fine.candidates, again)
         sure, seed = self._config.sure, self._config.seed
-        if sure.recall is not None and not cut:
+        if sure.recall is not None and not fine.cut:
             most = MOST_OVER * self._dense().macs(self._model.window_macs)
             share = math.inf if self._limits.share is None else self._limits.share * self.exhaustive_macs
-            left = int(min(most, share)) - spent
+            left = int(min(most, share)) - scan.macs - fine.macs - self.pilot.macs
             return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
         macs = int(self.sample * self.exhaustive_macs)
-        if cut or not macs:
+        if fine.cut or not macs:
             return Audited.none(standing, None if sure.recall is None and not macs else sure.confidence)
         return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
-
-import numpy as np
 
 from coarse2fine.account import Clock
 from coarse2fine.analysis import Analysis, closed_on_failure
@@ -174,11 +171,7 @@ def run_analysis(
         with clock("refine"):
             fine = run.refine(plan, read, steps.task("refine"))
         with clock("audit"):
-            interest = scan.interest if scan.interest.size else np.zeros(run.cell_shape, np.float32)
-            again = partial(run.refine_more, read=read, tick=steps.task("audit") if run.asked else None)
-            covered = plan.take(fine.done).covered() | ~run.inside
-            standing = run.standing(interest, covered, fine.candidates, again)
-            audited = run.audit(standing, scan.macs + fine.macs + run.pilot.macs, cut=fine.cut)
+            audited = run.audit(scan, plan, fine, read, steps.task("audit") if run.asked else None)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
         kinds = {} if model.task == "detect" else describe_kinds(regions, opened, model.geometry.refine_downsample)

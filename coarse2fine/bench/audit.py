@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
-import numpy as np
-
+from coarse2fine.analysis_run import AnalysisRun
 from coarse2fine.audit import Audited, survey
 from coarse2fine.bench.results import SAMPLE, AuditRun
 from coarse2fine.bench.trial import Trial
 from coarse2fine.blocks import Standing
 from coarse2fine.budget import AUDIT
-from coarse2fine.certify import certify
-from coarse2fine.models.heads import Candidates
-from coarse2fine.pilot import MOST_OVER, Pilot, affordable, scan_pays
-from coarse2fine.select import Plan, choose, dense_plan
+from coarse2fine.config import Config
+from coarse2fine.pieces import Kept, Looked
+from coarse2fine.refine import Fine
+from coarse2fine.select import Plan, choose
 
 TARGETS = (0.9, 0.95)
 CONFIDENCE = 0.95
@@ -40,34 +39,34 @@ def audit_runs(trial: Trial, scene: str, seed: int) -> list[AuditRun]:
     runs = []
     for draw in range(AUDIT_SEEDS):
         for recall in TARGETS:
-            audited, before = _certified(trial, plan, recall, draw)
+            audited, before = _certified(trial, recall, draw)
             runs.append(_run(trial, audited, before, f"{recall:g}", scene, seed, draw))
         audited = survey(standing, sample, confidence=CONFIDENCE, seed=draw, if_telling=True)
         runs.append(_run(trial, audited, spent, SAMPLE, scene, seed, draw))
     return runs
 
 
-def _certified(trial: Trial, plan: Plan, recall: float, draw: int) -> tuple[Audited, int]:
-    """What an analysis towards a recall does, and what it spends before the audit."""
-    model, shape = trial.model, plan.cell_shape
-    dense = dense_plan(shape)
-    whole = dense.macs(model.window_macs)
-    bare = Standing(
-        model, np.zeros(shape, np.float32), np.zeros(shape, bool), Candidates.empty(), model.threshold, trial.refine
-    )
-    pilot = Pilot.draw(bare, whole, recall, confidence=CONFIDENCE, seed=draw)
-    spent = 0 if pilot is None else pilot.macs
-    if not scan_pays(pilot, trial.scan.macs, whole):
-        towards = dense
-    else:
-        spent += trial.scan.macs
-        towards = affordable(plan, pilot, spent, dense, model.window_macs)
-    fine = trial.refine(towards)
-    spent += fine.macs
-    at = replace(bare, interest=trial.scan.interest).with_more(fine.candidates, towards.covered())
-    at = at if pilot is None else at.with_more(pilot.candidates, pilot.covered)
-    left = int(MOST_OVER * whole) - spent
-    return certify(at, recall, confidence=CONFIDENCE, seed=draw, most_macs=left), spent
+class _Known(Kept):
+    """A scan that was made, and what windows find, looked up."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+
+    def looked(self, look: Callable[[], Looked]) -> Looked:  # noqa: ARG002
+        return self._trial.scan, None
+
+    def refined(self, plan: Plan, refine: Callable[[Plan], Fine]) -> Fine:  # noqa: ARG002
+        return self._trial.refine(plan)
+
+
+def _certified(trial: Trial, recall: float, draw: int) -> tuple[Audited, int]:
+    """An analysis towards a recall, and what it spends before the audit."""
+    config = Config(recall=recall, confidence=CONFIDENCE, seed=draw)
+    run = AnalysisRun(trial.image, trial.model, config, _Known(trial))
+    scan, read = run.look(None)
+    plan = run.choose(scan)
+    fine = run.refine(plan, read)
+    return run.audit(scan, plan, fine, read), scan.macs + fine.macs + run.pilot.macs
 
 
 def _run(trial: Trial, audited: Audited, spent: int, kind: str, scene: str, seed: int, draw: int) -> AuditRun:
