@@ -193,15 +193,56 @@ class Blocks:
         corners = np.stack(np.divmod(numbers, self._columns), axis=1).astype(np.int64) * self.side
         count = len(index)
         plan = Plan(corners, np.full((count, 2), self.side, np.int64), np.ones(count, np.float32), self._at.cell_shape)
-        fresh = self._refine(plan)
+        self._refine(plan)
+        return None if self.cut else self._held(index)
+
+    def pieces(self, side: int) -> tuple[Plan, NDArray[np.int64], NDArray[np.float64]]:
+        """All that is left in rectangles of at most so many cells a side, the most promising for their price first.
+
+        Returns
+        -------
+        plan : Plan
+        costs : ndarray, int64, (n,)
+            Multiply-adds of each.
+        shares : ndarray, float64, (n,)
+            Of what the scan expects in all that is left.
+        """
+        left, model = ~self._refined, self._at.model
+        plan = cover(left, model.window_macs, side)
+        hoped = np.where(left, self._at.interest, 0)
+        # The scan may be blind: every cell counts for something.
+        hoped += left * max(hoped.sum(dtype=np.float64) / max(left.sum(), 1), 1e-9)
+        corners = zip(plan.cell_corners.tolist(), plan.sides.tolist(), strict=True)
+        held = np.array([hoped[y : y + h, x : x + w].sum(dtype=np.float64) for (y, x), (h, w) in corners])
+        costs, shares = plan.costs(model.window_macs), held / max(held.sum(), 1e-300)
+        order = np.argsort(-shares / costs, kind="stable")
+        return plan.take(order), costs[order], shares[order]
+
+    def look_widely(self, plan: Plan) -> tuple[Counts, Counts] | None:
+        """Refine pieces; the blocks that are known whole now, and the finds of each kind (rows) in each.
+
+        None where it was cut short.
+        """
+        before = self._whole()
+        self._refine(plan)
         if self.cut:
             return None
-        finds = self._once(fresh)
+        self.exhausted = bool(self._refined.all())
+        index = np.flatnonzero(self._whole() & ~before)
+        return index, self._held(index)
+
+    def _whole(self) -> NDArray[np.bool_]:
+        """Which blocks have nothing left to refine."""
+        return np.asarray(_per_block(~self._refined, self.side).ravel()[self._numbers] == 0)
+
+    def _held(self, index: Counts) -> Counts:
+        """Finds of each kind (rows) in blocks that were refined."""
+        numbers, count = self._numbers[index], len(index)
+        finds = self._once(self._fresh(numbers))
         homes, kinds = self._home(finds), self._at.of_kind(finds)
         order = np.argsort(numbers)
-        mine = np.isin(homes, numbers)
-        place = order[np.searchsorted(numbers, homes[mine], sorter=order)]
-        found = np.bincount(kinds[mine] * count + place, minlength=len(self.kinds) * count)
+        place = order[np.searchsorted(numbers, homes, sorter=order)]
+        found = np.bincount(kinds * count + place, minlength=len(self.kinds) * count)
         return found.astype(np.int64).reshape(len(self.kinds), count)
 
     def look_at_rest(self) -> None:
@@ -209,15 +250,19 @@ class Blocks:
         self._refine(self._rest())
         self.exhausted = not self.cut
 
-    def _refine(self, plan: Plan) -> Candidates:
-        """Sure finds in skipped cells."""
+    def _refine(self, plan: Plan) -> None:
         fine = self._at.refine(plan)
         self.macs += fine.macs
         self.failures = tuple(dict.fromkeys(self.failures + fine.failures))
         self.cut |= fine.cut
         self._refined |= plan.take(fine.done).covered()
         self._found.append(fine.candidates)
-        sure = fine.candidates.take(fine.candidates.scores >= self._at.threshold)
+
+    def _fresh(self, numbers: Counts) -> Candidates:
+        """Sure finds in the skipped cells of some blocks, each fine cell once."""
+        known = self.candidates
+        sure = known.take(known.scores >= self._at.threshold)
+        sure = sure.take(np.isin(self._home(sure), numbers))
         cells = sure.cells // self._at.model.geometry.fine
         return sure.take(self._skipped[cells[:, 0], cells[:, 1]])
 

@@ -30,6 +30,9 @@ _MOST_PILOTS, _PILOT_SHARE, _LEAST_PILOTS = 256, 0.015, 16
 _ROUNDS = 4
 # Plans fall short: the last moment to refine all is let go by only if so many times what is planned can be paid for.
 _WARY = 1.5
+# Sides of the pieces in which much is refined at once, and the share of what may be spent that is kept for an audit.
+_SIDES, _RESERVE = (128, 64, 32, 16), 0.03
+_NEARLY = 0.95
 # What seems to save less than this against refining all that is left is not worth the risk.
 _SAVES = 0.8
 
@@ -202,6 +205,17 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
         left = most_macs - blocks.macs
         # Half of what is planned: what it turns up makes the next plan better.
         count = min(max(_LEAST_DRAWS, -(-planned // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
+        # Nothing is lost by these if all is refined in the end.
+        goal = 1 - _HOPEFUL * allowed[kind] / seems if promising else 0.0
+        pieces = _pieces(blocks, planned, count, goal, left)
+        if len(pieces):
+            looked = blocks.look_widely(pieces)
+            if looked is None:
+                return
+            fresh = unknown[looked[0]]
+            bound.know(looked[0][fresh], looked[1][:, fresh])
+            unknown[looked[0]] = False
+            continue
         if _rather_all(blocks, planned, count, left):
             blocks.look_at_rest()
             return
@@ -231,3 +245,33 @@ def _promising(expected: NDArray[np.float64], seems: float, allowed: int) -> int
     order = np.sort(expected)[::-1]
     enough = (1 - _HOPEFUL * allowed / seems) * order.sum()
     return int(np.searchsorted(np.cumsum(order), enough)) + 1
+
+
+def _pieces(blocks: Blocks, planned: int, count: int, goal: float, left: float) -> Plan:
+    """Large pieces to refine instead of single blocks, if these are dearer or cannot be paid for; else none.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    planned, count : int
+        Single blocks that are planned, and those to come next.
+    goal : float
+        Share of what is missed that pieces are to hold; 0 if draws are to bound it.
+    left : float
+        Multiply-adds that may be spent.
+    """
+    price, rest = planned * blocks.macs_each, blocks.rest_macs
+    best, least, most = Plan.empty(blocks.cell_shape), min(price, left), 0.0
+    # Not all that is left can be paid for: as much as can, but for a look at what remains, if blocks are dearer still,
+    # or if this is the last moment at which that is nearly all.
+    last = _NEARLY * rest <= left < _NEARLY * rest + count * blocks.macs_each and price * _WARY >= left
+    short = left < rest and (rest < price or last)
+    for side in _SIDES if goal or short else ():
+        plan, costs, shares = blocks.pieces(side)
+        spent, gain = costs.cumsum(), shares.cumsum()
+        enough, can = int(np.searchsorted(gain, goal)) + 1, int(np.searchsorted(spent, (1 - _RESERVE) * left, "right"))
+        if goal and enough <= len(plan) and spent[enough - 1] < least:
+            best, least, most = plan.take(np.arange(enough)), float(spent[enough - 1]), 1.0
+        elif short and can and gain[can - 1] > most:
+            best, most = plan.take(np.arange(can)), float(gain[can - 1])
+    return best

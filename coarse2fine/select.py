@@ -203,7 +203,7 @@ def choose(
     return plan if plan.macs(window_macs) < everything.macs(window_macs) else everything
 
 
-def cover(cells: NDArray[np.bool_], window_macs: WindowMacs) -> Plan:
+def cover(cells: NDArray[np.bool_], window_macs: WindowMacs, most: int = DENSE_SIDE) -> Plan:
     """Certain cells, in even rectangles of the size that costs least.
 
     Parameters
@@ -211,6 +211,8 @@ def cover(cells: NDArray[np.bool_], window_macs: WindowMacs) -> Plan:
     cells : ndarray, bool, (cell height, cell width)
     window_macs : callable
         Multiply-adds of a window of a given height and width.
+    most : int
+        Longest side of a rectangle in cells, 8 or more.
     """
     if not cells.any():
         return Plan.empty(cells.shape)
@@ -218,7 +220,8 @@ def cover(cells: NDArray[np.bool_], window_macs: WindowMacs) -> Plan:
     rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
     low, high = np.array([rows[0], columns[0]]), np.array([rows[-1], columns[-1]]) + 1
     small = [side for side in _SMALL_SIDES if (high - low).prod() <= _MOST_SMALL * side**2]
-    plans = [_rectangles(low, high, cells.shape, most) for most in (DENSE_SIDE, *_PART_SIDES, *small)]
+    sides = [side for side in (DENSE_SIDE, *_PART_SIDES, *small) if side <= most]
+    plans = [_rectangles(low, high, cells.shape, side) for side in sides]
     holding = [plan.take(_holding(plan, sums)) for plan in plans]
     return min(holding, key=lambda plan: plan.macs(window_macs))
 
