@@ -116,7 +116,13 @@ def affordable(plan: Plan, pilot: Pilot | None, spent: float, dense: Plan, windo
     whole = dense.macs(window_macs)
     if pilot and spent <= (MOST_OVER - 1) * whole and not pilot.pays(spent, plan.macs(window_macs), whole):
         return dense
-    return plan.take(np.flatnonzero(plan.costs(window_macs).cumsum() + spent <= MOST_OVER * whole))
+    most = MOST_OVER * whole
+    if pilot and spent + plan.macs(window_macs) > most:
+        # What is left out is to be audited, or nothing is certain: that takes pilots, and a part of its own price.
+        most -= _SHARE * whole
+        share = min(pilot.draws_macs / whole, _SAVES)
+        most -= (spent + plan.macs(window_macs) - most) * share / (1 - share)
+    return plan.take(np.flatnonzero(plan.costs(window_macs).cumsum() + spent <= most))
 
 
 def _squares(inside: NDArray[np.bool_], model: Model, exhaustive_macs: int, seed: int) -> Plan:

@@ -24,7 +24,7 @@ from coarse2fine.fitting.evaluate import match
 from coarse2fine.merge import suppress
 from coarse2fine.model import Label, Model
 from coarse2fine.models.heads import Candidates
-from coarse2fine.pilot import MOST_OVER
+from coarse2fine.pilot import MOST_OVER, Pilot, affordable
 from coarse2fine.refine import Fine
 from coarse2fine.select import Plan, choose, dense_plan
 from coarse2fine.stored import audit_json, pooled_audit
@@ -167,6 +167,17 @@ def test_what_many_blocks_hide_is_looked_for_in_large_pieces(detector: Model) ->
     assert result.audit.found >= 0.9 * world.total()
     # Block by block it takes 1.36 of the exhaustive pass.
     assert result.macs < 0.8 * world.exhaustive
+
+
+@pytest.mark.parametrize("draws", [0.02, 0.1, 0.4])
+def test_a_dear_plan_leaves_enough_for_the_audit_of_what_it_leaves_out(detector: Model, draws: float) -> None:
+    dense = dense_plan((1000, 1000))
+    whole = dense.macs(detector.window_macs)
+    pilot = replace(Pilot.none((1000, 1000)), macs=1, draws_macs=draws * whole)
+    plan = affordable(dense, pilot, 0.06 * whole, dense, detector.window_macs)
+    left = MOST_OVER * whole - 0.06 * whole - plan.macs(detector.window_macs)
+    assert left >= draws * whole * (~plan.covered()).mean()
+    assert plan.covered().mean() > 0.9
 
 
 def test_a_sample_tells_recall(detector: Model) -> None:
