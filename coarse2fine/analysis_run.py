@@ -11,23 +11,27 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.account import Cost
-from coarse2fine.answer import Read
-from coarse2fine.audit import Audit, Audited, survey
-from coarse2fine.blocks import Standing
-from coarse2fine.budget import Budget
-from coarse2fine.certify import certify
-from coarse2fine.config import Config
-from coarse2fine.explore import exploration_macs, explore, least_exploration_macs, read_oddities
-from coarse2fine.masks import MaskSource, cells_inside
+from coarse2fine.audit.blocks import Standing
+from coarse2fine.audit.certify import certify
+from coarse2fine.audit.pilot import MOST_OVER, Pilot, affordable, scan_pays
+from coarse2fine.audit.result import Audit, Audited
+from coarse2fine.audit.survey import survey
+from coarse2fine.config import Budget, Config
 from coarse2fine.model import Model
-from coarse2fine.models.heads import Candidates, read_detections
+from coarse2fine.models.box_head import read_detections
+from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.pieces import Kept, refine_in_pieces
-from coarse2fine.pilot import MOST_OVER, Pilot, affordable, scan_pays
-from coarse2fine.refine import Fine, refine
-from coarse2fine.scan import Scan, Tick, look, scan_macs
-from coarse2fine.select import Plan, choose, cover, dense_plan
+from coarse2fine.progress import Tick
+from coarse2fine.results.cost import Cost
+from coarse2fine.steps.checkpoint import Kept
+from coarse2fine.steps.choose import choose
+from coarse2fine.steps.mask import MaskSource, cells_inside
+from coarse2fine.steps.novelty import exploration_macs, explore, least_exploration_macs, read_oddities
+from coarse2fine.steps.pieces import refine_in_pieces
+from coarse2fine.steps.plan import Plan, cover, dense_plan
+from coarse2fine.steps.refine import Fine, refine
+from coarse2fine.steps.refine_net import Read
+from coarse2fine.steps.scan import Scan, look, scan_macs
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.stats import ReadStats
 

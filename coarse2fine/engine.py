@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from coarse2fine.account import Clock
-from coarse2fine.analysis import Analysis, closed_on_failure
 from coarse2fine.analysis_run import AnalysisRun
-from coarse2fine.caps import Cap
-from coarse2fine.conclude import conclude
+from coarse2fine.audit.caps import Cap
 from coarse2fine.config import Config, ModelSpec
-from coarse2fine.masks import MaskSource
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.runtime import Precision
-from coarse2fine.pieces import Kept
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.remembered import notes_on, open_for, warn_of
-from coarse2fine.stored import provenance
+from coarse2fine.results.analysis import Analysis, closed_on_failure
+from coarse2fine.results.cost import Clock
+from coarse2fine.results.folder import provenance
+from coarse2fine.steps.checkpoint import Kept
+from coarse2fine.steps.conclude import conclude
+from coarse2fine.steps.mask import MaskSource
+from coarse2fine.steps.traits import describe_kinds
 from coarse2fine.tiling.opening import ImageSource, open_image
-from coarse2fine.traits import describe_kinds
 
 
 def analyze(

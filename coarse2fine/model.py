@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from coarse2fine._version import __version__
+from coarse2fine.bundle import check_finite, locate, packed, under
 from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of, read_model_file, unfitted, weights
 from coarse2fine.models.base import Base
-from coarse2fine.models.bundle import ModelError, check_finite, locate, packed, under
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
+from coarse2fine.models.errors import ModelError
+from coarse2fine.models.feature_maps import Twins
 from coarse2fine.models.firing import Firing
-from coarse2fine.models.twin import Twins
-from coarse2fine.select import dense_plan
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
+from coarse2fine.steps.plan import dense_plan
 from coarse2fine.terminal import printable
-from coarse2fine.tiling.atomic import replace_file
+from coarse2fine.tiling.writing.atomic import replace_file
 
 Task = Literal["detect", "explore"]
 MOST_PIXELS = 2**16
@@ -147,7 +148,7 @@ class Model:
         the one before it found reason to. Their cells are whole numbers of the next one's.
     tree : SpecialistTree, optional
         Specialists that answer where the refine net is unsure, each for its kind of cells; in an "explore" model they
-        paint cells of their kind, see `coarse2fine.kinds`.
+        paint cells of their kind, see `coarse2fine.specialists.kinds`.
     groups : SpecialistGroups, optional
         Specialists that answer where the refine net is unsure and their features fire; the tree comes after them. In an
         "explore" model they paint, as a tree does.

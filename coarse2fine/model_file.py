@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from coarse2fine.bundle import under, unpacked
 from coarse2fine.models.backbone import Backbone, BackboneSpec
 from coarse2fine.models.base import Base
-from coarse2fine.models.bundle import ModelError, under, unpacked
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
+from coarse2fine.models.errors import ModelError
 from coarse2fine.models.firing import Curve, Firing
 from coarse2fine.models.timm_text import PREFIX
-from coarse2fine.tiling.regular import open_regular
+from coarse2fine.tiling.storage.regular import open_regular
 
 Arrays = Mapping[str, NDArray[Any]]
 Net = TypeVar("Net", bound=nn.Module)

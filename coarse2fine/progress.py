@@ -14,6 +14,9 @@ from rich.console import Console
 
 from coarse2fine.terminal import printable, say
 
+Tick = Callable[[int, int], None]
+
+
 _PLAIN_EVERY = 10.0
 # Before this share of the whole is done, nobody can tell how long the rest takes.
 _TELLING = 0.02

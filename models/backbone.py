@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Base
-from .bundle import ModelError
+from .errors import ModelError
 from .timm_text import PREFIX, argument_values, parse_network
 
 MOST_MARGIN = 80

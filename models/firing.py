@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
+FIRED = 3
+
+
 Rule = Literal["logit", "log-lift", "noisy-or"]
 RULES: tuple[Rule, ...] = ("logit", "log-lift", "noisy-or")
 
@@ -250,3 +253,8 @@ def _knots(raw: NDArray[np.float32], targets: NDArray[np.float32]) -> tuple[NDAr
     # A slight slope keeps the ranks of cells that share a bin's precision.
     ramp = np.linspace(0, 1e-4 * max(float(values[-1]), 1e-6), len(knots))
     return knots, (values + ramp).clip(0, 1).astype(np.float32)
+
+
+def feature_name(feature: int) -> str:
+    """How a high-level feature of the base is called in results."""
+    return f"feature {feature}"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .bundle import ModelError
+from .errors import ModelError
 
 PREFIX = "timm:"
 _RESERVED = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from coarse2fine.cli import main
+from coarse2fine.cli.main import main
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[1].startswith("-") or sys.argv[2].startswith("-"):

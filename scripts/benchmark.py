@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from coarse2fine.bench.command import main
+from coarse2fine.cli.benchmark import main
 
 if __name__ == "__main__":
     sys.exit(main())

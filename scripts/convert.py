@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from coarse2fine.cli import main
+from coarse2fine.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["convert", *sys.argv[1:]]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coarse2fine.demo import run
+from coarse2fine.demo.gigapixel import run
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import skimage.data
 
 import coarse2fine as c2f
-from coarse2fine.fitting.pretrain import fit_explorer
-from coarse2fine.scenes import DigitScene
+from coarse2fine.demo.digit_scene import DigitScene
+from coarse2fine.fitting.explorer import fit_explorer
 from coarse2fine.tiling.geometry import Box
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"

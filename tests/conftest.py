@@ -17,13 +17,13 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from coarse2fine import analyze
 from coarse2fine.bench.data import BenchScene, digit_split
-from coarse2fine.explore import LABELS
 from coarse2fine.model import Geometry, Label, Level, Model
 from coarse2fine.models.backbone import Backbone, design
 from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Firing, calibrate_firing
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.steps.novelty import LABELS
 
 BASE = "4/2:4 4/2:4 3:4 1:4 1:1"
 REFINER = "4/2:8 3:8 4/2:12 4/2:16 1:6"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from coarse2fine import analyze
-from coarse2fine.annotations import read_annotations
-from coarse2fine.demo import run, score
-from coarse2fine.fitting.evaluate import match
-from coarse2fine.scenes import DigitScene
+from coarse2fine.annotations.read import read_annotations
+from coarse2fine.demo.digit_scene import DigitScene
+from coarse2fine.demo.gigapixel import run, score
+from coarse2fine.fitting.matching import match
 from coarse2fine.tiling.geometry import Box
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as torch_file
 
-from coarse2fine import ModelError, analyze, load_model
+from coarse2fine import ModelError, analyze, bundle, load_model
+from coarse2fine.bundle import embedded_names
 from coarse2fine.model import Geometry, Model
-from coarse2fine.models import bundle
-from coarse2fine.models.bundle import embedded_names
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 

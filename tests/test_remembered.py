@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from coarse2fine import Analysis, analyze, analyze_folder, load_model, open_image
 from coarse2fine.batch.inputs import Item
 from coarse2fine.batch.job import Opening, key_of
-from coarse2fine.cli import main
+from coarse2fine.cli.main import main
 from coarse2fine.config import Config, ModelSpec
-from coarse2fine.demo import score
+from coarse2fine.demo.digit_scene import DigitScene
+from coarse2fine.demo.gigapixel import score
 from coarse2fine.fitting.pairs import load_pairs
 from coarse2fine.model import Model
 from coarse2fine.remembered import KEY, Remembered, open_alike, open_for
-from coarse2fine.scenes import DigitScene
-from coarse2fine.tiling.convert import convert
+from coarse2fine.tiling.conversion.convert import convert
 from coarse2fine.tiling.geometry import Box
 
 SIDE = 1024

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from coarse2fine import scenes
 from coarse2fine.batch import analyze_folder
-from coarse2fine.cli import main
-from coarse2fine.export_tables import write_csv
+from coarse2fine.cli.main import main
+from coarse2fine.demo import digit_scene
 from coarse2fine.model import Model
+from coarse2fine.results.tables import write_csv
 from coarse2fine.terminal import printable
 
 MakeImage = Callable[..., NDArray[np.uint8]]
@@ -117,7 +117,7 @@ def test_a_missing_extra_is_one_line(
 
     monkeypatch.setattr(builtins, "__import__", without)
     # What other tests have drawn must not stand in for the package.
-    monkeypatch.setattr(scenes, "_handwriting", scenes._handwriting.__wrapped__)
+    monkeypatch.setattr(digit_scene, "_handwriting", digit_scene._handwriting.__wrapped__)
     capsys.readouterr()
     assert main(command) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -15,16 +15,16 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from .cache import ChunkCache
 from .errors import ImageError
 from .geometry import Box, ceil_div, plausible_mpp
+from .lazy_array import chunk_array
 from .mending import Damage, chunk_by_chunk, mended, read_error
-from .remote import is_url, name_of
 from .scaling import clamp, mask_from_finer, read_from_finer, read_scaled, repeat_edges
 from .source import Source
 from .stats import ReadStats
+from .storage.chunk_cache import ChunkCache
+from .storage.remote import is_url, name_of
 from .value_range import ValueRange
-from .zarr_store import chunk_array
 
 T = TypeVar("T", bound=np.generic)
 

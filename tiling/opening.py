@@ -13,14 +13,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ome_zarr, raster, slide, tiff
 from .errors import ImageError
+from .formats import ome_zarr, raster, slide, tiff
 from .image import Image
-from .redact import redact
-from .remote import Remote, is_url
 from .source import Source
 from .stats import ReadStats
-from .storage import LocalFile, LocalKeys, RemoteFile, RemoteKeys
+from .storage.byte_files import LocalFile, LocalKeys, RemoteFile, RemoteKeys
+from .storage.redact import redact
+from .storage.remote import Remote, is_url
 from .value_range import check_range
 
 Mpp: TypeAlias = float | tuple[float, float]

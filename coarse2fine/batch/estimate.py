@@ -13,16 +13,16 @@ import torch
 from coarse2fine.batch.inputs import Item, sharded
 from coarse2fine.batch.job import Job, Opening, loaded
 from coarse2fine.batch.run import Crew, make_jobs, processes
-from coarse2fine.batch.state import done_before
+from coarse2fine.batch.store import done_before
 from coarse2fine.config import Config
-from coarse2fine.explore import exploration_macs
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.scan import scan_macs
-from coarse2fine.select import dense_plan
+from coarse2fine.steps.novelty import exploration_macs
+from coarse2fine.steps.plan import dense_plan
+from coarse2fine.steps.scan import scan_macs
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.redact import redact
+from coarse2fine.tiling.storage.redact import redact
 
 # These are decoded whole when they are opened.
 _WHOLE = {"png", "jpeg", "webp", "bmp", "jpeg2000"}

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from coarse2fine.masks import MASK_SUFFIXES
 from coarse2fine.paths import PathLike, expand_paths
-from coarse2fine.stored import ANALYSIS, MAPS, OVERVIEW, THUMBNAIL
-from coarse2fine.tiling.redact import identity, redact
-from coarse2fine.tiling.regular import read_regular
-from coarse2fine.tiling.remote import is_url
+from coarse2fine.results.folder import ANALYSIS, MAPS, OVERVIEW, THUMBNAIL
+from coarse2fine.steps.mask import MASK_SUFFIXES
+from coarse2fine.tiling.storage.redact import identity, redact
+from coarse2fine.tiling.storage.regular import read_regular
+from coarse2fine.tiling.storage.remote import is_url
 
 LISTS = (".txt", ".csv", ".tsv")
 """Name endings of lists of images."""

@@ -15,11 +15,11 @@ from coarse2fine._version import __version__
 from coarse2fine.batch.inputs import Item
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.model import Model, load_model
-from coarse2fine.models.bundle import ModelError
+from coarse2fine.models.errors import ModelError
 from coarse2fine.remembered import open_for
 from coarse2fine.tiling.image import Image
-from coarse2fine.tiling.redact import identity, redact
-from coarse2fine.tiling.remote import is_url
+from coarse2fine.tiling.storage.redact import identity, redact
+from coarse2fine.tiling.storage.remote import is_url
 from coarse2fine.tiling.value_range import check_range
 
 Status = Literal["done", "damaged", "failed", "timeout", "killed", "waiting"]

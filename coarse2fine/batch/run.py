@@ -12,20 +12,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from coarse2fine.audit.caps import Cap
 from coarse2fine.batch.inputs import Item, find_items, sharded, with_masks
 from coarse2fine.batch.job import KEEP_FROM, Job, Opening, Record, cores, key_of, waiting
-from coarse2fine.batch.state import SINGLE, alone, found_again, told
+from coarse2fine.batch.lock import SINGLE, alone
+from coarse2fine.batch.store import found_again, told
 from coarse2fine.batch.summary import Batch
-from coarse2fine.batch.task import analyze_item, failed
-from coarse2fine.caps import Cap
+from coarse2fine.batch.worker import analyze_item, failed
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Precision, Runtime
 from coarse2fine.paths import PathLike
 from coarse2fine.progress import BatchProgress
-from coarse2fine.report_batch import remove_shards, write_batch_report
+from coarse2fine.report.batch_page import remove_shards, write_batch_report
 from coarse2fine.terminal import printable
-from coarse2fine.tiling.remote import is_url
+from coarse2fine.tiling.storage.remote import is_url
 
 OnError = Literal["skip", "fail"]
 
@@ -345,7 +346,7 @@ def _done_here(jobs: Sequence[Job], bars: BatchProgress) -> Generator[Record, No
 
 def _done_by_workers(jobs: Sequence[Job], crew: Crew, bars: BatchProgress) -> Generator[Record, None, None]:
     # Dask takes a while to load, which a single image can do without.
-    from coarse2fine.batch.cluster import connected, topic  # noqa: PLC0415
+    from coarse2fine.batch.dask_cluster import connected, topic  # noqa: PLC0415
     from coarse2fine.batch.schedule import run_jobs  # noqa: PLC0415
 
     def hear(event: tuple[float, dict[str, Any]]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from distributed import Client, Future, KilledWorker, wait
 
-from coarse2fine.batch.cluster import analyze_task, piece_task, prepare_task, revive
+from coarse2fine.batch.dask_cluster import analyze_task, piece_task, prepare_task, revive
 from coarse2fine.batch.job import Job, Record
-from coarse2fine.batch.task import failed
+from coarse2fine.batch.worker import failed
 
 # Beyond one for each thread, so that no worker waits for the next task to travel.
 _AHEAD = 1.5

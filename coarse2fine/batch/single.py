@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coarse2fine.analysis import Analysis
 from coarse2fine.batch.inputs import Item
 from coarse2fine.batch.job import Opening
+from coarse2fine.batch.lock import SINGLE, alone
 from coarse2fine.batch.run import Crew, make_jobs
-from coarse2fine.batch.state import SINGLE, alone, commit, found_again
-from coarse2fine.batch.task import analyze_opened, was_cut
+from coarse2fine.batch.store import commit, found_again
+from coarse2fine.batch.worker import analyze_opened, was_cut
 from coarse2fine.config import Config
 from coarse2fine.paths import PathLike
 from coarse2fine.progress import Progress
+from coarse2fine.results.analysis import Analysis
 
 
 def analyze_single(

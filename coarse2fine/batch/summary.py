@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from coarse2fine._version import __version__
-from coarse2fine.audit import Audit
+from coarse2fine.audit.result import Audit
 from coarse2fine.batch.job import Record
-from coarse2fine.export import NOT_UNICODE, csv_cell, write_json
-from coarse2fine.export_coco import write_results_coco
-from coarse2fine.stored import ANALYSIS, pooled_audit
+from coarse2fine.results.coco import write_results_coco
+from coarse2fine.results.folder import ANALYSIS, pooled_audit
+from coarse2fine.results.json_file import NOT_UNICODE, csv_cell, write_json
 from coarse2fine.terminal import printable
-from coarse2fine.tiling.atomic import replacing_stream
+from coarse2fine.tiling.writing.atomic import replacing_stream
 
 _COLUMNS = ("name", "source", "status", "regions", "share", "complete", "error")
 
@@ -128,7 +128,7 @@ class Batch:
         return counts
 
     def to_coco(self, path: str | os.PathLike[str]) -> Path:
-        """Write what was found in all images as one COCO data set; see `coarse2fine.export_coco.write_coco`."""
+        """Write what was found in all images as one COCO data set; see `coarse2fine.results.coco.write_coco`."""
         flat = (self.out / ANALYSIS).is_file()  # the results of one image lie in the folder itself
         names = [record.name for record in self.records if record.has_result]
         return write_results_coco(path, [self.out if flat else self.out / name for name in names])

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from coarse2fine.analysis_run import AnalysisRun
-from coarse2fine.audit import Audited, survey
+from coarse2fine.audit.blocks import Standing
+from coarse2fine.audit.result import Audited
+from coarse2fine.audit.survey import survey
+from coarse2fine.bench.lookup import Trial
 from coarse2fine.bench.results import SAMPLE, AuditRun
-from coarse2fine.bench.trial import Trial
-from coarse2fine.blocks import Standing
-from coarse2fine.budget import AUDIT
-from coarse2fine.config import Config
-from coarse2fine.pieces import Kept, Looked
-from coarse2fine.refine import Fine
-from coarse2fine.select import Plan, choose
+from coarse2fine.config import AUDIT, Config
+from coarse2fine.steps.checkpoint import Kept, Looked
+from coarse2fine.steps.choose import choose
+from coarse2fine.steps.plan import Plan
+from coarse2fine.steps.refine import Fine
 
 TARGETS = (0.9, 0.95)
 CONFIDENCE = 0.95

@@ -13,15 +13,15 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry import box, mapping
 
-from coarse2fine.annotations import IGNORE, REGION, read_annotations
+from coarse2fine.annotations.read import IGNORE, REGION, read_annotations
 from coarse2fine.bench.cover import ASSUMED_CHUNK
 from coarse2fine.bench.data import BenchScene
 from coarse2fine.bench.ground import Ground, fading, find_patches
-from coarse2fine.scan import as_channels
+from coarse2fine.preprocess import as_channels
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.orientation import upright
-from coarse2fine.tiling.pyramid import write_pyramid
+from coarse2fine.tiling.writing.pyramid import write_pyramid
 
 ORIENTATIONS = range(1, 9)
 _RARE_SIDE = 512

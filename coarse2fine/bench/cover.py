@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.model import Model
-from coarse2fine.select import Plan
+from coarse2fine.steps.plan import Plan
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.annotations import AnnotationError, Annotations, match_annotations, read_annotations
+from coarse2fine.annotations.read import AnnotationError, Annotations, match_annotations, read_annotations
+from coarse2fine.demo.digit_scene import DigitScene, Handwriting
 from coarse2fine.paths import expand_paths
-from coarse2fine.scenes import DigitScene, Handwriting
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 

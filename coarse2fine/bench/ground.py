@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.annotations import AnnotatedArea, Annotations
+from coarse2fine.annotations.read import AnnotatedArea, Annotations
 from coarse2fine.bench.cover import touched
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.orientation import upright

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coarse2fine.account import Cost
-from coarse2fine.analysis import Analysis
 from coarse2fine.bench.audit import audit_runs
 from coarse2fine.bench.cover import chunk_count, chunks_touched, stored_whole
 from coarse2fine.bench.data import BenchScene
+from coarse2fine.bench.lookup import Point, Trial
 from coarse2fine.bench.methods import OURS, Method, methods
 from coarse2fine.bench.probe import Probe
 from coarse2fine.bench.results import (
@@ -29,11 +28,12 @@ from coarse2fine.bench.results import (
 )
 from coarse2fine.bench.score import against_exhaustive
 from coarse2fine.bench.sweep import Reference
-from coarse2fine.bench.trial import Point, Trial
 from coarse2fine.engine import analyze
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.scan import Tick
+from coarse2fine.progress import Tick
+from coarse2fine.results.analysis import Analysis
+from coarse2fine.results.cost import Cost
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.opening import ImageSource, open_image
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from coarse2fine.bench.trial import answer
-from coarse2fine.fitting.calibrate import settle
+from coarse2fine.bench.lookup import answer
+from coarse2fine.fitting.teacher import settle
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.scan import as_channels
-from coarse2fine.select import dense_plan
+from coarse2fine.preprocess import as_channels
+from coarse2fine.steps.plan import dense_plan
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.grid import blocks
 from coarse2fine.tiling.image import Image

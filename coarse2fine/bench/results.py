@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench.trial import Point
+from coarse2fine.bench.lookup import Point
 
 DEFAULT, EXHAUSTIVE, SAMPLE = "default", "1.00", "sample"
 RECALLS = (0.9, 0.95, 0.99)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from coarse2fine.annotations import AnnotatedArea, Annotations
-from coarse2fine.fitting.evaluate import match
+from coarse2fine.annotations.read import AnnotatedArea, Annotations
+from coarse2fine.fitting.matching import match
 from coarse2fine.model import Model
-from coarse2fine.regions import Region
+from coarse2fine.region import Region
 
 _SAME_IOU = 0.5
 

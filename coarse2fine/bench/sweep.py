@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench.trial import Point, Trial
-from coarse2fine.select import dense_plan, merge_windows
-from coarse2fine.windows import best_windows
+from coarse2fine.bench.lookup import Point, Trial
+from coarse2fine.steps.choose import merge_windows
+from coarse2fine.steps.plan import dense_plan
+from coarse2fine.steps.windows import best_windows
 
 Reference = Literal["exhaustive", "labels"]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from coarse2fine.fitting.calibrate import Setting
 from coarse2fine.fitting.crops import Recipe
-from coarse2fine.fitting.lessons import Lesson, make_lessons
-from coarse2fine.fitting.shape import base_spec
-from coarse2fine.fitting.training import train
+from coarse2fine.fitting.distillation import Lesson, make_lessons
+from coarse2fine.fitting.geometry import base_spec
+from coarse2fine.fitting.optimise import train
 from coarse2fine.model import Model
 from coarse2fine.models.backbone import Backbone
 from coarse2fine.models.base import Base

@@ -6,54 +6,26 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.fitting.evaluate import best_f1_threshold, match
-from coarse2fine.fitting.targets import PART, Scene, part_of, pooled, some_parts
-from coarse2fine.merge import suppress
+from coarse2fine.fitting.scene import PART, Scene, part_of, pooled
+from coarse2fine.fitting.teacher import Answers, _held
 from coarse2fine.model import Level, Model
 from coarse2fine.models.firing import calibrate_firing
-from coarse2fine.models.heads import Candidates, read_detections
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.refine import refine
-from coarse2fine.scan import Tick, features, survey_level
-from coarse2fine.select import Plan
-from coarse2fine.windows import best_windows
+from coarse2fine.progress import Tick
+from coarse2fine.steps.scan import features, survey_level
+from coarse2fine.steps.windows import best_windows
 
-FLOOR = 0.05
-_MOST_PARTS = 1024
 _MOST_CELLS = 500_000
 WINDOWS = (2, 3, 4)
 _FEW_FINDS = 5
 _LEAST_TAU = 1e-4
 # Besides the default's, thresholds for these recalls are told, so that a benchmark need set none on what it tests.
 _TOLD_RECALLS = (0.9, 0.95, 0.97, 0.99, 0.995)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the refine net finds in the fitting scenes, wherever it was asked.
-
-    Parameters
-    ----------
-    found : tuple of Candidates
-        One for each scene: objects without duplicates, and all cells of areas.
-    targets : tuple of ndarray, float32, (cell height, cell width)
-        Probability that a cell holds a find, NaN where the net was not asked.
-    threshold : float
-        Probability from which an answer counts, by the best F1 on what was held back.
-    f1 : float
-        That F1; NaN where nothing was held back that could tell.
-    """
-
-    found: tuple[Candidates, ...]
-    targets: tuple[NDArray[np.float32], ...]
-    threshold: float
-    f1: float
 
 
 @dataclass(frozen=True)
@@ -138,127 +110,6 @@ class Setting:
     recall: float
     price: Price
     runtime: Runtime
-
-
-def exhaustive_answer(
-    model: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, tick: Tick | None = None
-) -> Answers:
-    """Ask the refine net everywhere, or in a random choice of parts where the scenes are very large.
-
-    Parameters
-    ----------
-    model : Model
-        With a trained refine net.
-    scenes : sequence of Scene
-    runtime : Runtime
-    seed : int
-        Of the choice of parts.
-    tick : callable, optional
-        Called with parts done and parts in all.
-    """
-    parts = _parts(scenes, seed)
-    total, before = sum(len(p) for p in parts), 0
-    found, asked = [], []
-    for scene, rows in zip(scenes, parts, strict=True):
-        plan = Plan(rows * PART, np.full((len(rows), 2), PART), np.ones(len(rows), np.float32), scene.cell_shape)
-        offset = before
-        progress = (lambda done, _, offset=offset: tick(offset + done, total)) if tick else None
-        fine = refine(scene.image, plan, model, partial(read_detections, floor=FLOOR), runtime, progress)
-        if fine.interrupted:
-            raise KeyboardInterrupt  # half an answer would teach that there is nothing in the other half
-        found.append(settle(fine.candidates, model))
-        asked.append(plan.take(fine.done).covered())
-        before += len(rows)
-    threshold, f1 = _threshold(model, scenes, found)
-    targets = [target_of(c, a, threshold) for c, a in zip(found, asked, strict=True)]
-    return Answers(tuple(found), tuple(targets), threshold, f1)
-
-
-def settle(candidates: Candidates, model: Model) -> Candidates:
-    """Objects reduced to one candidate each; cells of areas left as they are."""
-    area = model.areas[candidates.labels]
-    objects = suppress(candidates.take(~area))
-    return Candidates.concatenate([objects, candidates.take(area)])
-
-
-def _parts(scenes: Sequence[Scene], seed: int) -> list[NDArray[np.int64]]:
-    """Parts to ask, for each scene: all, or a random choice of them."""
-    rows = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.ndindex(scene.part_shape)]
-    table = np.array(some_parts(rows, _MOST_PARTS, seed), np.int64)
-    return [table[table[:, 0] == s, 1:] for s in range(len(scenes))]
-
-
-def _held(scene: Scene, cells: NDArray[np.int32]) -> NDArray[np.bool_]:
-    return scene.held[cells[:, 0] // PART, cells[:, 1] // PART]
-
-
-def _threshold(model: Model, scenes: Sequence[Scene], found: Sequence[Candidates]) -> tuple[float, float]:
-    """Best-F1 threshold over the held-back objects of all scenes; over all objects where none was held back."""
-    if model.areas.all():
-        return 0.5, float("nan")
-    for held_only in (True, False):
-        scores, right, count = [], [], 0
-        for scene, candidates in zip(scenes, found, strict=True):
-            s, r, n = _matched(model, scene, candidates, held_only)
-            scores.append(s)
-            right.append(r)
-            count += n
-        if count and any(len(s) for s in scores):
-            threshold, f1 = best_f1_threshold(np.concatenate(scores), np.concatenate(right), count)
-            return threshold, f1 if held_only else float("nan")
-    return 0.5, 0.0
-
-
-def _matched(
-    model: Model, scene: Scene, candidates: Candidates, held_only: bool
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
-    """Scores of finds, whether each is right, and how many objects there were to find."""
-    c = candidates.take(~model.areas[candidates.labels])
-    cells = (scene.centre / scene.fine_cell).astype(np.int32)
-    cells = np.minimum(cells, np.array(scene.cell_shape, np.int32) - 1)
-    counted = scene.fits & scene.annotated(*scene.centre.T) & (_held(scene, cells) if held_only else True)
-    boxes = c.boxes.astype(np.float64) * scene.fine_cell
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    # A find that nobody can have annotated is no false alarm.
-    judged = scene.annotated(*centres.T)
-    scores, right = [], []
-    excused = np.zeros(len(c), bool)
-    reach = np.maximum(scene.fine_cell, 0.5 * scene.size.max(axis=1, initial=0))
-    for k in range(len(model.labels)):
-        mine, true = np.flatnonzero(c.labels == k), np.flatnonzero(scene.label == k)
-        owner = match(centres[mine], c.scores[mine], scene.centre[true], reach[true])
-        hit = owner >= 0
-        excused[mine[hit]] = ~counted[true[owner[hit]]]
-        scores.append(c.scores[mine])
-        right.append(np.stack([mine, hit], axis=1))
-    order = np.concatenate(right) if right else np.zeros((0, 2), int)
-    mask = ~excused[order[:, 0]] & (judged[order[:, 0]] | order[:, 1].astype(bool))
-    if held_only:
-        mask &= _held(scene, c.cells[order[:, 0]])
-    return np.concatenate(scores)[mask], order[mask, 1].astype(bool), int(counted.sum())
-
-
-def target_of(candidates: Candidates, asked: NDArray[np.bool_], threshold: float) -> NDArray[np.float32]:
-    """What a base is to say: sigmoid(logit - logit of the threshold) in the cells of finds, 0 in all others.
-
-    Parameters
-    ----------
-    candidates : Candidates
-        Without duplicates.
-    asked : ndarray, bool, (cell height, cell width)
-        Where the refine net was asked; the target is NaN elsewhere.
-    threshold : float
-
-    Returns
-    -------
-    ndarray, float32, (cell height, cell width)
-    """
-    target = np.where(asked, np.float32(0), np.float32(np.nan))
-    p = candidates.scores.astype(np.float64).clip(1e-6, 1 - 1e-6)
-    odds = p / (1 - p) * (1 - threshold) / threshold
-    y, x = candidates.cells.T
-    target[y, x] = np.fmax(target[y, x], (odds / (1 + odds)).astype(np.float32))
-    return target
 
 
 def calibrate(model: Model, setting: Setting, tick: Tick | None = None) -> Calibrated:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.model import Geometry
 from coarse2fine.models.conv_stack import StackSpec
-from coarse2fine.scan import as_channels
+from coarse2fine.preprocess import as_channels
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.annotations import (
-    AnnotationError,
-    Annotations,
-    expand_paths,
-    match_annotations,
-    read_each,
-)
+from coarse2fine.annotations.read import AnnotationError, Annotations, expand_paths, match_annotations, read_each
 from coarse2fine.remembered import open_alike
 from coarse2fine.tiling.image import Image
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from coarse2fine.fitting.base import PRIOR_LOGIT
 from coarse2fine.fitting.crops import Recipe
-from coarse2fine.fitting.targets import PART, Scene
-from coarse2fine.fitting.training import train
+from coarse2fine.fitting.optimise import train
+from coarse2fine.fitting.scene import PART, Scene
+from coarse2fine.models.box_head import BOX_CHANNELS, detection_loss
 from coarse2fine.models.conv_stack import ConvStack
-from coarse2fine.models.heads import BOX_CHANNELS, detection_loss
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.scan import Tick
+from coarse2fine.progress import Tick
 from coarse2fine.tiling.geometry import Box
 
 _CROP, _BATCH = 24, 16

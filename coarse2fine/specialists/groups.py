@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.models.activity import Activity, Groups
-from coarse2fine.models.bundle import under
+from coarse2fine.bundle import under
 from coarse2fine.models.column import Column
+from coarse2fine.models.feature_groups import Groups
+from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.models.twin import ColumnSpec, Layout, Twins
+from coarse2fine.models.sparse_columns import Activity
 from coarse2fine.specialists.tree import column_arrays, load_columns, macs_of
 
 _PREFIX = "groups."

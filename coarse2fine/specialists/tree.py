@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.bundle import under
 from coarse2fine.model_file import filled
-from coarse2fine.models.bundle import under
 from coarse2fine.models.column import Column
+from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_tree import ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
+from coarse2fine.models.routing import Answered, Specialists
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.models.specialists import Answered, Specialists
-from coarse2fine.models.tree import ROOT, FeatureTree
-from coarse2fine.models.twin import ColumnSpec, Layout, Twins
 
 _PREFIX = "tree."
 _NAMED, _LEAST_SHARE = 3, 0.05

@@ -17,10 +17,10 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
-from coarse2fine.annotations import AnnotationError, read_annotations
-from coarse2fine.masks import cells_inside
+from coarse2fine.annotations.read import AnnotationError, read_annotations
 from coarse2fine.model import load_model
-from coarse2fine.models.bundle import ModelError
+from coarse2fine.models.errors import ModelError
+from coarse2fine.steps.mask import cells_inside
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image

@@ -1,0 +1,326 @@
+"""The cells that a plan left out, in blocks that can be refined one by one: the population of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.audit.caps import Cap, object_cap, spacing
+from coarse2fine.model import Model
+from coarse2fine.models.candidates import Candidates
+from coarse2fine.steps.plan import Plan, cover
+from coarse2fine.steps.refine import Fine
+from coarse2fine.steps.suppress import repeats, suppress
+
+BLOCK_SIDES = (1, 2, 4, 8, 16)
+# How much objects count twice is seen in so many cells.
+_ENOUGH = 1500
+# While misses are looked for by draws, about this share of what is allowed is still there (see `certify`).
+_LEFT = 0.3
+
+Kind = Literal["object", "area"]
+"""What is counted: objects, or the fine cells of areas."""
+Refine = Callable[[Plan], Fine]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known when an audit begins.
+
+    Parameters
+    ----------
+    model : Model
+        Of the task "detect".
+    interest : ndarray, float32, (cell height, cell width)
+        Probability that refining the cell finds something.
+    covered : ndarray, bool, (cell height, cell width)
+        Cells that were refined.
+    candidates : Candidates
+        What that gave.
+    threshold : float
+        Probability from which a find counts.
+    refine : callable
+        Refines the windows of a plan.
+    cap : {"seen", "certain"}
+        How the most objects in a block are found: see `coarse2fine.audit.caps`.
+    """
+
+    model: Model
+    interest: NDArray[np.float32]
+    covered: NDArray[np.bool_]
+    candidates: Candidates
+    threshold: float
+    refine: Refine
+    cap: Cap = "seen"
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What the model finds."""
+        areas = self.model.areas
+        return (*(("object",) if not areas.all() else ()), *(("area",) if areas.any() else ()))
+
+    def of_kind(self, finds: Candidates) -> NDArray[np.intp]:
+        """Index into `kinds` of each find."""
+        area = self.model.areas[finds.labels].astype(np.intp)
+        return area if len(self.kinds) > 1 else np.zeros(len(finds), np.intp)
+
+    def counts(self, finds: Candidates | None = None) -> tuple[int, ...]:
+        """Finds of each kind, of all finds by default."""
+        return tuple(
+            np.bincount(self.of_kind(self.finds() if finds is None else finds), minlength=len(self.kinds)).tolist()
+        )
+
+    @property
+    def cell_shape(self) -> tuple[int, int]:
+        """Cells of the image."""
+        return self.covered.shape[0], self.covered.shape[1]
+
+    def scaled(self, factor: float) -> Standing:
+        """The same with another idea of how much there is."""
+        return replace(self, interest=self.interest * np.float32(factor))
+
+    def with_more(self, candidates: Candidates, covered: NDArray[np.bool_]) -> Standing:
+        """After more was refined; each fine cell once, in raster order."""
+        every = Candidates.concatenate([self.candidates, candidates])
+        width = self.covered.shape[1] * self.model.geometry.fine
+        return replace(self, covered=self.covered | covered, candidates=every.distinct(width))
+
+    def finds(self) -> Candidates:
+        """Sure candidates, each object once; of an area every cell."""
+        sure = self.candidates.take(self.candidates.scores >= self.threshold)
+        area = self.model.areas[sure.labels]
+        return Candidates.concatenate([suppress(sure.take(~area)), sure.take(area)])
+
+
+class Blocks:
+    """Squares of cells with something in them that was not refined, numbered from 0.
+
+    What a block holds is a number of its own for each kind, whatever else is refined: the finds in its skipped cells,
+    each object once, without those that were known when the audit began. An object on the border of two blocks may
+    count in both: an audit then errs on the safe side.
+
+    Parameters
+    ----------
+    standing : Standing
+
+    Attributes
+    ----------
+    kinds : tuple of str
+        What the model finds: objects, areas, or both.
+    side : int
+        Of a block, in cells.
+    caps : ndarray, float64, (k, n)
+        Most finds of each kind that each block can hold.
+    certain : tuple of bool
+        For each kind, whether that needs no assumption.
+    expected : ndarray, float64, (k, n)
+        Finds that the scan expects in the skipped cells of each.
+    macs_each, rest_macs : int
+        Multiply-adds of one block, and of all cells not yet refined, at its cheapest.
+    macs : int
+        Multiply-adds spent on blocks.
+    failures : tuple of str
+        What could not be read.
+    cut : bool
+        Whether Ctrl-C or a deadline ended work early.
+    exhausted : bool
+        Whether every cell was refined, as far as it can be read.
+    """
+
+    def __init__(self, standing: Standing) -> None:
+        self._at, self.kinds = standing, standing.kinds
+        known, model = standing.finds(), standing.model
+        self._known = known.take(~model.areas[known.labels])  # an area's cell hides no object
+        self._skipped = ~standing.covered
+        self.side, caps = _best_side(standing, known)
+        self.macs_each = model.window_macs(self.side, self.side)
+        skipped = _per_block(self._skipped, self.side)
+        self._columns = skipped.shape[1]
+        self._numbers = np.flatnonzero(skipped)
+        most = skipped.ravel()[self._numbers] * model.geometry.fine**2
+        self.caps = np.minimum(np.array(caps, np.float64)[:, None], most)
+        self.certain = tuple(cap >= (self.side * model.geometry.fine) ** 2 for cap in caps)
+        hoped = _per_block(np.where(self._skipped, standing.interest, 0), self.side).ravel()[self._numbers]
+        self.expected = _shares(standing, known)[:, None] * hoped
+        self._found: list[Candidates] = []
+        self._refined = standing.covered.copy()
+        self.macs = 0
+        self.failures: tuple[str, ...] = ()
+        self.cut = self.exhausted = False
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @property
+    def candidates(self) -> Candidates:
+        """All there are by now, each fine cell once, in raster order."""
+        return self.standing.candidates
+
+    @property
+    def cell_shape(self) -> tuple[int, int]:
+        """Cells of the image."""
+        return self._at.cell_shape
+
+    @property
+    def standing(self) -> Standing:
+        """What is known by now: the beginning of another audit."""
+        return self._at.with_more(Candidates.concatenate(self._found), self._refined)
+
+    @property
+    def refined(self) -> NDArray[np.bool_]:
+        """Map of the cells refined by now, (cell height, cell width)."""
+        return self._refined
+
+    @property
+    def rest_macs(self) -> int:
+        return self._rest().macs(self._at.model.window_macs)
+
+    def finds(self) -> tuple[int, ...]:
+        """Finds of each kind by now, each object once."""
+        return self.standing.counts()
+
+    def look(self, index: Counts) -> Counts | None:
+        """Refine blocks; the finds of each kind (rows) in each, or None where it was cut short.
+
+        What cannot be read holds nothing: the exhaustive pass would find nothing there either.
+        """
+        numbers = self._numbers[index]
+        corners = np.stack(np.divmod(numbers, self._columns), axis=1).astype(np.int64) * self.side
+        count = len(index)
+        plan = Plan(corners, np.full((count, 2), self.side, np.int64), np.ones(count, np.float32), self._at.cell_shape)
+        self._refine(plan)
+        return None if self.cut else self._held(index)
+
+    def pieces(self, side: int) -> tuple[Plan, NDArray[np.int64], NDArray[np.float64]]:
+        """All that is left in rectangles of at most so many cells a side, the most promising for their price first.
+
+        Returns
+        -------
+        plan : Plan
+        costs : ndarray, int64, (n,)
+            Multiply-adds of each.
+        shares : ndarray, float64, (n,)
+            Of what the scan expects in all that is left.
+        """
+        left, model = ~self._refined, self._at.model
+        plan = cover(left, model.window_macs, side)
+        hoped = np.where(left, self._at.interest, 0)
+        # The scan may be blind: every cell counts for something.
+        hoped += left * max(hoped.sum(dtype=np.float64) / max(left.sum(), 1), 1e-9)
+        corners = zip(plan.cell_corners.tolist(), plan.sides.tolist(), strict=True)
+        held = np.array([hoped[y : y + h, x : x + w].sum(dtype=np.float64) for (y, x), (h, w) in corners])
+        costs, shares = plan.costs(model.window_macs), held / max(held.sum(), 1e-300)
+        order = np.argsort(-shares / costs, kind="stable")
+        return plan.take(order), costs[order], shares[order]
+
+    def look_widely(self, plan: Plan) -> tuple[Counts, Counts] | None:
+        """Refine pieces; the blocks that are known whole now, and the finds of each kind (rows) in each.
+
+        None where it was cut short.
+        """
+        before = self._whole()
+        self._refine(plan)
+        if self.cut:
+            return None
+        self.exhausted = bool(self._refined.all())
+        index = np.flatnonzero(self._whole() & ~before)
+        return index, self._held(index)
+
+    def _whole(self) -> NDArray[np.bool_]:
+        """Which blocks have nothing left to refine."""
+        return np.asarray(_per_block(~self._refined, self.side).ravel()[self._numbers] == 0)
+
+    def _held(self, index: Counts) -> Counts:
+        """Finds of each kind (rows) in blocks that were refined."""
+        numbers, count = self._numbers[index], len(index)
+        finds = self._once(self._fresh(numbers))
+        homes, kinds = self._home(finds), self._at.of_kind(finds)
+        order = np.argsort(numbers)
+        place = order[np.searchsorted(numbers, homes, sorter=order)]
+        found = np.bincount(kinds * count + place, minlength=len(self.kinds) * count)
+        return found.astype(np.int64).reshape(len(self.kinds), count)
+
+    def look_at_rest(self) -> None:
+        """Refine every cell that is left."""
+        self._refine(self._rest())
+        self.exhausted = not self.cut
+
+    def _refine(self, plan: Plan) -> None:
+        fine = self._at.refine(plan)
+        self.macs += fine.macs
+        self.failures = tuple(dict.fromkeys(self.failures + fine.failures))
+        self.cut |= fine.cut
+        self._refined |= plan.take(fine.done).covered()
+        self._found.append(fine.candidates)
+
+    def _fresh(self, numbers: Counts) -> Candidates:
+        """Sure finds in the skipped cells of some blocks, each fine cell once."""
+        known = self.candidates
+        sure = known.take(known.scores >= self._at.threshold)
+        sure = sure.take(np.isin(self._home(sure), numbers))
+        cells = sure.cells // self._at.model.geometry.fine
+        return sure.take(self._skipped[cells[:, 0], cells[:, 1]])
+
+    def _rest(self) -> Plan:
+        return cover(~self._refined, self._at.model.window_macs)
+
+    def _once(self, fresh: Candidates) -> Candidates:
+        """Each object once in its block, without those known; and all cells of areas."""
+        area = self._at.model.areas[fresh.labels]
+        objects = suppress(fresh.take(~area), self._home(fresh.take(~area)))
+        return Candidates.concatenate([objects.take(~repeats(objects, self._known)), fresh.take(area)])
+
+    def _home(self, candidates: Candidates) -> NDArray[np.int64]:
+        block = candidates.cells.astype(np.int64) // (self.side * self._at.model.geometry.fine)
+        return np.asarray(block[:, 0] * self._columns + block[:, 1])
+
+
+def _per_block(cells: NDArray[np.generic], side: int) -> NDArray[np.float64]:
+    """Sums over squares of `side` cells."""
+    # Row by row of squares: what is summed stays in the processor's cache.
+    rows = np.stack([cells[y : y + side].sum(axis=0, dtype=np.float64) for y in range(0, cells.shape[0], side)])
+    return np.asarray(np.add.reduceat(rows, np.arange(0, cells.shape[1], side), axis=1))
+
+
+def _shares(standing: Standing, known: Candidates) -> NDArray[np.float64]:
+    """Share of each kind in what the scan expects, which does not tell them apart: as they were found."""
+    found = np.array(standing.counts(known), np.float64) + 1
+    return np.asarray(found / found.sum())
+
+
+def _best_side(standing: Standing, known: Candidates) -> tuple[int, tuple[int, ...]]:
+    """Side of a block with which a bound comes cheapest, and the most finds of each kind that such a block holds."""
+    model = standing.model
+    objects = known.take(~model.areas[known.labels])
+    sides = [side for side in BLOCK_SIDES if side <= max(standing.cell_shape)]
+    distance = spacing(objects) if standing.cap == "seen" else 0.0
+    caps = {side: tuple(_cap(model, kind, objects, side, distance) for kind in standing.kinds) for side in sides}
+    found = np.array(standing.counts(known), np.float64) + 1
+
+    def price(side: int) -> float:
+        # The draws that a bound takes go with the number of blocks and with the cap over what may be missed.
+        draws = float((np.array(caps[side]) / found).max()) / side**2
+        return draws * model.window_macs(side, side) / max(0.1, 1 - _LEFT * _repeated(standing, side))
+
+    side = min(sides, key=price)
+    return side, caps[side]
+
+
+def _cap(model: Model, kind: Kind, objects: Candidates, side: int, distance: float) -> int:
+    fine = side * model.geometry.fine
+    # Every cell of an area is a find.
+    return fine**2 if kind == "area" else object_cap(objects, fine, distance)
+
+
+def _repeated(standing: Standing, side: int) -> float:
+    """How many times an object counts in the mean, as more than one of the blocks that it touches reports it."""
+    near = standing.candidates.take(np.arange(min(_ENOUGH, len(standing.candidates))))
+    near = near.take((near.scores >= standing.threshold) & ~standing.model.areas[near.labels])
+    block = near.cells.astype(np.int64) // (side * standing.model.geometry.fine)
+    once = len(suppress(near))
+    return len(suppress(near, block[:, 0] * 2**32 + block[:, 1])) / once if once else 1.0

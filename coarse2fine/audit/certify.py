@@ -1,0 +1,279 @@
+"""Refining until a recall is certain: further windows while many finds seem to be missed, then random blocks.
+
+Pilot draws tell how much is missed, which the scan's own expectation does not: on other images it is off by a multiple.
+They decide where to look and claim nothing, so that the bound of the final audit, on blocks that were fixed before its
+first draw, holds with all the confidence that was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.audit.blocks import Blocks, Standing
+from coarse2fine.audit.joint_bound import JointBound, shared_confidence
+from coarse2fine.audit.result import Audit, Audited, Part
+from coarse2fine.audit.sampling_bound import allowed_misses
+from coarse2fine.audit.survey import sobriety
+from coarse2fine.steps.choose import choose
+from coarse2fine.steps.plan import Plan, cover
+
+_LEAST_DRAWS = 32
+# While more than this share of what may be missed seems to be, promising places are refined first.
+_HOPEFUL = 0.6
+# Further windows are tried down to these shares of the threshold.
+_DEEPER = tuple(0.5**k for k in range(10))
+# A pilot's blocks, and the share of the exhaustive pass that they may cost; fewer are not worth it.
+_MOST_PILOTS, _PILOT_SHARE, _LEAST_PILOTS = 256, 0.015, 16
+_ROUNDS = 4
+# Plans fall short: the last moment to refine all is let go by only if so many times what is planned can be paid for.
+_WARY = 1.5
+# Sides of the pieces in which much is refined at once, and the share of what may be spent that is kept for an audit.
+_SIDES, _RESERVE = (128, 64, 32, 16), 0.03
+_NEARLY = 0.95
+# What seems to save less than this against refining all that is left is not worth the risk.
+_SAVES = 0.8
+
+
+def certify(
+    standing: Standing, recall: float, *, confidence: float, seed: int, most_macs: int | None = None
+) -> Audited:
+    """Refine more until the recall is certain enough, or nothing is left.
+
+    Parameters
+    ----------
+    standing : Standing
+    recall : float
+        Share of what the exhaustive pass would find.
+    confidence : float
+    seed : int
+    most_macs : int, optional
+        Multiply-adds that it may take.
+    """
+    work = _Work(standing, recall, confidence, seed, most_macs)
+    for stage in range(_ROUNDS):
+        work.extend()
+        if work.cut or work.settled(stage):
+            break
+    blocks = Blocks(work.standing)
+    bound = work.bound(blocks, stage=_ROUNDS)
+    if not work.cut:
+        _go_on(blocks, bound, recall, work.left)
+    audit = _audit(blocks, bound, recall, confidence)
+    done = Audited.after(audit, blocks, work.plan, work.macs)
+    failures = tuple(dict.fromkeys((*work.failures, *done.failures)))
+    return replace(done, failures=failures, interrupted=done.interrupted or work.cut)
+
+
+def _audit(blocks: Blocks, bound: JointBound, recall: float, confidence: float) -> Audit:
+    nothing_left = blocks.exhausted or not bound.unknown
+    parts = [
+        Part(
+            kind=kind,
+            found=found,
+            missed=0.0 if nothing_left else mine.estimate - mine.known,
+            missed_interval=(0, 0 if nothing_left else mine.missed),
+            confidence=shared_confidence(confidence, len(blocks.kinds)),
+            cap=mine.cap,
+            certain=certain,
+        )
+        for kind, found, mine, certain in zip(blocks.kinds, blocks.finds(), bound.kinds, blocks.certain, strict=True)
+    ]
+    return Audit(
+        tuple(parts),
+        confidence=confidence,
+        # If all was refined in the end, draws tell nothing any more.
+        blocks=0 if blocks.exhausted else len(blocks),
+        audited=0 if blocks.exhausted else bound.audited,
+        side=blocks.side,
+        target=recall,
+    )
+
+
+def _allowed(found: Iterable[float], recall: float) -> tuple[int, ...]:
+    """Most finds of each kind that may be missed."""
+    return tuple(allowed_misses(round(each), recall) for each in found)
+
+
+class _Work:
+    """What is done before the audit that counts: windows chosen in addition, and pilot draws."""
+
+    def __init__(self, standing: Standing, recall: float, confidence: float, seed: int, most_macs: int | None) -> None:
+        self.standing = standing.scaled(sobriety(standing))
+        # What was not scaled is what thresholds are in.
+        self._interest = standing.interest
+        self._recall, self._confidence, self._seed, self._most = recall, confidence, seed, most_macs
+        self.plan = Plan.empty(standing.cell_shape)
+        self.macs = 0
+        self.failures: tuple[str, ...] = ()
+        self.cut = False
+
+    @property
+    def left(self) -> float:
+        """Multiply-adds that may still be spent."""
+        return math.inf if self._most is None else self._most - self.macs
+
+    def bound(self, blocks: Blocks, stage: int, more: float = 0.0) -> JointBound:
+        """Bounds for these blocks and no others, with draws of their own."""
+        targets = [max(1, n) for n in self._allowed(blocks, more)]
+        seed = self._seed * (_ROUNDS + 1) + stage
+        return JointBound(blocks.expected, blocks.caps, targets=targets, confidence=self._confidence, seed=seed)
+
+    def _allowed(self, blocks: Blocks, more: float = 0.0) -> tuple[int, ...]:
+        """What may be missed, with more finds than there are now, in the same proportions."""
+        finds = np.array(blocks.finds(), np.float64)
+        return _allowed(finds + more * (finds + 1) / (finds + 1).sum(), self._recall)
+
+    def extend(self) -> None:
+        """Refine further windows, if that makes these and the audit cheaper together; or all that is left."""
+        plan, price = self._extension()
+        everything = cover(~self.standing.covered, self.standing.model.window_macs)
+        rest = everything.macs(self.standing.model.window_macs)
+        if _SAVES * rest <= price and rest <= self.left:
+            plan = everything
+        if not len(plan):
+            return
+        fine = self.standing.refine(plan)
+        self.macs += fine.macs
+        self.failures += fine.failures
+        self.cut |= fine.cut
+        self.plan = self.plan.joined(plan)
+        self.standing = self.standing.with_more(fine.candidates, plan.take(fine.done).covered())
+
+    def settled(self, stage: int) -> bool:
+        """Draw a pilot and correct what is expected; whether no more windows seem to be called for."""
+        blocks = Blocks(self.standing)
+        exhaustive = self.standing.model.exhaustive_macs(self.standing.cell_shape)
+        count = int(min(_MOST_PILOTS, min(_PILOT_SHARE * exhaustive, self.left) / blocks.macs_each, len(blocks) // 4))
+        if count < _LEAST_PILOTS:
+            return True
+        index = self.bound(blocks, stage).draw(count)
+        found = blocks.look(index)
+        self.macs += blocks.macs
+        self.failures += blocks.failures
+        self.cut |= blocks.cut
+        self.standing = blocks.standing
+        if found is None:
+            return True
+        correction = (1 + found.sum()) / (1 + blocks.expected[:, index].sum())
+        self.standing = self.standing.scaled(float(correction))
+        seems = Blocks(self.standing).expected.sum(axis=1)
+        return bool((seems <= _HOPEFUL * np.array(self._allowed(blocks))).all())
+
+    def _extension(self) -> tuple[Plan, float]:
+        """The further windows that make it cheapest, and what they and the audit are likely to cost."""
+        at = self.standing
+        best, least = Plan.empty(at.cell_shape), math.inf
+        for plan in self._plans():
+            macs = plan.macs(at.model.window_macs)
+            if macs > min(least, self.left):
+                break
+            covered = plan.covered()
+            more = float(at.interest[covered & ~at.covered].sum())
+            blocks = Blocks(replace(at, covered=at.covered | covered))
+            allowed = self._allowed(blocks, more)
+            draws = self.bound(blocks, _ROUNDS, more).planned_draws(allowed) if len(blocks) else 0
+            cost = macs + min(draws * blocks.macs_each, blocks.rest_macs)
+            if cost < least:
+                best, least = plan, cost
+        return best, least
+
+    def _plans(self) -> Iterator[Plan]:
+        """No further windows, then more and more."""
+        at, model = self.standing, self.standing.model
+        yield Plan.empty(at.cell_shape)
+        left = np.where(at.covered, 0, self._interest).astype(np.float32)
+        for share in _DEEPER:
+            plan = choose(left, model.window, window_macs=model.window_macs, tau=model.tau * share)
+            if len(plan):
+                yield plan
+
+
+def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -> None:
+    """Rounds of the most promising and of random blocks, until the bounds allow an end."""
+    unknown = np.ones(len(blocks), bool)
+    while bound.unknown:
+        allowed = _allowed(blocks.finds(), recall)
+        if bound.met(allowed):
+            return
+        kind = bound.lacking(allowed)
+        expected, seems = blocks.expected[kind], bound.kinds[kind].hoped
+        promising = seems > _HOPEFUL * max(allowed[kind], 1)
+        planned = _promising(expected[unknown], seems, allowed[kind]) if promising else bound.planned_draws(allowed)
+        left = most_macs - blocks.macs
+        # Half of what is planned: what it turns up makes the next plan better.
+        count = min(max(_LEAST_DRAWS, -(-planned // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
+        # Nothing is lost by these if all is refined in the end.
+        goal = 1 - _HOPEFUL * allowed[kind] / seems if promising else 0.0
+        pieces = _pieces(blocks, planned, count, goal, left)
+        if len(pieces):
+            looked = blocks.look_widely(pieces)
+            if looked is None:
+                return
+            fresh = unknown[looked[0]]
+            bound.know(looked[0][fresh], looked[1][:, fresh])
+            unknown[looked[0]] = False
+            continue
+        if _rather_all(blocks, planned, count, left):
+            blocks.look_at_rest()
+            return
+        if count < 1:
+            return
+        if promising:
+            candidates = np.flatnonzero(unknown)
+            index = candidates[np.argsort(-expected[candidates], kind="stable")[:count]]
+        else:
+            index = bound.draw(count)
+        found = blocks.look(index)
+        if found is None:
+            return
+        (bound.know if promising else bound.see)(index, found)
+        unknown[index] = False
+
+
+def _rather_all(blocks: Blocks, planned: int, count: int, left: float) -> bool:
+    """Whether to refine all that is left now: it is cheaper, or the last moment at which it can be paid for."""
+    rest, macs = blocks.rest_macs, planned * blocks.macs_each
+    last = rest > left - count * blocks.macs_each
+    return rest <= left and (macs >= rest or (last and macs * _WARY >= left))
+
+
+def _promising(expected: NDArray[np.float64], seems: float, allowed: int) -> int:
+    """Blocks, the best first, that hold enough of what seems to be missed."""
+    order = np.sort(expected)[::-1]
+    enough = (1 - _HOPEFUL * allowed / seems) * order.sum()
+    return int(np.searchsorted(np.cumsum(order), enough)) + 1
+
+
+def _pieces(blocks: Blocks, planned: int, count: int, goal: float, left: float) -> Plan:
+    """Large pieces to refine instead of single blocks, if these are dearer or cannot be paid for; else none.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    planned, count : int
+        Single blocks that are planned, and those to come next.
+    goal : float
+        Share of what is missed that pieces are to hold; 0 if draws are to bound it.
+    left : float
+        Multiply-adds that may be spent.
+    """
+    price, rest = planned * blocks.macs_each, blocks.rest_macs
+    best, least, most = Plan.empty(blocks.cell_shape), min(price, left), 0.0
+    # Not all that is left can be paid for: as much as can, but for a look at what remains, if blocks are dearer still,
+    # or if this is the last moment at which that is nearly all.
+    last = _NEARLY * rest <= left < _NEARLY * rest + count * blocks.macs_each and price * _WARY >= left
+    short = left < rest and (rest < price or last)
+    for side in _SIDES if goal or short else ():
+        plan, costs, shares = blocks.pieces(side)
+        spent, gain = costs.cumsum(), shares.cumsum()
+        enough, can = int(np.searchsorted(gain, goal)) + 1, int(np.searchsorted(spent, (1 - _RESERVE) * left, "right"))
+        if goal and enough <= len(plan) and spent[enough - 1] < least:
+            best, least, most = plan.take(np.arange(enough)), float(spent[enough - 1]), 1.0
+        elif short and can and gain[can - 1] > most:
+            best, most = plan.take(np.arange(can)), float(gain[can - 1])
+    return best

@@ -1,0 +1,332 @@
+"""What an audit says of recall."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.audit.blocks import Blocks, Kind, Standing
+from coarse2fine.audit.joint_bound import shared_confidence
+from coarse2fine.audit.sampling_bound import Sample, least_share, pool, recall_interval
+from coarse2fine.models.candidates import Candidates
+from coarse2fine.steps.plan import Plan
+
+# A sample that could not show this recall even by finding nothing tells nothing.
+_TELLING = 0.5
+_NAMES: dict[Kind, str] = {"object": "objects", "area": "cells of areas"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What an audit says of one kind of finds.
+
+    Parameters
+    ----------
+    kind : {"object", "area"}
+        Objects, or the fine cells of areas, of which every one counts.
+    found : int
+        Finds, those of the audit included.
+    missed : float
+        Unbiased estimate of the finds missed; NaN if nothing was audited.
+    missed_interval : tuple of int
+        Fewest and most of them, with `confidence`. After a certification, which asks for the most alone, from 0.
+    confidence : float
+        Probability, over the random choice of blocks, with which the interval holds; for two kinds closer to 1 than
+        the audit's, so that both hold together.
+    cap : float
+        Most finds of this kind that a block can hold; doubled if the audit saw more.
+    certain : bool
+        Whether that is so for certain; otherwise it is what the interval assumes.
+    sample : Sample, optional
+        The record from which audits of several images are pooled; None after a certification.
+    """
+
+    kind: Kind
+    found: int
+    missed: float
+    missed_interval: tuple[int, int]
+    confidence: float
+    cap: float
+    certain: bool
+    sample: Sample | None = None
+
+    @property
+    def recall(self) -> float:
+        """Estimate of found over all; 1 where there seems to be nothing to find."""
+        if math.isnan(self.missed):
+            return math.nan
+        return self.found / (self.found + self.missed) if self.missed else 1.0
+
+    @property
+    def recall_interval(self) -> tuple[float, float]:
+        """Least and greatest recall, with `confidence`."""
+        return recall_interval(self.found, self.missed_interval)
+
+    @classmethod
+    def of_sample(cls, kind: Kind, sample: Sample, found: int, confidence: float, *, certain: bool) -> Part:
+        """What a sample says beside what was found in all."""
+        interval, missed = sample.missed_interval(confidence), max(0.0, sample.missed)
+        return cls(kind, found, missed, interval, confidence, sample.cap, certain, sample)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; `sample` is left out."""
+        return {
+            "kind": self.kind,
+            "found": self.found,
+            "missed": None if math.isnan(self.missed) else self.missed,
+            "missed_interval": list(self.missed_interval),
+            "recall": None if math.isnan(self.recall) else self.recall,
+            "recall_interval": list(self.recall_interval),
+            "confidence": self.confidence,
+            "cap": self.cap,
+            "certain": self.certain,
+        }
+
+    def too_few(self, recall: float, share: float) -> bool:
+        """Whether a sample of this share could not show that recall even by finding nothing."""
+        return least_share(self.found, recall, max(self.cap, 1), self.confidence) > share
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How much was found of what the exhaustive pass would find.
+
+    Parameters
+    ----------
+    kinds : tuple of Part
+        What is known of objects, and of the cells of areas, as far as the model finds them. The recall of an audit
+        is that of the worse kind: a lake's many cells say nothing of the objects beside it.
+    confidence : float
+        Probability, over the random choice of blocks, with which all that it says holds.
+    blocks, audited : int
+        Blocks of skipped cells, and those of them that were chosen at random and refined.
+    side : int
+        Of a block, in cells; 0 if images with blocks of several sizes are pooled.
+    target : float, optional
+        The recall to certify, of every kind.
+    """
+
+    kinds: tuple[Part, ...]
+    confidence: float
+    blocks: int
+    audited: int
+    side: int
+    target: float | None = None
+
+    @property
+    def found(self) -> int:
+        """Finds of all kinds; of an area every fine cell counts."""
+        return sum(part.found for part in self.kinds)
+
+    @property
+    def missed(self) -> float:
+        """Unbiased estimate of the finds missed; NaN if nothing was audited."""
+        return math.fsum(part.missed for part in self.kinds)
+
+    @property
+    def missed_interval(self) -> tuple[int, int]:
+        """Fewest and most of them, with `confidence`."""
+        return sum(part.missed_interval[0] for part in self.kinds), sum(part.missed_interval[1] for part in self.kinds)
+
+    @property
+    def cap(self) -> float:
+        """Most finds of a kind that a block can hold."""
+        return max((part.cap for part in self.kinds), default=0.0)
+
+    @property
+    def certain(self) -> bool:
+        """Whether that is so for certain, so that nothing is assumed."""
+        return all(part.certain for part in self.kinds)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it can be pooled with others."""
+        return bool(self.kinds) and all(part.sample is not None for part in self.kinds)
+
+    @property
+    def recall(self) -> float:
+        """Estimate of found over all, of the worse kind; 1 where there seems to be nothing to find."""
+        recalls = [part.recall for part in self.kinds]
+        return math.nan if any(map(math.isnan, recalls)) else min(recalls, default=math.nan)
+
+    @property
+    def recall_interval(self) -> tuple[float, float]:
+        """Least and greatest recall of the worse kind, with `confidence`."""
+        lows, highs = zip(*(part.recall_interval for part in self.kinds), strict=True)
+        return min(lows), min(highs)
+
+    @property
+    def certified(self) -> bool:
+        """Whether every kind reaches the recall that was asked for, with confidence."""
+        return self.target is not None and self.recall_interval[0] >= self.target
+
+    @classmethod
+    def pooled(cls, audits: Sequence[Audit], *, confidence: float = 0.95, target: float | None = None) -> Audit:
+        """One audit out of those of many images: its interval is far closer than those of single images.
+
+        Parameters
+        ----------
+        audits : sequence of Audit
+            Of analyses without a `recall` of their own.
+        confidence : float
+            Probability with which the interval of the whole holds.
+        target : float, optional
+            Recall to certify for all images together.
+
+        Raises
+        ------
+        ValueError
+            If one of them has no sample, or was made to certify a recall of its own and stopped where it was lucky.
+        """
+        if not all(audit.sampled for audit in audits):
+            raise ValueError("only random samples can be pooled: analyse every image with audit=0.01, without recall")
+        parts = [part for audit in audits for part in audit.kinds]
+        kinds = [kind for kind in _NAMES if any(part.kind == kind for part in parts)]
+        sides = {audit.side for audit in audits if audit.blocks}
+        return cls(
+            tuple(_pooled(kind, parts, shared_confidence(confidence, len(kinds))) for kind in kinds),
+            confidence=confidence,
+            blocks=sum(a.blocks for a in audits),
+            audited=sum(a.audited for a in audits),
+            side=sides.pop() if len(sides) == 1 else 0,
+            target=target,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; samples are left out."""
+        return {
+            "found": self.found,
+            "missed": None if math.isnan(self.missed) else self.missed,
+            "missed_interval": list(self.missed_interval),
+            "recall": None if math.isnan(self.recall) else self.recall,
+            "recall_interval": list(self.recall_interval),
+            "confidence": self.confidence,
+            "cap": self.cap,
+            "certain": self.certain,
+            "blocks": self.blocks,
+            "audited": self.audited,
+            "side": self.side,
+            "target": self.target,
+            "certified": self.certified,
+            "kinds": [part.to_json() for part in self.kinds],
+        }
+
+    def __str__(self) -> str:
+        work = f"{self.audited:,} of {self.blocks:,} skipped blocks audited" if self.blocks else "nothing was skipped"
+        sure = f"with {_percent(self.confidence)} confidence"
+        share = self.audited / self.blocks if self.blocks else 1.0
+        low, high = self.recall_interval
+        alone = self._assuming(self.kinds[0]) if len(self.kinds) == 1 else ""
+        if self.target is not None:
+            short = "" if self.certified else f"; {_percent(self.target)} is not certified"
+            return f"recall at least {_floored(low)} {sure}{alone}{self._each()}{short} ({work})"
+        if math.isnan(self.missed):
+            return f"recall unknown ({work})"
+        if self.blocks and self.too_few(share):
+            lead = "too few finds for so small a sample: "
+            return f"{lead}recall {_floored(low)} to {high:.1%} {sure}{alone}{self._each()} ({work})"
+        span = f"{_floored(low)} to {high:.1%}"
+        return f"recall {self.recall:.1%} of the exhaustive pass, {span} {sure}{alone}{self._each()} ({work})"
+
+    def _each(self) -> str:
+        """What is known of each of two kinds."""
+        if len(self.kinds) < 2:
+            return ""
+        told = []
+        for part in self.kinds:
+            low, high = part.recall_interval
+            span = f"at least {_floored(low)}" if self.target is not None else f"{_floored(low)} to {high:.1%}"
+            told.append(f"{_NAMES[part.kind]} {span}{self._assuming(part)}")
+        return f": {', '.join(told)}"
+
+    def _assuming(self, part: Part) -> str:
+        """What must be so for a bound to hold."""
+        if part.certain or self.audited == self.blocks:
+            return ""
+        size = f" of {self.side} x {self.side} cells" if self.side else ""
+        return f" if no block{size} holds more than {part.cap:,.0f} {'find' if part.cap == 1 else 'finds'}"
+
+    def too_few(self, share: float) -> bool:
+        """Whether a sample of this share could not show much of any kind, even by finding nothing."""
+        return all(part.too_few(_TELLING, share) for part in self.kinds)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit, and what there is after it.
+
+    Parameters
+    ----------
+    audit : Audit
+    candidates : Candidates
+        All, those from before the audit included.
+    refined : ndarray, bool, (cell height, cell width)
+        All cells refined by now.
+    plan : Plan
+        Windows that were chosen in addition; empty but for a certification.
+    macs : int
+        Multiply-adds of the windows and blocks refined for it.
+    failures : tuple of str
+    interrupted : bool
+        Whether Ctrl-C or a deadline ended it early.
+    """
+
+    audit: Audit
+    candidates: Candidates
+    refined: NDArray[np.bool_]
+    plan: Plan
+    macs: int
+    failures: tuple[str, ...]
+    interrupted: bool
+
+    @classmethod
+    def after(cls, audit: Audit, blocks: Blocks, plan: Plan | None = None, macs: int = 0) -> Audited:
+        """What there is after work on blocks, and on a plan and what else came before."""
+        return cls(
+            audit,
+            blocks.candidates,
+            blocks.refined,
+            Plan.empty(blocks.cell_shape) if plan is None else plan,
+            macs + blocks.macs,
+            blocks.failures,
+            blocks.cut,
+        )
+
+    @classmethod
+    def none(cls, standing: Standing, confidence: float | None) -> Audited:
+        """No audit was asked for; or, with a confidence, it came to nothing, and all that is known is the room left."""
+        nothing = Audit((), confidence=0.0, blocks=0, audited=0, side=0)
+        audit = nothing if confidence is None else _unknown(Blocks(standing), confidence)
+        return cls(audit, standing.candidates, standing.covered, Plan.empty(standing.cell_shape), 0, (), False)
+
+
+def _pooled(kind: Kind, parts: Sequence[Part], confidence: float) -> Part:
+    """One kind in many images."""
+    mine = [part for part in parts if part.kind == kind]
+    whole = pool([part.sample for part in mine if part.sample is not None])
+    found, certain = sum(part.found for part in mine), all(part.certain for part in mine)
+    return Part.of_sample(kind, whole, found, confidence, certain=certain)
+
+
+def _unknown(blocks: Blocks, confidence: float) -> Audit:
+    each = shared_confidence(confidence, len(blocks.kinds))
+    parts = [
+        Part(kind, found, math.nan, (0, int(caps.sum())), each, float(caps.max(initial=0)), certain)
+        for kind, found, caps, certain in zip(blocks.kinds, blocks.finds(), blocks.caps, blocks.certain, strict=True)
+    ]
+    return Audit(tuple(parts), confidence, len(blocks), 0, blocks.side)
+
+
+def _percent(share: float) -> str:
+    """What was asked for, in percent, as it was given: 99.9 % must not be told as 100 %."""
+    return f"{100 * share:.10g}%"
+
+
+def _floored(share: float) -> str:
+    """A lower bound in percent, never rounded up."""
+    return f"{math.floor(share * 1000) / 10:.1f}%"

@@ -1,0 +1,238 @@
+"""What an audit of fixed size says was missed, in one image or pooled over many; and what that means for recall.
+
+Each skipped block is audited with a probability fixed beforehand, independently of the others. What the audited blocks
+hold, each number over its probability, adds up to an unbiased estimate of what all hold [1]_. As a sum of independent
+variables it is at most as spread, in convex order, as a multiple of a binomial variable, that of as many full blocks
+of the highest contribution as make up the total [2]_ [3]_. So for every t the mean of (t - sum)+ is at most the
+binomial's, and that over t - s bounds the probability of a sum of s or less [4]_; the least over t is inverted to a
+bound on the total. Nothing is approximated, and with no find it is the exact one.
+
+References
+----------
+.. [1] D. Horvitz, D. Thompson, A generalization of sampling without replacement from a finite universe, JASA 47, 1952.
+.. [2] W. Hoeffding, On the distribution of the number of successes in independent trials, Ann. Math. Stat. 27, 1956.
+.. [3] W. Hoeffding, Probability inequalities for sums of bounded random variables, JASA 58, 1963.
+.. [4] V. Bentkus, On Hoeffding's inequalities, Ann. Probab. 32, 2004.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
+
+from coarse2fine.audit.betting_bound import doubling
+
+__all__ = ["Sample", "allowed_misses", "inclusion", "least_share", "pool", "recall_interval"]
+
+
+def inclusion(weights: ArrayLike, size: float) -> NDArray[np.float64]:
+    """Probabilities in proportion to weights, 1 at most, of which the sum is the mean size of a sample.
+
+    Parameters
+    ----------
+    weights : array_like, (n,)
+        Above 0; for instance `coarse2fine.audit.betting_bound.audit_weights`.
+    size : float
+        Blocks to audit in the mean, n at most.
+    """
+    w = np.asarray(weights, np.float64)
+    if not 0 < size <= len(w):
+        raise ValueError(f"a size above 0 and up to the {len(w)} blocks there are is wanted, not {size}")
+    sure = np.zeros(len(w), bool)
+    while not sure.all():
+        p = np.where(sure, 1.0, (size - sure.sum()) * w / w[~sure].sum())
+        if (p <= 1).all():
+            return p
+        sure |= p >= 1
+    return np.ones(len(w))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Outcome of an audit of blocks with fixed probabilities; blocks audited for sure take no part, being known.
+
+    The bounds hold if no block holds more than its cap. Where an audited one does, all caps of the sample are doubled
+    until none does, which costs no confidence (see `coarse2fine.audit.betting_bound.MissBound`).
+
+    Parameters
+    ----------
+    blocks, audited : int
+        Blocks there were, and blocks audited.
+    found : int
+        Objects in the audited blocks.
+    total : float
+        Estimate of the objects in all blocks.
+    room : float
+        Most objects in the blocks that were not audited.
+    jump : float
+        Most that one block could add to `total`: the largest cap over probability.
+    least_cap, cap : float
+        Smallest and largest cap of a block.
+    """
+
+    blocks: int = 0
+    audited: int = 0
+    found: int = 0
+    total: float = 0.0
+    room: float = 0.0
+    jump: float = 0.0
+    least_cap: float = math.inf
+    cap: float = 0.0
+
+    @classmethod
+    def of(cls, probabilities: ArrayLike, audited: ArrayLike, found: ArrayLike, cap: ArrayLike) -> Sample:
+        """Sum up an audit.
+
+        Parameters
+        ----------
+        probabilities : array_like, (n,)
+            Of being audited, for all blocks: above 0, 1 at most, fixed before the choice.
+        audited : array_like, int, (k,)
+            The blocks that were audited.
+        found : array_like, int, (k,)
+            Objects in each of them.
+        cap : array_like, () or (n,)
+            Most objects in a block, 1 or more.
+
+        Raises
+        ------
+        ValueError
+            Where a number is out of its range.
+        """
+        p, index, y = np.asarray(probabilities, np.float64), np.asarray(audited, np.int64), np.asarray(found, np.int64)
+        caps = np.broadcast_to(np.asarray(cap, np.float64), p.shape)
+        if not ((p > 0) & (p <= 1)).all() or (caps < 1).any() or index.shape != y.shape or (y < 0).any():
+            raise ValueError(
+                "probabilities above 0 and up to 1, caps of 1 or more, and a number of objects, 0 or more, for each"
+                " audited block are wanted"
+            )
+        caps = caps * doubling(caps[index], y)
+        chance = p < 1
+        rest = chance.copy()
+        rest[index] = False
+        kept = chance[index]
+        return cls(
+            blocks=int(chance.sum()),
+            audited=int(kept.sum()),
+            found=int(y[kept].sum()),
+            total=float((y[kept] / p[index[kept]]).sum()),
+            room=float(caps[rest].sum()),
+            jump=float((caps / p)[chance].max(initial=0)),
+            least_cap=float(caps[chance].min(initial=math.inf)),
+            cap=float(caps[chance].max(initial=0)),
+        )
+
+    @property
+    def missed(self) -> float:
+        """Unbiased estimate of the objects in the blocks that were not audited."""
+        return self.total - self.found
+
+    def missed_upper(self, confidence: float = 0.95) -> int:
+        """Most objects that the other blocks hold, with confidence."""
+        if self.room == 0:
+            return 0
+        full = _first(lambda m: self._low_tail(m) <= 1 - confidence)
+        return max(0, min(math.floor(self.room), math.ceil(full * self.least_cap) - 1 - self.found))
+
+    def missed_lower(self, confidence: float = 0.95) -> int:
+        """Fewest objects that the other blocks hold, with confidence."""
+        full = _first(lambda m: self._high_tail(m) > 1 - confidence)
+        least = math.floor((full - 1) * self.least_cap) + 1 if full else 0
+        return max(0, min(math.floor(self.room), least - self.found))
+
+    def missed_interval(self, confidence: float = 0.95) -> tuple[int, int]:
+        """Fewest and most objects that the other blocks hold, both together with confidence."""
+        side = (1 + confidence) / 2
+        return self.missed_lower(side), self.missed_upper(side)
+
+    def _low_tail(self, full: int) -> float:
+        """Bound on the probability of so small a total, if blocks of the least cap were filled `full` times over."""
+        s = self.total / self.jump
+        t = np.arange(math.floor(s) + 1, 2 * math.floor(s) + 40)
+        return float(min(1.0, (self._below(full, t) / (t - s)).min()))
+
+    def _high_tail(self, full: int) -> float:
+        """The same of so large a total."""
+        if self.total == 0:
+            return 1.0
+        s = self.total / self.jump
+        t = np.arange(math.ceil(s))
+        mean = full * self.least_cap / self.jump
+        return float(min(1.0, ((mean - t + self._below(full, t)) / (s - t)).min()))
+
+    def _below(self, full: int, t: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Mean of (t - B)+ for a binomial B of `full` trials."""
+        # It is the sum of P(B <= i) over i below t.
+        cdf = binom.cdf(np.arange(int(t[-1])), full, self.least_cap / self.jump)
+        return np.asarray(np.concatenate([[0.0], np.cumsum(cdf)])[t])
+
+
+def pool(samples: Sequence[Sample]) -> Sample:
+    """One sample out of those of many images: its bound on all is far closer than the sum of theirs."""
+    return Sample(
+        blocks=sum(s.blocks for s in samples),
+        audited=sum(s.audited for s in samples),
+        found=sum(s.found for s in samples),
+        total=math.fsum(s.total for s in samples),
+        room=math.fsum(s.room for s in samples),
+        jump=max((s.jump for s in samples), default=0.0),
+        least_cap=min((s.least_cap for s in samples), default=math.inf),
+        cap=max((s.cap for s in samples), default=0.0),
+    )
+
+
+def recall_interval(found: int, missed: tuple[float, float]) -> tuple[float, float]:
+    """Recall that goes with the most and with the fewest objects missed; 1 where there is nothing to find.
+
+    Parameters
+    ----------
+    found : int
+        All objects found, those of the audit included.
+    missed : tuple of float
+        Fewest and most objects still missed.
+    """
+    few, many = missed
+    return (found / (found + many) if many else 1.0, found / (found + few) if few else 1.0)
+
+
+def allowed_misses(found: int, recall: float) -> int:
+    """Most objects that may be missed beside those found at a recall."""
+    # A hair more, so that 19 objects at 95 % allow 1.
+    return math.floor(found * (1 - recall) / recall * (1 + 1e-12))
+
+
+def least_share(found: int, recall: float, cap: float, confidence: float = 0.95) -> float:
+    """Share of the skipped blocks that must be audited to certify a recall, if the audit finds nothing at all.
+
+    No audit can do with much less, so this tells beforehand whether objects are too few to certify: one missed object
+    more than allowed may lie in a single block, or few, which a smaller audit would likely not touch.
+
+    Parameters
+    ----------
+    found : int
+        Objects found so far.
+    recall : float
+        To certify.
+    cap : float
+        Most objects in a block.
+    confidence : float
+    """
+    blocks = math.ceil((allowed_misses(found, recall) + 1) / cap)
+    return float(1 - (1 - confidence) ** (1 / blocks))
+
+
+def _first(true: Callable[[int], bool]) -> int:
+    """Least number, from 0, at which a condition becomes true and stays so."""
+    high = 1
+    while not true(high):
+        high *= 2
+    low = -1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if true(middle) else (middle, high)
+    return high

@@ -1,0 +1,70 @@
+"""Locks of a folder of results: one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+SINGLE = "image"
+"""Name of a run whose results lie in the folder itself."""
+# Others hold a lock for a moment, when they look whether it is free.
+_LOCK_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def alone(out: Path, name: str) -> Iterator[None]:
+    """Keep other runs away, which would take this one's work for their own; the lock of a run that was killed is free.
+
+    Shards of a batch may run at the same time; shards and the whole of it may not.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the results; must exist.
+    name : str
+        Of the run: that of its record, or `SINGLE`.
+
+    Raises
+    ------
+    OSError
+        If another run is writing into the folder, or it cannot be written.
+    """
+    folder = out / ".batch"
+    folder.mkdir(exist_ok=True)
+    own = folder / f"{name}.lock"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove, folder.rmdir)
+        stack.enter_context(_locked(own, out))
+        stack.callback(_remove, own.unlink)
+        for other in sorted(folder.glob("*.lock")):
+            if other != own and not _apart(other.stem, name):
+                with _locked(other, out):
+                    pass
+        yield
+
+
+def _remove(remove: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError):  # a folder with more in it; on Windows a lock, which vanishes by itself
+        remove()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, out: Path) -> Iterator[None]:
+    lock = FileLock(path, timeout=_LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"another run is writing into {out}: wait for its end, or name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _apart(one: str, other: str) -> bool:
+    """Whether two runs never have an image in common: different shards of as many."""
+    _, shards, of = one.partition("-of-")
+    return bool(shards) and other.partition("-of-")[2] == of

@@ -1,0 +1,167 @@
+"""What is on disk of a batch: results that are whole, the journal, and how often an image was tried."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from coarse2fine.batch.job import Job, Record, Status
+from coarse2fine.report.image_page import write_report
+from coarse2fine.results.analysis import Analysis
+from coarse2fine.results.folder import ANALYSIS, NOT_ALWAYS, REPORT, audit_json, read_record
+from coarse2fine.results.json_file import write_json
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.storage.redact import redact
+from coarse2fine.tiling.storage.remote import is_url
+from coarse2fine.tiling.writing.atomic import sync_folder
+
+RECORD = "record.json"
+"""Written last: a folder with it holds whole results."""
+_LOG = logging.getLogger(__name__)
+_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
+
+
+def facts_of(analysis: Analysis) -> dict[str, Any]:
+    """Figures of an analysis that a batch adds up; no times."""
+    cost, audit = analysis.cost, analysis.audit
+    counts: dict[str, int] = {}
+    for region in analysis.regions:
+        counts[region.label] = counts.get(region.label, 0) + 1
+    facts: dict[str, Any] = {
+        "shape": list(analysis.image.shape),
+        "regions": len(analysis.regions),
+        "labels": dict(sorted(counts.items())),
+        "macs": cost.macs,
+        "exhaustive_macs": cost.exhaustive_macs,
+        "share": cost.share,
+        "cells": cost.cells,
+        "cells_refined": cost.cells_refined,
+        "complete": analysis.complete,
+        "failures": list(analysis.failures),
+    }
+    if analysis.notes:
+        facts["notes"] = list(analysis.notes)
+    if audit is not None:
+        facts["audit"] = audit_json(audit)
+    return facts
+
+
+def done_before(job: Job) -> Record | None:
+    """The record of an earlier run whose results are there; None where there is anything to do."""
+    try:
+        stored = json.loads((job.target / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(stored, dict) or stored.pop("key", None) != job.key:
+        return None
+    if stored["failures"] and is_url(job.item.source):  # a network may do better next time
+        return None
+    return record_of(job, stored)
+
+
+def found_again(job: Job) -> Record | None:
+    """What `done_before` says; results that there are then say where their image lies now, if it was moved since."""
+    record = done_before(job)
+    if record is None or is_url(job.item.source):
+        return record
+    place = os.path.abspath(job.item.source)  # noqa: PTH100 (keeps links as they are)
+    with told(f"the place of {job.item.source}"):
+        stored = read_record(job.target)
+        if stored["image"]["path"] != place:
+            write_json(job.target / ANALYSIS, {**stored, "image": {**stored["image"], "path": place}})
+    return record
+
+
+def record_of(job: Job, facts: Mapping[str, Any], seconds: float = 0.0) -> Record:
+    """The record of an image that has results."""
+    failures = facts["failures"]
+    error = "" if not failures else f"parts cannot be read: {failures[0]}"
+    status: Status = "damaged" if failures else "done"
+    return Record(job.item.name, job.item.source, status, error, facts=facts, seconds=seconds)
+
+
+def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any]:
+    """Write the results to a temporary place and give them their own; returns the facts.
+
+    Parameters
+    ----------
+    job : Job
+    analysis : Analysis
+    whole : bool
+        Otherwise there is more to do: what is kept of the work stays.
+
+    Raises
+    ------
+    OSError
+        If they cannot be written; then nothing of them is in their place, or no record says that they are whole.
+    """
+    job.work.mkdir(parents=True, exist_ok=True)
+    temporary = job.work / f"result-{uuid.uuid4().hex[:8]}"
+    try:
+        analysis.save(temporary)
+        if job.report:
+            with told(f"the page of {job.item.source}", but=OSError):
+                write_report(analysis, temporary / REPORT)
+        facts = facts_of(analysis)
+        if whole:
+            write_json(temporary / RECORD, {"key": job.key, **facts})
+        sync_folder(temporary)
+        _move(temporary, job.target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if whole:
+        shutil.rmtree(job.work.parent, ignore_errors=True)
+    tidy(job)
+    return facts
+
+
+@contextlib.contextmanager
+def told(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """An error in something that a result can do without is told, and ends nothing; those of the kinds `but` do."""
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:  # noqa: BLE001
+        told = printable(redact(str(error)))
+        _LOG.warning("%s could not be written: %s: %s", printable(redact(what)), type(error).__name__, told)
+
+
+def tidy(job: Job) -> None:
+    """Remove the folders of partial work that are empty."""
+    for folder in (job.work, job.work.parent, job.work.parent.parent):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _move(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(target)
+        return
+    # Not in one step; but without these the folder does not count as whole.
+    last = (ANALYSIS, RECORD)
+    for name in last + tuple(name for name in NOT_ALWAYS if not (temporary / name).exists()):
+        (target / name).unlink(missing_ok=True)
+    for new in sorted(temporary.iterdir(), key=lambda path: last.index(path.name) if path.name in last else -1):
+        old = target / new.name
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        new.replace(old)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether the disk is full: then every other image would fail too."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,173 @@
+"""One image in a worker: whatever happens becomes a record."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import torch
+
+from coarse2fine.analysis_run import AnalysisRun
+from coarse2fine.batch.attempts import MOST_TRIES, Tries
+from coarse2fine.batch.job import Job, Record, Status, loaded
+from coarse2fine.batch.store import commit, is_full, record_of
+from coarse2fine.engine import run_analysis
+from coarse2fine.progress import Steps
+from coarse2fine.results.analysis import Analysis
+from coarse2fine.steps.checkpoint import Checkpoint, Kept
+from coarse2fine.steps.pieces import cut
+from coarse2fine.tiling.image import Image
+
+# Threads of arithmetic and the watchdog belong to the whole process.
+_ONE_AT_A_TIME = threading.Lock()
+_TIMED_OUT = "Timeout ("
+
+
+def analyze_item(job: Job, steps: Steps) -> Record:
+    """Analyse one image and write its results.
+
+    Raises
+    ------
+    Exception
+        Whatever the analysis raises.
+    KeyboardInterrupt
+        If Ctrl-C ended it early; partial work on a large image is kept.
+    """
+    start = time.perf_counter()
+    with job.open() as image:
+        analysis = analyze_opened(job, image, steps)
+        if was_cut(job, analysis):
+            raise KeyboardInterrupt
+        steps.task("write")(0, 1)
+        facts = commit(job, analysis)
+    return record_of(job, facts, time.perf_counter() - start)
+
+
+def analyze_opened(job: Job, image: Image, steps: Steps) -> Analysis:
+    """The analysis of a job's image, with what is kept of an earlier run."""
+    model = loaded(job.model)
+    return run_analysis(
+        image,
+        model,
+        job.config,
+        steps=steps,
+        kept=kept_of(job, image),
+        mask=job.item.mask,
+        model_sha256=job.model.sha256,
+    )
+
+
+def was_cut(job: Job, analysis: Analysis) -> bool:
+    """Whether Ctrl-C ended it before the time that it was given."""
+    return not (analysis.complete or analysis.failures or job.config.seconds)
+
+
+def kept_of(job: Job, image: Image) -> Kept:
+    """Partial work is kept of large images alone."""
+    return Checkpoint(job.work) if image.height * image.width >= job.keep_from else Kept()
+
+
+def guarded(job: Job, unit: str, work: Callable[[], Record | int]) -> Record | int:
+    """Do some work on an image in a worker of its own; errors, and the deaths of earlier workers, become records.
+
+    Parameters
+    ----------
+    job : Job
+    unit : str
+        Which part of the work on this image.
+    work : callable
+    """
+    with _ONE_AT_A_TIME:
+        start = time.perf_counter()
+        set_threads(job.threads)
+        try:
+            tries = Tries(job, unit)
+            before = tries.begin()
+            words = tries.last_words()
+            if words.startswith(_TIMED_OUT):
+                return _lost(job, unit, "timeout", f"took more than {job.time_limit:g} s", words)
+            if before >= MOST_TRIES:
+                return _lost(job, unit, "killed", f"its worker died {MOST_TRIES} times{_why(words)}", words)
+            with _watched(tries.stacks, job.time_limit):
+                made = work()
+            tries.end()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the other images are analysed)
+            return failed(job, unit, error, time.perf_counter() - start)
+    return made
+
+
+def failed(job: Job, unit: str, error: Exception, seconds: float) -> Record:
+    """The record of an error."""
+    with contextlib.suppress(OSError):
+        Tries(job, unit).end()
+    line = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, MemoryError):
+        line = f"out of memory: {line}"
+    if is_full(error):
+        line = f"no space is left in {job.out}: make room and run the same command again ({line})"
+    trace = "".join(traceback.format_exception(error))
+    return Record(job.item.name, job.item.source, "failed", line, trace, seconds=seconds, fatal=is_full(error))
+
+
+def prepare_item(job: Job, steps: Steps) -> Record | int:
+    """Scan an image and count the pieces of its refinement; an image that is not large is analysed at once."""
+    with job.open() as image:
+        if image.height * image.width >= job.keep_from and job.config.seconds is None:
+            run = AnalysisRun(image, loaded(job.model), job.config, Checkpoint(job.work), job.item.mask)
+            scan, _ = run.look(steps.task("scan"))
+            return len(list(cut(run.choose(scan), loaded(job.model))))
+    return analyze_item(job, steps)
+
+
+def refine_piece(job: Job, number: int) -> int:
+    """Refine one piece of a large image and keep it; returns its number."""
+    with job.open() as image:
+        model = loaded(job.model)
+        run = AnalysisRun(image, model, job.config, Checkpoint(job.work), job.item.mask)
+        scan, read = run.look(None)
+        plan = run.choose(scan)
+        run.refine_piece(plan.take(list(cut(plan, model))[number]), read)
+    return number
+
+
+def set_threads(count: int) -> None:
+    """Threads of arithmetic; images are decoded in others."""
+    torch.set_num_threads(count)
+    cv2.setNumThreads(0 if count == 1 else count)
+
+
+def _lost(job: Job, unit: str, status: Status, error: str, words: str) -> Record:
+    with contextlib.suppress(OSError):
+        Tries(job, unit).end()
+    return Record(job.item.name, job.item.source, status, error, words)
+
+
+def _why(words: str) -> str:
+    if words.startswith("Fatal Python error"):
+        return f" ({words.partition(chr(10))[0]})"
+    return " (as a rule because it needed more memory than there is)"
+
+
+@contextlib.contextmanager
+def _watched(stacks: Path, time_limit: float | None) -> Iterator[None]:
+    """Have the process write its threads' stacks when it crashes, is told to end, or takes too long; then it ends."""
+    with stacks.open("w", encoding="utf-8") as file:
+        faulthandler.enable(file)
+        if hasattr(faulthandler, "register"):
+            faulthandler.register(signal.SIGTERM, file, chain=True)
+        if time_limit is not None:
+            faulthandler.dump_traceback_later(time_limit, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            if hasattr(faulthandler, "unregister"):
+                faulthandler.unregister(signal.SIGTERM)
+            faulthandler.disable()

@@ -1,0 +1,172 @@
+"""One model on one scene: the nets run once, and what any windows would find is looked up.
+
+A window's answer equals that of the exhaustive pass at the same cells, since all convolutions are valid and centred.
+So the exhaustive pass's candidates in the cells that a plan covers are what refining that plan finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.annotations.read import Annotations
+from coarse2fine.bench.cover import chunks_touched, touched
+from coarse2fine.bench.score import Labelled, against_exhaustive, object_boxes
+from coarse2fine.model import Model
+from coarse2fine.models.box_head import read_detections
+from coarse2fine.models.candidates import Candidates
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.region import Region
+from coarse2fine.steps.conclude import conclude
+from coarse2fine.steps.plan import Plan, dense_plan
+from coarse2fine.steps.refine import Fine, refine
+from coarse2fine.steps.scan import Scan, look
+from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.image import Image
+
+OBJECT_CELL = 16
+"""Side in pixels of the squares in which it is counted how much of a scene objects cover."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What some finds are worth.
+
+    Parameters
+    ----------
+    exhaustive : float
+        Share of the exhaustive pass's finds that were found; NaN where it found none.
+    labels : float
+        Share of the labelled objects that were found; NaN where there are none.
+    precision : float
+        Share of the finds that are labelled objects; NaN without finds.
+    """
+
+    exhaustive: float
+    labels: float
+    precision: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """Windows of a plan: what they cost and what they find.
+
+    Parameters
+    ----------
+    share : float
+        Multiply-adds in all, scan and halos included, as a share of the exhaustive pass's.
+    refined : float
+        Share of the cells that were refined.
+    chunks : float
+        Share of the stored chunks of full resolution that the windows touch.
+    score : Score
+    """
+
+    share: float
+    refined: float
+    chunks: float
+    score: Score
+
+
+def answer(image: Image, plan: Plan, model: Model, runtime: Runtime) -> Fine:
+    """What the refine net says in the windows of a plan.
+
+    Raises
+    ------
+    ImageError
+        If something cannot be read.
+    KeyboardInterrupt
+        If it was cut short: that is no measurement.
+    """
+    fine = refine(image, plan, model, partial(read_detections, floor=model.threshold), runtime)
+    if fine.failures:
+        raise ImageError(f"{len(fine.failures)} window(s) could not be read, the first: {fine.failures[0]}")
+    if len(fine.done) < len(plan):
+        raise KeyboardInterrupt
+    return fine
+
+
+class Trial:
+    """The exhaustive pass and the scan of one scene, and what follows from them without running a net again.
+
+    Parameters
+    ----------
+    model : Model
+        Of the task "detect".
+    image : Image
+    truth : Annotations
+    runtime : Runtime
+
+    Attributes
+    ----------
+    model : Model
+    image : Image
+    cell_shape : tuple of int
+    exhaustive_macs : int
+        Of the exhaustive pass, halos included.
+    scan : Scan
+    reference : tuple of Region
+        What the exhaustive pass finds.
+    whole : Score
+        Its own.
+    """
+
+    def __init__(self, model: Model, image: Image, truth: Annotations, runtime: Runtime) -> None:
+        self.model, self.image, self._truth = model, image, truth
+        self._labelled = Labelled(truth, model)
+        self.cell_shape = model.cell_shape((image.height, image.width))
+        self.exhaustive_macs = model.exhaustive_macs(self.cell_shape)
+        self.candidates = answer(image, dense_plan(self.cell_shape), model, runtime).candidates
+        self.scan = look(image, model, runtime)
+        self.reference: tuple[Region, ...] = ()
+        self.reference = self.regions(self.candidates)
+        self.whole = self.score(self.reference)
+
+    def refine(self, plan: Plan) -> Fine:
+        """What `refine` finds in the windows of a plan, and its cost; nothing is run."""
+        return Fine(self.within(plan.covered()), np.arange(len(plan)), plan.macs(self.model.window_macs), failures=())
+
+    def regions(self, candidates: Candidates) -> tuple[Region, ...]:
+        """The finds in full-resolution pixels, as an analysis has them."""
+        return conclude(candidates, self.model, Scan.none(), self.image, self.model.threshold)
+
+    def score(self, regions: Sequence[Region]) -> Score:
+        labels = self._labelled.score(regions)
+        found = against_exhaustive(regions, self.reference, self.model.geometry.cell)
+        return Score(found, labels.recall, labels.precision)
+
+    def point(self, plan: Plan, scan_macs: int) -> Point:
+        """Windows of a plan, chosen at a cost of so many multiply-adds."""
+        fine = self.refine(plan)
+        return Point(
+            share=(scan_macs + fine.macs) / self.exhaustive_macs,
+            refined=float(plan.covered().mean()),
+            chunks=chunks_touched(plan, self.model, self.image),
+            score=self.score(self.regions(fine.candidates)),
+        )
+
+    def covered_by_finds(self) -> float:
+        """Share of the cells of `OBJECT_CELL` pixels that the exhaustive pass's finds touch."""
+        return self._covered(np.array([r.full_box for r in self.reference], np.float64))
+
+    def covered_by_labels(self) -> float:
+        """The same for the labelled objects; points are of the typical size."""
+        return self._covered(object_boxes(self._truth, self.model))
+
+    @property
+    def labelled(self) -> int:
+        """Labelled objects."""
+        return len(self._truth.objects)
+
+    def within(self, covered: NDArray[np.bool_]) -> Candidates:
+        """Candidates of the exhaustive pass in the cells of a map."""
+        cells = self.candidates.cells // self.model.geometry.fine
+        return self.candidates.take(covered[cells[:, 0], cells[:, 1]])
+
+    def _covered(self, boxes: NDArray[np.float64]) -> float:
+        step = (OBJECT_CELL, OBJECT_CELL)
+        return float(touched(boxes.reshape(-1, 4), (self.image.height, self.image.width), step).mean())

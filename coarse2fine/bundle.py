@@ -1,0 +1,152 @@
+"""Model files: one safetensors file whose header holds the description as JSON. Nothing in it can be executed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from coarse2fine.models.errors import ModelError
+
+FORMAT_VERSION = 1
+SUFFIX = ".c2f"
+_KEY = "coarse2fine"
+_UNBOUNDED = ("groups.threshold",)
+_LENGTH_BYTES = 8
+_MOST_HEADER = 4 * 2**20
+_MOST_BYTES = 4 * 2**30
+
+
+def embedded_names() -> list[str]:
+    """Names of the models that come with the package."""
+    folder = resources.files("coarse2fine.models") / "embedded"
+    return sorted(f.name.removesuffix(SUFFIX) for f in folder.iterdir() if f.name.endswith(SUFFIX))
+
+
+def locate(model: str | os.PathLike[str]) -> Path:
+    """Path of a model file, given as a path or as the name of an embedded model.
+
+    Raises
+    ------
+    ModelError
+        If there is neither such a file nor such an embedded model.
+    """
+    path = Path(model)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ModelError(f"{path} is a directory, expected a {SUFFIX} file written by Model.save")
+    if path.exists():
+        raise ModelError(f"{path} is a pipe or device, expected a {SUFFIX} file written by Model.save")
+    if str(model) in embedded_names():
+        return Path(str(resources.files("coarse2fine.models") / "embedded" / f"{model}{SUFFIX}"))
+    known = ", ".join(repr(n) for n in embedded_names())
+    raise ModelError(f"no model {str(model)!r}: it is neither a file nor one of the embedded models ({known})")
+
+
+def packed(arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> bytes:
+    """Content of a model file.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+        Weights and tables.
+    description : mapping
+        Everything else, as JSON values.
+    """
+    text = json.dumps({"format": FORMAT_VERSION, **description}, allow_nan=False, sort_keys=True)
+    content: bytes = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={_KEY: text})
+    return content
+
+
+def unpacked(file: BinaryIO, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays and description of a model file; nothing is allocated beyond what the file really holds.
+
+    Parameters
+    ----------
+    file : binary file
+        Buffered, at its beginning.
+    name : str
+        What messages call it.
+
+    Raises
+    ------
+    ModelError
+        If the file is no model, is damaged, or is of another format version.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if not 0 < length <= min(_MOST_HEADER, size - _LENGTH_BYTES):
+            raise ValueError("its header has no sound length")
+        description = _description(name, json.loads(file.read(length)))
+        if size > _MOST_BYTES:
+            raise ModelError(f"{name} has {size:,} bytes, expected a model of at most {_MOST_BYTES:,}; shrink its nets")
+        file.seek(0)
+        # Copied where need be: torch wants arrays that may be written to.
+        arrays = {key: np.require(array, None, ["W", "A"]) for key, array in load(file.read()).items()}
+    except ModelError:
+        raise
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ModelError(f"{name} is no model file, or is damaged ({error}); fit or copy it again") from error
+    return arrays, description
+
+
+def under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Those whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def check_finite(name: str, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> None:
+    """Raise a ModelError for numbers that are NaN or infinite: such a model would find nothing, without a word."""
+    for key, array in arrays.items():
+        # The threshold of a feature that belongs to no group is infinite: it never fires.
+        good = ~np.isnan(array) & (array > -np.inf) if key in _UNBOUNDED else np.isfinite(array)
+        if array.dtype.kind in "fc" and not good.all():
+            raise ModelError(f"{name}: the tensor {key} holds NaN or infinite values; fit or copy the model again")
+    try:
+        place = _not_finite(description)
+    except RecursionError as error:
+        raise ModelError(f"{name} has a description that is too deep; fit or copy it again") from error
+    if place:
+        raise ModelError(f"{name}: {place} is NaN or infinite; fit or copy the model again")
+
+
+def _not_finite(value: Any, place: str = "") -> str | None:
+    """Where in a description a number is not finite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else place
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, item in inner if (found := _not_finite(item, f"{place}.{key}".lstrip(".")))), None)
+
+
+def _description(name: str, header: Any) -> dict[str, Any]:
+    """The description, if it is one that this version reads; before any tensor, of which others may hold any kind."""
+    about = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(about, dict):
+        raise ValueError("its header is none")
+    text = about.get(_KEY)
+    if text is None:
+        raise ModelError(
+            f"{name} is a safetensors file without a coarse2fine description; expected Model.save's output"
+        )
+    try:
+        description = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelError(f"{name} has a damaged description ({error}); fit or copy it again") from error
+    found = description.get("format")
+    if found != FORMAT_VERSION:
+        raise ModelError(
+            f"{name} has model format {found!s:.20}, this coarse2fine reads format {FORMAT_VERSION}; "
+            f"install the version that wrote it ({description.get('written_by', 'unknown')!s:.60}) or fit it again"
+        )
+    return description

@@ -1,0 +1,156 @@
+"""``coarse2fine analyze``: one image, or a batch."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from coarse2fine.batch.estimate import estimate
+from coarse2fine.batch.inputs import Item, find_items, is_one_image, with_masks
+from coarse2fine.batch.job import Opening
+from coarse2fine.batch.run import Crew, run_batch
+from coarse2fine.batch.single import analyze_single
+from coarse2fine.cli.options import add_common, add_opening, check_place
+from coarse2fine.config import Config
+from coarse2fine.terminal import say, say_lines
+
+_EPILOG = """\
+An image is analysed in this process, a batch by one process a core or by the workers of a Dask scheduler. What is done
+already is not done again: after a crash or Ctrl-C the same command goes on. Of a batch each image has a folder of its
+own in the output, and batch.json and batch.csv say what became of each; where one failed the exit status is 1.
+"""
+
+
+def add_analyze(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "input", nargs="+", help="images, folders, globs, addresses, or lists (.txt; .csv with path, mpp, model)"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("-m", "--model", default="generic", help="a .c2f file or an embedded model (default: generic)")
+    parser.add_argument("--overwrite", action="store_true", help="do again what is done already")
+    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and what that would take")
+    add_opening(parser)
+    parser.add_argument(
+        "--mask", type=Path, help="what to analyse: GeoJSON or an image; or a folder of them, of the images' names"
+    )
+    _add_limits(parser.add_argument_group("what to spend, how sure to be"))
+    _add_batch(parser.add_argument_group("batches"))
+    add_common(parser)
+    parser.add_argument("-b", "--batch-size", type=int, help="windows refined at once (default: by their size)")
+    parser.set_defaults(run=analyze_command)
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--budget", type=float, help="most to spend, as a share of the exhaustive pass; 1 is that pass")
+    group.add_argument("--cells", type=int, help="most cells to refine")
+    group.add_argument("--seconds", type=float, help="time after which no further window of an image is refined")
+    group.add_argument("--recall", type=float, help="of the exhaustive pass's finds, to be certified, such as 0.95")
+    group.add_argument("--confidence", type=float, default=0.95, help="of what is said of recall (default: 0.95)")
+    group.add_argument(
+        "--audit", type=float, help="share of the exhaustive pass for a random sample of what was skipped"
+    )
+    group.add_argument(
+        "--cap",
+        choices=("seen", "certain"),
+        default="seen",
+        help="most finds in a block, for --recall and --audit: by the sizes seen (default), or with nothing assumed",
+    )
+    group.add_argument("--threshold", type=float, help="probability from which a find is reported")
+
+
+def _add_batch(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-n", "--workers", type=int, help="processes (default: one a core; 0: this process alone, one after another)"
+    )
+    group.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler to use, such as tcp://host:8786")
+    group.add_argument("--shard", type=_shard, metavar="I/N", help="do only the I-th of N equal parts")
+    group.add_argument("--split", action="store_true", help="refine each very large image by all workers together")
+    group.add_argument("--time-limit", type=float, metavar="SECONDS", help="give up an image that takes longer")
+    group.add_argument(
+        "--on-error", choices=("skip", "fail"), default="skip", help="go on after a failure (default), or stop"
+    )
+
+
+def analyze_command(parsed: argparse.Namespace) -> int:
+    """Run the command."""
+    config, crew = (
+        _config(parsed),
+        Crew(parsed.workers, parsed.scheduler, parsed.shard, parsed.split, parsed.time_limit),
+    )
+    channels, value_range = (None if v is None else tuple(v) for v in (parsed.channels, parsed.value_range))
+    opening = Opening(parsed.mpp, channels, value_range)
+    check_place(parsed.output)
+    items = find_items(parsed.input)
+    if parsed.mask is not None:
+        items = with_masks(items, parsed.mask)
+    if parsed.dry_run:
+        found = estimate(items, parsed.output, parsed.model, config, crew, opening)
+        say_lines(found)
+        return 0 if found.ok else 1
+    one = is_one_image(parsed.input)
+    if one and crew == Crew():
+        return _analyze_single(parsed, items[0], config, opening)
+    batch = run_batch(
+        items,
+        parsed.output,
+        parsed.model,
+        config,
+        crew,
+        opening=opening,
+        flat=one,
+        overwrite=parsed.overwrite,
+        report=not parsed.no_report,
+        on_error=parsed.on_error,
+        progress=not parsed.quiet,
+    )
+    say_lines(batch)
+    say(f"written {parsed.output}")
+    return 0 if batch.ok else 1
+
+
+def _analyze_single(parsed: argparse.Namespace, item: Item, config: Config, opening: Opening) -> int:
+    analysis = analyze_single(
+        item,
+        parsed.output,
+        parsed.model,
+        config,
+        opening,
+        overwrite=parsed.overwrite,
+        report=not parsed.no_report,
+        progress=not parsed.quiet,
+    )
+    if analysis is None:
+        say(f"{parsed.output} holds this analysis already; do it again with --overwrite")
+        return 0
+    with analysis:
+        say_lines(analysis)
+    say(f"written {parsed.output}")
+    return 0
+
+
+def _config(parsed: argparse.Namespace) -> Config:
+    return Config(
+        budget=parsed.budget,
+        cells=parsed.cells,
+        seconds=parsed.seconds,
+        recall=parsed.recall,
+        confidence=parsed.confidence,
+        audit=parsed.audit,
+        cap=parsed.cap,
+        threshold=parsed.threshold,
+        seed=parsed.seed,
+        device=parsed.device,
+        precision=parsed.precision,
+        batch_size=parsed.batch_size,
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 2/8, got {text!r}")
+    return int(found[1]), int(found[2])

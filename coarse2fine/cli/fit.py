@@ -1,0 +1,73 @@
+"""``coarse2fine fit``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coarse2fine.cli.options import add_common, add_reading, check_writable
+from coarse2fine.fitting.fit import fit
+from coarse2fine.fitting.specialists.add import MODES
+from coarse2fine.terminal import say, say_lines
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", help="an image, a folder or a glob (in quotes)")
+    parser.add_argument(
+        "annotations", help="of the same names, or one file for all: a file, a folder or a glob (in quotes)"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="model file to write, such as boards.c2f")
+    add_reading(parser)
+    parser.add_argument("--upright", action="store_true", help="objects have a right way up: do not turn them")
+    parser.add_argument(
+        "--object-size", type=float, help="side of an object in pixels, for annotations that are points"
+    )
+    parser.add_argument("--base", metavar="timm:NAME", help="network that scans (default: a small built-in one)")
+    parser.add_argument("--base-weights", metavar="FILE", help='its weights, or "none" (default: those of timm\'s hub)')
+    parser.add_argument("--width", type=float, default=1.0, help="factor on the built-in base's channels (default: 1)")
+    parser.add_argument("--search", action="store_true", help="try several scan resolutions, cell sizes and widths")
+    parser.add_argument("--minimise", choices=("macs", "seconds"), default="macs", help="what is cheap (default: macs)")
+    parser.add_argument(
+        "--specialists",
+        choices=(*MODES, "none"),
+        default="auto",
+        help="small nets for kinds of cells (default: auto, those that surely help)",
+    )
+    parser.add_argument("--cache", type=Path, help="folder in which specialists go on after an interruption")
+    parser.add_argument("--recall", type=float, default=0.97, help="of the exhaustive pass's finds (default: 0.97)")
+    parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
+    add_common(parser)
+    parser.set_defaults(run=_fit)
+
+
+def _fit(parsed: argparse.Namespace) -> None:
+    if not parsed.output.parent.is_dir():
+        raise FileNotFoundError(f"the folder of {parsed.output} does not exist; make it first")
+    if parsed.output.is_dir():
+        raise IsADirectoryError(f"{parsed.output} is a folder, expected the model file to write, such as boards.c2f")
+    check_writable(parsed.output.parent)
+    model = fit(
+        parsed.images,
+        parsed.annotations,
+        channels=parsed.channels,
+        value_range=parsed.value_range,
+        rotate=not parsed.upright,
+        object_size=parsed.object_size,
+        base=parsed.base,
+        base_weights=parsed.base_weights,
+        width=parsed.width,
+        geometry="search" if parsed.search else None,
+        minimise=parsed.minimise,
+        specialists=None if parsed.specialists == "none" else parsed.specialists,
+        cache=parsed.cache,
+        recall=parsed.recall,
+        steps=parsed.steps,
+        seed=parsed.seed,
+        name=parsed.output.stem,
+        device=parsed.device,
+        precision=parsed.precision,
+        progress=not parsed.quiet,
+    )
+    path = model.save(parsed.output)
+    say_lines(model)
+    say(f"written {path}")

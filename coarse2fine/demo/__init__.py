@@ -1,0 +1,1 @@
+"""The demo: a gigapixel scene of handwritten digits."""

@@ -1,0 +1,210 @@
+"""Choosing the steps of the scan by what everything costs: where to scan, and whether to glance first.
+
+Candidates are trained and calibrated, and the default plan of each is priced on the fitting scenes, as multiply-adds or
+as seconds on this machine; what is cheapest at the recall that was asked for is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.fitting.base import train_base
+from coarse2fine.fitting.calibrate import (
+    WINDOWS,
+    Calibrated,
+    Price,
+    Seen,
+    Setting,
+    calibrate_level,
+    held_finds,
+    least_of,
+    survey_scenes,
+    window_threshold,
+)
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.scene import Scene
+from coarse2fine.model import Geometry, Level, Model
+from coarse2fine.models.box_head import read_detections
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.progress import Progress
+from coarse2fine.steps.plan import Plan
+from coarse2fine.steps.refine import refine
+from coarse2fine.steps.scan import look, zoom_plan
+
+# A glance's cells are this much larger, and its plane this much coarser, than the next level's.
+_LARGER, _COARSER = 4, 2
+_MOST_GLANCES = 3
+_MOST_STRIDE = 8
+_WIDER = 2.0
+# A glance can save no more than the scan costs; below this share of everything it is not worth its training.
+_WORTH = 0.15
+# A glance must save this much: multiply-adds in many small squares take more time than those in few large blocks.
+_GAIN = 0.85
+# Shares of the finds that a glance may lose; the windows then have to make up for them.
+_LOSSES = (0.0, 0.002, 0.005, 0.01, 0.02)
+_TIMED_WINDOWS = 256
+
+
+def measure_price(
+    model: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, fines: Collection[int] = (1, 2)
+) -> Price:
+    """Time windows of every shape on the largest scene, reading included.
+
+    Parameters
+    ----------
+    model : Model
+        With a trained refine net.
+    scenes : sequence of Scene
+    runtime : Runtime
+    seed : int
+        Of the windows' places.
+    fines : collection of int
+        Fine cells along a side of the cells of which there may be windows.
+    """
+    image = max((scene.image for scene in scenes), key=lambda i: i.height * i.width)
+    shape = model.cell_shape(image.shape[:2])
+    rng = np.random.default_rng(seed)
+    sides = sorted({window * fine for window in WINDOWS for fine in fines})
+    seconds = {}
+    for side in sides:
+        corners = rng.integers(0, [max(1, n - side + 1) for n in shape], (_TIMED_WINDOWS, 2))
+        plan = Plan(corners, np.full((len(corners), 2), side), np.ones(len(corners), np.float32), shape)
+        again = partial(refine, image, plan, model, partial(read_detections, floor=0.5), runtime)
+        again()  # chunks are decoded and the net is warm
+        start = time.perf_counter()
+        again()
+        seconds[side] = (time.perf_counter() - start) / _TIMED_WINDOWS
+    return Price("seconds", seconds)
+
+
+def scan_candidates(recipe: Recipe, *, built_in: bool = True) -> list[Recipe]:
+    """The recipe itself, and neighbours with a finer or a coarser plane, with larger cells, or with a wider base.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        With the geometry of the rule of thumb; its cells are those of the refine net.
+    built_in : bool
+        Whether the base is the built-in one, of any width.
+    """
+    g = recipe.geometry
+    scan, refined = g.scan_downsample, g.refine_downsample
+    planes = [(g.cell, scan), (g.cell, 2 * scan), (2 * g.cell, 2 * scan)]
+    planes += [(g.cell, scan // 2)] if scan >= 2 * refined else []
+    near = [Geometry(c, s, refined, c // g.fine_cell) for c, s in planes if 1 <= c // s <= _MOST_STRIDE]
+    found = [replace(recipe, geometry=each) for each in near]
+    return [*found, replace(recipe, width=_WIDER * recipe.width)] if built_in else found
+
+
+def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progress) -> Calibrated:
+    """Put cheaper looks before the base's, one after another, as long as each makes the whole cheaper.
+
+    Parameters
+    ----------
+    found : Calibrated
+        Without any.
+    recipe : Recipe
+        Of the base.
+    setting : Setting
+        Its recall is that of glances and windows together.
+    bars : Progress
+    """
+    price, scenes = setting.price, setting.scenes
+    seen: tuple[Seen, ...] = (found.seen,)
+    while len(found.model.glances) < _MOST_GLANCES:
+        model, first = found.model, found.model.levels[0]
+        if price.scan(seen[0].macs, seen[0]) < _WORTH * found.cost or not _room(first, scenes):
+            break
+        geometry = Geometry(
+            first.cell * _LARGER,
+            first.downsample * _COARSER,
+            model.geometry.refine_downsample,
+            first.cell * _LARGER // model.geometry.fine_cell,
+        )
+        glance = replace(recipe, geometry=geometry, width=1.0, seed=recipe.seed + 10 + len(model.glances))
+        net = train_base(glance, None, model, setting, bars, f"glance at 1/{geometry.scan_downsample}")
+        level = Level(net, geometry.cell, geometry.scan_downsample, None, 1.0)
+        level, _ = calibrate_level(model, setting, level)
+        views = (survey_scenes(model, setting, level), *seen)
+        tried = [_with_glance(found, level, loss, views, setting) for loss in _LOSSES]
+        best = min((t for t in tried if t is not None), key=lambda t: t.cost, default=found)
+        if best.cost > _GAIN * found.cost:
+            break
+        found, seen = best, views
+    return found
+
+
+def _room(level: Level, scenes: Sequence[Scene]) -> bool:
+    """Whether some scene has cells enough for a glance, and strides allow for one."""
+    largest = max(min(scene.image.height, scene.image.width) for scene in scenes)
+    stride = level.net.spec.stride * _LARGER // _COARSER
+    return largest >= 8 * level.cell * _LARGER and stride <= _MOST_STRIDE
+
+
+def _with_glance(
+    found: Calibrated,
+    level: Level,
+    loss: float,
+    views: tuple[Seen, ...],
+    setting: Setting,
+) -> Calibrated | None:
+    """The model with a glance that loses so many finds, its thresholds set anew; None where that cannot do."""
+    model, price = found.model, setting.price
+    cells, areas = held_finds(model, setting)
+    ratio = level.cell // model.geometry.cell
+    values = [view[at[:, 0] // ratio, at[:, 1] // ratio] for view, at in zip(views[0].interests, cells, strict=True)]
+    tau = least_of(np.concatenate(values), np.concatenate(areas), 1 - loss)
+    model = replace(model, glances=(replace(level, tau=tau), *model.glances))
+    interests, costs = [], 0.0
+    for index in range(len(setting.scenes)):
+        interest, macs = zoomed(model.levels, [view.interests[index] for view in views])
+        interests.append(interest)
+        costs += sum(price.scan(m, view) for m, view in zip(macs, views[1:], strict=True))
+    tau, count = window_threshold(model, setting, interests, model.window, setting.recall)
+    # Where a glance has lost more than the recall allows for, no threshold is left.
+    if tau <= 0:
+        return None
+    model = replace(model, tau=tau)
+    scan = price.scan(views[0].macs, views[0]) + costs if price.unit == "macs" else _seconds(model, setting)
+    return Calibrated(model, found.seen, scan + count * price.window(model, model.window))
+
+
+def _seconds(model: Model, setting: Setting) -> float:
+    """Time of the whole scan of all scenes: small squares take longer than their multiply-adds tell."""
+    start = time.perf_counter()
+    for scene in setting.scenes:
+        look(scene.image, model, setting.runtime)
+    return time.perf_counter() - start
+
+
+def zoomed(levels: Sequence[Level], interests: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], list[int]]:
+    """What a zoom sees of an image of which each level's look at everything is known; nothing is looked at again.
+
+    Parameters
+    ----------
+    levels : sequence of Level
+        The coarsest first.
+    interests : sequence of ndarray, float32, (cell height, cell width)
+        Of each level's cells.
+
+    Returns
+    -------
+    ndarray, float32, (cell height, cell width)
+        Of the last level, 0 where it does not look.
+    list of int
+        Multiply-adds of each level but the first.
+    """
+    seen, macs = interests[0], []
+    for (level, closer), closely in zip(pairwise(levels), interests[1:], strict=True):
+        plan = zoom_plan(seen, level, closer)
+        macs.append(plan.macs(closer.net.spec.macs))
+        looked = plan.covered()[: closely.shape[0], : closely.shape[1]]
+        seen = np.where(looked, closely, np.float32(0))
+    return seen, macs

@@ -1,0 +1,181 @@
+"""Kinds for an "explore" model: what their columns paint is learned from stored cells, without any label."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.fitting.specialists.add import column_spec
+from coarse2fine.fitting.specialists.grow_groups import GrownGroups, grow_groups
+from coarse2fine.fitting.specialists.grow_tree import Grown, grow
+from coarse2fine.fitting.specialists.items import Items, ItemStore
+from coarse2fine.fitting.specialists.train_columns import TrainingOptions
+from coarse2fine.fitting.specialists.validate import Verdict, judge_painting
+from coarse2fine.model import Label, Model
+from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_tree import NO_NODE, ROOT, FeatureTree
+from coarse2fine.models.gate import Gate
+from coarse2fine.models.mixture import ridge
+from coarse2fine.specialists.groups import SpecialistGroups
+from coarse2fine.specialists.kinds import cell_pixels, kind_names, painted
+from coarse2fine.specialists.tree import SpecialistTree
+
+_BATCHES, _CELLS_OF_BATCH = 128, 96
+# Wider columns, and a second level of them, found no more and cost more.
+_TOP, _CLUSTERS, _GROUPS = 8, 32, 12
+_TILES = 8
+# Five images held back are the fewest that can be sure of anything; a few more bear one that is unlike the others.
+_LEAST_HELD = 8
+How = Literal["tree", "activity"]
+Crops = Callable[[np.random.Generator], tuple[Tensor, NDArray[np.int64]]]
+
+
+def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model:
+    """The model with kinds of cells, and columns that paint what the code cannot.
+
+    A quarter of the images teaches the columns nothing: a column stays only if it is believed to paint these better
+    than the code, and all of them are left out, with a warning, if together they do not surely do so. The model is
+    left as it is, too, if all cells are of one kind.
+
+    Parameters
+    ----------
+    model : Model
+        An "explore" model without them.
+    crops : callable
+        From a random generator to input of the encoder, (n, c, h, w), and the number of each crop's image, int64, (n,).
+    seed : int
+    how : {"tree", "activity"}
+        A column for each node of a tree of clusters, or for each group of features that fire together.
+    """
+    twins = Twins.of(model.refiner)
+    spec = column_spec(twins, _TOP)
+    layout = Layout.of(spec, twins)
+    parts = [_cells(model, layout, crops, np.random.default_rng((seed, 3, n))) for n in range(_BATCHES)]
+    codes, whole = np.concatenate([code for code, _ in parts]), Items.joined([item for _, item in parts])
+    whole = replace(whole, held=_held(whole.group, seed))
+    learning = np.flatnonzero(~whole.held)
+    painter = ridge(codes[learning], whole.targets[torch.from_numpy(learning)].numpy())
+    whole = whole.answered(painted(torch.from_numpy(codes)[:, :, None, None], painter)[:, :, 0, 0])
+    options = TrainingOptions(seed=seed)
+    tree, groups, verdict = None, None, None
+    with tempfile.TemporaryDirectory() as folder:
+        store = ItemStore.write(folder, [whole], loss="squared", name="kinds")
+        if how == "tree":
+            grown = grow(store, twins, (spec,), options, clusters=_CLUSTERS)
+            if grown.columns:
+                grown, verdict = judge_painting(grown, whole)
+                tree = _as_tree(grown, whole, painter, (spec,))
+        else:
+            with contextlib.suppress(ValueError):  # no feature fires
+                found, verdict = _judged_groups(grow_groups(store, twins, spec, options, count=_GROUPS), whole)
+                groups = _as_groups(found, spec, painter)
+    if verdict is None:
+        return model
+    model = replace(model, provenance={**model.provenance, "kinds": verdict.told()})
+    if not verdict.pays():
+        warnings.warn(
+            f"no columns for kinds: on images held back they do not surely paint better: {verdict.told()}",
+            stacklevel=2,
+        )
+        return model
+    columns = groups if tree is None else tree
+    assert columns is not None
+    labels = tuple(Label(name, "area") for name in kind_names(columns))
+    return replace(model, tree=tree, groups=groups, painter=painter, labels=labels)
+
+
+def _held(image: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Cells of the images that are held back: a quarter of them, or enough to be sure of anything, at most half."""
+    known = np.unique(image)
+    count = min(max(len(known) // 4, _LEAST_HELD), len(known) // 2)
+    return np.isin(image, np.random.default_rng((seed, 4)).permutation(known)[:count])
+
+
+def _judged_groups(grown: GrownGroups, whole: Items) -> tuple[GrownGroups, Verdict]:
+    """The groups, of which those that do not help paint nothing, and what the others gain.
+
+    Only the group that fires most in a cell paints there: the groups are a tree of one step.
+    """
+    held = whole.take(np.flatnonzero(whole.held))
+    strongest = grown.groups.strongest(held.maps[-1].float())[:, 0, 0].numpy()
+    last = held.answers.clone()
+    for g, added in enumerate(grown.added):
+        rows = torch.from_numpy(np.flatnonzero(strongest == g))
+        last[rows] += added[rows, :, 0, 0]
+    count = len(grown.columns)
+    parent = np.array([NO_NODE, *[ROOT] * count], np.int32)
+    centres = (np.zeros((count, 1), np.float32), *[np.zeros((0, 0), np.float32)] * count)
+    clusters = FeatureTree(parent, np.ones(count + 1, np.int64), np.ones(count + 1, bool), centres)
+    nodes = np.where(strongest < 0, NO_NODE, strongest + 1).astype(np.int32)[:, None]
+    judged, verdict = judge_painting(Grown(clusters, {}, nodes, (held.answers, last)), held)
+    columns = zip(grown.columns, judged.tree.kept[1:], strict=True)
+    return replace(grown, columns=tuple(column if kept else column.shrunk(0.0) for column, kept in columns)), verdict
+
+
+@torch.inference_mode()
+def _cells(model: Model, layout: Layout, crops: Crops, rng: np.random.Generator) -> tuple[NDArray[np.float32], Items]:
+    """Some cells of a batch of crops: their codes; and what columns read, before any answer."""
+    net = model.refiner
+    x, image = crops(rng)
+    features = net.features(x)
+    code, pixels = net.head(features[-1]), cell_pixels(x, net.spec)
+    count = code.shape[0] * code.shape[2] * code.shape[3]
+    some = np.unravel_index(np.sort(rng.permutation(count)[:_CELLS_OF_BATCH]), (len(code), *code.shape[2:]))
+    n, y, left = (torch.from_numpy(index) for index in some)
+    sources, rows = layout.items(layout.read(x, features), (1, 1), (n, y, left))
+    targets = pixels[n, :, y, left]
+    side, channels = net.spec.stride, x.shape[1]
+    tiles = targets.view(len(n), channels, side, side).permute(0, 2, 3, 1).numpy() * np.array(model.std)
+    seen = ((tiles + np.array(model.mean)) * 255).round().clip(0, 255).astype(np.uint8)
+    items = Items(
+        tuple(s[r].half().contiguous() for s, r in zip(sources, rows, strict=True)),
+        torch.zeros_like(targets),
+        targets,
+        torch.ones(len(n), 1),
+        np.zeros(len(n), bool),
+        image[n.numpy()],
+        seen,
+    )
+    return code[n, :, y, left].numpy(), items
+
+
+def _as_groups(grown: GrownGroups, spec: ColumnSpec, painter: NDArray[np.float32]) -> SpecialistGroups:
+    # One column at most is asked of each cell.
+    macs = painter[:-1].size + grown.columns[0].macs(1, 1)
+    gate = Gate.open(exclusive=False)
+    return SpecialistGroups(grown.groups, spec, grown.columns, gate, macs, painter.shape[1])
+
+
+def _as_tree(grown: Grown, items: Items, painter: NDArray[np.float32], specs: tuple[ColumnSpec, ...]) -> SpecialistTree:
+    tree = grown.tree
+    rng = np.random.default_rng(0)
+    tiles = {}
+    for leaf in tree.leaves.tolist():
+        rows = np.flatnonzero((grown.nodes == leaf).any(axis=1))
+        tiles[leaf] = items.tiles[np.sort(rng.permutation(rows)[:_TILES])]
+    macs = tree.centres[0].size + painter[:-1].size
+    for nodes in grown.nodes.T:
+        known = nodes[nodes > 0]
+        each = np.array(
+            [grown.columns[n].macs(1, 1) if n in grown.columns and tree.kept[n] else 0 for n in range(len(tree))]
+        )
+        macs += each[known].sum() / len(nodes)
+    return SpecialistTree(
+        clusters=tree,
+        specs=specs,
+        columns={node: column for node, column in grown.columns.items() if tree.kept[node]},
+        gate=Gate.open(exclusive=False),
+        macs_per_cell=float(macs),
+        names=(),
+        shares=np.zeros((len(tree), 0), np.float32),
+        tiles=tiles,
+    )

@@ -1,0 +1,367 @@
+"""Fitting a model to annotated scenes.
+
+The refine net is trained at full resolution on the annotations. The base is trained at low resolution on the refine
+net's own answer to the same scenes (distillation, Hinton et al. 2015, arXiv:1503.02531): it learns where refining
+would find something, not what a person marked. What is held back calibrates thresholds and trains nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coarse2fine.annotations.read import Annotations
+from coarse2fine.config import check_seed
+from coarse2fine.fitting.base import train_base
+from coarse2fine.fitting.calibrate import Calibrated, Price, Setting, calibrate, calibrates_on_all
+from coarse2fine.fitting.cascade import add_glances, measure_price, scan_candidates
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.geometry import (
+    FINE_STRIDE,
+    STRIDES,
+    Sizes,
+    base_spec,
+    choose_geometry,
+    find_labels,
+    largest_side,
+    measure,
+    refiner_spec,
+    smallest_side,
+)
+from coarse2fine.fitting.hold_out import check_cells, check_objects, hold_back
+from coarse2fine.fitting.pairs import Sources, load_pairs
+from coarse2fine.fitting.refiner import train_refiner
+from coarse2fine.fitting.scene import PART, LeftOut, Scene
+from coarse2fine.fitting.specialists.add import MODES, Mode, add_specialists
+from coarse2fine.fitting.teacher import Answers, exhaustive_answer
+from coarse2fine.fitting.timm_weights import Weights, make_backbone
+from coarse2fine.model import Geometry, Label, Model
+from coarse2fine.models.backbone import Backbone
+from coarse2fine.models.conv_stack import ConvStack, StackSpec
+from coarse2fine.models.runtime import Precision, Runtime
+from coarse2fine.models.timm_text import parse_network
+from coarse2fine.preprocess import as_channels
+from coarse2fine.progress import Progress
+from coarse2fine.remembered import KEY, Remembered
+from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.image import Image
+
+_HELD_SHARE = 0.2
+# Steps with their usual shares of the time; a search trains several bases.
+_FIRST = (("refine net", 0.45), ("specialists", 0.06), ("refine net's answer", 0.01))
+_EACH_BASE = (("lessons for the base", 0.06), ("base", 0.4), ("calibrating", 0.02))
+_EXPECTED = (_FIRST + _EACH_BASE, _FIRST + 4 * _EACH_BASE)
+
+
+def fit(
+    images: Sources,
+    annotations: Sources,
+    *,
+    channels: int | Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    rotate: bool = True,
+    object_size: float | None = None,
+    base: str | None = None,
+    base_weights: Weights = None,
+    width: float = 1.0,
+    geometry: Geometry | Literal["search"] | None = None,
+    minimise: Literal["macs", "seconds"] = "macs",
+    recall: float = 0.97,
+    steps: int = 1000,
+    specialists: Mode | None = "auto",
+    cache: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    name: str = "model",
+    device: str | None = None,
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> Model:
+    """Fit a model to annotated scenes, in minutes on a laptop.
+
+    Parameters
+    ----------
+    images : path, glob, folder, array, Image, or sequence of paths, arrays or Images
+        The scenes.
+    annotations : path, glob, folder, GeoJSON dict, or sequence of paths or GeoJSON dicts
+        GeoJSON, COCO JSON, Label Studio, LabelMe or YOLO text, matched to image files by name, or one file for all;
+        see `coarse2fine.annotations.read.read_annotations`. Polygons, boxes and points in full-resolution pixels,
+        each with a class. Areas of class ``Ignore*`` are left out; where there are areas of class ``Region*``, only
+        what lies inside them counts as annotated. Otherwise all that is not annotated counts as background. With
+        images that are no files, one annotation for each, in order.
+    channels, value_range : optional
+        How to read the images, see `open_image`. The model remembers what was read and analyses read others alike.
+    rotate : bool
+        Whether an object stays what it is when turned or mirrored, as in tissue and in views from above. False for
+        writing, prints, and all that has a right way up.
+    object_size : float, optional
+        Side of a typical object in full-resolution pixels, for annotations that are points. By default the median side
+        of objects that are drawn, or else the 10th percentile of the distance from a point to the nearest other, of
+        which a warning tells.
+    base : str, optional
+        The net that scans: a convolutional network of timm, such as ``"timm:mobilenetv2_100"``, of which the first
+        stages are fine-tuned; by default a small built-in net. Arguments of the network follow its name, and so does
+        what its weights expect of their input where timm does not know it:
+        ``"timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5"``.
+    base_weights : path or "none", optional
+        Weights of that network, by timm's names (.safetensors or .pth); "none" for random ones; by default those of
+        timm's hub.
+    width : float
+        Of the built-in base: a factor on its channels. A wider one costs more, and chooses better.
+    geometry : Geometry or "search", optional
+        Cells and resolutions. By default they follow from the objects' sizes, so that as few as can be are too large
+        or too small to be sought; a warning tells how many are left out. "search" fits bases for several, and a wider
+        one, and takes the cheapest, which takes two to three times as long.
+    minimise : {"macs", "seconds"}
+        What is cheap: fewest multiply-adds, or least time on this machine. It decides on windows, on how many steps
+        the scan takes, and on what "search" finds.
+    recall : float
+        Share of what the exhaustive pass finds that the default threshold is set to find again, on what was held back.
+    steps : int
+        Optimisation steps of each of the two nets.
+    specialists : {"heads", "tree", "activity", "both", "auto"}, optional
+        Small nets that are asked where the refine net is unsure: "heads", a linear reader for each kind of cells;
+        "tree", columns of convolutions for each kind, in a tree of two steps; "activity", such columns for groups of
+        features, where they fire; "both", the tree after the groups. Those that do not surely help on what was held
+        back are left out again, with a warning if asked for by name; "auto" takes which of the first three surely
+        helps most, if any does; None tries none.
+    cache : path, optional
+        A folder for what specialists learn from and what they have learned (up to some hundred MB), so that an
+        interrupted fit of the same scenes goes on there. Where a Dask client or scheduler is set, it trains them: its
+        workers must see the folder. By default a temporary folder, and training in this process.
+    seed : int
+        The same seed and data give the same model on the same machine.
+    name : str
+        Name that the model bears.
+    device : str, optional
+        A torch device; by default the best there is.
+    precision : {"auto", "fp32", "bf16"}
+        Number format; "auto" takes bfloat16 where the hardware has it.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    AnnotationError
+        If annotations are missing, unreadable, outside their image, or hold no object at all; or if the sizes of the
+        objects are such that a class, or a fifth of all objects, would be left out (see `geometry`).
+    ImageError
+        If an image cannot be read.
+    ModelError
+        If the base is unknown, or its weights cannot be had or do not fit.
+    ValueError
+        If a parameter is out of range.
+    """
+    _check(recall, steps, seed, object_size, base, base_weights, specialists)
+    _check_scan(geometry, width)
+    runtime = Runtime.choose(device, precision)
+    pairs = load_pairs(images, annotations, channels, value_range)
+    labels = find_labels([a for _, a in pairs])
+    sizes = measure([a for _, a in pairs], labels, object_size)
+    planes = geometry if isinstance(geometry, Geometry) else choose_geometry(sizes, labels)
+    depth = 1 if all(image.channels == 1 for image, _ in pairs) else 3
+    spec = refiner_spec(depth, labels, sizes, planes)
+    scenes, lost = _scenes(pairs, labels, planes, spec, sizes, seed, strict=planes is not geometry)
+    mean, std = _normalisation([image for image, _ in pairs], depth, planes.scan_downsample)
+    # The refine net's cells are the base's, unless a search finds larger ones.
+    fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
+    recipe = Recipe(fine, spec, depth, mean, std, rotate, steps, seed, width)
+    with Progress(progress, _EXPECTED[geometry == "search"]) as bars, torch.random.fork_rng(devices=[]):
+        usual = replace(recipe, geometry=planes)
+        planned = scan_candidates(usual, built_in=base is None) if geometry == "search" else [usual]
+        check_cells(scenes, min(each.geometry.cell for each in planned))
+        # What is wrong with the network or its weights is told before any work.
+        backbones = [_backbone(each, base, base_weights) for each in planned]
+        draft = _draft(recipe, labels, name, train_refiner(recipe, scenes, runtime, bars.task("refine net")))
+        draft = add_specialists(draft, recipe, scenes, runtime, specialists, cache, bars)
+        answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
+        draft = replace(draft, threshold=answers.threshold)
+        self_calibrated = _check_held(scenes, answers)
+        price = _price(minimise, draft, scenes, runtime, seed, planned)
+        setting = Setting(tuple(scenes), answers, recall, price, runtime)
+        found = [
+            _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
+        ]
+        best = min(found, key=lambda each: each.cost)
+        best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
+    tried = {_scan_of(each.model): each.cost for each in found}
+    known = {"runtime": runtime.name, "torch": str(torch.__version__), "calibrated_on_training": self_calibrated}
+    cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
+    origin = _origin(recipe, scenes, sizes, lost) | _origin_of_base(base, base_weights)
+    return replace(best.model, provenance={**best.model.provenance, **draft.provenance, **origin, **known, **cost})
+
+
+def _scenes(
+    pairs: Sequence[tuple[Image, Annotations]],
+    labels: tuple[Label, ...],
+    planes: Geometry,
+    spec: StackSpec,
+    sizes: Sizes,
+    seed: int,
+    *,
+    strict: bool,
+) -> tuple[list[Scene], tuple[LeftOut, ...]]:
+    """Images with their annotations on the grid of fine cells, of which some parts are held back; what is left out."""
+    largest = largest_side(spec, planes.refine_downsample)
+    smallest = smallest_side(planes.refine_downsample)
+    options: dict[str, float] = {"largest": largest, "smallest": smallest, "nominal": sizes.nominal}
+    scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, **options) for i, a in pairs]
+    lost = check_objects(scenes, largest, smallest, strict=strict)
+    if sizes.guess:
+        _tell(f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); give object_size to choose")
+    if lost:
+        _tell(f"left out, since what is sought has {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
+    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
+    return scenes, lost
+
+
+def _price(
+    minimise: str, draft: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, planned: Sequence[Recipe]
+) -> Price:
+    if minimise == "macs":
+        return Price("macs")
+    return measure_price(draft, scenes, runtime, seed, {each.geometry.fine for each in planned})
+
+
+def _check_held(scenes: Sequence[Scene], answers: Answers) -> bool:
+    """Whether thresholds have to be set on what the nets were trained on, of which the caller is warned."""
+    if self_calibrated := calibrates_on_all(scenes, answers):
+        _tell(
+            "hardly anything was found in what was held back (scenes are held back in parts of "
+            f"{PART * scenes[0].fine_cell} px): thresholds are set on what the nets were trained on, and recall "
+            "elsewhere may be lower; annotate a larger scene, or more of them"
+        )
+    return self_calibrated
+
+
+def _tell(text: str) -> None:
+    """Warn the caller of `fit`."""
+    warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
+    """A model whose base knows nothing yet."""
+    return Model(
+        name=name,
+        task="detect",
+        geometry=recipe.geometry,
+        mean=tuple(float(m) for m in recipe.mean),
+        std=tuple(float(s) for s in recipe.std),
+        base=ConvStack(base_spec(recipe.channels, recipe.geometry)).eval(),
+        refiner=refiner,
+        labels=labels,
+    )
+
+
+def _calibrated(
+    recipe: Recipe, draft: Model, setting: Setting, backbone: Backbone | None, bars: Progress
+) -> Calibrated:
+    """The model with a base for one geometry, its thresholds set."""
+    fitted = train_base(recipe, backbone, draft, setting, bars)
+    model = replace(draft, geometry=recipe.geometry, base=fitted)
+    return calibrate(model, setting, bars.task("calibrating"))
+
+
+def _scan_of(model: Model) -> str:
+    g, spec = model.geometry, model.base.spec
+    return f"scan 1/{g.scan_downsample}, cells of {g.cell} px, {spec.macs_per_cell / g.cell**2 / 1e3:.2f} kMAC a pixel"
+
+
+def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Backbone | None:
+    """The network of timm that was asked for; its new parts and its random weights follow the seed."""
+    if base is None:
+        return None
+    torch.manual_seed(recipe.seed + 1)
+    stride = recipe.geometry.cell // recipe.geometry.scan_downsample
+    return make_backbone(base, weights, channels=recipe.channels, stride=stride, mean=recipe.mean, std=recipe.std)
+
+
+def _origin(recipe: Recipe, scenes: Sequence[Scene], sizes: Sizes, lost: Sequence[LeftOut]) -> dict[str, Any]:
+    """What a model was fitted on, and how."""
+    return {
+        "scenes": [scene.image.name for scene in scenes],
+        "objects": int(sum(len(s.centre) for s in scenes)),
+        "median_size": sizes.median,
+        "point_size": sizes.nominal,
+        "left_out": {each.label: [each.too_large, each.too_small] for each in lost},
+        "steps": int(recipe.steps),
+        "seed": int(recipe.seed),
+        "rotate": recipe.rotate,
+        KEY: Remembered.of([scene.image for scene in scenes]).to_json(),
+    }
+
+
+def _origin_of_base(base: str | None, weights: Weights) -> dict[str, Any]:
+    """Where a network of timm came from."""
+    if base is None:
+        return {}
+    source = "timm's hub" if weights is None else Path(weights).name
+    return {"base": base, "base_weights": source, "timm": version("timm")}
+
+
+def _check(
+    recall: float,
+    steps: int,
+    seed: int,
+    object_size: float | None,
+    base: str | None,
+    base_weights: Weights,
+    specialists: str | None,
+) -> None:
+    if not 0 < recall < 1:
+        raise ValueError(f"recall must lie between 0 and 1, got {recall}")
+    if steps % 1 != 0 or steps < 10:
+        raise ValueError(f"steps must be a whole number, at least 10; some hundreds teach anything; got {steps}")
+    check_seed(seed)
+    if object_size is not None and not 0 < object_size < np.inf:
+        raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
+    if base is not None:
+        parse_network(base)
+    elif base_weights is not None:
+        raise ValueError("base_weights are weights of a base: name it too, such as base='timm:mobilenetv2_100'")
+    if specialists is not None and specialists not in MODES:
+        raise ValueError(f"specialists must be None or one of {', '.join(MODES)}, got {specialists!r}")
+
+
+def _check_scan(geometry: Geometry | str | None, width: float) -> None:
+    if not 0.25 <= width <= 8:
+        raise ValueError(f"width must be a factor between 0.25 and 8, got {width}")
+    if geometry is None or geometry == "search":
+        return
+    if not isinstance(geometry, Geometry):
+        raise ValueError(f'geometry must be a Geometry or "search", got {geometry!r}')
+    if geometry.fine_cell != FINE_STRIDE * geometry.refine_downsample:
+        raise ValueError(
+            f"the refine net makes cells of {FINE_STRIDE * geometry.refine_downsample} px where it reads 1/"
+            f"{geometry.refine_downsample}: expected cell = {FINE_STRIDE} * refine_downsample * fine, got {geometry}"
+        )
+    if geometry.cell // geometry.scan_downsample not in STRIDES:
+        raise ValueError(f"a cell must be 1, 2, 4 or 8 pixels of the plane that is scanned, got {geometry}")
+
+
+def _normalisation(
+    images: Sequence[Image], channels: int, downsample: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of each channel, of pixels in 0..1, from the middle and corners of each scene."""
+    samples = []
+    for image in images:
+        height, width = -(-image.height // downsample), -(-image.width // downsample)
+        side = min(512, height, width)
+        for y in np.linspace(0, height - side, 3).astype(int).tolist():
+            for x in np.linspace(0, width - side, 3).astype(int).tolist():
+                block = image.read_scaled(Box(y, x, y + side, x + side), downsample)
+                samples.append(as_channels(block, channels).reshape(-1, channels)[::7])
+    pixels = np.concatenate(samples).astype(np.float32) / 255
+    return pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 0.02)

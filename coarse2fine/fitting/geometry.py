@@ -1,0 +1,204 @@
+"""How fine to look: cell, scan and refine resolution from the sizes of the annotated objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from coarse2fine.annotations.read import Annotations
+from coarse2fine.model import Geometry, Label
+from coarse2fine.models.box_head import BOX_CHANNELS
+from coarse2fine.models.conv_stack import StackSpec
+
+# 10.7 kMAC a pixel and a field of 58 pixels; for small objects 8.4 and 42: then windows lose half as much to halos.
+WIDE_REFINER = "4/2:16 3:24 4/2:48 3:64 3:64 4/2:128 3:128 1:128 1:{out}"
+NARROW_REFINER = "4/2:16 3:24 4/2:48 3:64 3:64 4/2:128 1:128 1:{out}"
+_SMALL = 24.0
+# The base by the number of its stride-2 stages; 0.2-0.35 kMAC a full-resolution pixel at cells of 8 pixels.
+BASES = {
+    0: "3:16 3:32 3:32 1:32 1:1",
+    1: "4/2:16 3:32 3:32 1:32 1:1",
+    2: "4/2:12 4/2:24 3:32 3:32 1:32 1:1",
+    3: "4/2:12 4/2:24 4/2:48 3:48 1:48 1:1",
+}
+FINE_STRIDE = 8
+# A feature's number is a byte, of which 255 is no feature.
+_MOST_CHANNELS = 248
+STRIDES = tuple(2**halvings for halvings in BASES)
+_FIELD = 58
+# An object of fewer scan pixels than this cannot be told from noise.
+_SCAN_PIXELS = 5.0
+_AREA_SIDE = 256.0
+_POINT_SIDE, _LEAST_SIDE = 32.0, 4.0
+# Of the distances between neighbouring points: at their median half of the objects would overlap another.
+_POINT_QUANTILE = 0.1
+_MOST_REDUCED = 64
+_LEAST_PIXELS = 2.5
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Sizes of the annotated objects, in full-resolution pixels.
+
+    Parameters
+    ----------
+    sides : ndarray, float64, (n, 2)
+        Smaller side of each object's bounding box, and the root of the box's area; areas are no objects.
+    labels : ndarray, str, (n,)
+        Class of each.
+    nominal : float
+        Side given to annotations that are points.
+    guess : str
+        How that side was chosen, if it had to be guessed; else empty.
+    """
+
+    sides: NDArray[np.float64]
+    labels: NDArray[np.str_]
+    nominal: float
+    guess: str = ""
+
+    @property
+    def small(self) -> float:
+        """10th percentile of the side (the root of the bounding box's area)."""
+        return float(np.quantile(self.sides[:, 1], 0.1)) if len(self.sides) else self.nominal
+
+    @property
+    def median(self) -> float:
+        """Median of the side."""
+        return float(np.quantile(self.sides[:, 1], 0.5)) if len(self.sides) else self.nominal
+
+    @property
+    def large(self) -> float:
+        """75th percentile of the side."""
+        return float(np.quantile(self.sides[:, 1], 0.75)) if len(self.sides) else self.nominal
+
+
+def find_labels(all_annotations: Sequence[Annotations]) -> tuple[Label, ...]:
+    """Classes in alphabetical order; those of large, irregular polygons are areas, all others are objects."""
+    sides: dict[str, list[float]] = {}
+    boxed: dict[str, bool] = {}
+    for annotation in (a for each in all_annotations for a in each.objects):
+        y0, x0, y1, x1 = annotation.full_bounds
+        sides.setdefault(annotation.label, []).append(math.sqrt((y1 - y0) * (x1 - x0)))
+        boxed[annotation.label] = boxed.get(annotation.label, True) and (annotation.is_box or annotation.is_point)
+    return tuple(
+        Label(name, "area" if np.median(sides[name]) > _AREA_SIDE and not boxed[name] else "object")
+        for name in sorted(sides)
+    )
+
+
+def measure(all_annotations: Sequence[Annotations], labels: Sequence[Label], object_size: float | None) -> Sizes:
+    """Sizes of the objects; points take `object_size`, else what boxes have or what their distances allow for."""
+    names = {label.name for label in labels if label.kind == "object"}
+    objects = [[a for a in each.objects if a.label in names] for each in all_annotations]
+    points = [[a.full_bounds[:2] for a in each if a.is_point] for each in objects]
+    drawn = [a for each in objects for a in each if not a.is_point]
+    bounds = np.array([a.full_bounds for a in drawn], np.float64).reshape(-1, 4)
+    extent = bounds[:, 2:] - bounds[:, :2]
+    sides = np.stack([extent.min(axis=1), np.sqrt(extent.prod(axis=1))], axis=1)
+    count = sum(map(len, points))
+    nominal, guess = (object_size, "") if object_size else _nominal(points, sides[:, 1])
+    every = [a.label for a in drawn] + [a.label for each in objects for a in each if a.is_point]
+    return Sizes(
+        np.concatenate([sides, np.full((count, 2), nominal)]), np.array(every, np.str_), nominal, guess if count else ""
+    )
+
+
+def _nominal(points: Sequence[Sequence[tuple[float, float]]], drawn: NDArray[np.float64]) -> tuple[float, str]:
+    """Side of objects that are points, of which few overlap a neighbour, and how it was chosen.
+
+    Parameters
+    ----------
+    points : sequence of sequence of tuple of float
+        Positions (y, x) in each image.
+    drawn : ndarray, float64, (n,)
+        Sides of the objects that are more than points.
+    """
+    if len(drawn) > 1:
+        return float(np.median(drawn)), f"the median side of the {len(drawn):,} objects that are drawn"
+    gaps = [cKDTree(each).query(each, k=2)[0][:, 1] for each in points if len(each) > 1]
+    # The same object marked twice is no neighbour.
+    apart = np.concatenate(gaps) if gaps else np.zeros(0)
+    apart = apart[apart >= _LEAST_SIDE]
+    if not len(apart):
+        return _POINT_SIDE, "a usual size: no point has a neighbour that would tell"
+    return (
+        float(np.quantile(apart, _POINT_QUANTILE)),
+        f"only {_POINT_QUANTILE:.0%} of the points have a nearest neighbour closer than that",
+    )
+
+
+def choose_geometry(sizes: Sizes, labels: Sequence[Label]) -> Geometry:
+    """Resolutions at which the small objects are still seen by the scan and the large ones fit the refine net's field.
+
+    Of the planes that the refine net could read, the one is taken in which fewest classes lose all their objects, then
+    fewest objects are too small or too large; of several, the one nearest to that which suits the typical object.
+
+    Parameters
+    ----------
+    sizes : Sizes
+    labels : sequence of Label
+    """
+    if all(label.kind == "area" for label in labels):
+        return Geometry(cell=FINE_STRIDE * 4, scan_downsample=16, refine_downsample=4)
+    coarsest = max(1.0, sizes.small / _SCAN_PIXELS)
+    typical = 2 ** math.ceil(math.log2(max(1.0, 1.2 * sizes.large / _FIELD)))
+    typical = min(typical, 2 ** math.floor(math.log2(coarsest)), _MOST_REDUCED)
+    planes = [2**k for k in range(_MOST_REDUCED.bit_length())]
+    refine = min(planes, key=lambda r: (*_unseen(sizes, labels, r), abs(math.log2(r / typical))))
+    scan = 2 ** math.floor(math.log2(coarsest))
+    scan = min(max(scan, 2 * refine), FINE_STRIDE * refine)
+    return Geometry(cell=FINE_STRIDE * refine, scan_downsample=scan, refine_downsample=refine)
+
+
+def _unseen(sizes: Sizes, labels: Sequence[Label], refine: int) -> tuple[int, int]:
+    """Classes of which every object is left out at 1/refine, and objects that are not seen well."""
+    spec = refiner_spec(3, labels, sizes, Geometry(FINE_STRIDE * refine, refine, refine))
+    short, side = sizes.sides.T
+    large = short > largest_side(spec, refine)
+    lost = large | (side < smallest_side(refine))
+    gone = sum(bool(lost[sizes.labels == name].all()) for name in np.unique(sizes.labels))
+    # Nothing is finer than the image itself.
+    return gone, int((large | ((side < _SCAN_PIXELS * refine) & (refine > 1))).sum())
+
+
+def largest_side(spec: StackSpec, refine_downsample: int) -> float:
+    """Full-resolution pixels that the smaller side of an object may have: little more than the refine net's field."""
+    return 1.25 * spec.field * refine_downsample
+
+
+def smallest_side(refine_downsample: int) -> float:
+    """Full-resolution pixels that an object must have: fewer pixels of the refine net's plane cannot be learned."""
+    return _LEAST_PIXELS * refine_downsample if refine_downsample > 1 else 0.0
+
+
+def base_spec(channels: int, geometry: Geometry, width: float = 1.0) -> StackSpec:
+    """The base for a geometry; a scan as coarse as its cells needs no stride.
+
+    Parameters
+    ----------
+    channels : int
+        Of the image.
+    geometry : Geometry
+    width : float
+        Factor on the channels of all stages but the answer's, up to 248; multiply-adds go nearly with its square.
+    """
+    halvings = int(math.log2(geometry.cell // geometry.scan_downsample))
+    spec = StackSpec.parse(channels, BASES[halvings])
+    *stages, last = spec.stages
+    widths = [min(max(4, round(width * s.channels)), _MOST_CHANNELS) for s in stages]
+    wider = (replace(s, channels=n) for s, n in zip(stages, widths, strict=True))
+    return StackSpec(channels, (*wider, last))
+
+
+def refiner_spec(channels: int, labels: Sequence[Label], sizes: Sizes, geometry: Geometry) -> StackSpec:
+    """The refine net for a set of classes; its field follows the larger objects' size where it refines."""
+    areas = any(label.kind == "area" for label in labels)
+    small = sizes.large / geometry.refine_downsample <= _SMALL and not areas
+    text = NARROW_REFINER if small else WIDE_REFINER
+    return StackSpec.parse(channels, text.format(out=len(labels) + BOX_CHANNELS))

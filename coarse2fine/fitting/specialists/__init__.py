@@ -1,0 +1,1 @@
+"""How specialists are trained, and which of them are kept."""

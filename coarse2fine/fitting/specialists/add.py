@@ -1,0 +1,243 @@
+"""Specialists for a refine net, and which of them are worth it on what was held back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import dask
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.scene import Scene
+from coarse2fine.fitting.specialists.grow_groups import GrownGroups, grow_groups, judge_groups, kept_groups
+from coarse2fine.fitting.specialists.grow_tree import Grown, grow
+from coarse2fine.fitting.specialists.items import Items, ItemStore
+from coarse2fine.fitting.specialists.train_columns import TrainingOptions
+from coarse2fine.fitting.specialists.unsure_cells import UnsureCells
+from coarse2fine.fitting.specialists.validate import Verdict, best_way, judge_tree
+from coarse2fine.model import Model
+from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_tree import ROOT
+from coarse2fine.models.gate import Gate
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.progress import Progress
+from coarse2fine.specialists.groups import SpecialistGroups
+from coarse2fine.specialists.tree import SpecialistTree
+
+Mode = Literal["heads", "tree", "activity", "both", "auto"]
+MODES: tuple[str, ...] = get_args(Mode)
+# Ways whose parts are judged one by one.
+_PARTS = {"both": 2}
+_REMEDY = "annotate more scenes, or train for longer (steps)"
+_TOP = 48
+_NARROWER = 0.5
+_TILES = 8
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one way has come to, with a verdict on each part that was tried; a part that does not pay is left out."""
+
+    verdicts: tuple[Verdict, ...]
+    tree: SpecialistTree | None = None
+    groups: SpecialistGroups | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of what stays."""
+        return [name for name, part in (("groups", self.groups), ("a tree", self.tree)) if part is not None]
+
+
+def add_specialists(
+    draft: Model,
+    recipe: Recipe,
+    scenes: Sequence[Scene],
+    runtime: Runtime,
+    mode: Mode | None,
+    cache: str | os.PathLike[str] | None,
+    bars: Progress,
+) -> Model:
+    """The model with specialists that surely help on what was held back; the model itself if none do.
+
+    A way that was asked for by its name, or a part of it, that does not surely help is left out with a warning.
+
+    Parameters
+    ----------
+    draft : Model
+        With a trained refine net.
+    recipe : Recipe
+    scenes : sequence of Scene
+    runtime : Runtime
+    mode : {"heads", "tree", "activity", "both", "auto"} or None
+        None tries none.
+    cache : path, optional
+        Folder of the store; by default a temporary one.
+    bars : Progress
+    """
+    if mode is None:
+        return draft
+    twins = Twins.of(draft.refiner)
+    spec = column_spec(twins)
+    tick = bars.task("specialists")
+    told: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}}
+    chosen: _Found | None = None
+    with contextlib.ExitStack() as stack:
+        folder = Path(cache or stack.enter_context(tempfile.TemporaryDirectory()))
+        if not cache:
+            # Workers of a cluster may not see a temporary folder of this machine.
+            stack.enter_context(dask.config.set(scheduler="synchronous"))
+        cells = UnsureCells.collect(draft, recipe, scenes, runtime, Layout.of(spec, twins), folder)
+        if cells is not None:
+            names = tuple(label.name for label in draft.labels)
+            learn = _Learning(cells, twins, spec, names, TrainingOptions(seed=recipe.seed))
+            wanted = ("heads", "tree", "activity") if mode == "auto" else (mode,)
+            tried = sum(_PARTS.get(name, 1) for name in wanted)
+            found = {}
+            for done, name in enumerate(wanted):
+                found[name] = learn(name, tried)
+                tick(done + 1, len(wanted))
+            told["held_back"] = {n: "; ".join(v.told(tried) for v in each.verdicts) for n, each in found.items()}
+            best = best_way({name: each.verdicts for name, each in found.items()}, tried)
+            if best is not None:
+                chosen, told["chosen"] = found[best], best
+    if mode != "auto" and (chosen is None or len(chosen.parts) < _PARTS.get(mode, 1)):
+        gained = told["held_back"].get(mode) or "there is nothing for them to learn from"
+        kept = f"of specialists {mode!r} only {chosen.parts[0]}" if chosen else f"no specialists {mode!r}"
+        warnings.warn(f"{kept} surely helped on held-back parts of the scenes: {gained}; {_REMEDY}", stacklevel=3)
+    tree, groups = (None, None) if chosen is None else (chosen.tree, chosen.groups)
+    return replace(draft, tree=tree, groups=groups, provenance={**draft.provenance, "specialists": told})
+
+
+def column_spec(twins: Twins, top: int = _TOP) -> ColumnSpec:
+    """Columns that begin where the net last becomes coarser: what lies lower would need a large halo for each cell.
+
+    Parameters
+    ----------
+    twins : Twins
+        The maps of the net.
+    top : int
+        Channels of the last stage.
+    """
+    maps = twins.maps
+    first = max((n for n in range(1, len(maps)) if maps[n].jump > maps[n - 1].jump), default=1)
+    return ColumnSpec.design(twins, top, first=first)
+
+
+@dataclass(frozen=True)
+class _Learning:
+    """One way after another to learn from the same cells."""
+
+    cells: UnsureCells
+    twins: Twins
+    spec: ColumnSpec
+    names: tuple[str, ...]
+    options: TrainingOptions
+
+    def __call__(self, name: str, tried: int) -> _Found:
+        if name == "heads":
+            return self._tree((ColumnSpec.head(self.twins),), tried)
+        if name == "tree":
+            return self._tree((self.spec, self.spec.narrowed(_NARROWER)), tried)
+        active = self._groups(tried)
+        if name == "activity":
+            return active
+        # The tree corrects what the groups leave.
+        answers = None if active.groups is None else _answered(active.groups, self.cells.store)
+        tree = self._tree((self.spec, self.spec.narrowed(_NARROWER)), tried, answers)
+        return _Found((*active.verdicts, *tree.verdicts), tree.tree, active.groups)
+
+    def _tree(self, specs: tuple[ColumnSpec, ...], tried: int, answers: Tensor | None = None) -> _Found:
+        store = self.cells.store
+        grown = grow(store, self.twins, specs, self.options, answers=answers)
+        items = store.read(last=1)
+        items = items if answers is None else items.answered(answers)
+        grown, gate, verdict = judge_tree(grown, items, exclusive=False)
+        if not verdict.pays(tried):
+            return _Found((verdict,))
+        return _Found((verdict,), tree=_as_tree(grown, gate, specs, items, self.cells.held_cells, self.names))
+
+    def _groups(self, tried: int) -> _Found:
+        store = self.cells.store
+        try:
+            grown = grow_groups(store, self.twins, self.spec, self.options)
+        except ValueError:  # no feature fires
+            return _Found(())
+        items = store.read(last=1)
+        share, kept, gate, verdict = judge_groups(grown, items, exclusive=False)
+        if not verdict.pays(tried):
+            return _Found((verdict,))
+        return _Found(
+            (verdict,), groups=_as_groups(grown.shrunk(share), gate, kept, self.spec, items, self.cells.held_cells)
+        )
+
+
+def _answered(groups: SpecialistGroups, store: ItemStore) -> Tensor:
+    """Answers to all items with the groups at work."""
+    items = store.read(last=len(groups.columns[0].layout.maps))
+    grown = GrownGroups.of(groups.groups, groups.columns, items)
+    return grown.answered(items.answers, np.ones(len(groups.columns), bool), groups.gate)[0]
+
+
+def _as_groups(
+    grown: GrownGroups, gate: Gate, kept: NDArray[np.bool_], spec: ColumnSpec, items: Items, held_cells: int
+) -> SpecialistGroups:
+    """The groups that are kept, as part of a model."""
+    answers = items.answers[torch.from_numpy(items.held)]
+    _, asked = grown.answered(answers, kept, gate)
+    return SpecialistGroups(
+        kept_groups(grown.groups, kept),
+        spec,
+        tuple(column for column, keep in zip(grown.columns, kept, strict=True) if keep),
+        gate,
+        float(asked.sum()) * grown.columns[0].macs(1, 1) / held_cells,
+        answers.shape[1],
+    )
+
+
+def _as_tree(
+    grown: Grown,
+    gate: Gate,
+    specs: tuple[ColumnSpec, ...],
+    items: Items,
+    held_cells: int,
+    names: tuple[str, ...],
+) -> SpecialistTree:
+    """A tree with what is kept of its columns, as part of a model."""
+    tree, learning = grown.tree, np.flatnonzero(~items.held)
+    shares, tiles = np.zeros((len(tree), len(names)), np.float32), {}
+    rng = np.random.default_rng(0)
+    for node in range(1, len(tree)):
+        rows = learning[(grown.nodes[learning] == node).any(axis=1)]
+        shares[node] = items.targets[torch.from_numpy(rows)].mean(dim=0)
+        if node in tree.leaves:
+            tiles[node] = items.tiles[np.sort(rng.permutation(rows)[:_TILES])]
+    return SpecialistTree(
+        clusters=tree,
+        specs=specs,
+        columns={node: column for node, column in grown.columns.items() if tree.kept[node]},
+        gate=gate,
+        macs_per_cell=_macs(grown.take(np.flatnonzero(items.held)), gate) / held_cells,
+        names=names,
+        shares=shares,
+        tiles=tiles,
+    )
+
+
+def _macs(grown: Grown, gate: Gate) -> float:
+    """Multiply-adds of columns and routing, one cell an item."""
+    _, asked = grown.answered(gate, grown.tree)
+    total = int((gate.unsure(grown.answers[0])).sum()) * grown.tree.centres[ROOT].size
+    for depth, nodes in enumerate(grown.nodes.T):
+        for node in nodes[asked > depth].tolist():
+            total += grown.columns[node].macs(1, 1) + grown.tree.centres[node].size
+    return float(total)

@@ -1,0 +1,213 @@
+"""Specialists for groups of high-level features, on stored items: what they learn, and which are worth it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.fitting.specialists.evidence import Decision
+from coarse2fine.fitting.specialists.items import Items, ItemStore
+from coarse2fine.fitting.specialists.train_columns import (
+    Cohort,
+    ColumnTrainer,
+    Shape,
+    TrainingOptions,
+    load_column,
+    through,
+)
+from coarse2fine.fitting.specialists.validate import SHARES, Measure, Verdict, answers_measured, gates_tried, judged
+from coarse2fine.models.column import Column
+from coarse2fine.models.feature_groups import NO_GROUP, Groups
+from coarse2fine.models.feature_maps import ColumnSpec, Twins
+from coarse2fine.models.gate import Gate
+
+_COUNT = (4, 8)
+_ITEMS_EACH = 400
+_DENSITY = 0.25
+
+
+@dataclass(frozen=True)
+class GrownGroups:
+    """Groups of features with their columns, and what they make of items.
+
+    Parameters
+    ----------
+    groups : Groups
+    columns : tuple of Column
+        One for each group.
+    fires : Tensor, bool, (n, groups, h, w)
+        Where each fires.
+    added : tuple of Tensor, float16, (n, classes, h, w)
+        What each column adds.
+    """
+
+    groups: Groups
+    columns: tuple[Column, ...]
+    fires: Tensor
+    added: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, groups: Groups, columns: tuple[Column, ...], items: Items) -> GrownGroups:
+        """What the columns make of any items."""
+        added = tuple(through(items, [column])[2] for column in columns)
+        return cls(groups, columns, groups.fires(items.maps[-1].float()), added)
+
+    def shrunk(self, share: float) -> GrownGroups:
+        """The same with a share of what every column adds."""
+        if share == 1:
+            return self
+        columns = tuple(column.shrunk(share) for column in self.columns)
+        return replace(self, columns=columns, added=tuple(share * a for a in self.added))
+
+    def take(self, rows: NDArray[np.intp]) -> GrownGroups:
+        """The same groups, and some of the items."""
+        at = torch.from_numpy(rows)
+        return replace(self, fires=self.fires[at], added=tuple(a[at] for a in self.added))
+
+    def answered(self, answers: Tensor, kept: NDArray[np.bool_], gate: Gate) -> tuple[Tensor, NDArray[np.int64]]:
+        """Answers, and how many columns were asked of each item, by a gate and by which groups are kept."""
+        fires = self.fires & torch.from_numpy(kept)[:, None, None] & gate.unsure(answers)[:, None, None, None]
+        count = fires.sum(dim=1, keepdim=True).clamp(min=1)
+        total = torch.zeros_like(self.added[0], dtype=torch.float32)
+        for g, added in enumerate(self.added):
+            total += fires[:, g, None] * added
+        return answers + (total / count).mean(dim=(2, 3)), fires.any(dim=(2, 3)).sum(dim=1).numpy()
+
+
+def grow_groups(
+    store: ItemStore, twins: Twins, spec: ColumnSpec, options: TrainingOptions, *, count: int | None = None
+) -> GrownGroups:
+    """Group the high-level features that fire together, and train a column for each group.
+
+    Parameters
+    ----------
+    store : ItemStore
+    twins : Twins
+        The maps of the base.
+    spec : ColumnSpec
+        Of each column.
+    options : TrainingOptions
+    count : int, optional
+        Most groups; by default 4 to 8, by how many items there are.
+
+    Returns
+    -------
+    GrownGroups
+        With what they make of the items held back.
+
+    Raises
+    ------
+    ValueError
+        If no feature fires anywhere.
+    """
+    items = store.read(last=len(twins.maps) - spec.first + 1)
+    learning = np.flatnonzero(~items.held)
+    high = items.maps[-1][torch.from_numpy(learning)].float()
+    count = count or min(max(len(learning) // _ITEMS_EACH, _COUNT[0]), _COUNT[1])
+    groups = Groups.fit(high.permute(0, 2, 3, 1).reshape(-1, high.shape[1]).numpy(), count, _DENSITY)
+    fires = groups.fires(high)
+    classes = []
+    for g in range(len(groups)):
+        rows = torch.nonzero(fires[:, g].any(dim=(1, 2)))[:, 0]
+        classes.append(Cohort(learning[rows.numpy()], weights=fires[rows, g, None].float()))
+    shape = Shape(spec, twins, items.answers.shape[1])
+    somewhere = [Cohort(learning, weights=fires.any(dim=1, keepdim=True).float())]
+    paths = ColumnTrainer(store, options).train(shape, classes, somewhere)
+    columns = tuple(load_column(shape, path) for path in paths)
+    held = items.take(np.flatnonzero(items.held))
+    return GrownGroups.of(groups, columns, held)
+
+
+class GroupColumns:
+    """What the columns of groups gain: several may fire in a cell, so that what they gain together is found anew.
+
+    Parameters
+    ----------
+    grown : GrownGroups
+        With what it makes of the items.
+    items : Items
+    gates : tuple of Gate
+        The open one first.
+    shares : tuple of float
+    measure : callable
+    """
+
+    def __init__(
+        self, grown: GrownGroups, items: Items, gates: tuple[Gate, ...], shares: tuple[float, ...], measure: Measure
+    ) -> None:
+        self._grown, self._items, self._gates, self._measure = [grown.shrunk(s) for s in shares], items, gates, measure
+        count, self.shares = len(grown.added), len(shares)
+        self.depths = np.zeros(count, np.int64)
+        _, self._group = np.unique(items.group, return_inverse=True)
+        self._groups = int(self._group.max(initial=-1)) + 1
+        self._before = measure(items.answers, items)[0]
+        self._open = [gate.unsure(items.answers).numpy() for gate in gates]
+        self._known: dict[tuple[int, bytes], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        each = [[self.whole(share, np.arange(count) == g) for g in range(count)] for share in range(len(shares))]
+        self._alone = np.array([[gains[0] for gains, _ in row] for row in each])
+        self.sizes: NDArray[np.float64] = np.array([asked[0] for _, asked in each[0]])
+
+    def alone(self, share: int) -> NDArray[np.float64]:
+        """See `Columns`."""
+        return np.asarray(self._alone[share])
+
+    def stays(self, gains: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """See `Columns`."""
+        return gains > 0
+
+    def whole(self, share: int, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See `Columns`."""
+        name = share, kept.tobytes()
+        if name not in self._known:
+            answers, fired = self._grown[share].answered(self._items.answers, kept, self._gates[0])
+            gained = self._before - self._measure(answers, self._items)[0]
+            self._known[name] = self._by_group(gained), self._by_group(fired)
+        return self._known[name]
+
+    def _by_group(self, values: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Sums over the items that pass each gate, (gates, groups)."""
+        return np.array([np.bincount(self._group, values * passes, self._groups) for passes in self._open])
+
+
+def judge_groups(
+    grown: GrownGroups, items: Items, *, exclusive: bool
+) -> tuple[float, NDArray[np.bool_], Gate, Verdict]:
+    """Which groups are worth their columns, the gate, and what that gains.
+
+    Parameters
+    ----------
+    grown : GrownGroups
+    items : Items
+        With those held back, which alone count.
+    exclusive : bool
+        Whether an item has one class.
+
+    Returns
+    -------
+    float
+        By which all columns are to be shrunk.
+    ndarray, bool, (groups,)
+        Which are worth it.
+    Gate
+    Verdict
+    """
+    held = items.take(np.flatnonzero(items.held))
+    grown = replace(grown, columns=())  # what they add decides
+    gates, measure = gates_tried(exclusive=exclusive), answers_measured(exclusive)
+
+    def apply(rows: NDArray[np.intp], decided: Decision) -> tuple[Tensor, NDArray[np.int64]]:
+        mine = grown.take(rows).shrunk(SHARES[decided.share])
+        return mine.answered(held.take(rows).answers, decided.kept, gates[decided.gate])
+
+    decided, verdict = judged(GroupColumns(grown, held, gates, SHARES, measure), held, apply, measure)
+    return SHARES[decided.share], decided.kept, gates[decided.gate], verdict
+
+
+def kept_groups(groups: Groups, kept: NDArray[np.bool_]) -> Groups:
+    """Only some of the groups; the features of the others fire for none."""
+    number = np.where(kept, np.cumsum(kept) - 1, NO_GROUP)
+    return Groups(np.where(groups.group == NO_GROUP, NO_GROUP, number[groups.group]).astype(np.int64), groups.threshold)

@@ -1,0 +1,304 @@
+"""Training specialists from a store of items: what all share first, then each on its own, as tasks of Dask.
+
+A task reads the store and writes one file; what is written already is not trained again. Tasks take one thread each
+and are seeded each on its own, so one worker and many give the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dask
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.bundle import packed
+from coarse2fine.fitting.specialists.items import Items, ItemStore, Loss, loss_of, squared_of
+from coarse2fine.model_file import read_model_file
+from coarse2fine.models.column import Column
+from coarse2fine.models.column_training import Columns, NormedColumn
+from coarse2fine.models.feature_maps import ColumnSpec, Twins
+from coarse2fine.models.threads import threads_here
+from coarse2fine.tiling.writing.atomic import replace_file
+
+_BLOCK = 1024
+# Items by which normalisation is settled.
+_SETTLED = 4096
+_SEEDED = threading.Lock()
+Net = TypeVar("Net")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How specialists are trained.
+
+    Parameters
+    ----------
+    epochs, own_epochs : int
+        Passes over the items for what all columns of one depth share, and over a column's own for what it alone has
+        (with none of them all columns of a depth are one).
+    batch : int
+        Items of a step.
+    rate : float
+        Highest learning rate of AdamW, after a warm-up and before a cosine.
+    rank : int, optional
+        Of what a column alone has, see `Columns`; by default free.
+    decay, own_decay : float
+        Weight decay of what all columns share, and of what a column alone has.
+    seed : int
+    """
+
+    epochs: int = 4
+    own_epochs: int = 2
+    batch: int = 128
+    rate: float = 3e-3
+    rank: int | None = None
+    decay: float = 1e-2
+    own_decay: float = 0.3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a column is built from; see `Column`."""
+
+    spec: ColumnSpec
+    twins: Twins
+    classes: int
+    parent: ColumnSpec | None = None
+
+    def empty(self) -> Column:
+        """A column that knows nothing yet."""
+        return Column(self.spec, self.twins, self.classes, parent=self.parent)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Items that learn together, from the answers of the same columns above them.
+
+    Parameters
+    ----------
+    rows : ndarray, int, (n,)
+        In the store, increasing.
+    above : tuple of (Shape, Path)
+        The columns on the items' way, from the first below the root on, each with its file.
+    weights : Tensor, float32, (n, 1, h, w), optional
+        How much of what the column adds counts, for each cell; by default all.
+    answers : Tensor, float32, (n, classes), optional
+        Before any column; by default the base's.
+    """
+
+    rows: NDArray[np.intp]
+    above: tuple[tuple[Shape, Path], ...] = ()
+    weights: Tensor | None = None
+    answers: Tensor | None = None
+
+
+class ColumnTrainer:
+    """A place where columns are trained and kept.
+
+    Parameters
+    ----------
+    store : ItemStore
+    options : TrainingOptions
+    """
+
+    def __init__(self, store: ItemStore, options: TrainingOptions) -> None:
+        self.store, self.options = store, options
+
+    def train(self, shape: Shape, classes: Sequence[Cohort], together: Sequence[Cohort] | None = None) -> list[Path]:
+        """Train a column for each class of items, and what they share before; files of those that are there are kept.
+
+        The tasks run on Dask's scheduler of the day (a `distributed.Client`, or what `dask.config` names), one after
+        another where there is none.
+
+        Parameters
+        ----------
+        shape : Shape
+            Of all of them.
+        classes : sequence of Cohort
+        together : sequence of Cohort, optional
+            What they share is trained on these; by default on the same.
+        """
+        folder, together = self.store.folder, tuple(together or classes)
+        shared = folder / self._name("shared", shape, together)
+        paths = [folder / self._name("own", shape, [each], shared.name) for each in classes]
+        # Only the classes of columns that are missing are sent on their way.
+        missing = [(each, path) for each, path in zip(classes, paths, strict=True) if not path.is_file()]
+        if missing:
+            first = dask.delayed(_train_shared)(folder, self.options, shape, together, shared)
+            tasks = [dask.delayed(_train_own)(folder, self.options, shape, each, first, path) for each, path in missing]
+            dask.compute(*tasks, scheduler=dask.base.get_scheduler() or "synchronous")
+        return paths
+
+    def _name(self, kind: str, shape: Shape, classes: Sequence[Cohort], after: str = "") -> str:
+        """A file name that changes with all that a column depends on."""
+        known = [kind, self.store.name, str(shape), json.dumps(asdict(self.options)), after]
+        digest = hashlib.sha256("\n".join(known).encode())
+        for each in classes:
+            digest.update(each.rows.tobytes())
+            digest.update("".join(path.name for _, path in each.above).encode())
+            for tensor in (each.weights, each.answers):
+                digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
+        return f"{kind}-{digest.hexdigest()[:20]}.c2f"
+
+
+def load_column(shape: Shape, path: Path) -> Column:
+    """A trained column, in evaluation mode."""
+    arrays, _ = read_model_file(path)
+    column = shape.empty()
+    column.load_state_dict({name: torch.from_numpy(array).float() for name, array in arrays.items()})
+    return column.eval()
+
+
+def through(items: Items, columns: Sequence[Column]) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Send items down a chain of columns.
+
+    Parameters
+    ----------
+    items : Items
+    columns : sequence of Column
+
+    Returns
+    -------
+    answers : Tensor, float32, (n, classes)
+    stages : list of Tensor, float16
+        Of the last column.
+    added : Tensor, float16, (n, classes, h, w)
+        What the last column added in each cell.
+    """
+    answers, made, adds = [], [], []
+    for start in range(0, max(len(items), 1), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        answer = items.answers[part]
+        stages: list[Tensor] = []
+        added = answer[:, :, None, None].half() * 0
+        inputs = [m[part].float() for m in items.maps]
+        for column in columns:
+            with torch.inference_mode():
+                added, stages = column(inputs[len(inputs) - len(column.layout.maps) :], stages)
+                answer = answer + added.mean(dim=(2, 3))
+        answers.append(answer)
+        made.append([s.half() for s in stages])
+        adds.append(added.half())
+    return torch.cat(answers), [torch.cat(column) for column in zip(*made, strict=True)], torch.cat(adds)
+
+
+def _gathered(store: ItemStore, shape: Shape, classes: Sequence[Cohort]) -> tuple[Items, list[Tensor], Tensor | None]:
+    """Items of all classes with the answers to start from, the stages of their parent columns, and weights."""
+    parts, stages, weights = [], [], []
+    reads = _reads([shape, *(s for each in classes for s, _ in each.above)])
+    for each in classes:
+        items = store.read(each.rows, last=reads)
+        items = items if each.answers is None else items.answered(each.answers)
+        answers, own, _ = through(items, [load_column(*above) for above in each.above])
+        parts.append(items.answered(answers))
+        stages.append(own)
+        weights.append(each.weights)
+    joined = Items.joined(parts)
+    joined = replace(joined, maps=joined.maps[-_reads([shape]) :])
+    known = [w for w in weights if w is not None]
+    return (
+        joined,
+        [torch.cat(column) for column in zip(*stages, strict=True)],
+        torch.cat(known) if known else None,
+    )
+
+
+def _reads(shapes: Sequence[Shape]) -> int:
+    return max(len(s.twins.maps) - s.spec.first + 1 for s in shapes)
+
+
+def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes: Sequence[Cohort], path: Path) -> Path:
+    """What all columns of a depth have in common: one column, trained on all items."""
+    if path.is_file():
+        return path
+    store = ItemStore(folder)
+    # Sums come out the same whatever else this machine does.
+    with threads_here(1):
+        column = _seeded(options, lambda: NormedColumn(shape.spec, shape.twins, shape.classes, parent=shape.parent))
+        items, stages, weights = _gathered(store, shape, classes)
+        groups = [{"params": list(column.parameters()), "weight_decay": options.decay}]
+        _descend(column.train(), groups, items, stages, weights, options, options.epochs, store.loss)
+        if len(items) > 1:
+            some = torch.from_numpy(np.random.default_rng(options.seed).permutation(len(items))[:_SETTLED])
+            column.settle([m[some].float() for m in items.maps], [s[some].float() for s in stages])
+        replace_file(path, packed(_half(column.folded()), {}))
+    return path
+
+
+def _train_own(folder: Path, options: TrainingOptions, shape: Shape, mine: Cohort, shared: Path, path: Path) -> Path:
+    """One column: what it has beyond what all share, from its own items."""
+    store = ItemStore(folder)
+    with threads_here(1):
+        columns = _seeded(
+            options, lambda: Columns(shape.spec, shape.twins, shape.classes, 1, rank=options.rank, parent=shape.parent)
+        )
+        columns.shared.load_state_dict(load_column(shape, shared).state_dict())
+        columns.shared.requires_grad_(requires_grad=False)
+        items, stages, weights = _gathered(store, shape, [mine])
+        groups = columns.groups(own_decay=options.own_decay)[1:]
+
+        def only(inputs: Sequence[Tensor], above: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            answers: tuple[Tensor, list[Tensor]] = columns(
+                inputs, torch.zeros(len(inputs[0]), dtype=torch.int64), above
+            )
+            return answers
+
+        _descend(only, groups, items, stages, weights, options, options.own_epochs, store.loss)
+        replace_file(path, packed(_half(columns.column(0).state_dict()), {}))
+    return path
+
+
+def _seeded(options: TrainingOptions, make: Callable[[], Net]) -> Net:
+    """A net with weights of this seed."""
+    # Torch's generator is the process's: tasks in threads of one process take turns.
+    with _SEEDED, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return make()
+
+
+def _descend(
+    column: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, list[Tensor]]],
+    groups: list[dict[str, Any]],
+    items: Items,
+    stages: Sequence[Tensor],
+    weights: Tensor | None,
+    options: TrainingOptions,
+    epochs: int,
+    loss: Loss,
+) -> None:
+    """Fit a column to what its parent leaves wrong."""
+    count, batch = len(items), min(options.batch, len(items))
+    if count < 2 or not epochs:
+        return
+    steps = max(2, epochs * count // batch)
+    optimizer = torch.optim.AdamW(groups, lr=options.rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=steps, pct_start=0.15)
+    rng = np.random.default_rng(options.seed)
+    for _ in range(steps):
+        rows = rng.permutation(count)[:batch]
+        part, at = items.take(rows), torch.from_numpy(rows)
+        added, _ = column([m.float() for m in part.maps], [s[at].float() for s in stages])
+        if weights is not None:
+            added = added * weights[at]
+        answers = part.answers + added.mean(dim=(2, 3))
+        each = squared_of(answers, part) if loss == "squared" else loss_of(answers, part, exclusive=loss == "softmax")
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(each.mean())
+        torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 5.0)
+        optimizer.step()
+        schedule.step()
+
+
+def _half(weights: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    # In half precision as in model files, so that a model is the same before and after it was saved.
+    return {name: t.detach().half().numpy() for name, t in weights.items()}

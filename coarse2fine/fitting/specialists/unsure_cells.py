@@ -1,0 +1,195 @@
+"""Cells of which the refine net is unsure, as it sees them: what specialists learn from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.hold_out import some_parts
+from coarse2fine.fitting.refiner import batches
+from coarse2fine.fitting.scene import PART, Scene
+from coarse2fine.fitting.specialists.items import Items, ItemStore
+from coarse2fine.fitting.teacher import FLOOR
+from coarse2fine.model import Model
+from coarse2fine.models.box_head import BOX_CHANNELS
+from coarse2fine.models.feature_maps import Layout
+from coarse2fine.models.gate import Gate
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.tiling.geometry import Box
+
+# Cells between these probabilities may learn; the gate is a band within.
+_BAND = Gate(FLOOR, 0.98)
+# Crops are drawn for so large a share of the refine net's steps, and of each batch so many cells are kept.
+_DRAWS, _CELLS_OF_BATCH = 0.15, 96
+_MOST_PARTS, _CELLS_OF_PART = 256, 256
+_SCENES = 6
+_TILE = 32
+
+
+@dataclass(frozen=True)
+class UnsureCells:
+    """Unsure cells of the fitting scenes, in a store.
+
+    Parameters
+    ----------
+    store : ItemStore
+    held_cells : int
+        Cells that were looked at for those held back.
+    """
+
+    store: ItemStore
+    held_cells: int
+
+    @classmethod
+    def collect(
+        cls,
+        model: Model,
+        recipe: Recipe,
+        scenes: Sequence[Scene],
+        runtime: Runtime,
+        layout: Layout,
+        folder: Path,
+    ) -> UnsureCells | None:
+        """Run the refine net over crops and over what was held back; None where it is unsure of no cell of the crops.
+
+        Parameters
+        ----------
+        model : Model
+            With a trained refine net.
+        recipe : Recipe
+        scenes : sequence of Scene
+        runtime : Runtime
+        layout : Layout
+            Of the columns that will learn.
+        folder : Path
+            Of the store; a whole one of the same net and scenes is taken as it is.
+        """
+        parts = _held_parts(scenes, recipe.seed)
+        name = _name(model, recipe, layout, scenes, runtime)
+        cells = sum(box.area for _, box in parts)
+        with contextlib.suppress(FileNotFoundError):
+            if (store := ItemStore(folder)).name == name:
+                return cls(store, cells)
+        source = _Source(model, recipe, scenes, runtime, layout)
+        learning = (part for part in source.learning() if len(part))
+        first = next(learning, None)
+        if first is None:
+            return None
+        held = (part for part in source.held(parts) if len(part))
+        found = itertools.chain([first], learning, held)
+        return cls(ItemStore.write(folder, found, loss="sigmoid", name=name), cells)
+
+
+def _name(model: Model, recipe: Recipe, layout: Layout, scenes: Sequence[Scene], runtime: Runtime) -> str:
+    """A digest of all that the items depend on: pixels by way of the net, which has learned from them."""
+    digest = hashlib.sha256(f"{recipe} {layout.spec} {runtime.dtype} {_BAND} {_SCENES} quarters".encode())
+    for scene in scenes:
+        digest.update(f"{scene.image.name} {scene.cell_shape} {scene.digest}".encode())
+        digest.update(np.packbits(scene.held).tobytes())
+    for tensor in model.refiner.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _held_parts(scenes: Sequence[Scene], seed: int) -> list[tuple[int, Box]]:
+    """Parts that are held back, or a random choice of them: the scene, and its fine cells."""
+    rows = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.argwhere(scene.held).tolist()]
+    found = []
+    for s, y, x in some_parts(rows, _MOST_PARTS, seed):
+        height, width = scenes[s].cell_shape
+        y0, x0 = y * PART, x * PART
+        found.append((s, Box(y0, x0, min(y0 + PART, height), min(x0 + PART, width))))
+    return found
+
+
+class _Source:
+    """Unsure cells of the scenes, as the refine net sees them."""
+
+    def __init__(self, model: Model, recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, layout: Layout) -> None:
+        self._recipe, self._scenes, self._runtime, self._layout = recipe, scenes, runtime, layout
+        self._net = runtime.place(model.refiner)
+
+    def learning(self) -> Iterator[Items]:
+        """Cells of crops as the refine net was trained on, other crops than those."""
+        # As they come: columns also learn how often things are.
+        make = batches(self._recipe, self._scenes, around=0.0)
+        for step in range(max(4, round(_DRAWS * self._recipe.steps))):
+            rng = np.random.default_rng((self._recipe.seed, 1, step))
+            x, classes, valid, *_ = make(rng)
+            group = np.zeros(classes.shape[-2:], np.int64)
+            yield self._items(x, classes, valid, _CELLS_OF_BATCH, rng, group=group, held=False)
+
+    def held(self, parts: Sequence[tuple[int, Box]]) -> Iterator[Items]:
+        """Cells of what was held back."""
+        spec, recipe = self._recipe.refiner, self._recipe
+        # Parts of one scene are alike; if there are too few scenes to tell anything, parts must do, and if there are
+        # too few of those, their quarters: each is far wider than what the net sees of a cell.
+        by_scene, few = len({s for s, _ in parts}) >= _SCENES, len(parts) < _SCENES
+        for number, (s, box) in enumerate(parts):
+            full = box.scale(spec.stride).expand(spec.margin)
+            pixels = self._scenes[s].image.read_scaled(full, recipe.geometry.refine_downsample)
+            t = self._scenes[s].draw(box, held=True)
+            x, classes, valid = (
+                torch.from_numpy(np.ascontiguousarray(each))[None]
+                for each in (recipe.planes(pixels), t.classes, t.valid)
+            )
+            rng = np.random.default_rng((recipe.seed, 2, number))
+            group = np.full(classes.shape[-2:], s if by_scene else number)
+            if few:
+                y, x_ = np.indices(group.shape) >= PART // 2
+                group = 4 * group + 2 * y + x_
+            yield self._items(x, classes, valid, _CELLS_OF_PART, rng, group=group, held=True)
+
+    @torch.inference_mode()
+    def _items(
+        self,
+        x: Tensor,
+        classes: Tensor,
+        valid: Tensor,
+        most: int,
+        rng: np.random.Generator,
+        *,
+        group: NDArray[np.int64],
+        held: bool,
+    ) -> Items:
+        x = x.to(self._runtime.device, self._runtime.dtype).contiguous(memory_format=torch.channels_last)
+        features = self._net.features(x)
+        answers = self._net.head(features[-1])[:, :-BOX_CHANNELS].float().cpu()
+        open_ = _BAND.unsure(answers) & valid.bool().any(dim=1)
+        places = torch.nonzero(open_)
+        chosen = torch.from_numpy(np.sort(rng.permutation(len(places))[:most]))
+        n, y, x_ = places[chosen].unbind(dim=1)
+        at = (n.to(x.device), y.to(x.device), x_.to(x.device))
+        sources, rows = self._layout.items(self._layout.read(x, features), (1, 1), at)
+        maps = tuple(s[r].half().cpu().contiguous() for s, r in zip(sources, rows, strict=True))
+        return Items(
+            maps,
+            answers[n, :, y, x_],
+            classes[n, :, y, x_],
+            valid[n, :, y, x_],
+            np.full(len(n), held),
+            group[y.numpy(), x_.numpy()],
+            self._tiles(x, n, y, x_),
+        )
+
+    def _tiles(self, x: Tensor, n: Tensor, y: Tensor, x_: Tensor) -> NDArray[np.uint8]:
+        """What the net sees of each cell: its middle, as pixels."""
+        spec, recipe = self._recipe.refiner, self._recipe
+        side = min(_TILE, spec.field)
+        start = spec.margin + (spec.stride - side) // 2
+        pixels = x.float().cpu().permute(0, 2, 3, 1).numpy() * recipe.std + recipe.mean
+        tiles = np.zeros((len(n), side, side, pixels.shape[-1]), np.uint8)
+        corners = torch.stack([n, y * spec.stride + start, x_ * spec.stride + start], dim=1)
+        for i, (row, top, left) in enumerate(corners.tolist()):
+            tiles[i] = (pixels[row, top : top + side, left : left + side] * 255).round().clip(0, 255)
+        return tiles

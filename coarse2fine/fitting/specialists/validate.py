@@ -1,0 +1,270 @@
+"""What specialists are worth, by items held back: which columns stay, where they are asked, and what that gains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.fitting.specialists.evidence import LEVEL, Columns, Decision, chance, decide
+from coarse2fine.fitting.specialists.grow_tree import Grown
+from coarse2fine.fitting.specialists.items import Items, loss_of, squared_of, wrong
+from coarse2fine.models.feature_tree import NO_NODE
+from coarse2fine.models.gate import Gate
+
+# Columns learn from items that the net knows too well, and say more than is so: what they add may be shrunk.
+SHARES = (1.0, 0.5, 0.25)
+# From answers and their items to the loss of each, and whether it is wrong.
+Measure = Callable[[Tensor, Items], tuple[NDArray[np.float64], NDArray[np.bool_]]]
+# From rows and what was decided to answers, and to how many columns were asked of each.
+Apply = Callable[[NDArray[np.intp], Decision], tuple[Tensor, NDArray[np.int64]]]
+_LOW, _HIGH = (0.05, 0.1, 0.2, 0.3), (0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What specialists change on items held back.
+
+    Losses and wrong answers are those of each half of the groups, with what the other half decided. How likely luck
+    gains as much is told of what all of them decided, which is what is shipped.
+
+    Parameters
+    ----------
+    items : int
+    groups : int
+        That are independent of each other; items of one group are not.
+    asked : float
+        Share of the items that was sent to a specialist.
+    loss_before, loss : float
+        Mean over all items, without and with specialists.
+    wrong_before, wrong : float
+        Share of wrong answers.
+    chance : float
+        How likely specialists that do not help gain as much; above 0.05 at least that.
+    """
+
+    items: int
+    groups: int
+    asked: float
+    loss_before: float
+    loss: float
+    wrong_before: float
+    wrong: float
+    chance: float
+
+    @property
+    def worth(self) -> float:
+        """The gain in loss."""
+        return self.loss_before - self.loss
+
+    def pays(self, tried: int = 1) -> bool:
+        """Whether the gain is sure, and no more answers are wrong.
+
+        Parameters
+        ----------
+        tried : int
+            How many ways are tried, of which each may pass by luck.
+        """
+        return self.chance <= LEVEL / tried and self.worth > 0 and self.wrong <= self.wrong_before
+
+    def told(self, tried: int = 1) -> str:
+        """The same in words, and why nothing could be sure if that is so.
+
+        Parameters
+        ----------
+        tried : int
+            As in `pays`.
+        """
+        fewest = math.ceil(math.log2(tried / LEVEL))
+        if self.groups < fewest:
+            return f"{self}; nothing is sure with fewer than {fewest} groups: give more scenes"
+        return f"{self}; sure up to p = {LEVEL / tried:.3f}"
+
+    def __str__(self) -> str:
+        luck = f"p = {self.chance:.3f}" if self.chance <= LEVEL else f"p > {LEVEL:g}"
+        return (
+            f"loss {self.loss_before:.4f} -> {self.loss:.4f}, wrong {self.wrong_before:.2%} -> {self.wrong:.2%} of "
+            f"{self.items:,} items in {self.groups} groups, {self.asked:.1%} asked, as good by luck: {luck}"
+        )
+
+
+def best_way(found: Mapping[str, Sequence[Verdict]], tried: int) -> str | None:
+    """Which of several ways gains most with what surely helps of it; None if nothing does.
+
+    Parameters
+    ----------
+    found : mapping of str to sequence of Verdict
+        A verdict on each part of each way; a way without any found nothing to learn from.
+    tried : int
+        How many parts all ways have: they share the level equally (Bonferroni), so that the chance that anything is
+        kept although nothing helps stays below it.
+    """
+    sure = {name: [verdict.worth for verdict in verdicts if verdict.pays(tried)] for name, verdicts in found.items()}
+    return max((name for name in sure if sure[name]), key=lambda name: sum(sure[name]), default=None)
+
+
+def answers_measured(exclusive: bool) -> Measure:
+    """Cross-entropy, and what is wrong."""
+
+    def measure(answers: Tensor, items: Items) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        loss = loss_of(answers, items, exclusive=exclusive).double().numpy()
+        return loss, wrong(answers, items, exclusive=exclusive).numpy()
+
+    return measure
+
+
+def painting_measured(answers: Tensor, items: Items) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Squared error of answers that are numbers; none is wrong."""
+    return squared_of(answers, items).double().numpy(), np.zeros(len(items), bool)
+
+
+def gates_tried(*, exclusive: bool) -> tuple[Gate, ...]:
+    """The open gate, with which columns are chosen, and those of which one is."""
+    bands = product((0.0,) if exclusive else _LOW, _HIGH)
+    return Gate.open(exclusive=exclusive), *(Gate(low, high, exclusive) for low, high in bands)
+
+
+class TreeColumns:
+    """What the columns of a tree gain: each of them on its own items, so that gains add up.
+
+    Parameters
+    ----------
+    grown : Grown
+        With what it makes of the items.
+    items : Items
+    gates : tuple of Gate
+        The open one first.
+    shares : tuple of float
+    measure : callable
+    """
+
+    def __init__(
+        self, grown: Grown, items: Items, gates: tuple[Gate, ...], shares: tuple[float, ...], measure: Measure
+    ) -> None:
+        self._tree, self.depths, self.shares = grown.tree, grown.tree.depths, len(shares)
+        _, group = np.unique(items.group, return_inverse=True)
+        self._shape = (len(grown.tree), int(group.max(initial=-1)) + 1)
+        tables = [self._tables(grown.shrunk(share), items, group, gates, measure) for share in shares]
+        self._gains, self._asked = (np.array(each) for each in zip(*tables, strict=True))
+        self.sizes: NDArray[np.float64] = self._asked[0, 0]
+
+    def _tables(
+        self, grown: Grown, items: Items, group: NDArray[np.intp], gates: tuple[Gate, ...], measure: Measure
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Gains and how often each column is asked, (gates, columns, groups)."""
+        gains, asked = np.zeros((len(gates), *self._shape)), np.zeros((len(gates), *self._shape))
+        gained = -np.diff([measure(answers, items)[0] for answers in grown.answers], axis=0)
+        for number, gate in enumerate(gates):
+            going = np.ones(len(items), bool)
+            for nodes, answers, each in zip(grown.nodes.T, grown.answers[:-1], gained, strict=True):
+                going = going & gate.unsure(answers).numpy() & (nodes != NO_NODE)
+                np.add.at(gains[number], (nodes[going], group[going]), each[going])
+                np.add.at(asked[number], (nodes[going], group[going]), 1)
+        return gains, asked
+
+    def alone(self, share: int) -> NDArray[np.float64]:
+        """See `Columns`."""
+        return np.asarray(self._gains[share, 0])
+
+    def stays(self, gains: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """See `Columns`."""
+        return self._tree.pruned(-gains, np.zeros(len(gains))).kept
+
+    def whole(self, share: int, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See `Columns`."""
+        return np.tensordot(kept, self._gains[share], (0, 1)), np.tensordot(kept, self._asked[share], (0, 1))
+
+
+def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, Gate, Verdict]:
+    """What stays of a tree, the gate, and what that gains.
+
+    Parameters
+    ----------
+    grown : Grown
+        Its items are `items`.
+    items : Items
+        With those held back, which alone count.
+    exclusive : bool
+        Whether an item has one class.
+
+    Returns
+    -------
+    Grown
+        With all columns shrunk by one factor, and those kept that are believed to help.
+    Gate
+    Verdict
+    """
+    return _judge_tree(grown, items, gates_tried(exclusive=exclusive), SHARES, answers_measured(exclusive))
+
+
+def judge_painting(grown: Grown, items: Items) -> tuple[Grown, Verdict]:
+    """What stays of columns that paint, and what that gains.
+
+    Parameters
+    ----------
+    grown : Grown
+        Its items are `items`.
+    items : Items
+        With those held back, which alone count.
+    """
+    # Pixels are numbers that no gate knows, and columns that were pulled toward nothing are not pulled again.
+    judged, _, verdict = _judge_tree(grown, items, (Gate.always(),), (1.0,), painting_measured)
+    return judged, verdict
+
+
+def _judge_tree(
+    grown: Grown, items: Items, gates: tuple[Gate, ...], shares: tuple[float, ...], measure: Measure
+) -> tuple[Grown, Gate, Verdict]:
+    rows = np.flatnonzero(items.held)
+    # Answers decide; the columns themselves are shrunk once, at the end.
+    held, own = items.take(rows), replace(grown.take(rows), columns={})
+    columns = TreeColumns(own, held, gates, shares, measure)
+
+    def apply(part: NDArray[np.intp], decided: Decision) -> tuple[Tensor, NDArray[np.int64]]:
+        tree = replace(grown.tree, kept=decided.kept)
+        return own.take(part).shrunk(shares[decided.share]).answered(gates[decided.gate], tree)
+
+    decided, verdict = judged(columns, held, apply, measure)
+    tree = replace(grown.tree, kept=decided.kept)
+    return replace(grown.shrunk(shares[decided.share]), tree=tree), gates[decided.gate], verdict
+
+
+def judged(columns: Columns, held: Items, apply: Apply, measure: Measure) -> tuple[Decision, Verdict]:
+    """What is decided by all items, and what that is worth.
+
+    Parameters
+    ----------
+    columns : Columns
+        With what they gain on `held`.
+    held : Items
+    apply : callable
+    measure : callable
+    """
+    _, index = np.unique(held.group, return_inverse=True)
+    groups = columns.sizes.shape[1]
+    half = np.arange(groups) % 2 == 0
+    answers, asked = held.answers.clone(), np.zeros(len(held), np.int64)
+    for mine in (half, ~half):
+        rows = np.flatnonzero(~mine[index])
+        if mine.any() and len(rows):
+            answers[torch.from_numpy(rows)], asked[rows] = apply(rows, decide(columns, mine.astype(np.float64)))
+    count = max(len(held), 1)
+    (before, bad), (after, worse) = (measure(a, held) for a in (held.answers, answers))
+    decided = decide(columns, np.ones(groups))
+    verdict = Verdict(
+        items=len(held),
+        groups=groups,
+        asked=float((asked > 0).sum()) / count,
+        loss_before=float(before.sum()) / count,
+        loss=float(after.sum()) / count,
+        wrong_before=float(bad.sum()) / count,
+        wrong=float(worse.sum()) / count,
+        chance=chance(columns, decided),
+    )
+    return decided, verdict

@@ -1,0 +1,243 @@
+"""One HTML page about a folder of results: what became of each image, and what all of it found and cost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+
+from coarse2fine.audit.result import Audit
+from coarse2fine.report.image_page import colour, recall_text, write_report
+from coarse2fine.report.templates import data_uri, render_page
+from coarse2fine.results.analysis import Analysis
+from coarse2fine.results.folder import ANALYSIS, REPORT, THUMBNAIL, pooled_audit, read_audit, read_record
+from coarse2fine.results.overlays import encoded
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.writing.atomic import replacing_stream
+
+_BATCH = "batch.json"
+_SHARDS = "batch-*-of-*.json"
+_THUMBNAIL_SIDE = 144
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a batch.
+
+    Parameters
+    ----------
+    facts : mapping
+        As ``batch.json`` has them.
+    link : str or None
+        Address of its own page, or else of its folder, seen from the batch's page.
+    picture : str or None
+        A data URI.
+    recall : str
+        Empty where nothing is known.
+    """
+
+    facts: Mapping[str, Any]
+    link: str | None
+    picture: str | None
+    recall: str
+
+    @property
+    def labels(self) -> list[tuple[str, int, str]]:
+        """Name, number and colour of each class, the most frequent first."""
+        counts = sorted(self.facts.get("labels", {}).items(), key=lambda item: (-item[1], item[0]))
+        return [(label, number, colour(label)) for label, number in counts]
+
+    @property
+    def failure(self) -> str:
+        """What went wrong; empty where all went well."""
+        return str(self.facts.get("error", "")).removeprefix(f"{self.facts['source']}: ")
+
+
+def write_folder_report(folder: str | os.PathLike[str], image: str | None = None) -> Path:
+    """Write ``report.html`` into a folder of results: that of an image, or of a batch with one for each image.
+
+    Parameters
+    ----------
+    folder : path-like
+        What `Analysis.save` wrote, or ``coarse2fine analyze`` of many images.
+    image : str, optional
+        The image of a single result, if it was moved.
+
+    Returns
+    -------
+    Path
+        The page; of a batch, the one that leads to the others.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no results.
+    ImageError
+        If `image` cannot be opened, or is another one.
+    ValueError
+        If an image is given for several results, or what a batch or a single result says of itself is damaged.
+    """
+    source = Path(folder)
+    if (source / ANALYSIS).is_file():
+        return _report(source, image)
+    if image is not None:
+        raise ValueError(f"{source} holds no single result, but {image} is the image of one; name its folder")
+    for result in _results(source):
+        try:
+            _report(result)
+        except (OSError, ValueError) as error:  # the others have their pages
+            _LOG.warning("%s has no page: %s", printable(result), printable(error))
+    return write_batch_report(source)
+
+
+def write_batch_report(folder: str | os.PathLike[str]) -> Path:
+    """Write ``report.html`` into the folder of a batch; nothing is read of the images themselves.
+
+    Parameters
+    ----------
+    folder : path-like
+        Holds ``batch.json``, or those of the parts of a batch, or at least the folders of results.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no results.
+    """
+    source = Path(folder)
+    every = _facts(source)
+    if not every:
+        raise FileNotFoundError(f"{source} holds no results: expected {_BATCH}, or folders with {ANALYSIS} in them")
+    rows = [_row(source, facts) for facts in every]
+    done = [row.facts for row in rows if "macs" in row.facts]
+    exhaustive = sum(facts["exhaustive_macs"] for facts in done)
+    labels: Counter[str] = Counter()
+    for facts in done:
+        labels.update(facts["labels"])
+    pooled = pooled_audit(done)
+    page = render_page(
+        "batch.html.j2",
+        name=source.absolute().name,
+        rows=rows,
+        done=done,
+        failed=[row for row in rows if row.failure],
+        share=sum(facts["macs"] for facts in done) / max(exhaustive, 1),
+        labels=[(label, number, colour(label)) for label, number in labels.most_common()],
+        audit=None if pooled is None else pooled[0],
+        recall=None if pooled is None else recall_text(pooled[0]),
+        known=0 if pooled is None else pooled[1],
+    )
+    target = source / REPORT
+    with replacing_stream(target) as stream:
+        stream.write(page.encode("utf-8", "replace"))
+    return target
+
+
+def _results(folder: Path) -> Iterator[Path]:
+    """Folders of results within a folder, however deep; hidden ones hold work that is not done."""
+    for place, inner, names in os.walk(folder):
+        inner[:] = [] if ANALYSIS in names else sorted(name for name in inner if not name.startswith("."))
+        if ANALYSIS in names:
+            yield Path(place)
+
+
+def _report(folder: Path, image: str | None = None) -> Path:
+    with Analysis.load(folder, image) as analysis:
+        try:
+            analysis.image.array()
+        except ImageError as error:
+            _LOG.warning("the page of %s has no pictures: %s", printable(folder), printable(error))
+        return write_report(analysis, folder / REPORT)
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove the records of parts of a batch: the whole of it was run since."""
+    for path in folder.glob(_SHARDS):
+        path.with_suffix(".csv").unlink(missing_ok=True)
+        path.unlink()
+
+
+def _facts(folder: Path) -> list[Mapping[str, Any]]:
+    """What is known of each image, the last that was said of it."""
+    whole, shards = folder / _BATCH, sorted(folder.glob(_SHARDS), key=lambda path: path.stat().st_mtime_ns)
+    if not (shards or whole.is_file()):
+        found = sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
+        return [_stored_facts(path) for path in found]
+    # A run of the whole removes what shards said before, so that those which are there came later.
+    said = {facts["name"]: facts for path in ([whole] if whole.is_file() else []) + shards for facts in _said(path)}
+    return [said[name] for name in (sorted(said) if shards else said)]
+
+
+def _said(path: Path) -> list[Mapping[str, Any]]:
+    """The records of a batch or a shard."""
+    try:
+        results = json.loads(path.read_text("utf-8"))["results"]
+        if all({"name", "source", "status"} <= facts.keys() for facts in results):
+            return list(results)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{path} is damaged, or none of coarse2fine's; remove it, or run the same command again")
+
+
+def _stored_facts(folder: Path) -> dict[str, Any]:
+    try:
+        return _facts_of(folder.name, read_record(folder))
+    except (LookupError, OSError, TypeError, ValueError) as error:  # the others are told of
+        told = f"no result that can be read ({type(error).__name__}: {error}); analyse the image again"
+        return {"name": folder.name, "source": str(folder), "status": "failed", "error": told}
+
+
+def _facts_of(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    cost = record["cost"]
+    failures = record["failures"]
+    return {
+        "name": name,
+        "source": record["image"]["path"] or record["image"]["name"],
+        "status": "damaged" if failures else "done",
+        "shape": record["image"]["shape"],
+        **{key: record[key] for key in ("regions", "labels", "complete", "failures", "audit")},
+        **{key: cost[key] for key in ("macs", "exhaustive_macs", "share", "cells", "cells_refined")},
+        **({"error": f"parts cannot be read: {failures[0]}"} if failures else {}),
+    }
+
+
+def _row(folder: Path, facts: Mapping[str, Any]) -> Row:
+    result = folder / facts["name"]
+    link = None
+    if result.is_dir():
+        link = quote(os.fsencode(facts["name"])) + (f"/{REPORT}" if (result / REPORT).is_file() else "/")
+    audit = _audit(facts)
+    return Row(facts, link, _thumbnail(result / THUMBNAIL), "" if audit is None else recall_text(audit))
+
+
+def _audit(facts: Mapping[str, Any]) -> Audit | None:
+    stored = facts.get("audit")
+    return read_audit(stored) if stored else None
+
+
+def _thumbnail(path: Path) -> str | None:
+    """A small version of the small picture."""
+    if not path.is_file():
+        return None
+    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
+    if pixels is None:
+        return None
+    shrink = min(1.0, _THUMBNAIL_SIDE / max(pixels.shape[:2]))
+    size = max(1, round(pixels.shape[1] * shrink)), max(1, round(pixels.shape[0] * shrink))
+    small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return data_uri(encoded(small, ".jpg", 80), ".jpg")

@@ -1,0 +1,59 @@
+"""HTML from the templates that come with the package; every value is escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from coarse2fine._version import __version__
+
+_FOLDER = "web"
+_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template in; texts are escaped, numbers are written with thousands apart."""
+    return _environment().get_template(template).render(**values)
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill in the template of a whole page, which holds its style and its script."""
+    script = asset("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    own = {"style": asset("report.css"), "script": script, "script_hash": digest, "version": __version__}
+    return render(template, **own, **values)
+
+
+def asset(name: str) -> str:
+    """Text of a file that comes with the package."""
+    return files("coarse2fine.report").joinpath(_FOLDER, name).read_text("utf-8")
+
+
+def data_uri(content: bytes, ending: str) -> str:
+    """A picture within a page."""
+    return f"data:{_TYPES[ending]};base64,{base64.b64encode(content).decode()}"
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["count"] = lambda number: f"{number:,}"
+    made.filters["percent"] = _percent
+    return made
+
+
+def _percent(share: float) -> str:
+    """Three digits, and never "0 %" of something."""
+    value = share * 100
+    return f"{value:,.0f} %" if value >= 100 else f"{value:.3g} %"

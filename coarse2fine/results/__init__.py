@@ -1,0 +1,1 @@
+"""What an analysis found and cost: values, files and pictures."""

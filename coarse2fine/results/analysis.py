@@ -1,0 +1,390 @@
+"""The result of an analysis."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.audit.result import Audit
+from coarse2fine.model import Model, load_model
+from coarse2fine.models.firing import NO_FEATURE, feature_name
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.region import Region
+from coarse2fine.report.templates import data_uri, render
+from coarse2fine.results.coco import Found, file_name, write_coco
+from coarse2fine.results.cost import Cost
+from coarse2fine.results.figure import Picture
+from coarse2fine.results.folder import (
+    ANALYSIS,
+    MAPS,
+    OVERVIEW,
+    REGIONS,
+    THUMBNAIL,
+    TILES,
+    TILES_CSV,
+    TIMING,
+    WORLD_REGIONS,
+    audit_json,
+    cost_json,
+    read_result,
+    timing_json,
+)
+from coarse2fine.results.geojson import write_geojson, write_world_geojson
+from coarse2fine.results.json_file import write_json
+from coarse2fine.results.maps import Maps, write_maps
+from coarse2fine.results.overlays import encoded, read_overview, thumbnail
+from coarse2fine.results.recorded_image import record_of
+from coarse2fine.results.tables import tiles_frame, write_csv, write_parquet
+from coarse2fine.results.tiles import (
+    anndata_module,
+    as_anndata,
+    h5py_module,
+    interesting_patches,
+    with_features,
+    write_patches,
+)
+from coarse2fine.steps.plan import Plan
+from coarse2fine.terminal import printable
+from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.opening import ImageSource
+from coarse2fine.tiling.writing.atomic import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+_NAMED = 4
+_PACKED_FROM = 50_000
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found in an image, where it was sought, and what that cost.
+
+    Parameters
+    ----------
+    image : Image
+        The image, open; close it when done (or use the analysis as a context manager).
+    regions : tuple of Region
+        The finds in full-resolution pixels, the surest first.
+    interest : ndarray, float32, (cell height, cell width)
+        What the scan expected of each cell; empty (0, 0) after a fitted model's exhaustive pass, which needs no
+        scan.
+    plan : Plan
+        The windows chosen, best first.
+    refined : ndarray, bool, (cell height, cell width)
+        Cells that were refined.
+    cell : int
+        Side of a cell in full-resolution pixels.
+    cost : Cost
+        The account.
+    audit : Audit or None
+        What is known of recall against the exhaustive pass; None where that was not asked for.
+    complete : bool
+        False where the work was interrupted (then the windows refined are the best of the plan) or something could
+        not be read.
+    failures : tuple of str
+        Why parts of the image could not be read, each reason once.
+    provenance : mapping
+        Model, parameters, versions; JSON values.
+    """
+
+    image: Image
+    regions: tuple[Region, ...]
+    interest: NDArray[np.float32]
+    plan: Plan
+    refined: NDArray[np.bool_]
+    cell: int
+    cost: Cost
+    audit: Audit | None
+    complete: bool
+    failures: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> Analysis:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.image.close()
+
+    def __str__(self) -> str:
+        by_label = ", ".join(f"{n} {label}" for label, n in sorted(self.labels.items())) or "nothing"
+        height, width = self.image.height, self.image.width
+        lines = [
+            f"{self.image.name}: {width:,} x {height:,} px ({self.image.format})",
+            f"found  {len(self.regions):,}: {by_label}",
+            f"cost   {self.cost}",
+        ]
+        if self.kinds:
+            lines += [f"       {self.named(label)}" for label in sorted(self.kinds)]
+            lines.append(
+                f"chosen {len(self.plan):,} windows, by how rare and how badly explained they are in this image"
+            )
+        elif chosen := self.chosen_by:
+            lead = ", ".join(f"{name} {share:.0%}" for name, share in list(chosen.items())[:_NAMED])
+            lines.append(f"chosen {len(self.plan):,} windows, by {lead}")
+        if self.audit is not None:
+            lines.append(f"audit  {self.audit}")
+        if not self.complete:
+            planned = self.plan.covered()
+            done = f"{int((planned & self.refined).sum()):,} cells of {int(planned.sum()):,} planned were refined"
+            lines.append(f"incomplete: {done}")
+        lines += [f"note   {note}" for note in self.notes]
+        lines += [f"failed {failure}" for failure in self.failures]
+        return "\n".join(map(printable, lines))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a small picture, and the account."""
+        try:
+            picture = encoded(self._thumbnail(), ".jpg")
+        except ImageError:  # the image is closed, or not here
+            picture = None
+        source = None if picture is None else data_uri(picture, ".jpg")
+        return render("analysis.html.j2", picture=source, lines=str(self).splitlines())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """In what the image was read as the model's images were, or otherwise, and what had to be mended in it.
+
+        What was assumed on opening it is in `image.notes`.
+        """
+        return tuple(self.provenance.get("notes", ()))
+
+    @property
+    def tiles(self) -> pd.DataFrame:
+        """The windows of the plan, best first, one row each; see `coarse2fine.results.tables.tiles_frame`."""
+        return tiles_frame(self.plan, self.cell, self.image.shape[:2], self.refined, self.regions)
+
+    @cached_property
+    def overview(self) -> tuple[NDArray[np.uint8], int]:
+        """The whole image at a size fit for a page, and its downsample; read once."""
+        return read_overview(self.image)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """How many regions there are of each class that was found, the most frequent first."""
+        counts = Counter(region.label for region in self.regions)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def kinds(self) -> dict[str, dict[str, Any]]:
+        """What sets each label apart and where to see it, if nobody named it; see `coarse2fine.steps.traits`."""
+        return dict(self.provenance.get("kinds", {}))
+
+    def named(self, label: str) -> str:
+        """A label, and what sets it apart if nobody named it, such as ``"kind 6 (darker, smoother)"``."""
+        traits = self.kinds.get(label, {}).get("traits")
+        return f"{label} ({traits})" if traits else label
+
+    @property
+    def chosen_by(self) -> dict[str, float]:
+        """Share of the windows in which each feature fired strongest, the largest first."""
+        if self.plan.fired is None or not len(self.plan):
+            return {}
+        features, counts = np.unique(self.plan.fired[:, 0], return_counts=True)
+        shares = sorted(zip(counts.tolist(), features.tolist(), strict=True), reverse=True)
+        return {feature_name(f): count / len(self.plan) for count, f in shares if f != NO_FEATURE}
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draw where it was sought, what was found, and the busiest place at full resolution.
+
+        Parameters
+        ----------
+        path : path
+            A PNG, PDF or SVG file, by its ending.
+        """
+        target = Path(path)
+        kinds = {label: (each["traits"], each["example"]) for label, each in self.kinds.items()}
+        parts = (self.image, self.overview, self.interest, self.plan, self.cell, self.regions, self._title(), kinds)
+        picture = Picture(*parts)
+        with replacing(target) as temporary:
+            picture.save(temporary, target.suffix.lstrip(".").lower())
+        return target
+
+    def to_geojson(self, path: str | os.PathLike[str], *, world: bool = False) -> Path:
+        """Write the regions as GeoJSON; gzipped where the name ends in ``.gz``.
+
+        Parameters
+        ----------
+        path : path
+        world : bool
+            In the world coordinates of a georeferenced image, for GIS programs; by default in full-resolution pixels,
+            for QuPath.
+
+        Raises
+        ------
+        ValueError
+            If the image has no world coordinates.
+        """
+        if not world:
+            return write_geojson(path, self.regions)
+        if self.image.geo is None:
+            raise ValueError(f"{self.image.name} is not georeferenced; write its regions in pixels (world=False)")
+        return write_world_geojson(path, self.regions, self.image.geo)
+
+    def to_coco(self, path: str | os.PathLike[str]) -> Path:
+        """Write the regions as a COCO data set of this one image; see `coarse2fine.results.coco.write_coco`."""
+        image = self.image
+        name = file_name(image.path or image.location, image.name)
+        return write_coco(path, [Found(name, image.shape[:2], self.regions, tuple(self.labels))])
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
+        """Write `tiles` as Parquet."""
+        return write_parquet(path, self.tiles)
+
+    def to_h5(
+        self, path: str | os.PathLike[str], model: str | os.PathLike[str] | Model | None = None, *, tile: int = 256
+    ) -> Path:
+        """Write the tiles that were worth a closer look as HDF5, as CLAM and TRIDENT do (extra ``features``).
+
+        Parameters
+        ----------
+        path : path
+        model : path, str or Model, optional
+            Whose refine net describes each tile: ``features`` holds the means of its high-level features. Without
+            one there are ``coords`` alone, from which the encoders of those tools go on.
+        tile : int
+            Side of a tile in full-resolution pixels. Tiles lie on a regular grid; those with a refined window in them
+            are written.
+
+        Raises
+        ------
+        ImageError
+            If features are asked for and the image is not there.
+        MissingExtraError
+            If h5py is not installed.
+        ModelError
+            If the model cannot be loaded.
+        ValueError
+            If the tile is not a whole number of the model's fine cells.
+        """
+        h5py_module()
+        patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
+        if model is not None:
+            patches = with_features(patches, self.image, load_model(model), Runtime.choose())
+        return write_patches(path, patches, self.image)
+
+    def to_anndata(self, model: str | os.PathLike[str] | Model, *, tile: int = 256) -> AnnData:
+        """The tiles that `to_h5` writes, with features, as an annotated table (extra ``anndata``).
+
+        Parameters
+        ----------
+        model : path, str or Model
+        tile : int
+            See `to_h5`, also for what may go wrong.
+        """
+        anndata_module()
+        patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
+        return as_anndata(with_features(patches, self.image, load_model(model), Runtime.choose()), self.image)
+
+    def to_ome_zarr(self, path: str | os.PathLike[str]) -> Path:
+        """Write maps of cells, and labels of pixels, as OME-Zarr 0.5; see `coarse2fine.results.maps.write_maps`."""
+        image = self.image
+        return write_maps(
+            path,
+            Maps(image.name, image.shape[:2], image.mpp, self.cell, self.interest, self.refined, self.regions),
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write all of it into a folder, made where needed.
+
+        ``analysis.json`` (what, how, at what cost), ``tiles.parquet`` and ``tiles.csv`` (where it was sought),
+        ``regions.geojson`` (what was found, for QuPath), ``regions_world.geojson`` (on the map, of a georeferenced
+        image), ``maps.ome.zarr`` (maps and labels), ``overview.png``, ``thumbnail.jpg`` and ``timing.json``. With more
+        than 50,000 regions the GeoJSON is gzipped (``.geojson.gz``). Equal analyses write equal files, but for
+        ``timing.json``. Each file appears whole or not at all, ``analysis.json`` last; files of other names are left
+        alone.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / ANALYSIS).unlink(missing_ok=True)  # until all is written, this is no whole result
+        tiles = self.tiles
+        write_parquet(target / TILES, tiles)
+        write_csv(target / TILES_CSV, tiles)
+        self._save_regions(target)
+        self.to_ome_zarr(target / MAPS)
+        self.plot(target / OVERVIEW)
+        with replacing(target / THUMBNAIL) as temporary:
+            temporary.write_bytes(encoded(self._thumbnail(), ".jpg"))
+        write_json(target / TIMING, timing_json(self.cost))
+        write_json(target / ANALYSIS, self.summary())
+        return target
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], image: ImageSource | None = None) -> Analysis:
+        """Read a saved analysis back.
+
+        Parameters
+        ----------
+        folder : path
+        image : path, ndarray or Image, optional
+            The image, if it was moved or was an array. By default it is found where it was, and opened when pixels
+            are asked for: without them the result is read where the image is not.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no whole result.
+        ImageError
+            If `image` cannot be opened, or is another one.
+        ValueError
+            If files of the result are damaged, missing or of something else.
+        """
+        return cls(**read_result(Path(folder), image))
+
+    def summary(self) -> dict[str, Any]:
+        """All but maps, pixels and what differs from run to run, as JSON values."""
+        return {
+            "image": record_of(self.image),
+            "regions": len(self.regions),
+            "labels": self.labels,
+            "windows": len(self.plan),
+            "chosen_by": self.chosen_by,
+            "cells": {"side": self.cell, "shape": list(self.refined.shape), "scanned": bool(self.interest.size)},
+            "audit": None if self.audit is None else audit_json(self.audit),
+            "complete": self.complete,
+            "failures": list(self.failures),
+            "cost": cost_json(self.cost),
+            **self.provenance,
+        }
+
+    def _thumbnail(self) -> NDArray[np.uint8]:
+        return thumbnail(*self.overview, self.interest, self.cell, self.regions)
+
+    def _save_regions(self, folder: Path) -> None:
+        packed = ".gz" if len(self.regions) > _PACKED_FROM else ""
+        names = [REGIONS] if self.image.geo is None else [REGIONS, WORLD_REGIONS]
+        for name in names:
+            self.to_geojson(folder / f"{name}{packed}", world=name == WORLD_REGIONS)
+        for name in (REGIONS, WORLD_REGIONS):
+            for ending in ("", ".gz"):
+                if name not in names or ending != packed:  # of an earlier result
+                    (folder / f"{name}{ending}").unlink(missing_ok=True)
+
+    def _title(self) -> str:
+        name = self.image.name.encode("utf-8", "replace").decode()  # a file's name need not be Unicode
+        return (
+            f"{name}: {len(self.regions):,} found, {self.cost.cells_refined / self.cost.cells:.2%} of the "
+            f"cells refined, {self.cost.speedup:.1f}x less compute"
+        )
+
+
+@contextmanager
+def closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
+    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
+    try:
+        yield
+    except BaseException:
+        if mine:
+            image.close()
+        raise

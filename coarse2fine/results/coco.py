@@ -1,0 +1,167 @@
+"""Finds as COCO JSON, which most tools for detection exchange; streamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coarse2fine._version import __version__
+from coarse2fine.region import Region
+from coarse2fine.results.folder import ANALYSIS, read_record, regions_file
+from coarse2fine.results.geojson import read_regions
+from coarse2fine.results.json_file import NOT_UNICODE
+from coarse2fine.tiling.storage.remote import is_url
+from coarse2fine.tiling.writing.atomic import replacing_stream
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in one image.
+
+    Parameters
+    ----------
+    name : str
+        Of the image's file.
+    full_shape : tuple of int
+        Height and width.
+    regions : tuple of Region, or Path
+        The finds, or the file that they are in, read when it is their turn.
+    labels : tuple of str
+        Their classes.
+    """
+
+    name: str
+    full_shape: tuple[int, int]
+    regions: tuple[Region, ...] | Path
+    labels: tuple[str, ...]
+
+
+def write_coco(path: str | os.PathLike[str], images: Sequence[Found]) -> Path:
+    """Write finds as a COCO data set.
+
+    Each has ``bbox`` [x, y, width, height] and ``segmentation``, its outline or the corners of its box, in
+    full-resolution pixels, ``area``, ``score`` and ``iscrowd`` 0. Categories are numbered from 1 by name, images and
+    annotations in their order. An existing file is replaced once the new one is complete.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write; compressed with gzip when the name ends in ``.gz``. Its folder must exist.
+    images : sequence of Found
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        If the folder does not exist, or `path` is a folder.
+    """
+    target = Path(path)
+    numbers = {label: n for n, label in enumerate(sorted({label for each in images for label in each.labels}), 1)}
+    head = {
+        "info": {"description": f"found by coarse2fine {__version__}"},
+        "images": [
+            {"id": n, "file_name": each.name, "height": each.full_shape[0], "width": each.full_shape[1]}
+            for n, each in enumerate(images, 1)
+        ],
+        "categories": [{"id": n, "name": label} for label, n in numbers.items()],
+    }
+    with replacing_stream(target) as stream:
+        stream.write(f'{_dumps(head)[:-1]}, "annotations": ['.encode("utf-8", NOT_UNICODE))
+        for number, entry in enumerate(_entries(images, numbers), 1):
+            separator = "\n" if number == 1 else ",\n"
+            stream.write(f"{separator}{_dumps({'id': number, **entry})}".encode("utf-8", NOT_UNICODE))
+        stream.write(b"\n]}\n")
+    return target
+
+
+def write_results_coco(path: str | os.PathLike[str], results: Sequence[Path]) -> Path:
+    """Write results that were saved as one COCO data set, an image for each; images of one name keep their paths.
+
+    Parameters
+    ----------
+    path : path-like
+        See `write_coco`.
+    results : sequence of Path
+        Folders that `Analysis.save` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none, or one holds no whole result.
+    ValueError
+        If one is damaged.
+    """
+    if not results:
+        raise FileNotFoundError(f"there are no results to write to {path}")
+    records = [(folder, read_record(folder)) for folder in results]
+    try:
+        times = Counter(file_name(record["image"]["path"], record["image"]["name"]) for _, record in records)
+        return write_coco(path, [_stored(folder, record, times) for folder, record in records])
+    except (LookupError, TypeError) as error:
+        raise ValueError(
+            f"{results[0].parent} holds a result that cannot be read ({error!r}); analyse it again"
+        ) from error
+
+
+def result_folders(folder: Path) -> list[Path]:
+    """The results in a folder: itself, or those of a batch.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it holds none.
+    """
+    found = [folder] if (folder / ANALYSIS).is_file() else sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no results; expected what `coarse2fine analyze` wrote")
+    return found
+
+
+def file_name(place: str | os.PathLike[str] | None, name: str) -> str:
+    """What COCO calls an image: the name of its file, or of what was no file."""
+    if place is None:
+        return name
+    return str(place).partition("?")[0].rpartition("/")[2] if is_url(place) else Path(place).name
+
+
+def _stored(folder: Path, record: dict[str, Any], times: Counter[str]) -> Found:
+    image = record["image"]
+    height, width = image["shape"][:2]
+    name = file_name(image["path"], image["name"])
+    name = name if times[name] == 1 else str(image["path"])
+    return Found(name, (height, width), regions_file(folder), tuple(record["labels"]))
+
+
+def _entries(images: Sequence[Found], numbers: dict[str, int]) -> Iterator[dict[str, Any]]:
+    for image, each in enumerate(images, 1):
+        regions = read_regions(each.regions) if isinstance(each.regions, Path) else each.regions
+        for region in regions:
+            yield {"image_id": image, "category_id": numbers[region.label], **_place(region)}
+
+
+def _place(region: Region) -> dict[str, Any]:
+    y0, x0, y1, x1 = map(float, region.full_box)
+    corners = region.outline or ((y0, x0), (y0, x1), (y1, x1), (y1, x0))
+    ring = [(float(x), float(y)) for y, x in corners]
+    # Shoelace formula.
+    twice = sum(x * v - u * y for (x, y), (u, v) in zip(ring, [*ring[1:], ring[0]], strict=True))
+    return {
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": abs(twice) / 2,
+        "segmentation": [[number for corner in ring for number in corner]],
+        "score": float(region.score),
+        "iscrowd": 0,
+    }
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)

@@ -1,0 +1,194 @@
+"""The folder of a result: which files there are, and what is read back from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coarse2fine._version import __version__, versions
+from coarse2fine.audit.result import Audit, Part
+from coarse2fine.audit.sampling_bound import Sample
+from coarse2fine.model import Model
+from coarse2fine.results.cost import Cost
+from coarse2fine.results.geojson import read_regions
+from coarse2fine.results.maps import read_maps
+from coarse2fine.results.recorded_image import RecordedImage
+from coarse2fine.results.tables import read_plan
+from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.opening import ImageSource, open_image
+
+ANALYSIS = "analysis.json"
+"""Written last: a folder that holds it is a whole result."""
+TIMING = "timing.json"
+TILES, TILES_CSV = "tiles.parquet", "tiles.csv"
+REGIONS, WORLD_REGIONS = "regions.geojson", "regions_world.geojson"
+MAPS = "maps.ome.zarr"
+OVERVIEW, THUMBNAIL = "overview.png", "thumbnail.jpg"
+REPORT = "report.html"
+NOT_ALWAYS = (REGIONS, f"{REGIONS}.gz", WORLD_REGIONS, f"{WORLD_REGIONS}.gz", REPORT)
+"""Files that some results have and others have not."""
+
+
+# Seconds differ from run to run, and what was read with what the cache still held.
+_SECONDS = tuple(f.name for f in dataclasses.fields(Cost) if f.type == "float")
+_VARYING = (*_SECONDS, "chunks", "bytes", "fetched")
+_KNOWN = {"image", "regions", "labels", "windows", "chosen_by", "cells", "audit", "complete", "failures", "cost"}
+
+
+def read_result(folder: Path, image: ImageSource | None = None) -> dict[str, Any]:
+    """Read a result back, by the names of an `Analysis`'s fields; see `Analysis.load`."""
+    record = read_record(folder)
+    try:
+        return _stored(folder, record, image)
+    except ImageError:
+        raise
+    except (ArithmeticError, EOFError, LookupError, OSError, TypeError, ValueError, zlib.error) as error:
+        raise ValueError(
+            f"{folder} holds no result that can be read ({type(error).__name__}: {error}); analyse the image again"
+        ) from error
+
+
+def _stored(folder: Path, record: Mapping[str, Any], image: ImageSource | None) -> dict[str, Any]:
+    interest, refined = read_maps(folder / MAPS)
+    cell, scanned = record["cells"]["side"], record["cells"]["scanned"]
+    return {
+        "image": RecordedImage(record["image"]) if image is None else _given(image, record["image"]),
+        "regions": read_regions(regions_file(folder)),
+        "interest": interest if scanned else np.zeros((0, 0), np.float32),
+        "plan": read_plan(folder / TILES, cell, refined.shape, scanned=scanned),
+        "refined": refined,
+        "cell": cell,
+        "cost": _cost(record["cost"], folder / TIMING),
+        "audit": None if record["audit"] is None else read_audit(record["audit"]),
+        "complete": record["complete"],
+        "failures": tuple(record["failures"]),
+        "provenance": {key: value for key, value in record.items() if key not in _KNOWN},
+    }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What ``analysis.json`` of a result says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no whole result.
+    ValueError
+        If the file is damaged, or of something else.
+    """
+    path = folder / ANALYSIS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no whole result ({ANALYSIS} is missing); analyse the image again")
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); analyse the image again") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is none of coarse2fine's; analyse the image again")
+    return record
+
+
+def regions_file(folder: Path) -> Path:
+    """The regions of a result, compressed or not."""
+    packed = folder / f"{REGIONS}.gz"
+    return packed if packed.is_file() else folder / REGIONS
+
+
+def provenance(model: Model, sha256: str | None, runtime: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Where an analysis comes from, as JSON values."""
+    return {
+        "model": {
+            "name": model.name,
+            "task": model.task,
+            "sha256": sha256,
+            "geometry": dataclasses.asdict(model.geometry),
+            **model.provenance,
+        },
+        "parameters": {**parameters, "runtime": runtime},
+        "coarse2fine": __version__,
+        "versions": versions(),
+    }
+
+
+def cost_json(cost: Cost) -> dict[str, Any]:
+    """The account as JSON values, without what differs from run to run."""
+    kept = {f.name: getattr(cost, f.name) for f in dataclasses.fields(cost) if f.name not in _VARYING}
+    return {**kept, "macs": cost.macs, "share": cost.share, "saved": cost.saved, "speedup": cost.speedup}
+
+
+def timing_json(cost: Cost) -> dict[str, Any]:
+    """What differs from run to run: seconds, and what was read from the file."""
+    return {"seconds": cost.seconds, **{name: getattr(cost, name) for name in _VARYING}}
+
+
+def audit_json(audit: Audit) -> dict[str, Any]:
+    """An audit as JSON values, with the records from which audits of several images are pooled."""
+    return {**audit.to_json(), "kinds": [_part_json(part) for part in audit.kinds]}
+
+
+def _part_json(part: Part) -> dict[str, Any]:
+    sample = None if part.sample is None else dataclasses.asdict(part.sample)
+    if sample is not None and math.isinf(sample["least_cap"]):
+        sample["least_cap"] = None
+    return {**part.to_json(), "sample": sample}
+
+
+def _given(image: ImageSource, record: Mapping[str, Any]) -> Image:
+    opened = open_image(image)
+    if list(opened.shape) != record["shape"]:
+        raise ImageError(
+            f"{opened.name} is another image than the one of the result: expected {tuple(record['shape'])} "
+            f"(height, width, channels), got {opened.shape}"
+        )
+    return opened
+
+
+def _cost(record: Mapping[str, Any], timing: Path) -> Cost:
+    varying = json.loads(timing.read_text("utf-8")) if timing.is_file() else dict.fromkeys(_VARYING, 0)
+    names = (field.name for field in dataclasses.fields(Cost))
+    return Cost(**{name: varying[name] if name in _VARYING else record[name] for name in names})
+
+
+def read_audit(record: Mapping[str, Any]) -> Audit:
+    """The inverse of `audit_json`."""
+    names = ("confidence", "blocks", "audited", "side", "target")
+    return Audit(tuple(_part(part) for part in record["kinds"]), **{name: record[name] for name in names})
+
+
+def _part(record: Mapping[str, Any]) -> Part:
+    low, high = record["missed_interval"]
+    sample = record["sample"]
+    if sample is not None:
+        sample = Sample(**{**sample, "least_cap": math.inf if sample["least_cap"] is None else sample["least_cap"]})
+    return Part(
+        missed=math.nan if record["missed"] is None else record["missed"],
+        missed_interval=(low, high),
+        sample=sample,
+        **{name: record[name] for name in ("kind", "found", "confidence", "cap", "certain")},
+    )
+
+
+def pooled_audit(facts: Iterable[Mapping[str, Any]]) -> tuple[Audit, int] | None:
+    """What is known of recall in many images together, and of how many of them; None if nothing is worth saying.
+
+    Images that were refined whole are known, but say nothing of those that were not sampled: if others were neither,
+    and none was sampled, nothing is claimed.
+
+    Parameters
+    ----------
+    facts : iterable of mapping
+        Of each image that has results; "audit" as `audit_json` makes it, or None, or missing.
+    """
+    every = [read_audit(each["audit"]) if each.get("audit") else None for each in facts]
+    audits = [audit for audit in every if audit is not None and audit.sampled]
+    if not audits or (len(audits) < len(every) and not any(audit.blocks for audit in audits)):
+        return None
+    return Audit.pooled(audits, confidence=min(audit.confidence for audit in audits)), len(audits)

@@ -1,0 +1,218 @@
+"""Regions as GeoJSON: in pixels, as QuPath opens it, and on the map, as GIS programs do; streamed either way."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from coarse2fine.region import Region
+from coarse2fine.results.colours import label_colour
+from coarse2fine.results.json_file import NOT_UNICODE, plain
+from coarse2fine.tiling.geometry import GeoReference
+from coarse2fine.tiling.storage.regular import open_regular
+from coarse2fine.tiling.writing.atomic import replacing_stream
+
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "coarse2fine").bytes
+_LON_LAT = "EPSG:4326"
+_WRITTEN_AT_ONCE = 4096
+_HEAD = '{"type": "Feature", '
+
+# Corners (x, y).
+Ring = list[tuple[float, float]]
+
+
+def write_geojson(
+    path: str | os.PathLike[str], regions: Sequence[Region], *, metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Write regions as a GeoJSON FeatureCollection of detections, as QuPath opens it.
+
+    Features are written one a line, a few thousand at a time. An identifier depends on label and coordinates only, so
+    it is the same in the next run. An existing file is replaced once the new one is complete.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write; compressed with gzip when the name ends in ``.gz``. Its folder must exist.
+    regions : sequence of Region
+        What to write; coordinates become (x, y) full-resolution pixels.
+    metadata : mapping, optional
+        Stored with the collection as the member ``coarse2fine``; see
+        `coarse2fine.results.json_file.write_json` for the values allowed.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        If the folder does not exist, or `path` is a folder.
+    ValueError, TypeError
+        If `metadata` holds NaN, infinity or something that is not JSON.
+    """
+    target = Path(path)
+    more = "" if metadata is None else f'"coarse2fine": {_dumps(plain(metadata, "metadata", target))}, '
+    return _write(target, more, map(_detection, regions))
+
+
+def write_world_geojson(path: str | os.PathLike[str], regions: Sequence[Region], geo: GeoReference) -> Path:
+    """Write regions as GeoJSON in world coordinates, as QGIS, GDAL and other GIS programs open it.
+
+    Longitudes and latitudes (EPSG:4326) are what GeoJSON means by itself. Other coordinates are written as the image
+    has them, with the member ``crs`` that GDAL writes and reads; it is null where the image defines its own system.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write; compressed with gzip when the name ends in ``.gz``. Its folder must exist.
+    regions : sequence of Region
+    geo : GeoReference
+        Of the image.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        If the folder does not exist, or `path` is a folder.
+    """
+    system = "null" if geo.crs is None else _dumps({"type": "name", "properties": {"name": _urn(geo.crs)}})
+    more = "" if geo.crs == _LON_LAT else f'"crs": {system}, '
+    return _write(Path(path), more, map(partial(_on_the_map, geo=geo), regions))
+
+
+def read_regions(path: str | os.PathLike[str]) -> tuple[Region, ...]:
+    """Read what `write_geojson` wrote, to the last digit.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Raises
+    ------
+    ValueError
+        If the file was written by something else; `coarse2fine.annotations.read` reads GeoJSON of any kind.
+    """
+    source = Path(path)
+    with contextlib.ExitStack() as stack:
+        stream: Any = stack.enter_context(io.BufferedReader(open_regular(source)))
+        if source.name.endswith(".gz"):
+            stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
+        lines = stack.enter_context(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"))
+        try:
+            return tuple(_region(json.loads(line.rstrip("\n,"))) for line in lines if line.startswith(_HEAD))
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{source} holds other regions than coarse2fine writes ({error}); save them again"
+            ) from None
+
+
+def _write(target: Path, more: str, features: Iterable[str]) -> Path:
+    with replacing_stream(target) as stream:
+        stream.write(f'{{"type": "FeatureCollection", {more}"features": ['.encode("utf-8", NOT_UNICODE))
+        separator = "\n"
+        features = iter(features)
+        while part := list(itertools.islice(features, _WRITTEN_AT_ONCE)):
+            stream.write((separator + ",\n".join(part)).encode("utf-8", NOT_UNICODE))
+            separator = ",\n"
+        stream.write(b"\n]}\n")
+    return target
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+@lru_cache(maxsize=4096)
+def _class(label: str) -> str:
+    return _dumps({"name": label, "color": label_colour(label)})
+
+
+@lru_cache(maxsize=4096)
+def _notes(fired: tuple[str, ...], route: tuple[int, ...], outlined: bool) -> str:
+    notes = {"fired": fired} | ({"route": route} if route else {}) | ({"outline": True} if outlined else {})
+    return _dumps(notes)
+
+
+def _detection(region: Region) -> str:
+    # Formatted by hand, and what repeats is put into words once: several times as fast as `json.dumps` of it all.
+    ring = _text(_ring(region))
+    notes = _notes(region.fired, region.route, region.outline is not None)
+    return (
+        f'{_HEAD}"id": "{_identifier(region.label, ring)}", '
+        f'"geometry": {{"type": "Polygon", "coordinates": [{ring}]}}, '
+        f'"properties": {{"objectType": "detection", "classification": {_class(region.label)}, '
+        f'"measurements": {{"score": {float(region.score)!r}}}, "coarse2fine": {notes}}}}}'
+    )
+
+
+def _on_the_map(region: Region, geo: GeoReference) -> str:
+    a, b, c, d, e, f = geo.transform
+    ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in _ring(region)]
+    if _turns_clockwise(ring):  # GeoJSON wants an outer ring to turn left
+        ring.reverse()
+    properties = {"label": region.label, "score": float(region.score), "fired": "; ".join(region.fired)}
+    return (
+        f'{_HEAD}"id": "{_identifier(region.label, _text(_ring(region)))}", '
+        f'"geometry": {{"type": "Polygon", "coordinates": [{_text(ring)}]}}, "properties": {_dumps(properties)}}}'
+    )
+
+
+def _ring(region: Region) -> Ring:
+    """Closed ring of corners (x, y)."""
+    y0, x0, y1, x1 = region.full_box
+    corners = region.outline if region.outline is not None else ((y0, x0), (y0, x1), (y1, x1), (y1, x0))
+    ring = [(float(x), float(y)) for y, x in corners]
+    return [*ring, ring[0]]
+
+
+def _text(ring: Ring) -> str:
+    """As `json.dumps` writes it."""
+    return f"[{', '.join([f'[{x!r}, {y!r}]' for x, y in ring])}]"
+
+
+def _identifier(label: str, ring: str) -> str:
+    """UUID, version 5, of label and place: as `uuid.uuid5`, without its checks."""
+    name = f"[{_dumps(label)}, {ring}]".encode("utf-8", NOT_UNICODE)
+    digest = hashlib.sha1(_NAMESPACE + name, usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
+
+
+def _turns_clockwise(ring: Ring) -> bool:
+    """Whether a closed ring turns right where y points up, by twice its signed area."""
+    return sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in itertools.pairwise(ring)) < 0
+
+
+def _urn(crs: str) -> str:
+    return f"urn:ogc:def:crs:{crs.replace(':', '::')}"
+
+
+def _region(feature: Mapping[str, Any]) -> Region:
+    properties = feature["properties"]
+    notes = properties["coarse2fine"]
+    (ring,) = feature["geometry"]["coordinates"]
+    y, x = [y for _, y in ring], [x for x, _ in ring]
+    outline = tuple((y, x) for x, y in ring[:-1]) if notes.get("outline") else None
+    return Region(
+        label=properties["classification"]["name"],
+        score=properties["measurements"]["score"],
+        full_box=(min(y), min(x), max(y), max(x)),
+        outline=outline,
+        fired=tuple(notes["fired"]),
+        route=tuple(notes.get("route", ())),
+    )

@@ -1,0 +1,188 @@
+"""Kinds of places without labels: columns paint what the encoder alone cannot, each for its own kind.
+
+The encoder's code paints each cell. Then the cell's features lead it down a tree, and the columns on its way paint what
+was wrong; or the column of the group of features that fires most does. How well a cell could be painted, at first and
+in the end, is usual or unusual for cells of its kind: a scratch is painted worse than its neighbours, a blurred patch
+better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from coarse2fine.models.conv_stack import StackSpec
+from coarse2fine.models.feature_maps import cropped
+from coarse2fine.models.gate import Gate
+from coarse2fine.models.routing import Answered
+from coarse2fine.models.runtime import Runtime, in_double
+from coarse2fine.specialists.groups import SpecialistGroups
+from coarse2fine.specialists.tree import SpecialistTree
+
+MEASURES = 2
+_NAMED = 4
+_LEAST_ERROR = 1e-4
+
+
+def cell_pixels(x: Tensor, spec: StackSpec) -> Tensor:
+    """The pixels of each cell, without the halo.
+
+    Parameters
+    ----------
+    x : Tensor, float, (n, c, h, w)
+        Input of the encoder.
+    spec : StackSpec
+        Of the encoder.
+
+    Returns
+    -------
+    Tensor, float, (n, c * stride * stride, cell height, cell width)
+    """
+    return functional.pixel_unshuffle(cropped(x, spec.margin), spec.stride)
+
+
+def painted(code: Tensor, painter: NDArray[np.float32]) -> Tensor:
+    """What the code alone paints.
+
+    Parameters
+    ----------
+    code : Tensor, float, (n, d, h, w)
+    painter : ndarray, float32, (d + 1, p)
+        A linear map and, in its last row, an offset.
+
+    Returns
+    -------
+    Tensor, float, (n, p, h, w)
+    """
+    weights = torch.from_numpy(painter).to(code.device, code.dtype)
+    return functional.conv2d(code, weights[:-1].T[:, :, None, None], weights[-1])
+
+
+class _TreePainter:
+    """The columns on each cell's way down a tree; the kind is the leaf."""
+
+    def __init__(self, tree: SpecialistTree, runtime: Runtime) -> None:
+        self._tree = tree
+        self._ended: list[Answered] = []
+        # Answers are pixels: none is beyond doubt.
+        self._queue = replace(tree, gate=Gate.always()).runner(runtime, self._ended.append)
+        leaves = tree.clusters.leaves
+        self._kind = np.full(len(tree.clusters), -1, np.int64)
+        self._kind[leaves] = np.arange(len(leaves))
+
+    @property
+    def macs_spent(self) -> int:
+        """Multiply-adds of columns and routing up to now."""
+        return self._queue.macs_spent
+
+    def __call__(self, x: Tensor, features: list[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (n, p, h, w) in the end, and the kind of each cell (n, h, w)."""
+        n, _, height, width = first.shape
+        cells = torch.meshgrid(*(torch.arange(k, device=x.device) for k in (n, height, width)), indexing="ij")
+        image, top, left = (place.flatten() for place in cells)
+        layout = self._tree.layout
+        sources, rows = layout.items(layout.read(x, features), (1, 1), (image, top, left))
+        start = _rows(first)
+        self._queue.put(np.arange(len(start)), sources, rows, start)
+        self._queue.flush()
+        keys = torch.from_numpy(np.concatenate([each.keys for each in self._ended])).to(x.device)
+        last, kind = torch.empty_like(start), torch.empty(len(start), dtype=torch.int64, device=x.device)
+        last[keys] = torch.cat([each.answers for each in self._ended]).to(last.dtype)
+        nodes = np.concatenate([each.nodes for each in self._ended])
+        kind[keys] = torch.from_numpy(self._kind[nodes]).to(x.device)
+        self._ended.clear()
+        return last.view(n, height, width, -1).permute(0, 3, 1, 2), kind.view(n, height, width)
+
+
+class _GroupPainter:
+    """The column of the group that fires most in a cell, its kind; the last kind, and no column, where none fires."""
+
+    def __init__(self, groups: SpecialistGroups, runtime: Runtime) -> None:
+        self._runner, self._groups = groups.runner(runtime), groups.groups
+
+    @property
+    def macs_spent(self) -> int:
+        """Multiply-adds of columns up to now."""
+        return self._runner.macs_spent
+
+    def __call__(self, x: Tensor, features: list[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (n, p, h, w) in the end, and the kind of each cell (n, h, w)."""
+        kind = self._groups.strongest(features[-1])
+        fires = kind[:, None] == torch.arange(len(self._groups), device=kind.device)[:, None, None]
+        return first + self._runner.added(x, features, fires), torch.where(kind < 0, len(self._groups), kind)
+
+
+class KindReader:
+    """Measures of every cell, and its kind.
+
+    Parameters
+    ----------
+    columns : SpecialistTree or SpecialistGroups
+        They paint.
+    painter : ndarray, float32, (d + 1, p)
+        See `painted`.
+    spec : StackSpec
+        Of the encoder.
+    runtime : Runtime
+    """
+
+    def __init__(
+        self,
+        columns: SpecialistTree | SpecialistGroups,
+        painter: NDArray[np.float32],
+        spec: StackSpec,
+        runtime: Runtime,
+    ) -> None:
+        self._first, self._spec = painter, spec
+        self._paint = (
+            _TreePainter(columns, runtime) if isinstance(columns, SpecialistTree) else _GroupPainter(columns, runtime)
+        )
+        self._cells = 0
+
+    @property
+    def macs_spent(self) -> int:
+        """Multiply-adds of painting, columns and routing up to now."""
+        return self._paint.macs_spent + self._cells * self._first[:-1].size
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor, features: list[Tensor], code: Tensor) -> Tensor:
+        """Measure all cells of a batch.
+
+        Parameters
+        ----------
+        x : Tensor, float, (n, c, h, w)
+        features : list of Tensor
+            The encoder's.
+        code : Tensor, float, (n, d, cell height, cell width)
+
+        Returns
+        -------
+        Tensor, float32, (n, 3, cell height, cell width)
+            Logarithms of the error of what the code alone paints, and of what the columns make of it; and the number
+            of the kind, see `kind_names`.
+        """
+        first = painted(code, self._first)
+        last, kind = self._paint(x, features, first)
+        self._cells += kind.numel()
+        true = cell_pixels(x, self._spec).float()
+        errors = ((each.float() - true).square().mean(dim=1) for each in (first, last))
+        return torch.stack([*(in_double(torch.log, error + _LEAST_ERROR) for error in errors), kind.float()], dim=1)
+
+
+def kind_names(columns: SpecialistTree | SpecialistGroups) -> tuple[str, ...]:
+    """Names of the kinds, in the order of their numbers: leaves of the tree; or groups of features, and none."""
+    if isinstance(columns, SpecialistTree):
+        return tuple(f"kind {node}" for node in columns.clusters.leaves.tolist())
+    members = (np.flatnonzero(columns.groups.group == g).tolist() for g in range(len(columns.groups)))
+    named = (", ".join(map(str, each[:_NAMED])) + (" ..." if len(each) > _NAMED else "") for each in members)
+    return (*(f"features {each}" for each in named), "no feature")
+
+
+def _rows(planes: Tensor) -> Tensor:
+    """Planes (n, d, h, w) as a row for each cell."""
+    return planes.permute(0, 2, 3, 1).reshape(-1, planes.shape[1])

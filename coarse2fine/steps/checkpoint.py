@@ -1,0 +1,124 @@
+"""Partial work on a very large image, kept on disk until the image is done."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coarse2fine.bundle import under
+from coarse2fine.models.candidates import Candidates
+from coarse2fine.models.mixture import Mixture
+from coarse2fine.steps.novelty import Oddities
+from coarse2fine.steps.plan import Plan
+from coarse2fine.steps.refine import Fine
+from coarse2fine.steps.scan import Scan
+from coarse2fine.tiling.writing.atomic import replacing_stream
+
+Looked = tuple[Scan, Oddities | None]
+
+
+class Kept:
+    """What is there already of an analysis: nothing, in this class."""
+
+    def looked(self, look: Callable[[], Looked]) -> Looked:
+        """The scan, and what is usual where nothing was fitted; made where it is not there."""
+        return look()
+
+    def refined(self, plan: Plan, refine: Callable[[Plan], Fine]) -> Fine:
+        """What refining all of a plan gives; made where it is not there."""
+        return refine(plan)
+
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Checkpoint(Kept):
+    """The scan and the pieces of a refinement in files; each is whole or not there.
+
+    A piece is known by its windows. Work on what could not be read is not kept: it is tried again.
+
+    Parameters
+    ----------
+    folder : Path
+        Of one image, one model and one configuration; made when there is something to keep.
+
+    Attributes
+    ----------
+    reused : int
+        Parts that were there already.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.reused = 0
+
+    def looked(self, look: Callable[[], Looked]) -> Looked:
+        path = self._folder / "scan.npz"
+        if (arrays := self._load(path)) is not None:
+            return _looked(arrays)
+        made = look()
+        if not made[0].failures:
+            self._store(path, _scan_arrays(*made))
+        return made
+
+    def refined(self, plan: Plan, refine: Callable[[Plan], Fine]) -> Fine:
+        path = self._folder / f"{_digest(plan)}.npz"
+        if (arrays := self._load(path)) is not None:
+            return _fine(arrays)
+        made = refine(plan)
+        if not (made.failures or made.interrupted):
+            self._store(path, _fine_arrays(made))
+        return made
+
+    def _load(self, path: Path) -> Arrays | None:
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                arrays = dict(file)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # a power cut may leave half a file
+            return None
+        self.reused += 1
+        return arrays
+
+    def _store(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing_stream(path) as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+
+
+def _digest(plan: Plan) -> str:
+    rows = np.column_stack([plan.cell_corners, plan.sides]).astype("<i8")
+    return hashlib.sha256(rows.tobytes()).hexdigest()[:32]
+
+
+def _scan_arrays(scan: Scan, odd: Oddities | None) -> Arrays:
+    arrays: Arrays = {"interest": scan.interest, "fired": scan.fired, "macs": np.array(scan.macs)}
+    if odd is not None:
+        arrays |= {f"mixture_{name}": value.numpy() for name, value in vars(odd.mixture).items()}
+        arrays["sample"] = odd.sample.numpy()
+    return arrays
+
+
+def _looked(arrays: Arrays) -> Looked:
+    scan = Scan(arrays["interest"], arrays["fired"], int(arrays["macs"]))
+    if "sample" not in arrays:
+        return scan, None
+    mixture = {name: torch.from_numpy(array) for name, array in under(arrays, "mixture_").items()}
+    return scan, Oddities(Mixture(**mixture), torch.from_numpy(arrays["sample"]))
+
+
+def _fine_arrays(fine: Fine) -> Arrays:
+    found = {f"found_{name}": value for name, value in vars(fine.candidates).items()}
+    return {**found, "done": fine.done, "macs": np.array(fine.macs)}
+
+
+def _fine(arrays: Arrays) -> Fine:
+    return Fine(Candidates(**under(arrays, "found_")), arrays["done"], int(arrays["macs"]), ())

@@ -1,0 +1,114 @@
+"""One answer in full-resolution pixels: refined cells become regions."""
+
+from __future__ import annotations
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from coarse2fine.model import Model
+from coarse2fine.models.candidates import Candidates
+from coarse2fine.models.firing import NO_FEATURE, feature_name
+from coarse2fine.region import Region
+from coarse2fine.steps.scan import Scan
+from coarse2fine.steps.suppress import clusters, suppress
+from coarse2fine.tiling.image import Image
+
+# A window is chosen by the sum over its cells; a find's own cell need not be the one that spoke.
+_NEARBY = 2
+
+
+def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, threshold: float) -> tuple[Region, ...]:
+    """Regions from the cells in which the refinement found something, the surest first.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        Each fine cell once, in raster order.
+    model : Model
+    scan : Scan
+        Tells which features fired.
+    image : Image
+    threshold : float
+        Probability from which a find counts.
+    """
+    sure = candidates.take(candidates.scores >= threshold)
+    width = -(-image.width // model.geometry.fine_cell)
+    area = model.areas[sure.labels]
+    objects = suppress(sure.take(~area))
+    regions = _objects(objects, model, scan, image) + _areas(sure.take(area), model, scan, image, width)
+    return tuple(sorted(regions, key=lambda r: (-r.score, r.full_box)))
+
+
+def _objects(found: Candidates, model: Model, scan: Scan, image: Image) -> list[Region]:
+    full = found.boxes.astype(np.float64) * model.geometry.fine_cell
+    high = np.array([image.height, image.width] * 2)
+    full = np.clip(full, 0, high)
+    solid = np.all(full[:, 2:] - full[:, :2] > 0, axis=1)
+    names = _fired(scan, found.cells // model.geometry.fine)
+    return [
+        Region(model.labels[label].name, min(score, 1.0), (y0, x0, y1, x1), None, fired, _route(model, node))
+        for label, score, (y0, x0, y1, x1), fired, node, ok in zip(
+            found.labels.tolist(),
+            found.scores.tolist(),
+            full.tolist(),
+            names,
+            found.nodes.tolist(),
+            solid.tolist(),
+            strict=True,
+        )
+        if ok
+    ]
+
+
+def _route(model: Model, node: int) -> tuple[int, ...]:
+    return () if model.tree is None else model.tree.route(node)
+
+
+def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int) -> list[Region]:
+    """Cells that belong together as polygons, with the mean score of their cells and the kind of most of them."""
+    if not len(found):
+        return []
+    # Oddities come in crumbs: cells with at most one ordinary cell between them are one oddity.
+    reach = 2 if model.task == "explore" else 1
+    group = clusters(found, width, reach=reach)
+    order = np.argsort(group, kind="stable")
+    borders = np.flatnonzero(np.diff(group[order])) + 1
+    regions = []
+    for rows in np.split(order, borders):
+        best = rows[np.argmax(found.scores[rows])]
+        outline = _outline(found.cells[rows], model.geometry.fine_cell, image, reach - 1)
+        y, x = zip(*outline, strict=True)
+        fired = _fired(scan, found.cells[best][None] // model.geometry.fine)[0]
+        score = float(found.scores[rows].mean())
+        label = model.labels[int(np.bincount(found.labels[rows]).argmax())].name
+        route = _route(model, int(found.nodes[best]))
+        regions.append(Region(label, min(score, 1.0), (min(y), min(x), max(y), max(x)), outline, fired, route))
+    return regions
+
+
+def _outline(cells: NDArray[np.int32], cell: int, image: Image, gap: int) -> tuple[tuple[float, float], ...]:
+    """Outer border of cells, with a rim that joins cells up to `gap` apart, in full-resolution pixels."""
+    y, x = cells.T.astype(np.float64) * cell
+    # A pixel more than half the gap: squares that would only touch at a corner are joined too.
+    rim = gap * cell / 2 + 1 if gap else 0
+    whole = shapely.union_all(shapely.box(x - rim, y - rim, x + cell + rim, y + cell + rim))
+    whole = shapely.intersection(whole, shapely.box(0, 0, image.width, image.height))
+    ring = whole.simplify(0).exterior.coords[:-1]
+    return tuple((float(b), float(a)) for a, b in ring)
+
+
+def _fired(scan: Scan, cells: NDArray[np.int32]) -> list[tuple[str, ...]]:
+    """Names of the features that fired for each cell: at the most interesting cell of those that share a window."""
+    if not scan.fired.size:
+        return [()] * len(cells)
+    best = np.full(len(cells), -1.0, np.float32)
+    names = np.full((len(cells), scan.fired.shape[-1]), NO_FEATURE, np.uint8)
+    for dy, dx in np.ndindex(2 * _NEARBY + 1, 2 * _NEARBY + 1):
+        y, x = cells[:, 0] + dy - _NEARBY, cells[:, 1] + dx - _NEARBY
+        inside = (y >= 0) & (x >= 0) & (y < scan.interest.shape[0]) & (x < scan.interest.shape[1])
+        interest = np.where(inside, scan.interest[np.where(inside, y, 0), np.where(inside, x, 0)], -1.0)
+        better = interest > best
+        best[better] = interest[better]
+        names[better] = scan.fired[y[better], x[better]]
+    return [tuple(feature_name(f) for f in row if f != NO_FEATURE) for row in names.tolist()]

@@ -1,0 +1,83 @@
+"""A long refinement in pieces, which can be kept when it is interrupted, and done by several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.model import Model
+from coarse2fine.models.candidates import Candidates
+from coarse2fine.progress import Tick
+from coarse2fine.steps.checkpoint import Kept
+from coarse2fine.steps.plan import Plan
+from coarse2fine.steps.refine import ROUND_PIXELS, Fine, rounds, window_pixels
+
+PIECE_PIXELS = 2**26
+"""Pixels of a piece, halos included: some seconds of work."""
+# Within a round, windows that lie in one square of so many cells come after each other.
+_NEARBY_CELLS = 256
+
+
+def refine_in_pieces(
+    plan: Plan, model: Model, kept: Kept, refine: Callable[..., Fine], tick: Tick | None = None
+) -> Fine:
+    """Refine a plan piece by piece, the best first; what is kept of an earlier run is not done again.
+
+    Parameters
+    ----------
+    plan : Plan
+    model : Model
+    kept : Kept
+    refine : callable
+        Refines a plan; takes `tick` too.
+    tick : callable, optional
+        Called with windows done and windows in all.
+    """
+    pieces = list(cut(plan, model))
+    if len(pieces) == 1:
+        return kept.refined(plan, lambda whole: refine(whole, tick=tick))
+    parts: list[Fine] = []
+    before = 0
+    for rows in pieces:
+        part = kept.refined(plan.take(rows), lambda piece: refine(piece, tick=_after(before, len(plan), tick)))  # noqa: B023
+        parts.append(part)
+        before += len(rows)
+        if tick:
+            tick(before, len(plan))
+        if part.interrupted:
+            break
+    return _joined(parts, pieces, plan, model)
+
+
+def cut(plan: Plan, model: Model) -> Iterator[NDArray[np.intp]]:
+    """Rows of each piece of a plan, which depend on the plan alone; a small plan is one piece.
+
+    The best windows are in the first pieces; pieces of one round are compact, so that few chunks are read for two.
+    """
+    pixels = window_pixels(plan, model)
+    if pixels.sum() <= PIECE_PIXELS:
+        yield np.arange(len(plan))
+        return
+    for best in rounds(plan, model, ROUND_PIXELS):
+        y, x = plan.cell_corners[best].T // _NEARBY_CELLS
+        rows = best[np.lexsort((x, y))]
+        number = (pixels[rows].cumsum() - 1) // PIECE_PIXELS
+        yield from np.split(rows, np.flatnonzero(np.diff(number)) + 1)
+
+
+def _after(before: int, total: int, tick: Tick | None) -> Tick | None:
+    return (lambda done, _: tick(before + done, total)) if tick else None
+
+
+def _joined(parts: list[Fine], pieces: list[NDArray[np.intp]], plan: Plan, model: Model) -> Fine:
+    """Each fine cell once, in raster order: of windows that overlap, those of the first piece count."""
+    every = Candidates.concatenate([part.candidates for part in parts])
+    return Fine(
+        candidates=every.distinct(plan.cell_shape[1] * model.geometry.fine),
+        done=np.concatenate([rows[part.done] for rows, part in zip(pieces, parts, strict=False)]),
+        macs=sum(part.macs for part in parts),
+        failures=tuple(dict.fromkeys(failure for part in parts for failure in part.failures)),
+        interrupted=any(part.interrupted for part in parts),
+    )

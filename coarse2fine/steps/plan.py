@@ -1,0 +1,183 @@
+"""Windows to refine, best first, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.tiling.grid import even
+
+MERGED_SIDES = (8, 16, 32)
+DENSE_SIDE = 128
+_GATHERED = 2**22
+# Longest sides of rectangles tried where only a part of the image is to be covered, besides `DENSE_SIDE`; the smallest
+# if they are not too many.
+_PART_SIDES, _SMALL_SIDES, _MOST_SMALL = (64, *reversed(MERGED_SIDES)), (4, 2, 1), 2**16
+WindowMacs = Callable[[int, int], int]
+"""Multiply-adds of a window by its height and width in cells."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Windows to refine, best first.
+
+    Parameters
+    ----------
+    cell_corners : ndarray, int64, (n, 2)
+        First cell (y, x) of each window.
+    sides : ndarray, int64, (n, 2)
+        Height and width of each window in cells.
+    scores : ndarray, float32, (n,)
+        Expected finds of the best k x k cells in it.
+    cell_shape : tuple of int
+        Cells of the image.
+    fired : ndarray, uint8, (n, f), optional
+        High-level features that fired at the most interesting cell of each window, strongest first; 255 for none. None
+        where no scan told.
+    """
+
+    cell_corners: NDArray[np.int64]
+    sides: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    cell_shape: tuple[int, int]
+    fired: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, index: NDArray[np.intp]) -> Plan:
+        """The windows at `index`."""
+        fired = None if self.fired is None else self.fired[index]
+        return Plan(self.cell_corners[index], self.sides[index], self.scores[index], self.cell_shape, fired)
+
+    @classmethod
+    def empty(cls, cell_shape: tuple[int, int]) -> Plan:
+        """No window at all."""
+        return cls(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64), np.zeros(0, np.float32), cell_shape)
+
+    def by_shape(self) -> Iterator[tuple[tuple[int, int], NDArray[np.intp]]]:
+        """Each shape (height, width) that windows have, and the rows of those that have it, in order."""
+        most = int(self.sides.max(initial=0)) + 1
+        shapes, which = np.unique(self.sides[:, 0] * most + self.sides[:, 1], return_inverse=True)
+        for number, shape in enumerate(shapes.tolist()):
+            yield divmod(shape, most), np.flatnonzero(which == number)
+
+    def joined(self, other: Plan) -> Plan:
+        """These windows, then those of another plan of the same image; unexplained."""
+        return Plan(
+            np.concatenate([self.cell_corners, other.cell_corners]),
+            np.concatenate([self.sides, other.sides]),
+            np.concatenate([self.scores, other.scores]),
+            self.cell_shape,
+        )
+
+    def explained(self, interest: NDArray[np.float32], fired: NDArray[np.uint8]) -> Plan:
+        """The same windows with the features that fired in them.
+
+        Parameters
+        ----------
+        interest : ndarray, float32, (cell height, cell width)
+        fired : ndarray, uint8, (cell height, cell width, f)
+        """
+        if not interest.size:
+            return self
+        names = np.full((len(self), fired.shape[-1]), 255, np.uint8)
+        width, last = self.cell_shape[1], np.array(self.cell_shape) - 1
+        for shape, mine in self.by_shape():
+            steps = np.indices(shape).reshape(2, -1).T
+            for rows in np.array_split(mine, -(-len(mine) * len(steps) // _GATHERED)):
+                cells = np.minimum(self.cell_corners[rows, None] + steps, last)
+                flat = cells[..., 0] * width + cells[..., 1]
+                best = interest.ravel()[flat].argmax(axis=1)
+                names[rows] = fired.reshape(-1, fired.shape[-1])[flat[np.arange(len(rows)), best]]
+        return replace(self, fired=names)
+
+    def costs(self, window_macs: WindowMacs) -> NDArray[np.int64]:
+        """Multiply-adds of each window, halo included, by what a window of a given shape takes."""
+        found = np.zeros(len(self), np.int64)
+        for shape, rows in self.by_shape():
+            found[rows] = window_macs(*shape)
+        return found
+
+    def macs(self, window_macs: WindowMacs) -> int:
+        """Multiply-adds of all windows, halos included, by what a window of a given shape takes."""
+        return sum(window_macs(*shape) * len(rows) for shape, rows in self.by_shape())
+
+    def touching(self, cells: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Rows of the windows that cover any of some cells, given as a map of shape `cell_shape`."""
+        return _holding(self, _summed(cells))
+
+    def covered(self) -> NDArray[np.bool_]:
+        """Map of the cells that some window covers; shape `cell_shape`."""
+        cover = np.zeros(self.cell_shape, bool)
+        for (height, width), rows in self.by_shape():
+            chosen = self.cell_corners[rows]
+            if height * width <= 16:
+                for dy, dx in np.ndindex(height, width):
+                    y, x = np.minimum(chosen + np.array([dy, dx]), np.array(self.cell_shape) - 1).T
+                    cover[y, x] = True
+            else:
+                for y, x in chosen.tolist():
+                    cover[y : y + height, x : x + width] = True
+        return cover
+
+
+def _summed(cells: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Summed-area table of a map."""
+    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int64)
+    sums[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
+    return sums
+
+
+def _holding(plan: Plan, sums: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Rows of the windows that cover any of the cells of a summed-area table."""
+    (y, x), (y1, x1) = plan.cell_corners.T, np.minimum(plan.cell_corners + plan.sides, plan.cell_shape).T
+    return np.flatnonzero(sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x])
+
+
+def cover(cells: NDArray[np.bool_], window_macs: WindowMacs, most: int = DENSE_SIDE) -> Plan:
+    """Certain cells, in even rectangles of the size that costs least.
+
+    Parameters
+    ----------
+    cells : ndarray, bool, (cell height, cell width)
+    window_macs : callable
+        Multiply-adds of a window of a given height and width.
+    most : int
+        Longest side of a rectangle in cells, 8 or more.
+    """
+    if not cells.any():
+        return Plan.empty(cells.shape)
+    sums = _summed(cells)
+    rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
+    low, high = np.array([rows[0], columns[0]]), np.array([rows[-1], columns[-1]]) + 1
+    small = [side for side in _SMALL_SIDES if (high - low).prod() <= _MOST_SMALL * side**2]
+    sides = [side for side in (DENSE_SIDE, *_PART_SIDES, *small) if side <= most]
+    plans = [_rectangles(low, high, cells.shape, side) for side in sides]
+    holding = [plan.take(_holding(plan, sums)) for plan in plans]
+    return min(holding, key=lambda plan: plan.macs(window_macs))
+
+
+def dense_plan(cell_shape: tuple[int, int]) -> Plan:
+    """The exhaustive pass: every cell once, in even rectangles of at most `DENSE_SIDE` cells a side."""
+    return _rectangles(np.zeros(2, np.int64), np.array(cell_shape), cell_shape, DENSE_SIDE)
+
+
+def _rectangles(low: NDArray[np.int64], high: NDArray[np.int64], cell_shape: tuple[int, int], most: int) -> Plan:
+    """Cells from `low` to `high` (y, x), each once, in as few rectangles as may be.
+
+    A halo is paid for once a rectangle, so few are cheap, whatever their shapes. The last of a row or column ends
+    where the part does: there are four shapes at most.
+    """
+    starts = [np.arange(a, b, even(b - a, most)) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+    lengths = [np.diff(s, append=b) for s, b in zip(starts, high.tolist(), strict=True)]
+    corners, sides = (np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2) for axes in (starts, lengths))
+    return Plan(corners.astype(np.int64), sides.astype(np.int64), np.ones(len(corners), np.float32), cell_shape)
+
+
+def _squares(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First cells and sides of the squares that rows (y, x, side) stand for."""
+    return rows[:, :2], np.repeat(rows[:, 2:], 2, axis=1)

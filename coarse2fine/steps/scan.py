@@ -1,0 +1,314 @@
+"""The cheap look at everything: the base on the whole image at low resolution, block by block with halo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.model import Level, Model
+from coarse2fine.models.firing import FIRED, NO_FEATURE
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.preprocess import grey, normalised
+from coarse2fine.progress import Tick
+from coarse2fine.steps.choose import choose
+from coarse2fine.steps.plan import Plan
+from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.tiling.grid import blocks, even
+from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.window_reader import WindowReader
+
+BLOCK_PIXELS = 1024
+# Sides of smaller blocks that are tried for a part of an image; reading one counts as scanning so many pixels more.
+_PART_PIXELS, _READING_PIXELS = (512, 256, 128, 64), 128**2
+_BATCH_PIXELS = 600_000
+# Squares of a zoom's plan: a cell of the level above, and these many by as many, where that is cheaper.
+_SQUARES = (2, 4, 8, 16, 32)
+# Naming the features that fired takes as long as a third of the net. It is for windows, each by its best cell: one that
+# is less likely than any cell, and by so much than the threshold of windows, is never the best of one.
+_NAMED_FROM = 1 / 8
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the look at the whole image saw.
+
+    Parameters
+    ----------
+    interest : ndarray, float32, (cell height, cell width)
+        Probability that refining the cell finds something.
+    fired : ndarray, uint8, (cell height, cell width, 3)
+        High-level features that spoke loudest, strongest first; 255 where none did, and in cells that are far from
+        interesting.
+    macs : int
+        Multiply-adds spent, halos included.
+    failures : tuple of str
+        Why parts could not be read; they were seen as grey, or not at all where a whole block was lost.
+    """
+
+    interest: NDArray[np.float32]
+    fired: NDArray[np.uint8]
+    macs: int
+    failures: tuple[str, ...] = ()
+
+    @classmethod
+    def none(cls) -> Scan:
+        """No scan at all: empty maps."""
+        return cls.empty((0, 0))
+
+    @classmethod
+    def empty(cls, cell_shape: tuple[int, int]) -> Scan:
+        """Nothing seen yet."""
+        return cls(np.zeros(cell_shape, np.float32), np.full((*cell_shape, FIRED), NO_FEATURE, np.uint8), 0)
+
+    def enter(self, cell_corners: NDArray[np.int64], high: Tensor, logit: Tensor, level: Level) -> None:
+        """Write what equal blocks of cells show into the maps; what lies beyond these is left out.
+
+        Parameters
+        ----------
+        cell_corners : ndarray, int64, (n, 2)
+        high : Tensor, float, (n, c, h, w)
+        logit : Tensor, float, (n, 1, h, w)
+        level : Level
+        """
+        firing = level.firing
+        assert firing is not None
+        probability = firing.probability(high, logit)
+        seen = probability.cpu().numpy()
+        height, width = self.interest.shape
+        for (y, x), block in zip(cell_corners.tolist(), seen, strict=True):
+            view = self.interest[y : y + block.shape[0], x : x + block.shape[1]]
+            view[:] = block[: view.shape[0], : view.shape[1]]
+        n, y, x = torch.nonzero(probability > min(firing.prior, _NAMED_FROM * level.tau), as_tuple=True)
+        names = firing.strongest(high[n, :, y, x], FIRED).numpy()
+        rows, columns = (cell_corners[n.cpu().numpy()] + torch.stack([y, x], dim=1).cpu().numpy()).T
+        inside = (rows < height) & (columns < width)
+        self.fired[rows[inside], columns[inside], : names.shape[1]] = names[inside]
+
+
+def look(
+    image: Image,
+    model: Model,
+    runtime: Runtime,
+    tick: Tick | None = None,
+    *,
+    inside: NDArray[np.bool_] | None = None,
+) -> Scan:
+    """Scan the whole image with a model that knows what it seeks, level by level where the zoom has several.
+
+    Parameters
+    ----------
+    image : Image
+    model : Model
+        A "detect" model; see `coarse2fine.steps.novelty` for the other kind.
+    runtime : Runtime
+    tick : callable, optional
+        Called with blocks done and blocks in all, of each level.
+    inside : ndarray, bool, (cell height, cell width), optional
+        Blocks without any of these cells of the model are not looked at, and none but these more closely.
+    """
+    seen = survey_level(image, model, runtime, model.levels[0], tick, inside=inside)
+    for level, closer in pairwise(model.levels):
+        interest = seen.interest
+        if inside is not None:
+            ratio = level.cell // model.geometry.cell
+            interest = interest * _any_of(inside, ratio, ratio)
+        plan = zoom_plan(interest, level, closer)
+        seen = _look_closer(image, model, runtime, closer, plan, seen, tick)
+    return seen
+
+
+def _any_of(cells: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
+    """Whether some of each rectangle of so many cells are true."""
+    rows = np.logical_or.reduceat(cells, np.arange(0, cells.shape[0], height), axis=0)
+    return np.logical_or.reduceat(rows, np.arange(0, cells.shape[1], width), axis=1)
+
+
+def survey_level(
+    image: Image,
+    model: Model,
+    runtime: Runtime,
+    level: Level,
+    tick: Tick | None = None,
+    *,
+    inside: NDArray[np.bool_] | None = None,
+) -> Scan:
+    """Look at the whole image with one level, whatever the others say.
+
+    Parameters
+    ----------
+    image : Image
+    model : Model
+    runtime : Runtime
+    level : Level
+    tick : callable, optional
+        Called with blocks done and blocks in all.
+    inside : ndarray, bool, (cell height, cell width), optional
+        See `look`.
+    """
+    scan = Scan.empty(level.cell_shape(image.shape[:2]))
+    macs = 0
+    failures: list[str] = []
+    for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level, inside=inside):
+        scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level)
+        macs += cost
+    return replace(scan, macs=macs, failures=tuple(failures))
+
+
+def zoom_plan(interest: NDArray[np.float32], level: Level, closer: Level) -> Plan:
+    """Squares in cells of the next level, together all that a level wants to have looked at more closely.
+
+    Parameters
+    ----------
+    interest : ndarray, float32, (cell height, cell width)
+        Of the level's cells.
+    level, closer : Level
+    """
+    ratio, spec = level.cell // closer.cell, closer.net.spec
+    plan = choose(interest, 1, window_macs=lambda h, w: spec.macs(h * ratio, w * ratio), tau=level.tau, merged=_SQUARES)
+    shape = (interest.shape[0] * ratio, interest.shape[1] * ratio)
+    return Plan(plan.cell_corners * ratio, plan.sides * ratio, plan.scores, shape)
+
+
+def _look_closer(
+    image: Image, model: Model, runtime: Runtime, level: Level, plan: Plan, before: Scan, tick: Tick | None
+) -> Scan:
+    """Look at the squares of a plan alone; elsewhere there is nothing of interest."""
+    net, spec = runtime.place(level.net), level.net.spec
+    scan, macs, done = Scan.empty(level.cell_shape(image.shape[:2])), before.macs, 0
+    with WindowReader(image, downsample=level.downsample, fill=grey(model)) as reader:
+        for (height, width), rows in plan.by_shape():
+            corners = plan.cell_corners[rows]
+            boxes = [
+                Box(y, x, y + height, x + width).scale(spec.stride).expand(spec.margin) for y, x in corners.tolist()
+            ]
+            for batch in reader.batches(boxes, max(1, _BATCH_PIXELS // boxes[0].area)):
+                batch.pixels[batch.failed] = grey(model)
+                with torch.inference_mode():
+                    high = net.high(normalised(batch.pixels, model, runtime))
+                    logit = net.head(high)
+                scan.enter(corners[batch.index], high, logit, level)
+                macs += len(batch.index) * spec.macs(height, width)
+                done += len(batch.index)
+                if tick:
+                    tick(done, len(plan))
+        failures = tuple(dict.fromkeys((*before.failures, *reader.failures)))
+    return replace(scan, macs=macs, failures=failures)
+
+
+def features(
+    image: Image,
+    model: Model,
+    runtime: Runtime,
+    tick: Tick | None = None,
+    failures: list[str] | None = None,
+    *,
+    level: Level | None = None,
+    inside: NDArray[np.bool_] | None = None,
+) -> Iterator[tuple[Box, Tensor, Tensor, int]]:
+    """High-level activations and answers of the base, or of another level, block by block.
+
+    Parameters
+    ----------
+    image : Image
+    model : Model
+    runtime : Runtime
+    tick : callable, optional
+        Called with blocks done and blocks in all.
+    failures : list of str, optional
+        Takes the reasons why parts of blocks could not be read; these are grey, and blocks of nothing else left out.
+    level : Level, optional
+        By default the base's.
+    inside : ndarray, bool, (cell height, cell width), optional
+        See `look`.
+
+    Yields
+    ------
+    cell_box : Box
+        The block, in cells, clipped to the image.
+    high : Tensor, float, (c, h, w)
+    logit : Tensor, float, (channels of the last stage, h, w)
+    macs : int
+        Multiply-adds of the block, halo included.
+
+    Raises
+    ------
+    ImageError
+        If no block can be read.
+    """
+    level = level or model.levels[-1]
+    net = runtime.place(level.net)
+    spec = net.spec
+    (height, width), grid = _blocks(model, level, image.shape[:2], inside)
+    # All blocks have one shape; what reaches beyond the image repeats its edge and is cropped from the answer.
+    boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
+    cost = spec.macs(height, width)
+    seen = False
+    with WindowReader(image, downsample=level.downsample, fill=grey(model)) as reader:
+        for done, batch in enumerate(reader.batches(boxes, 1)):
+            if tick:
+                tick(done + 1, len(grid))
+            if batch.failed[0]:
+                continue
+            seen, cell_box = True, grid[int(batch.index[0])]
+            with torch.inference_mode():
+                high = net.high(normalised(batch.pixels, model, runtime))
+                logit = net.head(high)[0]
+            yield (
+                cell_box,
+                high[0, :, : cell_box.height, : cell_box.width],
+                logit[:, : cell_box.height, : cell_box.width],
+                cost,
+            )
+        if not seen:
+            raise ImageError(f"no part of {image.name} can be read: {reader.failures[0]}")
+        if failures is not None:
+            failures.extend(reader.failures)
+
+
+def scan_macs(model: Model, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None = None) -> int:
+    """Multiply-adds that the first look at an image of so many pixels takes, halos included: the least of a scan."""
+    level = model.levels[0]
+    (height, width), grid = _blocks(model, level, full_shape, inside)
+    return len(grid) * level.net.spec.macs(height, width)
+
+
+def _blocks(
+    model: Model, level: Level, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None
+) -> tuple[tuple[int, int], list[Box]]:
+    """Shape of the blocks that are scanned at once, and those with cells inside, in cells of the level.
+
+    Of a part of the image that is scattered, smaller blocks take less; each is read by itself, which counts too.
+    """
+    cell_shape, spec = level.cell_shape(full_shape), level.net.spec
+    if inside is None or inside.all():
+        shape = _block_shape(level, cell_shape, BLOCK_PIXELS)
+        return shape, list(blocks(*cell_shape, shape))
+    ratio = level.cell // model.geometry.cell
+    own = _any_of(inside, ratio, ratio)
+    rows, columns = (np.flatnonzero(own.any(axis=axis)) for axis in (1, 0))
+    y0, x0 = (int(first[0]) // spec.align * spec.align for first in (rows, columns))
+    part = own[y0 : rows[-1] + 1, x0 : columns[-1] + 1]
+    extent = (part.shape[0], part.shape[1])
+    sides = (BLOCK_PIXELS, *(side for side in _PART_PIXELS if side < BLOCK_PIXELS))
+    reading = spec.macs_per_cell * _READING_PIXELS / spec.stride**2
+
+    def price(shape: tuple[int, int]) -> float:
+        return int(_any_of(part, *shape).sum()) * (spec.macs(*shape) + reading)
+
+    shape = min((_block_shape(level, extent, side) for side in sides), key=price)
+    grid = zip(blocks(*extent, shape), _any_of(part, *shape).ravel().tolist(), strict=True)
+    return shape, [box.shift(y0, x0) for box, holds in grid if holds]
+
+
+def _block_shape(level: Level, cell_shape: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """Cells of a block of a plane that is scanned at once, of at most so many pixels a side."""
+    spec = level.net.spec
+    height, width = (ceil_div(even(n, max(8, pixels // spec.stride)), spec.align) * spec.align for n in cell_shape)
+    return height, width

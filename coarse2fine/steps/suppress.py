@@ -1,0 +1,122 @@
+"""From refined cells to regions: one finding an object, no duplicate at a window's border, near-linear in number."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from shapely import STRtree, box
+
+from coarse2fine.models.candidates import Candidates
+
+# Of two boxes of one class; of two classes; and of two classes, one wholly within the other: below that it is another
+# thing, above it is the same place under two names.
+_OVERLAP, _OVERLAP_OF_CLASSES, _OVERLAP_WITHIN = 0.3, 0.5, 0.8
+
+
+def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> Candidates:
+    """Greedy non-maximum suppression within each class: of two boxes of one object the better one stays.
+
+    Two boxes of one class are taken for one object if their IoU exceeds 0.3, or if their centres are less than one fine
+    cell apart and less than the side of the smaller (the root of its area): boxes smaller than a cell, read in
+    neighbouring cells, overlap little. Of two classes, they are one object if their IoU exceeds 0.5, or 0.8 if one lies
+    wholly within the other, so that a find within a larger one of another class stays. Overlapping pairs come from a
+    spatial index, so the work grows with the pairs, not with the square of the boxes.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        In raster order; of equal scores the first wins.
+    group : ndarray, int64, (n,), optional
+        Candidates of different groups leave each other alone.
+    """
+    if len(candidates) < 2:
+        return candidates
+    first, second = _same(candidates, candidates)
+    apart = first < second
+    if group is not None:
+        apart &= group[first] == group[second]
+    first, second = first[apart], second[apart]
+    # Ties fall to the lower index, which is raster order, whatever order the windows came in.
+    count = len(candidates)
+    rank = np.empty(count, np.int64)
+    rank[np.lexsort((np.arange(count), -candidates.scores))] = np.arange(count)
+    better = np.where(rank[first] < rank[second], first, second)
+    worse = np.where(rank[first] < rank[second], second, first)
+    best_first = np.argsort(rank[better], kind="stable")
+    keep = bytearray(b"\1") * count  # a loop is faster over plain Python values
+    for i, j in zip(better[best_first].tolist(), worse[best_first].tolist(), strict=True):
+        if keep[i]:
+            keep[j] = 0
+    return candidates.take(np.frombuffer(keep, np.bool_))
+
+
+def repeats(candidates: Candidates, known: Candidates) -> NDArray[np.bool_]:
+    """Which candidates are the same object as one that is known, by the rule of `suppress`."""
+    again = np.zeros(len(candidates), bool)
+    if len(candidates) and len(known):
+        again[_same(candidates, known)[0]] = True
+    return again
+
+
+def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDArray[np.int64]:
+    """Number of the area that each candidate belongs to.
+
+    Cells of one class belong together where they share an edge; with a `reach` of more than one, cells of any class
+    do that lie within so many rows and columns of each other.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        In raster order, each cell once.
+    cell_width : int
+        Fine cells in a row of the image.
+    reach : int
+    """
+    count = len(candidates)
+    stride = cell_width + 2 * reach
+    keys = candidates.cells[:, 0].astype(np.int64) * stride + candidates.cells[:, 1]
+    steps = [(dy, dx) for dy in range(reach + 1) for dx in range(-reach, reach + 1) if (dy, dx) > (0, 0)]
+    rows, columns = [], []
+    for dy, dx in ((0, 1), (1, 0)) if reach == 1 else steps:
+        other = keys + dy * stride + dx
+        at = np.searchsorted(keys, other).clip(max=max(count - 1, 0))
+        alike = (reach > 1) | (candidates.labels[at] == candidates.labels)
+        there = np.flatnonzero((keys[at] == other) & alike) if count else at
+        rows.append(there)
+        columns.append(at[there] if count else at)
+    i, j = np.concatenate(rows), np.concatenate(columns)
+    graph = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _same(a: Candidates, b: Candidates) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of two tables of candidates that are likely to be of one object."""
+    mine, others = (box(*each.boxes.astype(np.float64).T[[1, 0, 3, 2]]) for each in (a, b))
+    first, second = STRtree(others).query(mine)
+    same = _same_object(a.take(first), b.take(second))
+    return first[same], second[same]
+
+
+def _same_object(a: Candidates, b: Candidates) -> NDArray[np.bool_]:
+    """Whether candidates are likely to be of one object, pair by pair."""
+    p, q = a.boxes.astype(np.float64), b.boxes.astype(np.float64)
+    distance = np.hypot(*((p[:, :2] + p[:, 2:] - q[:, :2] - q[:, 2:]) / 2).T)
+    smaller = np.sqrt(np.minimum(*((rows[:, 2:] - rows[:, :2]).prod(axis=1) for rows in (p, q))))
+    # Boxes are in units of fine cells.
+    near = distance < np.minimum(smaller, 1.0)
+    overlap, alike = _iou(p, q), a.labels == b.labels
+    low, high = p[:, :2] - q[:, :2], q[:, 2:] - p[:, 2:]
+    within = ((low >= 0) & (high >= 0)).all(axis=1) | ((low <= 0) & (high <= 0)).all(axis=1)
+    limit = np.where(within, _OVERLAP_WITHIN, _OVERLAP_OF_CLASSES)
+    same: NDArray[np.bool_] = np.where(alike, (overlap > _OVERLAP) | near, overlap > limit)
+    return same
+
+
+def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union of boxes in rows (y0, x0, y1, x1)."""
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    common = sides.clip(min=0).prod(axis=1)
+    union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - common
+    return common / np.maximum(union, 1e-9)  # type: ignore[no-any-return]

@@ -1,0 +1,7 @@
+"""Errors of models."""
+
+from __future__ import annotations
+
+
+class ModelError(ValueError):
+    """A model cannot be loaded; the message names the file, the cause and the remedy."""

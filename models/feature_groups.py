@@ -1,0 +1,105 @@
+"""Groups of features that fire together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from torch import Tensor
+
+NO_GROUP = -1
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of high-level features that fire together.
+
+    Parameters
+    ----------
+    group : ndarray, int64, (c,)
+        The group of each feature; -1 for those that never fire.
+    threshold : ndarray, float32, (c,)
+        Activation above which a feature makes its group fire.
+    """
+
+    group: NDArray[np.int64]
+    threshold: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return int(self.group.max(initial=NO_GROUP)) + 1
+
+    @classmethod
+    def fit(cls, high: NDArray[np.float32], count: int, density: float) -> Groups:
+        """Group features by how often they fire in the same cells.
+
+        Parameters
+        ----------
+        high : ndarray, float32, (n, c)
+            High-level activations of many cells, not negative.
+        count : int
+            Most groups.
+        density : float
+            Share of these cells in which a group fires, at most.
+
+        Raises
+        ------
+        ValueError
+            If no feature fires in any cell.
+        """
+        level = np.maximum(np.quantile(high, 1 - density, axis=0), 0).astype(np.float32)
+        fires = high > level
+        live = np.flatnonzero(fires.any(axis=0))
+        if not len(live):
+            raise ValueError("no high-level feature fires in any cell: there is nothing to specialise on")
+        group = np.full(high.shape[1], NO_GROUP, np.int64)
+        group[live] = _together(fires[:, live], count)
+        # One factor for all of a group's thresholds makes the group as a whole fire in that share of the cells.
+        threshold = np.full(high.shape[1], np.inf, np.float32)
+        for g in range(int(group.max()) + 1):
+            members = np.flatnonzero(group == g)
+            lowest = np.maximum(level[members], 1e-6)
+            factor = max(1.0, float(np.quantile((high[:, members] / lowest).max(axis=1), 1 - density)))
+            threshold[members] = lowest * np.float32(factor)
+        return cls(group, threshold)
+
+    def fires(self, high: Tensor) -> Tensor:
+        """Where each group fires.
+
+        Parameters
+        ----------
+        high : Tensor, float, (n, c, h, w)
+
+        Returns
+        -------
+        Tensor, bool, (n, groups, h, w)
+        """
+        above = high > torch.from_numpy(self.threshold).to(high.device)[:, None, None]
+        group = torch.from_numpy(self.group).to(high.device)
+        return torch.stack([above[:, group == g].any(dim=1) for g in range(len(self))], dim=1)
+
+    def strongest(self, high: Tensor) -> Tensor:
+        """The group that fires most above its threshold, (n, h, w), int64; -1 where none fires.
+
+        Parameters
+        ----------
+        high : Tensor, float, (n, c, h, w)
+        """
+        group = torch.from_numpy(self.group).to(high.device)
+        ratio = high / torch.from_numpy(self.threshold).to(high.device)[:, None, None]
+        most, which = torch.stack([ratio[:, group == g].amax(dim=1) for g in range(len(self))], dim=1).max(dim=1)
+        return torch.where(most > 1, which, NO_GROUP)
+
+
+def _together(fires: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """Groups of columns of a table, by average linkage of their Jaccard distances."""
+    if fires.shape[1] == 1:
+        return np.zeros(1, np.int64)
+    both = fires.astype(np.float32).T @ fires.astype(np.float32)
+    alone = np.diag(both)
+    distance = 1 - both / np.maximum(alone[:, None] + alone[None] - both, 1)
+    rows, columns = np.triu_indices(len(distance), 1)
+    labels = fcluster(linkage(distance[rows, columns], "average"), count, "maxclust")
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,221 @@
+"""The tree of feature clusters: what a net's high-level features say of an item decides which specialist comes next.
+
+The root stands for the base. Its items are clustered by their features; each cluster is a node below it and may have a
+column. The items of a node are clustered again, by features that its column adds, and so on. Nodes keep their numbers
+when the tree grows, so that columns that have been trained stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .clustering import kmeans, merged, nearest
+
+ROOT = 0
+NO_NODE = -1
+
+# From a node and the rows of the items that came to it, to their features there, (n, d).
+Represent = Callable[[int, NDArray[np.intp]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class FeatureTree:
+    """Nodes, each with the centre of its cluster; node 0 is the root.
+
+    Parameters
+    ----------
+    parent : ndarray, int32, (n,)
+        Of each node; -1 for the root.
+    sizes : ndarray, int64, (n,)
+        Items of the training data that came to each node.
+    kept : ndarray, bool, (n,)
+        Whether the node's column is run; if not, its parent answers and nothing below it is asked.
+    centres : tuple of ndarray, float32, (children, d)
+        For each node, the centres of its children in the order of their numbers; none for a leaf.
+    """
+
+    parent: NDArray[np.int32]
+    sizes: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+    centres: tuple[NDArray[np.float32], ...]
+
+    @classmethod
+    def root(cls, items: int) -> Self:
+        """A tree of the base alone."""
+        return cls(np.array([NO_NODE], np.int32), np.array([items]), np.ones(1, bool), (_no_centres(),))
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    @property
+    def depths(self) -> NDArray[np.int64]:
+        """Steps from the root, of each node."""
+        depths = np.zeros(len(self), np.int64)
+        for node in range(1, len(self)):  # a child's number is larger than its parent's
+            depths[node] = depths[self.parent[node]] + 1
+        return depths
+
+    @property
+    def leaves(self) -> NDArray[np.intp]:
+        """Nodes without children."""
+        return np.setdiff1d(np.arange(len(self)), self.parent)
+
+    def children(self, node: int) -> NDArray[np.intp]:
+        """Nodes right below one."""
+        return np.flatnonzero(self.parent == node)
+
+    def split(
+        self, node: int, vectors: NDArray[np.float32], count: int, *, smallest: int, seed: int
+    ) -> tuple[FeatureTree, NDArray[np.int32]]:
+        """Cluster the items of a leaf; each cluster becomes a leaf below it.
+
+        Parameters
+        ----------
+        node : int
+            A leaf.
+        vectors : ndarray, float32, (n, d)
+            Features of its items.
+        count : int
+            Most clusters.
+        smallest : int
+            Fewest items of a cluster; smaller ones are dissolved and their items go to the nearest that remain.
+        seed : int
+
+        Returns
+        -------
+        FeatureTree
+            The same tree if one cluster is all there is.
+        ndarray, int32, (n,)
+            Node of each item: a new leaf, or `node` itself.
+
+        Raises
+        ------
+        ValueError
+            If the node has children already.
+        """
+        if len(self.centres[node]):
+            raise ValueError(f"node {node} has children already; split a leaf, one of {self.leaves.tolist()}")
+        centres = merged(vectors, kmeans(vectors, count, seed=seed), smallest)
+        if len(centres) < 2:
+            return self, np.full(len(vectors), node, np.int32)
+        index, _ = nearest(vectors, centres)
+        grown = replace(
+            self,
+            parent=np.append(self.parent, np.full(len(centres), node, np.int32)),
+            sizes=np.append(self.sizes, np.bincount(index, minlength=len(centres))),
+            kept=np.append(self.kept, np.ones(len(centres), bool)),
+            centres=(*self.centres[:node], centres, *self.centres[node + 1 :], *[_no_centres()] * len(centres)),
+        )
+        return grown, (len(self) + index).astype(np.int32)
+
+    def step(self, node: int, vectors: NDArray[np.float32]) -> NDArray[np.int32]:
+        """The child of a node that each item goes to, by its features there; -1 at a leaf.
+
+        Parameters
+        ----------
+        node : int
+        vectors : ndarray, float32, (n, d)
+        """
+        if not len(self.centres[node]):
+            return np.full(len(vectors), NO_NODE, np.int32)
+        # No matrix product: its rounding depends on how many items there are, and so would the way of some.
+        distance = [((vectors - centre) ** 2).sum(axis=1) for centre in self.centres[node]]
+        index: NDArray[np.intp] = np.argmin(distance, axis=0)
+        return self.children(node)[index].astype(np.int32)
+
+    def paths(self, count: int, represent: Represent) -> NDArray[np.int32]:
+        """The nodes that each item passes, from the first below the root on.
+
+        Parameters
+        ----------
+        count : int
+            How many items.
+        represent : callable
+            Their features at a node; asked once for each node that items come to and that has children.
+
+        Returns
+        -------
+        ndarray, int32, (count, depth of the tree)
+            -1 behind the last node. A path ends at a node that is not kept.
+        """
+        paths = np.full((count, int(self.depths.max())), NO_NODE, np.int32)
+        for node, depth in enumerate(self.depths.tolist()):
+            rows = np.arange(count) if node == ROOT else np.flatnonzero(paths[:, depth - 1] == node)
+            if len(rows) and len(self.centres[node]) and self.kept[node]:
+                paths[rows, depth] = self.step(node, represent(node, rows))
+        return paths
+
+    def pruned(self, own_loss: NDArray[np.float64], parent_loss: NDArray[np.float64]) -> FeatureTree:
+        """The tree with only those columns that do not hurt.
+
+        A node is kept if its items fare no worse by it and by what is kept below it than by their parent's answer.
+
+        Parameters
+        ----------
+        own_loss, parent_loss : ndarray, float64, (n,)
+            Loss on validation items, summed over those that come to each node: of the node's own answer, and of its
+            parent's answer. The root's entries are not read.
+        """
+        kept = np.ones(len(self), bool)
+        loss = np.array(own_loss, np.float64)
+        for node in range(len(self) - 1, ROOT, -1):  # children come before their parent
+            below = self.children(node)
+            # Where a child is switched off, the node answers for its items.
+            loss[node] += float(np.sum(np.minimum(loss[below] - parent_loss[below], 0.0)))
+            kept[node] = loss[node] <= parent_loss[node]
+        for node in range(1, len(self)):
+            kept[node] &= kept[self.parent[node]]
+        return replace(self, kept=kept)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of the tree by name, for a model file."""
+        found: dict[str, NDArray[Any]] = {"parent": self.parent, "sizes": self.sizes, "kept": self.kept}
+        return found | {f"centres.{n}": c for n, c in enumerate(self.centres) if len(c)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Build from what `arrays` gave.
+
+        Raises
+        ------
+        ValueError
+            If they do not make a tree.
+        """
+        parent, kept = arrays["parent"], arrays["kept"]
+        if parent.ndim != 1 or parent.dtype.kind != "i" or kept.shape != parent.shape or kept.dtype != bool:
+            raise ValueError(f"expected a parent of each node and whether it is kept, got {parent.shape}, {kept.shape}")
+        centres = tuple(arrays.get(f"centres.{n}", _no_centres()) for n in range(len(parent)))
+        counts = [len(c) for c in centres]
+        whole = len(parent) and parent[0] == NO_NODE and bool((parent[1:] < np.arange(1, len(parent))).all())
+        if (
+            not whole
+            or bool((parent[1:] < 0).any())
+            or counts != np.bincount(parent[1:], minlength=len(parent)).tolist()
+        ):
+            raise ValueError(
+                f"expected parents before their children and a centre for each child, got {parent.tolist()}"
+            )
+        if arrays["sizes"].shape != parent.shape or any(c.ndim != 2 or c.dtype != np.float32 for c in centres):
+            raise ValueError(f"expected sizes of {len(parent)} nodes, and centres as rows")
+        return cls(parent, arrays["sizes"], kept, centres)
+
+
+def pooled(*maps: Tensor) -> NDArray[np.float32]:
+    """Features of each item: the mean of every channel of every map, (n, channels in all).
+
+    Parameters
+    ----------
+    *maps : Tensor, float, (n, c, h, w)
+    """
+    return torch.cat([m.float().mean(dim=(2, 3)) for m in maps], dim=1).cpu().numpy()
+
+
+def _no_centres() -> NDArray[np.float32]:
+    return np.zeros((0, 0), np.float32)

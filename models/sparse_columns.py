@@ -1,0 +1,164 @@
+"""Convolutional features that are computed only where some high-level feature fires.
+
+High-level features that fire together make a group; each group has a column, and what the column adds to the base's
+answer counts in the cells where the group fires. Tiles that hold such a cell are gathered with their halo from the
+base's maps, run in batches, and added to the answer. The result equals that of running every column everywhere and
+masking it, whatever the size of the tiles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .batch_queue import Dispatch, Done, Shapes
+from .column import Column
+from .threads import Lanes
+
+_TILES = (2, 4, 8, 16, 32, 64)
+_BATCH_CELLS = 16384
+
+
+@dataclass
+class Activity:
+    """Columns of one layout that run only where their groups fire.
+
+    Parameters
+    ----------
+    columns : sequence of Column
+        One for each group, in evaluation mode.
+    tile : int
+        Side of the tiles in cells, a multiple of the base's `align`: a matter of time alone, see `tune`.
+
+    Attributes
+    ----------
+    macs_spent : int
+        Multiply-adds of all calls.
+    """
+
+    columns: Sequence[Column]
+    tile: int
+    macs_spent: int = 0
+
+    def __call__(self, inputs: Sequence[Tensor], fires: Tensor) -> Tensor:
+        """What the groups add to the base's answer, where they fire.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor, float, (n, c, h, w)
+            What `Layout.read` gives of a block.
+        fires : Tensor, bool, (n, groups, cell height, cell width)
+
+        Returns
+        -------
+        Tensor, float, (n, out_channels, cell height, cell width)
+            Without gradients; see `dense`.
+        """
+        shape = fires.shape[2], fires.shape[3]
+        sides = min(self.tile, shape[0]), min(self.tile, shape[1])
+        alone = Lanes.beside(fires)
+        columns, images, ys, xs = alone.start(lambda: _active(fires, sides).unbind(dim=1)).result()
+        # Tiles at the far edges are moved inwards; their cells that belong to other tiles are masked.
+        tops, lefts = ys.clamp(max=shape[0] - sides[0]), xs.clamp(max=shape[1] - sides[1])
+        out = self.columns[0].reader.out_channels
+        parts = inputs[0].new_empty(len(columns), out, *sides)
+        self._work(inputs, sides, columns, (images, tops, lefts), parts)
+        cell_y = tops[:, None] + torch.arange(sides[0], device=tops.device)
+        cell_x = lefts[:, None] + torch.arange(sides[1], device=lefts.device)
+        own = (cell_y >= ys[:, None])[:, :, None] & (cell_x >= xs[:, None])[:, None]
+        cells = images[:, None, None], cell_y[:, :, None], cell_x[:, None]
+        return alone.start(lambda: self._summed(fires, columns, cells, own, parts)).result()
+
+    def _summed(
+        self, fires: Tensor, columns: Tensor, cells: tuple[Tensor, Tensor, Tensor], own: Tensor, parts: Tensor
+    ) -> Tensor:
+        """The answers of all tiles in their places, each counted in its own cells where its group fires."""
+        rows, y, x = cells
+        height, width = fires.shape[2:]
+        own = own & fires[rows, columns[:, None, None], y, x]
+        flat = ((rows * height + y) * width + x).expand_as(own)
+        total, parts = parts.new_zeros(len(fires) * height * width, parts.shape[1]), parts.permute(0, 2, 3, 1)
+        # One group after the other, so that sums do not depend on the order in which batches were run. No two tiles of
+        # a group own a cell, so each is read, added to and written: several times as fast as `index_add_`.
+        for g in range(len(self.columns)):
+            chosen = columns == g
+            mine = own[chosen]
+            total[flat[chosen][mine]] += parts[chosen][mine]
+        return total.view(len(fires), height, width, parts.shape[3]).permute(0, 3, 1, 2)
+
+    def _work(
+        self,
+        inputs: Sequence[Tensor],
+        sides: tuple[int, int],
+        columns: Tensor,
+        places: tuple[Tensor, Tensor, Tensor],
+        parts: Tensor,
+    ) -> None:
+        """Run the columns on all tiles; what they add comes in `parts`, a row for each tile."""
+
+        def run(column: int, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (self.columns[column](maps)[0],)
+
+        def deliver(done: Done) -> None:
+            parts[torch.from_numpy(done.keys).to(parts.device)] = done.outputs[0]
+
+        def macs(column: int, _: Shapes) -> int:
+            return self.columns[column].macs(*sides)
+
+        batch = max(1, _BATCH_CELLS // (sides[0] * sides[1]))
+        queue = Dispatch(run, deliver, macs, batch=batch)
+        sources, rows = self.columns[0].layout.items(inputs, sides, places)
+        queue.put(columns.cpu().numpy(), np.arange(len(parts)), sources, rows)
+        queue.flush()
+        self.macs_spent += queue.macs_spent
+
+
+def dense(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) -> Tensor:
+    """The same as `Activity` gives, by running every column everywhere; differentiable, for training.
+
+    Parameters
+    ----------
+    columns : sequence of Column
+    inputs, fires
+        See `Activity`.
+    """
+    parts = [column(inputs)[0] * fires[:, g, None] for g, column in enumerate(columns)]
+    return torch.stack(parts).sum(dim=0)
+
+
+def tune(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) -> int:
+    """The side of tiles that takes least time on this machine, for a block like those to come.
+
+    Parameters
+    ----------
+    columns, inputs, fires
+        See `Activity`.
+    """
+    align = columns[0].layout.twins.align
+    most = max(fires.shape[2:])
+    candidates = [align * n for n in _TILES if align * n // 2 < most] or [align]
+    seconds = {}
+    for tile in candidates:
+        activity = Activity(columns, tile)
+        runs = []
+        for _ in range(4):
+            start = time.perf_counter()
+            activity(inputs, fires)
+            runs.append(time.perf_counter() - start)
+        seconds[tile] = min(runs[1:])  # the first one warms up
+    return min(seconds, key=lambda tile: seconds[tile])
+
+
+def _active(fires: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Tiles with a cell that fires, by group and then in raster order: group, image, and first cell (y, x); (m, 4)."""
+    height, width = (-(-n // side) * side for n, side in zip(fires.shape[2:], sides, strict=True))
+    padded = functional.pad(fires, (0, width - fires.shape[3], 0, height - fires.shape[2]))
+    tiles = padded.view(*fires.shape[:2], height // sides[0], sides[0], width // sides[1], sides[1])
+    places = torch.nonzero(tiles.any(dim=5).any(dim=3).transpose(0, 1))
+    return places * torch.tensor([1, 1, *sides], device=fires.device)

@@ -1,0 +1,1 @@
+"""Benchmarks that developers run."""

@@ -1,0 +1,1 @@
+"""Benchmarks of folders of images."""

@@ -1,0 +1,256 @@
+"""Oddities without labels: our ways of finding them beside exhaustive scoring with the same features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from benchmarks.report import Section
+from benchmarks.specialists.oddities_data import SIZES, SORTS, Pictures, Planted, Sort, load_pictures, plant
+from coarse2fine.analysis_run import EXPLORE_BUDGET
+from coarse2fine.bundle import locate
+from coarse2fine.fitting.explorer import drawn_from
+from coarse2fine.fitting.explorer_kinds import How, add_kinds
+from coarse2fine.model import Model, load_model
+from coarse2fine.models.mixture import Mixture
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.preprocess import normalised
+from coarse2fine.steps.choose import choose
+from coarse2fine.steps.novelty import LABELS, exploration_macs, explore, read_oddities
+from coarse2fine.steps.plan import dense_plan
+from coarse2fine.steps.refine import refine
+from coarse2fine.steps.refine_net import kind_reader
+from coarse2fine.tiling.errors import MissingExtraError
+from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.opening import open_image
+
+# Of all cells, what a memory bank holds.
+_BANKED = 0.1
+_ENCODER, _PLAIN, _BANK = "generic", "k-means", "memory bank"
+_ROW = "{:<22} {:>7} {:>7} " + "{:>9} " * (len(SIZES) + 1) + "  {}"
+Case = tuple[Sort, int]
+CASES: tuple[Case, ...] = tuple(product(SORTS, SIZES))
+_DRAWS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores of all cells, and the multiply-adds they took, over those of the encoder run everywhere."""
+
+    scores: NDArray[np.float64]
+    cost: float
+
+
+class Row(NamedTuple):
+    """Average precision, area under the ROC curve, cost, and which picture it was."""
+
+    precision: float
+    area: float
+    cost: float
+    picture: str
+
+
+# From a picture and a seed to scores.
+Method = Callable[[Planted, int], Scored]
+
+
+def measure_oddities(data: Path | None, seeds: int, runtime: Runtime | None = None) -> Section:
+    """Plant oddities in pictures, and see which cells each method finds oddest.
+
+    Parameters
+    ----------
+    data : Path, optional
+        See `load_pictures`.
+    seeds : int
+        Each plants elsewhere, tests on other pictures of a folder, and trains kinds anew.
+    runtime : Runtime, optional
+    """
+    runtime = runtime or Runtime.choose("cpu")
+    model = _without_kinds(load_model(_ENCODER))
+    cell = model.geometry.fine_cell
+    found: dict[str, dict[Case, list[Row]]] = {}
+    for seed in range(seeds):
+        pictures = load_pictures(data, seed)
+        methods = _methods(model, pictures, runtime, seed)
+        for (number, pixels), (at, case) in product(enumerate(pictures.tested), enumerate(CASES)):
+            picture = hashlib.sha256(pixels.tobytes()).hexdigest()
+            planted = plant(pixels, *case, pictures.learned, cell, np.random.default_rng((seed, number, at)))
+            for name, method in methods.items():
+                row = _measured(method(planted, seed), planted, picture)
+                found.setdefault(name, {}).setdefault(case, []).append(row)
+    return _section(found, seeds)
+
+
+def digest_of(data: Path | None, seeds: int) -> str:
+    """Changes with the pictures and with the encoder."""
+    found = hashlib.sha256(locate(_ENCODER).read_bytes())
+    for seed in range(seeds):
+        pictures = load_pictures(data, seed)
+        for pixels in (*pictures.learned, *pictures.tested):
+            found.update(pixels.tobytes())
+    return found.hexdigest()[:12]
+
+
+def _without_kinds(model: Model) -> Model:
+    """The encoder alone: kinds are learned anew, from pictures that nothing is planted in."""
+    return replace(model, tree=None, groups=None, painter=None, labels=LABELS)
+
+
+def _measured(scored: Scored, planted: Planted, picture: str) -> Row:
+    """One method on one picture."""
+    try:
+        from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - slow to import
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "scoring novelty", "demo") from error
+
+    true, scores = planted.odd[planted.counts], scored.scores[planted.counts]
+    area = float(roc_auc_score(true, scores))
+    return Row(float(average_precision_score(true, scores)), area, scored.cost, picture)
+
+
+def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> dict[str, Method]:
+    """All of them, by name."""
+    images = [open_image(p) for p in pictures.learned]
+    models = {_PLAIN: model}
+    for how in get_args(How):
+        models[how] = add_kinds(model, drawn_from(images, model.refiner.spec), seed, how)
+    methods: dict[str, Method] = {
+        "chance": _chance,
+        _BANK: partial(_bank, model, runtime),
+        "one Gaussian": partial(_gaussian, model, runtime),
+    }
+    if models["tree"].painter is not None:
+        for what, columns, kinds in (("alone", False, False), ("kinds", False, True), ("columns", True, False)):
+            name = "painting alone" if what == "alone" else f"painting, {what}"
+            methods[name] = partial(_painting, models["tree"], runtime, columns, kinds)
+    # Of a way that does not surely help, of which a warning told, nothing is left to measure.
+    for name, each in ((name, each) for name, each in models.items() if name == _PLAIN or each.painter is not None):
+        methods[f"{name}, everywhere"] = partial(_explored, each, runtime, None)
+        methods[f"{name}, {EXPLORE_BUDGET:.0%}"] = partial(_explored, each, runtime, EXPLORE_BUDGET)
+    return methods
+
+
+def _input(model: Model, runtime: Runtime, planted: Planted) -> Tensor:
+    """The encoder's input for all cells at once."""
+    spec, (h, w) = model.refiner.spec, planted.odd.shape
+    box = Box(0, 0, h, w).scale(spec.stride).expand(spec.margin)
+    with open_image(planted.pixels) as image:
+        return normalised(image.read_scaled(box, 1)[None], model, runtime)
+
+
+def _features(model: Model, runtime: Runtime, planted: Planted) -> NDArray[np.float32]:
+    """High-level features of all cells, each with those around it, (cell height, cell width, c)."""
+    with torch.inference_mode():
+        high = runtime.place(model.refiner).features(_input(model, runtime, planted))[-1][0]
+    return np.asarray(uniform_filter(high.float().permute(1, 2, 0).cpu().numpy(), (3, 3, 0)), np.float32)
+
+
+def _chance(planted: Planted, seed: int) -> Scored:
+    """Any cell as odd as any other."""
+    return Scored(np.random.default_rng(seed).random(planted.odd.shape), 0.0)
+
+
+def _painting(model: Model, runtime: Runtime, columns: bool, kinds: bool, planted: Planted, _: int) -> Scored:
+    """What is left of a model with a tree of kinds without its columns, its kinds, or both."""
+    net, reader = runtime.place(model.refiner), kind_reader(model, runtime)
+    assert reader is not None
+    with torch.inference_mode():
+        x = _input(model, runtime, planted)
+        maps = net.features(x)
+        planes = reader(x, maps, net.head(maps[-1]))[0].float().cpu().numpy()
+    rows = planes[: 1 + columns].reshape(1 + columns, -1).T
+    kind = planes[-1].astype(np.int64).ravel() * kinds
+    mixture = Mixture.of_kinds(rows, kind, len(model.labels))
+    surprise = mixture.within(torch.from_numpy(rows), torch.from_numpy(kind))
+    assert model.painter is not None
+    macs = reader.macs_spent if columns else model.painter[:-1].size * planted.odd.size
+    return _scored(surprise.numpy(), macs, model, planted)
+
+
+def _bank(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Scored:
+    """Distance to the nearest of a sample of the picture's own cells, but itself.
+
+    As PatchCore has it (Roth et al. 2022, arXiv:2106.08265), with one picture that is mostly normal instead of many
+    that surely are.
+    """
+    rows = _features(model, runtime, planted).reshape(planted.odd.size, -1)
+    rng = np.random.default_rng(seed)
+    banked = rng.permutation(len(rows))[: max(2, round(_BANKED * len(rows)))]
+    distance, index = cKDTree(rows[banked]).query(rows, 2)
+    itself = banked[index[:, 0]] == np.arange(len(rows))
+    macs = len(rows) * len(banked) * rows.shape[1]
+    return _scored(np.where(itself, distance[:, 1], distance[:, 0]), macs, model, planted)
+
+
+def _gaussian(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Scored:
+    """Distance from the mean by the covariance: PaDiM (Defard et al. 2021, arXiv:2011.08785) without positions."""
+    rows = _features(model, runtime, planted).reshape(planted.odd.size, -1)
+    surprise, _ = Mixture.fit(rows, 1, seed).surprise(torch.from_numpy(rows))
+    return _scored(surprise.numpy(), len(rows) * rows.shape[1] ** 2, model, planted)
+
+
+def _scored(scores: NDArray[np.floating], macs: int, model: Model, planted: Planted) -> Scored:
+    whole = model.exhaustive_macs(model.cell_shape(planted.pixels.shape[:2]))
+    return Scored(scores.reshape(planted.odd.shape).astype(np.float64), 1 + macs / whole)
+
+
+def _explored(model: Model, runtime: Runtime, budget: float | None, planted: Planted, seed: int) -> Scored:
+    """What `analyze` makes of it, before any threshold; cells that are not refined come last."""
+    with open_image(planted.pixels) as image:
+        plan = dense_plan(model.cell_shape(image.shape[:2]))
+        scan, odd = explore(image, model, runtime, seed, most_macs=plan.macs(model.window_macs))
+        if budget is not None:
+            # As `analyze` has it without a budget of the user's.
+            everything = exploration_macs(model, image.shape[:2], plan)
+            left = max(int(budget * everything) - scan.macs, int(budget / 2 * everything))
+            plan = choose(scan.interest, model.window, window_macs=model.window_macs, budget_macs=left)
+        fine = refine(image, plan, model, partial(read_oddities, odd=odd, floor=0.0), runtime)
+    scores = np.full((scan.interest.shape[0] * model.geometry.fine, scan.interest.shape[1] * model.geometry.fine), -1.0)
+    scores[tuple(fine.candidates.cells.T)] = fine.candidates.scores
+    h, w = planted.odd.shape
+    whole = model.exhaustive_macs(model.cell_shape(planted.pixels.shape[:2]))
+    return Scored(scores[:h, :w], (scan.macs + fine.macs) / whole)
+
+
+def _section(found: Mapping[str, Mapping[Case, list[Row]]], seeds: int) -> Section:
+    sizes = [f"{size} px" for size in SIZES]
+    lines = [_ROW.format("", "AP", "AUROC", *sizes, "cost", "AP less the memory bank's")]
+    figures: dict[str, float] = {}
+    bank = np.array([row.precision for rows in found[_BANK].values() for row in rows])
+    for name, by_case in found.items():
+        all_rows = [row for rows in by_case.values() for row in rows]
+        table = np.array([(row.precision, row.area, row.cost) for row in all_rows])
+        precision, area, cost = table.mean(axis=0)
+        low, high = _interval(table[:, 0] - bank, np.array([row.picture for row in all_rows]))
+        key = f"oddities/{name.replace(', ', '/').replace(' ', '_')}"
+        figures |= {f"{key}/average_precision": precision, f"{key}/auroc": area, f"{key}/cost": cost}
+        each = {case: float(np.mean([row.precision for row in rows])) for case, rows in by_case.items()}
+        figures |= {f"{key}/average_precision_{sort}_{size}px": value for (sort, size), value in each.items()}
+        figures |= {f"{key}/against_bank_low": low, f"{key}/against_bank_high": high}
+        by_size = [np.mean([value for (_, of), value in each.items() if of == size]) for size in SIZES]
+        shown = [f"{value:.3f}" for value in (precision, area, *by_size, cost)]
+        lines.append(_ROW.format(name, *shown, f"{precision - bank.mean():+.3f} [{low:+.3f}, {high:+.3f}]"))
+    count = len(next(iter(found.values()))[CASES[0]]) // seeds
+    title = f"oddities planted in {count} pictures, {seeds} seeds, found without labels (AP by size; cost: encoder = 1)"
+    return Section(title, tuple(lines), {name: float(value) for name, value in figures.items()})
+
+
+def _interval(values: NDArray[np.float64], pictures: NDArray[np.str_]) -> tuple[float, float]:
+    """95 % interval of a mean, by drawing pictures anew."""
+    _, index = np.unique(pictures, return_inverse=True)
+    sums, counts = np.bincount(index, values), np.bincount(index)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (_DRAWS, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (2.5, 97.5)).tolist()
+    return low, high

@@ -1,0 +1,72 @@
+"""The threshold of the refine net's answer, from what was held back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from coarse2fine.annotations.read import read_annotations
+from coarse2fine.fitting.scene import Scene
+from coarse2fine.fitting.teacher import _threshold
+from coarse2fine.model import Model
+from coarse2fine.models.candidates import Candidates
+from coarse2fine.tiling.opening import open_image
+
+SIDE, CELL = 256, 8
+
+
+def box(label: str, x0: int, y0: int, x1: int, y1: int) -> dict[str, Any]:
+    ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    return {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": label}}}
+
+
+def scene(model: Model, *features: dict[str, Any]) -> Scene:
+    annotations = read_annotations({"type": "FeatureCollection", "features": list(features)}, full_shape=(SIDE, SIDE))
+    image = open_image(np.zeros((SIDE, SIDE), np.uint8))
+    return Scene(image, annotations, model.labels, fine_cell=CELL, largest=100, nominal=16)
+
+
+def finds(*rows: tuple[int, int, float]) -> Candidates:
+    """Finds of the first class at cells (y, x) with a score, two cells wide."""
+    cells = np.array([row[:2] for row in rows], np.int32)
+    centre = cells + 0.5
+    boxes = np.concatenate([centre - 1, centre + 1], axis=1).astype(np.float32)
+    return Candidates(
+        cells,
+        np.array([row[2] for row in rows], np.float32),
+        np.zeros(len(rows), np.int16),
+        boxes,
+        np.zeros(len(rows), np.int32),
+    )
+
+
+OBJECTS = (box("left", 12, 12, 28, 28), box("left", 44, 44, 60, 60))
+FOUND = finds((2, 2, 0.6), (6, 6, 0.4), (20, 20, 0.85), (24, 24, 0.8), (28, 28, 0.7))
+
+
+def test_finds_where_nobody_has_annotated_are_no_false_alarms(detector: Model) -> None:
+    plain = scene(detector, *OBJECTS)
+    plain.held[:] = True
+    assert _threshold(detector, [plain], [FOUND])[1] < 0.7
+    for area in (box("Region*", 0, 0, 80, 80), box("Ignore*", 100, 100, 256, 256)):
+        limited = scene(detector, *OBJECTS, area)
+        limited.held[:] = True
+        threshold, f1 = _threshold(detector, [limited], [FOUND])
+        assert f1 == 1
+        np.testing.assert_allclose(threshold, 0.4)
+
+
+def test_objects_where_nothing_counts_are_not_missed(detector: Model) -> None:
+    beyond = box("left", 200, 200, 216, 216)
+    limited = scene(detector, *OBJECTS, beyond, box("Region*", 0, 0, 80, 80))
+    limited.held[:] = True
+    assert _threshold(detector, [limited], [FOUND])[1] == 1
+
+
+def test_what_trained_says_nothing_of_how_well(detector: Model) -> None:
+    threshold, f1 = _threshold(detector, [scene(detector, *OBJECTS)], [FOUND.take(np.arange(2))])
+    np.testing.assert_allclose(threshold, 0.4)
+    assert math.isnan(f1)

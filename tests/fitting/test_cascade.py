@@ -1,0 +1,142 @@
+"""A scan in several steps against looks at everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from coarse2fine import analyze, load_model
+from coarse2fine.fitting.cascade import scan_candidates, zoomed
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.geometry import base_spec
+from coarse2fine.model import Geometry, Level, Model
+from coarse2fine.models.conv_stack import StackSpec
+from coarse2fine.models.firing import NO_FEATURE
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.steps.scan import look, scan_macs, survey_level, zoom_plan
+from coarse2fine.tiling.opening import open_image
+
+MakeImage = Callable[..., NDArray[np.uint8]]
+
+
+def with_tau(model: Model, tau: float) -> Model:
+    return replace(model, glances=tuple(replace(level, tau=tau) for level in model.glances))
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.floats(0.05, 0.6))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_a_closer_look_sees_what_a_look_at_everything_sees(
+    make_image: MakeImage, zoom_detector: Model, runtime: Runtime, height: int, width: int, tau: float
+) -> None:
+    model = with_tau(zoom_detector, tau)
+    image = open_image(make_image(height, width, seed=height))
+    first, second = model.levels
+    glance = survey_level(image, model, runtime, first)
+    plan = zoom_plan(glance.interest, first, second)
+    everything = survey_level(image, model, runtime, second)
+    found = look(image, model, runtime)
+    looked = plan.covered()[: found.interest.shape[0], : found.interest.shape[1]]
+    # Every cell that the glance wants is looked at, and nothing else is of interest.
+    wanted = np.kron(glance.interest > tau * 1.001, np.ones((4, 4), bool))[: looked.shape[0], : looked.shape[1]]
+    assert (looked | ~wanted).all()
+    np.testing.assert_allclose(found.interest[looked], everything.interest[looked], atol=1e-5)
+    assert not found.interest[~looked].any()
+    assert (found.fired[~looked] == NO_FEATURE).all()
+    assert (found.fired[looked] == everything.fired[looked]).mean() > 0.99 if looked.any() else True
+    spec = second.net.spec
+    assert found.macs == glance.macs + sum(spec.macs(*shape) for shape in plan.sides.tolist())
+    assert scan_macs(model, (height, width)) == glance.macs
+
+
+@given(st.integers(200, 900), st.integers(200, 900), st.floats(0.05, 0.5))
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_a_zoom_is_priced_without_looking_again(
+    make_image: MakeImage, zoom_detector: Model, runtime: Runtime, height: int, width: int, tau: float
+) -> None:
+    model = with_tau(zoom_detector, tau)
+    image = open_image(make_image(height, width, seed=width))
+    looks = [survey_level(image, model, runtime, level) for level in model.levels]
+    interest, macs = zoomed(model.levels, [seen.interest for seen in looks])
+    found = look(image, model, runtime)
+    np.testing.assert_allclose(interest, found.interest, atol=1e-5)
+    assert looks[0].macs + sum(macs) == found.macs
+
+
+def test_candidates_keep_the_refine_nets_cells() -> None:
+    spec = StackSpec.parse(1, "4/2:4 4/2:4 4/2:4 1:6")
+    flat = np.zeros(1, np.float32)
+    for geometry in (Geometry(8, 2, 1), Geometry(8, 4, 1), Geometry(8, 8, 1), Geometry(16, 4, 2), Geometry(32, 16, 4)):
+        recipe = Recipe(geometry, spec, 1, flat, flat, False, 10, 0)
+        found = scan_candidates(recipe)
+        assert found[0] == recipe
+        assert len({(r.geometry, r.width) for r in found}) == len(found) >= 3
+        assert {r.geometry.fine_cell for r in found} == {geometry.cell}
+        assert {r.width for r in scan_candidates(recipe, built_in=False)} == {1.0}
+        wide, plain = (base_spec(1, geometry, width) for width in (2.0, 1.0))
+        assert 2 < wide.macs_per_cell / plain.macs_per_cell < 4
+        assert wide.stages[-1] == plain.stages[-1]
+        # A feature's number is stored in a byte, beside that of no feature.
+        assert max(stage.channels for stage in base_spec(1, geometry, 16.0).stages) < NO_FEATURE
+
+
+def test_three_levels(make_image: MakeImage, zoom_detector: Model, runtime: Runtime) -> None:
+    (glance,) = zoom_detector.glances
+    coarsest = replace(glance, cell=128, downsample=16)
+    model = with_tau(replace(zoom_detector, glances=(coarsest, glance)), 0.0)
+    image = open_image(make_image(300, 420))
+    found = look(image, model, runtime)
+    np.testing.assert_allclose(
+        found.interest, survey_level(image, model, runtime, model.levels[-1]).interest, atol=1e-5
+    )
+    assert str(model).count("then") == 2
+
+
+def test_where_a_glance_sees_nothing_nothing_is_chosen(
+    make_image: MakeImage, zoom_detector: Model, runtime: Runtime
+) -> None:
+    model = with_tau(zoom_detector, 1.0)
+    found = look(open_image(make_image(200, 200)), model, runtime)
+    assert not found.interest.any()
+    with analyze(make_image(200, 200), model) as analysis:
+        assert not analysis.regions
+        assert analysis.cost.scan_macs == scan_macs(model, (200, 200))
+        assert not len(analysis.plan)
+
+
+def test_a_zoom_is_saved_whole(make_image: MakeImage, zoom_detector: Model, runtime: Runtime, tmp_path: Path) -> None:
+    loaded = load_model(zoom_detector.save(tmp_path / "zoom.c2f"))
+    assert str(loaded) == str(zoom_detector)
+    assert [(level.cell, level.downsample, level.tau) for level in loaded.levels] == [
+        (level.cell, level.downsample, level.tau) for level in zoom_detector.levels
+    ]
+    image = open_image(make_image(150, 200))
+    np.testing.assert_array_equal(look(image, loaded, runtime).interest, look(image, zoom_detector, runtime).interest)
+
+
+def test_damage_is_seen_as_grey(make_image: MakeImage, zoom_detector: Model, runtime: Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "scene.tif"
+    tifffile.imwrite(path, make_image(512, 512), tile=(64, 64), compression="zlib", photometric="rgb")
+    with tifffile.TiffFile(path) as opened:
+        offset = opened.pages[0].dataoffsets[9]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\0" * 16)
+    found = look(open_image(path), with_tau(zoom_detector, 0.0), runtime)
+    assert found.failures
+    assert (found.interest > 0).mean() > 0.9
+
+
+def test_levels_that_do_not_fit_are_refused(zoom_detector: Model) -> None:
+    (glance,) = zoom_detector.glances
+    with pytest.raises(ValueError, match="stride 8 does not make cells of 16 px"):
+        replace(glance, cell=16)
+    with pytest.raises(ValueError, match="cells of 8 px are not whole numbers of the next level's 8 px"):
+        replace(zoom_detector, glances=(Level(glance.net, 8, 1, glance.firing, 0.1),))

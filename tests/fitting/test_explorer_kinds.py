@@ -1,0 +1,252 @@
+"""Kinds of places without labels: measures against plain loops, windows against the whole, files and routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import multivariate_normal
+
+from coarse2fine import analyze, load_model
+from coarse2fine.fitting.explorer_kinds import How, add_kinds
+from coarse2fine.model import Model
+from coarse2fine.models.feature_tree import ROOT
+from coarse2fine.models.mixture import Mixture
+from coarse2fine.models.routing import features_at
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.steps.refine_net import kind_reader
+
+MakeImage = Callable[..., NDArray[np.uint8]]
+
+
+Crops = Callable[[np.random.Generator], tuple[torch.Tensor, NDArray[np.int64]]]
+
+
+@pytest.fixture(scope="module")
+def crops(explorer: Model, make_image: MakeImage) -> Crops:
+    """Soft blobs and noise."""
+    side = explorer.refiner.spec.input_size(6)
+
+    def draw(rng: np.random.Generator) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        image = rng.integers(0, 24, 6)
+        soft = np.stack([make_image(side, side, seed=int(seed)) for seed in image[:3]])
+        noise = rng.integers(0, 255, (3, side, side, 3))
+        pixels = np.concatenate([soft, noise]).astype(np.float32) / 255
+        return torch.from_numpy(((pixels - 0.5) / 0.25).transpose(0, 3, 1, 2).copy()), image
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def models(explorer: Model, crops: Crops) -> dict[str, Model]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.fitting.explorer_kinds._BATCHES", 16)
+        patch.setattr("coarse2fine.fitting.explorer_kinds._CLUSTERS", 3)
+        patch.setattr("coarse2fine.fitting.explorer_kinds._GROUPS", 3)
+        return {how: add_kinds(explorer, crops, 0, how) for how in get_args(How)}
+
+
+@pytest.fixture(scope="module")
+def model(models: dict[str, Model]) -> Model:
+    return models["tree"]
+
+
+@pytest.mark.parametrize("how", get_args(How))
+def test_the_columns_paint_better_than_the_code_alone(
+    models: dict[str, Model], how: str, make_image: MakeImage, runtime: Runtime
+) -> None:
+    found = measured(models[how], make_image(80, 80, seed=5000), runtime)[0]
+    assert float(found[1].mean()) < float(found[0].mean()) - 0.04
+    assert len(np.unique(found[2])) > 1
+
+
+@torch.inference_mode()
+def measured(model: Model, pixels: NDArray[np.uint8], runtime: Runtime) -> tuple[NDArray[np.float32], torch.Tensor]:
+    """Measures (3, h, w) of a whole image, and the encoder's input."""
+    margin = model.refiner.spec.margin
+    padded = np.pad(pixels, ((margin,) * 2, (margin,) * 2, (0, 0)), mode="edge")
+    x = torch.from_numpy(((padded / 255 - 0.5) / 0.25).astype(np.float32)).permute(2, 0, 1)[None]
+    reader = kind_reader(model, runtime)
+    assert reader is not None
+    features = model.refiner.features(x)
+    found = reader(x, features, model.refiner.head(features[-1]))[0].numpy()
+    cells = found.shape[1] * found.shape[2]
+    (columns,) = model.specialists
+    assert 0.5 < reader.macs_spent / cells / columns.macs_per_cell < (2 if model.groups is None else 1.001)
+    return found, x
+
+
+@torch.inference_mode()
+def one_cell(
+    model: Model, x: torch.Tensor, y: int, left: int
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """What the encoder reads and sees of a cell alone, its pixels, and what the code alone paints."""
+    spec, painter = model.refiner.spec, model.painter
+    assert painter is not None
+    side = spec.input_size(1)
+    part = x[:, :, y * spec.stride : y * spec.stride + side, left * spec.stride : left * spec.stride + side]
+    features = model.refiner.features(part)
+    code = model.refiner.head(features[-1])[0, :, 0, 0]
+    true = part[0, :, spec.margin : -spec.margin, spec.margin : -spec.margin].flatten()
+    return part, features, true, code @ torch.from_numpy(painter[:-1]) + torch.from_numpy(painter[-1])
+
+
+def test_measures_are_those_of_each_cell_alone(model: Model, make_image: MakeImage, runtime: Runtime) -> None:
+    found, x = measured(model, make_image(32, 40, seed=1), runtime)
+    tree = model.tree
+    assert tree is not None
+    for y, left in np.ndindex(*found.shape[1:]):
+        part, features, true, answer = one_cell(model, x, y, left)
+        with torch.inference_mode():
+            errors = [float((answer - true).square().mean())]
+            inputs = tree.layout.read(part, features)
+            node = ROOT
+            stages: list[torch.Tensor] = []
+            while len(tree.clusters.children(node)):
+                node = int(tree.clusters.step(node, features_at(inputs[-1], stages))[0])
+                added, stages = tree.columns[node](inputs, stages)
+                answer = answer + added.flatten()
+            errors.append(float((answer - true).square().mean()))
+        np.testing.assert_allclose(found[:2, y, left], np.log(np.array(errors) + 1e-4), atol=1e-3)
+        assert tree.clusters.leaves[int(found[2, y, left])] == node
+
+
+def test_groups_paint_where_they_fire(models: dict[str, Model], make_image: MakeImage, runtime: Runtime) -> None:
+    """Each cell by itself, with the column of the group that fires most."""
+    model = models["activity"]
+    found, x = measured(model, make_image(32, 40, seed=1), runtime)
+    own, firing = model.groups, 0
+    assert own is not None
+    for y, left in np.ndindex(*found.shape[1:]):
+        part, features, true, answer = one_cell(model, x, y, left)
+        with torch.inference_mode():
+            above = (features[-1][0, :, 0, 0] / torch.from_numpy(own.groups.threshold)).numpy()
+            most = np.array([above[own.groups.group == g].max() for g in range(len(own.groups))])
+            layout = own.columns[0].layout
+            added = [column(layout.read(part, features))[0].flatten() for column in own.columns]
+            if fires := most.max() > 1:
+                answer = answer + added[int(most.argmax())]
+        error = float((answer - true).square().mean())
+        np.testing.assert_allclose(found[1, y, left], np.log(error + 1e-4), atol=1e-3)
+        assert found[2, y, left] == (most.argmax() if fires else len(own.groups))
+        firing += fires
+    assert 0 < firing < found[0].size
+
+
+@pytest.mark.parametrize("how", get_args(How))
+def test_of_few_images_nothing_is_sure(explorer: Model, crops: Crops, how: How) -> None:
+    def draw(rng: np.random.Generator) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        x, image = crops(rng)
+        return x, image % 9
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.fitting.explorer_kinds._BATCHES", 6)
+        patch.setattr("coarse2fine.fitting.explorer_kinds._CLUSTERS", 3)
+        with pytest.warns(UserWarning, match=r"no columns for kinds: .*nothing is sure with fewer than 5 groups"):
+            found = add_kinds(explorer, draw, 0, how)
+    assert found.specialists == ()
+    assert found.painter is None
+    assert "in 4 groups" in found.provenance["kinds"]
+
+
+@pytest.mark.parametrize("how", get_args(How))
+def test_where_all_is_alike_there_are_no_kinds(explorer: Model, how: How) -> None:
+    side = explorer.refiner.spec.input_size(6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.fitting.explorer_kinds._BATCHES", 2)
+        found = add_kinds(explorer, lambda rng: (torch.zeros(3, 3, side, side), rng.integers(0, 24, 3)), 0, how)
+    assert found.specialists == () or how == "activity"
+    assert found.labels == explorer.labels or found.specialists
+    assert analyze(np.full((90, 90, 3), 127, np.uint8), found, precision="fp32").complete
+
+
+@pytest.mark.parametrize("how", get_args(How))
+def test_the_account_of_kinds_is_exact(models: dict[str, Model], how: str, make_image: MakeImage) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)
+    for image in (make_image(400, 400), pixels):
+        assert analyze(image, models[how], budget=0.5, precision="fp32").cost.share <= 0.5
+
+
+def test_groups_name_what_they_find(models: dict[str, Model], make_image: MakeImage, tmp_path: Path) -> None:
+    model = load_model(models["activity"].save(tmp_path / "groups.c2f"))
+    pixels = make_image(96, 128, seed=3)
+    found = analyze(pixels, replace(model, threshold=0.9), budget=4.0, precision="fp32")
+    again = analyze(pixels, replace(models["activity"], threshold=0.9), budget=4.0, precision="fp32", batch_size=1)
+    assert found.regions == again.regions
+    assert found.regions
+    assert {r.label for r in found.regions} <= {label.name for label in model.labels}
+    assert model.labels[-1].name == "no feature"
+    assert all(r.route == () for r in found.regions)
+
+
+def test_what_is_found_does_not_depend_on_windows(model: Model, make_image: MakeImage) -> None:
+    pixels = make_image(96, 128, seed=3)
+    pixels[40:56, 60:80] = np.random.default_rng(0).integers(0, 255, (16, 20, 3))
+    low = replace(model, threshold=0.9)
+    whole = analyze(pixels, low, budget=4.0, precision="fp32")
+    again = analyze(pixels, low, budget=4.0, precision="fp32", batch_size=1)
+    assert whole.refined.all()
+    assert whole.regions == again.regions
+    assert whole.regions
+    # The noise is found, and every region names its way down to its kind.
+    y, x = np.array([r.full_centre for r in whole.regions]).T
+    assert (np.hypot(y - 48, x - 70) < 16).any()
+    assert model.tree is not None
+    for region in whole.regions:
+        assert region.route == model.tree.route(region.route[-1])
+        assert region.route[-1] in model.tree.clusters.leaves
+
+
+def test_painting_is_in_the_account(model: Model, explorer: Model, make_image: MakeImage) -> None:
+    pixels = make_image(160, 160, seed=4)
+    assert model.window_macs(2, 2) > explorer.window_macs(2, 2)
+    for budget in (0.6, 1.2):
+        found = analyze(pixels, model, budget=budget, precision="fp32")
+        assert found.cost.refine_macs > 0
+    assert analyze(pixels, model, budget=0.6, precision="fp32").cost.share <= 0.6
+
+
+def test_low_precision_runs_too(model: Model, make_image: MakeImage) -> None:
+    assert analyze(make_image(160, 160, seed=4), model, budget=2.0, precision="bf16").complete
+
+
+def test_kinds_survive_a_model_file(model: Model, make_image: MakeImage, tmp_path: Path) -> None:
+    first = load_model(model.save(tmp_path / "kinds.c2f"))
+    again = load_model(first.save(tmp_path / "again.c2f"))
+    assert first.labels == model.labels
+    assert str(first.tree) == str(model.tree)
+    assert "specialists" in str(first)
+    pixels = make_image(90, 90)
+    one, two = (analyze(pixels, m, precision="fp32") for m in (first, again))
+    assert one.regions == two.regions
+    assert model.tree is not None
+    assert model.tree.plot(tmp_path / "kinds.png").is_file()
+
+
+def test_a_known_kind_is_a_gaussian_that_leans_on_the_others() -> None:
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, 20_000)
+    x = (rng.normal(0, 1, (20_000, 2)) @ np.array([[1, 0.5], [0, 2]]) + 7 * kind[:, None]).astype(np.float32)
+    mixture = Mixture.of_kinds(x, kind, 3)
+    found = mixture.within(torch.from_numpy(x), torch.from_numpy(kind)).numpy()
+    for k in (0, 1):
+        mine = x[kind == k].astype(np.float64)
+        exact = -multivariate_normal(mine.mean(axis=0), np.cov(mine, rowvar=False)).logpdf(mine) - np.log(2 * np.pi)
+        np.testing.assert_allclose(found[kind == k], exact, atol=0.05)
+    # A kind of which nothing is known is like all of them together.
+    nowhere = mixture.within(torch.from_numpy(x[:5]), torch.full((5,), 2))
+    assert bool(torch.isfinite(nowhere).all())
+    np.testing.assert_allclose(mixture.means[2].numpy(), x.mean(axis=0), atol=1e-3)
+
+
+def test_no_colour_is_beyond_doubt(models: dict[str, Model]) -> None:
+    """What columns paint are no logits, however large."""
+    for model in models.values():
+        narrow = replace(model, mean=(0.05,) * 3, std=(0.02,) * 3)
+        assert analyze(np.full((160, 160, 3), 255, np.uint8), narrow, budget=1.0).complete

@@ -1,0 +1,451 @@
+"""Fitting end to end on a small scene, and what `fit` refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import cv2
+import dask
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+
+from coarse2fine import AnnotationError, Geometry, ImageError, Model, analyze, fit, load_model
+from coarse2fine.fitting.explorer import fit_explorer
+from coarse2fine.fitting.optimise import train
+from coarse2fine.fitting.pairs import load_pairs
+from coarse2fine.models.gate import Gate
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.tiling.opening import open_image
+
+SIDE, RADIUS = 512, 9
+# Small scenes are quick; a test of its own holds that this is told.
+pytestmark = pytest.mark.filterwarnings("ignore:hardly anything was found in what was held back:UserWarning")
+Scene = tuple[NDArray[np.uint8], dict[str, Any]]
+
+
+def feature(label: str, ring: list[list[float]]) -> dict[str, Any]:
+    geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
+    if len(ring) == 1:
+        geometry = {"type": "Point", "coordinates": ring[0]}
+    return {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": label}}}
+
+
+def collection(*features: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "FeatureCollection", "features": list(features)}
+
+
+def discs(seed: int, lake: bool = False) -> tuple[Scene, NDArray[np.float64]]:
+    """Forty bright discs on noise, with their boxes; perhaps a large dark polygon."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(60, 120, (SIDE, SIDE)).astype(np.uint8)
+    features = []
+    if lake:
+        shore = np.array([[30, 60], [330, 20], [300, 200], [380, 330], [120, 350]])
+        cv2.fillPoly(pixels, [shore.astype(np.int32)], 20)
+        features.append(feature("lake", shore.astype(float).tolist()))
+    grid = rng.permutation(100)[:40]
+    centres = np.stack([grid // 10, grid % 10], axis=1) * 49.0 + 30 + rng.uniform(-8, 8, (40, 2))
+    for y, x in centres.round().tolist():
+        cv2.circle(pixels, (int(x), int(y)), RADIUS, 230, -1)
+        y0, x0, y1, x1 = y - RADIUS, x - RADIUS, y + RADIUS + 1, x + RADIUS + 1
+        features.append(feature("disc", [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]))
+    return (pixels, collection(*features)), centres.round() + 0.5
+
+
+@pytest.fixture(scope="module")
+def small_steps() -> Iterator[None]:
+    """Smaller batches and crops than in earnest: what is tested is that fitting works, not how well."""
+    with pytest.MonkeyPatch.context() as patch:
+        # The package's `fit` is the function; its module hides behind it.
+        sizes = {"fitting.refiner": {"_CROP": 10, "_BATCH": 4}, "fitting.base": {"_BATCH": 8, "_LONGER": 1}}
+        sizes |= {"fitting.lessons": {"_CROP": 24, "_LESSONS": 60}}
+        for module, constants in sizes.items():
+            for name, value in constants.items():
+                patch.setattr(sys.modules[f"coarse2fine.{module}"], name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fitted(small_steps: None) -> Model:
+    pixels, annotations = discs(0)[0]
+    return fit([pixels], [annotations], steps=60, precision="fp32", progress=False, name="discs")
+
+
+def test_a_fitted_model_finds_discs_it_has_never_seen(fitted: Model, tmp_path: Path) -> None:
+    (pixels, _), centres = discs(1)
+    assert fitted.name == "discs"
+    assert [label.name for label in fitted.labels] == ["disc"]
+    assert fitted.channels == 1
+    told = fitted.provenance["read_as"]
+    assert (told["channels"], told["picked"], told["value_range"], told["mpp"]) == ([0], False, [0.0, 255.0], None)
+    whole = analyze(pixels, fitted, budget=1.0, precision="fp32")
+    found = np.array([r.full_centre for r in whole.regions])
+    distance = np.linalg.norm(found[:, None] - centres[None], axis=2)
+    assert (distance.min(axis=0) < RADIUS).mean() > 0.85
+    assert (distance.min(axis=1) < RADIUS).mean() > 0.7
+    sizes = np.array([r.full_box for r in whole.regions])[:, 2:] - np.array([r.full_box for r in whole.regions])[:, :2]
+    assert np.median(sizes) == pytest.approx(2 * RADIUS + 1, rel=0.35)
+    some = analyze(pixels, fitted, precision="fp32")
+    assert some.cost.cells_refined < whole.cost.cells_refined
+    assert len(some.regions) > 0.7 * len(whole.regions)
+    again = load_model(fitted.save(tmp_path / "discs.c2f"))
+    assert analyze(pixels, again, precision="fp32").regions == some.regions
+    assert json.loads(json.dumps(dict(again.provenance))) == again.provenance
+    assert again.provenance["objects"] == 40
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_luck_alone(small_steps: None) -> None:
+    pixels, annotations = discs(2)[0]
+    torch.manual_seed(7)
+    luck = torch.get_rng_state()
+    first, again = (fit([pixels], [annotations], steps=10, precision="fp32", progress=False) for _ in range(2))
+    other = fit([pixels], [annotations], steps=10, seed=1, precision="fp32", progress=False)
+    for part in ("base", "refiner"):
+        a, b, c = (getattr(m, part).state_dict() for m in (first, again, other))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+        assert not all(torch.equal(a[k], c[k]) for k in a)
+    assert (first.threshold, first.tau, first.window) == (again.threshold, again.tau, again.window)
+    assert torch.equal(torch.get_rng_state(), luck)
+
+
+def test_a_network_of_timm_can_scan(small_steps: None, tmp_path: Path) -> None:
+    pixels, annotations = discs(0)[0]
+    name = "mobilenetv3_small_050"
+    whole = timm.create_model(name)
+    weights = tmp_path / "weights.pth"
+    torch.save(whole.state_dict(), weights)
+    options: dict[str, Any] = {"base": f"timm:{name}", "steps": 10, "precision": "fp32", "progress": False}
+    luck = torch.get_rng_state()
+    tuned, random = (fit([pixels], [annotations], base_weights=w, **options) for w in (weights, "none"))
+    assert torch.equal(torch.get_rng_state(), luck)
+    assert [m.provenance["base_weights"] for m in (tuned, random)] == ["weights.pth", "none"]
+    again = fit([pixels], [annotations], base_weights="none", **options)
+    state = random.base.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.base.state_dict().items())
+    weights.unlink()
+    scene = discs(1)[0][0]
+    for model in (tuned, random):
+        assert str(model.base.spec).startswith(f"timm:{name} ")
+        some = analyze(scene, model, precision="fp32")
+        assert analyze(scene, model.save(tmp_path / "model.c2f"), precision="fp32").regions == some.regions
+        assert some.interest.max() > 2 * some.interest.min()
+
+
+def test_the_cheapest_geometry_is_found_by_measuring(small_steps: None) -> None:
+    pixels, annotations = discs(0)[0]
+    for minimise in ("macs", "seconds"):
+        model = fit(
+            [pixels],
+            [annotations],
+            geometry="search",
+            minimise=minimise,
+            steps=20,
+            precision="fp32",
+            progress=False,
+        )
+        told = model.provenance
+        assert told["minimised"] == minimise
+        assert len(told["cost_without_glances"]) >= 3
+        assert 0 < told["cost"] <= min(told["cost_without_glances"].values())
+        g = model.geometry
+        scan = f"scan 1/{g.scan_downsample}, cells of {g.cell} px, "
+        assert any(each.startswith(scan) for each in told["cost_without_glances"])
+        with analyze(pixels, model) as analysis:
+            assert analysis.regions
+
+
+def test_a_geometry_of_ones_own(small_steps: None) -> None:
+    pixels, annotations = discs(0)[0]
+    mine = Geometry(cell=16, scan_downsample=4, refine_downsample=1, fine=2)
+    model = fit([pixels], [annotations], geometry=mine, steps=60, precision="fp32", progress=False)
+    assert model.geometry == mine
+    with analyze(pixels, model) as part, analyze(pixels, model, budget=1.0) as whole:
+        assert len(part.regions) >= 0.8 * len(whole.regions) > 0
+        assert part.refined.shape == (32, 32)
+    large = Geometry(cell=32, scan_downsample=8, refine_downsample=1, fine=4)
+    model = fit([pixels], [annotations], geometry=large, minimise="seconds", steps=10, precision="fp32", progress=False)
+    assert model.geometry == large
+    for wrong, message in (
+        (Geometry(cell=16, scan_downsample=4, refine_downsample=1), r"expected cell = 8 \* refine_downsample \* fine"),
+        (Geometry(cell=64, scan_downsample=2, refine_downsample=1, fine=8), "a cell must be 1, 2, 4 or 8 pixels"),
+        ("fine", 'geometry must be a Geometry or "search"'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit([pixels], [annotations], geometry=wrong, progress=False)  # type: ignore[arg-type]
+
+
+def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Twenty bright discs in a large empty scene: the scan is nearly all that there is to pay.
+    pixels = np.random.default_rng(0).integers(60, 120, (2048, 2048)).astype(np.uint8)
+    small, annotations = discs(0)[0]
+    pixels[:SIDE, :SIDE] = small
+    model = fit([pixels], [annotations], steps=60, recall=0.9, precision="fp32", progress=False)
+    assert len(model.glances) >= 1
+    told = model.provenance
+    assert told["cost"] < min(told["cost_without_glances"].values())
+    plain = replace(model, glances=())
+    with analyze(pixels, model, audit=0) as zoomed, analyze(pixels, plain, audit=0) as looked:
+        assert zoomed.cost.scan_macs < looked.cost.scan_macs
+        assert len(zoomed.regions) >= 0.75 * len(looked.regions) > 0
+
+
+def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With so little to learn from hardly anything surely helps: what is tested is that all of it runs.
+    monkeypatch.setattr("coarse2fine.fitting.specialists.evidence.believed", lambda gains, *_: np.ones(len(gains)))
+    monkeypatch.setattr("coarse2fine.fitting.specialists.validate._LOW", (0.03,))
+    monkeypatch.setattr("coarse2fine.fitting.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
+    monkeypatch.setattr("coarse2fine.fitting.specialists.validate.Verdict.pays", lambda *_: True)
+    monkeypatch.setattr("coarse2fine.fitting.specialists.grow_tree._FEWEST", 4)
+    scenes = [discs(seed)[0] for seed in (0, 1)]
+    images, annotations = [pixels for pixels, _ in scenes], [known for _, known in scenes]
+    options: dict[str, Any] = {"specialists": "both", "steps": 30, "precision": "fp32", "progress": False}
+    model = fit(images, annotations, cache=tmp_path / "cache", **options)
+    told = model.provenance["specialists"]
+    assert told["asked"] == told["chosen"] == "both"
+    assert list(told["held_back"]) == ["both"]
+    assert len(model.specialists) == 2
+    assert model.tree is not None
+    assert model.tree.tiles
+    pixels = discs(2)[0][0]
+    plain = replace(model, tree=None, groups=None)
+    mine, bare = (analyze(pixels, each, budget=1.0, precision="fp32") for each in (model, plain))
+    assert mine.cost.refine_macs > bare.cost.refine_macs
+    saved = load_model(model.save(tmp_path / "special.c2f"))
+    assert analyze(pixels, saved, budget=1.0, precision="fp32").regions == mine.regions
+    # Nothing that is there is done again.
+    monkeypatch.setattr("coarse2fine.fitting.specialists.unsure_cells._Source.learning", None)
+    monkeypatch.setattr("coarse2fine.fitting.specialists.train_columns._train_own", None)
+    again = fit(images, annotations, cache=tmp_path / "cache", **options)
+    assert again.provenance["specialists"] == told
+    assert analyze(pixels, again, budget=1.0, precision="fp32").regions == mine.regions
+
+
+def test_specialists_that_do_not_surely_help_are_left_out(small_steps: None) -> None:
+    pixels, annotations = discs(0)[0]
+    model = fit([pixels], [annotations], specialists="auto", steps=10, precision="fp32", progress=False)
+    assert model.specialists == ()
+    assert model.provenance["specialists"]["chosen"] is None
+    with pytest.raises(ValueError, match="specialists must be None or one of heads, tree"):
+        fit([pixels], [annotations], specialists="all", progress=False)  # type: ignore[arg-type]
+
+
+def test_specialists_that_have_nothing_to_learn_from_are_left_out(
+    small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coarse2fine.fitting.specialists.unsure_cells._Source.learning", lambda _: iter(()))
+    pixels, annotations = discs(0)[0]
+    for mode in ("heads", "tree", "activity"):
+        options: dict[str, Any] = {"specialists": mode, "steps": 10, "precision": "fp32", "progress": False}
+        with pytest.warns(UserWarning, match=f"no specialists '{mode}' .*nothing for them to learn from"):
+            model = fit([pixels], [annotations], **options)
+        assert model.specialists == ()
+        assert model.provenance["specialists"]["held_back"] == {}
+
+
+def test_a_cluster_is_not_asked_where_it_may_not_see_the_folder(
+    small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coarse2fine.fitting.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
+    pixels, annotations = discs(0)[0]
+    cluster = Mock(side_effect=AssertionError("asked"))
+    with dask.config.set(scheduler=cluster), pytest.warns(UserWarning, match="no specialists 'heads' surely helped"):
+        fit([pixels], [annotations], specialists="heads", steps=10, precision="fp32", progress=False)
+    assert not cluster.called
+
+
+def test_areas_come_back_as_outlines(small_steps: None) -> None:
+    pixels, annotations = discs(3, lake=True)[0]
+    model = fit([pixels], [annotations], steps=40, precision="fp32", progress=False)
+    assert {label.name: label.kind for label in model.labels} == {"disc": "object", "lake": "area"}
+    regions = analyze(pixels, model, budget=1.0, threshold=0.5, precision="fp32").regions
+    lakes = [r for r in regions if r.label == "lake"]
+    assert lakes
+    assert all(r.outline is not None and len(r.outline) >= 4 for r in lakes)
+    largest = max(lakes, key=lambda r: (r.full_box[2] - r.full_box[0]) * (r.full_box[3] - r.full_box[1]))
+    np.testing.assert_allclose(largest.full_box, (20, 30, 350, 380), atol=60)
+    # The many cells of the lake do not outvote the discs in the default plan.
+    found = [r for r in analyze(pixels, model, threshold=0.5, precision="fp32").regions if r.label == "disc"]
+    assert len(found) >= 0.9 * sum(r.label == "disc" for r in regions) > 9
+
+
+def test_an_image_of_areas_alone_can_be_fitted(small_steps: None) -> None:
+    pixels, annotations = discs(3, lake=True)[0]
+    lake = collection(annotations["features"][0])
+    model = fit([np.repeat(pixels[..., None], 3, axis=2)], [lake], steps=10, precision="fp32", progress=False)
+    assert model.channels == 3
+    assert model.geometry.refine_downsample > 1
+
+
+def test_a_scene_of_points_can_be_fitted(small_steps: None) -> None:
+    (pixels, _), centres = discs(4)
+    points = collection(*(feature("disc", [[x, y]]) for y, x in centres.tolist()))
+    model = fit([pixels], [points], steps=10, object_size=19, precision="fp32", progress=False)
+    assert model.provenance["median_size"] == 19
+
+
+def test_what_fit_guesses_leaves_out_and_cannot_hold_back_is_told(small_steps: None) -> None:
+    pixels, annotations = discs(0)[0]
+    large = feature("disc", [[100, 100], [300, 100], [300, 300], [100, 300]])
+    options: dict[str, Any] = {"steps": 10, "specialists": None, "precision": "fp32", "progress": False}
+    with pytest.warns(UserWarning, match=r"parts of 512 px\): thresholds are set on what the nets were trained on"):
+        model = fit([pixels], [annotations], **options)
+    assert model.provenance["calibrated_on_training"]
+    with pytest.warns(UserWarning, match=r"1 of 41 disc \(1 too large\)"):
+        model = fit([np.tile(pixels, (1, 2))], [collection(*annotations["features"], large)], **options)
+    assert model.provenance["left_out"] == {"disc": [1, 0]}
+    points = collection(*(feature("disc", [[40.0 * i, 40.0 * j]]) for i in range(1, 12) for j in range(1, 12)))
+    with pytest.warns(UserWarning, match="took 40 px .*nearest neighbour closer.*object_size"):
+        model = fit([pixels], [points], **options)
+    assert model.provenance["point_size"] == pytest.approx(40)
+    few_small = collection(*(feature("speck", [[9, i], [16, i], [16, i + 7], [9, i + 7]]) for i in range(0, 100, 10)))
+    few_small["features"] += [
+        feature("barn", [[20, 20], [20 + s, 20], [20 + s, 20 + s], [20, 20 + s]]) for s in range(200, 290)
+    ]
+    with pytest.raises(AnnotationError, match=r"10 of 10 speck \(10 too small\)"):
+        fit([pixels], [few_small], **options)
+
+
+def test_a_scene_where_nothing_is_learned_still_gives_a_model(small_steps: None) -> None:
+    rng = np.random.default_rng(0)
+    blank = rng.integers(0, 255, (200, 200)).astype(np.uint8)
+    model = fit(
+        [blank],
+        [collection(feature("ghost", [[50, 50], [60, 50], [60, 60], [50, 60]]))],
+        steps=10,
+        precision="fp32",
+        progress=False,
+    )
+    analysis = analyze(blank, model, precision="fp32")
+    assert np.isfinite(analysis.interest).all()
+
+
+def write(folder: Path, name: str, shape: tuple[int, int], label: str) -> Path:
+    cv2.imwrite(str(folder / f"{name}.png"), np.zeros(shape, np.uint8))
+    (folder / f"{name}.geojson").write_text(json.dumps(collection(feature(label, [[10, 10]]))))
+    return folder / f"{name}.png"
+
+
+def test_images_and_annotations_are_paired(tmp_path: Path) -> None:
+    second, first = write(tmp_path, "b", (50, 60), "b"), write(tmp_path, "a", (70, 80), "a")
+    texts = [p.with_suffix(".geojson") for p in (second, first)]
+    dicts = [json.loads(p.read_text()) for p in texts]
+    ways: list[tuple[Any, Any]] = [
+        (tmp_path, tmp_path),
+        (str(tmp_path / "*.png"), str(tmp_path / "*.geojson")),
+        ([second, first], texts),
+        ([first, second], texts),
+        ([str(second), str(first)], dicts),
+        ([cv2.imread(str(p)) for p in (second, first)], dicts),
+        ([open_image(second), first], dicts),
+        ([open_image(second), first], texts),
+    ]
+    together = tmp_path / "coco.json"
+    boxes = [{"image_id": i, "category_id": i, "bbox": [5, 5, 10, 10]} for i in range(2)]
+    named = [{"id": i, "file_name": f"{name}.png"} for i, name in enumerate("ab")]
+    kinds = [{"id": i, "name": name} for i, name in enumerate("ab")]
+    together.write_text(json.dumps({"images": named, "annotations": boxes, "categories": kinds}))
+    ways += [(str(tmp_path / "*.png"), str(together)), ([second, first], [together])]
+    for images, known in ways:
+        pairs = load_pairs(images, known)
+        assert {(image.height, a.labels) for image, a in pairs} == {(50, ("b",)), (70, ("a",))}
+
+
+def test_annotations_that_are_left_out_are_warned_of(tmp_path: Path) -> None:
+    path = write(tmp_path, "a", (50, 60), "a")
+    payload = collection(feature("a", [[10, 10]]), {**feature("a", [[1, 1]]), "geometry": None})
+    with pytest.warns(UserWarning, match="left out 1 of 2, feature 2: has no geometry"):
+        ((_, found),) = load_pairs(path, payload)
+    assert len(found.objects) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recall": 0.0}, "recall must lie between 0 and 1"),
+        ({"recall": 1.0}, "recall must lie between 0 and 1"),
+        ({"recall": float("nan")}, "recall must lie between 0 and 1"),
+        ({"steps": 9}, "steps must be a whole number, at least 10"),
+        ({"steps": 50.5}, "steps must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more; got -1"),
+        ({"object_size": -5.0}, "object_size must be a positive number"),
+        ({"object_size": float("nan")}, "object_size must be a positive number"),
+        ({"precision": "fp8"}, "precision must be"),
+        ({"base": "resnet18"}, "expected a base such as 'timm:mobilenetv2_100'"),
+        ({"base": "timm:resnt18", "base_weights": "none"}, "it knows .*resnet18"),
+        ({"base_weights": "none"}, "base_weights are weights of a base"),
+    ],
+)
+def test_parameters_out_of_range(options: dict[str, Any], message: str) -> None:
+    pixels, annotations = discs(0)[0]
+    with pytest.raises(ValueError, match=message):
+        fit([pixels], [annotations], progress=False, **options)
+
+
+def test_what_cannot_be_learned_from_is_refused(small_steps: None, tmp_path: Path) -> None:
+    pixels, annotations = discs(0)[0]
+    region = collection(feature("Region*", [[0, 0], [90, 0], [90, 90]]))
+    with pytest.raises(AnnotationError, match="no object of any class"):
+        fit([pixels], [region], progress=False)
+    nowhere = feature("Region*", [[1, 1], [2, 1], [2, 2]])
+    with pytest.raises(AnnotationError, match="outside the Region"):
+        fit([pixels], [collection(*annotations["features"], nowhere)], progress=False)
+    everywhere = feature("Ignore*", [[0, 0], [SIDE, 0], [SIDE, SIDE], [0, SIDE]])
+    with pytest.raises(AnnotationError, match="in Ignore"):
+        fit(pixels, collection(*annotations["features"], everywhere), progress=False)
+    with pytest.raises(AnnotationError, match=r"1 of 1 disc \(1 too large\).* to 4,640 px"):
+        fit(pixels, collection(feature("disc", [[9, 9]])), object_size=1e6, progress=False)
+    huge = Geometry(cell=128, scan_downsample=16, refine_downsample=1, fine=16)
+    small = collection(feature("disc", [[20, 20], [40, 20], [40, 40], [20, 40]]))
+    with pytest.raises(AnnotationError, match="no cell of 128 px lies wholly"):
+        fit(pixels[:100, :100], small, geometry=huge, steps=10, progress=False)
+    with pytest.raises(AnnotationError, match="one annotation for each image, got 1 for 2"):
+        fit([pixels, pixels], [annotations], progress=False)
+    with pytest.raises(AnnotationError, match="outside the image"):
+        fit([pixels[:100, :100]], [annotations], progress=False)
+    with pytest.raises((AnnotationError, FileNotFoundError), match="nothing"):
+        fit(tmp_path / "nothing.png", tmp_path / "nothing.geojson", progress=False)
+    path = write(tmp_path, "a", (70, 80), "a")
+    path.write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"a\.png"):
+        fit(path, path.with_suffix(".geojson"), progress=False)
+
+
+def test_an_explorer_is_fitted_and_explores() -> None:
+    images = [open_image(discs(seed)[0][0]) for seed in (0, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.fitting.explorer._BATCH", 4)
+        model = fit_explorer(images, steps=10, precision="fp32", progress=False)
+    assert model.task == "explore"
+    assert model.base is model.refiner
+    assert np.isfinite(model.provenance["loss"])
+    assert analyze(discs(2)[0][0], model, precision="fp32").complete
+
+
+def test_threads_do_not_change_what_training_sees() -> None:
+    def weights() -> torch.Tensor:
+        torch.manual_seed(0)
+        net = torch.nn.Conv2d(1, 1, 3)
+
+        def make(rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+            x = torch.from_numpy(rng.normal(0, 1, (2, 1, 6, 6)).astype(np.float32))
+            return x, 2 * x[..., 1:-1, 1:-1]
+
+        error = train(
+            net, make, torch.nn.functional.mse_loss, Runtime.choose("cpu", "fp32"), steps=150, seed=0, rate=0.1
+        )
+        assert error < 0.1
+        assert not net.training
+        return net.weight.detach()
+
+    first = weights()
+    torch.testing.assert_close(weights(), first, rtol=0, atol=0)
+    assert float(first[0, 0, 1, 1]) == pytest.approx(2, abs=0.2)

@@ -1,0 +1,1 @@
+"""Conversion to OME-Zarr, which can be interrupted."""

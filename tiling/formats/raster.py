@@ -1,0 +1,263 @@
+"""Formats that are decoded whole: arrays in memory, and PNG, JPEG, WebP, BMP and JPEG 2000 files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+from ..geometry import PixelSize, ceil_div, ignored_dots, printer_dots
+from ..limits import UNIT_BYTES, check_unit
+from ..orientation import upright
+from ..quiet import quiet
+from ..samples import Alpha, check_samples, check_size
+from ..source import Source
+from ..stats import ReadStats
+from ..storage.byte_files import ByteFile, LocalFile
+from .bmp import decode_bmp
+from .decoded_cache import CacheEntry
+from .raster_header import RasterHeader, read_header
+
+CACHED_BYTES = 256 * 2**20
+"""Decoded pixels that take more are kept on disk, not in memory."""
+
+MEMORY_CHUNK = 512
+"""Arrays have no chunks; reads are ordered as if they had these."""
+
+_HEAD_BYTES = (2**16, 2**20, 2**26)
+"""So much of a file is read for its header, as far as that reaches."""
+
+_PIECE_BYTES = 2**30
+_HARMLESS = 2**28
+_DENSE = {"jpeg": 1032, "bmp": 1032, "jpeg2000": 1032}
+"""Bytes that a byte of these formats can become; beyond so many harmless ones, more is a lie. Of PNG the header's
+reader knows it, and WebP is never large."""
+
+_SCREEN = 100
+"""Dots per inch of a screen, at most."""
+
+_MOST_SAMPLES, _INKS = 4, 4
+_STRIP_PIXELS = 2**20
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"BM", "bmp"),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "jpeg2000"),
+    (b"\xff\x4f\xff\x51", "jpeg2000"),
+)
+
+
+def array_source(array: NDArray[Any], format: str = "array") -> Source:  # noqa: A002
+    """Wrap pixels in memory.
+
+    Parameters
+    ----------
+    array : (h, w) or (h, w, c) array
+        Boolean, integer or real. Four channels are red, green, blue and opacity.
+    format : str
+        What to call the format; decoded files may have two channels, grey and opacity.
+
+    Raises
+    ------
+    ImageError
+        If the array is empty, or its axes or samples cannot be an image.
+    """
+    what = format
+    if array.ndim not in (2, 3):
+        raise ImageError(
+            f"{what}: expected an array (height, width) or (height, width, channels), got shape {array.shape}"
+        )
+    if array.ndim == 3 and array.shape[2] > 4 and array.shape[0] <= 4:
+        raise ImageError(f"{what}: expected channels last, got shape {array.shape}; use numpy.moveaxis(array, 0, -1)")
+    if array.size == 0:
+        raise ImageError(f"{what}: the array is empty (shape {array.shape}); pass one with pixels")
+    check_samples(what, array.dtype)
+    samples = array.shape[2] if array.ndim == 3 else 1
+    opacity = samples == 4 or (samples == 2 and format != "array")
+    alpha: Alpha = "straight" if opacity else "none"
+    height, width = array.shape[:2]
+    axes = "yxc" if array.ndim == 3 else "yx"
+    return Source(
+        arrays=(array,),
+        chunks=((min(MEMORY_CHUNK, height), min(MEMORY_CHUNK, width)),),
+        axes=axes,
+        format=format,
+        alpha=alpha,
+        in_memory=True,
+    )
+
+
+def kind_of(head: bytes) -> str | None:
+    """Format of a file by its first bytes; None when it is none of these."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+
+
+def open_raster_file(path: Path, kind: str, stats: ReadStats, given: tuple[float, float] | None = None) -> Source:
+    """Open a file of format `kind`: from the cache on disk if it was decoded before, else by decoding it whole.
+
+    It is decoded once its header has been read and what that promises is known to fit. Pixels that take more than
+    `CACHED_BYTES` when decoded go to the cache, and memory is given back.
+
+    Parameters
+    ----------
+    path : Path
+    kind : str
+        As `kind_of` gives it.
+    stats : ReadStats
+        Told of reads.
+    given : (float, float), optional
+        Values that map to 0 and 255.
+
+    Raises
+    ------
+    ImageError
+        See `open_raster`.
+    OSError
+        If the file cannot be read. A cache that cannot be used is no error, but a note of the source.
+    """
+    entry = CacheEntry.of(path, given)
+    kept = entry.open(stats)
+    if kept is not None:
+        return kept
+    with contextlib.closing(LocalFile(path, stats)) as file:
+        _check_promise(_first_header(file, kind, str(path)), file.size, kind, str(path))
+        data = _whole(file)
+    decoded = dataclasses.replace(open_raster(data, kind, str(path)), given=given)
+    array = decoded.arrays[0]
+    large = math.prod(array.shape) * array.dtype.itemsize > CACHED_BYTES
+    return entry.keep(decoded, stats) if large else decoded
+
+
+def open_raster(data: bytes, kind: str, label: str) -> Source:
+    """Decode a file of format `kind` whole.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    kind : str
+        As `kind_of` gives it.
+    label : str
+        Path or address, for messages.
+
+    Raises
+    ------
+    ImageError
+        If it is damaged, cut off, too large, or not decodable.
+    """
+    try:
+        header = read_header(data, kind)
+    except ValueError as error:
+        raise _header_error(label, kind, error) from error
+    _check_promise(header, len(data), kind, label)
+    if not header.complete:
+        raise ImageError(f"{label}: the {kind} file is cut off or damaged; copy or export it again")
+    try:
+        with quiet():
+            stored = _DECODERS[kind](data)
+    except MemoryError:
+        raise
+    except Exception as error:  # each decoder has errors of its own
+        raise ImageError(
+            f"{label}: the {kind} data is damaged or of an unknown kind ({type(error).__name__}: {error}); "
+            "export it again, or convert it to tiled TIFF"
+        ) from error
+    if stored.shape[:2] != (header.height, header.width):
+        raise ImageError(
+            f"{label}: the header says {header.height} x {header.width} pixels, but {stored.shape[0]} x "
+            f"{stored.shape[1]} were decoded; export it again"
+        )
+    source = array_source(upright(stored, header.orientation), format=kind)
+    size, notes = _upright_size(header)
+    # The range is a picture's, whichever of its colours are read.
+    return dataclasses.replace(source, fixed=source.scale, pixel_size=size, notes=source.notes + notes)
+
+
+def _first_header(file: ByteFile, kind: str, label: str) -> RasterHeader:
+    """The header by as little of the file as holds it."""
+    reason: ValueError | None = None
+    for count in _HEAD_BYTES:
+        try:
+            return read_header(file.read_at(0, min(count, file.size)), kind)
+        except ValueError as error:
+            reason = error
+        if count >= file.size:
+            break
+    raise _header_error(label, kind, reason)
+
+
+def _header_error(label: str, kind: str, reason: ValueError | None) -> ImageError:
+    return ImageError(f"{label}: its {kind} header is damaged ({reason}); copy or export it again")
+
+
+def _whole(file: ByteFile) -> bytes:
+    """All bytes of a file; systems read less than 2 GiB at once."""
+    pieces = [file.read_at(begin, min(_PIECE_BYTES, file.size - begin)) for begin in range(0, file.size, _PIECE_BYTES)]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _check_promise(header: RasterHeader, size: int, kind: str, label: str) -> None:
+    """Refuse a picture that takes too much memory, or more than a file of so many bytes can be about."""
+    check_size(label, header.height, header.width, (header.height, header.width))
+    what = f"{label}: a {kind} picture of {header.height} x {header.width} pixels and {header.samples} samples"
+    if kind == "jpeg2000" and header.samples > _MOST_SAMPLES:
+        raise ImageError(f"{what} each is no colour, expected at most {_MOST_SAMPLES}; convert it to tiled TIFF")
+    decoded = header.decoded_bytes
+    if kind in _DENSE and decoded > max(_HARMLESS, _DENSE[kind] * size):
+        raise ImageError(
+            f"{what} takes {decoded:,} bytes, which a file of {size:,} bytes cannot hold; "
+            "the header is damaged, copy or export it again"
+        )
+    check_unit(decoded + header.scratch, what)
+    if size > UNIT_BYTES + 4 * decoded:
+        raise ImageError(
+            f"{what} takes {decoded:,} bytes, but the file has {size:,}; it is damaged, copy or export it again"
+        )
+
+
+def _upright_size(header: RasterHeader) -> tuple[PixelSize | None, tuple[str, ...]]:
+    """Size of a pixel as it is seen, unless it is a screen's or a printer's; a note on a printer's."""
+    size = header.pixel_size
+    if size is None:
+        return None, ()
+    if (dots := printer_dots(size)) is not None:
+        # Nearly every picture has that of a screen: to say so of each would hide what matters.
+        return None, (ignored_dots(dots),) if dots > _SCREEN else ()
+    return PixelSize(size.x, size.y, size.unit) if header.orientation >= 5 else size, ()
+
+
+def _jpeg(data: bytes) -> NDArray[Any]:
+    """Decode a JPEG to grey or RGB; of four inks, inverted as Adobe stores them, to RGB."""
+    if read_header(data, "jpeg").samples != _INKS:
+        return np.asarray(imagecodecs.jpeg8_decode(data))
+    inks = np.asarray(imagecodecs.jpeg8_decode(data, outcolorspace="CMYK"))
+    colours = np.empty((*inks.shape[:2], 3), dtype=np.uint8)
+    for into, strip in zip(_strips(colours), _strips(inks), strict=True):
+        into[:] = strip[..., :3].astype(np.uint16) * strip[..., 3:] // 255
+    return colours
+
+
+def _strips(pixels: NDArray[Any]) -> list[NDArray[Any]]:
+    """Rows cut to parts for which intermediates may be large."""
+    return np.array_split(pixels, ceil_div(pixels.shape[0] * pixels.shape[1], _STRIP_PIXELS))
+
+
+_DECODERS: dict[str, Callable[[bytes], NDArray[Any]]] = {
+    "png": imagecodecs.png_decode,
+    "jpeg": _jpeg,
+    "webp": imagecodecs.webp_decode,
+    "bmp": decode_bmp,
+    "jpeg2000": imagecodecs.jpeg2k_decode,
+}
+"""None of these writes to the terminal, whatever is damaged; OpenCV's would."""

@@ -1,0 +1,61 @@
+"""What a TIFF says of the values of its samples."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from ..value_range import stated_range
+
+_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
+_LIMITS = ((281, 280), (341, 340))
+"""Tags of the highest and the lowest value: of whole samples, and of samples of any type."""
+
+
+def stated_by(tiff: Any, page: Any, nodata: float | None) -> tuple[tuple[float, float], ...]:
+    """The range that the tags or the OME-XML state: one for all samples, or none.
+
+    Parameters
+    ----------
+    tiff : tifffile.TiffFile
+    page : tifffile.TiffPage
+    nodata : float or None
+        Value of pixels that were not measured: limits that hold it are no range.
+    """
+    dtype = np.dtype(page.dtype)
+    bits = page.bitspersample
+    if isinstance(bits, int) and dtype.kind == "u" and bits < 8 * dtype.itemsize:
+        return ((0.0, 2.0**bits - 1),)
+    if dtype.kind == "b" or dtype.itemsize == 1:
+        return ()
+    bits = _significant_bits(tiff.ome_metadata or "", page) if tiff.is_ome and dtype.kind in "ui" else None
+    limits = [] if bits is None else [(0.0, 2.0**bits - 1)]
+    for highest, lowest in _LIMITS:
+        high, low = _limit(page, highest, np.max), _limit(page, lowest, np.min)
+        if high is not None and (low is not None or dtype.kind == "u"):
+            limits.append((0.0 if low is None else low, high))
+    for low, high in limits:
+        found = stated_range(low, high, dtype)
+        if found is not None and (nodata is None or not low <= nodata <= high):
+            return (found,)
+    return ()
+
+
+def _limit(page: Any, tag: int, most: Any) -> float | None:
+    """The value of a tag that has one for each sample; None where it has none, or no numbers."""
+    value = page.tags.valueof(tag, default=None)
+    try:
+        return None if value is None else float(most(np.asarray(value, np.float64)))
+    except (TypeError, ValueError):
+        return None
+
+
+def _significant_bits(xml: str, page: Any) -> int | None:
+    """SignificantBits in OME-XML of the image that has a page's size, else of the first."""
+    images = _PIXELS.findall(xml)
+    size = (("SizeY", page.imagelength), ("SizeX", page.imagewidth))
+    same = [i for i in images if all(re.search(rf"""\b{name}\s*=\s*["']{value}["']""", i) for name, value in size)]
+    found = re.search(r"""\bSignificantBits\s*=\s*["'](\d{1,2})["']""", (same or images or [""])[0])
+    return int(found[1]) if found else None

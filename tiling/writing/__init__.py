@@ -1,0 +1,1 @@
+"""What is written: pyramids, shards, whole files or none."""
