@@ -1,21 +1,26 @@
 """Look at a gigapixel image cheaply everywhere, and closely only where it matters."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import coarse2fine._environment  # noqa: F401 (before OpenCV and torch)
 from coarse2fine._version import __version__
-from coarse2fine.annotations.read import AnnotationError
-from coarse2fine.audit.result import Audit
-from coarse2fine.batch import Batch, analyze_folder
-from coarse2fine.engine import analyze
-from coarse2fine.fitting.fit import fit
-from coarse2fine.model import Geometry, Model, load_model
-from coarse2fine.models.errors import ModelError
-from coarse2fine.region import Region
-from coarse2fine.results.analysis import Analysis
-from coarse2fine.results.cost import Cost
-from coarse2fine.tiling.conversion.convert import convert
-from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.image import Image
-from coarse2fine.tiling.opening import open_image
+
+if TYPE_CHECKING:
+    from coarse2fine.annotations.read import AnnotationError
+    from coarse2fine.audit.result import Audit
+    from coarse2fine.batch import Batch, analyze_folder
+    from coarse2fine.engine import analyze
+    from coarse2fine.fitting.fit import fit
+    from coarse2fine.model import Geometry, Model, load_model
+    from coarse2fine.models.errors import ModelError
+    from coarse2fine.region import Region
+    from coarse2fine.results.analysis import Analysis
+    from coarse2fine.results.cost import Cost
+    from coarse2fine.tiling.conversion.convert import convert
+    from coarse2fine.tiling.errors import ImageError
+    from coarse2fine.tiling.image import Image
+    from coarse2fine.tiling.opening import open_image
 
 __all__ = [
     "Analysis",
@@ -37,3 +42,36 @@ __all__ = [
     "load_model",
     "open_image",
 ]
+
+# Each is imported when it is first asked for, so that `import coarse2fine` and the command's help take no time.
+_HOMES = {
+    "Analysis": "coarse2fine.results.analysis",
+    "AnnotationError": "coarse2fine.annotations.read",
+    "Audit": "coarse2fine.audit.result",
+    "Batch": "coarse2fine.batch",
+    "Cost": "coarse2fine.results.cost",
+    "Geometry": "coarse2fine.model",
+    "Image": "coarse2fine.tiling.image",
+    "ImageError": "coarse2fine.tiling.errors",
+    "Model": "coarse2fine.model",
+    "ModelError": "coarse2fine.models.errors",
+    "Region": "coarse2fine.region",
+    "analyze": "coarse2fine.engine",
+    "analyze_folder": "coarse2fine.batch",
+    "convert": "coarse2fine.tiling.conversion.convert",
+    "fit": "coarse2fine.fitting.fit",
+    "load_model": "coarse2fine.model",
+    "open_image": "coarse2fine.tiling.opening",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

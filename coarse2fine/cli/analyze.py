@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from coarse2fine.batch.estimate import estimate
-from coarse2fine.batch.inputs import Item, find_items, is_one_image, with_masks
-from coarse2fine.batch.job import Opening
-from coarse2fine.batch.run import Crew, run_batch
-from coarse2fine.batch.single import analyze_single
 from coarse2fine.cli.options import add_common, add_opening, check_place
-from coarse2fine.config import Config
 from coarse2fine.terminal import say, say_lines
+
+if TYPE_CHECKING:
+    from coarse2fine.batch.inputs import Item
+    from coarse2fine.batch.job import Opening
+    from coarse2fine.config import Config
 
 _EPILOG = """\
 An image is analysed in this process, a batch by one process a core or by the workers of a Dask scheduler. What is done
@@ -77,6 +77,11 @@ def _add_batch(group: argparse._ArgumentGroup) -> None:
 
 def analyze_command(parsed: argparse.Namespace) -> int:
     """Run the command."""
+    from coarse2fine.batch.estimate import estimate
+    from coarse2fine.batch.inputs import find_items, is_one_image, with_masks
+    from coarse2fine.batch.job import Opening
+    from coarse2fine.batch.run import Crew, run_batch
+
     config, crew = (
         _config(parsed),
         Crew(parsed.workers, parsed.scheduler, parsed.shard, parsed.split, parsed.time_limit),
@@ -113,6 +118,8 @@ def analyze_command(parsed: argparse.Namespace) -> int:
 
 
 def _analyze_single(parsed: argparse.Namespace, item: Item, config: Config, opening: Opening) -> int:
+    from coarse2fine.batch.single import analyze_single
+
     analysis = analyze_single(
         item,
         parsed.output,
@@ -133,6 +140,8 @@ def _analyze_single(parsed: argparse.Namespace, item: Item, config: Config, open
 
 
 def _config(parsed: argparse.Namespace) -> Config:
+    from coarse2fine.config import Config
+
     return Config(
         budget=parsed.budget,
         cells=parsed.cells,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shutil
@@ -45,12 +44,7 @@ _EXTRAS = {
 _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "COARSE2FINE_CACHE")
 
 
-def add_doctor(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments: none."""
-    parser.set_defaults(run=doctor_command)
-
-
-def doctor_command(_: argparse.Namespace) -> int:
+def doctor_command() -> int:
     """Print what there is, and test it on a small image."""
     say(f"coarse2fine {__version__}, Python {platform.python_version()}, {platform.platform()}")
     say(f"packages   {', '.join(f'{name} {found}' for name in _PACKAGES if (found := _version(name)))}")

@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 
 from coarse2fine.cli.options import add_common, add_reading, check_writable
-from coarse2fine.fitting.fit import fit
-from coarse2fine.fitting.specialists.add import MODES
 from coarse2fine.terminal import say, say_lines
 
+SPECIALISTS = ("heads", "tree", "activity", "both", "auto", "none")
+"""What ``--specialists`` takes."""
 
-def _add_fit(parser: argparse.ArgumentParser) -> None:
+
+def add_fit(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("images", help="an image, a folder or a glob (in quotes)")
     parser.add_argument(
         "annotations", help="of the same names, or one file for all: a file, a folder or a glob (in quotes)"
@@ -29,7 +31,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minimise", choices=("macs", "seconds"), default="macs", help="what is cheap (default: macs)")
     parser.add_argument(
         "--specialists",
-        choices=(*MODES, "none"),
+        choices=SPECIALISTS,
         default="auto",
         help="small nets for kinds of cells (default: auto, those that surely help)",
     )
@@ -41,6 +43,8 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 
 
 def _fit(parsed: argparse.Namespace) -> None:
+    from coarse2fine.fitting.fit import fit
+
     if not parsed.output.parent.is_dir():
         raise FileNotFoundError(f"the folder of {parsed.output} does not exist; make it first")
     if parsed.output.is_dir():

@@ -1,4 +1,4 @@
-"""``coarse2fine convert`` and ``coarse2fine info``."""
+"""``coarse2fine convert``, ``coarse2fine info`` and ``coarse2fine models``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import argparse
 from pathlib import Path
 
 from coarse2fine.cli.options import add_opening, check_place
-from coarse2fine.progress import Progress
-from coarse2fine.terminal import say
-from coarse2fine.tiling.conversion.convert import convert
-from coarse2fine.tiling.opening import open_image
+from coarse2fine.terminal import say, say_lines
 
 
-def _add_convert(parser: argparse.ArgumentParser) -> None:
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("image", help="a file, a Zarr folder or an address")
     add_opening(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write, such as scene.zarr")
@@ -21,7 +19,22 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_convert)
 
 
+def add_info(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("image", help="a file, a Zarr folder or an address")
+    parser.set_defaults(run=_info)
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments: none."""
+    parser.set_defaults(run=_models)
+
+
 def _convert(parsed: argparse.Namespace) -> None:
+    from coarse2fine.progress import Progress
+    from coarse2fine.tiling.conversion.convert import convert
+    from coarse2fine.tiling.opening import open_image
+
     check_place(parsed.output)
     try:
         with Progress(not parsed.quiet) as steps:
@@ -40,6 +53,8 @@ def _convert(parsed: argparse.Namespace) -> None:
 
 
 def _info(parsed: argparse.Namespace) -> None:
+    from coarse2fine.tiling.opening import open_image
+
     with open_image(parsed.image) as image:
         say(f"{image.name}: {image.format}, {image.width:,} x {image.height:,} px, {image.channels} channel(s)")
         scale = "unknown" if image.mpp is None else f"{image.mpp[0]:g} x {image.mpp[1]:g} (y, x)"
@@ -53,3 +68,11 @@ def _info(parsed: argparse.Namespace) -> None:
             say(f"world: {image.geo.crs or 'no EPSG code'}, {image.geo.unit or 'no unit'}, {image.geo.transform}")
         for note in image.notes:
             say(f"note: {note}")
+
+
+def _models(_: argparse.Namespace) -> None:
+    from coarse2fine.bundle import embedded_names
+    from coarse2fine.model import load_model
+
+    for name in embedded_names():
+        say_lines(load_model(name))

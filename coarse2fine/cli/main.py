@@ -9,19 +9,16 @@ import warnings
 from collections.abc import Sequence
 
 from coarse2fine._version import __version__
-from coarse2fine.annotations.read import AnnotationError
-from coarse2fine.bundle import embedded_names
 from coarse2fine.cli.analyze import add_analyze
-from coarse2fine.cli.doctor import add_doctor
-from coarse2fine.cli.fit import _add_fit
-from coarse2fine.cli.images import _add_convert, _info
+from coarse2fine.cli.benchmark import add_benchmark
+from coarse2fine.cli.fit import add_fit
+from coarse2fine.cli.images import add_convert, add_info, add_models
 from coarse2fine.cli.results import add_coco, add_report, add_tiles, add_view
-from coarse2fine.model import load_model
-from coarse2fine.models.errors import ModelError
-from coarse2fine.terminal import printable, say, say_lines
-from coarse2fine.tiling.errors import ImageError, MissingExtraError
+from coarse2fine.terminal import printable, say
+from coarse2fine.tiling.errors import MissingExtraError
 
-_EXPECTED = (ImageError, ModelError, AnnotationError, MissingExtraError, OSError, ValueError)
+# ImageError, ModelError and AnnotationError are ValueErrors.
+_EXPECTED = (MissingExtraError, OSError, ValueError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,11 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"coarse2fine: {printable(message)}\n"
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if given[:1] == ["benchmark"]:
-        # Benchmarks load much that nothing else needs, some of it in extras.
-        from coarse2fine.cli.benchmark import main as benchmark  # noqa: PLC0415
-
-        return benchmark(given[1:])
     parsed = _parser().parse_args(given)
     try:
         return parsed.run(parsed) or 0
@@ -71,21 +63,20 @@ def _parser() -> argparse.ArgumentParser:
     add_view(commands.add_parser("view", help="show a result in the browser, down to full resolution"))
     add_tiles(commands.add_parser("tiles", help="write the interesting tiles as HDF5, for CLAM, TRIDENT and others"))
     add_coco(commands.add_parser("coco", help="write what was found as one COCO JSON file, of a batch too"))
-    _add_fit(commands.add_parser("fit", aliases=["train"], help="fit a model to annotated scenes"))
-    _add_convert(commands.add_parser("convert", help="convert an image to an OME-Zarr pyramid"))
-    info = commands.add_parser("info", help="what an image file holds")
-    info.add_argument("image", help="a file, a Zarr folder or an address")
-    info.set_defaults(run=_info)
-    models = commands.add_parser("models", help="the models that come with the package")
-    models.set_defaults(run=_models)
-    commands.add_parser("benchmark", add_help=False, help="measure what is saved and missed, reading, batches and more")
-    add_doctor(commands.add_parser("doctor", help="versions, devices, codecs and a self-test: what a bug report needs"))
+    add_fit(commands.add_parser("fit", aliases=["train"], help="fit a model to annotated scenes"))
+    add_convert(commands.add_parser("convert", help="convert an image to an OME-Zarr pyramid"))
+    add_info(commands.add_parser("info", help="what an image file holds"))
+    add_models(commands.add_parser("models", help="the models that come with the package"))
+    add_benchmark(commands.add_parser("benchmark", help="measure what is saved and missed on your own scenes"))
+    doctor = commands.add_parser("doctor", help="versions, devices, codecs and a self-test: what a bug report needs")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
-def _models(_: argparse.Namespace) -> None:
-    for name in embedded_names():
-        say_lines(load_model(name))
+def _doctor(_: argparse.Namespace) -> int:
+    from coarse2fine.cli.doctor import doctor_command
+
+    return doctor_command()
 
 
 if __name__ == "__main__":

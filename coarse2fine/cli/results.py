@@ -6,10 +6,6 @@ import argparse
 from pathlib import Path
 
 from coarse2fine.cli.options import check_writable
-from coarse2fine.report.batch_page import write_folder_report
-from coarse2fine.report.viewer import serve
-from coarse2fine.results.analysis import Analysis
-from coarse2fine.results.coco import result_folders, write_results_coco
 from coarse2fine.terminal import say
 
 
@@ -50,19 +46,27 @@ def add_coco(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> None:
+    from coarse2fine.report.batch_page import write_folder_report
+
     if parsed.result.is_dir():
         check_writable(parsed.result)
     say(f"written {write_folder_report(parsed.result, parsed.image)}")
 
 
 def _view(parsed: argparse.Namespace) -> None:
+    from coarse2fine.report.viewer import serve
+
     serve(parsed.result, image=parsed.image, host=parsed.host, port=parsed.port, open_browser=not parsed.no_browser)
 
 
 def _tiles(parsed: argparse.Namespace) -> None:
+    from coarse2fine.results.analysis import Analysis
+
     with Analysis.load(parsed.result, parsed.image) as analysis:
         say(f"written {analysis.to_h5(parsed.output, parsed.model, tile=parsed.tile)}")
 
 
 def _coco(parsed: argparse.Namespace) -> None:
+    from coarse2fine.results.coco import result_folders, write_results_coco
+
     say(f"written {write_results_coco(parsed.output, result_folders(parsed.result))}")

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from benchmarks import command as benchmark
 from benchmarks.report import Section
 from benchmarks.specialists import costs
 from benchmarks.specialists import nets as specialists_nets
@@ -27,7 +28,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from coarse2fine.cli import benchmark
 from coarse2fine.fitting.specialists.grow_tree import grow
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
 from coarse2fine.models.gate import Gate
