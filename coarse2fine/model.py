@@ -23,7 +23,6 @@ from coarse2fine.models.feature_maps import Twins
 from coarse2fine.models.firing import Firing
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
-from coarse2fine.steps.plan import dense_plan
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.writing.atomic import replace_file
 
@@ -248,10 +247,6 @@ class Model:
         # Windows are chosen where there is something to be unsure of; all cells are painted.
         times = _SET_ASIDE if self.painter is None else 1
         return times * each.macs_per_cell * self.geometry.fine**2
-
-    def exhaustive_macs(self, cell_shape: tuple[int, int]) -> int:
-        """Multiply-adds of the exhaustive pass of an image of so many cells: the refine net alone, halos included."""
-        return dense_plan(cell_shape).macs(self.refiner_macs)
 
     def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
         """Cells of an image of `full_shape` pixels (height, width); those at the far edges may reach beyond it."""

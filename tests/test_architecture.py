@@ -14,12 +14,35 @@ import pytest
 import coarse2fine
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = sorted(p for p in (ROOT / "coarse2fine").rglob("*.py") if not {"tiling", "models"} & set(p.parts[-2:-1]))
-PARTS = [sorted((ROOT / part).glob("*.py")) for part in ("tiling", "models", "scripts")]
-FILES = [path for part in (CORE, *PARTS) for path in part]
+PARTS = ("tiling", "models")
+CORE = sorted(p for p in (ROOT / "coarse2fine").rglob("*.py") if not set(PARTS) & set(p.relative_to(ROOT).parts))
+INNER = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+FILES = [*CORE, *INNER, *SCRIPTS]
 PIXELS = {"numpy", "cv2", "zarr", "numcodecs", "dask", "tifffile", "imagecodecs", "platformdirs"}
 EXTRAS = {"aiohttp", "fsspec", "openslide", "tensorstore"}
 TENSORS = {"cv2", "numpy", "torch", "timm", "scipy", "safetensors"}
+# The floors of `coarse2fine`, the lowest first: a file imports from its own room and from lower floors. What shares a
+# floor does not know of each other.
+FLOORS = (
+    ("_environment", "_version", "terminal", "paths", "region", "tiling", "models"),
+    ("progress", "bundle", "annotations"),
+    ("model_file",),
+    ("specialists",),
+    ("model",),
+    ("preprocess", "remembered"),
+    ("steps",),
+    ("audit",),
+    ("config",),
+    ("fitting",),
+    ("results",),
+    ("report", "analysis_run"),
+    ("engine",),
+    ("batch", "demo"),
+    ("bench",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -38,26 +61,38 @@ def roots(path: Path) -> set[str]:
 
 
 def name_of(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+    return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tiling").glob("*.py")), ids=name_of)
+def modules(path: Path) -> Iterator[str]:
+    """Full names of what a file imports, relative imports resolved."""
+    parts = list(path.relative_to(ROOT).parent.parts)
+    for name, level in imports(path):
+        yield ".".join([*parts[: len(parts) - level + 1], name]) if level else name
+
+
+@pytest.mark.parametrize("path", [p for p in INNER if p.is_relative_to(ROOT / "tiling")], ids=name_of)
 def test_tiling_knows_pixels_only(path: Path) -> None:
     assert roots(path) <= PIXELS | EXTRAS
-    assert all(level <= 1 for _, level in imports(path))
+    assert all(name.startswith("tiling") for name, level in zip(modules(path), imports(path), strict=True) if level[1])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=name_of)
+@pytest.mark.parametrize("path", [p for p in INNER if p.is_relative_to(ROOT / "models")], ids=name_of)
 def test_models_know_tensors_only(path: Path) -> None:
     assert roots(path) <= TENSORS
     assert all(level <= 1 for _, level in imports(path))
-    if path.name != "bundle.py":
-        assert not {name for name, _ in imports(path)} & {"os", "pathlib", "json", "io"}
+    assert not {name for name, _ in imports(path)} & {"os", "pathlib", "json", "io"}
 
 
 @pytest.mark.parametrize("path", CORE, ids=name_of)
-def test_the_core_does_not_point_back(path: Path) -> None:
-    assert not roots(path) & {"scripts", "tests", "tiling", "models"}
+def test_files_import_from_lower_floors(path: Path) -> None:
+    assert not roots(path) & {"scripts", "tests", "tiling", "models", "benchmarks"}
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    room = path.relative_to(ROOT / "coarse2fine").parts[0].removesuffix(".py")
+    for name, level in imports(path):
+        found = name.split(".")
+        if found[0] == "coarse2fine" and not level and len(found) > 1:
+            assert found[1] == room or floor[found[1]] < floor[room], f"{room} imports {name}"
 
 
 def test_the_core_has_no_import_cycle() -> None:
@@ -72,7 +107,7 @@ def test_the_core_has_no_import_cycle() -> None:
 def test_every_package_is_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in CORE}
-    parts = {"coarse2fine.tiling", "coarse2fine.models"}
+    parts = {".".join(("coarse2fine", *path.parent.relative_to(ROOT).parts)) for path in INNER}
     assert set(project["tool"]["setuptools"]["packages"]) == folders | parts
 
 
@@ -87,7 +122,7 @@ def test_every_third_party_package_is_declared() -> None:
         "skimage": "scikit-image",
         "sklearn": "scikit-learn",
     }
-    used = {root for path in FILES for root in roots(path)} - {"coarse2fine"}
+    used = {root for path in FILES for root in roots(path)} - {"coarse2fine", "benchmarks"}
     # Of numcodecs, an extra that our shards need: zarr has it too, but may leave it.
     used |= {"google-crc32c"} if any("numcodecs.checksum32" in dict(imports(path)) for path in FILES) else set()
     assert {known_as.get(name, name) for name in used} <= declared
@@ -110,8 +145,18 @@ def test_public_names() -> None:
         assert name == "__version__" or getattr(coarse2fine, name).__doc__
 
 
-def test_import_is_light() -> None:
-    heavy = "matplotlib.pyplot sklearn timm skimage IPython pandas"
-    code = f"import sys, coarse2fine; print(*(n for n in {heavy.split()} if n in sys.modules))"
+@pytest.mark.parametrize(
+    "call", ["import coarse2fine", "main(['--help'])", "main(['analyze'])", "main(['fit', '--help'])"]
+)
+def test_start_is_light(call: str) -> None:
+    code = f"""
+import contextlib, sys
+from coarse2fine.cli.main import main
+with contextlib.suppress(SystemExit), contextlib.redirect_stderr(None):
+    {call}
+print(*sys.modules, file=sys.stderr)
+"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert not found.stdout.split()
+    third = {name.partition(".")[0] for name in found.stderr.split()} - set(sys.stdlib_module_names)
+    # The rest belongs to the installation: finders of packages that are installed in place, and the like.
+    assert {name for name in third if not name.startswith(("_", "site", "distutils"))} == {"coarse2fine"}

@@ -17,6 +17,7 @@ from coarse2fine.model import Model, load_model
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.steps.mask import cells_inside
+from coarse2fine.steps.plan import dense_plan
 from coarse2fine.steps.scan import look, scan_macs
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
@@ -83,7 +84,7 @@ def test_a_budget_below_the_scan_is_refused_before_it(
         assert least == look(opened, detector, runtime).macs
     monkeypatch.setattr(analysis_run, "look", None)  # would fail if it were called
     with pytest.raises(ValueError, match="does not pay for the scan"):
-        analyze(image, detector, budget=0.5 * least / detector.exhaustive_macs(shape))
+        analyze(image, detector, budget=0.5 * least / dense_plan(shape).macs(detector.refiner_macs))
 
 
 @pytest.mark.parametrize("name", ["craters", "digits"])
@@ -139,7 +140,7 @@ def test_a_scan_of_scattered_places_leaves_out_what_lies_between(make_image: Mak
     inside = cells_inside(mask, part.image, part.cell)
     np.testing.assert_allclose(part.interest[inside], whole.interest[inside], atol=1e-6)
     # The exhaustive pass leaves it out too.
-    assert part.cost.exhaustive_macs <= 4 * model.exhaustive_macs(model.cell_shape((60, 60)))
+    assert part.cost.exhaustive_macs <= 4 * dense_plan(model.cell_shape((60, 60))).macs(model.refiner_macs)
 
 
 def test_a_budget_is_shared_by_windows_and_the_audit_that_certifies_them() -> None:
@@ -158,7 +159,7 @@ def test_a_scan_that_costs_more_than_the_exhaustive_pass_is_left_out(make_image:
     heavy = ConvStack(StackSpec.parse(detector.channels, "4/2:64 4/2:64 3:64 1:4 1:1"))
     model = replace(detector, base=heavy.eval())
     pixels = make_image(60, 90, seed=1)
-    assert scan_macs(model, (60, 90)) > model.exhaustive_macs(model.cell_shape((60, 90)))
+    assert scan_macs(model, (60, 90)) > dense_plan(model.cell_shape((60, 90))).macs(model.refiner_macs)
     found = analyze(pixels, model, precision="fp32")
     assert found.cost.scan_macs == 0
     assert found.cost.share == 1.0

@@ -20,7 +20,7 @@ from coarse2fine.audit.result import Audit, Audited, Part
 from coarse2fine.audit.sampling_bound import allowed_misses
 from coarse2fine.audit.survey import sobriety
 from coarse2fine.steps.choose import choose
-from coarse2fine.steps.plan import Plan, cover
+from coarse2fine.steps.plan import Plan, cover, dense_plan
 
 _LEAST_DRAWS = 32
 # While more than this share of what may be missed seems to be, promising places are refined first.
@@ -147,7 +147,7 @@ class _Work:
     def settled(self, stage: int) -> bool:
         """Draw a pilot and correct what is expected; whether no more windows seem to be called for."""
         blocks = Blocks(self.standing)
-        exhaustive = self.standing.model.exhaustive_macs(self.standing.cell_shape)
+        exhaustive = dense_plan(self.standing.cell_shape).macs(self.standing.model.refiner_macs)
         count = int(min(_MOST_PILOTS, min(_PILOT_SHARE * exhaustive, self.left) / blocks.macs_each, len(blocks) // 4))
         if count < _LEAST_PILOTS:
             return True

@@ -119,7 +119,7 @@ class Trial:
         self.model, self.image, self._truth = model, image, truth
         self._labelled = Labelled(truth, model)
         self.cell_shape = model.cell_shape((image.height, image.width))
-        self.exhaustive_macs = model.exhaustive_macs(self.cell_shape)
+        self.exhaustive_macs = dense_plan(self.cell_shape).macs(model.refiner_macs)
         self.candidates = answer(image, dense_plan(self.cell_shape), model, runtime).candidates
         self.scan = look(image, model, runtime)
         self.reference: tuple[Region, ...] = ()

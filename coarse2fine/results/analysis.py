@@ -19,7 +19,6 @@ from coarse2fine.model import Model, load_model
 from coarse2fine.models.firing import NO_FEATURE, feature_name
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.region import Region
-from coarse2fine.report.templates import data_uri, render
 from coarse2fine.results.coco import Found, file_name, write_coco
 from coarse2fine.results.cost import Cost
 from coarse2fine.results.figure import Picture
@@ -41,6 +40,7 @@ from coarse2fine.results.folder import (
 from coarse2fine.results.geojson import write_geojson, write_world_geojson
 from coarse2fine.results.json_file import write_json
 from coarse2fine.results.maps import Maps, write_maps
+from coarse2fine.results.notebook import notebook_html
 from coarse2fine.results.overlays import encoded, read_overview, thumbnail
 from coarse2fine.results.recorded_image import record_of
 from coarse2fine.results.tables import tiles_frame, write_csv, write_parquet
@@ -149,8 +149,7 @@ class Analysis:
             picture = encoded(self._thumbnail(), ".jpg")
         except ImageError:  # the image is closed, or not here
             picture = None
-        source = None if picture is None else data_uri(picture, ".jpg")
-        return render("analysis.html.j2", picture=source, lines=str(self).splitlines())
+        return notebook_html(str(self).splitlines(), picture)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -202,7 +202,7 @@ def _gaussian(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Sc
 
 
 def _scored(scores: NDArray[np.floating], macs: int, model: Model, planted: Planted) -> Scored:
-    whole = model.exhaustive_macs(model.cell_shape(planted.pixels.shape[:2]))
+    whole = dense_plan(model.cell_shape(planted.pixels.shape[:2])).macs(model.refiner_macs)
     return Scored(scores.reshape(planted.odd.shape).astype(np.float64), 1 + macs / whole)
 
 
@@ -220,7 +220,7 @@ def _explored(model: Model, runtime: Runtime, budget: float | None, planted: Pla
     scores = np.full((scan.interest.shape[0] * model.geometry.fine, scan.interest.shape[1] * model.geometry.fine), -1.0)
     scores[tuple(fine.candidates.cells.T)] = fine.candidates.scores
     h, w = planted.odd.shape
-    whole = model.exhaustive_macs(model.cell_shape(planted.pixels.shape[:2]))
+    whole = dense_plan(model.cell_shape(planted.pixels.shape[:2])).macs(model.refiner_macs)
     return Scored(scores[:h, :w], (scan.macs + fine.macs) / whole)
 
 

@@ -1,0 +1,29 @@
+"""What a notebook shows of a result."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+
+def notebook_html(lines: Sequence[str], picture: bytes | None) -> str:
+    """A small picture beside a few lines of text, as HTML; texts are escaped.
+
+    Parameters
+    ----------
+    lines : sequence of str
+        The first is a heading.
+    picture : bytes or None
+        A JPEG.
+    """
+    first, *rest = (escape(line) for line in lines)
+    shown = ""
+    if picture is not None:
+        source = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+        shown = f'<img src="{source}" alt="" style="max-width:320px;border-radius:6px">'
+    text = "<br>".join([f"<b>{first}</b>", *rest])
+    return (
+        '<div style="display:flex;gap:16px;align-items:flex-start;flex-wrap:wrap">'
+        f'{shown}<div style="line-height:1.5">{text}</div></div>'
+    )
