@@ -9,7 +9,8 @@ from coarse2fine._version import __version__
 if TYPE_CHECKING:
     from coarse2fine.annotations.read import AnnotationError
     from coarse2fine.audit.result import Audit
-    from coarse2fine.batch import Batch, analyze_folder
+    from coarse2fine.batch.run import analyze_folder
+    from coarse2fine.batch.summary import BatchResult
     from coarse2fine.engine import analyze
     from coarse2fine.fitting.fit import fit
     from coarse2fine.model import Geometry, Model, load_model
@@ -26,7 +27,7 @@ __all__ = [
     "Analysis",
     "AnnotationError",
     "Audit",
-    "Batch",
+    "BatchResult",
     "Cost",
     "Geometry",
     "Image",
@@ -48,7 +49,7 @@ _HOMES = {
     "Analysis": "coarse2fine.results.analysis",
     "AnnotationError": "coarse2fine.annotations.read",
     "Audit": "coarse2fine.audit.result",
-    "Batch": "coarse2fine.batch",
+    "BatchResult": "coarse2fine.batch.summary",
     "Cost": "coarse2fine.results.cost",
     "Geometry": "coarse2fine.model",
     "Image": "coarse2fine.tiling.image",
@@ -57,7 +58,7 @@ _HOMES = {
     "ModelError": "coarse2fine.models.errors",
     "Region": "coarse2fine.region",
     "analyze": "coarse2fine.engine",
-    "analyze_folder": "coarse2fine.batch",
+    "analyze_folder": "coarse2fine.batch.run",
     "convert": "coarse2fine.tiling.conversion.convert",
     "fit": "coarse2fine.fitting.fit",
     "load_model": "coarse2fine.model",

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.audit.blocks import Standing
+from coarse2fine.audit.blocks import AuditState
 from coarse2fine.audit.certify import certify
 from coarse2fine.audit.pilot import MOST_OVER, Pilot, affordable, scan_pays
 from coarse2fine.audit.result import Audit, Audited
@@ -23,13 +23,13 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
 from coarse2fine.results.cost import Cost
-from coarse2fine.steps.checkpoint import Kept
+from coarse2fine.steps.checkpoint import Checkpoint
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.mask import MaskSource, cells_inside
 from coarse2fine.steps.novelty import exploration_macs, explore, least_exploration_macs, read_oddities
 from coarse2fine.steps.pieces import refine_in_pieces
 from coarse2fine.steps.plan import Plan, cover, dense_plan
-from coarse2fine.steps.refine import Fine, refine
+from coarse2fine.steps.refine import Refinement, refine
 from coarse2fine.steps.refine_net import Read
 from coarse2fine.steps.scan import Scan, look, scan_macs
 from coarse2fine.tiling.image import Image
@@ -48,7 +48,7 @@ class AnalysisRun:
     image : Image
     model : Model
     config : Config
-    kept : Kept
+    kept : Checkpoint
         What is there of an earlier run.
     mask : path or ndarray, bool, (h, w), optional
 
@@ -63,7 +63,9 @@ class AnalysisRun:
         If the parameters do not suit the model, or the device cannot be used.
     """
 
-    def __init__(self, image: Image, model: Model, config: Config, kept: Kept, mask: MaskSource | None = None) -> None:
+    def __init__(
+        self, image: Image, model: Model, config: Config, kept: Checkpoint, mask: MaskSource | None = None
+    ) -> None:
         self._image, self._model, self._config, self._kept = image, model, config, kept
         self._limits = config.limits
         self._deadline = None if config.seconds is None else time.perf_counter() + config.seconds
@@ -94,7 +96,7 @@ class AnalysisRun:
         if self._model.task == "explore":
             most = self._most_explored()
             self._check_pays(least_exploration_macs(self._model, self._image.shape[:2], most))
-            scan, odd = self._kept.looked(
+            scan, odd = self._kept.scan_or_load(
                 lambda: explore(self._image, self._model, self.runtime, self._config.seed, tick, most_macs=most)
             )
             assert odd is not None
@@ -105,7 +107,7 @@ class AnalysisRun:
             self._whole = True
             return Scan.none(), read
         self._check_pays(scan_macs(self._model, self._image.shape[:2], self.inside))
-        scan, _ = self._kept.looked(
+        scan, _ = self._kept.scan_or_load(
             lambda: (look(self._image, self._model, self.runtime, tick, inside=self.inside), None)
         )
         return self._masked(scan), read
@@ -155,10 +157,10 @@ class AnalysisRun:
         interest: NDArray[np.float32],
         covered: NDArray[np.bool_],
         candidates: Candidates,
-        refine: Callable[[Plan], Fine],
-    ) -> Standing:
+        refine: Callable[[Plan], Refinement],
+    ) -> AuditState:
         """What is known, a pilot included."""
-        at = Standing(self._model, interest, covered, candidates, self.threshold, refine, self._config.cap)
+        at = AuditState(self._model, interest, covered, candidates, self.threshold, refine, self._config.cap)
         return at.with_more(self.pilot.candidates, self.pilot.covered) if self.pilot.macs else at
 
     def choose(self, scan: Scan) -> Plan:
@@ -214,7 +216,7 @@ class AnalysisRun:
         macs = plan.macs(self._model.window_macs) + self.sample * self.exhaustive_macs
         return plan if macs < dense.macs(self._model.window_macs) else dense
 
-    def refine(self, plan: Plan, read: Read, tick: Tick | None = None) -> Fine:
+    def refine(self, plan: Plan, read: Read, tick: Tick | None = None) -> Refinement:
         """The closer look; in pieces that are kept, unless time may cut it short."""
         closely = self._closely(read)
         if self._deadline is not None:
@@ -226,17 +228,17 @@ class AnalysisRun:
         y, x = fine.candidates.cells.T // self._model.geometry.fine
         return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
 
-    def _refine_more(self, plan: Plan, read: Read, tick: Tick | None) -> Fine:
+    def _refine_more(self, plan: Plan, read: Read, tick: Tick | None) -> Refinement:
         """A closer look that nobody planned: none if time is over."""
         if self._deadline is not None and time.perf_counter() >= self._deadline:
-            return Fine(Candidates.empty(), np.zeros(0, np.intp), 0, (), late=True)
+            return Refinement(Candidates.empty(), np.zeros(0, np.intp), 0, (), late=True)
         return self.refine(plan, read, tick)
 
-    def refine_piece(self, plan: Plan, read: Read) -> Fine:
+    def refine_piece(self, plan: Plan, read: Read) -> Refinement:
         """One piece of it."""
-        return self._kept.refined(plan, self._closely(read))
+        return self._kept.refine_or_load(plan, self._closely(read))
 
-    def _closely(self, read: Read) -> Callable[..., Fine]:
+    def _closely(self, read: Read) -> Callable[..., Refinement]:
         return partial(
             refine,
             self._image,
@@ -247,7 +249,7 @@ class AnalysisRun:
             capped=not self._whole and (self._limits.share is not None or self._config.recall is not None),
         )
 
-    def audit(self, scan: Scan, plan: Plan, fine: Fine, read: Read, tick: Tick | None = None) -> Audited:
+    def audit(self, scan: Scan, plan: Plan, fine: Refinement, read: Read, tick: Tick | None = None) -> Audited:
         """What is certified or sampled after a scan and a closer look; neither if work was cut short before."""
         interest = scan.interest if scan.interest.size else np.zeros(self.cell_shape, np.float32)
         again = partial(self._refine_more, read=read, tick=tick)
@@ -269,7 +271,7 @@ class AnalysisRun:
         usual = self._config.recall is None and self._config.audit is None
         return None if not self.asked or (usual and math.isnan(audit.missed)) else audit
 
-    def cost(self, scan: Scan, fine: Fine, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
+    def cost(self, scan: Scan, fine: Refinement, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
         """The account."""
         refined = int((audited.refined & self.inside).sum())
         exhaustive = self.exhaustive_macs

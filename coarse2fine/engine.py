@@ -15,7 +15,7 @@ from coarse2fine.remembered import notes_on, open_for, warn_of
 from coarse2fine.results.analysis import Analysis, closed_on_failure
 from coarse2fine.results.cost import Clock
 from coarse2fine.results.folder import provenance
-from coarse2fine.steps.checkpoint import Kept
+from coarse2fine.steps.checkpoint import Checkpoint
 from coarse2fine.steps.conclude import conclude
 from coarse2fine.steps.mask import MaskSource
 from coarse2fine.steps.traits import describe_kinds
@@ -141,7 +141,7 @@ def run_analysis(
     config: Config,
     *,
     steps: Steps,
-    kept: Kept | None = None,
+    kept: Checkpoint | None = None,
     mask: MaskSource | None = None,
     model_sha256: str | None = None,
 ) -> Analysis:
@@ -154,7 +154,7 @@ def run_analysis(
     config : Config
     steps : Steps
         Told of progress.
-    kept : Kept, optional
+    kept : Checkpoint, optional
         What is there of an earlier run is not done again.
     mask : path or ndarray, bool, (h, w), optional
     model_sha256 : str, optional
@@ -163,7 +163,7 @@ def run_analysis(
     opened = open_image(image)
     clock, before = Clock(), opened.stats.snapshot()
     with closed_on_failure(opened, mine=opened is not image):
-        run = AnalysisRun(opened, model, config, kept or Kept(), mask)
+        run = AnalysisRun(opened, model, config, kept or Checkpoint(), mask)
         with clock("scan"):
             scan, read = run.look(steps.task("scan"))
         with clock("choose"):

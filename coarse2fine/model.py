@@ -19,7 +19,7 @@ from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of,
 from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.errors import ModelError
-from coarse2fine.models.feature_maps import Twins
+from coarse2fine.models.feature_maps import FeatureMaps
 from coarse2fine.models.firing import Firing
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
@@ -79,7 +79,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Level:
+class CascadeStage:
     """One step of the zoom: a net that looks at one plane of the image, and a rule that says where to look closer.
 
     Parameters
@@ -151,7 +151,7 @@ class Model:
     groups : SpecialistGroups, optional
         Specialists that answer where the refine net is unsure and their features fire; the tree comes after them. In an
         "explore" model they paint, as a tree does.
-    painter : ndarray, float32, (d + 1, p), optional
+    decoder : ndarray, float32, (d + 1, p), optional
         What the code of an "explore" model paints before its tree or groups do.
     provenance : mapping
         Training data, seed, figures; JSON values.
@@ -169,10 +169,10 @@ class Model:
     threshold: float = 0.5
     tau: float = 0.05
     window: int = 2
-    glances: tuple[Level, ...] = ()
+    cascade: tuple[CascadeStage, ...] = ()
     tree: SpecialistTree | None = None
     groups: SpecialistGroups | None = None
-    painter: NDArray[np.float32] | None = None
+    decoder: NDArray[np.float32] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -227,10 +227,10 @@ class Model:
         return self.base.spec.in_channels
 
     @property
-    def levels(self) -> tuple[Level, ...]:
+    def levels(self) -> tuple[CascadeStage, ...]:
         """All steps of the zoom up to the base, which is the last."""
         g = self.geometry
-        return (*self.glances, Level(self.base, g.cell, g.scan_downsample, self.firing, self.tau))
+        return (*self.cascade, CascadeStage(self.base, g.cell, g.scan_downsample, self.firing, self.tau))
 
     def refiner_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of the refine net alone on one window of so many cells, halo included."""
@@ -245,7 +245,7 @@ class Model:
     def set_aside(self, each: SpecialistGroups | SpecialistTree) -> float:
         """Multiply-adds for each cell of a window that some specialists may take."""
         # Windows are chosen where there is something to be unsure of; all cells are painted.
-        times = _SET_ASIDE if self.painter is None else 1
+        times = _SET_ASIDE if self.decoder is None else 1
         return times * each.macs_per_cell * self.geometry.fine**2
 
     def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
@@ -286,13 +286,13 @@ class Model:
         if self.firing is not None:
             arrays |= firing_arrays(self.firing, "firing.")
             description["firing"] = {"rule": self.firing.rule, "prior": self.firing.prior}
-        description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(self.glances)]
+        description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(self.cascade)]
         for name, each in (("tree", self.tree), ("groups", self.groups)):
             if each is not None:
                 arrays |= each.arrays()
                 description[name] = each.describe()
-        if self.painter is not None:
-            arrays["painter"] = self.painter
+        if self.decoder is not None:
+            arrays["painter"] = self.decoder
         replace_file(target, packed(arrays, description))
         return target
 
@@ -330,9 +330,9 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
         refiner = filled(lambda: ConvStack(spec), under(arrays, "refiner."))
     if not isinstance(refiner, ConvStack):
         raise ValueError(f"no weights of the refine net {text['refiner']}")
-    painter = arrays.get("painter")
-    if painter is not None and (painter.ndim != 2 or painter.dtype != np.float32):
-        raise ValueError(f"expected rows of numbers to paint by, got the shape {painter.shape}")
+    decoder = arrays.get("painter")
+    if decoder is not None and (decoder.ndim != 2 or decoder.dtype != np.float32):
+        raise ValueError(f"expected a decoder with rows of numbers, got the shape {decoder.shape}")
     return Model(
         name=text["name"],
         task=text["task"],
@@ -346,18 +346,18 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
         threshold=float(text["threshold"]),
         tau=float(text["tau"]),
         window=text["window"],
-        glances=tuple(
+        cascade=tuple(
             _level(text["channels"], described, f"glance{i}.", arrays)
             for i, described in enumerate(text.get("glances", ()))
         ),
-        tree=SpecialistTree.load(arrays, text["tree"], Twins.of(refiner)) if "tree" in text else None,
-        groups=SpecialistGroups.load(arrays, text["groups"], Twins.of(refiner)) if "groups" in text else None,
-        painter=painter,
+        tree=SpecialistTree.load(arrays, text["tree"], FeatureMaps.of(refiner)) if "tree" in text else None,
+        groups=SpecialistGroups.load(arrays, text["groups"], FeatureMaps.of(refiner)) if "groups" in text else None,
+        decoder=decoder,
         provenance=text["provenance"],
     )
 
 
-def _describe(level: Level, prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+def _describe(level: CascadeStage, prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """What a model file says of a level; its arrays are added."""
     assert level.firing is not None
     arrays |= weights(level.net, prefix) | firing_arrays(level.firing, f"{prefix}firing.")
@@ -370,8 +370,8 @@ def _describe(level: Level, prefix: str, arrays: dict[str, NDArray[Any]]) -> dic
     }
 
 
-def _level(channels: int, text: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> Level:
+def _level(channels: int, text: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> CascadeStage:
     own = {key: value for key, value in under(arrays, prefix).items() if not key.startswith("firing.")}
     net = filled(unfitted(channels, text["net"]), own)
     firing = firing_of(arrays, text["firing"], f"{prefix}firing.", net)
-    return Level(net, text["cell"], text["downsample"], firing, float(text["tau"]))
+    return CascadeStage(net, text["cell"], text["downsample"], firing, float(text["tau"]))

@@ -11,7 +11,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 
 
-def grey(model: Model) -> int:
+def fill_value(model: Model) -> int:
     """The model's mean, as which is seen what cannot be read."""
     return round(255 * float(np.mean(model.mean)))
 

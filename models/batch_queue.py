@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .threads import Lanes
+from .threads import ThreadPool
 
 Shapes = tuple[tuple[int, ...], ...]
 # A batch of small items is dear for its calls alone, and one that no cache holds for its copies.
@@ -112,7 +112,7 @@ def weakly(method: Callable[Given, Result]) -> Callable[Given, Result]:
     return call
 
 
-class Dispatch:
+class BatchQueue:
     """A queue of (item, specialist) pairs.
 
     Parameters
@@ -213,7 +213,7 @@ class Dispatch:
             return
         parts = [part for held in self._open.values() for part in held if part.chunk is last]
         cut = [(last.sources, part.rows) for part in parts]
-        last.sources = Lanes.beside(cut[0][0][0]).start(partial(_gathered, cut)).result()
+        last.sources = ThreadPool.beside(cut[0][0][0]).start(partial(_gathered, cut)).result()
         self._size += last.size - before
         at = 0
         for part in parts:
@@ -278,7 +278,7 @@ class Dispatch:
             inputs = _gathered(batch.cut)
             return inputs, self._run(batch.column, inputs)
 
-        lanes = Lanes.beside(batch.cut[0][0][0])
+        lanes = ThreadPool.beside(batch.cut[0][0][0])
         self._running.append(_Running(batch.column, batch.keys, lanes.start(run)))
         self.items[batch.column] += len(batch.keys)
         self.batches += 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .conv_stack import BatchInvariantConv2d, rectified
-from .feature_maps import ColumnSpec, Layout, Twins
+from .feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 
 
 class Column(nn.Module):
@@ -26,7 +26,7 @@ class Column(nn.Module):
     Parameters
     ----------
     spec : ColumnSpec
-    twins : Twins
+    twins : FeatureMaps
         The maps of the base.
     out_channels : int
         Channels of the base's answer.
@@ -35,7 +35,7 @@ class Column(nn.Module):
 
     Attributes
     ----------
-    layout : Layout
+    layout : ColumnInputs
         What to read of the base's maps.
 
     Raises
@@ -44,9 +44,11 @@ class Column(nn.Module):
         If the column does not fit the base or its parent.
     """
 
-    def __init__(self, spec: ColumnSpec, twins: Twins, out_channels: int, *, parent: ColumnSpec | None = None) -> None:
+    def __init__(
+        self, spec: ColumnSpec, twins: FeatureMaps, out_channels: int, *, parent: ColumnSpec | None = None
+    ) -> None:
         super().__init__()
-        self.layout = Layout.of(spec, twins)
+        self.layout = ColumnInputs.of(spec, twins)
         maps = self.layout.maps
         widths = [maps[0].channels, *(s.channels for s in spec.stages)]
         self.convs = nn.ModuleList(
@@ -74,7 +76,7 @@ class Column(nn.Module):
         Parameters
         ----------
         inputs : sequence of Tensor, float, (n, c, h, w)
-            What `Layout.read` gives.
+            What `ColumnInputs.read` gives.
         parent : sequence of Tensor
             The parent column's stages of the same block, if the column has a parent.
 

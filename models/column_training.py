@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from .column import Column
 from .conv_stack import fold
-from .feature_maps import ColumnSpec, Twins
+from .feature_maps import ColumnSpec, FeatureMaps
 
 _SHARED_DECAY, _OWN_DECAY = 1e-4, 0.3
 # Folded weights are kept in half precision: no channel is enlarged by more than its root allows.
@@ -21,7 +21,9 @@ _LEAST_VARIANCE = 1e-3
 class NormedColumn(Column):
     """A column while it is trained: batch normalisation before each rectifier; see `Column`."""
 
-    def __init__(self, spec: ColumnSpec, twins: Twins, out_channels: int, *, parent: ColumnSpec | None = None) -> None:
+    def __init__(
+        self, spec: ColumnSpec, twins: FeatureMaps, out_channels: int, *, parent: ColumnSpec | None = None
+    ) -> None:
         super().__init__(spec, twins, out_channels, parent=parent)
         self.norms = nn.ModuleList(nn.BatchNorm2d(stage.channels, eps=_LEAST_VARIANCE) for stage in spec.stages)
 
@@ -128,7 +130,7 @@ class Columns(Shared):
     def __init__(
         self,
         spec: ColumnSpec,
-        twins: Twins,
+        twins: FeatureMaps,
         out_channels: int,
         count: int,
         *,

@@ -38,7 +38,7 @@ class Twin:
 
 
 @dataclass(frozen=True)
-class Twins:
+class FeatureMaps:
     """All maps of a base, its input first and its high-level map last.
 
     Parameters
@@ -129,17 +129,17 @@ class ColumnSpec:
         return cls(tuple(ColumnStage(*(int(n) for n in word.split(":"))) for word in words), first)
 
     @classmethod
-    def head(cls, twins: Twins) -> Self:
+    def head(cls, twins: FeatureMaps) -> Self:
         """The cheapest specialist: it has no stages of its own."""
         return cls((), len(twins.maps))
 
     @classmethod
-    def design(cls, twins: Twins, top: int, *, growth: float = 2.0, first: int = 1) -> Self:
+    def design(cls, twins: FeatureMaps, top: int, *, growth: float = 2.0, first: int = 1) -> Self:
         """A column whose widths grow upwards, with kernels that need no wider block than the base's own.
 
         Parameters
         ----------
-        twins : Twins
+        twins : FeatureMaps
             The maps of the base.
         top : int
             Channels of the last stage.
@@ -195,13 +195,13 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnInputs:
     """What a column reads of a base's maps, so that every answered cell sees the same wherever its block begins.
 
     Parameters
     ----------
     spec : ColumnSpec
-    twins : Twins
+    twins : FeatureMaps
     border : int
         Cells around those that are answered, on every side, that the block of the base must have; a multiple of its
         `align`.
@@ -213,13 +213,13 @@ class Layout:
     """
 
     spec: ColumnSpec
-    twins: Twins
+    twins: FeatureMaps
     border: int
     halos: tuple[float, ...]
     steps: tuple[Step, ...]
 
     @classmethod
-    def of(cls, spec: ColumnSpec, twins: Twins) -> Self:
+    def of(cls, spec: ColumnSpec, twins: FeatureMaps) -> Self:
         """Fit a column onto the maps of a base.
 
         Raises

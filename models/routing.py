@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .batch_queue import Dispatch, Done, Shapes, weakly
+from .batch_queue import BatchQueue, Done, Shapes, weakly
 from .column import Column
 from .feature_tree import ROOT, FeatureTree, pooled
 from .gate import Gate
@@ -50,11 +50,11 @@ class Specialists:
     gate : Gate
         Where an answer does not pass it, no further column is asked.
     batch, most_bytes : int
-        See `Dispatch`.
+        See `BatchQueue`.
 
     Attributes
     ----------
-    dispatch : Dispatch
+    dispatch : BatchQueue
         Counts what was run, by node.
     routing_macs : int
         Multiply-adds of finding each item's next node.
@@ -75,7 +75,7 @@ class Specialists:
         self._parents = {int(tree.parent[node]) for node in columns}
         self._reads = max((len(column.layout.maps) for column in columns.values()), default=1)
         self.routing_macs = 0
-        self.dispatch = Dispatch(
+        self.dispatch = BatchQueue(
             weakly(self._run), weakly(self._settle), weakly(self._macs), batch=batch, most_bytes=most_bytes
         )
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .batch_queue import Dispatch, Done, Shapes
+from .batch_queue import BatchQueue, Done, Shapes
 from .column import Column
-from .threads import Lanes
+from .threads import ThreadPool
 
 _TILES = (2, 4, 8, 16, 32, 64)
 _BATCH_CELLS = 16384
@@ -62,7 +62,7 @@ class Activity:
         """
         shape = fires.shape[2], fires.shape[3]
         sides = min(self.tile, shape[0]), min(self.tile, shape[1])
-        alone = Lanes.beside(fires)
+        alone = ThreadPool.beside(fires)
         columns, images, ys, xs = alone.start(lambda: _active(fires, sides).unbind(dim=1)).result()
         # Tiles at the far edges are moved inwards; their cells that belong to other tiles are masked.
         tops, lefts = ys.clamp(max=shape[0] - sides[0]), xs.clamp(max=shape[1] - sides[1])
@@ -112,7 +112,7 @@ class Activity:
             return self.columns[column].macs(*sides)
 
         batch = max(1, _BATCH_CELLS // (sides[0] * sides[1]))
-        queue = Dispatch(run, deliver, macs, batch=batch)
+        queue = BatchQueue(run, deliver, macs, batch=batch)
         sources, rows = self.columns[0].layout.items(inputs, sides, places)
         queue.put(columns.cpu().numpy(), np.arange(len(parts)), sources, rows)
         queue.flush()

@@ -19,7 +19,7 @@ _LOCK = threading.Lock()
 Result = TypeVar("Result")
 
 
-class Lanes:
+class ThreadPool:
     """Threads that each compute alone.
 
     Parameters
@@ -46,7 +46,7 @@ class Lanes:
                 torch.set_num_threads(threads)
 
     @classmethod
-    def beside(cls, tensor: Tensor) -> Lanes:
+    def beside(cls, tensor: Tensor) -> ThreadPool:
         """Lanes for what is computed where a tensor lies, shared by all who ask.
 
         As many as torch has threads, within limits; none where it has but one, or where there is no processor.
@@ -72,7 +72,7 @@ class Lanes:
         return done
 
 
-_KNOWN: dict[int, Lanes] = {}
+_KNOWN: dict[int, ThreadPool] = {}
 
 
 def _inferred(call: Callable[[], Result]) -> Result:

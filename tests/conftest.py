@@ -17,7 +17,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from coarse2fine import analyze
 from coarse2fine.bench.data import BenchScene, digit_split
-from coarse2fine.model import Geometry, Label, Level, Model
+from coarse2fine.model import CascadeStage, Geometry, Label, Model
 from coarse2fine.models.backbone import Backbone, design
 from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
@@ -141,7 +141,7 @@ def grey_detector() -> Model:
 def zoom_detector(detector: Model) -> Model:
     """Reads RGB; a glance at 1/4 with cells of 32 pixels comes before the base."""
     net = lively_net(3, GLANCE, 4)
-    return replace(detector, name="tiny zoom", glances=(Level(net, 32, 4, _firing(net, 1200), 0.2),))
+    return replace(detector, name="tiny zoom", cascade=(CascadeStage(net, 32, 4, _firing(net, 1200), 0.2),))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from coarse2fine.batch import analyze_folder
+from coarse2fine.batch.run import analyze_folder
 from coarse2fine.cli.main import main
 from coarse2fine.demo import digit_scene
 from coarse2fine.model import Model

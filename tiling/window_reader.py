@@ -34,7 +34,7 @@ LEAST_SALVAGED = 64
 
 
 @dataclass(frozen=True)
-class Batch:
+class WindowBatch:
     """Some windows of a request.
 
     Parameters
@@ -124,7 +124,7 @@ class WindowReader:
         self._workers = workers
         self._prefetch = prefetch
         self._fill = fill
-        self._running: list[Generator[Batch, None, None]] = []
+        self._running: list[Generator[WindowBatch, None, None]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +135,7 @@ class WindowReader:
         while self._running:
             self._running.pop().close()
 
-    def batches(self, boxes: Sequence[Box], batch_size: int) -> Iterator[Batch]:
+    def batches(self, boxes: Sequence[Box], batch_size: int) -> Iterator[WindowBatch]:
         """Read boxes of one shape, in Z-order of the chunk that holds their corner, then by position.
 
         Parameters
@@ -164,7 +164,7 @@ class WindowReader:
         self._running.append(running)
         return running
 
-    def _run(self, boxes: Sequence[Box], batch_size: int) -> Generator[Batch, None, None]:
+    def _run(self, boxes: Sequence[Box], batch_size: int) -> Generator[WindowBatch, None, None]:
         order = self._order(boxes)
         parts = iter([order[i : i + batch_size] for i in range(0, len(order), batch_size)])
         pending: deque[_Pending] = deque()
@@ -208,13 +208,13 @@ class WindowReader:
     def _pixels(self, box: Box) -> NDArray[np.uint8]:
         return self._image.read(box) if self._downsample == 1 else self._image.read_scaled(box, self._downsample)
 
-    def _finish(self, pending: _Pending) -> Batch:
+    def _finish(self, pending: _Pending) -> WindowBatch:
         reads = [each for read in pending.reads for each in read.result()]
         for each in reads:
             if each.reason is not None and each.reason not in self.failures:
                 self.failures.append(each.reason)
         failed = np.array([each.failed for each in reads], dtype=np.bool_)
-        return Batch(pending.index, pending.pixels, failed)
+        return WindowBatch(pending.index, pending.pixels, failed)
 
 
 def _z_order(positions: NDArray[np.int64]) -> NDArray[np.uint64]:

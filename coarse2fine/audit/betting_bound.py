@@ -124,7 +124,7 @@ def _growth(q: _Floats, hoped: _Floats, weights: _Floats, scale: float, count: _
     return np.asarray(idle + (rates * (hit - idle[..., None])).sum(axis=-1))
 
 
-class _Bets:
+class BettingMartingale:
     """Money on ten stakes against totals; all from `top` on are ruled out.
 
     A row stands for the totals from its own up to the next row's: a stake against the least is one against the others.
@@ -362,10 +362,10 @@ class MissBound:
         """
         return np.argsort(self._rng.exponential(size=len(self.weights)) / self.weights)
 
-    def _opening(self) -> _Bets:
+    def _opening(self) -> BettingMartingale:
         scale = max(1.0, float(self.weights.sum() * self._ratios.max(initial=0)))
         room = self._doubled * float(self._caps.sum())
-        return _Bets(room, self._hoped, self.weights, scale * self._doubled, self._limit)
+        return BettingMartingale(room, self._hoped, self.weights, scale * self._doubled, self._limit)
 
     def _learn(self, index: _Indices, y: _Indices) -> None:
         self._unknown[index] = False

@@ -13,7 +13,7 @@ from coarse2fine.audit.caps import Cap, object_cap, spacing
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.steps.plan import Plan, cover
-from coarse2fine.steps.refine import Fine
+from coarse2fine.steps.refine import Refinement
 from coarse2fine.steps.suppress import repeats, suppress
 
 BLOCK_SIDES = (1, 2, 4, 8, 16)
@@ -24,12 +24,12 @@ _LEFT = 0.3
 
 Kind = Literal["object", "area"]
 """What is counted: objects, or the fine cells of areas."""
-Refine = Callable[[Plan], Fine]
+Refine = Callable[[Plan], Refinement]
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Standing:
+class AuditState:
     """What is known when an audit begins.
 
     Parameters
@@ -80,11 +80,11 @@ class Standing:
         """Cells of the image."""
         return self.covered.shape[0], self.covered.shape[1]
 
-    def scaled(self, factor: float) -> Standing:
+    def scaled(self, factor: float) -> AuditState:
         """The same with another idea of how much there is."""
         return replace(self, interest=self.interest * np.float32(factor))
 
-    def with_more(self, candidates: Candidates, covered: NDArray[np.bool_]) -> Standing:
+    def with_more(self, candidates: Candidates, covered: NDArray[np.bool_]) -> AuditState:
         """After more was refined; each fine cell once, in raster order."""
         every = Candidates.concatenate([self.candidates, candidates])
         width = self.covered.shape[1] * self.model.geometry.fine
@@ -106,7 +106,7 @@ class Blocks:
 
     Parameters
     ----------
-    standing : Standing
+    standing : AuditState
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class Blocks:
         Whether every cell was refined, as far as it can be read.
     """
 
-    def __init__(self, standing: Standing) -> None:
+    def __init__(self, standing: AuditState) -> None:
         self._at, self.kinds = standing, standing.kinds
         known, model = standing.finds(), standing.model
         self._known = known.take(~model.areas[known.labels])  # an area's cell hides no object
@@ -167,7 +167,7 @@ class Blocks:
         return self._at.cell_shape
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> AuditState:
         """What is known by now: the beginning of another audit."""
         return self._at.with_more(Candidates.concatenate(self._found), self._refined)
 
@@ -287,13 +287,13 @@ def _per_block(cells: NDArray[np.generic], side: int) -> NDArray[np.float64]:
     return np.asarray(np.add.reduceat(rows, np.arange(0, cells.shape[1], side), axis=1))
 
 
-def _shares(standing: Standing, known: Candidates) -> NDArray[np.float64]:
+def _shares(standing: AuditState, known: Candidates) -> NDArray[np.float64]:
     """Share of each kind in what the scan expects, which does not tell them apart: as they were found."""
     found = np.array(standing.counts(known), np.float64) + 1
     return np.asarray(found / found.sum())
 
 
-def _best_side(standing: Standing, known: Candidates) -> tuple[int, tuple[int, ...]]:
+def _best_side(standing: AuditState, known: Candidates) -> tuple[int, tuple[int, ...]]:
     """Side of a block with which a bound comes cheapest, and the most finds of each kind that such a block holds."""
     model = standing.model
     objects = known.take(~model.areas[known.labels])
@@ -317,7 +317,7 @@ def _cap(model: Model, kind: Kind, objects: Candidates, side: int, distance: flo
     return fine**2 if kind == "area" else object_cap(objects, fine, distance)
 
 
-def _repeated(standing: Standing, side: int) -> float:
+def _repeated(standing: AuditState, side: int) -> float:
     """How many times an object counts in the mean, as more than one of the blocks that it touches reports it."""
     near = standing.candidates.take(np.arange(min(_ENOUGH, len(standing.candidates))))
     near = near.take((near.scores >= standing.threshold) & ~standing.model.areas[near.labels])

@@ -14,11 +14,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.audit.blocks import Blocks, Standing
+from coarse2fine.audit.blocks import AuditState, Blocks
 from coarse2fine.audit.joint_bound import JointBound, shared_confidence
 from coarse2fine.audit.result import Audit, Audited, Part
 from coarse2fine.audit.sampling_bound import allowed_misses
-from coarse2fine.audit.survey import sobriety
+from coarse2fine.audit.survey import expected_miss_scale
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan, cover, dense_plan
 
@@ -40,13 +40,13 @@ _SAVES = 0.8
 
 
 def certify(
-    standing: Standing, recall: float, *, confidence: float, seed: int, most_macs: int | None = None
+    standing: AuditState, recall: float, *, confidence: float, seed: int, most_macs: int | None = None
 ) -> Audited:
     """Refine more until the recall is certain enough, or nothing is left.
 
     Parameters
     ----------
-    standing : Standing
+    standing : AuditState
     recall : float
         Share of what the exhaustive pass would find.
     confidence : float
@@ -102,8 +102,10 @@ def _allowed(found: Iterable[float], recall: float) -> tuple[int, ...]:
 class _Work:
     """What is done before the audit that counts: windows chosen in addition, and pilot draws."""
 
-    def __init__(self, standing: Standing, recall: float, confidence: float, seed: int, most_macs: int | None) -> None:
-        self.standing = standing.scaled(sobriety(standing))
+    def __init__(
+        self, standing: AuditState, recall: float, confidence: float, seed: int, most_macs: int | None
+    ) -> None:
+        self.standing = standing.scaled(expected_miss_scale(standing))
         # What was not scaled is what thresholds are in.
         self._interest = standing.interest
         self._recall, self._confidence, self._seed, self._most = recall, confidence, seed, most_macs

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.audit.blocks import Blocks, Standing
+from coarse2fine.audit.blocks import AuditState, Blocks
 from coarse2fine.audit.joint_bound import shared_confidence
 from coarse2fine.audit.sampling_bound import least_share
 from coarse2fine.model import Model
@@ -59,13 +59,13 @@ class Pilot:
 
     @classmethod
     def draw(
-        cls, standing: Standing, exhaustive_macs: int, recall: float, *, confidence: float, seed: int
+        cls, standing: AuditState, exhaustive_macs: int, recall: float, *, confidence: float, seed: int
     ) -> Pilot | None:
         """Refine squares at random and price the path; None if the image is too small for that to be worth it.
 
         Parameters
         ----------
-        standing : Standing
+        standing : AuditState
             Before anything was refined.
         exhaustive_macs : int
             Multiply-adds of the exhaustive pass.
@@ -137,7 +137,7 @@ def _squares(inside: NDArray[np.bool_], model: Model, exhaustive_macs: int, seed
     return Plan(squares[chosen] * _SIDE, sides, scores, (inside.shape[0], inside.shape[1]))
 
 
-def _prices(known: Standing, share: float, recall: float, confidence: float) -> tuple[float, float]:
+def _prices(known: AuditState, share: float, recall: float, confidence: float) -> tuple[float, float]:
     """Multiply-adds that windows and draws are likely to take, after a pilot of a share of the cells."""
     model, blocks = known.model, Blocks(known)
     side = min(model.window, *known.cell_shape)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.audit.blocks import Blocks, Kind, Standing
+from coarse2fine.audit.blocks import AuditState, Blocks, Kind
 from coarse2fine.audit.joint_bound import shared_confidence
 from coarse2fine.audit.sampling_bound import Sample, least_share, pool, recall_interval
 from coarse2fine.models.candidates import Candidates
@@ -298,7 +298,7 @@ class Audited:
         )
 
     @classmethod
-    def none(cls, standing: Standing, confidence: float | None) -> Audited:
+    def none(cls, standing: AuditState, confidence: float | None) -> Audited:
         """No audit was asked for; or, with a confidence, it came to nothing, and all that is known is the room left."""
         nothing = Audit((), confidence=0.0, blocks=0, audited=0, side=0)
         audit = nothing if confidence is None else _unknown(Blocks(standing), confidence)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from coarse2fine.audit.blocks import Blocks, Standing
+from coarse2fine.audit.blocks import AuditState, Blocks
 from coarse2fine.audit.joint_bound import shared_confidence, shared_weights
 from coarse2fine.audit.result import Audit, Audited, Part, _unknown
 from coarse2fine.audit.sampling_bound import Sample, allowed_misses, inclusion
@@ -20,12 +20,12 @@ __all__ = ["Audit", "Part"]
 _USUAL_RECALL = 0.95
 
 
-def survey(standing: Standing, macs: int, *, confidence: float, seed: int, if_telling: bool = False) -> Audited:
+def survey(standing: AuditState, macs: int, *, confidence: float, seed: int, if_telling: bool = False) -> Audited:
     """Audit blocks at random, each with a probability fixed beforehand; an estimate with an interval.
 
     Parameters
     ----------
-    standing : Standing
+    standing : AuditState
     macs : int
         Multiply-adds that it may take; in the mean, since chance decides on every block by itself.
     confidence : float
@@ -33,7 +33,7 @@ def survey(standing: Standing, macs: int, *, confidence: float, seed: int, if_te
     if_telling : bool
         Spend nothing where finds are so few that the sample could hardly tell anything of recall.
     """
-    blocks = Blocks(standing.scaled(sobriety(standing)))
+    blocks = Blocks(standing.scaled(expected_miss_scale(standing)))
     size = min(macs / blocks.macs_each, len(blocks)) if macs < blocks.rest_macs else len(blocks)
     unknown = _unknown(blocks, confidence)
     if if_telling and len(blocks) and unknown.too_few(size / len(blocks)):
@@ -56,7 +56,7 @@ def survey(standing: Standing, macs: int, *, confidence: float, seed: int, if_te
     return Audited.after(Audit(tuple(parts), confidence, len(blocks), len(index), blocks.side), blocks)
 
 
-def sobriety(standing: Standing) -> float:
+def expected_miss_scale(standing: AuditState) -> float:
     """Factor from what the scan expects of skipped cells to the misses that the model was calibrated for, 1 at most.
 
     Calibration bounds the precision of low activations from above; over millions of cells that adds up.

@@ -9,7 +9,7 @@ MOST_TRIES = 2
 _OURS = "coarse2fine"
 
 
-class Tries:
+class Attempts:
     """How often a part of a job was begun in this run, and what was left when its worker died."""
 
     def __init__(self, job: Job, unit: str) -> None:

@@ -87,7 +87,7 @@ def connected(scheduler: str | None, workers: int, memory_limit: str | float | N
             )
         )
         client = stack.enter_context(Client(cluster))
-        client.register_plugin(_Deaf())
+        client.register_plugin(IgnoreSigint())
         yield client
 
 
@@ -106,7 +106,7 @@ def revive(client: Client) -> None:
         client.cluster.scale(len(client.cluster.worker_spec))
 
 
-class _Deaf(WorkerPlugin):  # type: ignore[misc]
+class IgnoreSigint(WorkerPlugin):  # type: ignore[misc]
     """Ctrl-C is for the process that runs the batch: it ends its workers itself."""
 
     name = "coarse2fine-deaf"

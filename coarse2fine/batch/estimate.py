@@ -12,7 +12,7 @@ import torch
 
 from coarse2fine.batch.inputs import Item, sharded
 from coarse2fine.batch.job import Job, Opening, loaded
-from coarse2fine.batch.run import Crew, make_jobs, processes
+from coarse2fine.batch.run import Workers, make_jobs, processes
 from coarse2fine.batch.store import done_before
 from coarse2fine.config import Config
 from coarse2fine.model import Model
@@ -115,7 +115,7 @@ class Estimate:
 
 
 def estimate(
-    items: Sequence[Item], out: Path, model: str | Path, config: Config, crew: Crew, opening: Opening
+    items: Sequence[Item], out: Path, model: str | Path, config: Config, crew: Workers, opening: Opening
 ) -> Estimate:
     """Open every image of a batch, and add up.
 
@@ -125,7 +125,7 @@ def estimate(
     out : Path
     model : path or str
     config : Config
-    crew : Crew
+    crew : Workers
     opening : Opening
 
     Raises

@@ -15,7 +15,7 @@ _LOCK_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def alone(out: Path, name: str) -> Iterator[None]:
+def exclusive_lock(out: Path, name: str) -> Iterator[None]:
     """Keep other runs away, which would take this one's work for their own; the lock of a run that was killed is free.
 
     Shards of a batch may run at the same time; shards and the whole of it may not.

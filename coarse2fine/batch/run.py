@@ -15,9 +15,9 @@ from typing import Any, Literal
 from coarse2fine.audit.caps import Cap
 from coarse2fine.batch.inputs import Item, find_items, sharded, with_masks
 from coarse2fine.batch.job import KEEP_FROM, Job, Opening, Record, cores, key_of, waiting
-from coarse2fine.batch.lock import SINGLE, alone
-from coarse2fine.batch.store import found_again, told
-from coarse2fine.batch.summary import Batch
+from coarse2fine.batch.lock import SINGLE, exclusive_lock
+from coarse2fine.batch.store import reuse_result, warn_on_error
+from coarse2fine.batch.summary import BatchResult
 from coarse2fine.batch.worker import analyze_item, failed
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.model import Model
@@ -32,7 +32,7 @@ OnError = Literal["skip", "fail"]
 
 
 @dataclass(frozen=True)
-class Crew:
+class Workers:
     """Who does the work of a batch.
 
     Parameters
@@ -105,7 +105,7 @@ def analyze_folder(
     report: bool = True,
     on_error: OnError = "skip",
     progress: bool = False,
-) -> Batch:
+) -> BatchResult:
     """Analyse many images; whatever happens to one of them, the others are done.
 
     What is done already, with the same model and parameters, is not done again: after a crash or Ctrl-C the same call
@@ -146,7 +146,7 @@ def analyze_folder(
 
     Returns
     -------
-    Batch
+    BatchResult
 
     Raises
     ------
@@ -166,7 +166,7 @@ def analyze_folder(
         Path(out),
         model,
         config,
-        Crew(workers, scheduler, None, split, time_limit),
+        Workers(workers, scheduler, None, split, time_limit),
         opening=Opening(mpp, None if channels is None else tuple(channels), value_range),
         overwrite=overwrite,
         report=report,
@@ -180,7 +180,7 @@ def run_batch(
     out: Path,
     model: PathLike | Model,
     config: Config,
-    crew: Crew,
+    crew: Workers,
     *,
     opening: Opening | None = None,
     flat: bool = False,
@@ -188,7 +188,7 @@ def run_batch(
     report: bool = True,
     on_error: OnError = "skip",
     progress: bool = False,
-) -> Batch:
+) -> BatchResult:
     """Analyse the items of a batch; see `analyze_folder`.
 
     Parameters
@@ -198,7 +198,7 @@ def run_batch(
     model : path, str or Model
         For items without one of their own.
     config : Config
-    crew : Crew
+    crew : Workers
     opening : Opening, optional
     flat : bool
         Whether the results of a single item lie in `out` itself.
@@ -216,23 +216,23 @@ def run_batch(
     out.mkdir(parents=True, exist_ok=True)
     mine = sharded(items, crew.shard)
     jobs = make_jobs(mine, out, model, config, crew, opening or Opening(), flat=flat, report=report)
-    with alone(out, SINGLE if flat else _name(crew)):
-        done = {} if overwrite else {job.item.name: r for job in jobs if (r := found_again(job)) is not None}
+    with exclusive_lock(out, SINGLE if flat else _name(crew)):
+        done = {} if overwrite else {job.item.name: r for job in jobs if (r := reuse_result(job)) is not None}
         before = len(done)
         try:
             _run(jobs, done, crew, on_error, progress=progress)
         finally:
             every = tuple(done.get(job.item.name) or waiting(job) for job in jobs)
-            batch = Batch(every, out, before, _provenance(jobs, config))
+            batch = BatchResult(every, out, before, _provenance(jobs, config))
             if not flat:
                 _save(batch, crew)
         if report and jobs and not flat:
-            with told(f"the page of {out}"):
+            with warn_on_error(f"the page of {out}"):
                 write_batch_report(out)
     return batch
 
 
-def _run(jobs: Sequence[Job], records: dict[str, Record], crew: Crew, on_error: OnError, *, progress: bool) -> None:
+def _run(jobs: Sequence[Job], records: dict[str, Record], crew: Workers, on_error: OnError, *, progress: bool) -> None:
     """Add the records of the jobs that have none."""
     rest = [job for job in jobs if job.item.name not in records]
     try:
@@ -247,7 +247,7 @@ def _run(jobs: Sequence[Job], records: dict[str, Record], crew: Crew, on_error: 
         raise KeyboardInterrupt(f"; {left:,} image(s) are left: run the same command again to go on") from None
 
 
-def _save(batch: Batch, crew: Crew) -> None:
+def _save(batch: BatchResult, crew: Workers) -> None:
     # A full disk is what a record tells of already.
     with suppress(OSError) if any(record.fatal for record in batch.records) else nullcontext():
         batch.save(_name(crew))
@@ -255,7 +255,7 @@ def _save(batch: Batch, crew: Crew) -> None:
             remove_shards(batch.out)
 
 
-def _name(crew: Crew) -> str:
+def _name(crew: Workers) -> str:
     return "batch" if crew.shard is None else f"batch-{crew.shard[0]}-of-{crew.shard[1]}"
 
 
@@ -264,7 +264,7 @@ def make_jobs(
     out: Path,
     model: PathLike | Model,
     config: Config,
-    crew: Crew,
+    crew: Workers,
     opening: Opening,
     *,
     flat: bool = False,
@@ -280,7 +280,7 @@ def make_jobs(
     model : path, str or Model
         For items without one of their own.
     config : Config
-    crew : Crew
+    crew : Workers
     opening : Opening
     flat : bool
         Whether the results of a single item lie in `out` itself.
@@ -325,7 +325,7 @@ def _spec(model: PathLike | Model, out: Path) -> ModelSpec:
     return named
 
 
-def _records(jobs: Sequence[Job], crew: Crew, bars: BatchProgress) -> Generator[Record, None, None]:
+def _records(jobs: Sequence[Job], crew: Workers, bars: BatchProgress) -> Generator[Record, None, None]:
     """Each job's record when it is done, which the journal notes."""
     if not jobs:
         return
@@ -344,14 +344,14 @@ def _done_here(jobs: Sequence[Job], bars: BatchProgress) -> Generator[Record, No
             yield failed(job, "all", error, time.perf_counter() - start)
 
 
-def _done_by_workers(jobs: Sequence[Job], crew: Crew, bars: BatchProgress) -> Generator[Record, None, None]:
+def _done_by_workers(jobs: Sequence[Job], crew: Workers, bars: BatchProgress) -> Generator[Record, None, None]:
     # Dask takes a while to load, which a single image can do without.
     from coarse2fine.batch.dask_cluster import connected, topic  # noqa: PLC0415
     from coarse2fine.batch.schedule import run_jobs  # noqa: PLC0415
 
     def hear(event: tuple[float, dict[str, Any]]) -> None:
-        told = event[1]
-        bars.running(told["image"], told["step"], told["done"], told["total"])
+        warn_on_error = event[1]
+        bars.running(warn_on_error["image"], warn_on_error["step"], warn_on_error["done"], warn_on_error["total"])
 
     with connected(crew.scheduler, processes(crew, len(jobs), jobs[0].config), crew.memory_limit) as client:
         client.subscribe_topic(topic(jobs[0].run), hear)
@@ -359,7 +359,7 @@ def _done_by_workers(jobs: Sequence[Job], crew: Crew, bars: BatchProgress) -> Ge
             yield from made
 
 
-def processes(crew: Crew, images: int, config: Config) -> int:
+def processes(crew: Workers, images: int, config: Config) -> int:
     """How many a local cluster has."""
     if crew.workers:
         return crew.workers
@@ -368,7 +368,7 @@ def processes(crew: Crew, images: int, config: Config) -> int:
     return cores() if crew.split else min(cores(), images)
 
 
-def _threads(crew: Crew, images: int, config: Config) -> int:
+def _threads(crew: Workers, images: int, config: Config) -> int:
     """Threads of arithmetic of each worker; 0 for as many as a scheduler gives it."""
     if crew.scheduler is not None:
         return 0

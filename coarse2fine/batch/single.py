@@ -6,9 +6,9 @@ from pathlib import Path
 
 from coarse2fine.batch.inputs import Item
 from coarse2fine.batch.job import Opening
-from coarse2fine.batch.lock import SINGLE, alone
-from coarse2fine.batch.run import Crew, make_jobs
-from coarse2fine.batch.store import commit, found_again
+from coarse2fine.batch.lock import SINGLE, exclusive_lock
+from coarse2fine.batch.run import Workers, make_jobs
+from coarse2fine.batch.store import commit, reuse_result
 from coarse2fine.batch.worker import analyze_opened, was_cut
 from coarse2fine.config import Config
 from coarse2fine.paths import PathLike
@@ -50,13 +50,13 @@ def analyze_single(
     ImageError, ModelError, OSError, ValueError
         See `coarse2fine.analyze`.
     """
-    (job,) = make_jobs([item], out, model, config, Crew(workers=0), opening, flat=True, report=report)
-    if not overwrite and found_again(job) is not None:
+    (job,) = make_jobs([item], out, model, config, Workers(workers=0), opening, flat=True, report=report)
+    if not overwrite and reuse_result(job) is not None:
         return None
     image = job.open()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with alone(out, SINGLE):
+        with exclusive_lock(out, SINGLE):
             with Progress(progress) as bars:
                 analysis = analyze_opened(job, image, bars)
             commit(job, analysis, whole=not was_cut(job, analysis))

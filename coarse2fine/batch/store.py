@@ -67,13 +67,13 @@ def done_before(job: Job) -> Record | None:
     return record_of(job, stored)
 
 
-def found_again(job: Job) -> Record | None:
+def reuse_result(job: Job) -> Record | None:
     """What `done_before` says; results that there are then say where their image lies now, if it was moved since."""
     record = done_before(job)
     if record is None or is_url(job.item.source):
         return record
     place = os.path.abspath(job.item.source)  # noqa: PTH100 (keeps links as they are)
-    with told(f"the place of {job.item.source}"):
+    with warn_on_error(f"the place of {job.item.source}"):
         stored = read_record(job.target)
         if stored["image"]["path"] != place:
             write_json(job.target / ANALYSIS, {**stored, "image": {**stored["image"], "path": place}})
@@ -108,7 +108,7 @@ def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any
     try:
         analysis.save(temporary)
         if job.report:
-            with told(f"the page of {job.item.source}", but=OSError):
+            with warn_on_error(f"the page of {job.item.source}", but=OSError):
                 write_report(analysis, temporary / REPORT)
         facts = facts_of(analysis)
         if whole:
@@ -124,15 +124,15 @@ def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any
 
 
 @contextlib.contextmanager
-def told(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def warn_on_error(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """An error in something that a result can do without is told, and ends nothing; those of the kinds `but` do."""
     try:
         yield
     except but:
         raise
     except Exception as error:  # noqa: BLE001
-        told = printable(redact(str(error)))
-        _LOG.warning("%s could not be written: %s: %s", printable(redact(what)), type(error).__name__, told)
+        warn_on_error = printable(redact(str(error)))
+        _LOG.warning("%s could not be written: %s: %s", printable(redact(what)), type(error).__name__, warn_on_error)
 
 
 def tidy(job: Job) -> None:

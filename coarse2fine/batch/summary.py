@@ -27,7 +27,7 @@ _NOTED = 5
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchResult:
     """What became of each image of a batch.
 
     Parameters
@@ -48,14 +48,14 @@ class Batch:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def unwell(self) -> tuple[Record, ...]:
+    def failed(self) -> tuple[Record, ...]:
         """Images without whole results, and those of which parts cannot be read."""
         return tuple(record for record in self.records if record.status != "done")
 
     @property
     def ok(self) -> bool:
         """Whether every image is done, and whole."""
-        return not self.unwell
+        return not self.failed
 
     @property
     def audit(self) -> Audit | None:
@@ -100,7 +100,7 @@ class Batch:
             lines.append(f"note   {len(notes) - _NOTED:,} more in {self.out / 'batch.json'}")
         lines += [
             printable(f"{record.status} {record.source}: {record.error.removeprefix(f'{record.source}: ')}")
-            for record in self.unwell
+            for record in self.failed
             if record.error
         ]
         return "\n".join(lines)

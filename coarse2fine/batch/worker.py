@@ -15,13 +15,13 @@ import cv2
 import torch
 
 from coarse2fine.analysis_run import AnalysisRun
-from coarse2fine.batch.attempts import MOST_TRIES, Tries
+from coarse2fine.batch.attempts import MOST_TRIES, Attempts
 from coarse2fine.batch.job import Job, Record, Status, loaded
 from coarse2fine.batch.store import commit, is_full, record_of
 from coarse2fine.engine import run_analysis
 from coarse2fine.progress import Steps
 from coarse2fine.results.analysis import Analysis
-from coarse2fine.steps.checkpoint import Checkpoint, Kept
+from coarse2fine.steps.checkpoint import Checkpoint, StoredCheckpoint
 from coarse2fine.steps.pieces import cut
 from coarse2fine.tiling.image import Image
 
@@ -69,9 +69,9 @@ def was_cut(job: Job, analysis: Analysis) -> bool:
     return not (analysis.complete or analysis.failures or job.config.seconds)
 
 
-def kept_of(job: Job, image: Image) -> Kept:
+def kept_of(job: Job, image: Image) -> Checkpoint:
     """Partial work is kept of large images alone."""
-    return Checkpoint(job.work) if image.height * image.width >= job.keep_from else Kept()
+    return StoredCheckpoint(job.work) if image.height * image.width >= job.keep_from else Checkpoint()
 
 
 def guarded(job: Job, unit: str, work: Callable[[], Record | int]) -> Record | int:
@@ -88,7 +88,7 @@ def guarded(job: Job, unit: str, work: Callable[[], Record | int]) -> Record | i
         start = time.perf_counter()
         set_threads(job.threads)
         try:
-            tries = Tries(job, unit)
+            tries = Attempts(job, unit)
             before = tries.begin()
             words = tries.last_words()
             if words.startswith(_TIMED_OUT):
@@ -106,7 +106,7 @@ def guarded(job: Job, unit: str, work: Callable[[], Record | int]) -> Record | i
 def failed(job: Job, unit: str, error: Exception, seconds: float) -> Record:
     """The record of an error."""
     with contextlib.suppress(OSError):
-        Tries(job, unit).end()
+        Attempts(job, unit).end()
     line = str(error).partition("\n")[0] or type(error).__name__
     if isinstance(error, MemoryError):
         line = f"out of memory: {line}"
@@ -120,7 +120,7 @@ def prepare_item(job: Job, steps: Steps) -> Record | int:
     """Scan an image and count the pieces of its refinement; an image that is not large is analysed at once."""
     with job.open() as image:
         if image.height * image.width >= job.keep_from and job.config.seconds is None:
-            run = AnalysisRun(image, loaded(job.model), job.config, Checkpoint(job.work), job.item.mask)
+            run = AnalysisRun(image, loaded(job.model), job.config, StoredCheckpoint(job.work), job.item.mask)
             scan, _ = run.look(steps.task("scan"))
             return len(list(cut(run.choose(scan), loaded(job.model))))
     return analyze_item(job, steps)
@@ -130,7 +130,7 @@ def refine_piece(job: Job, number: int) -> int:
     """Refine one piece of a large image and keep it; returns its number."""
     with job.open() as image:
         model = loaded(job.model)
-        run = AnalysisRun(image, model, job.config, Checkpoint(job.work), job.item.mask)
+        run = AnalysisRun(image, model, job.config, StoredCheckpoint(job.work), job.item.mask)
         scan, read = run.look(None)
         plan = run.choose(scan)
         run.refine_piece(plan.take(list(cut(plan, model))[number]), read)
@@ -145,7 +145,7 @@ def set_threads(count: int) -> None:
 
 def _lost(job: Job, unit: str, status: Status, error: str, words: str) -> Record:
     with contextlib.suppress(OSError):
-        Tries(job, unit).end()
+        Attempts(job, unit).end()
     return Record(job.item.name, job.item.source, status, error, words)
 
 

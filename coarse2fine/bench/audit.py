@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from coarse2fine.analysis_run import AnalysisRun
-from coarse2fine.audit.blocks import Standing
+from coarse2fine.audit.blocks import AuditState
 from coarse2fine.audit.result import Audited
 from coarse2fine.audit.survey import survey
 from coarse2fine.bench.lookup import Trial
 from coarse2fine.bench.results import SAMPLE, AuditRun
 from coarse2fine.config import AUDIT, Config
-from coarse2fine.steps.checkpoint import Kept, Looked
+from coarse2fine.steps.checkpoint import Checkpoint, Looked
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.refine import Fine
+from coarse2fine.steps.refine import Refinement
 
 TARGETS = (0.9, 0.95)
 CONFIDENCE = 0.95
@@ -34,7 +34,7 @@ def audit_runs(trial: Trial, scene: str, seed: int) -> list[AuditRun]:
     model, interest = trial.model, trial.scan.interest
     plan = choose(interest, model.window, window_macs=model.window_macs, tau=model.tau)
     fine = trial.refine(plan)
-    standing = Standing(model, interest, plan.covered(), fine.candidates, model.threshold, trial.refine)
+    standing = AuditState(model, interest, plan.covered(), fine.candidates, model.threshold, trial.refine)
     spent = trial.scan.macs + fine.macs
     sample = int(AUDIT * trial.exhaustive_macs)
     runs = []
@@ -47,7 +47,7 @@ def audit_runs(trial: Trial, scene: str, seed: int) -> list[AuditRun]:
     return runs
 
 
-class _Known(Kept):
+class _Known(Checkpoint):
     """A scan that was made, and what windows find, looked up."""
 
     def __init__(self, trial: Trial) -> None:
@@ -56,7 +56,7 @@ class _Known(Kept):
     def looked(self, look: Callable[[], Looked]) -> Looked:  # noqa: ARG002
         return self._trial.scan, None
 
-    def refined(self, plan: Plan, refine: Callable[[Plan], Fine]) -> Fine:  # noqa: ARG002
+    def refined(self, plan: Plan, refine: Callable[[Plan], Refinement]) -> Refinement:  # noqa: ARG002
         return self._trial.refine(plan)
 
 

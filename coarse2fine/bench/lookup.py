@@ -23,7 +23,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.region import Region
 from coarse2fine.steps.conclude import conclude
 from coarse2fine.steps.plan import Plan, dense_plan
-from coarse2fine.steps.refine import Fine, refine
+from coarse2fine.steps.refine import Refinement, refine
 from coarse2fine.steps.scan import Scan, look
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import Image
@@ -72,7 +72,7 @@ class Point:
     score: Score
 
 
-def answer(image: Image, plan: Plan, model: Model, runtime: Runtime) -> Fine:
+def answer(image: Image, plan: Plan, model: Model, runtime: Runtime) -> Refinement:
     """What the refine net says in the windows of a plan.
 
     Raises
@@ -126,9 +126,11 @@ class Trial:
         self.reference = self.regions(self.candidates)
         self.whole = self.score(self.reference)
 
-    def refine(self, plan: Plan) -> Fine:
+    def refine(self, plan: Plan) -> Refinement:
         """What `refine` finds in the windows of a plan, and its cost; nothing is run."""
-        return Fine(self.within(plan.covered()), np.arange(len(plan)), plan.macs(self.model.window_macs), failures=())
+        return Refinement(
+            self.within(plan.covered()), np.arange(len(plan)), plan.macs(self.model.window_macs), failures=()
+        )
 
     def regions(self, candidates: Candidates) -> tuple[Region, ...]:
         """The finds in full-resolution pixels, as an analysis has them."""

@@ -80,11 +80,11 @@ def analyze_command(parsed: argparse.Namespace) -> int:
     from coarse2fine.batch.estimate import estimate
     from coarse2fine.batch.inputs import find_items, is_one_image, with_masks
     from coarse2fine.batch.job import Opening
-    from coarse2fine.batch.run import Crew, run_batch
+    from coarse2fine.batch.run import Workers, run_batch
 
     config, crew = (
         _config(parsed),
-        Crew(parsed.workers, parsed.scheduler, parsed.shard, parsed.split, parsed.time_limit),
+        Workers(parsed.workers, parsed.scheduler, parsed.shard, parsed.split, parsed.time_limit),
     )
     channels, value_range = (None if v is None else tuple(v) for v in (parsed.channels, parsed.value_range))
     opening = Opening(parsed.mpp, channels, value_range)
@@ -97,7 +97,7 @@ def analyze_command(parsed: argparse.Namespace) -> int:
         say_lines(found)
         return 0 if found.ok else 1
     one = is_one_image(parsed.input)
-    if one and crew == Crew():
+    if one and crew == Workers():
         return _analyze_single(parsed, items[0], config, opening)
     batch = run_batch(
         items,

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.fitting.calibrate import Setting
+from coarse2fine.fitting.calibrate import CalibrationSet
 from coarse2fine.fitting.crops import Recipe
-from coarse2fine.fitting.distillation import Lesson, make_lessons
+from coarse2fine.fitting.distillation import DistillationSample, make_samples
 from coarse2fine.fitting.geometry import base_spec
 from coarse2fine.fitting.optimise import train
 from coarse2fine.model import Model
@@ -32,7 +32,7 @@ _NEW_RATE = 9e-3
 
 
 def train_base(
-    recipe: Recipe, backbone: Backbone | None, model: Model, setting: Setting, bars: Progress, name: str = "base"
+    recipe: Recipe, backbone: Backbone | None, model: Model, setting: CalibrationSet, bars: Progress, name: str = "base"
 ) -> Base:
     """Teach a base where refining would find something.
 
@@ -43,7 +43,7 @@ def train_base(
         The net to fit, changed in place; by default the built-in net of the geometry.
     model : Model
         With a trained refine net and its threshold.
-    setting : Setting
+    setting : CalibrationSet
         The scenes, and the refine net's answer to them.
     bars : Progress
     name : str
@@ -55,7 +55,7 @@ def train_base(
     reader = net.reader if isinstance(net, Backbone) else net.convs[-1]
     with torch.no_grad():
         reader.bias.fill_(PRIOR_LOGIT)  # type: ignore[operator]
-    make = _batches(recipe, make_lessons(recipe, net, model, setting, bars.task(f"lessons for the {name}")))
+    make = _batches(recipe, make_samples(recipe, net, model, setting, bars.task(f"lessons for the {name}")))
     options: dict[str, Any] = {"steps": _LONGER * recipe.steps, "seed": seed, "tick": bars.task(name)}
     if isinstance(net, ConvStack):
         train(net, make, _answer_loss, setting.runtime, **options)
@@ -64,7 +64,9 @@ def train_base(
     return net
 
 
-def _batches(recipe: Recipe, lessons: Sequence[Lesson]) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
+def _batches(
+    recipe: Recipe, lessons: Sequence[DistillationSample]
+) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
     def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
         rows = [_sample(recipe, lessons[int(rng.integers(len(lessons)))], rng) for _ in range(_BATCH)]
         return tuple(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
@@ -72,7 +74,7 @@ def _batches(recipe: Recipe, lessons: Sequence[Lesson]) -> Callable[[np.random.G
     return make
 
 
-def _sample(recipe: Recipe, lesson: Lesson, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
+def _sample(recipe: Recipe, lesson: DistillationSample, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
     turn = recipe.turn(rng)
     planes = recipe.relit(turn.maps(recipe.planes(lesson.pixels)), rng)
     grain = rng.normal(0, rng.uniform(0, _GRAIN), planes.shape).astype(np.float32)

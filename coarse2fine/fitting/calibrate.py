@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.fitting.scene import PART, Scene, part_of, pooled
 from coarse2fine.fitting.teacher import Answers, _held
-from coarse2fine.model import Level, Model
+from coarse2fine.model import CascadeStage, Model
 from coarse2fine.models.firing import calibrate_firing
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
@@ -29,7 +29,7 @@ _TOLD_RECALLS = (0.9, 0.95, 0.97, 0.99, 0.995)
 
 
 @dataclass(frozen=True)
-class Seen:
+class StageScan:
     """What a level sees of the fitting scenes.
 
     Parameters
@@ -54,14 +54,14 @@ class Calibrated:
     Parameters
     ----------
     model : Model
-    seen : Seen
+    seen : StageScan
         By its base.
     cost : float
         Scan and windows, in the price's unit.
     """
 
     model: Model
-    seen: Seen
+    seen: StageScan
     cost: float
 
 
@@ -85,13 +85,13 @@ class Price:
             return model.window_macs(cells, cells)
         return self.window_seconds[cells * model.geometry.fine]
 
-    def scan(self, macs: int, seen: Seen) -> float:
+    def scan(self, macs: int, seen: StageScan) -> float:
         """Cost of so many multiply-adds of a level's net, by what a look at everything took."""
         return macs if self.unit == "macs" else macs * seen.seconds / seen.macs
 
 
 @dataclass(frozen=True)
-class Setting:
+class CalibrationSet:
     """What bases are judged by.
 
     Parameters
@@ -112,14 +112,14 @@ class Setting:
     runtime: Runtime
 
 
-def calibrate(model: Model, setting: Setting, tick: Tick | None = None) -> Calibrated:
+def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -> Calibrated:
     """Set the rule of firing, the window and the default threshold from what was held back.
 
     Parameters
     ----------
     model : Model
         With both nets trained and `threshold` set.
-    setting : Setting
+    setting : CalibrationSet
     tick : callable, optional
         Called with scenes done and scenes in all.
     """
@@ -146,14 +146,16 @@ def calibrate(model: Model, setting: Setting, tick: Tick | None = None) -> Calib
     return Calibrated(model, seen, costs[window][0])
 
 
-def calibrate_level(model: Model, setting: Setting, level: Level) -> tuple[Level, dict[str, float]]:
+def calibrate_level(
+    model: Model, setting: CalibrationSet, level: CascadeStage
+) -> tuple[CascadeStage, dict[str, float]]:
     """The level with its rule of firing; and of each rule the share of the cells that it needs for 95 % of the finds.
 
     Parameters
     ----------
     model : Model
-    setting : Setting
-    level : Level
+    setting : CalibrationSet
+    level : CascadeStage
         With a trained net.
     """
     high, logit, target = _held_cells(model, setting, level)
@@ -161,7 +163,7 @@ def calibrate_level(model: Model, setting: Setting, level: Level) -> tuple[Level
     return replace(level, firing=firing), areas
 
 
-def survey_scenes(model: Model, setting: Setting, level: Level, tick: Tick | None = None) -> Seen:
+def survey_scenes(model: Model, setting: CalibrationSet, level: CascadeStage, tick: Tick | None = None) -> StageScan:
     """What a level sees of all scenes, whatever the other levels say."""
     interests, macs = [], 0
     start = time.perf_counter()
@@ -171,11 +173,11 @@ def survey_scenes(model: Model, setting: Setting, level: Level, tick: Tick | Non
         macs += scan.macs
         if tick:
             tick(done + 1, len(setting.scenes))
-    return Seen(tuple(interests), macs, time.perf_counter() - start)
+    return StageScan(tuple(interests), macs, time.perf_counter() - start)
 
 
 def _held_cells(
-    model: Model, setting: Setting, level: Level
+    model: Model, setting: CalibrationSet, level: CascadeStage
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Activations, logits and targets of the held-back cells (of all cells, where too few are held back)."""
     scenes, answers = setting.scenes, setting.answers
@@ -204,7 +206,7 @@ def calibrates_on_all(scenes: Sequence[Scene], answers: Answers) -> bool:
 
 def window_threshold(
     model: Model,
-    setting: Setting,
+    setting: CalibrationSet,
     interests: Sequence[NDArray[np.float32]],
     window: int,
     recall: float,
@@ -224,7 +226,7 @@ def window_threshold(
     return tau, int(sum((s > tau).sum() for s in scores))
 
 
-def held_finds(model: Model, setting: Setting) -> tuple[list[NDArray[np.int64]], list[NDArray[np.bool_]]]:
+def held_finds(model: Model, setting: CalibrationSet) -> tuple[list[NDArray[np.int64]], list[NDArray[np.bool_]]]:
     """Cells of the sure finds held back in each scene (of all, where too few are held back), and which are areas'."""
     scenes, answers = setting.scenes, setting.answers
     everything = calibrates_on_all(scenes, answers)

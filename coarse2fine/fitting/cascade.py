@@ -19,9 +19,9 @@ from coarse2fine.fitting.base import train_base
 from coarse2fine.fitting.calibrate import (
     WINDOWS,
     Calibrated,
+    CalibrationSet,
     Price,
-    Seen,
-    Setting,
+    StageScan,
     calibrate_level,
     held_finds,
     least_of,
@@ -30,7 +30,7 @@ from coarse2fine.fitting.calibrate import (
 )
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.scene import Scene
-from coarse2fine.model import Geometry, Level, Model
+from coarse2fine.model import CascadeStage, Geometry, Model
 from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
@@ -103,7 +103,7 @@ def scan_candidates(recipe: Recipe, *, built_in: bool = True) -> list[Recipe]:
     return [*found, replace(recipe, width=_WIDER * recipe.width)] if built_in else found
 
 
-def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progress) -> Calibrated:
+def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars: Progress) -> Calibrated:
     """Put cheaper looks before the base's, one after another, as long as each makes the whole cheaper.
 
     Parameters
@@ -112,13 +112,13 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progr
         Without any.
     recipe : Recipe
         Of the base.
-    setting : Setting
+    setting : CalibrationSet
         Its recall is that of glances and windows together.
     bars : Progress
     """
     price, scenes = setting.price, setting.scenes
-    seen: tuple[Seen, ...] = (found.seen,)
-    while len(found.model.glances) < _MOST_GLANCES:
+    seen: tuple[StageScan, ...] = (found.seen,)
+    while len(found.model.cascade) < _MOST_GLANCES:
         model, first = found.model, found.model.levels[0]
         if price.scan(seen[0].macs, seen[0]) < _WORTH * found.cost or not _room(first, scenes):
             break
@@ -128,9 +128,9 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progr
             model.geometry.refine_downsample,
             first.cell * _LARGER // model.geometry.fine_cell,
         )
-        glance = replace(recipe, geometry=geometry, width=1.0, seed=recipe.seed + 10 + len(model.glances))
+        glance = replace(recipe, geometry=geometry, width=1.0, seed=recipe.seed + 10 + len(model.cascade))
         net = train_base(glance, None, model, setting, bars, f"glance at 1/{geometry.scan_downsample}")
-        level = Level(net, geometry.cell, geometry.scan_downsample, None, 1.0)
+        level = CascadeStage(net, geometry.cell, geometry.scan_downsample, None, 1.0)
         level, _ = calibrate_level(model, setting, level)
         views = (survey_scenes(model, setting, level), *seen)
         tried = [_with_glance(found, level, loss, views, setting) for loss in _LOSSES]
@@ -141,7 +141,7 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: Setting, bars: Progr
     return found
 
 
-def _room(level: Level, scenes: Sequence[Scene]) -> bool:
+def _room(level: CascadeStage, scenes: Sequence[Scene]) -> bool:
     """Whether some scene has cells enough for a glance, and strides allow for one."""
     largest = max(min(scene.image.height, scene.image.width) for scene in scenes)
     stride = level.net.spec.stride * _LARGER // _COARSER
@@ -150,10 +150,10 @@ def _room(level: Level, scenes: Sequence[Scene]) -> bool:
 
 def _with_glance(
     found: Calibrated,
-    level: Level,
+    level: CascadeStage,
     loss: float,
-    views: tuple[Seen, ...],
-    setting: Setting,
+    views: tuple[StageScan, ...],
+    setting: CalibrationSet,
 ) -> Calibrated | None:
     """The model with a glance that loses so many finds, its thresholds set anew; None where that cannot do."""
     model, price = found.model, setting.price
@@ -161,7 +161,7 @@ def _with_glance(
     ratio = level.cell // model.geometry.cell
     values = [view[at[:, 0] // ratio, at[:, 1] // ratio] for view, at in zip(views[0].interests, cells, strict=True)]
     tau = least_of(np.concatenate(values), np.concatenate(areas), 1 - loss)
-    model = replace(model, glances=(replace(level, tau=tau), *model.glances))
+    model = replace(model, cascade=(replace(level, tau=tau), *model.cascade))
     interests, costs = [], 0.0
     for index in range(len(setting.scenes)):
         interest, macs = zoomed(model.levels, [view.interests[index] for view in views])
@@ -176,7 +176,7 @@ def _with_glance(
     return Calibrated(model, found.seen, scan + count * price.window(model, model.window))
 
 
-def _seconds(model: Model, setting: Setting) -> float:
+def _seconds(model: Model, setting: CalibrationSet) -> float:
     """Time of the whole scan of all scenes: small squares take longer than their multiply-adds tell."""
     start = time.perf_counter()
     for scene in setting.scenes:
@@ -184,7 +184,9 @@ def _seconds(model: Model, setting: Setting) -> float:
     return time.perf_counter() - start
 
 
-def zoomed(levels: Sequence[Level], interests: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], list[int]]:
+def zoomed(
+    levels: Sequence[CascadeStage], interests: Sequence[NDArray[np.float32]]
+) -> tuple[NDArray[np.float32], list[int]]:
     """What a zoom sees of an image of which each level's look at everything is known; nothing is looked at again.
 
     Parameters

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coarse2fine.fitting.calibrate import Setting
+from coarse2fine.fitting.calibrate import CalibrationSet
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.scene import PART, Scene, pooled
 from coarse2fine.fitting.teacher import FLOOR, settle, target_of
@@ -36,7 +36,7 @@ _ZOOM = 0.4
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationSample:
     """One crop.
 
     Parameters
@@ -54,7 +54,9 @@ class Lesson:
     valid: NDArray[np.bool_]
 
 
-def make_lessons(recipe: Recipe, net: Base, model: Model, setting: Setting, tick: Tick | None = None) -> list[Lesson]:
+def make_samples(
+    recipe: Recipe, net: Base, model: Model, setting: CalibrationSet, tick: Tick | None = None
+) -> list[DistillationSample]:
     """Draw crops, half of them around a find, and ask the refine net.
 
     Parameters
@@ -65,7 +67,7 @@ def make_lessons(recipe: Recipe, net: Base, model: Model, setting: Setting, tick
         That is to be taught.
     model : Model
         With a trained refine net and its threshold.
-    setting : Setting
+    setting : CalibrationSet
     tick : callable, optional
         Called with lessons done and lessons in all.
     """
@@ -80,7 +82,7 @@ def make_lessons(recipe: Recipe, net: Base, model: Model, setting: Setting, tick
 
 
 class _Teacher:
-    def __init__(self, recipe: Recipe, net: Base, model: Model, setting: Setting) -> None:
+    def __init__(self, recipe: Recipe, net: Base, model: Model, setting: CalibrationSet) -> None:
         g, spec = recipe.geometry, net.spec
         self._recipe, self._spec, self._model, self._setting = recipe, spec, model, setting
         self._places = _places(setting.scenes, setting.answers.targets)
@@ -95,7 +97,7 @@ class _Teacher:
         reach = max(model.refiner.spec.margin * g.refine_downsample, spec.margin * g.scan_downsample)
         self._reach = ceil_div(reach, step) * step
 
-    def lesson(self, rng: np.random.Generator) -> Lesson:
+    def lesson(self, rng: np.random.Generator) -> DistillationSample:
         recipe, g = self._recipe, self._recipe.geometry
         s, box = _crop(self._places, self._side, g.fine, rng)
         scene, zoom = self._setting.scenes[s], math.exp(rng.uniform(-_ZOOM, _ZOOM))
@@ -110,7 +112,7 @@ class _Teacher:
         small = _reduced(pixels, g.scan_downsample // self._plane)
         border = self._reach // g.scan_downsample - self._spec.margin
         own = small[border : len(small) - border, border : len(small) - border]
-        return Lesson(as_channels(own, recipe.channels), target[None], valid[None])
+        return DistillationSample(as_channels(own, recipe.channels), target[None], valid[None])
 
     def _pixels(self, scene: Scene, full_middle: NDArray[np.float64], zoom: float) -> NDArray[np.uint8]:
         """A crop, halo included, in the finest plane, of pixels of `zoom` times their size."""

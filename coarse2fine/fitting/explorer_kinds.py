@@ -21,7 +21,7 @@ from coarse2fine.fitting.specialists.items import Items, ItemStore
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
 from coarse2fine.fitting.specialists.validate import Verdict, judge_painting
 from coarse2fine.model import Label, Model
-from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.feature_tree import NO_NODE, ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.mixture import ridge
@@ -56,15 +56,15 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
     how : {"tree", "activity"}
         A column for each node of a tree of clusters, or for each group of features that fire together.
     """
-    twins = Twins.of(model.refiner)
+    twins = FeatureMaps.of(model.refiner)
     spec = column_spec(twins, _TOP)
-    layout = Layout.of(spec, twins)
+    layout = ColumnInputs.of(spec, twins)
     parts = [_cells(model, layout, crops, np.random.default_rng((seed, 3, n))) for n in range(_BATCHES)]
     codes, whole = np.concatenate([code for code, _ in parts]), Items.joined([item for _, item in parts])
     whole = replace(whole, held=_held(whole.group, seed))
     learning = np.flatnonzero(~whole.held)
-    painter = ridge(codes[learning], whole.targets[torch.from_numpy(learning)].numpy())
-    whole = whole.answered(painted(torch.from_numpy(codes)[:, :, None, None], painter)[:, :, 0, 0])
+    decoder = ridge(codes[learning], whole.targets[torch.from_numpy(learning)].numpy())
+    whole = whole.answered(painted(torch.from_numpy(codes)[:, :, None, None], decoder)[:, :, 0, 0])
     options = TrainingOptions(seed=seed)
     tree, groups, verdict = None, None, None
     with tempfile.TemporaryDirectory() as folder:
@@ -73,11 +73,11 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
             grown = grow(store, twins, (spec,), options, clusters=_CLUSTERS)
             if grown.columns:
                 grown, verdict = judge_painting(grown, whole)
-                tree = _as_tree(grown, whole, painter, (spec,))
+                tree = _as_tree(grown, whole, decoder, (spec,))
         else:
             with contextlib.suppress(ValueError):  # no feature fires
                 found, verdict = _judged_groups(grow_groups(store, twins, spec, options, count=_GROUPS), whole)
-                groups = _as_groups(found, spec, painter)
+                groups = _as_groups(found, spec, decoder)
     if verdict is None:
         return model
     model = replace(model, provenance={**model.provenance, "kinds": verdict.told()})
@@ -90,7 +90,7 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
     columns = groups if tree is None else tree
     assert columns is not None
     labels = tuple(Label(name, "area") for name in kind_names(columns))
-    return replace(model, tree=tree, groups=groups, painter=painter, labels=labels)
+    return replace(model, tree=tree, groups=groups, decoder=decoder, labels=labels)
 
 
 def _held(image: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -122,7 +122,9 @@ def _judged_groups(grown: GrownGroups, whole: Items) -> tuple[GrownGroups, Verdi
 
 
 @torch.inference_mode()
-def _cells(model: Model, layout: Layout, crops: Crops, rng: np.random.Generator) -> tuple[NDArray[np.float32], Items]:
+def _cells(
+    model: Model, layout: ColumnInputs, crops: Crops, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], Items]:
     """Some cells of a batch of crops: their codes; and what columns read, before any answer."""
     net = model.refiner
     x, image = crops(rng)
@@ -148,21 +150,21 @@ def _cells(model: Model, layout: Layout, crops: Crops, rng: np.random.Generator)
     return code[n, :, y, left].numpy(), items
 
 
-def _as_groups(grown: GrownGroups, spec: ColumnSpec, painter: NDArray[np.float32]) -> SpecialistGroups:
+def _as_groups(grown: GrownGroups, spec: ColumnSpec, decoder: NDArray[np.float32]) -> SpecialistGroups:
     # One column at most is asked of each cell.
-    macs = painter[:-1].size + grown.columns[0].macs(1, 1)
+    macs = decoder[:-1].size + grown.columns[0].macs(1, 1)
     gate = Gate.open(exclusive=False)
-    return SpecialistGroups(grown.groups, spec, grown.columns, gate, macs, painter.shape[1])
+    return SpecialistGroups(grown.groups, spec, grown.columns, gate, macs, decoder.shape[1])
 
 
-def _as_tree(grown: Grown, items: Items, painter: NDArray[np.float32], specs: tuple[ColumnSpec, ...]) -> SpecialistTree:
+def _as_tree(grown: Grown, items: Items, decoder: NDArray[np.float32], specs: tuple[ColumnSpec, ...]) -> SpecialistTree:
     tree = grown.tree
     rng = np.random.default_rng(0)
     tiles = {}
     for leaf in tree.leaves.tolist():
         rows = np.flatnonzero((grown.nodes == leaf).any(axis=1))
         tiles[leaf] = items.tiles[np.sort(rng.permutation(rows)[:_TILES])]
-    macs = tree.centres[0].size + painter[:-1].size
+    macs = tree.centres[0].size + decoder[:-1].size
     for nodes in grown.nodes.T:
         known = nodes[nodes > 0]
         each = np.array(

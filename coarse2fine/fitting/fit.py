@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from coarse2fine.annotations.read import Annotations
 from coarse2fine.config import check_seed
 from coarse2fine.fitting.base import train_base
-from coarse2fine.fitting.calibrate import Calibrated, Price, Setting, calibrate, calibrates_on_all
+from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, calibrate, calibrates_on_all
 from coarse2fine.fitting.cascade import add_glances, measure_price, scan_candidates
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.geometry import (
@@ -190,7 +190,7 @@ def fit(
         draft = replace(draft, threshold=answers.threshold)
         self_calibrated = _check_held(scenes, answers)
         price = _price(minimise, draft, scenes, runtime, seed, planned)
-        setting = Setting(tuple(scenes), answers, recall, price, runtime)
+        setting = CalibrationSet(tuple(scenes), answers, recall, price, runtime)
         found = [
             _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
         ]
@@ -266,7 +266,7 @@ def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvSt
 
 
 def _calibrated(
-    recipe: Recipe, draft: Model, setting: Setting, backbone: Backbone | None, bars: Progress
+    recipe: Recipe, draft: Model, setting: CalibrationSet, backbone: Backbone | None, bars: Progress
 ) -> Calibrated:
     """The model with a base for one geometry, its thresholds set."""
     fitted = train_base(recipe, backbone, draft, setting, bars)

@@ -13,7 +13,7 @@ from torch import Tensor
 from coarse2fine.bundle import under
 from coarse2fine.models.column import Column
 from coarse2fine.models.feature_groups import Groups
-from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.sparse_columns import Activity
@@ -81,14 +81,14 @@ class SpecialistGroups:
         }
 
     @classmethod
-    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: Twins) -> SpecialistGroups:
+    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: FeatureMaps) -> SpecialistGroups:
         """Build from what `arrays` and `describe` gave.
 
         Parameters
         ----------
         arrays : mapping of str to ndarray
         text : mapping
-        twins : Twins
+        twins : FeatureMaps
             The maps of the refine net.
         """
         own = under(arrays, _PREFIX)
@@ -121,7 +121,7 @@ class GroupRunner:
     def __init__(self, own: SpecialistGroups, runtime: Runtime) -> None:
         self._gate, self._groups = own.gate, own.groups
         self._activity = Activity([runtime.place(column) for column in own.columns], _TILE)
-        self._layout: Layout = own.columns[0].layout
+        self._layout: ColumnInputs = own.columns[0].layout
         self.macs_most = own.columns[0].macs(_TILE, _TILE)
 
     @property

@@ -46,20 +46,20 @@ def cell_pixels(x: Tensor, spec: StackSpec) -> Tensor:
     return functional.pixel_unshuffle(cropped(x, spec.margin), spec.stride)
 
 
-def painted(code: Tensor, painter: NDArray[np.float32]) -> Tensor:
+def painted(code: Tensor, decoder: NDArray[np.float32]) -> Tensor:
     """What the code alone paints.
 
     Parameters
     ----------
     code : Tensor, float, (n, d, h, w)
-    painter : ndarray, float32, (d + 1, p)
+    decoder : ndarray, float32, (d + 1, p)
         A linear map and, in its last row, an offset.
 
     Returns
     -------
     Tensor, float, (n, p, h, w)
     """
-    weights = torch.from_numpy(painter).to(code.device, code.dtype)
+    weights = torch.from_numpy(decoder).to(code.device, code.dtype)
     return functional.conv2d(code, weights[:-1].T[:, :, None, None], weights[-1])
 
 
@@ -124,7 +124,7 @@ class KindReader:
     ----------
     columns : SpecialistTree or SpecialistGroups
         They paint.
-    painter : ndarray, float32, (d + 1, p)
+    decoder : ndarray, float32, (d + 1, p)
         See `painted`.
     spec : StackSpec
         Of the encoder.
@@ -134,11 +134,11 @@ class KindReader:
     def __init__(
         self,
         columns: SpecialistTree | SpecialistGroups,
-        painter: NDArray[np.float32],
+        decoder: NDArray[np.float32],
         spec: StackSpec,
         runtime: Runtime,
     ) -> None:
-        self._first, self._spec = painter, spec
+        self._first, self._spec = decoder, spec
         self._paint = (
             _TreePainter(columns, runtime) if isinstance(columns, SpecialistTree) else _GroupPainter(columns, runtime)
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coarse2fine.bundle import under
 from coarse2fine.model_file import filled
 from coarse2fine.models.column import Column
-from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.feature_tree import ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import Answered, Specialists
@@ -65,7 +65,7 @@ class SpecialistTree:
         return "\n".join([first, *(self._line(node) for node in self._in_order(ROOT))])
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ColumnInputs:
         """What the columns read of the refine net's maps."""
         return next(iter(self.columns.values())).layout
 
@@ -125,14 +125,14 @@ class SpecialistTree:
         }
 
     @classmethod
-    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: Twins) -> SpecialistTree:
+    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: FeatureMaps) -> SpecialistTree:
         """Build from what `arrays` and `describe` gave.
 
         Parameters
         ----------
         arrays : mapping of str to ndarray
         text : mapping
-        twins : Twins
+        twins : FeatureMaps
             The maps of the refine net.
         """
         own = under(arrays, _PREFIX)

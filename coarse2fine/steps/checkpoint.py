@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 from coarse2fine.bundle import under
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.mixture import Mixture
-from coarse2fine.steps.novelty import Oddities
+from coarse2fine.steps.novelty import NoveltyModel
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.refine import Fine
+from coarse2fine.steps.refine import Refinement
 from coarse2fine.steps.scan import Scan
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
-Looked = tuple[Scan, Oddities | None]
+Looked = tuple[Scan, NoveltyModel | None]
 
 
-class Kept:
+class Checkpoint:
     """What is there already of an analysis: nothing, in this class."""
 
-    def looked(self, look: Callable[[], Looked]) -> Looked:
+    def scan_or_load(self, look: Callable[[], Looked]) -> Looked:
         """The scan, and what is usual where nothing was fitted; made where it is not there."""
         return look()
 
-    def refined(self, plan: Plan, refine: Callable[[Plan], Fine]) -> Fine:
+    def refine_or_load(self, plan: Plan, refine: Callable[[Plan], Refinement]) -> Refinement:
         """What refining all of a plan gives; made where it is not there."""
         return refine(plan)
 
@@ -39,7 +39,7 @@ class Kept:
 Arrays = dict[str, NDArray[Any]]
 
 
-class Checkpoint(Kept):
+class StoredCheckpoint(Checkpoint):
     """The scan and the pieces of a refinement in files; each is whole or not there.
 
     A piece is known by its windows. Work on what could not be read is not kept: it is tried again.
@@ -59,7 +59,7 @@ class Checkpoint(Kept):
         self._folder = folder
         self.reused = 0
 
-    def looked(self, look: Callable[[], Looked]) -> Looked:
+    def scan_or_load(self, look: Callable[[], Looked]) -> Looked:
         path = self._folder / "scan.npz"
         if (arrays := self._load(path)) is not None:
             return _looked(arrays)
@@ -68,7 +68,7 @@ class Checkpoint(Kept):
             self._store(path, _scan_arrays(*made))
         return made
 
-    def refined(self, plan: Plan, refine: Callable[[Plan], Fine]) -> Fine:
+    def refine_or_load(self, plan: Plan, refine: Callable[[Plan], Refinement]) -> Refinement:
         path = self._folder / f"{_digest(plan)}.npz"
         if (arrays := self._load(path)) is not None:
             return _fine(arrays)
@@ -99,7 +99,7 @@ def _digest(plan: Plan) -> str:
     return hashlib.sha256(rows.tobytes()).hexdigest()[:32]
 
 
-def _scan_arrays(scan: Scan, odd: Oddities | None) -> Arrays:
+def _scan_arrays(scan: Scan, odd: NoveltyModel | None) -> Arrays:
     arrays: Arrays = {"interest": scan.interest, "fired": scan.fired, "macs": np.array(scan.macs)}
     if odd is not None:
         arrays |= {f"mixture_{name}": value.numpy() for name, value in vars(odd.mixture).items()}
@@ -112,13 +112,13 @@ def _looked(arrays: Arrays) -> Looked:
     if "sample" not in arrays:
         return scan, None
     mixture = {name: torch.from_numpy(array) for name, array in under(arrays, "mixture_").items()}
-    return scan, Oddities(Mixture(**mixture), torch.from_numpy(arrays["sample"]))
+    return scan, NoveltyModel(Mixture(**mixture), torch.from_numpy(arrays["sample"]))
 
 
-def _fine_arrays(fine: Fine) -> Arrays:
+def _fine_arrays(fine: Refinement) -> Arrays:
     found = {f"found_{name}": value for name, value in vars(fine.candidates).items()}
     return {**found, "done": fine.done, "macs": np.array(fine.macs)}
 
 
-def _fine(arrays: Arrays) -> Fine:
-    return Fine(Candidates(**under(arrays, "found_")), arrays["done"], int(arrays["macs"]), ())
+def _fine(arrays: Arrays) -> Refinement:
+    return Refinement(Candidates(**under(arrays, "found_")), arrays["done"], int(arrays["macs"]), ())

@@ -48,7 +48,7 @@ _STEPS = 1024
 
 
 @dataclass(frozen=True)
-class Oddities:
+class NoveltyModel:
     """What is usual at full resolution in this image.
 
     Parameters
@@ -95,7 +95,7 @@ def _sampled(cells: int, model: Model, most_macs: int) -> int:
 
 def explore(
     image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick | None = None, *, most_macs: int
-) -> tuple[Scan, Oddities]:
+) -> tuple[Scan, NoveltyModel]:
     """Scan an image and learn from it alone what is worth a closer look.
 
     Parameters
@@ -115,7 +115,7 @@ def explore(
     -------
     Scan
         Its cost holds the full-resolution sample too.
-    Oddities
+    NoveltyModel
     """
     failures: list[str] = []
     codes, macs = _codes(image, model, runtime, failures, tick)
@@ -136,24 +136,24 @@ def explore(
     return scan, _usual(model, measures, seed)
 
 
-def _usual(model: Model, measures: NDArray[np.float32], seed: int) -> Oddities:
+def _usual(model: Model, measures: NDArray[np.float32], seed: int) -> NoveltyModel:
     """What is usual among the fine cells of a sample."""
     rows = measures.reshape(-1, measures.shape[-1])
-    if model.painter is None:
+    if model.decoder is None:
         mixture = Mixture.fit(rows, KINDS, seed)
         surprise, _ = mixture.surprise(torch.from_numpy(rows))
     else:
         kind = rows[:, MEASURES].astype(np.int64)
         mixture = Mixture.of_kinds(rows[:, :MEASURES], kind, len(model.labels))
         surprise = mixture.within(torch.from_numpy(rows[:, :MEASURES]), torch.from_numpy(kind))
-    return Oddities(mixture, _stepped(surprise).sort().values)
+    return NoveltyModel(mixture, _stepped(surprise).sort().values)
 
 
 def _stepped(surprise: Tensor) -> Tensor:
     return torch.round(surprise * _STEPS) / _STEPS
 
 
-def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor: float) -> Candidates:
+def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: NoveltyModel, floor: float) -> Candidates:
     """Cells of a batch of windows that are rarer than the share `floor` of the image's own sample.
 
     Parameters
@@ -162,7 +162,7 @@ def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: Oddities, floor:
         Fine codes; or what columns measure, and behind it the number of the kind.
     corners : ndarray, int64, (n, 2)
         Fine-grid index of each window's first cell.
-    odd : Oddities
+    odd : NoveltyModel
     floor : float
         Least score, the share of the sample that is less surprising.
     """

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.progress import Tick
-from coarse2fine.steps.checkpoint import Kept
+from coarse2fine.steps.checkpoint import Checkpoint
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.refine import ROUND_PIXELS, Fine, rounds, window_pixels
+from coarse2fine.steps.refine import ROUND_PIXELS, Refinement, rounds, window_pixels
 
 PIECE_PIXELS = 2**26
 """Pixels of a piece, halos included: some seconds of work."""
@@ -21,15 +21,15 @@ _NEARBY_CELLS = 256
 
 
 def refine_in_pieces(
-    plan: Plan, model: Model, kept: Kept, refine: Callable[..., Fine], tick: Tick | None = None
-) -> Fine:
+    plan: Plan, model: Model, kept: Checkpoint, refine: Callable[..., Refinement], tick: Tick | None = None
+) -> Refinement:
     """Refine a plan piece by piece, the best first; what is kept of an earlier run is not done again.
 
     Parameters
     ----------
     plan : Plan
     model : Model
-    kept : Kept
+    kept : Checkpoint
     refine : callable
         Refines a plan; takes `tick` too.
     tick : callable, optional
@@ -37,11 +37,11 @@ def refine_in_pieces(
     """
     pieces = list(cut(plan, model))
     if len(pieces) == 1:
-        return kept.refined(plan, lambda whole: refine(whole, tick=tick))
-    parts: list[Fine] = []
+        return kept.refine_or_load(plan, lambda whole: refine(whole, tick=tick))
+    parts: list[Refinement] = []
     before = 0
     for rows in pieces:
-        part = kept.refined(plan.take(rows), lambda piece: refine(piece, tick=_after(before, len(plan), tick)))  # noqa: B023
+        part = kept.refine_or_load(plan.take(rows), lambda piece: refine(piece, tick=_after(before, len(plan), tick)))  # noqa: B023
         parts.append(part)
         before += len(rows)
         if tick:
@@ -71,10 +71,10 @@ def _after(before: int, total: int, tick: Tick | None) -> Tick | None:
     return (lambda done, _: tick(before + done, total)) if tick else None
 
 
-def _joined(parts: list[Fine], pieces: list[NDArray[np.intp]], plan: Plan, model: Model) -> Fine:
+def _joined(parts: list[Refinement], pieces: list[NDArray[np.intp]], plan: Plan, model: Model) -> Refinement:
     """Each fine cell once, in raster order: of windows that overlap, those of the first piece count."""
     every = Candidates.concatenate([part.candidates for part in parts])
-    return Fine(
+    return Refinement(
         candidates=every.distinct(plan.cell_shape[1] * model.geometry.fine),
         done=np.concatenate([rows[part.done] for rows, part in zip(pieces, parts, strict=False)]),
         macs=sum(part.macs for part in parts),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.preprocess import grey, normalised
+from coarse2fine.preprocess import fill_value, normalised
 from coarse2fine.progress import Tick
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine_net import Read, RefineNet
@@ -27,7 +27,7 @@ _BATCH_PIXELS = 600_000
 
 
 @dataclass(frozen=True)
-class Fine:
+class Refinement:
     """What the refinement found.
 
     Parameters
@@ -70,7 +70,7 @@ def refine(
     deadline: float | None = None,
     batch_size: int | None = None,
     capped: bool = False,
-) -> Fine:
+) -> Refinement:
     """Run the refine net on every window of the plan, best first, and its specialists where it is unsure.
 
     Ctrl-C ends it early: what was refined up to then is the best that could be had for its cost, and is returned.
@@ -99,7 +99,7 @@ def refine(
     cell = model.geometry.fine_cell
     net = RefineNet(model, runtime, read, (-(-image.height // cell), -(-image.width // cell)))
     rations = net.rations(plan, model) if capped else None
-    with WindowReader(image, downsample=model.geometry.refine_downsample, fill=grey(model)) as reader:
+    with WindowReader(image, downsample=model.geometry.refine_downsample, fill=fill_value(model)) as reader:
         try:
             first = HURRIED_PIXELS if deadline is not None else ROUND_PIXELS
             for candidates, rows, shape, tried in _answers(
@@ -124,7 +124,7 @@ def refine(
         # Cells of the batch at hand may have waited, but their windows do not count as refined.
         covered = plan.take(finished).covered()
         candidates = candidates.take(covered[tuple(candidates.cells.T // model.geometry.fine)])
-    return Fine(candidates, finished, macs + net.specialist_macs, tuple(reader.failures), interrupted, late)
+    return Refinement(candidates, finished, macs + net.specialist_macs, tuple(reader.failures), interrupted, late)
 
 
 def _answers(

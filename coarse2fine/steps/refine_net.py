@@ -196,6 +196,6 @@ def _within(wanted: Tensor, rations: NDArray[np.int64] | None, column: int) -> T
 def kind_reader(model: Model, runtime: Runtime) -> KindReader | None:
     """What paints the kinds of an "explore" model, at work, if it has any."""
     columns = model.groups if model.tree is None else model.tree
-    if columns is None or model.painter is None:
+    if columns is None or model.decoder is None:
         return None
-    return KindReader(columns, model.painter, model.refiner.spec, runtime)
+    return KindReader(columns, model.decoder, model.refiner.spec, runtime)

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.model import Level, Model
+from coarse2fine.model import CascadeStage, Model
 from coarse2fine.models.firing import FIRED, NO_FEATURE
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.preprocess import grey, normalised
+from coarse2fine.preprocess import fill_value, normalised
 from coarse2fine.progress import Tick
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan
@@ -67,7 +67,7 @@ class Scan:
         """Nothing seen yet."""
         return cls(np.zeros(cell_shape, np.float32), np.full((*cell_shape, FIRED), NO_FEATURE, np.uint8), 0)
 
-    def enter(self, cell_corners: NDArray[np.int64], high: Tensor, logit: Tensor, level: Level) -> None:
+    def enter(self, cell_corners: NDArray[np.int64], high: Tensor, logit: Tensor, level: CascadeStage) -> None:
         """Write what equal blocks of cells show into the maps; what lies beyond these is left out.
 
         Parameters
@@ -75,7 +75,7 @@ class Scan:
         cell_corners : ndarray, int64, (n, 2)
         high : Tensor, float, (n, c, h, w)
         logit : Tensor, float, (n, 1, h, w)
-        level : Level
+        level : CascadeStage
         """
         firing = level.firing
         assert firing is not None
@@ -134,7 +134,7 @@ def survey_level(
     image: Image,
     model: Model,
     runtime: Runtime,
-    level: Level,
+    level: CascadeStage,
     tick: Tick | None = None,
     *,
     inside: NDArray[np.bool_] | None = None,
@@ -146,7 +146,7 @@ def survey_level(
     image : Image
     model : Model
     runtime : Runtime
-    level : Level
+    level : CascadeStage
     tick : callable, optional
         Called with blocks done and blocks in all.
     inside : ndarray, bool, (cell height, cell width), optional
@@ -161,14 +161,14 @@ def survey_level(
     return replace(scan, macs=macs, failures=tuple(failures))
 
 
-def zoom_plan(interest: NDArray[np.float32], level: Level, closer: Level) -> Plan:
+def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: CascadeStage) -> Plan:
     """Squares in cells of the next level, together all that a level wants to have looked at more closely.
 
     Parameters
     ----------
     interest : ndarray, float32, (cell height, cell width)
         Of the level's cells.
-    level, closer : Level
+    level, closer : CascadeStage
     """
     ratio, spec = level.cell // closer.cell, closer.net.spec
     plan = choose(interest, 1, window_macs=lambda h, w: spec.macs(h * ratio, w * ratio), tau=level.tau, merged=_SQUARES)
@@ -177,19 +177,19 @@ def zoom_plan(interest: NDArray[np.float32], level: Level, closer: Level) -> Pla
 
 
 def _look_closer(
-    image: Image, model: Model, runtime: Runtime, level: Level, plan: Plan, before: Scan, tick: Tick | None
+    image: Image, model: Model, runtime: Runtime, level: CascadeStage, plan: Plan, before: Scan, tick: Tick | None
 ) -> Scan:
     """Look at the squares of a plan alone; elsewhere there is nothing of interest."""
     net, spec = runtime.place(level.net), level.net.spec
     scan, macs, done = Scan.empty(level.cell_shape(image.shape[:2])), before.macs, 0
-    with WindowReader(image, downsample=level.downsample, fill=grey(model)) as reader:
+    with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
         for (height, width), rows in plan.by_shape():
             corners = plan.cell_corners[rows]
             boxes = [
                 Box(y, x, y + height, x + width).scale(spec.stride).expand(spec.margin) for y, x in corners.tolist()
             ]
             for batch in reader.batches(boxes, max(1, _BATCH_PIXELS // boxes[0].area)):
-                batch.pixels[batch.failed] = grey(model)
+                batch.pixels[batch.failed] = fill_value(model)
                 with torch.inference_mode():
                     high = net.high(normalised(batch.pixels, model, runtime))
                     logit = net.head(high)
@@ -209,7 +209,7 @@ def features(
     tick: Tick | None = None,
     failures: list[str] | None = None,
     *,
-    level: Level | None = None,
+    level: CascadeStage | None = None,
     inside: NDArray[np.bool_] | None = None,
 ) -> Iterator[tuple[Box, Tensor, Tensor, int]]:
     """High-level activations and answers of the base, or of another level, block by block.
@@ -223,7 +223,7 @@ def features(
         Called with blocks done and blocks in all.
     failures : list of str, optional
         Takes the reasons why parts of blocks could not be read; these are grey, and blocks of nothing else left out.
-    level : Level, optional
+    level : CascadeStage, optional
         By default the base's.
     inside : ndarray, bool, (cell height, cell width), optional
         See `look`.
@@ -250,7 +250,7 @@ def features(
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
     cost = spec.macs(height, width)
     seen = False
-    with WindowReader(image, downsample=level.downsample, fill=grey(model)) as reader:
+    with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
         for done, batch in enumerate(reader.batches(boxes, 1)):
             if tick:
                 tick(done + 1, len(grid))
@@ -280,7 +280,7 @@ def scan_macs(model: Model, full_shape: tuple[int, int], inside: NDArray[np.bool
 
 
 def _blocks(
-    model: Model, level: Level, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None
+    model: Model, level: CascadeStage, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None
 ) -> tuple[tuple[int, int], list[Box]]:
     """Shape of the blocks that are scanned at once, and those with cells inside, in cells of the level.
 
@@ -307,7 +307,7 @@ def _blocks(
     return shape, [box.shift(y0, x0) for box, holds in grid if holds]
 
 
-def _block_shape(level: Level, cell_shape: tuple[int, int], pixels: int) -> tuple[int, int]:
+def _block_shape(level: CascadeStage, cell_shape: tuple[int, int], pixels: int) -> tuple[int, int]:
     """Cells of a block of a plane that is scanned at once, of at most so many pixels a side."""
     spec = level.net.spec
     height, width = (ceil_div(even(n, max(8, pixels // spec.stride)), spec.align) * spec.align for n in cell_shape)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from coarse2fine import Audit, analyze
-from coarse2fine.audit.blocks import Blocks, Standing
+from coarse2fine.audit.blocks import AuditState, Blocks
 from coarse2fine.audit.caps import Cap, fullest, object_cap, packed, spacing
 from coarse2fine.audit.certify import certify
 from coarse2fine.audit.pilot import MOST_OVER, Pilot, affordable
@@ -28,7 +28,7 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.results.folder import audit_json, pooled_audit
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan, dense_plan
-from coarse2fine.steps.refine import Fine
+from coarse2fine.steps.refine import Refinement
 from coarse2fine.steps.suppress import suppress
 
 MakeImage = Callable[..., NDArray[np.uint8]]
@@ -52,17 +52,17 @@ class World:
         self.interest[tuple(cells[seen].T)] = rng.uniform(0.05, 1, int(seen.sum()))
         self.looks = 0
 
-    def refine(self, plan: Plan) -> Fine:
+    def refine(self, plan: Plan) -> Refinement:
         self.looks += 1
         covered = plan.covered()
         found = self.every.take(covered[tuple(self.every.cells.T)])
-        return Fine(found, np.arange(len(plan)), plan.macs(self.model.window_macs), ())
+        return Refinement(found, np.arange(len(plan)), plan.macs(self.model.window_macs), ())
 
-    def standing(self, tau: float = 0.1) -> Standing:
+    def standing(self, tau: float = 0.1) -> AuditState:
         model = self.model
         plan = choose(self.interest, model.window, window_macs=model.window_macs, tau=tau)
         fine = self.refine(plan)
-        return Standing(model, self.interest, plan.covered(), fine.candidates, THRESHOLD, self.refine)
+        return AuditState(model, self.interest, plan.covered(), fine.candidates, THRESHOLD, self.refine)
 
     def total(self) -> int:
         """What the exhaustive pass finds."""
@@ -122,7 +122,7 @@ def test_the_rest_is_all_that_was_not_refined(detector: Model) -> None:
     assert blocks.finds() == (world.total(),)
 
 
-def within(world: World, standing: Standing, recall: float, *, seed: int, confidence: float) -> Audited:
+def within(world: World, standing: AuditState, recall: float, *, seed: int, confidence: float) -> Audited:
     """A certification that may cost 1.03 of the exhaustive pass, what came before included."""
     model = world.model
     before = (
@@ -142,7 +142,7 @@ def test_what_is_certified_is_true(detector: Model, recall: float, blind: float)
     for seed in range(runs):
         world = World(detector, seed, side=96, objects=900, blind=blind)
         result = within(world, world.standing(), recall, seed=seed, confidence=0.8)
-        assert result.audit.found == len(Standing(*_outcome(world, result.candidates)).finds())
+        assert result.audit.found == len(AuditState(*_outcome(world, result.candidates)).finds())
         certified += result.audit.certified
         false += result.audit.certified and result.audit.found < recall * world.total() * (1 - 1e-9)
     assert binomtest(false, runs, 0.2, alternative="less").pvalue < 0.05  # surely less often than stated
@@ -372,7 +372,7 @@ def test_interrupted_work_is_kept_and_claims_nothing(detector: Model) -> None:
     world = World(detector, 5, objects=600)
     standing = world.standing()
 
-    def broken(plan: Plan) -> Fine:
+    def broken(plan: Plan) -> Refinement:
         fine = world.refine(plan.take(np.arange(len(plan) // 2)))
         return replace(fine, interrupted=True)
 
@@ -391,7 +391,7 @@ def test_what_cannot_be_read_is_not_missed(detector: Model) -> None:
     world = World(detector, 6, objects=600)
     standing = world.standing()
 
-    def damaged(plan: Plan) -> Fine:
+    def damaged(plan: Plan) -> Refinement:
         good = np.flatnonzero(plan.cell_corners[:, 0] >= 16)
         fine = world.refine(plan.take(good))
         return replace(fine, done=good, failures=("chunk (0, 0) is damaged",) if len(good) < len(plan) else ())
@@ -495,7 +495,7 @@ def test_a_model_that_seeks_nothing_has_no_recall(make_image: MakeImage, explore
 
 def _outcome(
     world: World, candidates: Candidates
-) -> tuple[Model, NDArray[np.float32], NDArray[np.bool_], Candidates, float, Callable[[Plan], Fine]]:
+) -> tuple[Model, NDArray[np.float32], NDArray[np.bool_], Candidates, float, Callable[[Plan], Refinement]]:
     covered = np.ones(world.interest.shape, bool)
     return world.model, world.interest, covered, candidates, THRESHOLD, world.refine
 
@@ -551,10 +551,10 @@ def test_an_area_that_was_found_hides_no_object_beside_it(detector: Model) -> No
     covered = np.zeros((16, 16), bool)
     covered[:, :8] = True
 
-    def refine(plan: Plan) -> Fine:
-        return Fine(found, np.arange(len(plan)), plan.macs(model.window_macs), ())
+    def refine(plan: Plan) -> Refinement:
+        return Refinement(found, np.arange(len(plan)), plan.macs(model.window_macs), ())
 
-    standing = Standing(model, np.full((16, 16), 0.01, np.float32), covered, lake, 0.5, refine)
+    standing = AuditState(model, np.full((16, 16), 0.01, np.float32), covered, lake, 0.5, refine)
     blocks = Blocks(standing)
     seen = blocks.look(np.arange(len(blocks)))
     assert seen is not None

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine import analyze
-from coarse2fine.batch import Batch, analyze_folder, lock, run, worker
+from coarse2fine.batch import lock, run, worker
 from coarse2fine.batch import store as state
 from coarse2fine.batch.estimate import estimate
 from coarse2fine.batch.inputs import Item, find_items, is_one_image, sharded
 from coarse2fine.batch.job import Job, Opening, Record, key_of
-from coarse2fine.batch.run import Crew, make_jobs
+from coarse2fine.batch.run import Workers, analyze_folder, make_jobs
+from coarse2fine.batch.summary import BatchResult
 from coarse2fine.cli.main import main
 from coarse2fine.config import Config, ModelSpec
 from coarse2fine.engine import run_analysis
@@ -35,7 +36,7 @@ from coarse2fine.model import Model
 from coarse2fine.progress import Progress
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.steps import choose, pieces
-from coarse2fine.steps.checkpoint import Checkpoint
+from coarse2fine.steps.checkpoint import StoredCheckpoint
 from coarse2fine.steps.pieces import cut
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine import window_pixels
@@ -72,7 +73,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if path.name != "timing.json" and name != page}
 
 
-def statuses(batch: Batch) -> dict[str, str]:
+def statuses(batch: BatchResult) -> dict[str, str]:
     return {record.name: record.status for record in batch.records}
 
 
@@ -195,7 +196,7 @@ def test_every_image_is_attempted_and_the_bad_one_named(folder: Path, tmp_path: 
     batch = analyze_folder(folder, tmp_path / "out", model_file, workers=0)
     assert statuses(batch) == {"a bad one.tif": "failed", **{f"bild {i}.png": "done" for i in range(3)}}
     assert not batch.ok
-    (bad,) = batch.unwell
+    (bad,) = batch.failed
     assert "expected a TIFF, PNG" in bad.error
     assert "ImageError" in bad.traceback
     assert f"failed {folder / 'a bad one.tif'}: " in str(batch)
@@ -360,7 +361,7 @@ def test_recall_is_pooled(tmp_path: Path, sparse: Model, digits: Any) -> None:
 )
 def test_a_crew_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Crew(**options)
+        Workers(**options)
 
 
 # The command
@@ -378,7 +379,7 @@ def test_a_dry_run_says_what_would_be_done(
     assert "3 image(s) to do, 0 done already, 1 that cannot be read" in printed
     assert not out.exists()
     items = find_items(folder)
-    budget = estimate(items, out, model_file, Config(budget=0.5), Crew(), Opening())
+    budget = estimate(items, out, model_file, Config(budget=0.5), Workers(), Opening())
     with open_image(folder / "bild 0.png") as image:
         spent = run_analysis(image, detector_of(model_file), Config(budget=0.5), steps=Progress(shown=False)).cost
     assert budget.images[1].least_macs == spent.scan_macs
@@ -533,11 +534,11 @@ def test_results_never_lie_in_the_place_of_an_image(tmp_path: Path, make_image: 
 
 def test_one_run_at_a_time(folder: Path, tmp_path: Path, model_file: Path) -> None:
     (tmp_path / "out").mkdir()
-    with lock.alone(tmp_path / "out", "batch"):
+    with lock.exclusive_lock(tmp_path / "out", "batch"):
         with pytest.raises(BlockingIOError, match="another run is writing into"):
             analyze_folder(folder, tmp_path / "out", model_file, workers=0)
         assert not (tmp_path / "out" / "batch.json").exists()
-    assert len(analyze_folder(folder, tmp_path / "out", model_file, workers=0).unwell) == 1
+    assert len(analyze_folder(folder, tmp_path / "out", model_file, workers=0).failed) == 1
 
 
 @pytest.mark.parametrize(
@@ -556,10 +557,10 @@ def test_runs_that_may_have_an_image_in_common_wait_for_each_other(
 ) -> None:
     monkeypatch.setattr(lock, "_LOCK_SECONDS", 0.01)
     expected = nullcontext() if free else pytest.raises(BlockingIOError, match="another run")
-    with lock.alone(tmp_path, one), expected, lock.alone(tmp_path, other):
+    with lock.exclusive_lock(tmp_path, one), expected, lock.exclusive_lock(tmp_path, other):
         pass
     assert not list(tmp_path.iterdir())
-    with lock.alone(tmp_path, other):
+    with lock.exclusive_lock(tmp_path, other):
         pass
 
 
@@ -568,7 +569,7 @@ def test_a_single_image_is_analysed_by_one_run_at_a_time(
 ) -> None:
     command = ["analyze", str(folder / "bild 0.png"), "-o", str(tmp_path / "out"), "-m", str(model_file), "-q"]
     (tmp_path / "out").mkdir()
-    with lock.alone(tmp_path / "out", lock.SINGLE):
+    with lock.exclusive_lock(tmp_path / "out", lock.SINGLE):
         assert main(command) == 1
     assert "another run is writing into" in capsys.readouterr().err
     assert main(command) == 0
@@ -669,21 +670,21 @@ def _small_model() -> Model:
     return load_model("digits")
 
 
-class Counting(Checkpoint):
+class Counting(StoredCheckpoint):
     """Ends the work after so many pieces were made."""
 
     def __init__(self, folder: Path, most: int) -> None:
         super().__init__(folder)
         self.left = most
 
-    def refined(self, plan: Plan, refine: Any) -> Any:
+    def refine_or_load(self, plan: Plan, refine: Any) -> Any:
         def counted(piece: Plan) -> Any:
             if not self.left:
                 raise KeyboardInterrupt
             self.left -= 1
             return refine(piece)
 
-        return super().refined(plan, counted)
+        return super().refine_or_load(plan, counted)
 
 
 @pytest.mark.parametrize("fixture", ["detector", "explorer", "zoom_detector"])
@@ -724,17 +725,17 @@ def test_partial_work_is_used_and_then_removed(
     tmp_path: Path, make_image: MakeImage, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_png(tmp_path / "in" / "large.png", make_image(330, 410, seed=3))
-    out, store = tmp_path / "out", Checkpoint._store
+    out, store = tmp_path / "out", StoredCheckpoint._store
     stored: list[str] = []
 
-    def killed(self: Checkpoint, path: Path, arrays: Any) -> None:
+    def killed(self: StoredCheckpoint, path: Path, arrays: Any) -> None:
         if len(stored) == 4:
             raise KeyboardInterrupt
         stored.append(path.name)
         store(self, path, arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "_store", killed)
+        patch.setattr(StoredCheckpoint, "_store", killed)
         with pytest.raises(KeyboardInterrupt):
             analyze_folder(tmp_path / "in", out, model_file, workers=0)
     (work,) = (out / ".batch" / "large.png").iterdir()
@@ -778,7 +779,7 @@ def test_a_result_is_whole_or_has_no_record(
     """Killed between any two steps of moving a result over an older one, the next run does it again."""
     image = write_png(tmp_path / "a.png", make_image(120, 120))
     (job,) = make_jobs(
-        find_items(image), tmp_path / "out", model_file, Config(), Crew(workers=0), Opening(), flat=False
+        find_items(image), tmp_path / "out", model_file, Config(), Workers(workers=0), Opening(), flat=False
     )
     with run_analysis(image, detector_of(model_file), Config(), steps=Progress(shown=False)) as analysis:
         state.commit(job, analysis)

@@ -27,11 +27,11 @@ import pytest
 from distributed import Client, KilledWorker, LocalCluster, Security
 from numpy.typing import NDArray
 
-from coarse2fine.batch import analyze_folder, dask_cluster, run, schedule
+from coarse2fine.batch import dask_cluster, run, schedule
 from coarse2fine.batch.dask_cluster import connected, shared
 from coarse2fine.batch.inputs import find_items
 from coarse2fine.batch.job import Opening
-from coarse2fine.batch.run import Crew, make_jobs, run_batch
+from coarse2fine.batch.run import Workers, analyze_folder, make_jobs, run_batch
 from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.steps import pieces
@@ -129,12 +129,12 @@ def test_files_that_kill_or_hang_a_worker_are_named_and_the_others_done(
     for number in range(4):
         write_png(tmp_path / "in" / f"{number}.png", make_image(120, 150, seed=number))
     write_bomb(tmp_path / "in" / "1-bomb.bmp", 24_000)
-    crew = Crew(scheduler=client.scheduler.address, time_limit=12)
+    crew = Workers(scheduler=client.scheduler.address, time_limit=12)
     items = find_items([tmp_path / "in", silent_server])
     batch = run_batch(items, tmp_path / "out", model_file, Config(), crew)
-    assert {r.name: r.status for r in batch.unwell} == {"1-bomb.bmp": "killed", "never.tif": "timeout"}
+    assert {r.name: r.status for r in batch.failed} == {"1-bomb.bmp": "killed", "never.tif": "timeout"}
     assert sum(r.status == "done" for r in batch.records) == 4
-    bomb, hung = sorted(batch.unwell, key=lambda r: r.name)
+    bomb, hung = sorted(batch.failed, key=lambda r: r.name)
     assert "its worker died 2 times" in bomb.error
     assert "read_bytes" in bomb.traceback or "raster" in bomb.traceback
     assert hung.error == "took more than 12 s"
@@ -168,7 +168,7 @@ def test_a_large_image_shared_by_all_workers_equals_one_process(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Client, "submit", note)
-            crew = Crew(scheduler=client.scheduler.address, split=True)
+            crew = Workers(scheduler=client.scheduler.address, split=True)
             shared = run_batch(find_items(tmp_path / "in"), tmp_path / "out", model_file, Config(budget=0.7), crew)
     finally:
         client.run(setattr, pieces, "PIECE_PIXELS", 2**26)
@@ -286,7 +286,7 @@ def test_workers_that_cannot_begin_end_the_batch(
     tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_png(tmp_path / "in" / "a.png", np.zeros((64, 64, 3), np.uint8))
-    jobs = make_jobs(find_items(tmp_path / "in"), tmp_path / "out", model_file, Config(), Crew(1), Opening())
+    jobs = make_jobs(find_items(tmp_path / "in"), tmp_path / "out", model_file, Config(), Workers(1), Opening())
     monkeypatch.setattr(schedule, "wait", lambda futures, **_: SimpleNamespace(done=futures))
     (record,) = schedule.run_jobs(cast("Client", Deadly()), jobs, split=False)
     assert record.status == "killed"

@@ -34,7 +34,7 @@ from coarse2fine.bench.table import WIDTH
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.refine import Fine, refine
+from coarse2fine.steps.refine import Refinement, refine
 from coarse2fine.steps.windows import best_windows
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
@@ -230,7 +230,7 @@ def test_a_run_cut_short_is_no_measurement(
     fault: dict[str, Any],
     error: type[BaseException],
 ) -> None:
-    def cut_short(*arguments: Any) -> Fine:
+    def cut_short(*arguments: Any) -> Refinement:
         return replace(refine(*arguments), **fault)
 
     monkeypatch.setattr(coarse2fine.bench.lookup, "refine", cut_short)

@@ -13,7 +13,7 @@ from benchmarks.batches.data import BROKEN, MODEL, write_bomb, write_broken, wri
 from benchmarks.batches.parts import full_disk
 from benchmarks.batches.runs import Kills, contents, run_and_kill
 
-from coarse2fine.batch import analyze_folder
+from coarse2fine.batch.run import analyze_folder
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 
@@ -26,7 +26,7 @@ def test_every_kind_of_broken_file_is_named_and_good_ones_are_done(tmp_path: Pat
     assert len(BROKEN) == 12
     assert sorted(status) == sorted(bad + good)
     assert {name for name, what in status.items() if what == "done"} == set(good)
-    assert all(record.error and record.name in str(batch) for record in batch.unwell)
+    assert all(record.error and record.name in str(batch) for record in batch.failed)
 
 
 def test_images_of_all_containers_are_the_same_scenes(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_specialists_are_tried_unless_told_otherwise(
     picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], mode: str | None
 ) -> None:
     fitted = Mock(side_effect=ImageError("enough"))
-    monkeypatch.setattr("coarse2fine.cli.main.fit", fitted)
+    monkeypatch.setattr("coarse2fine.fitting.fit.fit", fitted)
     assert main(["fit", str(picture), str(picture), "-o", str(tmp_path / "m.c2f"), *flags]) == 1
     assert fitted.call_args.kwargs["specialists"] == mode
     assert inspect.signature(fit).parameters["specialists"].default == "auto"

@@ -17,7 +17,7 @@ from coarse2fine import analyze, load_model
 from coarse2fine.fitting.cascade import scan_candidates, zoomed
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.geometry import base_spec
-from coarse2fine.model import Geometry, Level, Model
+from coarse2fine.model import CascadeStage, Geometry, Model
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.runtime import Runtime
@@ -28,7 +28,7 @@ MakeImage = Callable[..., NDArray[np.uint8]]
 
 
 def with_tau(model: Model, tau: float) -> Model:
-    return replace(model, glances=tuple(replace(level, tau=tau) for level in model.glances))
+    return replace(model, cascade=tuple(replace(level, tau=tau) for level in model.cascade))
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.floats(0.05, 0.6))
@@ -88,9 +88,9 @@ def test_candidates_keep_the_refine_nets_cells() -> None:
 
 
 def test_three_levels(make_image: MakeImage, zoom_detector: Model, runtime: Runtime) -> None:
-    (glance,) = zoom_detector.glances
+    (glance,) = zoom_detector.cascade
     coarsest = replace(glance, cell=128, downsample=16)
-    model = with_tau(replace(zoom_detector, glances=(coarsest, glance)), 0.0)
+    model = with_tau(replace(zoom_detector, cascade=(coarsest, glance)), 0.0)
     image = open_image(make_image(300, 420))
     found = look(image, model, runtime)
     np.testing.assert_allclose(
@@ -135,8 +135,8 @@ def test_damage_is_seen_as_grey(make_image: MakeImage, zoom_detector: Model, run
 
 
 def test_levels_that_do_not_fit_are_refused(zoom_detector: Model) -> None:
-    (glance,) = zoom_detector.glances
+    (glance,) = zoom_detector.cascade
     with pytest.raises(ValueError, match="stride 8 does not make cells of 16 px"):
         replace(glance, cell=16)
     with pytest.raises(ValueError, match="cells of 8 px are not whole numbers of the next level's 8 px"):
-        replace(zoom_detector, glances=(Level(glance.net, 8, 1, glance.firing, 0.1),))
+        replace(zoom_detector, cascade=(CascadeStage(glance.net, 8, 1, glance.firing, 0.1),))

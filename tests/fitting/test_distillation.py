@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 import coarse2fine.fitting.calibrate
 import coarse2fine.fitting.distillation
 from coarse2fine.annotations.read import read_annotations
-from coarse2fine.fitting.calibrate import Price, Setting
+from coarse2fine.fitting.calibrate import CalibrationSet, Price
 from coarse2fine.fitting.crops import Recipe
-from coarse2fine.fitting.distillation import Lesson, _crop, _places, make_lessons
+from coarse2fine.fitting.distillation import DistillationSample, _crop, _places, make_samples
 from coarse2fine.fitting.scene import PART, Scene, part_of, pooled
 from coarse2fine.fitting.teacher import exhaustive_answer
 from coarse2fine.model import Geometry, Model
@@ -29,7 +29,7 @@ SIDE, COUNT = 768, 12
 
 def teach(
     model: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, zoom: float, *features: dict[str, Any]
-) -> tuple[list[Lesson], list[Box], Setting, Recipe]:
+) -> tuple[list[DistillationSample], list[Box], CalibrationSet, Recipe]:
     monkeypatch.setattr(coarse2fine.fitting.distillation, "_ZOOM", zoom)
     monkeypatch.setattr(coarse2fine.fitting.distillation, "_LESSONS", COUNT)
     runtime = Runtime.choose("cpu", "fp32")
@@ -43,10 +43,10 @@ def teach(
     answers = exhaustive_answer(model, [scene], runtime, 0)
     assert len(answers.found[0]) > 20
     model = replace(model, threshold=answers.threshold)
-    setting = Setting((scene,), answers, 0.9, Price("macs"), runtime)
+    setting = CalibrationSet((scene,), answers, 0.9, Price("macs"), runtime)
     mean, std = np.array(model.mean, np.float32), np.array(model.std, np.float32)
     recipe = Recipe(g, model.refiner.spec, 3, mean, std, True, 30, 5)
-    lessons = make_lessons(recipe, model.base, model, setting)
+    lessons = make_samples(recipe, model.base, model, setting)
     places = _places([scene], answers.targets)
     side = lessons[0].target.shape[1]
     boxes = [_crop(places, side, g.fine, np.random.default_rng((5, n)))[1] for n in range(COUNT)]

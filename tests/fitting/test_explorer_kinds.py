@@ -87,14 +87,14 @@ def one_cell(
     model: Model, x: torch.Tensor, y: int, left: int
 ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
     """What the encoder reads and sees of a cell alone, its pixels, and what the code alone paints."""
-    spec, painter = model.refiner.spec, model.painter
-    assert painter is not None
+    spec, decoder = model.refiner.spec, model.decoder
+    assert decoder is not None
     side = spec.input_size(1)
     part = x[:, :, y * spec.stride : y * spec.stride + side, left * spec.stride : left * spec.stride + side]
     features = model.refiner.features(part)
     code = model.refiner.head(features[-1])[0, :, 0, 0]
     true = part[0, :, spec.margin : -spec.margin, spec.margin : -spec.margin].flatten()
-    return part, features, true, code @ torch.from_numpy(painter[:-1]) + torch.from_numpy(painter[-1])
+    return part, features, true, code @ torch.from_numpy(decoder[:-1]) + torch.from_numpy(decoder[-1])
 
 
 def test_measures_are_those_of_each_cell_alone(model: Model, make_image: MakeImage, runtime: Runtime) -> None:
@@ -151,7 +151,7 @@ def test_of_few_images_nothing_is_sure(explorer: Model, crops: Crops, how: How) 
         with pytest.warns(UserWarning, match=r"no columns for kinds: .*nothing is sure with fewer than 5 groups"):
             found = add_kinds(explorer, draw, 0, how)
     assert found.specialists == ()
-    assert found.painter is None
+    assert found.decoder is None
     assert "in 4 groups" in found.provenance["kinds"]
 
 

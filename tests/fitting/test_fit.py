@@ -189,10 +189,10 @@ def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypat
     small, annotations = discs(0)[0]
     pixels[:SIDE, :SIDE] = small
     model = fit([pixels], [annotations], steps=60, recall=0.9, precision="fp32", progress=False)
-    assert len(model.glances) >= 1
+    assert len(model.cascade) >= 1
     told = model.provenance
     assert told["cost"] < min(told["cost_without_glances"].values())
-    plain = replace(model, glances=())
+    plain = replace(model, cascade=())
     with analyze(pixels, model, audit=0) as zoomed, analyze(pixels, plain, audit=0) as looked:
         assert zoomed.cost.scan_macs < looked.cost.scan_macs
         assert len(zoomed.regions) >= 0.75 * len(looked.regions) > 0

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from coarse2fine.models.batch_queue import Dispatch, Done, Shapes
+from coarse2fine.models.batch_queue import BatchQueue, Done, Shapes
 from coarse2fine.models.column import Column
 from coarse2fine.models.column_training import Columns
-from coarse2fine.models.feature_maps import ColumnSpec, Twin, Twins
+from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps, Twin
 from coarse2fine.models.feature_tree import ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import Answered, Specialists, features_at
 from coarse2fine.models.threads import threads_here
 
-TWINS = Twins(4, 1, (Twin(3, 1, 3.0), Twin(4, 2, 2.0), Twin(6, 4, 0.0)))
+TWINS = FeatureMaps(4, 1, (Twin(3, 1, 3.0), Twin(4, 2, 2.0), Twin(6, 4, 0.0)))
 SPEC = ColumnSpec.parse("4:3 2:5")
 
 
@@ -48,7 +48,7 @@ class Ledger:
         self.columns, self.batch = columns, batch
         self.found: dict[int, Tensor] = {}
         self.sizes: list[int] = []
-        self.queue = Dispatch(self.run, self.deliver, self.macs, batch=batch, most_bytes=most_bytes)
+        self.queue = BatchQueue(self.run, self.deliver, self.macs, batch=batch, most_bytes=most_bytes)
 
     def run(self, column: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (self.columns[column](inputs)[0],)
@@ -111,14 +111,14 @@ def test_batches_are_full_where_they_can_be() -> None:
     assert ledger.sizes == [4] * 6 + [1] * 3
 
 
-def halves(**options: int) -> tuple[Dispatch, dict[int, float]]:
+def halves(**options: int) -> tuple[BatchQueue, dict[int, float]]:
     """A queue of one specialist, and what it delivered."""
     found: dict[int, float] = {}
 
     def deliver(done: Done) -> None:
         found.update(zip(done.keys.tolist(), done.outputs[0][:, 0].tolist(), strict=True))
 
-    return Dispatch(lambda _, inputs: (inputs[0] / 2,), deliver, lambda _, __: 1, **options), found
+    return BatchQueue(lambda _, inputs: (inputs[0] / 2,), deliver, lambda _, __: 1, **options), found
 
 
 def test_large_items_are_run_in_smaller_batches() -> None:
@@ -162,7 +162,7 @@ def test_what_fails_in_another_thread_is_told() -> None:
         raise ArithmeticError("no specialist")
 
     with threads_here(2):
-        queue = Dispatch(fails, lambda _: None, lambda _, __: 1)
+        queue = BatchQueue(fails, lambda _: None, lambda _, __: 1)
         queue.put(np.zeros(3, np.int64), np.arange(3), [torch.zeros(3, 1)], [torch.arange(3)])
         with pytest.raises(ArithmeticError, match="no specialist"):
             queue.flush()
@@ -196,7 +196,7 @@ def test_what_is_delivered_may_be_sent_on(threads: int) -> None:
         queue.put(np.full(len(rows), done.column + 1), done.keys[~below], done.outputs, [rows])
 
     with threads_here(threads):
-        queue = Dispatch(lambda _, inputs: (inputs[0] / 2,), deliver, lambda column, _: column, batch=3)
+        queue = BatchQueue(lambda _, inputs: (inputs[0] / 2,), deliver, lambda column, _: column, batch=3)
         start = torch.arange(1.0, 41.0)[:, None]
         queue.put(np.zeros(40, np.int64), np.arange(40), [start], [torch.arange(40)])
         queue.flush()

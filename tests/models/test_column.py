@@ -19,7 +19,7 @@ from coarse2fine.models.base import Base
 from coarse2fine.models.column import Column
 from coarse2fine.models.column_training import Columns, NormedColumn
 from coarse2fine.models.conv_stack import ConvStack, StackSpec, Stage
-from coarse2fine.models.feature_maps import ColumnSpec, ColumnStage, Layout, Twin, Twins
+from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, ColumnStage, FeatureMaps, Twin
 
 stages = st.one_of(
     st.builds(Stage, st.sampled_from([1, 3, 5]), st.just(1), st.integers(1, 4)),
@@ -33,7 +33,7 @@ specs = st.builds(
     st.sampled_from([1, 3]),
 )
 # As a network of timm gives them: no halo but the input's, and back to finer cells at the end.
-COARSE = Twins(4, 2, (Twin(3, 1, 40.0), Twin(3, 4, 0.0), Twin(2, 8, 0.0), Twin(4, 4, 0.0)))
+COARSE = FeatureMaps(4, 2, (Twin(3, 1, 40.0), Twin(3, 4, 0.0), Twin(2, 8, 0.0), Twin(4, 4, 0.0)))
 
 
 @st.composite
@@ -56,13 +56,13 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
-def made(spec: ColumnSpec, twins: Twins, out: int = 2, parent: ColumnSpec | None = None, seed: int = 0) -> Column:
+def made(spec: ColumnSpec, twins: FeatureMaps, out: int = 2, parent: ColumnSpec | None = None, seed: int = 0) -> Column:
     column = lively(Column(spec, twins, out, parent=parent), seed)
     assert isinstance(column, Column)
     return column
 
 
-def maps_for(layout: Layout, height: int, width: int, count: int = 2) -> list[Tensor]:
+def maps_for(layout: ColumnInputs, height: int, width: int, count: int = 2) -> list[Tensor]:
     """Random maps of the sizes that a column reads."""
     torch.manual_seed(height * 100 + width)
     sides = zip(layout.maps, layout.sides(height), layout.sides(width), strict=True)
@@ -90,13 +90,13 @@ def test_a_column_has_stages_and_twins(text: str) -> None:
 @given(specs)
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_twins_lie_where_the_fields_are_centred(spec: StackSpec) -> None:
-    twins = Twins.of(ConvStack(spec))
+    twins = FeatureMaps.of(ConvStack(spec))
     field, jump, expected = 1, 1, [Twin(spec.in_channels, 1, float(spec.margin))]
     for stage in spec.stages[:-1]:
         field, jump = field + (stage.kernel - 1) * jump, jump * stage.stride
         # The first position's middle lies field / 2 from the input's border, the block begins a margin from it.
         expected.append(Twin(stage.channels, jump, spec.margin + jump / 2 - field / 2))
-    assert twins == Twins(spec.stride, 1, tuple(expected))
+    assert twins == FeatureMaps(spec.stride, 1, tuple(expected))
 
 
 def plain(spec: StackSpec, column: Column, maps: Sequence[Tensor], cell: tuple[int, int]) -> NDArray[np.float32]:
@@ -138,7 +138,7 @@ def plain(spec: StackSpec, column: Column, maps: Sequence[Tensor], cell: tuple[i
 def test_stages_read_what_lies_around_their_middle(both: tuple[StackSpec, ColumnSpec]) -> None:
     spec, shape = both
     base = ConvStack(spec).eval()
-    column = made(shape, Twins.of(base))
+    column = made(shape, FeatureMaps.of(base))
     border = column.layout.border
     x = picture(base, 2 * border + 2)
     with torch.inference_mode():
@@ -155,14 +155,14 @@ def test_stages_read_what_lies_around_their_middle(both: tuple[StackSpec, Column
 def test_a_window_equals_the_whole_picture(both: tuple[StackSpec, ColumnSpec], top: int, left: int) -> None:
     spec, shape = both
     base = ConvStack(spec).eval()
-    assert_windowed(base, made(shape, Twins.of(base)), cells=6, window=2, corner=(top, left))
+    assert_windowed(base, made(shape, FeatureMaps.of(base)), cells=6, window=2, corner=(top, left))
 
 
 @pytest.mark.parametrize("text", ["8:3 2:4 1:5", "8:3 4:4 3:5", "@2 4:4 5:5", "@3 3:4"])
 def test_a_window_equals_the_whole_picture_on_a_backbone(text: str) -> None:
     torch.manual_seed(0)
     base = Backbone(design(3, "mobilenetv2_035", {}, 4)).eval()
-    twins = Twins.of(base)
+    twins = FeatureMaps.of(base)
     assert [t.jump for t in twins.maps] == [1, 4, 8, 4]
     assert_windowed(base, made(ColumnSpec.parse(text), twins), cells=12, window=4, corner=(6, 2))
 
@@ -196,13 +196,13 @@ def test_a_mirrored_block_gives_the_mirrored_answer(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["3:2 4:4 1:8", "4:2 3:4 1:8", "4:2 4:4 2:8"])
 def test_kernels_that_are_off_centre_are_refused(text: str) -> None:
-    twins = Twins.of(ConvStack(StackSpec.parse(1, "4/2:4 4/2:4 3:4 1:1")))
+    twins = FeatureMaps.of(ConvStack(StackSpec.parse(1, "4/2:4 4/2:4 3:4 1:1")))
     with pytest.raises(ValueError, match="not centred"):
         Column(ColumnSpec.parse(text), twins, 1)
 
 
 def test_a_column_ends_at_the_high_level_map() -> None:
-    twins = Twins.of(ConvStack(StackSpec.parse(1, "4/2:4 4/2:4 3:4 1:1")))
+    twins = FeatureMaps.of(ConvStack(StackSpec.parse(1, "4/2:4 4/2:4 3:4 1:1")))
     with pytest.raises(ValueError, match="expected 3 stages from stage 1 on"):
         Column(ColumnSpec.parse("4:2 4:4"), twins, 1)
 
@@ -210,9 +210,9 @@ def test_a_column_ends_at_the_high_level_map() -> None:
 @given(specs)
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_a_designed_column_needs_no_wider_block(spec: StackSpec) -> None:
-    twins = Twins.of(ConvStack(spec))
+    twins = FeatureMaps.of(ConvStack(spec))
     column = ColumnSpec.design(twins, 16)
-    assert Layout.of(column, twins).border == 0
+    assert ColumnInputs.of(column, twins).border == 0
     widths = [s.channels for s in column.stages]
     assert widths[-1] == 16
     assert all(above == 2 * below for below, above in pairwise(widths))
@@ -223,7 +223,7 @@ def test_a_designed_column_needs_no_wider_block(spec: StackSpec) -> None:
     ("text", "column"), [("4/2:4 4/2:4 3:4 1:1", "4:2 4:4 3:8"), ("4/2:4 3:4 5:4 1:1 1:1", "4:1 3:2 3:4 1:8")]
 )
 def test_a_designed_column_has_the_kernels_of_its_base(text: str, column: str) -> None:
-    assert str(ColumnSpec.design(Twins.of(ConvStack(StackSpec.parse(1, text))), 8)) == column
+    assert str(ColumnSpec.design(FeatureMaps.of(ConvStack(StackSpec.parse(1, text))), 8)) == column
 
 
 @given(fitted(), st.integers(1, 3), st.integers(1, 3), st.booleans())
@@ -233,7 +233,7 @@ def test_multiply_adds_are_those_of_torch(
 ) -> None:
     spec, shape = both
     parent = shape if deep else None
-    column = made(shape, Twins.of(ConvStack(spec)), parent=parent)
+    column = made(shape, FeatureMaps.of(ConvStack(spec)), parent=parent)
     inputs = maps_for(column.layout, height, width, 1)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         _, own = made(shape, column.layout.twins)(inputs)
@@ -248,7 +248,7 @@ def test_multiply_adds_are_those_of_torch(
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_a_child_reads_its_parents_stages(both: tuple[StackSpec, ColumnSpec]) -> None:
     spec, shape = both
-    twins = Twins.of(ConvStack(spec))
+    twins = FeatureMaps.of(ConvStack(spec))
     parent, child = made(shape, twins), made(shape.narrowed(0.5), twins, parent=shape, seed=1)
     inputs = maps_for(parent.layout, 3, 2)
     with torch.inference_mode():
@@ -346,7 +346,7 @@ def test_columns_learn_what_one_for_all_cannot() -> None:
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_normalisation_is_settled_and_folded_away(both: tuple[StackSpec, ColumnSpec], below: bool) -> None:
     base, spec = both
-    twins = Twins.of(ConvStack(base))
+    twins = FeatureMaps.of(ConvStack(base))
     parent = spec.narrowed(0.5) if below else None
     column = NormedColumn(spec, twins, 2, parent=parent)
     lively(column)
@@ -372,7 +372,7 @@ def base_align(base: StackSpec) -> int:
 
 
 def test_a_shrunk_column_adds_a_share() -> None:
-    twins = Twins.of(ConvStack(StackSpec.parse(1, "4/2:4 3:6 1:2")))
+    twins = FeatureMaps.of(ConvStack(StackSpec.parse(1, "4/2:4 3:6 1:2")))
     for spec in (ColumnSpec.design(twins, 6), ColumnSpec.head(twins)):
         column = made(spec, twins)
         inputs = maps_for(column.layout, 4, 4)

@@ -14,14 +14,14 @@ from coarse2fine.models.column import Column
 from coarse2fine.models.column_training import Columns
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.feature_groups import NO_GROUP, Groups
-from coarse2fine.models.feature_maps import ColumnSpec, Twin, Twins
+from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps, Twin
 from coarse2fine.models.sparse_columns import Activity, dense, tune
 
 BASE = "4/2:3 4/2:4 3:5 1:1"
-COARSE = Twins(4, 2, (Twin(3, 1, 40.0), Twin(3, 4, 0.0), Twin(2, 8, 0.0), Twin(4, 4, 0.0)))
+COARSE = FeatureMaps(4, 2, (Twin(3, 1, 40.0), Twin(3, 4, 0.0), Twin(2, 8, 0.0), Twin(4, 4, 0.0)))
 
 
-def columns_of(spec: str, twins: Twins, count: int = 3, out: int = 2) -> list[Column]:
+def columns_of(spec: str, twins: FeatureMaps, count: int = 3, out: int = 2) -> list[Column]:
     torch.manual_seed(0)
     columns = Columns(ColumnSpec.parse(spec), twins, out, count)
     for p in columns.parameters():
@@ -41,7 +41,7 @@ def maps_for(columns: list[Column], count: int, height: int, width: int, *, last
 def test_what_is_computed_where_it_fires_equals_all_of_it_masked(
     images: int, height: int, width: int, tile: int, density: float, last: bool
 ) -> None:
-    columns = columns_of("4:2 4:3 5:4", Twins.of(ConvStack(StackSpec.parse(3, BASE))))
+    columns = columns_of("4:2 4:3 5:4", FeatureMaps.of(ConvStack(StackSpec.parse(3, BASE))))
     assert columns[0].layout.border == 1
     inputs = maps_for(columns, images, height, width, last=last)
     fires = torch.rand(images, len(columns), height, width) < density
@@ -63,7 +63,7 @@ def test_tiles_keep_to_the_positions_of_coarser_maps(height: int, width: int, ti
 
 def test_a_part_of_a_larger_map_is_read_in_its_place() -> None:
     base = ConvStack(StackSpec.parse(3, BASE)).eval()
-    columns = columns_of("4:2 4:3 5:4", Twins.of(base))
+    columns = columns_of("4:2 4:3 5:4", FeatureMaps.of(base))
     layout = columns[0].layout
     x = torch.randn(2, 3, *(base.spec.input_size(8 + 2 * layout.border),) * 2)
     fires = torch.zeros(2, len(columns), 8, 8, dtype=torch.bool)
@@ -78,7 +78,7 @@ def test_a_part_of_a_larger_map_is_read_in_its_place() -> None:
 
 
 def test_multiply_adds_are_those_of_torch_and_none_where_nothing_fires() -> None:
-    columns = columns_of("4:2 4:3 3:4", Twins.of(ConvStack(StackSpec.parse(3, BASE))))
+    columns = columns_of("4:2 4:3 3:4", FeatureMaps.of(ConvStack(StackSpec.parse(3, BASE))))
     inputs = maps_for(columns, 2, 8, 8)
     activity = Activity(columns, 4)
     fires = torch.zeros(2, 3, 8, 8, dtype=torch.bool)

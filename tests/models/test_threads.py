@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from coarse2fine.models.threads import Lanes, threads_here
+from coarse2fine.models.threads import ThreadPool, threads_here
 
 
 def in_a_new_thread() -> int:
@@ -45,7 +45,7 @@ def test_lanes_that_cannot_be_started_leave_nothing_behind(monkeypatch: pytest.M
         with monkeypatch.context() as patch:
             patch.setattr(ThreadPoolExecutor, "submit", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                Lanes(3)
+                ThreadPool(3)
         assert torch.get_num_threads() == in_a_new_thread() == 3
     # The thread that waited for the others has ended, or does so at once.
     waiting.wait(10)
@@ -60,9 +60,9 @@ def test_lanes_compute_alone_and_side_by_side() -> None:
         return threading.get_ident(), torch.get_num_threads(), torch.is_inference_mode_enabled()
 
     with threads_here(2):
-        lanes = Lanes.beside(torch.empty(0))
+        lanes = ThreadPool.beside(torch.empty(0))
         assert lanes.count == 2
-        assert Lanes.beside(torch.empty(0)) is lanes
+        assert ThreadPool.beside(torch.empty(0)) is lanes
         found = [each.result() for each in [lanes.start(meet), lanes.start(meet)]]
         assert torch.get_num_threads() == in_a_new_thread() == 2
     names, threads, inferred = zip(*found, strict=True)
@@ -73,25 +73,25 @@ def test_lanes_compute_alone_and_side_by_side() -> None:
 
 def test_one_thread_needs_no_lanes() -> None:
     with threads_here(1):
-        lanes = Lanes.beside(torch.empty(0))
+        lanes = ThreadPool.beside(torch.empty(0))
     assert lanes.count == 0
     assert lanes.start(threading.get_ident).result() == threading.get_ident()
     with threads_here(64):
-        assert Lanes.beside(torch.empty(0)).count == 4
+        assert ThreadPool.beside(torch.empty(0)).count == 4
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 def test_a_forked_process_has_lanes_of_its_own() -> None:
     with threads_here(2):
-        assert Lanes.beside(torch.empty(0)).start(lambda: 1).result() == 1
+        assert ThreadPool.beside(torch.empty(0)).start(lambda: 1).result() == 1
         child = os.fork()
         if not child:
             # An alarm ends it, should it wait for threads that are not there.
             signal.alarm(20)
             code = 1
             try:
-                code = Lanes.beside(torch.empty(0)).start(lambda: 7).result(10)
+                code = ThreadPool.beside(torch.empty(0)).start(lambda: 7).result(10)
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

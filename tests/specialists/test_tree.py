@@ -29,7 +29,7 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.column import Column
 from coarse2fine.models.column_training import Columns
 from coarse2fine.models.feature_groups import Groups
-from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.feature_tree import ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import Specialists, features_at
@@ -44,7 +44,7 @@ MakeImage = Callable[..., NDArray[np.uint8]]
 GATE = Gate(0.2, 0.8)
 
 
-def lively(spec: ColumnSpec, twins: Twins, count: int, parent: ColumnSpec | None, seed: int) -> list[Column]:
+def lively(spec: ColumnSpec, twins: FeatureMaps, count: int, parent: ColumnSpec | None, seed: int) -> list[Column]:
     torch.manual_seed(seed)
     columns = Columns(spec, twins, 2, count, parent=parent)
     for p in columns.parameters():
@@ -54,7 +54,7 @@ def lively(spec: ColumnSpec, twins: Twins, count: int, parent: ColumnSpec | None
 
 def planted(model: Model, *, heads: bool) -> SpecialistTree:
     """A tree of depth 2 with random columns, of which some are pruned."""
-    twins = Twins.of(model.refiner)
+    twins = FeatureMaps.of(model.refiner)
     spec = ColumnSpec.head(twins) if heads else ColumnSpec.parse("@3 4:4 4:6")
     specs = (spec, spec if heads else spec.narrowed(0.5))
     rng = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def planted(model: Model, *, heads: bool) -> SpecialistTree:
 
 
 def grouped(model: Model) -> SpecialistGroups:
-    twins = Twins.of(model.refiner)
+    twins = FeatureMaps.of(model.refiner)
     spec = column_spec(twins, 6)
     group = np.arange(twins.maps[-1].channels) % 4 - 1
     groups = Groups(group.astype(np.int64), np.full(len(group), 0.4, np.float32))
@@ -106,7 +106,7 @@ def dense_maps(pixels: NDArray[np.uint8], model: Model) -> tuple[Tensor, list[Te
     return x, features, model.refiner.head(features[-1])
 
 
-def at_cell(layout: Layout, maps: list[Tensor], y: int, x: int) -> list[Tensor]:
+def at_cell(layout: ColumnInputs, maps: list[Tensor], y: int, x: int) -> list[Tensor]:
     """What a column reads for one cell, by slices alone."""
     stride = layout.twins.stride
     found = []
@@ -144,7 +144,7 @@ def plain(pixels: NDArray[np.uint8], model: Model) -> tuple[NDArray[np.float32],
     return out[0].numpy(), nodes
 
 
-def run(pixels: NDArray[np.uint8], model: Model, plan: Plan, runtime: Runtime, **options: object) -> refine.Fine:
+def run(pixels: NDArray[np.uint8], model: Model, plan: Plan, runtime: Runtime, **options: object) -> refine.Refinement:
     read = partial(read_detections, floor=0.3)
     return refine.refine(open_image(pixels), plan, model, read, runtime, **options)  # type: ignore[arg-type]
 
@@ -303,10 +303,10 @@ def test_a_tree_prints_and_plots_itself(detector: Model, tmp_path: Path) -> None
 
 
 def test_columns_begin_where_the_net_last_becomes_coarser(detector: Model) -> None:
-    twins = Twins.of(detector.refiner)
+    twins = FeatureMaps.of(detector.refiner)
     spec = column_spec(twins, 8)
     assert str(spec) == "@4 4:8"
-    assert Layout.of(spec, twins).border == 0
+    assert ColumnInputs.of(spec, twins).border == 0
 
 
 def test_an_interruption_at_the_very_end_is_told(

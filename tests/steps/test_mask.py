@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine import analyze
-from coarse2fine.batch import analyze_folder
 from coarse2fine.batch.inputs import find_items, with_masks
+from coarse2fine.batch.run import analyze_folder
 from coarse2fine.model import Model
 from coarse2fine.steps.mask import cells_inside
 from coarse2fine.steps.plan import Plan

@@ -17,7 +17,7 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.grid import blocks
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.storage.chunk_cache import ChunkCache
-from coarse2fine.tiling.window_reader import Batch, WindowReader, salvage
+from coarse2fine.tiling.window_reader import WindowBatch, WindowReader, salvage
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_arguments_are_checked(scene: tuple[Path, NDArray[np.uint8]]) -> None:
                 reader.batches([Box(0, 0, 1, 1), Box(0, 0, 2, 1)], 4)
             with pytest.raises(ValueError, match="batch size"):
                 reader.batches([Box(0, 0, 1, 1)], 0)
-            none: list[Batch] = list(reader.batches([], 4))
+            none: list[WindowBatch] = list(reader.batches([], 4))
             assert none == []
 
 

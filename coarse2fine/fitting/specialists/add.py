@@ -26,7 +26,7 @@ from coarse2fine.fitting.specialists.train_columns import TrainingOptions
 from coarse2fine.fitting.specialists.unsure_cells import UnsureCells
 from coarse2fine.fitting.specialists.validate import Verdict, best_way, judge_tree
 from coarse2fine.model import Model
-from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.feature_tree import ROOT
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
@@ -86,7 +86,7 @@ def add_specialists(
     """
     if mode is None:
         return draft
-    twins = Twins.of(draft.refiner)
+    twins = FeatureMaps.of(draft.refiner)
     spec = column_spec(twins)
     tick = bars.task("specialists")
     told: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}}
@@ -96,7 +96,7 @@ def add_specialists(
         if not cache:
             # Workers of a cluster may not see a temporary folder of this machine.
             stack.enter_context(dask.config.set(scheduler="synchronous"))
-        cells = UnsureCells.collect(draft, recipe, scenes, runtime, Layout.of(spec, twins), folder)
+        cells = UnsureCells.collect(draft, recipe, scenes, runtime, ColumnInputs.of(spec, twins), folder)
         if cells is not None:
             names = tuple(label.name for label in draft.labels)
             learn = _Learning(cells, twins, spec, names, TrainingOptions(seed=recipe.seed))
@@ -118,12 +118,12 @@ def add_specialists(
     return replace(draft, tree=tree, groups=groups, provenance={**draft.provenance, "specialists": told})
 
 
-def column_spec(twins: Twins, top: int = _TOP) -> ColumnSpec:
+def column_spec(twins: FeatureMaps, top: int = _TOP) -> ColumnSpec:
     """Columns that begin where the net last becomes coarser: what lies lower would need a large halo for each cell.
 
     Parameters
     ----------
-    twins : Twins
+    twins : FeatureMaps
         The maps of the net.
     top : int
         Channels of the last stage.
@@ -138,7 +138,7 @@ class _Learning:
     """One way after another to learn from the same cells."""
 
     cells: UnsureCells
-    twins: Twins
+    twins: FeatureMaps
     spec: ColumnSpec
     names: tuple[str, ...]
     options: TrainingOptions

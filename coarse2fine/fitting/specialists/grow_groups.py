@@ -22,7 +22,7 @@ from coarse2fine.fitting.specialists.train_columns import (
 from coarse2fine.fitting.specialists.validate import SHARES, Measure, Verdict, answers_measured, gates_tried, judged
 from coarse2fine.models.column import Column
 from coarse2fine.models.feature_groups import NO_GROUP, Groups
-from coarse2fine.models.feature_maps import ColumnSpec, Twins
+from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps
 from coarse2fine.models.gate import Gate
 
 _COUNT = (4, 8)
@@ -79,14 +79,14 @@ class GrownGroups:
 
 
 def grow_groups(
-    store: ItemStore, twins: Twins, spec: ColumnSpec, options: TrainingOptions, *, count: int | None = None
+    store: ItemStore, twins: FeatureMaps, spec: ColumnSpec, options: TrainingOptions, *, count: int | None = None
 ) -> GrownGroups:
     """Group the high-level features that fire together, and train a column for each group.
 
     Parameters
     ----------
     store : ItemStore
-    twins : Twins
+    twins : FeatureMaps
         The maps of the base.
     spec : ColumnSpec
         Of each column.

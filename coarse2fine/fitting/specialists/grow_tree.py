@@ -21,7 +21,7 @@ from coarse2fine.fitting.specialists.train_columns import (
     through,
 )
 from coarse2fine.models.column import Column
-from coarse2fine.models.feature_maps import ColumnSpec, Twins
+from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps
 from coarse2fine.models.feature_tree import NO_NODE, ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import features_at
@@ -87,7 +87,7 @@ class _Branch:
 
 def grow(
     store: ItemStore,
-    twins: Twins,
+    twins: FeatureMaps,
     specs: Sequence[ColumnSpec],
     options: TrainingOptions,
     *,
@@ -100,7 +100,7 @@ def grow(
     Parameters
     ----------
     store : ItemStore
-    twins : Twins
+    twins : FeatureMaps
         The maps of the base.
     specs : sequence of ColumnSpec
         Of the columns, one for each depth of the tree.
@@ -112,7 +112,7 @@ def grow(
     answers : Tensor, float32, (n, classes), optional
         What the columns correct, instead of the base's answers.
     """
-    school = ColumnTrainer(store, options)
+    trainer = ColumnTrainer(store, options)
     items = store.read(last=max(len(twins.maps) - spec.first + 1 for spec in specs))
     items = items if answers is None else items.answered(answers)
     learning = ~items.held
@@ -130,7 +130,7 @@ def grow(
             rows = branch.rows[learning[branch.rows]]
             classes.append(Cohort(rows, branch.above, answers=items.answers[torch.from_numpy(rows)]))
         way, after = np.full(len(items), NO_NODE, np.int32), after_each[-1].clone()
-        for (node, branch), path in zip(grown.items(), school.train(shape, classes), strict=True):
+        for (node, branch), path in zip(grown.items(), trainer.train(shape, classes), strict=True):
             branch.above = (*branch.above, (shape, path))
             mine = items.take(branch.rows)
             chain = [load_column(*each) for each in branch.above]

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from coarse2fine.models.base import Base
-from coarse2fine.models.feature_maps import Layout
+from coarse2fine.models.feature_maps import ColumnInputs
 from coarse2fine.models.feature_tree import pooled
 
 _ITEMS = "items.zarr"
@@ -102,7 +102,7 @@ class Items:
     def of(
         cls,
         base: Base,
-        layout: Layout,
+        layout: ColumnInputs,
         x: Tensor,
         targets: Tensor,
         *,
@@ -117,7 +117,7 @@ class Items:
         ----------
         base : Base
             In evaluation mode. Its answer has a channel for each class.
-        layout : Layout
+        layout : ColumnInputs
             Of the columns that will be trained, and of all with fewer stages.
         x : Tensor, float32, (n, c, h, w)
             Tiles of `base.spec.input_size` of their cells and `layout.border` more on every side.

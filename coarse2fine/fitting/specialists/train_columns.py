@@ -25,7 +25,7 @@ from coarse2fine.fitting.specialists.items import Items, ItemStore, Loss, loss_o
 from coarse2fine.model_file import read_model_file
 from coarse2fine.models.column import Column
 from coarse2fine.models.column_training import Columns, NormedColumn
-from coarse2fine.models.feature_maps import ColumnSpec, Twins
+from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps
 from coarse2fine.models.threads import threads_here
 from coarse2fine.tiling.writing.atomic import replace_file
 
@@ -71,7 +71,7 @@ class Shape:
     """What a column is built from; see `Column`."""
 
     spec: ColumnSpec
-    twins: Twins
+    twins: FeatureMaps
     classes: int
     parent: ColumnSpec | None = None
 

@@ -22,7 +22,7 @@ from coarse2fine.fitting.specialists.items import Items, ItemStore
 from coarse2fine.fitting.teacher import FLOOR
 from coarse2fine.model import Model
 from coarse2fine.models.box_head import BOX_CHANNELS
-from coarse2fine.models.feature_maps import Layout
+from coarse2fine.models.feature_maps import ColumnInputs
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.tiling.geometry import Box
@@ -57,7 +57,7 @@ class UnsureCells:
         recipe: Recipe,
         scenes: Sequence[Scene],
         runtime: Runtime,
-        layout: Layout,
+        layout: ColumnInputs,
         folder: Path,
     ) -> UnsureCells | None:
         """Run the refine net over crops and over what was held back; None where it is unsure of no cell of the crops.
@@ -69,7 +69,7 @@ class UnsureCells:
         recipe : Recipe
         scenes : sequence of Scene
         runtime : Runtime
-        layout : Layout
+        layout : ColumnInputs
             Of the columns that will learn.
         folder : Path
             Of the store; a whole one of the same net and scenes is taken as it is.
@@ -90,7 +90,7 @@ class UnsureCells:
         return cls(ItemStore.write(folder, found, loss="sigmoid", name=name), cells)
 
 
-def _name(model: Model, recipe: Recipe, layout: Layout, scenes: Sequence[Scene], runtime: Runtime) -> str:
+def _name(model: Model, recipe: Recipe, layout: ColumnInputs, scenes: Sequence[Scene], runtime: Runtime) -> str:
     """A digest of all that the items depend on: pixels by way of the net, which has learned from them."""
     digest = hashlib.sha256(f"{recipe} {layout.spec} {runtime.dtype} {_BAND} {_SCENES} quarters".encode())
     for scene in scenes:
@@ -115,7 +115,9 @@ def _held_parts(scenes: Sequence[Scene], seed: int) -> list[tuple[int, Box]]:
 class _Source:
     """Unsure cells of the scenes, as the refine net sees them."""
 
-    def __init__(self, model: Model, recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, layout: Layout) -> None:
+    def __init__(
+        self, model: Model, recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, layout: ColumnInputs
+    ) -> None:
         self._recipe, self._scenes, self._runtime, self._layout = recipe, scenes, runtime, layout
         self._net = runtime.place(model.refiner)
 

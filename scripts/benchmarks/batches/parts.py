@@ -30,8 +30,8 @@ from benchmarks.batches.runs import (
 from benchmarks.report import Section
 from coarse2fine.batch.dask_cluster import connected, shared
 from coarse2fine.batch.inputs import find_items
-from coarse2fine.batch.run import Crew, run_batch
-from coarse2fine.batch.summary import Batch
+from coarse2fine.batch.run import Workers, run_batch
+from coarse2fine.batch.summary import BatchResult
 from coarse2fine.config import Config
 
 Tick = Callable[[int, int], None]
@@ -149,10 +149,10 @@ def scaling(folder: Path, images: int, side: int, rounds: int, tick: Tick) -> Se
     return Section(f"{images} images of {side} x {side} px, {rounds} rounds, one thread a worker", lines, figures)
 
 
-def _timed(folder: Path, client: Client) -> tuple[Batch, float]:
+def _timed(folder: Path, client: Client) -> tuple[BatchResult, float]:
     with tempfile.TemporaryDirectory(dir=folder) as out, shared(client) as scheduler:
         start = time.perf_counter()
-        batch = run_batch(find_items(folder / "in"), Path(out), MODEL, Config(budget=1.0), Crew(scheduler=scheduler))
+        batch = run_batch(find_items(folder / "in"), Path(out), MODEL, Config(budget=1.0), Workers(scheduler=scheduler))
         taken = time.perf_counter() - start
     if not batch.ok:
         raise ValueError(f"images that are good were not done: {batch}")
@@ -164,7 +164,9 @@ def out_of_memory(folder: Path, images: int, tick: Tick) -> Section:
     good = write_good(folder / "in", _SIDE, images)
     write_bomb(folder / "in" / "bomb.bmp", _BOMB_SIDE)
     start = time.perf_counter()
-    batch = run_batch(find_items(folder / "in"), folder / "out", MODEL, Config(), Crew(workers=2, memory_limit=_MEMORY))
+    batch = run_batch(
+        find_items(folder / "in"), folder / "out", MODEL, Config(), Workers(workers=2, memory_limit=_MEMORY)
+    )
     tick(1, 1)
     status = {record.name: record for record in batch.records}
     figures = {

@@ -38,7 +38,7 @@ def in_child(task: str, *arguments: object) -> Peak:
         If it fails; the message has the last line that it printed.
     """
     # -P: the working directory is no place to import from.
-    command = [sys.executable, "-P", "-m", child.__name__, task, *map(str, arguments)]
+    command = [sys.executable, "-P", child.__file__, task, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8", errors="replace")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]

@@ -23,13 +23,13 @@ from coarse2fine.fitting.specialists.add import column_spec
 from coarse2fine.fitting.specialists.grow_tree import grow
 from coarse2fine.fitting.specialists.items import ItemStore
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
-from coarse2fine.models.batch_queue import Dispatch, Done
+from coarse2fine.models.batch_queue import BatchQueue, Done
 from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
-from coarse2fine.models.feature_maps import Layout, Twins
+from coarse2fine.models.feature_maps import ColumnInputs, FeatureMaps
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.sparse_columns import Activity, dense, tune
-from coarse2fine.models.threads import Lanes
+from coarse2fine.models.threads import ThreadPool
 
 _COLUMNS, _CLASSES = 12, 10
 _DENSITY, _BLOB, _GROUPS = 0.05, 8, 4
@@ -42,16 +42,16 @@ class _Place:
     """Where columns are timed: over the refine net that `fit` makes of photographs, as an analysis has it."""
 
     base: ConvStack
-    layout: Layout
+    layout: ColumnInputs
     runtime: Runtime
 
     @classmethod
     def of(cls, top: int | None) -> _Place:
         """With columns as `fit` makes them, or such with as many channels in their last stage."""
         net = ConvStack(StackSpec.parse(3, WIDE_REFINER.format(out=_CLASSES))).eval()
-        twins, runtime = Twins.of(net), Runtime.choose("cpu")
+        twins, runtime = FeatureMaps.of(net), Runtime.choose("cpu")
         spec = column_spec(twins) if top is None else column_spec(twins, top)
-        return cls(runtime.place(net), Layout.of(spec, twins), runtime)
+        return cls(runtime.place(net), ColumnInputs.of(spec, twins), runtime)
 
     def columns(self, count: int) -> list[Column]:
         """Columns that add something."""
@@ -151,13 +151,13 @@ def dispatch_overheads(place: _Place, rounds: int) -> dict[str, float]:
     columns = place.columns(_COLUMNS)
     maps = place.maps(_PUT, place.layout.twins.align, rng)
     which, rows, keys = rng.integers(0, _COLUMNS, (_PUTS, _PUT)), torch.arange(_PUT), np.arange(_PUT)
-    lanes = Lanes.beside(maps[0])
+    lanes = ThreadPool.beside(maps[0])
 
     def run(column: int, held: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (columns[column](held)[0],)
 
     def dispatched() -> None:
-        queue = Dispatch(run, _ignore, lambda column, _: columns[column].macs(1, 1))
+        queue = BatchQueue(run, _ignore, lambda column, _: columns[column].macs(1, 1))
         for each in which:
             queue.put(each, keys, maps, [rows] * len(maps))
         queue.flush()

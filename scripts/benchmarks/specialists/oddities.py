@@ -105,7 +105,7 @@ def digest_of(data: Path | None, seeds: int) -> str:
 
 def _without_kinds(model: Model) -> Model:
     """The encoder alone: kinds are learned anew, from pictures that nothing is planted in."""
-    return replace(model, tree=None, groups=None, painter=None, labels=LABELS)
+    return replace(model, tree=None, groups=None, decoder=None, labels=LABELS)
 
 
 def _measured(scored: Scored, planted: Planted, picture: str) -> Row:
@@ -131,12 +131,12 @@ def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> d
         _BANK: partial(_bank, model, runtime),
         "one Gaussian": partial(_gaussian, model, runtime),
     }
-    if models["tree"].painter is not None:
+    if models["tree"].decoder is not None:
         for what, columns, kinds in (("alone", False, False), ("kinds", False, True), ("columns", True, False)):
             name = "painting alone" if what == "alone" else f"painting, {what}"
             methods[name] = partial(_painting, models["tree"], runtime, columns, kinds)
     # Of a way that does not surely help, of which a warning told, nothing is left to measure.
-    for name, each in ((name, each) for name, each in models.items() if name == _PLAIN or each.painter is not None):
+    for name, each in ((name, each) for name, each in models.items() if name == _PLAIN or each.decoder is not None):
         methods[f"{name}, everywhere"] = partial(_explored, each, runtime, None)
         methods[f"{name}, {EXPLORE_BUDGET:.0%}"] = partial(_explored, each, runtime, EXPLORE_BUDGET)
     return methods
@@ -174,8 +174,8 @@ def _painting(model: Model, runtime: Runtime, columns: bool, kinds: bool, plante
     kind = planes[-1].astype(np.int64).ravel() * kinds
     mixture = Mixture.of_kinds(rows, kind, len(model.labels))
     surprise = mixture.within(torch.from_numpy(rows), torch.from_numpy(kind))
-    assert model.painter is not None
-    macs = reader.macs_spent if columns else model.painter[:-1].size * planted.odd.size
+    assert model.decoder is not None
+    macs = reader.macs_spent if columns else model.decoder[:-1].size * planted.odd.size
     return _scored(surprise.numpy(), macs, model, planted)
 
 

@@ -25,7 +25,7 @@ from coarse2fine.fitting.specialists.validate import judge_tree
 from coarse2fine.model_file import read_model_file
 from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
-from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.feature_tree import NO_NODE, ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.tiling.writing.atomic import replace_file
@@ -108,9 +108,9 @@ class Trial:
         """The base, with so many times its channels."""
         return self.net(stack(self.tiles, width))
 
-    def twins(self, width: float = 1.0) -> Twins:
+    def twins(self, width: float = 1.0) -> FeatureMaps:
         """Its maps."""
-        return Twins.of(self.base(width))
+        return FeatureMaps.of(self.base(width))
 
     def design(self, top: int, *, width: float = 1.0, first: int = 1) -> ColumnSpec:
         """A column over it."""
@@ -140,7 +140,7 @@ class Trial:
         twins, x = self.twins(width), inputs(self.tiles.tiles[rows])
         if copy:
             x = augmented(x, self.tiles.turns[rows], np.random.default_rng((self.seed, copy, int(rows[0]))))
-        layout = Layout.of(self.design(1, width=width), twins)
+        layout = ColumnInputs.of(self.design(1, width=width), twins)
         small = np.zeros((len(rows), 1, 1, 1), np.uint8)
         # An item's group is its tile.
         items = Items.of(

@@ -17,7 +17,7 @@ from coarse2fine.fitting.specialists.items import Items, ItemStore, loss_of, wro
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
 from coarse2fine.fitting.specialists.validate import SHARES, judge_tree
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
-from coarse2fine.models.feature_maps import ColumnSpec, Layout, Twins
+from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import Answered, Specialists
 
@@ -41,7 +41,7 @@ def items() -> Items:
     label = bright ^ texture
     return Items.of(
         net,
-        Layout.of(ColumnSpec.design(Twins.of(net), 4), Twins.of(net)),
+        ColumnInputs.of(ColumnSpec.design(FeatureMaps.of(net), 4), FeatureMaps.of(net)),
         torch.from_numpy(x[:, None].astype(np.float32)),
         torch.from_numpy(np.eye(2)[label]),
         held=np.arange(COUNT) % 3 == 0,
@@ -57,8 +57,8 @@ def store(tmp_path: Path) -> ItemStore:
     return ItemStore.write(tmp_path / "störe", parts, loss="softmax", name="tiles")
 
 
-def twins() -> Twins:
-    return Twins.of(base())
+def twins() -> FeatureMaps:
+    return FeatureMaps.of(base())
 
 
 def columns() -> tuple[ColumnSpec, ...]:
