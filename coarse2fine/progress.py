@@ -20,7 +20,8 @@ Tick = Callable[[int, int], None]
 _PLAIN_EVERY = 10.0
 # Before this share of the whole is done, nobody can tell how long the rest takes.
 _TELLING = 0.02
-_UNEXPECTED = 0.02
+# Glances before the base, above all: they are tried only where the scan is much of the cost.
+_UNEXPECTED = 0.1
 
 
 class Steps(Protocol):

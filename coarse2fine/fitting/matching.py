@@ -50,10 +50,10 @@ def match(
 
 
 def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], true_count: int) -> tuple[float, float]:
-    """Highest threshold between 0.1 and 0.9 whose F1 is as good as the best to half a per cent, and its F1.
+    """Middle of the thresholds between 0.1 and 0.9 whose F1 is as good as the best to half a per cent, and its F1.
 
-    Held-back objects, some hundreds at most, do not tell such differences apart, and the best of them may lie anywhere
-    on a plateau; its upper end has fewest false alarms, which the base would have to learn to choose too.
+    Held-back objects, some hundreds at most, do not tell such differences apart: the best may lie anywhere on a plateau,
+    and its ends are where other scenes fall off first.
 
     Parameters
     ----------
@@ -72,6 +72,7 @@ def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], tru
     allowed = (ordered >= 0.1) & (ordered <= 0.9) & last
     if not allowed.any():
         return 0.5, 0.0
-    enough = _AS_GOOD * f1[allowed].max()
-    best = int(np.argmax(allowed & (f1 >= enough)))
+    plateau = np.flatnonzero(allowed & (f1 >= _AS_GOOD * f1[allowed].max()))
+    middle = (ordered[plateau[0]] + ordered[plateau[-1]]) / 2
+    best = plateau[np.argmin(np.abs(ordered[plateau] - middle))]
     return float(ordered[best]), float(f1[best])
