@@ -52,8 +52,8 @@ def match(
 def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], true_count: int) -> tuple[float, float]:
     """Middle of the thresholds between 0.1 and 0.9 whose F1 is as good as the best to half a per cent, and its F1.
 
-    Held-back objects, some hundreds at most, do not tell such differences apart: the best may lie anywhere on a plateau,
-    and its ends are where other scenes fall off first.
+    Held-back objects, some hundreds at most, do not tell such differences apart: the best may lie anywhere on a
+    plateau, and its ends are where other scenes fall off first.
 
     Parameters
     ----------
