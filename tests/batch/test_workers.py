@@ -270,7 +270,7 @@ class Lost:
 class Deadly:
     """A client of such workers."""
 
-    dask_cluster = None
+    cluster = None
 
     def submit(self, *_: object, **__: object) -> Lost:
         return Lost()

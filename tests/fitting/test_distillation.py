@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import coarse2fine.fitting.calibrate
 import coarse2fine.fitting.distillation
+import coarse2fine.fitting.teacher
 from coarse2fine.annotations.read import read_annotations
 from coarse2fine.fitting.calibrate import CalibrationSet, Price
 from coarse2fine.fitting.crops import Recipe
@@ -57,7 +57,7 @@ def test_crops_of_one_scale_hold_the_exhaustive_answer(
     detector: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Which of several overlapping finds stays may be decided beyond a crop: here all stay.
-    for module in (coarse2fine.fitting.distillation, coarse2fine.fitting.calibrate):
+    for module in (coarse2fine.fitting.distillation, coarse2fine.fitting.teacher):
         monkeypatch.setattr(module, "settle", lambda candidates, _: candidates)
     lessons, boxes, setting, recipe = teach(detector, make_image, monkeypatch, 0.0)
     assert len(lessons) == COUNT
