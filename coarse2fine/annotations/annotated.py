@@ -1,4 +1,4 @@
-"""What is known about one image from its annotations: values, without files.
+"""Annotations of one image as values, independent of files.
 
 Geometries hold (x, y) in full-resolution pixels, y down; all else is (y, x).
 """
@@ -41,9 +41,9 @@ class Annotation:
     label : str
         Name of the class.
     geometry : Point, Polygon or MultiPolygon
-        Where it is: (x, y) full-resolution pixels.
+        Outline or position, (x, y) in full-resolution pixels.
     measurements : dict of str to float
-        Numbers that came with it.
+        Measurements stored with it, by name.
     """
 
     label: str
@@ -52,7 +52,7 @@ class Annotation:
 
     @property
     def full_bounds(self) -> tuple[float, float, float, float]:
-        """Bounds (y0, x0, y1, x1) in full-resolution pixels; a point's are of no size."""
+        """Bounds (y0, x0, y1, x1) in full-resolution pixels; those of a point have no extent."""
         x0, y0, x1, y1 = self.geometry.bounds
         return y0, x0, y1, x1
 
@@ -71,12 +71,12 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What is known about one image.
+    """Annotations of one image.
 
     Parameters
     ----------
     path : Path or None
-        The file read, if it was a file.
+        The file read; None if a JSON value was given.
     objects : tuple of Annotation
         The classified annotations, in the file's order.
     ignored : tuple of Polygon or MultiPolygon
@@ -98,7 +98,7 @@ class Annotations:
 
 
 class AnnotatedArea:
-    """Where the annotations of an image hold: inside its regions, if there are any, and not where it is ignored.
+    """The annotated part of an image: inside its regions, if it has any, and outside its ignored areas.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class AnnotatedArea:
             shapely.prepare(geometry)
 
     def contains(self, full_y: NDArray[np.float64], full_x: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which of the points (n,), in full-resolution pixels, lie there."""
+        """Mask (n,) of the points, in full-resolution pixels, that lie in it."""
         there = np.ones(len(full_y), bool)
         for geometry, sense in self._rules:
             there &= shapely.contains_xy(geometry, full_x, full_y) == sense
@@ -121,16 +121,16 @@ class AnnotatedArea:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The image that is annotated, as far as it is known.
+    """The annotated image, as far as it is known.
 
     Parameters
     ----------
     name : str, optional
-        Its path, address or name: it says which of a file's images is meant.
+        Path, address or name; selects the image in a file of several.
     full_shape : tuple of int, optional
         Height and width in full-resolution pixels.
     geo : GeoReference, optional
-        Where it lies on a planet.
+        Its coordinate reference system and transform.
     """
 
     name: str | None = None
@@ -139,13 +139,13 @@ class Subject:
 
 
 class Draft(NamedTuple):
-    """An annotation as a file has it."""
+    """An annotation as parsed from a file, not checked yet."""
 
     place: str  # "feature 3"; counted from 1
     label: str | None
     geometry: Any
     measurements: dict[str, float]
-    kind: str = ""  # QuPath's type of object, if it is one
+    kind: str = ""  # QuPath's objectType; empty if there is none
 
 
 class Stray(NamedTuple):
@@ -156,17 +156,17 @@ class Stray(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What a file says of one image."""
+    """Annotations of one image as parsed from a file."""
 
     drafts: list[Draft]
     strays: list[Stray]
-    stated_shape: tuple[int, int] | None = None  # the image's height and width, in whose pixels it speaks
+    stated_shape: tuple[int, int] | None = None  # height and width of the image that coordinates refer to
     crs: str | None = None  # the coordinate reference system it names
     notes: tuple[str, ...] = ()
 
 
 def collect(items: Iterable[Any], parse: Callable[[Any, str], Iterator[Draft]], word: str) -> Parsed:
-    """Parse one annotation after the other; those that cannot be used are put aside."""
+    """Parse annotations one by one; those that cannot be used become strays."""
     found = Parsed([], [])
     for number, item in enumerate(items, 1):
         place = f"{word} {number}"
@@ -183,7 +183,7 @@ def collect(items: Iterable[Any], parse: Callable[[Any, str], Iterator[Draft]], 
 
 
 def left_out(strays: Iterable[Stray], total: int) -> list[str]:
-    """A text for each reason to leave annotations of a file out: how many, of how many, and which."""
+    """One note for each reason to leave annotations out: how many, of how many, and the first of them."""
     reasons: dict[str, list[str]] = {}
     for stray in strays:
         reasons.setdefault(stray.reason, []).append(stray.place)
@@ -195,7 +195,7 @@ def left_out(strays: Iterable[Stray], total: int) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A stranger's value in a message: short, whatever it is."""
+    """A value from a file, shortened for a message."""
     if isinstance(value, str):
         return value if len(value) <= 60 else f"{value[:57]}..."
     if value is None or isinstance(value, bool | float):
@@ -204,17 +204,17 @@ def shown(value: Any) -> str:
 
 
 def label_of(value: Any) -> str | None:
-    """A class name from a text or number, cut at 200 characters; None for all else, and for one without characters.
+    """Class name from a text or number, cut at 200 characters; None for other types and empty texts.
 
-    ``Ignore*`` and ``Region*`` are known in small and capital letters.
+    ``Ignore*`` and ``Region*`` are recognised in upper and lower case.
     """
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         return None
     try:
         text = str(value)
-    except ValueError:  # thousands of digits
+    except ValueError:  # an integer of thousands of digits
         return None
-    # Halves of characters can be written in JSON, but in no file.
+    # JSON can hold lone surrogates, which cannot be encoded when results are written.
     text = text.encode("utf-8", "replace").decode().strip()
     for special in (IGNORE, REGION):
         if text.casefold() == special.casefold():
@@ -250,21 +250,21 @@ def shape_of(height: Any, width: Any) -> tuple[int, int] | None:
 
 
 def entry_of(entries: Sequence[str], image: str | None, file: str) -> int | None:
-    """Which of the images that a file names is meant; None if none is.
+    """Index of the entry that names an image; None if none does.
 
     Parameters
     ----------
     entries : sequence of str
         Names or paths as the file has them.
     image : str or None
-        Path or name of the image; None if it is not known: then the file must hold one image alone.
+        Path or name of the image; None if it is unknown: the file must then hold a single image.
     file : str
-        For messages.
+        Name of the file, for messages.
 
     Raises
     ------
     AnnotationError
-        If several are.
+        If several entries do.
     """
     if image is None:
         if len(entries) > 1:
@@ -274,7 +274,7 @@ def entry_of(entries: Sequence[str], image: str | None, file: str) -> int | None
     likely = [(i, PurePosixPath(e.replace("\\", "/"))) for i, e in enumerate(entries) if wanted.stem in e]
     alike = [(i, path) for i, path in likely if path.name == wanted.name]
     alike = alike or [(i, path) for i, path in likely if path.stem == wanted.stem]
-    if len(alike) > 1:  # of the same name in several folders
+    if len(alike) > 1:  # the same name in several folders
         tails = [(i, path) for i, path in alike if wanted.parts[-len(path.parts) :] == path.parts]
         longest = max((len(path.parts) for _, path in tails), default=0)
         alike = [(i, path) for i, path in tails if len(path.parts) == longest] or alike
@@ -286,7 +286,7 @@ def entry_of(entries: Sequence[str], image: str | None, file: str) -> int | None
 
 
 def of_another(stated: Any, image: str | None, file: str) -> tuple[str, ...]:
-    """A note, if the one image that a file names is another one by its name; its folder and ending may differ.
+    """A note if the only image that a file names has another name; folder and suffix may differ.
 
     Parameters
     ----------
@@ -295,7 +295,7 @@ def of_another(stated: Any, image: str | None, file: str) -> tuple[str, ...]:
     image : str or None
         Path or name of the image.
     file : str
-        For the message.
+        Name of the file, for the message.
     """
     if image is None or not isinstance(stated, str) or not stated.strip():
         return ()

@@ -31,9 +31,9 @@ from coarse2fine.annotations.annotated import (
 )
 from coarse2fine.annotations.polygons import areas_of, polygon_of, repaired
 
-# Runs of a mask, each cut at the ends of columns, that are joined to one area in a second.
+# Most runs of a mask, after cutting them at column ends; joining 50,000 to one area takes a second.
 _MOST_RUNS = 50_000
-# A count is below 2**60, so that it and sums of it fit an integer.
+# Most characters of a count: 5 bits each keep it below 2**60, so that it and its sums fit int64.
 _MOST_CHARACTERS = 12
 
 
@@ -43,26 +43,26 @@ def is_coco(payload: Any) -> bool:
 
 
 def is_coco_results(payload: Any) -> bool:
-    """Whether a JSON value is a list of finds as COCO's evaluation takes it, which belongs to a data set."""
+    """Whether a JSON value is a list of COCO results, which has no meaning without its data set."""
     first = payload[0] if isinstance(payload, list) and payload else None
     return isinstance(first, dict) and "image_id" in first and ("category_id" in first or "score" in first)
 
 
 def coco_images(payload: dict[str, Any]) -> list[str]:
-    """Names of the images that a data set holds, in its order; empty for one without a name."""
+    """Names of the images in a data set, in its order; empty for an image without a name."""
     return [_name(image) for image in payload["images"]]
 
 
 class Grouped(NamedTuple):
-    """Annotations of a data set by their images."""
+    """Annotations of a data set, grouped by image."""
 
-    own: dict[Any, list[tuple[int, Any]]]  # by the image's id, with their numbers in the file, counted from 1
-    lost: list[Stray]  # those of no image
-    texts: list[str]  # on these
+    own: dict[Any, list[tuple[int, Any]]]  # by image id: number in the file, counted from 1, and annotation
+    lost: list[Stray]  # annotations without an image
+    texts: list[str]  # notes on these
 
 
 def by_image(payload: dict[str, Any]) -> Grouped:
-    """Group the annotations of a data set by their images."""
+    """Group the annotations of a data set by image."""
     images = [image.get("id") for image in payload["images"] if isinstance(image, dict)]
     known = {key for key in images if isinstance(key, str | int)}
     own: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
@@ -77,17 +77,17 @@ def by_image(payload: dict[str, Any]) -> Grouped:
 
 
 def parse_coco(payload: dict[str, Any], grouped: Grouped, image: str | None, name: str) -> Parsed:
-    """What a COCO data set says of one image.
+    """Annotations of one image from a COCO data set.
 
     Parameters
     ----------
     payload : dict
     grouped : Grouped
-        Its annotations; see `by_image`.
+        Annotations of the data set; see `by_image`.
     image : str or None
-        Its path or name; None if the set holds one image alone.
+        Path or name of the image; None if the set holds a single image.
     name : str
-        Of the file, for messages.
+        Name of the file, for messages.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def parse_coco(payload: dict[str, Any], grouped: Grouped, image: str | None, nam
     strays = [stray._replace(place=places[stray.place]) for stray in found.strays]
     if len(names) == 1 or not grouped.own:
         strays += grouped.lost
-    else:  # they may be meant for another image
+    else:  # these may belong to another image
         notes += tuple(f"{name}: {text}" for text in grouped.texts)
     return Parsed(
         [draft._replace(place=places[draft.place]) for draft in found.drafts],
@@ -124,9 +124,9 @@ def parse_coco(payload: dict[str, Any], grouped: Grouped, image: str | None, nam
 
 
 def _without_image(annotation: Any) -> str:
-    """Why an annotation belongs to no image."""
+    """Reason why an annotation belongs to no image."""
     if not isinstance(annotation, dict):
-        return "is not an object of JSON"
+        return "is not a JSON object"
     if not isinstance(annotation.get("image_id"), str | int):
         return "has no image_id"
     return "has an image_id that no image of the file has"
@@ -144,7 +144,7 @@ def _classes(categories: Any) -> dict[Any, str | None]:
 
 def _drafts(annotation: dict[str, Any], place: str, classes: dict[Any, str | None]) -> Iterator[Draft]:
     identity = annotation.get("category_id")
-    # Where no category is named, its number is its name.
+    # If the file names no categories, their numbers are the names.
     known = classes.get(identity) if isinstance(identity, str | int) else None
     label = known if classes else label_of(identity)
     if number_of(annotation.get("iscrowd")) == 1:
@@ -181,7 +181,7 @@ def _area_of_rings(rings: list[Any]) -> Any:
         polygons.append(polygon_of(list(zip(corners[::2], corners[1::2], strict=True))))
     if len(polygons) == 1:
         return polygons[0]
-    # Parts of one object, of which each is drawn by itself.
+    # Parts of one object, drawn separately: each is repaired before they are joined.
     try:
         parts = [part for polygon in polygons if (part := repaired(polygon)) is not None]
     except ValueError as error:
@@ -228,8 +228,8 @@ def _plain_counts(counts: Any) -> NDArray[np.int64]:
 def decoded_counts(text: str) -> NDArray[np.int64]:
     """Run lengths from COCO's compressed text.
 
-    Five bits a character, the lowest first; the sixth says that the number goes on, the fifth of the last is its
-    sign. From the fourth number on, what is stored is the difference to the last but one.
+    Each character holds five bits, the lowest first; its sixth bit says that the number continues, and the fifth bit
+    of the last character is the sign. From the fourth number on, the difference to the number two before is stored.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def decoded_counts(text: str) -> NDArray[np.int64]:
     Raises
     ------
     StrayError
-        If it is no such text.
+        If the text is not valid.
     """
     codes = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
     if ((codes < 0) | (codes > 63)).any() or (len(codes) and codes[-1] & 32):

@@ -1,4 +1,4 @@
-"""Files of annotations: what they hold, by their content."""
+"""Annotation files: loading, detection of the format by content, parsing."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from coarse2fine.annotations.yolo import parse_yolo, yolo_classes
 from coarse2fine.tiling.storage.regular import read_regular
 
 MOST_BYTES = 2**30
-"""Of a file of annotations, unpacked."""
+"""Largest annotation file, unpacked."""
 _EXPECTED = "GeoJSON, COCO JSON, Label Studio, LabelMe or YOLO text; in QuPath: File > Export objects as GeoJSON"
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds: a JSON value, or text that is none.
+    """Content of an annotation file: a JSON value, or plain text.
 
     Parameters
     ----------
     payload : JSON value
+        None for plain text.
     text : str, optional
-        Instead of it.
+        The plain text.
     """
 
     payload: Any
@@ -37,17 +38,17 @@ class Content:
 
     @cached_property
     def coco(self) -> Grouped:
-        """Annotations of a COCO data set by their images."""
+        """Annotations of a COCO data set, grouped by image."""
         return by_image(self.payload)
 
 
 def load(path: Path) -> Content:
-    """Read a file of annotations.
+    """Read an annotation file.
 
     Raises
     ------
     AnnotationError
-        If it cannot be read, is too large, or is neither JSON nor text of numbers.
+        If it cannot be read, is too large, or is neither JSON nor, with the suffix ``.txt``, UTF-8 text.
     """
     try:
         content = read_regular(path, MOST_BYTES, unzip=True)
@@ -67,7 +68,7 @@ def load(path: Path) -> Content:
 
 
 def images_in(content: Content) -> list[str] | None:
-    """Names of the images that a file of several holds; None if its kind is of one image alone."""
+    """Names of the images in a file; None if its format is for a single image."""
     if is_coco(content.payload):
         return coco_images(content.payload)
     if is_geojson(content.payload):
@@ -77,21 +78,21 @@ def images_in(content: Content) -> list[str] | None:
 
 
 def parse(content: Content, path: Path | None, name: str, subject: Subject) -> Parsed:
-    """What a file says of an image.
+    """Parse the annotations of one image.
 
     Parameters
     ----------
     content : Content
     path : Path or None
-        Of the file, beside which there may be names of classes.
+        The file, beside which YOLO's class names may lie.
     name : str
-        For messages.
+        Name of the file, for messages.
     subject : Subject
 
     Raises
     ------
     AnnotationError
-        If it is of no known format, or does not hold the image.
+        If the format is unknown, or the file does not hold the image.
     """
     payload = content.payload
     if content.text is not None:
@@ -105,7 +106,7 @@ def parse(content: Content, path: Path | None, name: str, subject: Subject) -> P
     if is_coco_results(payload):
         raise AnnotationError(
             f"{name} is a list of COCO results (finds with an image_id and a category_id), which names neither images "
-            "nor classes; expected the data set: an object of JSON with 'images', 'annotations' and 'categories'"
+            "nor classes; expected the data set: a JSON object with 'images', 'annotations' and 'categories'"
         )
     if is_labelme(payload):
         return parse_labelme(payload, subject.name, name)
@@ -122,10 +123,10 @@ def parse(content: Content, path: Path | None, name: str, subject: Subject) -> P
 
 
 def _found(payload: Any) -> str:
-    """What a JSON value that is of no known format is, in a few words."""
+    """Short description of a JSON value of unknown format."""
     if not isinstance(payload, dict):
         return f"JSON {type(payload).__name__}"
     if isinstance(kind := payload.get("type"), str):
         return shown(kind)
     names = ", ".join(map(shown, list(payload)[:_NAMED])) + (" and more" if len(payload) > _NAMED else "")
-    return f"an object of JSON with {names}" if payload else "an empty object of JSON"
+    return f"a JSON object with {names}" if payload else "an empty JSON object"

@@ -10,7 +10,7 @@ from coarse2fine.annotations.annotated import Draft, Parsed, StrayError, collect
 from coarse2fine.annotations.polygons import as_geometry
 
 GEOMETRIES = ("Point", "MultiPoint", "Polygon", "MultiPolygon")
-# What QuPath exports beside annotations and detections: frames of a tissue array, and the image as a whole.
+# QuPath also exports the cores of a tissue microarray, and the whole image, as objects.
 _FRAMES = ("tma_core", "root")
 _NOT_MANY = 50
 
@@ -22,7 +22,7 @@ def is_geojson(payload: Any) -> bool:
 
 
 def parse_geojson(payload: Any) -> Parsed | None:
-    """What GeoJSON says: a FeatureCollection, a bare list of features, or a single Feature.
+    """Annotations from GeoJSON: a FeatureCollection, a bare list of features, or a single Feature.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def parse_geojson(payload: Any) -> Parsed | None:
     Returns
     -------
     Parsed or None
-        None if it is no GeoJSON with features. Annotations without a class have none yet.
+        None if it is no GeoJSON with features. Drafts without a class have the label None.
     """
     kind = payload.get("type") if isinstance(payload, dict) else None
     features, crs = payload, None
@@ -46,10 +46,10 @@ def parse_geojson(payload: Any) -> Parsed | None:
 
 
 def named_crs(payload: dict[str, Any]) -> str | None:
-    """The coordinate reference system of the member ``crs``, such as "EPSG:32618"; longitude and latitude: EPSG:4326.
+    """Coordinate reference system of the member ``crs``, such as "EPSG:32618"; longitude and latitude: EPSG:4326.
 
-    That of GDAL and QGIS: ``{"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32618"}}``. None if
-    there is no such member; empty if it has no name, as for a system of the image's own.
+    GDAL and QGIS write ``{"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32618"}}``. None if
+    there is no such member; empty if it has no name, as for a local system of the image.
     """
     if "crs" not in payload:
         return None
@@ -92,7 +92,7 @@ def _drafts(feature: Any, place: str) -> Iterator[Draft]:
 
 
 def _label(properties: dict[str, Any], *, named: bool) -> str | None:
-    """The class; `named` says whether the member "name" may be one: in QuPath's files it is the object's own."""
+    """Class of a feature; `named`: whether the member "name" may be it (in QuPath's files it names the object)."""
     classification = _decoded(properties.get("classification"))
     candidates = [classification, properties.get("label"), properties.get("class")]
     if named:
@@ -105,12 +105,12 @@ def _label(properties: dict[str, Any], *, named: bool) -> str | None:
     for candidate in candidates:
         if candidate is None or isinstance(candidate, dict | list | bool):
             continue
-        return label_of(candidate)  # an empty name is a slip; the name of something else must not stand in for it
+        return label_of(candidate)  # an empty class is a mistake that another member must not hide
     return None
 
 
 def _decoded(value: Any) -> Any:
-    """What tables make of QuPath's objects: JSON as text."""
+    """Decode an object or array of JSON that a table format has stored as text; any other value stays."""
     if not isinstance(value, str) or value.strip()[:1] not in ("{", "["):
         return value
     try:
@@ -120,7 +120,7 @@ def _decoded(value: Any) -> Any:
 
 
 def _measurements(found: Any) -> dict[str, float]:
-    """Keep the finite numbers of a dict or of QuPath's old list of names and values."""
+    """Finite numbers of a dict, or of QuPath's older list of names and values."""
     found = _decoded(found)
     if isinstance(found, list):
         pairs = [(item.get("name"), item.get("value")) for item in found if isinstance(item, dict)]

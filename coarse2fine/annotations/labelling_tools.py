@@ -29,18 +29,18 @@ from coarse2fine.annotations.annotated import (
 from coarse2fine.annotations.polygons import polygon_of
 
 _CORNERS_OF_A_CIRCLE = 64
-# Label Studio puts eight digits before the name of a file that is uploaded.
+# Label Studio puts eight hexadecimal digits before the name of an uploaded file.
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
 _PER_CENT = 100.0
 
 
 def is_labelme(payload: Any) -> bool:
-    """Whether a JSON value is a file of LabelMe."""
+    """Whether a JSON value is a LabelMe file."""
     return isinstance(payload, dict) and isinstance(payload.get("shapes"), list)
 
 
 def parse_labelme(payload: dict[str, Any], image: str | None, name: str) -> Parsed:
-    """What a file of LabelMe says of its image; the names of both are for a note if they differ."""
+    """Annotations from a LabelMe file, with a note if it names another image."""
     found = collect(payload["shapes"], _of_labelme, "shape")
     return found._replace(
         stated_shape=shape_of(payload.get("imageHeight"), payload.get("imageWidth")),
@@ -73,7 +73,7 @@ def _of_labelme(item: Any, place: str) -> Iterator[Draft]:
 
 
 def studio_tasks(payload: Any) -> list[dict[str, Any]] | None:
-    """The tasks of an export of Label Studio, JSON or JSON-MIN; None if it is none."""
+    """Tasks of a Label Studio export, JSON or JSON-MIN; None if it is none."""
     tasks = [payload] if isinstance(payload, dict) else payload
     if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
         return None
@@ -82,17 +82,17 @@ def studio_tasks(payload: Any) -> list[dict[str, Any]] | None:
 
 
 def studio_images(tasks: list[dict[str, Any]]) -> list[str]:
-    """Names of the images of tasks, in their order."""
+    """Image name of each task, in order."""
     return [_image_of(task) for task in tasks]
 
 
 def parse_studio(tasks: list[dict[str, Any]], image: str | None, name: str) -> Parsed:
-    """What an export of Label Studio says of one image: the first annotation of its task that was not cancelled.
+    """Annotations of one image from a Label Studio export: the first version of its task that was not cancelled.
 
     Raises
     ------
     AnnotationError
-        If no task, or more than one, is about the image.
+        If no task is about the image, or more than one is; if the image's size is missing.
     """
     names = studio_images(tasks)
     index = entry_of(names, image, name)
@@ -106,7 +106,7 @@ def parse_studio(tasks: list[dict[str, Any]], image: str | None, name: str) -> P
         raise AnnotationError(f"{name} holds {len(names):,} tasks, but none about {shown(image)}")
     results = _results(tasks[index]) or []
     labels: dict[str, str | None] = {}
-    for result in results:  # labels may stand apart from the shape that they belong to
+    for result in results:  # a label may be a result of its own, with the id of its shape
         if isinstance(result, dict) and isinstance(key := result.get("id"), str):
             labels[key] = labels.get(key) or _studio_label(result)
     shapes = [result for result in results if _is_place(result)]
@@ -166,7 +166,7 @@ def _studio_label(result: dict[str, Any]) -> str | None:
 
 def _of_studio(result: Any, place: str, labels: dict[str, str | None], size: tuple[int, int]) -> Iterator[Draft]:
     if not isinstance(result, dict):
-        raise StrayError("is not an object of JSON")
+        raise StrayError("is not a JSON object")
     value, key = _value(result), result.get("id")
     label = _studio_label(result) or (labels.get(key) if isinstance(key, str) else None)
     height, width = size[0] / _PER_CENT, size[1] / _PER_CENT
@@ -193,7 +193,7 @@ def _of_studio(result: Any, place: str, labels: dict[str, str | None], size: tup
 
 
 def _turned(corners: list[tuple[float, float]], about: tuple[float, float], turn: float) -> list[tuple[float, float]]:
-    """Turned to the right, as seen: y points down."""
+    """Corners rotated by `turn` radians, clockwise on the screen since y points down."""
     if not turn:
         return corners
     sine, cosine = math.sin(turn), math.cos(turn)

@@ -1,4 +1,4 @@
-"""Which file of annotations belongs to which image."""
+"""Matching of annotation files with images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coarse2fine.annotations.annotated import AnnotationError, entry_of
 from coarse2fine.annotations.files import images_in, load
 from coarse2fine.paths import PathLike, expand_paths
 
-# Where several kinds of file bear an image's name, the first kind is the one.
+# If files of several kinds bear an image's name, the first kind is taken.
 _KINDS = ((".geojson", ".geojson.gz"), (".json", ".json.gz"), (".txt",))
 _SUFFIXES = tuple(suffix for kind in _KINDS for suffix in kind)
 
@@ -21,16 +21,16 @@ def match_annotations(images: Sequence[Path], annotations: PathLike | Sequence[P
     """Find the annotation file of each image by its name.
 
     ``huge.ome.tif`` pairs with ``huge.ome.tif.geojson`` or ``huge.ome.geojson``, or else with the file that
-    shares its name up to the first dot, ``huge.geojson``, if no other image does; ``.json`` and ``.txt`` take the
-    place of ``.geojson`` where there is none. An image without a file of its name pairs with the file of several
-    images (COCO, Label Studio) that holds it. One image and one file that is named outright pair whatever their names.
+    shares its name up to the first dot, ``huge.geojson``, if no other image does. Without a ``.geojson``, a ``.json``
+    or else a ``.txt`` is taken. An image without a file of its name pairs with the file of several images (COCO,
+    Label Studio) that holds it. One image and one file given by its path pair whatever their names.
 
     Parameters
     ----------
     images : sequence of Path
         Image files.
     annotations : path-like or sequence of path-like
-        A file, a folder of them, a glob, or a list of files: of several images, or as many as there are images.
+        A file, a folder, a glob, or a list of files: one for each image, or files that hold several images.
 
     Returns
     -------
@@ -40,13 +40,13 @@ def match_annotations(images: Sequence[Path], annotations: PathLike | Sequence[P
     Raises
     ------
     AnnotationError
-        If an image has no partner or several, if two images share a file that is one image's, or if a list is of
+        If an image has no file or several, if two images share a file that holds a single image, or if a list has
         another length.
 
     Warns
     -----
     UserWarning
-        If other files bear an image's name or hold it, too: they are not read.
+        If other files also bear an image's name or hold it: they are not read.
     """
     try:
         files = expand_paths(annotations, _SUFFIXES)
@@ -78,7 +78,7 @@ def match_annotations(images: Sequence[Path], annotations: PathLike | Sequence[P
 def _warn_of_others(
     images: Sequence[Path], found: Sequence[Path], files: Sequence[Path], shared: dict[Path, list[str]]
 ) -> None:
-    """Say which files of an image's name are not read, and which file of several images that holds it, too."""
+    """Warn of further files that bear an image's name or hold it: they are not read."""
     by_name, taken, same_stem = _grouped(files, _annotated_name), set(found), _grouped(images, _first_part)
     held = {path: {PurePosixPath(name.replace("\\", "/")).stem for name in names} for path, names in shared.items()}
     for image, path in zip(images, found, strict=True):
@@ -92,7 +92,7 @@ def _warn_of_others(
 
 
 class _Owners:
-    """Files, each for one image, but for those that hold several."""
+    """Assignment of files to images: a file has one owner, unless it holds several images."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
@@ -102,7 +102,7 @@ class _Owners:
         self.unreadable: list[str] = []
 
     def of(self, image: Path, candidates: Sequence[Path]) -> Path | None:
-        """The file of an image; None if there is none, or if it is one of several."""
+        """The file of an image; None if there is none, or if there are several candidates."""
         if len(candidates) == 1 and candidates[0] not in self._owners:
             self._owners[candidates[0]] = image
             return candidates[0]
@@ -123,7 +123,7 @@ class _Owners:
         return holding[0] if holding else None
 
     def _several(self) -> dict[Path, list[str]]:
-        """The files of several images, by what they hold; looked for once, when a file is missed."""
+        """Image names in each file that holds several; files are read once, when an image has none of its name."""
         if not self._held:
             for path in self._files:
                 is_one = path in self._owners or not path.name.lower().endswith(_KINDS[1])
@@ -134,7 +134,7 @@ class _Owners:
     def _images_in(self, path: Path) -> list[str] | None:
         try:
             return images_in(load(path))
-        except AnnotationError as error:  # it may be something else that lies there
+        except AnnotationError as error:  # perhaps an unrelated file in the folder
             self.unreadable.append(str(error))
             return None
 
@@ -160,7 +160,7 @@ def _preferred(files: list[Path]) -> list[Path]:
 
 
 def _wanted(image: Path, images: Sequence[Path]) -> str:
-    """What the name of its file may begin with: the first part, if that alone tells it from the other images."""
+    """Expected name without suffix: up to the first dot, if no other image shares that, else the stem."""
     alike = sum(_first_part(other) == _first_part(image) for other in images)
     return _first_part(image) if alike == 1 else image.stem
 
@@ -177,7 +177,7 @@ def _first_part(path: Path) -> str:
 
 
 def _annotated_name(path: Path) -> str:
-    """Name of an annotation file without what makes it one: ``a.tif`` for ``a.tif.geojson.gz``."""
+    """File name without the suffixes of annotations: ``a.tif`` for ``a.tif.geojson.gz``."""
     name = path.name.removesuffix(".gz")
     for suffix in (".geojson", ".json", ".txt"):
         name = name.removesuffix(suffix)

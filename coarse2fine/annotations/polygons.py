@@ -1,4 +1,4 @@
-"""Polygons that strangers drew: made from coordinates, repaired, and cut, in a bounded time."""
+"""Polygons from untrusted coordinates, built and repaired in bounded time."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Point, Polygon
 
-# Further away than any pixel, and still exact: what lies beyond is moved there, before squares of it overflow.
+# Coordinates are clipped to this, which is beyond any pixel and exact in float64, so that squares do not overflow.
 _FARTHEST = 2.0**40
 SMALL_RING = 2000
-"""Corners up to which a polygon is checked in milliseconds, however they lie."""
-# Times grow with the pairs of edges whose bounds overlap (to check) and that cross (to repair).
+"""Corners up to which checking a polygon takes milliseconds at worst."""
+# Checking takes time by the pairs of edges whose bounds overlap, repairing by the pairs that cross.
 _MOST_NEAR, _MOST_CROSSINGS = 100, 2_000
 _LOOKED_AT, _PAIRS_AT_ONCE = 4096, 4_000_000
 
 
 class TangledError(ValueError):
-    """A polygon's edges cross so often that it is no outline of anything."""
+    """A polygon's edges cross too often to be repaired in bounded time."""
 
 
 def as_geometry(kind: Any, coordinates: Any) -> Point | Polygon | MultiPolygon | list[Point]:
-    """The geometry of GeoJSON's kind and coordinates; of a MultiPoint, its points.
+    """Geometry from a GeoJSON type and its coordinates; for a MultiPoint, the list of its points.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def as_geometry(kind: Any, coordinates: Any) -> Point | Polygon | MultiPolygon |
     Raises
     ------
     ValueError
-        If the coordinates do not make one; if they are not finite; if there are none.
+        If the coordinates are missing, not finite, or do not make such a geometry.
     """
     if not isinstance(coordinates, list | tuple):
         raise ValueError("expected a list")
@@ -50,19 +50,19 @@ def as_geometry(kind: Any, coordinates: Any) -> Point | Polygon | MultiPolygon |
 
 
 def polygon_of(corners: Any) -> Polygon:
-    """The polygon of a ring of corners (x, y), closed or not; errors as those of `as_geometry`."""
+    """Polygon from a ring of corners (x, y), closed or not; raises the errors of `as_geometry`."""
     return _polygon([corners])
 
 
 def repaired(geometry: Polygon | MultiPolygon) -> Polygon | MultiPolygon | None:
-    """The same area as a valid polygon; None if there is none.
+    """Valid geometry of the same area; None if it has no area.
 
-    What is inside the outermost of crossing rings is inside; stray lines are dropped.
+    All that the outermost of crossing rings encloses is inside; loose lines are dropped.
 
     Raises
     ------
     TangledError
-        If that would take too long.
+        If the repair would take too long.
     """
     corners = shapely.get_num_coordinates(geometry)
     if corners > SMALL_RING and _pairs(geometry, None, _MOST_NEAR * corners) > _MOST_NEAR * corners:
@@ -78,7 +78,7 @@ def repaired(geometry: Polygon | MultiPolygon) -> Polygon | MultiPolygon | None:
 
 
 def areas_of(geometry: Any) -> Polygon | MultiPolygon | None:
-    """The geometry without stray points and lines; None if no polygon is left."""
+    """The geometry without loose points and lines; None if no polygon is left."""
     if geometry.geom_type == "Polygon":
         return geometry if geometry.area > 0 else None
     parts = shapely.get_parts(shapely.get_parts(geometry))
@@ -103,7 +103,7 @@ def _ring(ring: Any) -> Any:
 
 
 def _positions(positions: Any) -> NDArray[np.float64]:
-    """Places (x, y) as an array; heights are dropped."""
+    """Positions (x, y) as an array (n, 2); heights are dropped."""
     try:
         found = np.asarray(positions, np.float64)
     except (ValueError, TypeError, OverflowError, RecursionError):
@@ -116,9 +116,9 @@ def _positions(positions: Any) -> NDArray[np.float64]:
 
 
 def _pairs(geometry: Any, predicate: Literal["intersects"] | None, most: int) -> float:
-    """About how many pairs of edges there are that cross, or whose bounds overlap; counting ends above `most`.
+    """Estimated number of pairs of edges that cross or, without a predicate, whose bounds overlap.
 
-    Neighbours, which share a corner, do not count. Of very many edges some thousands are looked at.
+    Neighbours, which share a corner, do not count. At most 4096 random edges are tested; counting ends above `most`.
     """
     edges = _edges(geometry)
     tree = shapely.STRtree(edges)

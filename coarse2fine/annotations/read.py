@@ -1,4 +1,4 @@
-"""Annotations of an image, read from what QuPath, GIS programs and annotation tools write.
+"""Reading of an image's annotations from files of QuPath, GIS programs and annotation tools.
 
 Files and the geometries made from them hold (x, y) in full-resolution pixels, y down; all else is (y, x).
 """
@@ -53,7 +53,7 @@ __all__ = [
 
 DEFAULT_LABEL = "object"
 """Class of all annotations of a file in which none has one."""
-# A stated size fits the image's if both sides ask for the same scale, but for rounding.
+# Most relative difference between the scales of height and width from a file's stated image size to the image's.
 _SKEW = 0.01
 _HOLDS = "has no class and only holds others"
 
@@ -67,13 +67,13 @@ def read_annotations(
 ) -> Annotations:
     """Read the annotations of an image.
 
-    The content decides on the format: GeoJSON (of QuPath and GIS programs), COCO JSON, exports of Label Studio,
-    files of LabelMe, YOLO's text with ``classes.txt`` or ``data.yaml`` beside or above it. A GeoJSON collection
-    without features says that there is nothing in the image. A MultiPoint becomes one object for each point; a
-    MultiPolygon stays one object. Polygons that cross themselves are repaired.
+    The content decides the format: GeoJSON (QuPath, GIS programs), COCO JSON, Label Studio exports, LabelMe files,
+    YOLO text with ``classes.txt`` or ``data.yaml`` beside or above it. A GeoJSON collection without features means
+    that the image has no objects. A MultiPoint becomes one object for each point; a MultiPolygon stays one object.
+    Polygons that cross themselves are repaired.
 
-    What cannot be used is left out and noted: features without a geometry, with another one, without area, without
-    a class, outside the image. Where no feature has a class, all are of class "object".
+    Features that cannot be used are left out and noted: without a geometry, with one of another type, without area,
+    without a class, outside the image. If no feature has a class, all are of class "object".
 
     Parameters
     ----------
@@ -82,9 +82,9 @@ def read_annotations(
     full_shape : tuple of int, optional
         Height and width of the image in full-resolution pixels: annotations are clipped to it.
     image : str, optional
-        Path or name of the image: which one is meant in a file of several.
+        Path or name of the image; selects it in a file of several.
     geo : GeoReference, optional
-        Of the image: GeoJSON in its coordinate reference system is converted to pixels.
+        The image's; GeoJSON in its coordinate reference system is converted to pixels.
 
     Returns
     -------
@@ -93,9 +93,9 @@ def read_annotations(
     Raises
     ------
     AnnotationError
-        If the file cannot be read or is of no known format; if it does not hold the image, or holds it in another
-        shape; if it is in a coordinate reference system that is not the image's; if none of its annotations can be
-        used; with `full_shape`, if most lie outside the image.
+        If the file cannot be read or its format is unknown; if it does not hold the image, or states another shape
+        of it; if its coordinate reference system is not the image's; if none of its annotations can be used; with
+        `full_shape`, if most lie outside the image.
     """
     if isinstance(source, dict | list):
         return _read(Content(source), None, Subject(image, full_shape, geo))
@@ -109,23 +109,23 @@ def read_annotations(
 
 
 def read_each(sources: Sequence[Path | dict[str, Any]], images: Sequence[Image]) -> list[Annotations]:
-    """Read the annotations of each image; what was left out or assumed is warned of.
+    """Read the annotations of each image, and warn of what was left out or assumed.
 
     Parameters
     ----------
     sources : sequence of Path or dict
-        As `read_annotations`; a file that several images share is read once.
+        See `read_annotations`; a file that several images share is read once.
     images : sequence of Image
 
     Raises
     ------
     AnnotationError
-        As `read_annotations`.
+        See `read_annotations`.
     """
     shared = {path for path, times in Counter(s for s in sources if isinstance(s, Path)).items() if times > 1}
     kept: dict[Path, Content] = {}
     found: list[Annotations] = []
-    warned: set[str] = set()  # what is true of a shared file is said once
+    warned: set[str] = set()  # notes on a shared file are given once
     for source, image in zip(sources, images, strict=True):
         path = source if isinstance(source, Path) else None
         content = Content(source) if path is None else kept.get(path) or load(path)
@@ -167,7 +167,7 @@ def _read(content: Content, path: Path | None, subject: Subject) -> Annotations:
 def _sorted(
     path: Path | None, drafts: list[Draft], geometries: NDArray[np.object_], notes: list[str], name: str
 ) -> Annotations:
-    """Objects and areas apart."""
+    """Separate objects from areas to ignore and annotated regions."""
     found: dict[str, list[Any]] = {IGNORE: [], REGION: []}
     objects = []
     for draft, geometry in zip(drafts, geometries, strict=True):
@@ -184,7 +184,7 @@ def _sorted(
 
 
 def _classified(drafts: list[Draft], strays: list[Stray], name: str) -> tuple[list[Draft], str | None]:
-    """Every draft with a class: one for all if none has one, else those without are left out."""
+    """Drafts with a class: "object" for all if none has one; otherwise those without are left out."""
     without = [draft for draft in drafts if draft.label is None]
     if not without:
         return drafts, None
@@ -204,14 +204,14 @@ def _classified(drafts: list[Draft], strays: list[Stray], name: str) -> tuple[li
 
 
 def _holding(without: list[Draft], drafts: list[Draft]) -> list[str]:
-    """Places of QuPath's annotations without a class that hold what has one, its detections, or most of all else."""
+    """Places of unclassed QuPath annotations that enclose classed objects, detections, or most other objects."""
     outer = [draft for draft in without if draft.kind == "annotation" and draft.geometry.geom_type != "Point"]
     drafts = [draft for draft in drafts if draft.label not in (IGNORE, REGION)]
     classed = [draft.label is not None for draft in drafts]
     if not outer or (len(drafts) < 3 and not any(classed)):
         return []
     middles = shapely.STRtree([shapely.centroid(draft.geometry) for draft in drafts])
-    # Bounds will do: nobody draws around something else's middle by chance.
+    # Bounds suffice: they rarely contain the centre of an unrelated object by chance.
     around = [box(*draft.geometry.bounds) for draft in outer]
     pairs = middles.query(around, predicate="contains")
     told = np.array([has or d.kind not in ("annotation", "") for has, d in zip(classed, drafts, strict=True)])[pairs[1]]
@@ -223,7 +223,7 @@ def _holding(without: list[Draft], drafts: list[Draft]) -> list[str]:
 def _scaled(
     geometries: NDArray[np.object_], parsed: Parsed, subject: Subject, name: str
 ) -> tuple[NDArray[np.object_], str | None]:
-    """Geometries from the size that the file states to the image's."""
+    """Scale geometries from the image size that the file states to the image's own."""
     stated, full_shape = parsed.stated_shape, subject.full_shape
     if stated is None or full_shape is None or stated == full_shape:
         return geometries, None
@@ -233,21 +233,21 @@ def _scaled(
     if abs(scale[0] / scale[1] - 1) > max(_SKEW, rounding):
         raise AnnotationError(
             f"{name} was made on an image of {texts[0]} pixels, which is not the shape of this one, {texts[1]}; "
-            "do they belong together, and is neither turned?"
+            "do they belong together, and is neither rotated?"
         )
     scaled = shapely.transform(geometries, lambda corners: corners * (scale[1], scale[0]))
     return scaled, f"{name}: made on {texts[0]} pixels, scaled to the image's {texts[1]}"
 
 
 def _made_valid(drafts: list[Draft], geometries: NDArray[np.object_], strays: list[Stray]) -> NDArray[np.bool_]:
-    """Repair, in place, the polygons that cross themselves; which are kept."""
+    """Repair self-crossing polygons in place; returns the mask of those that are kept."""
     kept = np.ones(len(drafts), bool)
     if not drafts:
         return kept
     areas, large = shapely.area(geometries), shapely.get_num_coordinates(geometries) > SMALL_RING
     small = geometries.copy()
     small[large] = None
-    doubtful = ~shapely.is_valid(small) | (areas == 0)  # nothing is not valid
+    doubtful = ~shapely.is_valid(small) | (areas == 0)  # None, and so a large polygon, is not valid
     for i in np.flatnonzero(doubtful).tolist():
         if geometries[i].geom_type == "Point":
             continue
@@ -271,7 +271,7 @@ def _clipped(
     strays: list[Stray],
     name: str,
 ) -> NDArray[np.bool_]:
-    """Cut, in place, the areas down to the image; which of all lie in it."""
+    """Clip areas to the image in place; returns the mask of the geometries inside it."""
     height, width = full_shape
     x0, y0, x1, y1 = shapely.bounds(geometries).T
     image = box(0, 0, width, height)

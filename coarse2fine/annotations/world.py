@@ -1,4 +1,4 @@
-"""Annotations in an image's world coordinates, brought into its pixels; GIS programs export them so."""
+"""Conversion of annotations from world coordinates, as GIS programs export them, to pixels."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ def in_pixels(
     full_shape: tuple[int, int] | None,
     name: str,
 ) -> tuple[NDArray[np.object_], str | None]:
-    """Bring geometries into full-resolution pixels, if they are in the image's world coordinates.
+    """Convert geometries to full-resolution pixels, if they are in the image's world coordinates.
 
     They are if the file names the image's coordinate reference system. If it names none, they are if most lie outside
-    the image as pixels and inside it as world coordinates; and if all lie inside it as longitudes and latitudes,
-    which GeoJSON means by itself, or in a system of the image's own, of which the file says that it has no name.
+    the image as pixels and inside it as world coordinates; also if all lie inside it either as longitudes and
+    latitudes (GeoJSON's default), or in the image's unnamed system when the file states that its own has no name.
 
     Parameters
     ----------
     geometries : ndarray, object, (n,)
         (x, y).
     crs : str or None
-        What the file names; empty if it says that its system has no name.
+        The system that the file names; empty if it states one without a name.
     geo : GeoReference or None
         The image's.
     full_shape : tuple of int or None
     name : str
-        Of the file, for messages.
+        Name of the file, for messages.
 
     Returns
     -------
     ndarray, object, (n,)
     str or None
-        A note, if they were converted, or are taken as pixels though the file names a system.
+        A note if they were converted, or were taken as pixels although the file names a system.
 
     Raises
     ------
     AnnotationError
-        If the file names a system that is not the image's, or one where the image has none and most lie outside it;
-        if it names none, and they are longitudes and latitudes beside an image in a projected system.
+        If the file names a system that is not the image's; if it names one, the image has none, and the geometries
+        cannot be pixels; if it names none, and they are longitudes and latitudes for an image in a projected system.
     """
     if not len(geometries):
         return geometries, None
@@ -81,7 +81,7 @@ def _is_world(
     geo: GeoReference,
     full_shape: tuple[int, int] | None,
 ) -> bool:
-    """Whether geometries without a named system are rather world coordinates than pixels."""
+    """Whether geometries without a named system are more likely world coordinates than pixels."""
     if full_shape is None:
         return False
     share = _share_inside(converted, full_shape)
@@ -92,7 +92,7 @@ def _is_world(
 def _as_pixels(
     geometries: NDArray[np.object_], crs: str | None, full_shape: tuple[int, int] | None, name: str
 ) -> str | None:
-    """What is to be noted of a file of geometries for an image that has no world coordinates."""
+    """Note on a file for an image without world coordinates; AnnotationError if its geometries cannot be pixels."""
     if crs is None:
         return None
     stated = crs or "a system without a name"
@@ -107,9 +107,9 @@ def _as_pixels(
 
 
 def _is_lon_lat(geometries: NDArray[np.object_]) -> bool:
-    """Whether all could be longitudes and latitudes, and are hardly pixels.
+    """Whether all are in the range of longitudes and latitudes, and are unlikely to be pixels.
 
-    As pixels, most areas would be smaller than one, or all of several points would lie within one.
+    They are if most areas would be smaller than a pixel, or several points would all lie within one.
     """
     bounds = shapely.bounds(geometries)
     if (np.abs(bounds[:, [0, 2]]) > _MOST_X).any() or (np.abs(bounds[:, [1, 3]]) > _MOST_Y).any():
@@ -122,7 +122,7 @@ def _is_lon_lat(geometries: NDArray[np.object_]) -> bool:
 
 
 def _same(crs: str, geo: GeoReference) -> bool:
-    """Longitudes and latitudes of different ellipsoids differ by less than what can be annotated."""
+    """Whether a named system is the image's; ellipsoids are not distinguished, their difference being too small."""
     return crs == geo.crs or (crs == LON_LAT and geo.unit == "degree")
 
 

@@ -1,4 +1,4 @@
-"""Annotations as YOLO's text: a file for each image, and the names of its classes beside it."""
+"""Annotations as YOLO text: a file for each image, with the class names beside it."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from coarse2fine.annotations.annotated import AnnotationError, Draft, Parsed, St
 from coarse2fine.annotations.polygons import polygon_of
 from coarse2fine.tiling.storage.regular import read_regular
 
-# Boxes drawn up to the border end a little beyond it, by rounding.
+# Boxes drawn up to the border may end a little beyond it, by rounding.
 _BEYOND = 0.02
 _MOST_CLASSES = 1_000_000
 _MOST_BYTES = 2**20
 _LISTS = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
-# From labels/train/ up to the folder of the data set.
+# Folders searched for class names: labels/train/ and two above, up to that of the data set.
 _LEVELS = 3
 _NAMED = 5
 
 
 def parse_yolo(text: str, full_shape: tuple[int, int] | None, classes: dict[int, str], name: str) -> Parsed | None:
-    """What YOLO's text says: a line for each object, its class and its box or outline as shares of the image.
+    """Annotations from YOLO text: a line for each object, with class and box or outline as shares of the image.
 
     Parameters
     ----------
     text : str
     full_shape : tuple of int or None
     classes : dict of int to str
-        Names of classes; those without one are named by their number.
+        Names of classes; the others are named by their number.
     name : str
-        Of the file, for messages.
+        Name of the file, for messages.
 
     Returns
     -------
     Parsed or None
-        None if it is no such text.
+        None if no line consists of numbers.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def parse_yolo(text: str, full_shape: tuple[int, int] | None, classes: dict[int,
 
 
 def _numbers(line: str) -> list[float] | None:
-    """The numbers of a line; None if a word of it is none."""
+    """Numbers of a line; None if one of its words is not a number."""
     try:
         return [float(word) for word in line.split()]
     except ValueError:
@@ -71,7 +71,7 @@ def _numbers(line: str) -> list[float] | None:
 
 
 def _of_unnamed(unnamed: Counter[int], total: int, name: str) -> tuple[str, ...]:
-    """A note, if there are classes that the list of names beside the file does not have."""
+    """A note if the list of names beside the file lacks classes."""
     if not unnamed:
         return ()
     numbers = ", ".join(map(str, sorted(unnamed)[:_NAMED])) + (" and more" if len(unnamed) > _NAMED else "")
@@ -102,12 +102,12 @@ def _of_yolo(row: list[float] | None, place: str, full_shape: tuple[int, int], c
 
 
 def yolo_classes(path: Path) -> dict[int, str]:
-    """Names of classes by number, from ``classes.txt`` or ``data.yaml`` beside a file or in the two folders above.
+    """Class names by number, from ``classes.txt`` or ``data.yaml`` beside a file or in the two folders above.
 
     Parameters
     ----------
     path : Path
-        YOLO's text of an image.
+        YOLO text of an image.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def yolo_classes(path: Path) -> dict[int, str]:
     Raises
     ------
     AnnotationError
-        If it cannot be read.
+        If the list of names cannot be read.
     """
     for folder in list(path.absolute().parents)[:_LEVELS]:
         for name in _LISTS:
@@ -139,7 +139,7 @@ def _read_classes(path: Path) -> dict[int, str]:
 
 
 def _yaml_names(lines: list[str]) -> dict[int, str]:
-    """The entry "names" of YOLO's YAML, in the forms that it takes: [a, b], or a line for each, numbered or not."""
+    """The entry "names" of YOLO's YAML: [a, b], {0: a, 1: b}, or a line for each class, numbered or not."""
     start = next((i for i, line in enumerate(lines) if re.match(r"names\s*:", line)), None)
     if start is None:
         return {}

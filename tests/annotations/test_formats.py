@@ -260,12 +260,12 @@ def test_coco_annotations_of_no_image_are_named(tmp_path: Path) -> None:
     payload = coco({"bbox": [1, 1, 8, 8]}, images=1)
     payload["annotations"] += lost
     told = [
-        "left out 1 of 4, annotation 2: is not an object of JSON",
+        "left out 1 of 4, annotation 2: is not a JSON object",
         "left out 1 of 4, annotation 3: has no image_id",
         "left out 1 of 4, annotation 4: has an image_id that no image of the file has",
     ]
     assert [note.partition(": ")[2] for note in read_annotations(payload).notes] == told
-    with pytest.raises(AnnotationError, match=r"annotation 1 of .* is not an object of JSON; none of 3 can be used"):
+    with pytest.raises(AnnotationError, match=r"annotation 1 of .* is not a JSON object; none of 3 can be used"):
         read_annotations({**payload, "annotations": lost})
     several = {**coco(images=2), "annotations": payload["annotations"]}
     path = written(tmp_path, several)

@@ -336,9 +336,9 @@ def test_an_annotation_outside_names_feature_place_and_likely_causes() -> None:
     [
         ({"type": "FeatureCollection"}, "is not GeoJSON with features: .* found FeatureCollection"),
         ({"type": "Polygon", "coordinates": []}, "found Polygon"),
-        ({"features": []}, "is not GeoJSON with features: .* found an object of JSON with features"),
-        ({"hello": 1, "type": None}, "is not GeoJSON with features: .* found an object of JSON with hello, type"),
-        ({}, "is not GeoJSON with features: .* found an empty object"),
+        ({"features": []}, "is not GeoJSON with features: .* found a JSON object with features"),
+        ({"hello": 1, "type": None}, "is not GeoJSON with features: .* found a JSON object with hello, type"),
+        ({}, "is not GeoJSON with features: .* found an empty JSON object"),
         (("a",), "cannot read annotations from a tuple: expected the path of a file, or the dict or list"),
         ({"type": "FeatureCollection", "features": [3]}, "feature 1 of .* is not a GeoJSON Feature"),
         (
