@@ -1,1 +1,1 @@
-"""How much was missed: random samples of what was left out, and the bounds they give."""
+"""Audits of recall: random samples of skipped cells, and the bounds on missed finds that they give."""

@@ -1,15 +1,15 @@
-"""A bound on what was missed that holds at every moment of an audit.
+"""Anytime-valid upper bound on missed objects, by betting: it holds at every moment of an audit.
 
-Block b of N would yield `y_b` objects not yet found if it were refined: fixed, unknown numbers, so that the only chance
-is in the choice of blocks. Nothing need be known of where the objects are, or of how good the scores are, which only
-decide how soon the bound becomes small; the one assumption is a cap on the objects that a block can hold.
+Block b of N would yield `y_b` objects not yet found if it were refined. These are fixed, unknown numbers: only the
+choice of blocks is random. The bound needs no knowledge of where objects are or how good the scores are (they only
+decide how soon it becomes small); its one assumption is a cap on the objects that a block can hold.
 
-A draw i, of probability pi_i among the blocks still unknown, makes `K + y_i / pi_i` an unbiased estimate of the total T
-(K: what the known blocks hold), whatever was drawn and refined before. A stake that wins where the estimate is below
-tau, and loses where it is above, therefore has no mean gain if T >= tau, and with probability alpha at most its wealth
-ever reaches 1 / alpha [1]_: once it does, tau is ruled out [2]_ [3]_; unequal probabilities are as in [4]_ and [5]_.
-The wealth here is that of ten stakes together [6]_, the money on each in the beginning following from what the scan
-expects; the largest stake alone gives the "rule of three", 3 cap N / n after n draws without a find.
+Draw i, of probability pi_i among the blocks still unknown, makes `K + y_i / pi_i` an unbiased estimate of the total T
+(K: objects in the known blocks), whatever was drawn and refined before. A bet that wins if the estimate is below tau,
+and loses if it is above, therefore gains nothing in the mean if T >= tau, and its wealth ever reaches 1 / alpha with
+probability at most alpha [1]_: once it does, tau is ruled out [2]_ [3]_; unequal probabilities as in [4]_ and [5]_.
+The wealth here is the sum over ten bet sizes [6]_, whose initial shares follow from what the scan expects; the largest
+bet alone gives the "rule of three", 3 cap N / n after n draws without a find.
 
 References
 ----------
@@ -34,29 +34,30 @@ __all__ = ["MissBound", "audit_weights", "doubling"]
 _Floats = NDArray[np.float64]
 _Indices = NDArray[np.int64]
 
-# Stakes, as shares of the largest that cannot lose more than all.
+# Bet sizes, as shares of the largest bet that cannot lose more than the wealth.
 _STAKES = np.array([0.03, 0.08, 0.16, 0.28, 0.42, 0.58, 0.72, 0.84, 0.93, 0.985])
-# What the scan expects counts like draws enough to certify twice, but for a part of the money spread evenly.
+# Prior over bet sizes: the scan's expectation weighs as much as draws enough to certify twice; mixed with this uniform
+# share.
 _TRUST, _EVEN = 2.0, 0.15
-# This share of the objects is looked for where the scan expects none.
+# Share of the expected objects that is spread evenly over all blocks, in case the scan is blind to them.
 _BLIND = 0.2
-# Totals are told apart one by one up to the first number, by the second in proportion from there on.
+# Resolution of candidate totals: single objects up to the first number, relative steps of the second above it.
 _SINGLE, _STEP = 64, 0.01
 _CHUNK, _BINS = 32, 40
-# Plans are made for so many groups of like blocks, however many blocks there are.
+# Draws are planned for at most this many groups of similar blocks.
 _GROUPS = 512
 
 
 def audit_weights(expected: ArrayLike, cap: ArrayLike, target: float) -> _Floats:
-    """Weights of drawing with which the bound comes down to `target` soonest, if things are as expected.
+    """Sampling weights with which the bound reaches `target` soonest, if the scan's expectation is right.
 
-    Every block has its cap for a weight, so that objects where none are expected come to light too, and adds to it in
-    proportion to the square root of what is expected there (within 2 % of the best weights in our trials).
+    The weight of a block is its cap, so that unexpected objects are found too, plus a term in proportion to the square
+    root of the objects expected there (within 2 % of the best weights in our trials).
 
     Parameters
     ----------
     expected : array_like, (n,)
-        Objects that the scan expects in each block. Where it is wrong the audit is longer, and no less true.
+        Objects that the scan expects in each block. If it is wrong, the audit takes longer and stays valid.
     cap : array_like, () or (n,)
         Most objects in a block.
     target : float
@@ -82,24 +83,24 @@ def audit_weights(expected: ArrayLike, cap: ArrayLike, target: float) -> _Floats
 
 
 def doubling(caps: ArrayLike, found: ArrayLike) -> int:
-    """Least power of two by which to multiply caps so that none of the numbers found is above its own."""
+    """Least power of two that multiplies the caps so that no number found exceeds its cap."""
     excess = np.asarray(found, np.float64) / np.asarray(caps, np.float64)
     return 1 << max(0, math.ceil(math.log2(max(1.0, float(excess.max(initial=0))))))
 
 
 def _hoped(expected: ArrayLike, cap: ArrayLike, target: float) -> tuple[_Floats, _Floats]:
-    """The expectation with a part of it spread evenly, and the caps."""
+    """The expectation, a part of it spread evenly, and the caps; both checked."""
     hoped = np.asarray(expected, np.float64)
     if hoped.ndim != 1 or not np.isfinite(hoped).all() or (hoped < 0).any():
-        raise ValueError("expected: a finite number of objects, 0 or more, is wanted for each block")
+        raise ValueError("expected must be a finite number of objects, 0 or more, for each block")
     caps = np.broadcast_to(np.asarray(cap, np.float64), hoped.shape).copy()
     if not np.isfinite(caps).all() or (caps < 1).any() or not target > 0:
-        raise ValueError("caps of 1 or more and a target above 0 are wanted; leave out blocks that can hold nothing")
+        raise ValueError("caps must be 1 or more and the target above 0; leave out blocks that can hold nothing")
     return (1 - _BLIND) * hoped + _BLIND * hoped.mean() if len(hoped) else hoped, caps
 
 
 def _groups(order: _Indices, *values: _Floats) -> tuple[_Floats, ...]:
-    """Sizes of groups of neighbours in an order, and the mean of each value in them: for plans, which need no more."""
+    """Sizes of groups of neighbours in an order, and each value's mean in a group: accurate enough for planning."""
     if not len(order):
         return tuple(np.zeros(0) for _ in range(len(values) + 1))
     edges = np.unique(np.linspace(0, len(order), _GROUPS, endpoint=False).astype(np.intp))
@@ -108,7 +109,7 @@ def _groups(order: _Indices, *values: _Floats) -> tuple[_Floats, ...]:
 
 
 def _growth(q: _Floats, hoped: _Floats, weights: _Floats, scale: float, count: _Floats | float = 1.0) -> _Floats:
-    """Mean growth of the logarithm of each stake's wealth in a draw, (len(q), stakes); finds are single objects."""
+    """Mean log-growth of wealth per draw, (len(q), bet sizes), if every find is a single object."""
     lever = _STAKES / (1 - q[:, None])
     idle = np.log1p(lever * q[:, None])
     if not len(weights):
@@ -116,7 +117,7 @@ def _growth(q: _Floats, hoped: _Floats, weights: _Floats, scale: float, count: _
     chance = weights / (weights * count).sum()
     rate, size = chance * np.minimum(hoped, 1) * count, 1 / (chance * scale)
     order = np.argsort(size)
-    # Neighbours in size hardly differ: a few bins do for many blocks.
+    # Neighbours in size hardly differ: a few bins suffice for many blocks.
     edges = np.unique(np.linspace(0, len(order), _BINS, endpoint=False).astype(np.intp))
     rates = np.add.reduceat(rate[order], edges)
     sizes = np.add.reduceat((rate * size)[order], edges) / np.maximum(rates, 1e-300)
@@ -125,9 +126,9 @@ def _growth(q: _Floats, hoped: _Floats, weights: _Floats, scale: float, count: _
 
 
 class BettingMartingale:
-    """Money on ten stakes against totals; all from `top` on are ruled out.
+    """Wealth of ten bet sizes for each candidate total; totals from `top` on are ruled out.
 
-    A row stands for the totals from its own up to the next row's: a stake against the least is one against the others.
+    A row stands for the totals from its own up to the next row's: a bet against the least holds for the others too.
     """
 
     def __init__(self, room: float, hoped: _Floats, weights: _Floats, scale: float, limit: float) -> None:
@@ -142,59 +143,59 @@ class BettingMartingale:
         self.wealth = _EVEN / len(_STAKES) + (1 - _EVEN) * money / money.sum(axis=1, keepdims=True)
 
     def play(self, before: _Floats, scale: _Floats, rest: _Floats) -> None:
-        """Let draws win or lose the stakes; of each: known before, the rest at most, the rest as it estimates it."""
+        """Update the wealth by draws: objects known before each, its largest possible estimate of the rest, its own."""
         for start in range(0, len(before), _CHUNK):
             known, most, z = (a[start : start + _CHUNK, None] for a in (before, scale, rest))
-            # A lesser stake is as fair, and 1 - q must not be 0.
+            # 1 - q must not be 0; a smaller bet stays fair.
             q = np.clip((self.totals - known) / most, 0, 1 - 1e-6)
             gain = np.where(self.totals > known, (q - z / most) / (1 - q), 0)
             path = np.cumprod(1 + _STAKES * gain[..., None], axis=0) * self.wealth
-            # Once ruled out is ruled out for good: the bound never rises.
+            # A total once ruled out stays so: the bound never rises.
             self._open &= path.sum(axis=2).max(axis=0) < self._limit
             end = int(np.flatnonzero(self._open)[-1]) + 1
             if end < len(self.totals):
                 self.top = float(self.totals[end])
             self.totals, self._open = self.totals[:end], self._open[:end]
-            # The wealth of rows ruled out in between matters no longer, and must not overflow.
+            # The wealth of rows that are ruled out may grow without limit: it must not overflow.
             self.wealth = np.minimum(path[-1, :end], 1e30)
 
 
 class MissBound:
     """Upper bound on the objects in skipped blocks, under any rule of stopping and of refining further blocks.
 
-    It holds with the stated confidence, at all times together, if no block holds more than its cap. Where one is seen
-    to hold more, all caps are doubled until none does, and the bound is computed anew from all draws, at no loss of
-    confidence: the caps never exceed the first doubling that is true of all blocks. For that one, which does not depend
-    on the draws, the bound holds; for a lesser one nothing is claimed, the claim being "if no block holds more".
+    It holds with the stated confidence, at all times together, if no block holds more than its cap. If a block turns
+    out to hold more, all caps are doubled until none does, and the bound is computed anew from all draws. That costs no
+    confidence: the first doubling that is true of all blocks does not depend on the draws, the bound holds for it, and
+    the caps never exceed it; smaller caps claim nothing, since the claim is "if no block holds more".
 
     Parameters
     ----------
     expected : array_like, (n,)
-        Objects that the scan expects in each block: decides weights and stakes. All alike, blocks are drawn uniformly.
+        Objects that the scan expects in each block: sets weights and bets. If all are equal, draws are uniform.
     cap : array_like, () or (n,)
         Most objects in a block, 1 or more.
     target : float
-        Objects that may be missed; weights and stakes are made for it.
+        Objects that may be missed; weights and bets are optimised for it.
     confidence : float
         Probability with which the bound holds.
     seed : int
-        Of the draws.
+        Seed of the draws.
     weights : array_like, (n,), optional
-        Above 0; by default `audit_weights`. Bounds with the same weights and seed draw the same blocks.
+        Sampling weights above 0; by default `audit_weights`. Bounds with equal weights and seed draw the same blocks.
 
     Attributes
     ----------
     weights : ndarray, float64, (n,)
-        A block is drawn among those unknown with a probability in proportion to these.
+        Sampling weights: the probability of drawing an unknown block is in proportion to its weight.
     known : int
         Objects in the known blocks (K).
     audited : int
-        Blocks drawn and seen.
+        Blocks drawn and entered.
 
     Raises
     ------
     ValueError
-        Where a number is out of its range.
+        If a number is out of its range.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class MissBound:
     ) -> None:
         self._hoped, self._caps = _hoped(expected, cap, target)
         if not 0 < confidence < 1:
-            raise ValueError(f"a confidence between 0 and 1 is wanted, not {confidence}")
+            raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
         own = audit_weights(expected, self._caps, target) if weights is None else weights
         self.weights = np.array(own, np.float64)
         self.known = self.audited = self._drawn_finds = self._shown = 0
@@ -219,13 +220,13 @@ class MissBound:
         self._unknown = np.ones(len(self._caps), bool)
         self._rng = np.random.default_rng(seed)
         self._order = self._race()
-        # For each draw: known objects before it, the most it could estimate the rest to be, what it did, its trust.
+        # For each draw: objects known before it, largest possible estimate of the rest, its estimate, its weight.
         self._draws = np.zeros((4, 0))
         self._bets = self._opening()
 
     @property
     def cap(self) -> float:
-        """Most objects in a block, as assumed now: the largest cap, doubled where it was seen to be too small."""
+        """Most objects in a block, as assumed now: the largest cap, doubled if it proved too small."""
         return float(self._caps.max(initial=0) * self._doubled)
 
     @property
@@ -248,8 +249,8 @@ class MissBound:
     def estimate(self) -> float:
         """Estimate of the objects in all blocks, never below those known; NaN before the first draw.
 
-        The mean of the unbiased estimates of all draws, by the weight left at each. For uniform draws that is the
-        mean of the sample times the blocks.
+        The mean of the unbiased estimates of all draws, weighted by the inverse square of the sampling weight left at
+        each. For uniform draws that is the mean of the sample times the number of blocks.
         """
         if not self.unknown:
             return float(self.known)
@@ -260,9 +261,9 @@ class MissBound:
 
     @property
     def hoped(self) -> float:
-        """Objects to be expected in the blocks still unknown: what the scan expects, corrected by the draws so far.
+        """Objects expected in the blocks still unknown: the scan's expectation, corrected by the draws so far.
 
-        Steadier than `estimate` while draws are few, and not unbiased.
+        Biased, but of less variance than `estimate` while draws are few.
         """
         return float(self._hoped[self._unknown].sum()) * self._correction
 
@@ -271,13 +272,13 @@ class MissBound:
         return (1 + self._drawn_finds) / (1 + self._drawn_hopes)
 
     def draw(self, count: int) -> _Indices:
-        """The next blocks to audit, in order: `count`, or all that are unknown. The same again until they are seen."""
+        """The next `count` blocks to audit, in order, or all that are unknown; the same until `see` enters them."""
         index = self._order[self._unknown[self._order]][:count]
         self._shown = max(self._shown, len(index))
         return index
 
     def see(self, indices: ArrayLike, found: ArrayLike) -> None:
-        """Enter what drawn blocks hold: the first ones that `draw` gives, in its order.
+        """Enter the objects in drawn blocks: the first that `draw` gives, in its order.
 
         Parameters
         ----------
@@ -287,11 +288,11 @@ class MissBound:
         Raises
         ------
         ValueError
-            Where the blocks are others: the bound would not hold.
+            If they are other blocks: the bound would not hold.
         """
         index, y = self._checked(indices, found)
         if not np.array_equal(index, self.draw(len(index))):
-            raise ValueError("see() wants the blocks that draw() gave, from the first, in its order; know() any others")
+            raise ValueError("see() takes the blocks that draw() gave, from the first, in its order; know() any others")
         if not len(index):
             return
         weights, left = self.weights[index], self.unknown - np.arange(len(index))
@@ -311,9 +312,9 @@ class MissBound:
             self._bets.play(fresh[0], fresh[1] * self._doubled, fresh[2])
 
     def know(self, indices: ArrayLike, found: ArrayLike) -> None:
-        """Enter what blocks hold that were refined for another reason than a draw.
+        """Enter the objects in blocks that were refined without being drawn.
 
-        What was drawn and not seen is put back: a glimpse of the next draws must not choose among them.
+        Blocks drawn but not entered yet go back into the draw, since knowing them may have influenced this choice.
 
         Parameters
         ----------
@@ -327,16 +328,16 @@ class MissBound:
         self._raise_caps(index, y)
 
     def planned_draws(self, missed: float) -> int:
-        """Draws from here until `missed` is likely to be down to a number; all blocks left where it is not before.
+        """Likely number of draws until the bound is down to `missed`, at most all blocks left.
 
-        Counts on the expectation that the bound was made with, scaled by what the draws have found so far.
+        Uses the expectation given to the bound, corrected by the draws so far.
         """
         if self.missed <= missed:
             return 0
         every, mass = self.weights[self._unknown], float(self.weights[self._unknown].sum())
         count, weights, hoped = _groups(np.argsort(every), every, self._hoped[self._unknown] * self._correction)
         scale = mass * float(self._ratios[self._unknown].max()) * self._doubled
-        # Drawing without replacement is a race of clocks (see _race), in whose time wealth grows evenly.
+        # Drawing without replacement equals a race of exponential clocks (see _race): log-wealth is linear in its time.
         for time in np.geomspace(0.5, 50 * len(every), 200) / mass:
             drawn = -np.expm1(-time * weights) * count
             total = self.known + missed + float((hoped * drawn).sum())
@@ -350,15 +351,15 @@ class MissBound:
     def _checked(self, indices: ArrayLike, found: ArrayLike) -> tuple[_Indices, _Indices]:
         index, y = (np.asarray(a, np.int64) for a in (indices, found))
         if index.ndim != 1 or index.shape != y.shape or (y < 0).any() or (index < 0).any():
-            raise ValueError("a list of blocks, and for each a number of objects, 0 or more, are wanted")
+            raise ValueError("expected a list of blocks, and for each a number of objects, 0 or more")
         if len(np.unique(index)) < len(index) or not self._unknown[index].all():
             raise ValueError("a block is entered once: one of these is known already")
         return index, y
 
     def _race(self) -> _Indices:
-        """Order of drawing: that in which exponential clocks ring, at rates that are the weights.
+        """Order of draws: by exponential variables whose rates are the weights.
 
-        Whatever blocks are taken out of the race, the next to ring is drawn by the weights of those left.
+        Whichever blocks are removed, the next in order is distributed by the weights of those left.
         """
         return np.argsort(self._rng.exponential(size=len(self.weights)) / self.weights)
 
@@ -372,7 +373,7 @@ class MissBound:
         self.known += int(y.sum())
 
     def _raise_caps(self, index: _Indices, y: _Indices) -> bool:
-        """Double the caps and play all draws again, if that is called for."""
+        """Double the caps and replay all draws, if a block holds more than its cap; whether it did."""
         factor = doubling(self._caps[index], y)
         if factor <= self._doubled:
             return False

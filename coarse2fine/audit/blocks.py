@@ -1,4 +1,4 @@
-"""The cells that a plan left out, in blocks that can be refined one by one: the population of an audit."""
+"""Population of an audit: the cells that a plan skipped, in blocks that can be refined one by one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from coarse2fine.steps.refine import Refinement
 from coarse2fine.steps.suppress import repeats, suppress
 
 BLOCK_SIDES = (1, 2, 4, 8, 16)
-# How much objects count twice is seen in so many cells.
+# Candidates from which double counting at block borders is estimated.
 _ENOUGH = 1500
-# While misses are looked for by draws, about this share of what is allowed is still there (see `certify`).
+# Share of the allowed misses that is typically still missed while a certification draws blocks (see `certify`).
 _LEFT = 0.3
 
 Kind = Literal["object", "area"]
@@ -30,24 +30,24 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class AuditState:
-    """What is known when an audit begins.
+    """State of an image when an audit begins.
 
     Parameters
     ----------
     model : Model
-        Of the task "detect".
+        A model of the task "detect".
     interest : ndarray, float32, (cell height, cell width)
         Probability that refining the cell finds something.
     covered : ndarray, bool, (cell height, cell width)
         Cells that were refined.
     candidates : Candidates
-        What that gave.
+        Candidates from these cells.
     threshold : float
-        Probability from which a find counts.
+        Least probability of a find.
     refine : callable
         Refines the windows of a plan.
     cap : {"seen", "certain"}
-        How the most objects in a block are found: see `coarse2fine.audit.caps`.
+        Rule for the most objects in a block: see `coarse2fine.audit.caps`.
     """
 
     model: Model
@@ -60,7 +60,7 @@ class AuditState:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What the model finds."""
+        """Kinds that the model finds: objects, areas or both."""
         areas = self.model.areas
         return (*(("object",) if not areas.all() else ()), *(("area",) if areas.any() else ()))
 
@@ -70,7 +70,7 @@ class AuditState:
         return area if len(self.kinds) > 1 else np.zeros(len(finds), np.intp)
 
     def counts(self, finds: Candidates | None = None) -> tuple[int, ...]:
-        """Finds of each kind, of all finds by default."""
+        """Number of finds of each kind; by default of all finds."""
         return tuple(
             np.bincount(self.of_kind(self.finds() if finds is None else finds), minlength=len(self.kinds)).tolist()
         )
@@ -81,28 +81,28 @@ class AuditState:
         return self.covered.shape[0], self.covered.shape[1]
 
     def scaled(self, factor: float) -> AuditState:
-        """The same with another idea of how much there is."""
+        """Copy with `interest` multiplied by `factor`."""
         return replace(self, interest=self.interest * np.float32(factor))
 
     def with_more(self, candidates: Candidates, covered: NDArray[np.bool_]) -> AuditState:
-        """After more was refined; each fine cell once, in raster order."""
+        """Copy with more candidates and refined cells; each fine cell once, in raster order."""
         every = Candidates.concatenate([self.candidates, candidates])
         width = self.covered.shape[1] * self.model.geometry.fine
         return replace(self, covered=self.covered | covered, candidates=every.distinct(width))
 
     def finds(self) -> Candidates:
-        """Sure candidates, each object once; of an area every cell."""
+        """Candidates at or above the threshold: each object once, and every fine cell of an area."""
         sure = self.candidates.take(self.candidates.scores >= self.threshold)
         area = self.model.areas[sure.labels]
         return Candidates.concatenate([suppress(sure.take(~area)), sure.take(area)])
 
 
 class Blocks:
-    """Squares of cells with something in them that was not refined, numbered from 0.
+    """Squares of cells that were not refined completely, numbered from 0.
 
-    What a block holds is a number of its own for each kind, whatever else is refined: the finds in its skipped cells,
-    each object once, without those that were known when the audit began. An object on the border of two blocks may
-    count in both: an audit then errs on the safe side.
+    The content of a block does not depend on what else is refined: for each kind, the number of finds in its skipped
+    cells, each object once, without those known when the audit began. An object on the border of two blocks may count
+    in both, which makes bounds on misses larger, not wrong.
 
     Parameters
     ----------
@@ -111,21 +111,21 @@ class Blocks:
     Attributes
     ----------
     kinds : tuple of str
-        What the model finds: objects, areas, or both.
+        Kinds that the model finds: objects, areas, or both.
     side : int
-        Of a block, in cells.
+        Side of a block in cells.
     caps : ndarray, float64, (k, n)
         Most finds of each kind that each block can hold.
     certain : tuple of bool
-        For each kind, whether that needs no assumption.
+        For each kind, whether its caps need no assumption.
     expected : ndarray, float64, (k, n)
-        Finds that the scan expects in the skipped cells of each.
+        Finds of each kind that the scan expects in the skipped cells of each block.
     macs_each, rest_macs : int
-        Multiply-adds of one block, and of all cells not yet refined, at its cheapest.
+        Multiply-adds of one block, and of all cells not yet refined, in the cheapest windows.
     macs : int
         Multiply-adds spent on blocks.
     failures : tuple of str
-        What could not be read.
+        Parts of the image that could not be read.
     cut : bool
         Whether Ctrl-C or a deadline ended work early.
     exhausted : bool
@@ -158,7 +158,7 @@ class Blocks:
 
     @property
     def candidates(self) -> Candidates:
-        """All there are by now, each fine cell once, in raster order."""
+        """All candidates by now, each fine cell once, in raster order."""
         return self.standing.candidates
 
     @property
@@ -168,7 +168,7 @@ class Blocks:
 
     @property
     def standing(self) -> AuditState:
-        """What is known by now: the beginning of another audit."""
+        """State after the work so far, from which another audit can begin."""
         return self._at.with_more(Candidates.concatenate(self._found), self._refined)
 
     @property
@@ -185,9 +185,9 @@ class Blocks:
         return self.standing.counts()
 
     def look(self, index: Counts) -> Counts | None:
-        """Refine blocks; the finds of each kind (rows) in each, or None where it was cut short.
+        """Refine blocks; returns the finds (k, n) of each kind and block, or None if it was cut short.
 
-        What cannot be read holds nothing: the exhaustive pass would find nothing there either.
+        Pixels that cannot be read hold no finds: the exhaustive pass would find nothing there either.
         """
         numbers = self._numbers[index]
         corners = np.stack(np.divmod(numbers, self._columns), axis=1).astype(np.int64) * self.side
@@ -197,20 +197,20 @@ class Blocks:
         return None if self.cut else self._held(index)
 
     def pieces(self, side: int) -> tuple[Plan, NDArray[np.int64], NDArray[np.float64]]:
-        """All that is left in rectangles of at most so many cells a side, the most promising for their price first.
+        """All cells not yet refined, in rectangles of at most `side` cells a side, most expected finds per cost first.
 
         Returns
         -------
         plan : Plan
         costs : ndarray, int64, (n,)
-            Multiply-adds of each.
+            Multiply-adds of each rectangle.
         shares : ndarray, float64, (n,)
-            Of what the scan expects in all that is left.
+            Share of each in the finds that the scan expects in all of them.
         """
         left, model = ~self._refined, self._at.model
         plan = cover(left, model.window_macs, side)
         hoped = np.where(left, self._at.interest, 0)
-        # The scan may be blind: every cell counts for something.
+        # The scan may be blind to objects: add the mean expectation to every cell.
         hoped += left * max(hoped.sum(dtype=np.float64) / max(left.sum(), 1), 1e-9)
         corners = zip(plan.cell_corners.tolist(), plan.sides.tolist(), strict=True)
         held = np.array([hoped[y : y + h, x : x + w].sum(dtype=np.float64) for (y, x), (h, w) in corners])
@@ -219,9 +219,9 @@ class Blocks:
         return plan.take(order), costs[order], shares[order]
 
     def look_widely(self, plan: Plan) -> tuple[Counts, Counts] | None:
-        """Refine pieces; the blocks that are known whole now, and the finds of each kind (rows) in each.
+        """Refine rectangles; returns the blocks (n,) that are refined whole by it, and their finds (k, n) by kind.
 
-        None where it was cut short.
+        None if it was cut short.
         """
         before = self._whole()
         self._refine(plan)
@@ -232,11 +232,11 @@ class Blocks:
         return index, self._held(index)
 
     def _whole(self) -> NDArray[np.bool_]:
-        """Which blocks have nothing left to refine."""
+        """Mask of the blocks that have no cell left to refine."""
         return np.asarray(_per_block(~self._refined, self.side).ravel()[self._numbers] == 0)
 
     def _held(self, index: Counts) -> Counts:
-        """Finds of each kind (rows) in blocks that were refined."""
+        """Finds (k, n) of each kind in refined blocks."""
         numbers, count = self._numbers[index], len(index)
         finds = self._once(self._fresh(numbers))
         homes, kinds = self._home(finds), self._at.of_kind(finds)
@@ -246,7 +246,7 @@ class Blocks:
         return found.astype(np.int64).reshape(len(self.kinds), count)
 
     def look_at_rest(self) -> None:
-        """Refine every cell that is left."""
+        """Refine all cells that are left."""
         self._refine(self._rest())
         self.exhausted = not self.cut
 
@@ -259,7 +259,7 @@ class Blocks:
         self._found.append(fine.candidates)
 
     def _fresh(self, numbers: Counts) -> Candidates:
-        """Sure finds in the skipped cells of some blocks, each fine cell once."""
+        """Finds in the skipped cells of some blocks, each fine cell once."""
         known = self.candidates
         sure = known.take(known.scores >= self._at.threshold)
         sure = sure.take(np.isin(self._home(sure), numbers))
@@ -270,7 +270,7 @@ class Blocks:
         return cover(~self._refined, self._at.model.window_macs)
 
     def _once(self, fresh: Candidates) -> Candidates:
-        """Each object once in its block, without those known; and all cells of areas."""
+        """Each object once in its block, without those known before the audit; all fine cells of areas."""
         area = self._at.model.areas[fresh.labels]
         objects = suppress(fresh.take(~area), self._home(fresh.take(~area)))
         return Candidates.concatenate([objects.take(~repeats(objects, self._known)), fresh.take(area)])
@@ -282,19 +282,19 @@ class Blocks:
 
 def _per_block(cells: NDArray[np.generic], side: int) -> NDArray[np.float64]:
     """Sums over squares of `side` cells."""
-    # Row by row of squares: what is summed stays in the processor's cache.
+    # One row of squares at a time, so that sums stay in the processor's cache.
     rows = np.stack([cells[y : y + side].sum(axis=0, dtype=np.float64) for y in range(0, cells.shape[0], side)])
     return np.asarray(np.add.reduceat(rows, np.arange(0, cells.shape[1], side), axis=1))
 
 
 def _shares(standing: AuditState, known: Candidates) -> NDArray[np.float64]:
-    """Share of each kind in what the scan expects, which does not tell them apart: as they were found."""
+    """Share of each kind in the finds so far; the scan's expectation, which does not separate kinds, is split by it."""
     found = np.array(standing.counts(known), np.float64) + 1
     return np.asarray(found / found.sum())
 
 
 def _best_side(standing: AuditState, known: Candidates) -> tuple[int, tuple[int, ...]]:
-    """Side of a block with which a bound comes cheapest, and the most finds of each kind that such a block holds."""
+    """Side of block with the cheapest bound, and the most finds of each kind in such a block."""
     model = standing.model
     objects = known.take(~model.areas[known.labels])
     sides = [side for side in BLOCK_SIDES if side <= max(standing.cell_shape)]
@@ -303,7 +303,7 @@ def _best_side(standing: AuditState, known: Candidates) -> tuple[int, tuple[int,
     found = np.array(standing.counts(known), np.float64) + 1
 
     def price(side: int) -> float:
-        # The draws that a bound takes go with the number of blocks and with the cap over what may be missed.
+        # The number of draws is in proportion to the number of blocks, and to the cap over the allowed misses.
         draws = float((np.array(caps[side]) / found).max()) / side**2
         return draws * model.window_macs(side, side) / max(0.1, 1 - _LEFT * _repeated(standing, side))
 
@@ -318,7 +318,7 @@ def _cap(model: Model, kind: Kind, objects: Candidates, side: int, distance: flo
 
 
 def _repeated(standing: AuditState, side: int) -> float:
-    """How many times an object counts in the mean, as more than one of the blocks that it touches reports it."""
+    """Mean number of times that an object is counted, since each block that it touches may count it."""
     near = standing.candidates.take(np.arange(min(_ENOUGH, len(standing.candidates))))
     near = near.take((near.scores >= standing.threshold) & ~standing.model.areas[near.labels])
     block = near.cells.astype(np.int64) // (side * standing.model.geometry.fine)

@@ -1,9 +1,9 @@
-"""How many finds a block can hold: for certain, or by the sizes of what was seen.
+"""Cap on the finds in a block: certain, or from the sizes and distances of the finds seen.
 
-For certain it is one find a fine cell. By size it is the most objects that lie side by side in the block, none nearer
-to another than the smallest ones seen are large, or than the nearest two seen are: for points at least d apart in a
-convex area, that is 2 / sqrt(3) of the area over d^2, half the circumference over d, and one [1]_. How *many* lay in
-the blocks seen says nothing of it: where the scan is blind, objects may crowd as they do nowhere else.
+The certain cap is one find for each fine cell. The cap by size is a packing bound: objects are at least d apart, d
+being the lesser of a low percentile of their sizes and of their distances. At most 2 / sqrt(3) of the area over d^2,
+plus half the perimeter over d, plus one, points at least d apart fit a convex area [1]_. The largest *number* seen in a
+block is no cap: objects may crowd exactly where the scan is blind to them.
 
 References
 ----------
@@ -21,16 +21,16 @@ from scipy.spatial import cKDTree
 from coarse2fine.models.candidates import Candidates
 
 Cap = Literal["seen", "certain"]
-"""By the sizes of the finds seen, or for certain."""
+"""From the sizes and distances of the finds seen, or certain."""
 
-# Of the sizes and of the distances seen, all but so many are as large: one box that is far off must not decide.
+# Percentile of sizes and distances that counts as the least: a single outlier must not decide.
 _LOW = 5
-# Fewer finds tell nothing of sizes.
+# Fewer finds are too few to estimate sizes.
 _LEAST_FINDS = 20
 
 
 def spacing(objects: Candidates) -> float:
-    """Least distance between two objects, in fine cells, as far as sizes and distances of those seen tell; else 0.
+    """Least distance between two objects in fine cells, by sizes and distances seen; 0 if there are too few objects.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def spacing(objects: Candidates) -> float:
 
 
 def packed(side: float, distance: float) -> float:
-    """Most points in a square, none nearer to another than a distance (Oler's bound)."""
+    """Most points in a square of a side that are at least `distance` apart (Oler's bound)."""
     if not distance > 0:
         return math.inf
     reach = side / distance
@@ -55,11 +55,11 @@ def packed(side: float, distance: float) -> float:
 
 
 def fullest(finds: Candidates, side: int) -> int:
-    """Most finds seen in any square of so many fine cells, on a grid."""
+    """Most finds seen in a square of a grid; `side` in fine cells."""
     block = finds.cells.astype(np.int64) // side
     return int(np.unique(block, axis=0, return_counts=True)[1].max(initial=0)) if len(block) else 0
 
 
 def object_cap(objects: Candidates, side: int, distance: float) -> int:
-    """Most objects in a square of so many fine cells, none nearer to another than a distance; no less than was seen."""
+    """Most objects at least `distance` apart in a square, and no less than seen; both lengths in fine cells."""
     return int(min(side**2, max(packed(side, distance), fullest(objects, side))))

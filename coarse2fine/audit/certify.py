@@ -1,8 +1,8 @@
-"""Refining until a recall is certain: further windows while many finds seem to be missed, then random blocks.
+"""Certification of recall: refine further windows while many finds seem to be missed, then audit random blocks.
 
-Pilot draws tell how much is missed, which the scan's own expectation does not: on other images it is off by a multiple.
-They decide where to look and claim nothing, so that the bound of the final audit, on blocks that were fixed before its
-first draw, holds with all the confidence that was asked for.
+Pilot draws estimate how much is missed, since the scan's expectation can be off by a multiple on other images. They
+only decide where to refine, so that the bound of the final audit, on blocks that were fixed before its first draw,
+holds with the full confidence.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan, cover, dense_plan
 
 _LEAST_DRAWS = 32
-# While more than this share of what may be missed seems to be, promising places are refined first.
+# Promising blocks are refined first while the expected misses exceed this share of those allowed.
 _HOPEFUL = 0.6
-# Further windows are tried down to these shares of the threshold.
+# Shares of the model's threshold `tau` at which plans of further windows are tried.
 _DEEPER = tuple(0.5**k for k in range(10))
-# A pilot's blocks, and the share of the exhaustive pass that they may cost; fewer are not worth it.
+# A pilot: most blocks, most cost as a share of the exhaustive pass, and least blocks that are worth it.
 _MOST_PILOTS, _PILOT_SHARE, _LEAST_PILOTS = 256, 0.015, 16
 _ROUNDS = 4
-# Plans fall short: the last moment to refine all is let go by only if so many times what is planned can be paid for.
+# Plans tend to fall short: once refining all would soon be unaffordable, draws go on only if this many times their
+# planned cost is left.
 _WARY = 1.5
-# Sides of the pieces in which much is refined at once, and the share of what may be spent that is kept for an audit.
+# Sides of the rectangles that are refined instead of blocks, and the share of what is left that is kept for an audit.
 _SIDES, _RESERVE = (128, 64, 32, 16), 0.03
 _NEARLY = 0.95
-# What seems to save less than this against refining all that is left is not worth the risk.
+# Further windows and an audit must cost less than this share of refining all that is left, as estimates are uncertain.
 _SAVES = 0.8
 
 
 def certify(
     standing: AuditState, recall: float, *, confidence: float, seed: int, most_macs: int | None = None
 ) -> Audited:
-    """Refine more until the recall is certain enough, or nothing is left.
+    """Refine more until a recall is certified or nothing is left.
 
     Parameters
     ----------
     standing : AuditState
     recall : float
-        Share of what the exhaustive pass would find.
+        Share of the exhaustive pass's finds.
     confidence : float
     seed : int
     most_macs : int, optional
-        Multiply-adds that it may take.
+        Most multiply-adds of this work.
     """
     work = _Work(standing, recall, confidence, seed, most_macs)
     for stage in range(_ROUNDS):
@@ -86,7 +87,7 @@ def _audit(blocks: Blocks, bound: JointBound, recall: float, confidence: float) 
     return Audit(
         tuple(parts),
         confidence=confidence,
-        # If all was refined in the end, draws tell nothing any more.
+        # If all was refined in the end, the draws do not matter.
         blocks=0 if blocks.exhausted else len(blocks),
         audited=0 if blocks.exhausted else bound.audited,
         side=blocks.side,
@@ -100,13 +101,13 @@ def _allowed(found: Iterable[float], recall: float) -> tuple[int, ...]:
 
 
 class _Work:
-    """What is done before the audit that counts: windows chosen in addition, and pilot draws."""
+    """Work before the final audit: further windows and pilot draws."""
 
     def __init__(
         self, standing: AuditState, recall: float, confidence: float, seed: int, most_macs: int | None
     ) -> None:
         self.standing = standing.scaled(expected_miss_scale(standing))
-        # What was not scaled is what thresholds are in.
+        # Thresholds refer to the interest before scaling.
         self._interest = standing.interest
         self._recall, self._confidence, self._seed, self._most = recall, confidence, seed, most_macs
         self.plan = Plan.empty(standing.cell_shape)
@@ -120,18 +121,18 @@ class _Work:
         return math.inf if self._most is None else self._most - self.macs
 
     def bound(self, blocks: Blocks, stage: int, more: float = 0.0) -> JointBound:
-        """Bounds for these blocks and no others, with draws of their own."""
+        """Bounds for these blocks, with draws of their own."""
         targets = [max(1, n) for n in self._allowed(blocks, more)]
         seed = self._seed * (_ROUNDS + 1) + stage
         return JointBound(blocks.expected, blocks.caps, targets=targets, confidence=self._confidence, seed=seed)
 
     def _allowed(self, blocks: Blocks, more: float = 0.0) -> tuple[int, ...]:
-        """What may be missed, with more finds than there are now, in the same proportions."""
+        """Allowed misses of each kind, if there were `more` finds in the same proportions."""
         finds = np.array(blocks.finds(), np.float64)
         return _allowed(finds + more * (finds + 1) / (finds + 1).sum(), self._recall)
 
     def extend(self) -> None:
-        """Refine further windows, if that makes these and the audit cheaper together; or all that is left."""
+        """Refine further windows if that lowers the total cost with the audit; or all that is left, if that does."""
         plan, price = self._extension()
         everything = cover(~self.standing.covered, self.standing.model.window_macs)
         rest = everything.macs(self.standing.model.window_macs)
@@ -147,7 +148,7 @@ class _Work:
         self.standing = self.standing.with_more(fine.candidates, plan.take(fine.done).covered())
 
     def settled(self, stage: int) -> bool:
-        """Draw a pilot and correct what is expected; whether no more windows seem to be called for."""
+        """Draw a pilot and correct the expectation by it; whether no further windows seem to be needed."""
         blocks = Blocks(self.standing)
         exhaustive = dense_plan(self.standing.cell_shape).macs(self.standing.model.refiner_macs)
         count = int(min(_MOST_PILOTS, min(_PILOT_SHARE * exhaustive, self.left) / blocks.macs_each, len(blocks) // 4))
@@ -167,7 +168,7 @@ class _Work:
         return bool((seems <= _HOPEFUL * np.array(self._allowed(blocks))).all())
 
     def _extension(self) -> tuple[Plan, float]:
-        """The further windows that make it cheapest, and what they and the audit are likely to cost."""
+        """Further windows of least total cost, and the likely cost of these and the audit in multiply-adds."""
         at = self.standing
         best, least = Plan.empty(at.cell_shape), math.inf
         for plan in self._plans():
@@ -185,7 +186,7 @@ class _Work:
         return best, least
 
     def _plans(self) -> Iterator[Plan]:
-        """No further windows, then more and more."""
+        """Plans of further windows: none first, then ever more."""
         at, model = self.standing, self.standing.model
         yield Plan.empty(at.cell_shape)
         left = np.where(at.covered, 0, self._interest).astype(np.float32)
@@ -196,7 +197,7 @@ class _Work:
 
 
 def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -> None:
-    """Rounds of the most promising and of random blocks, until the bounds allow an end."""
+    """Refine promising blocks, or draw random ones, in rounds until the bounds are down to the allowed misses."""
     unknown = np.ones(len(blocks), bool)
     while bound.unknown:
         allowed = _allowed(blocks.finds(), recall)
@@ -207,9 +208,9 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
         promising = seems > _HOPEFUL * max(allowed[kind], 1)
         planned = _promising(expected[unknown], seems, allowed[kind]) if promising else bound.planned_draws(allowed)
         left = most_macs - blocks.macs
-        # Half of what is planned: what it turns up makes the next plan better.
+        # Only half of the planned blocks: their finds improve the next plan.
         count = min(max(_LEAST_DRAWS, -(-planned // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
-        # Nothing is lost by these if all is refined in the end.
+        # Large rectangles cost nothing extra if all is refined in the end.
         goal = 1 - _HOPEFUL * allowed[kind] / seems if promising else 0.0
         pieces = _pieces(blocks, planned, count, goal, left)
         if len(pieces):
@@ -238,36 +239,36 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
 
 
 def _rather_all(blocks: Blocks, planned: int, count: int, left: float) -> bool:
-    """Whether to refine all that is left now: it is cheaper, or the last moment at which it can be paid for."""
+    """Whether to refine all that is left now: if that is cheaper, or will soon be unaffordable and draws may not do."""
     rest, macs = blocks.rest_macs, planned * blocks.macs_each
     last = rest > left - count * blocks.macs_each
     return rest <= left and (macs >= rest or (last and macs * _WARY >= left))
 
 
 def _promising(expected: NDArray[np.float64], seems: float, allowed: int) -> int:
-    """Blocks, the best first, that hold enough of what seems to be missed."""
+    """Number of blocks, best first, that hold enough of the expected misses."""
     order = np.sort(expected)[::-1]
     enough = (1 - _HOPEFUL * allowed / seems) * order.sum()
     return int(np.searchsorted(np.cumsum(order), enough)) + 1
 
 
 def _pieces(blocks: Blocks, planned: int, count: int, goal: float, left: float) -> Plan:
-    """Large pieces to refine instead of single blocks, if these are dearer or cannot be paid for; else none.
+    """Rectangles to refine instead of single blocks, if blocks cost more or too much; else none.
 
     Parameters
     ----------
     blocks : Blocks
     planned, count : int
-        Single blocks that are planned, and those to come next.
+        Single blocks that are planned in all, and those of the next round.
     goal : float
-        Share of what is missed that pieces are to hold; 0 if draws are to bound it.
+        Share of the expected misses that the rectangles must hold; 0 if draws are to bound them.
     left : float
         Multiply-adds that may be spent.
     """
     price, rest = planned * blocks.macs_each, blocks.rest_macs
     best, least, most = Plan.empty(blocks.cell_shape), min(price, left), 0.0
-    # Not all that is left can be paid for: as much as can, but for a look at what remains, if blocks are dearer still,
-    # or if this is the last moment at which that is nearly all.
+    # If not all that is left is affordable, refine as much as is, with a reserve to audit the remainder, if blocks cost
+    # more than everything, or if after the next round the affordable part would no longer be nearly all.
     last = _NEARLY * rest <= left < _NEARLY * rest + count * blocks.macs_each and price * _WARY >= left
     short = left < rest and (rest < price or last)
     for side in _SIDES if goal or short else ():

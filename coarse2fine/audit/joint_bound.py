@@ -1,7 +1,7 @@
-"""Bounds for several kinds of finds from the same draws, all true together.
+"""Simultaneous bounds for several kinds of finds (objects, areas) from the same draws.
 
-Each kind has a bound of its own with a share of what may go wrong (Bonferroni), so that all hold together with the
-confidence that was asked for. They draw the same blocks: what is refined tells of every kind at once.
+Each kind has its own bound with a share of the error probability (Bonferroni), so that all hold together with the
+required confidence. They share the draws, since a refined block shows the finds of every kind.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _Floats = NDArray[np.float64]
 
 
 def shared_confidence(confidence: float, kinds: int) -> float:
-    """Confidence of each of some statements that hold together with a confidence."""
+    """Confidence of each of `kinds` statements so that all hold together with `confidence`."""
     return 1 - (1 - confidence) / kinds
 
 
 def shared_weights(expected: _Floats, caps: _Floats, targets: Sequence[float]) -> _Floats:
-    """Weights of drawing for several kinds: the mean of each kind's own, as shares.
+    """Sampling weights for several kinds: the sum of each kind's weights over their mean.
 
     Parameters
     ----------
@@ -38,12 +38,12 @@ def shared_weights(expected: _Floats, caps: _Floats, targets: Sequence[float]) -
 
 
 class JointBound:
-    """A `MissBound` for each kind, which all see the same draws.
+    """A `MissBound` for each kind, all with the same draws.
 
     Parameters
     ----------
     expected, caps : ndarray, float64, (k, n)
-        Of each kind and block.
+        Expected finds, and most finds, of each kind and block.
     targets : sequence of float
         Finds of each kind that may be missed.
     confidence : float
@@ -72,33 +72,33 @@ class JointBound:
 
     @property
     def audited(self) -> int:
-        """Blocks drawn and seen."""
+        """Blocks drawn and entered."""
         return self.kinds[0].audited
 
     def met(self, allowed: Sequence[int]) -> bool:
-        """Whether no kind may lack more than allowed."""
+        """Whether the bound of every kind is at or below its allowed misses."""
         return all(kind.missed <= most for kind, most in zip(self.kinds, allowed, strict=True))
 
     def lacking(self, allowed: Sequence[int]) -> int:
-        """The kind of which most seems to be missed beside what is allowed."""
+        """Index of the kind with the most expected misses relative to those allowed."""
         return int(np.argmax([kind.hoped / max(most, 1) for kind, most in zip(self.kinds, allowed, strict=True)]))
 
     def planned_draws(self, allowed: Sequence[int]) -> int:
-        """Draws from here until every kind's bound is likely to be down to what is allowed."""
+        """Likely number of draws until the bound of every kind is down to its allowed misses."""
         return max(kind.planned_draws(most) for kind, most in zip(self.kinds, allowed, strict=True))
 
     def draw(self, count: int) -> _Counts:
-        """The next blocks at random: the same for all kinds."""
+        """The next random blocks, the same for all kinds."""
         first, *others = (kind.draw(count) for kind in self.kinds)
         assert all(np.array_equal(first, other) for other in others)
         return first
 
     def see(self, index: _Counts, found: _Counts) -> None:
-        """Enter what drawn blocks hold, (k, n)."""
+        """Enter the finds (k, n) in drawn blocks."""
         for kind, y in zip(self.kinds, found, strict=True):
             kind.see(index, y)
 
     def know(self, index: _Counts, found: _Counts) -> None:
-        """Enter what blocks hold that were refined for another reason, (k, n)."""
+        """Enter the finds (k, n) in blocks that were refined without being drawn."""
         for kind, y in zip(self.kinds, found, strict=True):
             kind.know(index, y)

@@ -1,8 +1,8 @@
-"""Whether a certified recall is likely to cost less than the exhaustive pass, told before anything else is spent.
+"""Pilot of a certification: estimate before the scan whether a certified recall costs less than the exhaustive pass.
 
-A few squares at random are refined first. What they hold tells how many finds there are, how large they are and where
-they crowd; from that the whole path is priced: scan, windows, audit. What a pilot says decides where work goes and
-claims nothing, so no bound depends on it.
+A few random squares are refined first. Their finds give estimates of how many finds there are, how large they are and
+how they cluster, and from that of the cost of scan, windows and audit. A pilot only decides where to work: no bound
+depends on it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.steps.plan import Plan, WindowMacs
 
 MOST_OVER = 1.03
-"""What a certified recall may cost at most, as a share of the exhaustive pass."""
+"""Most cost of a certified recall, as a share of the exhaustive pass."""
 _SIDE, _SHARE, _MOST, _LEAST = 4, 0.015, 512, 4
-# Windows and draws are about so many times those that a perfect scan and an audit without finds would take.
+# Windows and draws cost about this many times those of a perfect scan and of an audit without finds.
 _WINDOWS, _DRAWS = 2.0, 2.0
-# Prices are guesses: a path that seems to save less than this is not worth the risk.
+# Scan, windows and audit must cost less than this share of the exhaustive pass, as estimates are uncertain.
 _SAVES = 0.8
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What a pilot turned up.
+    """Result of a pilot.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Pilot:
         Multiply-adds that it took.
     failures : tuple of str
     windows_macs, draws_macs : float
-        Multiply-adds that windows and draws are likely to take.
+        Likely multiply-adds of windows and draws.
     """
 
     candidates: Candidates
@@ -54,23 +54,23 @@ class Pilot:
 
     @classmethod
     def none(cls, cell_shape: tuple[int, int]) -> Pilot:
-        """Nothing was asked."""
+        """Empty result, if no pilot was made."""
         return cls(Candidates.empty(), np.zeros(cell_shape, bool))
 
     @classmethod
     def draw(
         cls, standing: AuditState, exhaustive_macs: int, recall: float, *, confidence: float, seed: int
     ) -> Pilot | None:
-        """Refine squares at random and price the path; None if the image is too small for that to be worth it.
+        """Refine random squares and estimate costs; None if the image is too small for that to be worth it.
 
         Parameters
         ----------
         standing : AuditState
-            Before anything was refined.
+            State before anything was refined.
         exhaustive_macs : int
             Multiply-adds of the exhaustive pass.
         recall, confidence : float
-            To certify.
+            Recall to certify, and its confidence.
         seed : int
         """
         plan = _squares(~standing.covered, standing.model, exhaustive_macs, seed)
@@ -78,7 +78,7 @@ class Pilot:
             return None
         fine = standing.refine(plan)
         if fine.interrupted:
-            raise KeyboardInterrupt  # there is no answer yet
+            raise KeyboardInterrupt  # there is no result yet
         covered = plan.take(fine.done).covered()
         known = standing.with_more(fine.candidates, covered)
         share = float(covered.sum() / max((~standing.covered).sum(), 1))
@@ -86,26 +86,26 @@ class Pilot:
         return cls(fine.candidates, covered, fine.macs, fine.failures, *prices)
 
     def pays(self, spent: float, windows_macs: float, exhaustive_macs: int) -> bool:
-        """Whether a path is worth going, of which so much is spent and windows take so much."""
+        """Whether spent multiply-adds, windows and draws together seem cheaper than the exhaustive pass."""
         return spent + windows_macs + self.draws_macs < _SAVES * exhaustive_macs
 
 
 def scan_pays(pilot: Pilot | None, scan_macs: int, exhaustive_macs: int) -> bool:
-    """Whether to scan towards a recall at all; without a pilot the image is too small for that."""
+    """Whether a scan is worth its cost for a recall; False without a pilot, since the image is then too small."""
     if pilot is None:
         return False
     return pilot.pays(pilot.macs + scan_macs, pilot.windows_macs, exhaustive_macs)
 
 
 def affordable(plan: Plan, pilot: Pilot | None, spent: float, dense: Plan, window_macs: WindowMacs) -> Plan:
-    """A plan towards a recall; the exhaustive pass, if that is better and can still be paid for; and never too much.
+    """Plan for a recall within `MOST_OVER`: the exhaustive pass, if that is better and still affordable.
 
     Parameters
     ----------
     plan : Plan
-        The windows that the scan calls for, best first.
+        The windows chosen from the scan, best first.
     pilot : Pilot or None
-        None if the plan is to be followed whatever it costs.
+        None if the plan is not to be replaced by the exhaustive pass.
     spent : float
         Multiply-adds of scan and pilot.
     dense : Plan
@@ -118,7 +118,7 @@ def affordable(plan: Plan, pilot: Pilot | None, spent: float, dense: Plan, windo
         return dense
     most = MOST_OVER * whole
     if pilot and spent + plan.macs(window_macs) > most:
-        # What is left out is to be audited, or nothing is certain: that takes pilots, and a part of its own price.
+        # Windows left out must be audited instead: reserve the cost of pilots, and of draws in proportion to them.
         most -= _SHARE * whole
         share = min(pilot.draws_macs / whole, _SAVES)
         most -= (spent + plan.macs(window_macs) - most) * share / (1 - share)
@@ -138,7 +138,7 @@ def _squares(inside: NDArray[np.bool_], model: Model, exhaustive_macs: int, seed
 
 
 def _prices(known: AuditState, share: float, recall: float, confidence: float) -> tuple[float, float]:
-    """Multiply-adds that windows and draws are likely to take, after a pilot of a share of the cells."""
+    """Likely multiply-adds of windows and draws, from a pilot of a share of the cells."""
     model, blocks = known.model, Blocks(known)
     side = min(model.window, *known.cell_shape)
     held = np.unique(known.finds().cells // (side * model.geometry.fine), axis=0)

@@ -1,4 +1,4 @@
-"""What an audit says of recall."""
+"""Results of an audit: estimates and intervals of recall."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from coarse2fine.audit.sampling_bound import Sample, least_share, pool, recall_i
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.steps.plan import Plan
 
-# A sample that could not show this recall even by finding nothing tells nothing.
+# A sample that could not show this recall even without a find is too small to report an estimate.
 _TELLING = 0.5
 _NAMES: dict[Kind, str] = {"object": "objects", "area": "cells of areas"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """What an audit says of one kind of finds.
+    """Audit of one kind of finds.
 
     Parameters
     ----------
     kind : {"object", "area"}
-        Objects, or the fine cells of areas, of which every one counts.
+        Objects, or areas, whose fine cells are counted one by one.
     found : int
-        Finds, those of the audit included.
+        Finds, including those of the audit.
     missed : float
         Unbiased estimate of the finds missed; NaN if nothing was audited.
     missed_interval : tuple of int
-        Fewest and most of them, with `confidence`. After a certification, which asks for the most alone, from 0.
+        Fewest and most of them, with `confidence`. A certification bounds only the most: it starts at 0.
     confidence : float
         Probability, over the random choice of blocks, with which the interval holds; for two kinds closer to 1 than
         the audit's, so that both hold together.
     cap : float
         Most finds of this kind that a block can hold; doubled if the audit saw more.
     certain : bool
-        Whether that is so for certain; otherwise it is what the interval assumes.
+        Whether `cap` is certain; otherwise the interval assumes it.
     sample : Sample, optional
-        The record from which audits of several images are pooled; None after a certification.
+        Sums from which audits of several images are pooled; None after a certification.
     """
 
     kind: Kind
@@ -57,7 +57,7 @@ class Part:
 
     @property
     def recall(self) -> float:
-        """Estimate of found over all; 1 where there seems to be nothing to find."""
+        """Estimate of found over all; 1 if nothing seems to be missed, NaN if nothing was audited."""
         if math.isnan(self.missed):
             return math.nan
         return self.found / (self.found + self.missed) if self.missed else 1.0
@@ -69,12 +69,12 @@ class Part:
 
     @classmethod
     def of_sample(cls, kind: Kind, sample: Sample, found: int, confidence: float, *, certain: bool) -> Part:
-        """What a sample says beside what was found in all."""
+        """Estimate and interval from a sample; `found`: all finds, including those of the sample."""
         interval, missed = sample.missed_interval(confidence), max(0.0, sample.missed)
         return cls(kind, found, missed, interval, confidence, sample.cap, certain, sample)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; `sample` is left out."""
+        """The audit as JSON values, without `sample`."""
         return {
             "kind": self.kind,
             "found": self.found,
@@ -88,25 +88,25 @@ class Part:
         }
 
     def too_few(self, recall: float, share: float) -> bool:
-        """Whether a sample of this share could not show that recall even by finding nothing."""
+        """Whether a sample of this share of the blocks could not show that recall even without a find."""
         return least_share(self.found, recall, max(self.cap, 1), self.confidence) > share
 
 
 @dataclass(frozen=True)
 class Audit:
-    """How much was found of what the exhaustive pass would find.
+    """Recall, as the share of the exhaustive pass's finds that was found.
 
     Parameters
     ----------
     kinds : tuple of Part
-        What is known of objects, and of the cells of areas, as far as the model finds them. The recall of an audit
-        is that of the worse kind: a lake's many cells say nothing of the objects beside it.
+        Results for objects and for cells of areas, as far as the model finds them. The recall of an audit is that of
+        the worse kind: the many cells of a lake say nothing about the objects beside it.
     confidence : float
-        Probability, over the random choice of blocks, with which all that it says holds.
+        Probability, over the random choice of blocks, with which all intervals hold.
     blocks, audited : int
         Blocks of skipped cells, and those of them that were chosen at random and refined.
     side : int
-        Of a block, in cells; 0 if images with blocks of several sizes are pooled.
+        Side of a block in cells; 0 if images with blocks of several sizes are pooled.
     target : float, optional
         The recall to certify, of every kind.
     """
@@ -120,7 +120,7 @@ class Audit:
 
     @property
     def found(self) -> int:
-        """Finds of all kinds; of an area every fine cell counts."""
+        """Finds of all kinds; every fine cell of an area counts."""
         return sum(part.found for part in self.kinds)
 
     @property
@@ -140,17 +140,17 @@ class Audit:
 
     @property
     def certain(self) -> bool:
-        """Whether that is so for certain, so that nothing is assumed."""
+        """Whether the cap of every kind is certain, so that nothing is assumed."""
         return all(part.certain for part in self.kinds)
 
     @property
     def sampled(self) -> bool:
-        """Whether it can be pooled with others."""
+        """Whether the audit can be pooled with others."""
         return bool(self.kinds) and all(part.sample is not None for part in self.kinds)
 
     @property
     def recall(self) -> float:
-        """Estimate of found over all, of the worse kind; 1 where there seems to be nothing to find."""
+        """Estimate of found over all, of the worse kind; 1 if nothing seems to be missed."""
         recalls = [part.recall for part in self.kinds]
         return math.nan if any(map(math.isnan, recalls)) else min(recalls, default=math.nan)
 
@@ -162,26 +162,26 @@ class Audit:
 
     @property
     def certified(self) -> bool:
-        """Whether every kind reaches the recall that was asked for, with confidence."""
+        """Whether every kind reaches the target with confidence."""
         return self.target is not None and self.recall_interval[0] >= self.target
 
     @classmethod
     def pooled(cls, audits: Sequence[Audit], *, confidence: float = 0.95, target: float | None = None) -> Audit:
-        """One audit out of those of many images: its interval is far closer than those of single images.
+        """Audit of many images together, with a far narrower interval than those of single images.
 
         Parameters
         ----------
         audits : sequence of Audit
-            Of analyses without a `recall` of their own.
+            Audits of analyses without a `recall` of their own.
         confidence : float
-            Probability with which the interval of the whole holds.
+            Probability with which the pooled interval holds.
         target : float, optional
             Recall to certify for all images together.
 
         Raises
         ------
         ValueError
-            If one of them has no sample, or was made to certify a recall of its own and stopped where it was lucky.
+            If one of them has no sample, or certified a recall of its own: its stopping depends on its draws.
         """
         if not all(audit.sampled for audit in audits):
             raise ValueError("only random samples can be pooled: analyse every image with audit=0.01, without recall")
@@ -198,7 +198,7 @@ class Audit:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; samples are left out."""
+        """The audit as JSON values, without samples."""
         return {
             "found": self.found,
             "missed": None if math.isnan(self.missed) else self.missed,
@@ -234,7 +234,7 @@ class Audit:
         return f"recall {self.recall:.1%} of the exhaustive pass, {span} {sure}{alone}{self._each()} ({work})"
 
     def _each(self) -> str:
-        """What is known of each of two kinds."""
+        """Recall of each kind, if there are two."""
         if len(self.kinds) < 2:
             return ""
         told = []
@@ -245,30 +245,30 @@ class Audit:
         return f": {', '.join(told)}"
 
     def _assuming(self, part: Part) -> str:
-        """What must be so for a bound to hold."""
+        """Assumption under which a bound holds; empty if there is none."""
         if part.certain or self.audited == self.blocks:
             return ""
         size = f" of {self.side} x {self.side} cells" if self.side else ""
         return f" if no block{size} holds more than {part.cap:,.0f} {'find' if part.cap == 1 else 'finds'}"
 
     def too_few(self, share: float) -> bool:
-        """Whether a sample of this share could not show much of any kind, even by finding nothing."""
+        """Whether a sample of this share of the blocks could not show a recall of 50 % of any kind."""
         return all(part.too_few(_TELLING, share) for part in self.kinds)
 
 
 @dataclass(frozen=True)
 class Audited:
-    """An audit, and what there is after it.
+    """An audit, and the state after it.
 
     Parameters
     ----------
     audit : Audit
     candidates : Candidates
-        All, those from before the audit included.
+        All candidates, including those from before the audit.
     refined : ndarray, bool, (cell height, cell width)
         All cells refined by now.
     plan : Plan
-        Windows that were chosen in addition; empty but for a certification.
+        Further windows of a certification; otherwise empty.
     macs : int
         Multiply-adds of the windows and blocks refined for it.
     failures : tuple of str
@@ -286,7 +286,7 @@ class Audited:
 
     @classmethod
     def after(cls, audit: Audit, blocks: Blocks, plan: Plan | None = None, macs: int = 0) -> Audited:
-        """What there is after work on blocks, and on a plan and what else came before."""
+        """State after work on blocks, and after a plan and `macs` multiply-adds before it."""
         return cls(
             audit,
             blocks.candidates,
@@ -299,14 +299,14 @@ class Audited:
 
     @classmethod
     def none(cls, standing: AuditState, confidence: float | None) -> Audited:
-        """No audit was asked for; or, with a confidence, it came to nothing, and all that is known is the room left."""
+        """No audit; with a confidence: bounds without one, by the most finds that skipped blocks can hold."""
         nothing = Audit((), confidence=0.0, blocks=0, audited=0, side=0)
         audit = nothing if confidence is None else _unknown(Blocks(standing), confidence)
         return cls(audit, standing.candidates, standing.covered, Plan.empty(standing.cell_shape), 0, (), False)
 
 
 def _pooled(kind: Kind, parts: Sequence[Part], confidence: float) -> Part:
-    """One kind in many images."""
+    """Pooled result of one kind in many images."""
     mine = [part for part in parts if part.kind == kind]
     whole = pool([part.sample for part in mine if part.sample is not None])
     found, certain = sum(part.found for part in mine), all(part.certain for part in mine)
@@ -323,7 +323,7 @@ def _unknown(blocks: Blocks, confidence: float) -> Audit:
 
 
 def _percent(share: float) -> str:
-    """What was asked for, in percent, as it was given: 99.9 % must not be told as 100 %."""
+    """A requested share in percent, not rounded: 99.9 % must not become 100 %."""
     return f"{100 * share:.10g}%"
 
 

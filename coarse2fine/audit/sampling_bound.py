@@ -1,11 +1,11 @@
-"""What an audit of fixed size says was missed, in one image or pooled over many; and what that means for recall.
+"""Bounds on missed objects from an audit of fixed size, in one image or pooled over many, and the recall they imply.
 
-Each skipped block is audited with a probability fixed beforehand, independently of the others. What the audited blocks
-hold, each number over its probability, adds up to an unbiased estimate of what all hold [1]_. As a sum of independent
-variables it is at most as spread, in convex order, as a multiple of a binomial variable, that of as many full blocks
-of the highest contribution as make up the total [2]_ [3]_. So for every t the mean of (t - sum)+ is at most the
+Each skipped block is audited with a probability fixed beforehand, independently of the others. The sum of the audited
+blocks' contents, each over its probability, is an unbiased estimate of the content of all [1]_. The estimate, a sum of
+independent variables, is in convex order at most as spread as a multiple of a binomial variable: that of as many full
+blocks of the highest contribution as make up the total [2]_ [3]_. So for every t the mean of (t - sum)+ is at most the
 binomial's, and that over t - s bounds the probability of a sum of s or less [4]_; the least over t is inverted to a
-bound on the total. Nothing is approximated, and with no find it is the exact one.
+bound on the total. Nothing is approximated, and without a find the bound is the exact binomial one.
 
 References
 ----------
@@ -31,18 +31,18 @@ __all__ = ["Sample", "allowed_misses", "inclusion", "least_share", "pool", "reca
 
 
 def inclusion(weights: ArrayLike, size: float) -> NDArray[np.float64]:
-    """Probabilities in proportion to weights, 1 at most, of which the sum is the mean size of a sample.
+    """Inclusion probabilities, in proportion to weights and at most 1, that sum to the mean size of a sample.
 
     Parameters
     ----------
     weights : array_like, (n,)
-        Above 0; for instance `coarse2fine.audit.betting_bound.audit_weights`.
+        Above 0; for instance from `coarse2fine.audit.betting_bound.audit_weights`.
     size : float
-        Blocks to audit in the mean, n at most.
+        Mean number of blocks to audit, at most n.
     """
     w = np.asarray(weights, np.float64)
     if not 0 < size <= len(w):
-        raise ValueError(f"a size above 0 and up to the {len(w)} blocks there are is wanted, not {size}")
+        raise ValueError(f"expected a size above 0 and up to the {len(w)} blocks there are, got {size}")
     sure = np.zeros(len(w), bool)
     while not sure.all():
         p = np.where(sure, 1.0, (size - sure.sum()) * w / w[~sure].sum())
@@ -54,15 +54,15 @@ def inclusion(weights: ArrayLike, size: float) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Sample:
-    """Outcome of an audit of blocks with fixed probabilities; blocks audited for sure take no part, being known.
+    """Sums of an audit of blocks with fixed probabilities, without the blocks of probability 1, which are known.
 
-    The bounds hold if no block holds more than its cap. Where an audited one does, all caps of the sample are doubled
+    The bounds hold if no block holds more than its cap. If an audited one does, all caps of the sample are doubled
     until none does, which costs no confidence (see `coarse2fine.audit.betting_bound.MissBound`).
 
     Parameters
     ----------
     blocks, audited : int
-        Blocks there were, and blocks audited.
+        Number of blocks, and of those audited.
     found : int
         Objects in the audited blocks.
     total : float
@@ -70,7 +70,7 @@ class Sample:
     room : float
         Most objects in the blocks that were not audited.
     jump : float
-        Most that one block could add to `total`: the largest cap over probability.
+        Most that one block could add to `total`: the largest ratio of cap to probability.
     least_cap, cap : float
         Smallest and largest cap of a block.
     """
@@ -91,7 +91,7 @@ class Sample:
         Parameters
         ----------
         probabilities : array_like, (n,)
-            Of being audited, for all blocks: above 0, 1 at most, fixed before the choice.
+            Probability of each block to be audited: above 0, at most 1, fixed before the choice.
         audited : array_like, int, (k,)
             The blocks that were audited.
         found : array_like, int, (k,)
@@ -102,14 +102,14 @@ class Sample:
         Raises
         ------
         ValueError
-            Where a number is out of its range.
+            If a number is out of its range.
         """
         p, index, y = np.asarray(probabilities, np.float64), np.asarray(audited, np.int64), np.asarray(found, np.int64)
         caps = np.broadcast_to(np.asarray(cap, np.float64), p.shape)
         if not ((p > 0) & (p <= 1)).all() or (caps < 1).any() or index.shape != y.shape or (y < 0).any():
             raise ValueError(
-                "probabilities above 0 and up to 1, caps of 1 or more, and a number of objects, 0 or more, for each"
-                " audited block are wanted"
+                "expected probabilities above 0 and up to 1, caps of 1 or more, and a number of objects, 0 or more, for"
+                " each audited block"
             )
         caps = caps * doubling(caps[index], y)
         chance = p < 1
@@ -133,31 +133,31 @@ class Sample:
         return self.total - self.found
 
     def missed_upper(self, confidence: float = 0.95) -> int:
-        """Most objects that the other blocks hold, with confidence."""
+        """Most objects in the blocks that were not audited, with confidence."""
         if self.room == 0:
             return 0
         full = _first(lambda m: self._low_tail(m) <= 1 - confidence)
         return max(0, min(math.floor(self.room), math.ceil(full * self.least_cap) - 1 - self.found))
 
     def missed_lower(self, confidence: float = 0.95) -> int:
-        """Fewest objects that the other blocks hold, with confidence."""
+        """Fewest objects in the blocks that were not audited, with confidence."""
         full = _first(lambda m: self._high_tail(m) > 1 - confidence)
         least = math.floor((full - 1) * self.least_cap) + 1 if full else 0
         return max(0, min(math.floor(self.room), least - self.found))
 
     def missed_interval(self, confidence: float = 0.95) -> tuple[int, int]:
-        """Fewest and most objects that the other blocks hold, both together with confidence."""
+        """Fewest and most objects in the blocks that were not audited, both together with confidence."""
         side = (1 + confidence) / 2
         return self.missed_lower(side), self.missed_upper(side)
 
     def _low_tail(self, full: int) -> float:
-        """Bound on the probability of so small a total, if blocks of the least cap were filled `full` times over."""
+        """Bound on the probability of a total this small or smaller, if objects fill `full` blocks of the least cap."""
         s = self.total / self.jump
         t = np.arange(math.floor(s) + 1, 2 * math.floor(s) + 40)
         return float(min(1.0, (self._below(full, t) / (t - s)).min()))
 
     def _high_tail(self, full: int) -> float:
-        """The same of so large a total."""
+        """Bound on the probability of a total at least this large; `full` as in `_low_tail`."""
         if self.total == 0:
             return 1.0
         s = self.total / self.jump
@@ -173,7 +173,7 @@ class Sample:
 
 
 def pool(samples: Sequence[Sample]) -> Sample:
-    """One sample out of those of many images: its bound on all is far closer than the sum of theirs."""
+    """Sample of many images together: its bound is far closer than the sum of their bounds."""
     return Sample(
         blocks=sum(s.blocks for s in samples),
         audited=sum(s.audited for s in samples),
@@ -187,12 +187,12 @@ def pool(samples: Sequence[Sample]) -> Sample:
 
 
 def recall_interval(found: int, missed: tuple[float, float]) -> tuple[float, float]:
-    """Recall that goes with the most and with the fewest objects missed; 1 where there is nothing to find.
+    """Recall for the most and for the fewest objects missed; 1 if none is missed.
 
     Parameters
     ----------
     found : int
-        All objects found, those of the audit included.
+        All objects found, including those of the audit.
     missed : tuple of float
         Fewest and most objects still missed.
     """
@@ -201,23 +201,23 @@ def recall_interval(found: int, missed: tuple[float, float]) -> tuple[float, flo
 
 
 def allowed_misses(found: int, recall: float) -> int:
-    """Most objects that may be missed beside those found at a recall."""
-    # A hair more, so that 19 objects at 95 % allow 1.
+    """Most objects that may be missed, beside those found, at a recall."""
+    # The factor offsets rounding, so that 19 objects at 95 % allow 1.
     return math.floor(found * (1 - recall) / recall * (1 + 1e-12))
 
 
 def least_share(found: int, recall: float, cap: float, confidence: float = 0.95) -> float:
-    """Share of the skipped blocks that must be audited to certify a recall, if the audit finds nothing at all.
+    """Share of the skipped blocks that must be audited to certify a recall, if the audit finds nothing.
 
-    No audit can do with much less, so this tells beforehand whether objects are too few to certify: one missed object
-    more than allowed may lie in a single block, or few, which a smaller audit would likely not touch.
+    No audit needs much less, so this shows beforehand whether objects are too few to certify: the misses beyond those
+    allowed may lie in one or a few blocks, which a smaller audit would likely not touch.
 
     Parameters
     ----------
     found : int
         Objects found so far.
     recall : float
-        To certify.
+        Recall to certify.
     cap : float
         Most objects in a block.
     confidence : float
@@ -227,7 +227,7 @@ def least_share(found: int, recall: float, cap: float, confidence: float = 0.95)
 
 
 def _first(true: Callable[[int], bool]) -> int:
-    """Least number, from 0, at which a condition becomes true and stays so."""
+    """Least number, from 0, from which on a condition is true."""
     high = 1
     while not true(high):
         high *= 2

@@ -1,8 +1,8 @@
-"""What was missed, against what the exhaustive pass would find in this very image: no labels are needed.
+"""Estimate of misses against the exhaustive pass on the same image, without labels.
 
-The cells that the plan left out are cut into blocks; a random choice of these is refined too, and what it turns up
-bounds what the rest holds (elusion testing, as in the review of documents). The statistics are in `sample`; if a recall
-is to be certified, in `certify` and `bound`. Objects and areas have a bound each, of which the worse counts.
+The cells that the plan skipped are cut into blocks; a random sample of these is refined too, and its finds bound those
+in the rest (elusion testing, as in document review). The statistics are in `sampling_bound`; for the certification of
+a recall, in `certify` and `betting_bound`. Objects and areas have a bound each, of which the worse counts.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from coarse2fine.audit.sampling_bound import Sample, allowed_misses, inclusion
 
 __all__ = ["Audit", "Part"]
 
-# A sample is drawn as if this recall were to be certified.
+# Recall for which the sampling weights are optimised.
 _USUAL_RECALL = 0.95
 
 
 def survey(standing: AuditState, macs: int, *, confidence: float, seed: int, if_telling: bool = False) -> Audited:
-    """Audit blocks at random, each with a probability fixed beforehand; an estimate with an interval.
+    """Audit random blocks, each with a probability fixed beforehand, for an estimate of misses with an interval.
 
     Parameters
     ----------
     standing : AuditState
     macs : int
-        Multiply-adds that it may take; in the mean, since chance decides on every block by itself.
+        Mean number of multiply-adds that the audit may take: blocks are chosen independently.
     confidence : float
     seed : int
     if_telling : bool
-        Spend nothing where finds are so few that the sample could hardly tell anything of recall.
+        Audit nothing if finds are so few that the sample could show hardly anything about recall.
     """
     blocks = Blocks(standing.scaled(expected_miss_scale(standing)))
     size = min(macs / blocks.macs_each, len(blocks)) if macs < blocks.rest_macs else len(blocks)
@@ -43,7 +43,7 @@ def survey(standing: AuditState, macs: int, *, confidence: float, seed: int, if_
     chances = inclusion(weights, size) if size else np.zeros(len(blocks))
     index = np.flatnonzero(np.random.default_rng(seed).random(len(blocks)) < chances)
     found = blocks.look(index) if len(index) else np.zeros((len(blocks.kinds), 0), np.int64)
-    # Cut short it is no sample any more, nor without a chance for every block.
+    # An audit that was cut short, or that gives blocks no chance, is no random sample.
     if found is None or (len(blocks) and not size):
         return Audited.after(_unknown(blocks, confidence), blocks)
     each = shared_confidence(confidence, len(blocks.kinds))
@@ -57,9 +57,9 @@ def survey(standing: AuditState, macs: int, *, confidence: float, seed: int, if_
 
 
 def expected_miss_scale(standing: AuditState) -> float:
-    """Factor from what the scan expects of skipped cells to the misses that the model was calibrated for, 1 at most.
+    """Factor from the finds that the scan expects in skipped cells to the misses of calibration, at most 1.
 
-    Calibration bounds the precision of low activations from above; over millions of cells that adds up.
+    Calibration bounds the precision of low activations from above, which adds up over millions of cells.
     """
     target = float(standing.model.provenance.get("recall_target", _USUAL_RECALL))
     likely = (1 + len(standing.finds())) * (1 - target) / target

@@ -447,7 +447,7 @@ def test_probabilities_of_inclusion() -> None:
     np.testing.assert_array_equal(inclusion(weights, 5), np.ones(5))
     with pytest.raises(ValueError, match="up to the 5 blocks"):
         inclusion(weights, 6)
-    with pytest.raises(ValueError, match="are wanted"):
+    with pytest.raises(ValueError, match="expected probabilities above 0"):
         Sample.of([0.5, 0.0], [0], [1], 1)
 
 
