@@ -1,8 +1,7 @@
-"""Synthetic scenes of handwritten digits, of any size, painted block by block as a pure function of position.
+"""Synthetic scenes of handwritten digits, of any size, rendered block by block as a pure function of position.
 
-Each scene holds digits (the truth) and as many look-alikes as wanted: marks of the same size, ink and
-arrangement that are no digits. Seen at 1/8 of the resolution the two are alike; only a close look tells them
-apart.
+Each scene holds digits (the truth) and clutter: marks of the same size, ink and arrangement that are no digits. At
+1/8 of the resolution the two look alike; only full resolution separates them.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ _FAINTEST = 32  # coverage (of 255) below which ink is invisible and left out
 
 @dataclass(frozen=True)
 class PlacedObject:
-    """A mark and where it lies.
+    """A mark and its position.
 
     Parameters
     ----------
     label : str
         ``"0"`` to ``"9"`` for a digit; ``"scrambled"`` or ``"stroke"`` for clutter.
     full_box : Box
-        The tight box of the visible ink.
+        Tight box of the visible ink, in pixels of the scene.
     """
 
     label: str
@@ -62,9 +61,9 @@ class DigitScene:
     height, width : int
         Size in pixels.
     digits, clutter : int
-        Number of marks of either sort. A third of each lies in rows of two to four, the rest anywhere.
+        Number of marks of each sort. A third of each lies in rows of two to four, the rest anywhere.
     seed : int
-        Decides everything: the same arguments give the same pixels.
+        Seed of the scene: the same arguments give the same pixels.
     handwriting : {"train", "held-out"}
         Which of two disjoint sets of handwritten digits to use.
 
@@ -80,7 +79,7 @@ class DigitScene:
     ImportError
         If scikit-learn, which brings the handwriting, is missing.
     ValueError
-        If a size or number makes no sense, or the marks do not fit.
+        If a size or number is out of its range, or the marks do not fit.
     """
 
     objects: tuple[PlacedObject, ...]
@@ -107,12 +106,12 @@ class DigitScene:
         self.clutter = tuple(p for p in placed if not p.label.isdigit())
 
     def block(self, full_box: Box) -> NDArray[np.uint8]:
-        """Paint one block.
+        """Render one block.
 
         Parameters
         ----------
         full_box : Box
-            Any box inside the scene. A pixel is the same whichever block it is painted in.
+            Any box inside the scene. Pixels do not depend on the block in which they are rendered.
 
         Returns
         -------
@@ -134,7 +133,7 @@ class DigitScene:
         return pixels[:, :, None]
 
     def annotations(self) -> dict[str, Any]:
-        """Give the digits as a GeoJSON FeatureCollection of boxes, as QuPath reads and writes it (x, y)."""
+        """The digits as a GeoJSON FeatureCollection of boxes (x, y), as QuPath reads and writes it."""
         return {"type": "FeatureCollection", "features": [_feature(digit) for digit in self.objects]}
 
     def _ink(self, pixels: NDArray[np.uint8], full_box: Box, box: Box, mark: _Mark) -> None:
@@ -162,7 +161,7 @@ def _feature(digit: PlacedObject) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def _handwriting(which: Handwriting) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Images (n, 8, 8) in 0-1 and their digits; the two sets are disjoint and never change."""
+    """Images (n, 8, 8) in 0-1 and their digits; the two sets are disjoint and fixed."""
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415  (only scenes need it)
     except ImportError as error:
@@ -175,7 +174,7 @@ def _handwriting(which: Handwriting) -> tuple[NDArray[np.float32], NDArray[np.in
 
 
 def _draw_row(rng: np.random.Generator, length: int, which: Handwriting, *, digits: bool) -> list[_Mark]:
-    """Draw marks that stand together: sizes are close, and the ink is the same."""
+    """Draw the marks of one row, of similar size and the same ink."""
     images, labels = _handwriting(which)
     size = rng.uniform(_SMALLEST, _LARGEST)
     opacity = rng.uniform(0.65, 0.85)  # the ground's texture shows through
@@ -194,7 +193,7 @@ def _draw_row(rng: np.random.Generator, length: int, which: Handwriting, *, digi
 
 
 def _digit_field(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Enlarge an 8 x 8 digit smoothly to the canvas, with room to turn it."""
+    """Enlarge an 8 x 8 digit smoothly to the canvas, with room to rotate it."""
     field = cv2.resize(np.pad(image, 1), (_CANVAS, _CANVAS), interpolation=cv2.INTER_CUBIC)
     return np.asarray(cv2.GaussianBlur(field, (0, 0), 2.0), np.float32)
 
@@ -205,7 +204,7 @@ def _ink_box(field: NDArray[Any], threshold: float) -> Box:
 
 
 def _scramble(rng: np.random.Generator, field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Cut a digit in patches, shuffle and turn them: the same ink and size, and no digit."""
+    """Cut a digit into patches, shuffle and rotate them: the same ink and size, but no digit."""
     box = _ink_box(field, 0.35)
     n = int(rng.integers(3, 5))
     height, width = ceil_div(box.height, n), ceil_div(box.width, n)
@@ -218,7 +217,7 @@ def _scramble(rng: np.random.Generator, field: NDArray[np.float32]) -> NDArray[n
     canvas = np.zeros_like(field)
     top, left = (_CANVAS - whole.shape[0]) // 2, (_CANVAS - whole.shape[1]) // 2
     canvas[top : top + whole.shape[0], left : left + whole.shape[1]] = shuffled
-    # The blur closes the cuts; what it takes off the strokes is given back.
+    # The blur closes the cuts; the factor restores the strength of the strokes.
     return np.asarray(1.2 * cv2.GaussianBlur(canvas, (0, 0), 1.3), np.float32)
 
 
@@ -228,7 +227,7 @@ def _scribble(rng: np.random.Generator, field: NDArray[np.float32]) -> NDArray[n
     canvas = np.zeros(field.shape, np.float32)
     t = np.linspace(0, 1, 16)[:, None]
     for _ in range(int(rng.integers(2, 5))):
-        # The longest of a few random curves: short ones would only make blots.
+        # Take the longest of a few random curves: short ones would only make blots.
         ends = rng.uniform((box.x0, box.y0), (box.x1, box.y1), (4, 3, 2))
         a, b, c = ends[np.linalg.norm(ends[:, 2] - ends[:, 0], axis=1).argmax()]
         curve = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
@@ -237,7 +236,7 @@ def _scribble(rng: np.random.Generator, field: NDArray[np.float32]) -> NDArray[n
 
 
 def _finish(field: NDArray[np.float32], degrees: float, longer: int, opacity: float) -> NDArray[np.uint8]:
-    """Turn a field, sharpen its strokes, and bring its visible ink to a box of the wanted longer side."""
+    """Rotate a field, sharpen its strokes, and scale its visible ink to a box with the given longer side."""
     turn = cv2.getRotationMatrix2D((_CANVAS / 2, _CANVAS / 2), degrees, 1.0)
     ramp = np.clip((cv2.warpAffine(field, turn, (_CANVAS, _CANVAS)) - 0.35) / 0.25, 0, 1)
     alpha = np.asarray(ramp * ramp * (3 - 2 * ramp) * (255 * opacity), np.float32)
@@ -250,7 +249,7 @@ def _finish(field: NDArray[np.float32], degrees: float, longer: int, opacity: fl
 
 
 def _row_lengths(rng: np.random.Generator, count: int) -> Iterator[int]:
-    """Split a number of marks: a third in rows of two to four, the others alone."""
+    """Split a number of marks into rows: a third in rows of two to four, the others alone."""
     in_rows = count // 3
     while in_rows >= 2:
         length = min(int(rng.integers(2, 5)), in_rows)
@@ -261,7 +260,7 @@ def _row_lengths(rng: np.random.Generator, count: int) -> Iterator[int]:
 
 
 def _place(rng: np.random.Generator, rows: Sequence[list[_Mark]], height: int, width: int) -> list[tuple[Box, _Mark]]:
-    """Find room for every mark, rows first; a row that fits nowhere is broken up."""
+    """Place every mark, rows first; a row that fits nowhere is split into single marks."""
     crowd = _Crowd(rng, height, width)
     placed: list[tuple[Box, _Mark]] = []
     pending = sorted(rows, key=len)
@@ -281,7 +280,7 @@ def _place(rng: np.random.Generator, rows: Sequence[list[_Mark]], height: int, w
 
 
 class _Crowd:
-    """The boxes placed so far, in a coarse grid for quick look-up."""
+    """Boxes placed so far, in a coarse grid for quick look-up."""
 
     _CELL = 128
     _TRIES = 400
@@ -308,7 +307,7 @@ class _Crowd:
         return None
 
     def _lay_out(self, shapes: Sequence[tuple[int, ...]]) -> list[Box]:
-        """Stand the marks side by side on an unsteady hand's middle line, from the origin on."""
+        """Place the marks side by side from the origin, each up to 3 pixels off a common middle line."""
         tops = [int(self._rng.integers(-3, 4)) - h // 2 for h, _ in shapes]
         x, row = 0, []
         for top, (h, w) in zip(tops, shapes, strict=True):

@@ -1,4 +1,4 @@
-"""The demo: a gigapixel scene made on disk, analysed, and compared with what is there and what it would have cost."""
+"""The demo: make a gigapixel scene on disk, analyse it, and compare finds with its digits and cost with exhaustive."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _PIXELS_PER_DIGIT, _PIXELS_PER_CLUTTER = 3.2e6, 0.7e6
 
 @dataclass(frozen=True)
 class Score:
-    """How the finds compare with the digits that are there.
+    """Comparison of finds with the digits of the scene.
 
     Parameters
     ----------
     true, found, right, named : int
-        Digits in the scene, finds, finds that are a digit, and finds that are a digit and name it rightly.
+        Digits in the scene, finds, finds that are a digit, and finds that are a digit and name it correctly.
     """
 
     true: int
@@ -52,12 +52,12 @@ class Score:
 
 
 def run(folder: Path, side: int) -> None:
-    """Make the scene (once), analyse it, print the summary and write the results.
+    """Make the scene if it is not there, analyse it, print the summary and write the results.
 
     Parameters
     ----------
     folder : Path
-        Holds the scene and the results.
+        Folder of the scene and the results.
     side : int
         Side of the square scene in pixels.
     """
@@ -89,14 +89,14 @@ def run(folder: Path, side: int) -> None:
 
 
 def demo_scene(side: int) -> DigitScene:
-    """A few hundred held-out digits and many more marks that look like digits from afar, in a gigapixel."""
+    """Scene of held-out digits and more marks that look like digits at low resolution; hundreds in a gigapixel."""
     area = side * side
     digits, clutter = max(3, int(area / _PIXELS_PER_DIGIT)), max(6, int(area / _PIXELS_PER_CLUTTER))
     return DigitScene(side, side, digits=digits, clutter=clutter, seed=_SEED, handwriting="held-out")
 
 
 def score(analysis: Analysis, scene: DigitScene) -> Score:
-    """Match finds with digits one to one, by position alone, then compare names."""
+    """Match finds with digits one to one by position, then compare names."""
     corners = np.array(
         [(o.full_box.y0, o.full_box.x0, o.full_box.y1, o.full_box.x1) for o in scene.objects], np.float64
     )
@@ -128,7 +128,7 @@ def _exhaustive_seconds(path: Path, model: Model) -> float:
         count = min(_SAMPLED_BLOCKS, len(plan))
         order = np.random.default_rng(0).permutation(len(plan))
         read, runtime = partial(read_detections, floor=model.threshold), Runtime.choose()
-        # The first block pays for preparing the net to its shape; scaled up, that would count against the other side.
+        # Warm-up: preparing the net for the block's shape must not be scaled up with the sample.
         refine(image, plan.take(order[-1:]), model, read, runtime)
         start = time.perf_counter()
         refine(image, plan.take(np.sort(order[:count])), model, read, runtime)

@@ -1,4 +1,4 @@
-"""Textured ground without end, painted block by block as a pure function of position."""
+"""Unbounded textured background, rendered block by block as a pure function of position."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from coarse2fine.tiling.geometry import Box, ceil_div
 
 _NODE = 64  # pixels between the nodes of the slowly varying fields
 _NODES = 512  # their period, in nodes
-_PATCH = (256, 512)  # painted at once: small enough for the processor's cache
-_ONE = 64  # fixed-point one of weights and grey levels while painting
+_PATCH = (256, 512)  # rendered at once: fits the processor's cache
+_ONE = 64  # fixed-point one of weights and grey levels
 _STEP = 4  # the ground's grey levels are multiples of this, so that scenes compress
 
 
 class Ground:
-    """Paper, sand, cloth and wood that run softly into each other.
+    """Background of paper, sand, cloth and wood textures with smooth transitions.
 
-    All is integer arithmetic on periodic tiles and on slowly varying fields that are interpolated exactly
-    (every product fits the 24 bits of a float32), so a pixel does not depend on the block it is painted in.
+    Integer arithmetic on periodic tiles and on slowly varying fields that are interpolated exactly (every product
+    fits the 24 bits of a float32), so that a pixel does not depend on the block in which it is rendered.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        Decides the textures and where each of them lies.
+        Source of the textures and of their distribution.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
-        # The periods are different, so that the sum repeats nowhere in practice.
+        # Different periods, so that the sum does not repeat in practice.
         grounds = [_paper(rng, 1000), _sand(rng, 1125), _cloth(rng, 896), _wood(rng, 1024)]
         self._tiles = [_wrapped(g) for g in grounds]
         clouds = 8 * _noise(rng, 1296, shortest=16, longest=160)
@@ -40,15 +40,15 @@ class Ground:
         self._weights = [np.round(s * _ONE).astype(np.int16) for s in share]
         light = 128 + 15 * _noise(rng, _NODES, shortest=10, longest=60)
         tone = light + np.tensordot((14.0, 2.0, -14.0, -2.0), share, axes=1)
-        # Half grey levels: few enough bits for exact interpolation.
+        # Steps of half a grey level: few enough bits for exact interpolation.
         self._tone = (np.round(np.clip(tone, 75, 180) * 2) * (_ONE // 2)).astype(np.int16)
 
     def tone(self, y: int, x: int) -> int:
-        """Give the mean grey level around one pixel."""
+        """Mean grey level around one pixel."""
         return int(self._tone[y // _NODE % _NODES, x // _NODE % _NODES]) // _ONE
 
     def paint(self, full_box: Box) -> NDArray[np.uint8]:
-        """Paint any box of the plane.
+        """Render any box of the plane.
 
         Returns
         -------
@@ -76,7 +76,7 @@ class Ground:
 
 
 def _wrapped(tile: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Repeat the start of a periodic tile at its end, so that any patch is one plain view."""
+    """Repeat the start of a periodic tile at its end, so that any patch is a single view."""
     return np.pad(np.round(tile).astype(np.int16), ((0, _PATCH[0]), (0, _PATCH[1])), mode="wrap")
 
 
@@ -86,7 +86,7 @@ def _view(tile: NDArray[np.int16], box: Box) -> NDArray[np.int16]:
 
 
 def _nodes(field: NDArray[np.int16], box: Box) -> NDArray[np.int16]:
-    """Nodes around a box, one more on each side than the box touches."""
+    """Nodes that a box touches, and one more on each side."""
     rows = np.arange(box.y0 // _NODE - 1, ceil_div(box.y1, _NODE) + 1)
     columns = np.arange(box.x0 // _NODE - 1, ceil_div(box.x1, _NODE) + 1)
     return field.take(rows, axis=0, mode="wrap").take(columns, axis=1, mode="wrap")
