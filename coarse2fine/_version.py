@@ -1,4 +1,4 @@
-"""The one place where the version stands."""
+"""Version of coarse2fine, and of the packages it depends on."""
 
 from contextlib import suppress
 from functools import cache
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what an analysis depends on most, as far as they are installed under these names."""
+    """Versions of the packages that an analysis depends on most, if installed under these names."""
     found = {}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Model files: one safetensors file whose header holds the description as JSON. Nothing in it can be executed."""
+"""Model files: a safetensors file with the description as JSON in its header. Nothing in it is executable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_BYTES = 4 * 2**30
 
 
 def embedded_names() -> list[str]:
-    """Names of the models that come with the package."""
+    """Names of the models in the package."""
     folder = resources.files("coarse2fine.models") / "embedded"
     return sorted(f.name.removesuffix(SUFFIX) for f in folder.iterdir() if f.name.endswith(SUFFIX))
 
@@ -38,7 +38,7 @@ def locate(model: str | os.PathLike[str]) -> Path:
     Raises
     ------
     ModelError
-        If there is neither such a file nor such an embedded model.
+        If it is neither a file nor an embedded model.
     """
     path = Path(model)
     if path.is_file():
@@ -54,14 +54,14 @@ def locate(model: str | os.PathLike[str]) -> Path:
 
 
 def packed(arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> bytes:
-    """Content of a model file.
+    """Content of a model file as bytes.
 
     Parameters
     ----------
     arrays : mapping of str to ndarray
         Weights and tables.
     description : mapping
-        Everything else, as JSON values.
+        All other values, as JSON.
     """
     text = json.dumps({"format": FORMAT_VERSION, **description}, allow_nan=False, sort_keys=True)
     content: bytes = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={_KEY: text})
@@ -69,14 +69,14 @@ def packed(arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -
 
 
 def unpacked(file: BinaryIO, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Arrays and description of a model file; nothing is allocated beyond what the file really holds.
+    """Arrays and description of a model file; a false header cannot allocate more than the file's size.
 
     Parameters
     ----------
     file : binary file
         Buffered, at its beginning.
     name : str
-        What messages call it.
+        Name of the file, for messages.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def unpacked(file: BinaryIO, name: str) -> tuple[dict[str, NDArray[Any]], dict[s
         if size > _MOST_BYTES:
             raise ModelError(f"{name} has {size:,} bytes, expected a model of at most {_MOST_BYTES:,}; shrink its nets")
         file.seek(0)
-        # Copied where need be: torch wants arrays that may be written to.
+        # Copied if read-only: torch needs writable arrays.
         arrays = {key: np.require(array, None, ["W", "A"]) for key, array in load(file.read()).items()}
     except ModelError:
         raise
@@ -102,14 +102,14 @@ def unpacked(file: BinaryIO, name: str) -> tuple[dict[str, NDArray[Any]], dict[s
 
 
 def under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    """Those whose names begin with a prefix, by the rest of their names."""
+    """Arrays whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def check_finite(name: str, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> None:
-    """Raise a ModelError for numbers that are NaN or infinite: such a model would find nothing, without a word."""
+    """Raise a ModelError for NaN or infinite numbers, with which a model would find nothing and raise no error."""
     for key, array in arrays.items():
-        # The threshold of a feature that belongs to no group is infinite: it never fires.
+        # A feature in no group has an infinite threshold: it never fires.
         good = ~np.isnan(array) & (array > -np.inf) if key in _UNBOUNDED else np.isfinite(array)
         if array.dtype.kind in "fc" and not good.all():
             raise ModelError(f"{name}: the tensor {key} holds NaN or infinite values; fit or copy the model again")
@@ -122,7 +122,7 @@ def check_finite(name: str, arrays: Mapping[str, NDArray[Any]], description: Map
 
 
 def _not_finite(value: Any, place: str = "") -> str | None:
-    """Where in a description a number is not finite."""
+    """Place of the first number in a description that is not finite; None if all are."""
     if isinstance(value, float):
         return None if math.isfinite(value) else place
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -130,7 +130,7 @@ def _not_finite(value: Any, place: str = "") -> str | None:
 
 
 def _description(name: str, header: Any) -> dict[str, Any]:
-    """The description, if it is one that this version reads; before any tensor, of which others may hold any kind."""
+    """The description, if this version reads it; checked before tensors, which other files may hold in any form."""
     about = header.get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(about, dict):
         raise ValueError("its header is none")

@@ -1,4 +1,4 @@
-"""From what a user names (files, folders, globs) to the files meant."""
+"""Expansion of files, folders and globs to lists of files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ IMAGE_SUFFIXES = (
 
 
 def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """Find files, images unless told otherwise.
+    """Find files, by default images.
 
     Parameters
     ----------
     source : path-like or sequence of path-like
-        A file, a folder (what lies directly inside), a glob (``**`` reaches into folders), or several of
+        A file, a folder (the files directly inside), a glob (``**`` matches nested folders), or several of
         these. A Zarr folder counts as a file.
     suffixes : tuple of str
         Name endings, in lower case, that are taken from a folder.
@@ -34,7 +34,7 @@ def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...
     Raises
     ------
     FileNotFoundError
-        If one of the sources leads to nothing.
+        If a source matches no file.
     """
     sources = [source] if isinstance(source, str | os.PathLike) else source
     if not sources:
@@ -52,7 +52,7 @@ def _expand_one(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         return found
     if not glob.has_magic(str(path)):
         raise FileNotFoundError(f"there is no file or folder {path}; check the name")
-    # Not Path.glob, whose ** means different things in different Pythons.
+    # Not Path.glob: its ** differs between versions of Python.
     matches = {Path(match) for match in glob.iglob(str(path), recursive=True)}  # noqa: PTH207
     found = [match for match in matches if match.is_file() or _is_zarr(match)]
     # The chunks inside a Zarr folder are part of that image.

@@ -1,4 +1,4 @@
-"""Pixels as a net expects them: channels, scale, mean and standard deviation."""
+"""Conversion of pixels to a net's input: channels, scale, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from coarse2fine.models.runtime import Runtime
 
 
 def fill_value(model: Model) -> int:
-    """The model's mean, as which is seen what cannot be read."""
+    """Grey level used for unreadable pixels: the model's mean."""
     return round(255 * float(np.mean(model.mean)))
 
 
 def normalised(pixels: NDArray[np.uint8], model: Model, runtime: Runtime) -> Tensor:
-    """An (n, h, w, c) uint8 batch as the model's nets want it: its channels, its normalisation."""
+    """Batch (n, h, w, c), uint8, with the model's channels and normalisation."""
     pixels = as_channels(pixels, model.channels)
     return runtime.pixels(pixels, np.array(model.mean, np.float32), np.array(model.std, np.float32))
 
 
 def as_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Grey to RGB, or RGB to grey by ITU-R 601 luma, where the image has other channels than asked for."""
+    """Convert grey to RGB, or RGB to grey by ITU-R 601 luma, if the number of channels differs."""
     found = pixels.shape[-1]
     if found == channels:
         return np.ascontiguousarray(pixels)

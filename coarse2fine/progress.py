@@ -1,4 +1,4 @@
-"""Progress of long work: bars on a terminal, now and then a plain line elsewhere."""
+"""Progress of long work: bars on a terminal, otherwise a plain line every ten seconds."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Tick = Callable[[int, int], None]
 
 
 _PLAIN_EVERY = 10.0
-# Before this share of the whole is done, nobody can tell how long the rest takes.
+# The time left is estimated only after this share of the whole.
 _TELLING = 0.02
-# Glances before the base, above all: they are tried only where the scan is much of the cost.
+# Share of the time for a step that was not expected: mostly cascade stages, tried only if the scan costs much.
 _UNEXPECTED = 0.1
 
 
 class Steps(Protocol):
-    """Who is told how far each step of a piece of work is."""
+    """Receiver of the progress of each step of a piece of work."""
 
     def task(self, name: str) -> Callable[[int, int], None]:
-        """Start a step; call what is returned with the work done and the work in all."""
+        """Start a step; the callback takes the work done and the total work."""
 
 
 class _Shown:
-    """Bars while a context lasts, if there are any."""
+    """Context manager that shows bars, if there are any."""
 
     _bars: progress.Progress | None = None
 
@@ -49,7 +49,7 @@ class _Shown:
 
 
 def _bars(name: progress.TextColumn) -> progress.Progress:
-    """Bars with the name, how far it is, and how long it took and will take."""
+    """Bars with name, count, time elapsed and time left."""
     return progress.Progress(
         name,
         progress.BarColumn(),
@@ -68,8 +68,8 @@ class Progress(_Shown):
     shown : bool
         Whether to show anything at all.
     expected : sequence of tuple of str and float
-        Steps to come, in order, with their usual shares of the time: then how far the whole is, and how long it will
-        take, is shown too. A name may stand there several times.
+        Steps to come, in order, with their usual shares of the time: with them, the progress of the whole and the
+        time left are shown too. A name may occur several times.
     """
 
     def __init__(self, shown: bool, expected: Sequence[tuple[str, float]] = ()) -> None:
@@ -81,7 +81,7 @@ class Progress(_Shown):
                 self._all = self._bars.add_task("in all", total=1.0)
 
     def task(self, name: str) -> Callable[[int, int], None]:
-        """Start a step; call what is returned with the work done and the work in all."""
+        """Start a step; the callback takes the work done and the total work."""
         if self._plain:
             return _plain_lines(name, self._whole.step(name) if self._whole else None)
         if self._bars is None:
@@ -99,20 +99,20 @@ class Progress(_Shown):
 
 
 class _Whole:
-    """How far several steps are together."""
+    """Progress of several steps together."""
 
     def __init__(self, expected: Sequence[tuple[str, float]]) -> None:
         self._names = [name for name, _ in expected]
         self._shares = [share for _, share in expected]
         self._done = [0.0] * len(expected)
-        self._begun = 0  # all before this have begun, or will not
+        self._begun = 0  # steps before this one have begun or were skipped
         self._start = time.monotonic()
 
     def step(self, name: str) -> _Step:
-        """The next step of that name; one that nobody expected counts little."""
+        """The next step of that name; one that was not expected is inserted with a small share."""
         if name in self._names[self._begun :]:
             number = self._names.index(name, self._begun)
-            # What would have come before is left out this time.
+            # Steps in between are skipped this time.
             self._done[self._begun : number] = [1.0] * (number - self._begun)
         else:
             number = self._begun
@@ -123,17 +123,17 @@ class _Whole:
         return _Step(self, number)
 
     def update(self, number: int, share: float) -> None:
-        """Tell how far a step is."""
+        """Set the share of a step that is done."""
         self._done[number] = share
 
     @property
     def share_done(self) -> float:
-        """Of the whole, in time."""
+        """Share of the whole that is done, in time."""
         return sum(a * b for a, b in zip(self._shares, self._done, strict=True)) / sum(self._shares)
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate by the time taken so far; None while that is too short to tell."""
+        """Estimate from the time taken so far; None while too little is done."""
         done = self.share_done
         return (time.monotonic() - self._start) * (1 - done) / done if done > _TELLING else None
 
@@ -153,7 +153,7 @@ class _Step:
 
     @property
     def left_text(self) -> str:
-        """What is left of the whole, in words; empty while nobody knows."""
+        """Time left for the whole, in words; empty while unknown."""
         left = self._whole.seconds_left
         if left is None:
             return ""
@@ -181,9 +181,9 @@ def _plain_lines(name: str, step: _Step | None) -> Callable[[int, int], None]:
 
 
 class BatchProgress(_Shown):
-    """A bar for a batch and one for each image that is being worked on; a context manager.
+    """A bar for a batch and one for each image in work; a context manager.
 
-    Elsewhere than on a terminal, a line for each image that is done.
+    If standard error is no terminal, a line for each finished image instead.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ class BatchProgress(_Shown):
             self._batch = self._bars.add_task("images", total=total)
 
     def running(self, image: str, step: str, done: int, total: int) -> None:
-        """Tell how far a step of an image is; from any thread."""
+        """Set the progress of a step of an image; from any thread."""
         if self._bars is None:
             return
         text = printable(f"{image if len(image) <= 20 else image[:19] + '…'} {step}")
@@ -212,7 +212,7 @@ class BatchProgress(_Shown):
             self._bars.update(self._images[image], description=text, completed=done, total=total)
 
     def finished(self, image: str, line: str) -> None:
-        """Tell that an image is done, and what became of it."""
+        """Count an image as done and show its line."""
         self._done += 1
         if self._bars is None:
             if self._shown:
@@ -225,7 +225,7 @@ class BatchProgress(_Shown):
             self._bars.console.print(printable(line), markup=False, highlight=False)
 
     def image(self, name: str) -> Steps:
-        """Steps of one image that this process works on itself."""
+        """Steps of one image that is analysed in this process."""
         return _ImageSteps(self, name)
 
 

@@ -1,4 +1,4 @@
-"""What an analysis finds: regions of the image, in full-resolution pixels."""
+"""Regions of an image found by an analysis, in full-resolution pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One find: what it is, how sure, and where.
+    """One find: class, score and position.
 
     Parameters
     ----------
@@ -19,16 +19,17 @@ class Region:
     full_box : tuple of float
         Bounds (y0, x0, y1, x1) in full-resolution pixels, half-open; ``y1 > y0`` and ``x1 > x0``.
     outline : tuple of (float, float), optional
-        Corners (y, x) of a polygon in full-resolution pixels, without a repeated end point; None: the box.
+        Corners (y, x) of a polygon in full-resolution pixels, without a repeated end point; None for the box.
     fired : tuple of str
-        The base's features that chose this place, strongest first.
+        The base's features that fired there and chose its window, strongest first.
     route : tuple of int
-        Nodes of the tree of specialists that its best cell came to, from the top; none where the refine net was sure.
+        Nodes of the tree of specialists that its best cell was routed through, from the root; empty if the refine net
+        was sure.
 
     Raises
     ------
     ValueError
-        If a value breaks one of these rules.
+        If a value is out of its range.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""How the images of a fit were read, which the model remembers: others are read alike, or it is said what differs."""
+"""Record of how the images of a fit were read: a model reads other images alike, or notes what differs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from coarse2fine.tiling.opening import ImageSource, Mpp, open_image
 from coarse2fine.tiling.value_range import check_range
 
 KEY = "read_as"
-"""Under which a model's provenance holds it; older models have none."""
+"""Key of the record in a model's provenance; older models have none."""
 
 MPP_FACTOR = 1.25
-"""Pixels that differ from the model's by more than this factor are noted."""
+"""Pixel sizes that differ from the model's by more than this factor are noted."""
 
 Range = tuple[float, float]
 
@@ -35,22 +35,22 @@ _RULES = {
 
 @dataclass(frozen=True)
 class Remembered:
-    """How the images of a fit were read; what differed among them is None.
+    """Record of how the images of a fit were read; a value that differed among them is None.
 
     Parameters
     ----------
     channels : tuple of int or None
         Stored channels.
     picked : bool
-        Whether these were asked for.
+        Whether the user selected these channels.
     value_range : tuple of float or None
-        Stored values that were black and white, the lower first.
+        Stored values mapped to black and white, the lower first.
     rule : str or None
-        Where these came from; see `coarse2fine.tiling.value_range`.
+        Source of the range; see `coarse2fine.tiling.value_range`.
     samples : str or None
         Type of the stored samples.
     mpp : float or None
-        Microns per pixel: the median of the images that have any.
+        Microns per pixel: the median over the images that state them.
     """
 
     channels: tuple[int, ...] | None
@@ -62,7 +62,7 @@ class Remembered:
 
     @classmethod
     def of(cls, images: Sequence[Image]) -> Remembered:
-        """Of the images of a fit."""
+        """Record of the images of a fit."""
         rules = {image.scale.rule for image in images}
         value_range = _one({_ends(image) for image in images})
         if value_range is not None and rules == {"depth", "given"}:  # see `open_alike`
@@ -79,7 +79,7 @@ class Remembered:
 
     @classmethod
     def by(cls, model: Model) -> Remembered | None:
-        """What a model remembers; None if nothing, or nothing that can be read."""
+        """Record in a model; None if it is missing or not valid."""
         record = model.provenance.get(KEY)
         if not isinstance(record, dict):
             return None
@@ -105,7 +105,7 @@ class Remembered:
         return {**lists, "picked": self.picked, "rule": self.rule, "samples": self.samples, "mpp": self.mpp}
 
     def holds(self, image: Image) -> bool:
-        """Whether an image of the same type has fewer bits in use: then its camera's are those of the fit."""
+        """Whether an image of the same sample type uses fewer bits than the fit's: the fit's range then applies."""
         if self.value_range is None or self.rule != "depth":
             return False
         scale = image.scale
@@ -115,7 +115,7 @@ class Remembered:
 def open_alike(
     sources: Sequence[ImageSource], channels: int | Sequence[int] | None, value_range: Range | None
 ) -> list[Image]:
-    """Open the images of a fit: those of one type whose bits differ by their range in common."""
+    """Open the images of a fit; if all are of one type and only their bits in use differ, with the widest range."""
     images = [open_image(source, channels=channels, value_range=value_range) for source in sources]
     if value_range is None and {image.scale.rule for image in images} == {"depth"}:
         widest = max(map(_ends, images))
@@ -134,7 +134,7 @@ def open_for(
     channels: int | Sequence[int] | None = None,
     value_range: Range | None = None,
 ) -> Image:
-    """Open an image as the model's were read, as far as nothing else is asked for and the image allows it.
+    """Open an image with the channels and value range of the model's images, unless others are given.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def open_for(
     source : path, address, array or Image
         An open image is returned as it is.
     mpp, channels, value_range
-        What is asked for; see `open_image`.
+        Explicit settings, which take precedence; see `open_image`.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def open_for(
 def _again(
     image: Image, source: ImageSource, mpp: Mpp | None, channels: int | Sequence[int] | None, value_range: Range | None
 ) -> Image:
-    """The image read otherwise, or as it is if it cannot be read so."""
+    """The image opened with other settings; unchanged if these do not apply to it."""
     try:
         other = open_image(source, mpp=mpp, channels=channels, value_range=value_range)
     except ImageError:
@@ -177,24 +177,24 @@ def _again(
     if channels != image.picked or _ends(other) == value_range:
         image.close()
         return other
-    other.close()  # 8 bits are what they are
+    other.close()  # samples of 8 bits are never rescaled
     return image
 
 
 def notes_on(model: Model, image: Image) -> dict[str, list[str]]:
-    """What an analysis says of both in the end, under "notes"; nothing where there is nothing to say."""
+    """Notes of an analysis on model and image, under the key "notes"; empty if there are none."""
     notes = [*_likenesses(model, image), *differences(model, image), *image.damage.notes]
     return {"notes": notes} if notes else {}
 
 
 def warn_of(model: Model, image: Image) -> None:
-    """Warn of the differences."""
+    """Warn of how the image is read differently than the model's."""
     for text in differences(model, image):
         warnings.warn(f"{image.name}: {text}", stacklevel=3)
 
 
 def _likenesses(model: Model, image: Image) -> list[str]:
-    """In what an image is read as the model's were, where it need not be."""
+    """Notes on settings taken over from the model's images."""
     said: list[str] = []
     if image.channels != model.channels and model.task == "detect":
         seen = "its grey is repeated" if model.channels == 3 else "grey is made of its colours"
@@ -208,7 +208,7 @@ def _likenesses(model: Model, image: Image) -> list[str]:
 
 
 def differences(model: Model, image: Image) -> list[str]:
-    """In what an image is read otherwise than the model's were, so far as these were alike."""
+    """Notes on how an image is read differently than the model's images, as far as these were alike."""
     known = Remembered.by(model)
     if known is None:
         return []
@@ -222,7 +222,7 @@ def differences(model: Model, image: Image) -> list[str]:
 
 
 def _range_differences(known: Remembered, image: Image) -> list[str]:
-    """Values that become black and white by another kind of rule; those by percentiles are each image's own."""
+    """Notes on a value range from another kind of rule; percentiles are compared by rule, as each image has its own."""
     rule, ends = image.scale.rule, _ends(image)
     if known.rule is None or rule == known.rule != "given" or ends == known.value_range:
         return []
@@ -248,7 +248,7 @@ def _mpp_differences(known: Remembered, image: Image) -> list[str]:
 
 
 def _one(values: set[Any]) -> Any:
-    """The only one of some values, None if there are several."""
+    """The single value of a set, None if it has several."""
     return next(iter(values)) if len(values) == 1 else None
 
 
