@@ -87,7 +87,7 @@ def unpacked(file: BinaryIO, name: str) -> tuple[dict[str, NDArray[Any]], dict[s
     try:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if not 0 < length <= min(_MOST_HEADER, size - _LENGTH_BYTES):
-            raise ValueError("its header has no sound length")
+            raise ValueError("the length of its header is not valid")
         description = _description(name, json.loads(file.read(length)))
         if size > _MOST_BYTES:
             raise ModelError(f"{name} has {size:,} bytes, expected a model of at most {_MOST_BYTES:,}; shrink its nets")
@@ -116,7 +116,7 @@ def check_finite(name: str, arrays: Mapping[str, NDArray[Any]], description: Map
     try:
         place = _not_finite(description)
     except RecursionError as error:
-        raise ModelError(f"{name} has a description that is too deep; fit or copy it again") from error
+        raise ModelError(f"{name} has a description that is nested too deeply; fit or copy it again") from error
     if place:
         raise ModelError(f"{name}: {place} is NaN or infinite; fit or copy the model again")
 
@@ -133,7 +133,7 @@ def _description(name: str, header: Any) -> dict[str, Any]:
     """The description, if this version reads it; checked before tensors, which other files may hold in any form."""
     about = header.get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(about, dict):
-        raise ValueError("its header is none")
+        raise ValueError("its header is not valid")
     text = about.get(_KEY)
     if text is None:
         raise ModelError(

@@ -99,7 +99,7 @@ class Remembered:
         return known if sound else None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, for a model's provenance."""
+        """The record as JSON values, for a model's provenance."""
         pairs = {"channels": self.channels, "value_range": self.value_range}
         lists = {name: None if value is None else list(value) for name, value in pairs.items()}
         return {**lists, "picked": self.picked, "rule": self.rule, "samples": self.samples, "mpp": self.mpp}
@@ -197,13 +197,13 @@ def _likenesses(model: Model, image: Image) -> list[str]:
     """Notes on settings taken over from the model's images."""
     said: list[str] = []
     if image.channels != model.channels and model.task == "detect":
-        seen = "its grey is repeated" if model.channels == 3 else "grey is made of its colours"
+        seen = "grey is repeated in each" if model.channels == 3 else "its colours are converted to grey"
         said.append(f"the model reads {model.channels} channel(s) and the image has {image.channels}: {seen}")
     known = Remembered.by(model)
     if known is not None and known.picked and known.channels == image.used:
-        said.append(f"channels {_listed(image.used)} are read, as the model was fitted")
+        said.append(f"channels {_listed(image.used)} are read, as in the fit of the model")
     if known is not None and image.scale.rule == "given" and known.value_range == _ends(image):
-        said.append(f"values {_ends(image)[0]:g}..{_ends(image)[1]:g} are scaled, as the model was fitted")
+        said.append(f"values {_ends(image)[0]:g}..{_ends(image)[1]:g} are scaled, as in the fit of the model")
     return said
 
 
@@ -243,7 +243,7 @@ def _mpp_differences(known: Remembered, image: Image) -> list[str]:
     factor, look = (size / known.mpp, "smaller") if size > known.mpp else (known.mpp / size, "larger")
     return [
         f"a pixel is {size:.3g} microns, but the model was fitted at {known.mpp:.3g}: "
-        f"things look {factor:.3g} times {look} than those it knows"
+        f"objects look {factor:.3g} times {look} than in the fit"
     ]
 
 

@@ -111,8 +111,8 @@ def test_images_are_read_as_the_model_was_fitted(tmp_path: Path, detector: Model
         seen = analysis.image.read(box)
         np.testing.assert_array_equal(seen, expected.read(box))
         assert analysis.notes == (
-            "channels 3, 0, 1 are read, as the model was fitted",
-            "values 0..4095 are scaled, as the model was fitted",
+            "channels 3, 0, 1 are read, as in the fit of the model",
+            "values 0..4095 are scaled, as in the fit of the model",
         )
         assert all(f"note   {note}" in str(analysis) for note in analysis.notes)
         analysis.save(tmp_path / "out")
@@ -140,7 +140,7 @@ def test_what_differs_is_said_and_warned_of(tmp_path: Path, detector: Model) -> 
         assert analysis.image.picked == (3, 0, 1)
     assert analysis.notes == (
         "channels 3, 0, 1 are read, but the model was fitted on channels 0, 1, 2",
-        "a pixel is 1.25 microns, but the model was fitted at 0.5: things look 2.5 times smaller than those it knows",
+        "a pixel is 1.25 microns, but the model was fitted at 0.5: objects look 2.5 times smaller than in the fit",
     )
     assert [str(each.message) for each in warned] == [f"b.ome: {note}" for note in analysis.notes]
     with warnings.catch_warnings():
@@ -148,7 +148,7 @@ def test_what_differs_is_said_and_warned_of(tmp_path: Path, detector: Model) -> 
         analyze(write(tmp_path / "c.ome.tif", planes(), 0.6), model).image.close()
         analyze(planes()[:3].transpose(1, 2, 0) // 16, model)  # the same channels, a whole scale, no pixel size
         grey = analyze(planes()[0], model)
-    assert grey.notes == ("the model reads 3 channel(s) and the image has 1: its grey is repeated",)
+    assert grey.notes == ("the model reads 3 channel(s) and the image has 1: grey is repeated in each",)
     reals = np.random.default_rng(0).normal(0, 50, (130, 150, 3))
     with pytest.warns(UserWarning, match=r"\(percentiles\) are scaled, but the model was fitted on 0\.\.4095"):
         analyze(reals, model)
@@ -169,7 +169,7 @@ def test_batches_and_the_command_line(tmp_path: Path, detector: Model, capsys: p
     file = remembering(detector, open_alike([first], (3, 0, 1), None)).save(tmp_path / "m.c2f")
     batch = analyze_folder(tmp_path / "*.tif", tmp_path / "out", file, workers=0, report=False)
     assert batch.ok
-    assert "note   channels 3, 0, 1 are read, as the model was fitted, 2 image(s)" in str(batch)
+    assert "note   channels 3, 0, 1 are read, as in the fit of the model, 2 image(s)" in str(batch)
     with Analysis.load(tmp_path / "out" / "b.ome.tif") as found:
         assert (found.image.picked, found.image.value_range) == ((3, 0, 1), (0, 4095))
     command = ["analyze", str(first), "-o", str(tmp_path / "one"), "-m", str(file), "--value-range", "0", "3000", "-q"]

@@ -86,7 +86,7 @@ class Annotations:
     labels : tuple of str
         The classes of `objects`, sorted.
     notes : tuple of str
-        What was left out or assumed; each names the file.
+        Annotations left out, and assumptions made; each names the file.
     """
 
     path: Path | None

@@ -149,7 +149,7 @@ def _value(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_place(result: Any) -> bool:
-    """Whether a result is a shape: not a choice, a text, or labels alone."""
+    """Whether a result is a shape: not a choice, a text, or only labels."""
     if not isinstance(result, dict):
         return True
     value = _value(result)

@@ -23,7 +23,7 @@ _ENOUGH = 1500
 _LEFT = 0.3
 
 Kind = Literal["object", "area"]
-"""What is counted: objects, or the fine cells of areas."""
+"""Unit that is counted: objects, or the fine cells of areas."""
 Refine = Callable[[Plan], Refinement]
 Counts = NDArray[np.int64]
 
