@@ -317,14 +317,14 @@ def test_entries_that_would_break_the_bound_are_refused() -> None:
         bound.know(index[3:], [-1])
     with pytest.raises(ValueError, match="for each a number"):
         bound.know(index[3:], [0, 1])
-    for expected, cap, target, confidence in (
-        ([-1.0], 1, 1, 0.9),
-        ([math.nan], 1, 1, 0.9),
-        ([1.0], 0.5, 1, 0.9),
-        ([1.0], 1, 0, 0.9),
-        ([1.0], 1, 1, 1.0),
+    for expected, cap, target, confidence, message in (
+        ([-1.0], 1, 1, 0.9, "a finite number of objects"),
+        ([math.nan], 1, 1, 0.9, "a finite number of objects"),
+        ([1.0], 0.5, 1, 0.9, "caps must be 1 or more"),
+        ([1.0], 1, 0, 0.9, "the target above 0"),
+        ([1.0], 1, 1, 1.0, "expected a confidence between 0 and 1, got 1"),
     ):
-        with pytest.raises(ValueError, match="wanted"):
+        with pytest.raises(ValueError, match=message):
             MissBound(expected, cap, target=target, confidence=confidence)
 
 
