@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from coarse2fine.results.cost import Cost
     from coarse2fine.tiling.conversion.convert import convert
     from coarse2fine.tiling.errors import ImageError
+    from coarse2fine.tiling.formats.registry import Format, register_format
     from coarse2fine.tiling.image import Image
     from coarse2fine.tiling.opening import open_image
 
@@ -29,6 +30,7 @@ __all__ = [
     "Audit",
     "BatchResult",
     "Cost",
+    "Format",
     "Geometry",
     "Image",
     "ImageError",
@@ -42,6 +44,7 @@ __all__ = [
     "fit",
     "load_model",
     "open_image",
+    "register_format",
 ]
 
 # Each is imported when it is first asked for, so that `import coarse2fine` and the command's help take no time.
@@ -51,6 +54,7 @@ _HOMES = {
     "Audit": "coarse2fine.audit.result",
     "BatchResult": "coarse2fine.batch.summary",
     "Cost": "coarse2fine.results.cost",
+    "Format": "coarse2fine.tiling.formats.registry",
     "Geometry": "coarse2fine.model",
     "Image": "coarse2fine.tiling.image",
     "ImageError": "coarse2fine.tiling.errors",
@@ -63,6 +67,7 @@ _HOMES = {
     "fit": "coarse2fine.fitting.fit",
     "load_model": "coarse2fine.model",
     "open_image": "coarse2fine.tiling.opening",
+    "register_format": "coarse2fine.tiling.formats.registry",
 }
 
 

@@ -7,15 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from coarse2fine.tiling.formats.registry import known_formats
+
 PathLike = str | os.PathLike[str]
 
-IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".jp2", ".tif", ".tiff", ".btf"),
-    *(".svs", ".ndpi", ".scn", ".qptiff", ".bif", ".mrxs", ".dcm", ".zarr"),
-)
 
-
-def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...] | None = None) -> list[Path]:
     """Find files, by default images.
 
     Parameters
@@ -23,8 +20,8 @@ def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...
     source : path-like or sequence of path-like
         A file, a folder (the files directly inside), a glob (``**`` matches nested folders), or several of
         these. A Zarr folder counts as a file.
-    suffixes : tuple of str
-        Name endings, in lower case, that are taken from a folder.
+    suffixes : tuple of str, optional
+        Name endings, in lower case, that are taken from a folder; by default those of all known formats.
 
     Returns
     -------
@@ -39,6 +36,8 @@ def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...
     sources = [source] if isinstance(source, str | os.PathLike) else source
     if not sources:
         raise FileNotFoundError("expected at least one file, folder or glob, found an empty list")
+    if suffixes is None:
+        suffixes = tuple(suffix for fmt in known_formats() for suffix in fmt.suffixes)
     return sorted({path for each in sources for path in _expand_one(Path(each).expanduser(), suffixes)})
 
 

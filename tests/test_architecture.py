@@ -25,7 +25,8 @@ TENSORS = {"cv2", "numpy", "torch", "timm", "scipy", "safetensors"}
 # The floors of `coarse2fine`, the lowest first: a file imports from its own room and from lower floors. What shares a
 # floor does not know of each other.
 FLOORS = (
-    ("_environment", "_version", "terminal", "paths", "region", "tiling", "models"),
+    ("_environment", "_version", "terminal", "region", "tiling", "models"),
+    ("paths",),
     ("progress", "bundle", "annotations"),
     ("model_file",),
     ("specialists",),

@@ -8,30 +8,22 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ImageError
-from .formats import ome_zarr, raster, slide, tiff
+from .formats.registry import Location, Reader, known_formats
 from .image import Image
-from .source import Source
+from .source import Source, array_source
 from .stats import ReadStats
-from .storage.byte_files import LocalFile, LocalKeys, RemoteFile, RemoteKeys
 from .storage.redact import redact
-from .storage.remote import Remote, is_url
+from .storage.remote import is_url
 from .value_range import check_range
 
 Mpp: TypeAlias = float | tuple[float, float]
 ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[Any] | Image
-Reader: TypeAlias = Literal["tensorstore"]
-
-HEAD_BYTES = 256
-"""So much of a file tells its format."""
-
-PICTURE_BYTES = 2**30
-"""A picture behind an address, which is read whole, has no more bytes."""
 
 
 def open_image(
@@ -51,7 +43,7 @@ def open_image(
         JPEG 2000 file; an OME-Zarr or Zarr directory; a slide that OpenSlide reads (MRXS, DICOM, VMS; extra
         ``openslide``); the address of a TIFF or Zarr, such as ``https://...`` or ``s3://...`` (extra ``remote``),
         which is read by ranges; an array (h, w) or (h, w, c), which is not copied; or an `Image`, which is returned
-        unchanged.
+        unchanged. Other formats are added by `register_format`.
     mpp : float or (float, float), optional
         Microns per pixel (y, x) to use instead of what the file says.
     channels : int or sequence of int, optional
@@ -97,12 +89,16 @@ def open_image(
     if not isinstance(source, str | os.PathLike | np.ndarray):
         raise TypeError(f"expected a path, an address, a NumPy array or an open image, got a {type(source).__name__}")
     stats = ReadStats()
-    location = None if isinstance(source, np.ndarray) else _location(source)
-    label = "array" if location is None else redact(location) if is_url(location) else location
-    data = source if isinstance(source, np.ndarray) else _location(source)
-    stored = _open(data, label, stats, channels, value_range, reader)
+    place: Location | NDArray[Any]
+    if isinstance(source, np.ndarray):
+        place, label = source, None
+    else:
+        text = _location(source)
+        path, url, label = (None, text, redact(text)) if is_url(text) else (Path(text), None, text)
+        place = Location(path, url, value_range, reader, stats)
+    stored = _open(place, label or "array", channels, value_range, reader)
     reopen = functools.partial(open_image, source, mpp=mpp, channels=channels, value_range=value_range, reader=reader)
-    return Image(stored, None if location is None else label, given, stats=stats, reopen=reopen)
+    return Image(stored, label, given, stats=stats, reopen=reopen)
 
 
 def _location(source: str | os.PathLike[str]) -> str:
@@ -119,17 +115,17 @@ def _location(source: str | os.PathLike[str]) -> str:
 
 
 def _open(
-    source: str | NDArray[Any],
+    place: Location | NDArray[Any],
     label: str,
-    stats: ReadStats,
     channels: Sequence[int] | None,
     value_range: tuple[float, float] | None,
     reader: Reader | None,
 ) -> Source:
     try:
-        if reader is not None and (not isinstance(source, str) or is_url(source) or Path(source).is_file()):
+        if reader is not None and (isinstance(place, np.ndarray) or place.path is None or place.path.is_file()):
             raise ImageError(f"{label}: {reader} reads Zarr directories of this machine; leave 'reader' out")
-        stored = dataclasses.replace(_stored(source, stats, value_range, reader), given=value_range)
+        stored = array_source(place) if isinstance(place, np.ndarray) else _stored(place)
+        stored = dataclasses.replace(stored, given=value_range)
         try:
             return stored if channels is None else stored.pick(tuple(channels), label)
         except BaseException:
@@ -146,68 +142,35 @@ def _open(
         raise ImageError(f"{label}: cannot be read ({reason}); check the path and the disk or the network") from error
 
 
-def _stored(
-    source: str | NDArray[Any], stats: ReadStats, value_range: tuple[float, float] | None, reader: Reader | None
-) -> Source:
-    if isinstance(source, np.ndarray):
-        return raster.array_source(source)
-    return _open_url(source, stats) if is_url(source) else _open_path(Path(source), stats, value_range, reader)
-
-
-def _open_path(path: Path, stats: ReadStats, value_range: tuple[float, float] | None, reader: Reader | None) -> Source:
-    if path.is_dir():
-        folder = str(path) if reader is not None else None
-        return _zarr(ome_zarr.open_zarr(LocalKeys(path, stats), str(path), folder=folder), str(path))
-    file = LocalFile(path, stats)
-    head = file.read_at(0, HEAD_BYTES)
-    if tiff.is_tiff(head):
-        return tiff.open_tiff(file, str(path))
-    file.close()
-    if slide.is_slide(path, head):
-        return slide.open_slide(path)
-    kind = _raster_kind(head, str(path))
-    return raster.open_raster_file(path, kind, stats, value_range)
-
-
-def _open_url(url: str, stats: ReadStats) -> Source:
-    remote = Remote(url, stats)
-    missing: OSError | None = None
-    head = b""
+def _stored(location: Location) -> Source:
+    """Ask each format in turn."""
+    head, missing = b"", None
     try:
-        head = remote.fetch("", 0, HEAD_BYTES)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:  # as of a Zarr, which is no object
-        missing = error
-    label = redact(url)
-    if tiff.is_tiff(head):
-        return tiff.open_tiff(RemoteFile(remote), label)
-    stored = ome_zarr.open_zarr(RemoteKeys(remote), label) if raster.kind_of(head) is None else None
-    if stored is not None:
-        return stored
-    if missing is not None:
-        raise missing
-    kind = _raster_kind(head, label)
-    return raster.open_raster(remote.fetch("", most=PICTURE_BYTES), kind, label)
+        head = location.head
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        if location.url is None:
+            raise
+        missing = error  # the address of a Zarr is no object
+    for fmt in known_formats():
+        if fmt.matches(head, location) and (source := fmt.open(location)) is not None:
+            return source
+    raise missing or _unknown(head, location)
 
 
-def _zarr(stored: Source | None, label: str) -> Source:
-    if stored is None:
-        raise ImageError(
-            f"{label}: expected a Zarr directory (with {', '.join(ome_zarr.MARKERS)}), but it has none of these; "
+def _unknown(head: bytes, location: Location) -> ImageError:
+    if location.is_folder:
+        from .formats.zarr_survey import MARKERS  # noqa: PLC0415
+
+        return ImageError(
+            f"{location.label}: expected a Zarr directory (with {', '.join(MARKERS)}), but it has none of these; "
             "pass an image file or a Zarr"
         )
-    return stored
-
-
-def _raster_kind(head: bytes, label: str) -> str:
     if not head:
-        raise ImageError(f"{label}: the file is empty; copy or export it again")
-    kind = raster.kind_of(head)
-    if kind is None:
-        raise ImageError(
-            f"{label}: expected a TIFF, PNG, JPEG, WebP, BMP or JPEG 2000 file, a slide, or a Zarr directory, "
-            f"but it begins with {head[:8]!r}; convert it to one of these"
-        )
-    return kind
+        return ImageError(f"{location.label}: the file is empty; copy or export it again")
+    return ImageError(
+        f"{location.label}: expected a TIFF, PNG, JPEG, WebP, BMP or JPEG 2000 file, a slide, or a Zarr directory, "
+        f"but it begins with {head[:8]!r}; convert it to one of these"
+    )
 
 
 def _given_mpp(mpp: Mpp | None) -> tuple[float, float] | None:

@@ -13,8 +13,21 @@ from numpy.typing import NDArray
 
 from .errors import ImageError
 from .geometry import Box, GeoReference, Level, PixelSize, downsamples
-from .samples import Alpha, PixelArray, interleaved, on_white, sample_range, sparse, to_uint8, ycbcr_to_rgb
+from .samples import (
+    Alpha,
+    PixelArray,
+    check_samples,
+    interleaved,
+    on_white,
+    sample_range,
+    sparse,
+    to_uint8,
+    ycbcr_to_rgb,
+)
 from .value_range import Origin, ValueRange, is_plain, measured_range
+
+MEMORY_CHUNK = 512
+"""Arrays have no chunks; reads are ordered as if they had these."""
 
 _NEAR = 8
 """Channels that lie within so many are read at once, the others between them too."""
@@ -301,3 +314,43 @@ class Source:
         if dtype.kind not in "ui" or dtype.itemsize != 2 or not dtype.isnative:
             return None
         return to_uint8(np.arange(2**16, dtype=np.uint16).view(dtype), self.scale.ends)
+
+
+def array_source(array: NDArray[Any], format: str = "array") -> Source:  # noqa: A002
+    """Wrap pixels in memory.
+
+    Parameters
+    ----------
+    array : (h, w) or (h, w, c) array
+        Boolean, integer or real. Four channels are red, green, blue and opacity.
+    format : str
+        What to call the format; decoded files may have two channels, grey and opacity.
+
+    Raises
+    ------
+    ImageError
+        If the array is empty, or its axes or samples cannot be an image.
+    """
+    what = format
+    if array.ndim not in (2, 3):
+        raise ImageError(
+            f"{what}: expected an array (height, width) or (height, width, channels), got shape {array.shape}"
+        )
+    if array.ndim == 3 and array.shape[2] > 4 and array.shape[0] <= 4:
+        raise ImageError(f"{what}: expected channels last, got shape {array.shape}; use numpy.moveaxis(array, 0, -1)")
+    if array.size == 0:
+        raise ImageError(f"{what}: the array is empty (shape {array.shape}); pass one with pixels")
+    check_samples(what, array.dtype)
+    samples = array.shape[2] if array.ndim == 3 else 1
+    opacity = samples == 4 or (samples == 2 and format != "array")
+    alpha: Alpha = "straight" if opacity else "none"
+    height, width = array.shape[:2]
+    axes = "yxc" if array.ndim == 3 else "yx"
+    return Source(
+        arrays=(array,),
+        chunks=((min(MEMORY_CHUNK, height), min(MEMORY_CHUNK, width)),),
+        axes=axes,
+        format=format,
+        alpha=alpha,
+        in_memory=True,
+    )

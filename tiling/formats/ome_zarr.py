@@ -22,8 +22,6 @@ from .zarr_bounded import open_bounded
 from .zarr_codecs import UnsupportedError
 from .zarr_survey import MARKERS, OURS, check_chunks, find_image, get, metadata_of
 
-__all__ = ["MARKERS", "open_zarr"]
-
 _AXES = {"channel": "c", "channels": "c", "band": "c", "bands": "c"}
 _MOST_SIDE = 2**31 - 1
 """Pixels along a side: the largest mosaics have a thousandth of it."""

@@ -1,4 +1,4 @@
-"""Formats that are decoded whole: arrays in memory, and PNG, JPEG, WebP, BMP and JPEG 2000 files."""
+"""Files that are decoded whole: PNG, JPEG, WebP, BMP and JPEG 2000."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..geometry import PixelSize, ceil_div, ignored_dots, printer_dots
 from ..limits import UNIT_BYTES, check_unit
 from ..orientation import upright
 from ..quiet import quiet
-from ..samples import Alpha, check_samples, check_size
-from ..source import Source
+from ..samples import check_size
+from ..source import Source, array_source
 from ..stats import ReadStats
 from ..storage.byte_files import ByteFile, LocalFile
 from .bmp import decode_bmp
@@ -28,9 +28,6 @@ from .raster_header import RasterHeader, read_header
 
 CACHED_BYTES = 256 * 2**20
 """Decoded pixels that take more are kept on disk, not in memory."""
-
-MEMORY_CHUNK = 512
-"""Arrays have no chunks; reads are ordered as if they had these."""
 
 _HEAD_BYTES = (2**16, 2**20, 2**26)
 """So much of a file is read for its header, as far as that reaches."""
@@ -46,61 +43,6 @@ _SCREEN = 100
 
 _MOST_SAMPLES, _INKS = 4, 4
 _STRIP_PIXELS = 2**20
-
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"BM", "bmp"),
-    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "jpeg2000"),
-    (b"\xff\x4f\xff\x51", "jpeg2000"),
-)
-
-
-def array_source(array: NDArray[Any], format: str = "array") -> Source:  # noqa: A002
-    """Wrap pixels in memory.
-
-    Parameters
-    ----------
-    array : (h, w) or (h, w, c) array
-        Boolean, integer or real. Four channels are red, green, blue and opacity.
-    format : str
-        What to call the format; decoded files may have two channels, grey and opacity.
-
-    Raises
-    ------
-    ImageError
-        If the array is empty, or its axes or samples cannot be an image.
-    """
-    what = format
-    if array.ndim not in (2, 3):
-        raise ImageError(
-            f"{what}: expected an array (height, width) or (height, width, channels), got shape {array.shape}"
-        )
-    if array.ndim == 3 and array.shape[2] > 4 and array.shape[0] <= 4:
-        raise ImageError(f"{what}: expected channels last, got shape {array.shape}; use numpy.moveaxis(array, 0, -1)")
-    if array.size == 0:
-        raise ImageError(f"{what}: the array is empty (shape {array.shape}); pass one with pixels")
-    check_samples(what, array.dtype)
-    samples = array.shape[2] if array.ndim == 3 else 1
-    opacity = samples == 4 or (samples == 2 and format != "array")
-    alpha: Alpha = "straight" if opacity else "none"
-    height, width = array.shape[:2]
-    axes = "yxc" if array.ndim == 3 else "yx"
-    return Source(
-        arrays=(array,),
-        chunks=((min(MEMORY_CHUNK, height), min(MEMORY_CHUNK, width)),),
-        axes=axes,
-        format=format,
-        alpha=alpha,
-        in_memory=True,
-    )
-
-
-def kind_of(head: bytes) -> str | None:
-    """Format of a file by its first bytes; None when it is none of these."""
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
 def open_raster_file(path: Path, kind: str, stats: ReadStats, given: tuple[float, float] | None = None) -> Source:

@@ -19,6 +19,13 @@ _DEFLATE_RATIO = 1032
 """Deflate cannot expand a byte to more than this."""
 _TILE_BYTES, _TILE_COMPONENT_BYTES, _PRECINCT_BYTES = 6000, 1200, 500
 """What OpenJPEG takes for each tile, each component of a tile, and each precinct, rounded up."""
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"BM", "bmp"),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "jpeg2000"),
+    (b"\xff\x4f\xff\x51", "jpeg2000"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,13 @@ class RasterHeader:
     def decoded_bytes(self) -> int:
         """Bytes of the pixels that a decoder returns."""
         return self.height * self.width * self.samples * self.sample_bytes
+
+
+def kind_of(head: bytes) -> str | None:
+    """Format of a file by its first bytes; None when it is none of these."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
 def read_header(data: bytes, kind: str) -> RasterHeader:

@@ -37,11 +37,6 @@ _DIALECTS = ("svs", "ndpi", "scn", "qpi", "ome")
 _FORMATS = {"qpi": "qptiff", "ome": "ome-tiff"}
 
 
-def is_tiff(head: bytes) -> bool:
-    """Whether a file that begins so is a TIFF or BigTIFF."""
-    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
 def open_tiff(file: ByteFile, label: str) -> Source:
     """Open the largest image of a TIFF with all its levels.
 

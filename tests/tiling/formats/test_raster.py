@@ -159,7 +159,8 @@ LIES = {
 
 LIMITED = """
 import resource, sys
-from tiling import ImageError, open_image
+from coarse2fine import ImageError, open_image
+import coarse2fine.tiling.formats.raster  # its libraries are not counted
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
 for path in sys.argv[1:]:
@@ -206,7 +207,8 @@ def damaged(data: bytes, seed: int) -> bytes:
 
 QUIET = """
 import sys
-from tiling import Box, ImageError, open_image
+from coarse2fine import ImageError, open_image
+from coarse2fine.tiling.geometry import Box
 for path in sys.argv[1:]:
     try:
         with open_image(path) as image:
