@@ -24,6 +24,7 @@ from coarse2fine.models.firing import Firing
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 from coarse2fine.terminal import printable
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.writing.atomic import replace_file
 
 Task = Literal["detect", "explore"]
@@ -114,7 +115,7 @@ class CascadeStage:
 
     def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
         """Cells of an image of `full_shape` pixels (height, width); those at the far edges may reach beyond it."""
-        return -(-full_shape[0] // self.cell), -(-full_shape[1] // self.cell)
+        return ceil_div(full_shape[0], self.cell), ceil_div(full_shape[1], self.cell)
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ class Model:
 
     def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
         """Cells of an image of `full_shape` pixels (height, width); those at the far edges may reach beyond it."""
-        return -(-full_shape[0] // self.geometry.cell), -(-full_shape[1] // self.geometry.cell)
+        return ceil_div(full_shape[0], self.geometry.cell), ceil_div(full_shape[1], self.geometry.cell)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one file of weights and JSON; nothing in it can be executed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -135,5 +136,5 @@ def _bounds(where: NDArray[np.bool_]) -> Box:
 def _under(box: Box, level: Level, finer: Level) -> Box:
     """Pixels of a finer level that a box of a level covers."""
     y, x = level.downsample_y / finer.downsample_y, level.downsample_x / finer.downsample_x
-    whole = Box(int(box.y0 * y), int(box.x0 * x), int(-(-box.y1 * y // 1)), int(-(-box.x1 * x // 1)))
+    whole = Box(int(box.y0 * y), int(box.x0 * x), math.ceil(box.y1 * y), math.ceil(box.x1 * x))
     return clamp(whole, finer.height, finer.width)

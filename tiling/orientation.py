@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +12,44 @@ from .geometry import Box, GeoReference
 from .samples import PixelArray, SparseArray, sparse
 
 
-def upright(pixels: NDArray[Any], orientation: int, y: int = 0, x: int = 1) -> NDArray[Any]:
-    """Turn and mirror stored pixels, whose rows and columns are axes `y` and `x`; a view."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(y, x)
-    if orientation in (2, 3, 6, 7):
-        pixels = np.flip(pixels, x)
-    return np.flip(pixels, y) if orientation in (3, 4, 7, 8) else pixels
+class Turn(NamedTuple):
+    """One of the eight ways to lay a picture: rows and columns exchanged, then mirrored.
+
+    Parameters
+    ----------
+    transpose : bool
+        Whether rows become columns.
+    mirror_y, mirror_x : bool
+        Whether the order of rows, and that of columns, is reversed afterwards.
+    """
+
+    transpose: bool
+    mirror_y: bool
+    mirror_x: bool
+
+    @classmethod
+    def of(cls, orientation: int) -> Turn:
+        """The turn that brings pixels upright that are stored in an orientation of EXIF, 1 to 8."""
+        return cls(orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7))
+
+    def apply(self, pixels: NDArray[Any], y: int = 0, x: int = 1) -> NDArray[Any]:
+        """A view of pixels, turned, whose rows and columns are axes `y` and `x`."""
+        if self.transpose:
+            pixels = pixels.swapaxes(y, x)
+        if self.mirror_y:
+            pixels = np.flip(pixels, y)
+        return np.flip(pixels, x) if self.mirror_x else pixels
 
 
-def upright_geo(geo: GeoReference, orientation: int, height: int, width: int) -> GeoReference:
+def upright_geo(geo: GeoReference, turn: Turn, height: int, width: int) -> GeoReference:
     """Place of an image on a planet after turning to `height` x `width` pixels, from that of the stored pixels."""
     transform: list[float] = []
     for by_x, by_y, start in (geo.transform[:3], geo.transform[3:]):
-        along_x, along_y = (by_y, by_x) if orientation >= 5 else (by_x, by_y)
+        along_x, along_y = (by_y, by_x) if turn.transpose else (by_x, by_y)
         origin = start
-        if orientation in (2, 3, 6, 7):
+        if turn.mirror_x:
             origin, along_x = origin + along_x * width, -along_x
-        if orientation in (3, 4, 7, 8):
+        if turn.mirror_y:
             origin, along_y = origin + along_y * height, -along_y
         transform += along_x, along_y, origin
     a, b, c, d, e, f = transform
@@ -42,18 +62,17 @@ class UprightArray:
     Parameters
     ----------
     stored : PixelArray
-    orientation : int
-        2 to 8.
+    turn : Turn
     y, x : int
         Axes of rows and columns.
     """
 
-    def __init__(self, stored: PixelArray, orientation: int, y: int, x: int) -> None:
+    def __init__(self, stored: PixelArray, turn: Turn, y: int, x: int) -> None:
         shape = list(stored.shape)
-        if orientation >= 5:
+        if turn.transpose:
             shape[y], shape[x] = shape[x], shape[y]
         self.shape, self.dtype = tuple(shape), stored.dtype
-        self._stored, self._orientation, self._y, self._x = stored, orientation, y, x
+        self._stored, self._turn, self._y, self._x = stored, turn, y, x
 
     def __getitem__(self, key: tuple[Any, ...], /) -> NDArray[Any]:
         """Read the part under slices of `y` and `x` and anything of other axes."""
@@ -62,7 +81,7 @@ class UprightArray:
         place[self._y], place[self._x] = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
         # An index takes its axis away.
         y, x = (axis - sum(isinstance(k, int) for k in key[:axis]) for axis in (self._y, self._x))
-        return upright(np.asarray(self._stored[tuple(place)]), self._orientation, y, x)
+        return self._turn.apply(np.asarray(self._stored[tuple(place)]), y, x)
 
     @property
     def leaves_out(self) -> bool:
@@ -71,7 +90,7 @@ class UprightArray:
 
     def absent(self, box: Box) -> NDArray[np.bool_]:
         """Pixels (h, w) of a box inside the level that are not stored."""
-        return upright(self._left_out.absent(self._stored_box(box)), self._orientation)
+        return self._turn.apply(self._left_out.absent(self._stored_box(box)))
 
     def is_blank(self, box: Box) -> bool:
         """Whether nothing is stored under a box inside the level."""
@@ -89,8 +108,8 @@ class UprightArray:
 
     def _stored_place(self, rows: range, columns: range) -> tuple[range, range]:
         """Rows and columns as they are stored, of those seen upright."""
-        if self._orientation in (3, 4, 7, 8):
+        if self._turn.mirror_y:
             rows = range(self.shape[self._y] - rows.stop, self.shape[self._y] - rows.start)
-        if self._orientation in (2, 3, 6, 7):
+        if self._turn.mirror_x:
             columns = range(self.shape[self._x] - columns.stop, self.shape[self._x] - columns.start)
-        return (columns, rows) if self._orientation >= 5 else (rows, columns)
+        return (columns, rows) if self._turn.transpose else (rows, columns)

@@ -21,6 +21,7 @@ from coarse2fine.audit.sampling_bound import allowed_misses
 from coarse2fine.audit.survey import expected_miss_scale
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan, cover, dense_plan
+from coarse2fine.tiling.geometry import ceil_div
 
 _LEAST_DRAWS = 32
 # Promising blocks are refined first while the expected misses exceed this share of those allowed.
@@ -209,7 +210,9 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
         planned = _promising(expected[unknown], seems, allowed[kind]) if promising else bound.planned_draws(allowed)
         left = most_macs - blocks.macs
         # Only half of the planned blocks: their finds improve the next plan.
-        count = min(max(_LEAST_DRAWS, -(-planned // 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks))))
+        count = min(
+            max(_LEAST_DRAWS, ceil_div(planned, 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks)))
+        )
         # Large rectangles cost nothing extra if all is refined in the end.
         goal = 1 - _HOPEFUL * allowed[kind] / seems if promising else 0.0
         pieces = _pieces(blocks, planned, count, goal, left)

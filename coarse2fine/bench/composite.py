@@ -18,9 +18,9 @@ from coarse2fine.bench.cover import ASSUMED_CHUNK
 from coarse2fine.bench.data import BenchScene
 from coarse2fine.bench.ground import Ground, fading, find_patches
 from coarse2fine.preprocess import as_channels
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.opening import open_image
-from coarse2fine.tiling.orientation import upright
+from coarse2fine.tiling.orientation import Turn
 from coarse2fine.tiling.writing.pyramid import write_pyramid
 
 ORIENTATIONS = range(1, 9)
@@ -78,19 +78,16 @@ class Tile:
 
     def points(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
         """Where points (n, 2) of the scene, (x, y), come to lie."""
-        moved = xy - (self.cut.x0, self.cut.y0)
-        if self.orientation >= 5:
-            moved = moved[:, ::-1]
-        side = self.cut.width
-        mirrored_x, mirrored_y = self.orientation in (2, 3, 6, 7), self.orientation in (3, 4, 7, 8)
-        x = side - moved[:, 0] if mirrored_x else moved[:, 0]
-        y = side - moved[:, 1] if mirrored_y else moved[:, 1]
+        turn, side = Turn.of(self.orientation), self.cut.width
+        x, y = (xy - (self.cut.x0, self.cut.y0)).T[:: -1 if turn.transpose else 1]
+        x = side - x if turn.mirror_x else x
+        y = side - y if turn.mirror_y else y
         return np.stack([x + self.place.x0, y + self.place.y0], axis=1)
 
     def pixels(self, scene: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Its pixels (side, side, channels), turned; a view."""
         cut = self.cut
-        return upright(scene[cut.y0 : cut.y1, cut.x0 : cut.x1], self.orientation)
+        return Turn.of(self.orientation).apply(scene[cut.y0 : cut.y1, cut.x0 : cut.x1])
 
 
 def compose(
@@ -166,7 +163,7 @@ def _lay(
     columns = math.ceil(wanted / (rows * side**2))
     count = max(1, round(composition.density * rows * columns))
     places = np.sort(rng.permutation(rows * columns)[:count])
-    order = np.concatenate([rng.permutation(len(pixels)) for _ in range(-(-count // len(pixels)))])[:count]
+    order = np.concatenate([rng.permutation(len(pixels)) for _ in range(ceil_div(count, len(pixels)))])[:count]
     tiles = []
     for slot, scene in zip(places.tolist(), order.tolist(), strict=True):
         height, width = pixels[scene].shape[:2]

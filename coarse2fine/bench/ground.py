@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from coarse2fine.annotations.read import AnnotatedArea, Annotations
 from coarse2fine.bench.cover import touched
 from coarse2fine.tiling.geometry import Box
-from coarse2fine.tiling.orientation import upright
+from coarse2fine.tiling.orientation import Turn
+from coarse2fine.tiling.summed_area import summed_area
 
 # The larger the patches, the fewer their borders; of those found at least so many are wanted.
 _SIDES = (256, 192, 128, 96, 64, 48, 32)
@@ -91,7 +92,7 @@ def _empty_squares(free: Sequence[NDArray[np.bool_]], side: int, rng: np.random.
     for scene, there in enumerate(free):
         if min(there.shape) < side:
             continue
-        sums = np.pad(there.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        sums = summed_area(there)
         count = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
         left = count == side**2
         for y, x in rng.permutation(np.argwhere(left)).tolist():
@@ -146,4 +147,4 @@ class Ground:
     def _patch(self, row: int, column: int) -> NDArray[np.uint8]:
         rng = np.random.default_rng([self._seed, row, column])
         patch = self._patches[rng.integers(len(self._patches))]
-        return upright(patch, self._orientations[int(rng.integers(len(self._orientations)))])
+        return Turn.of(self._orientations[int(rng.integers(len(self._orientations)))]).apply(patch)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.fitting.calibrate import CalibrationSet
-from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.crops import Recipe, turn_planes
 from coarse2fine.fitting.distillation import DistillationSample, make_samples
 from coarse2fine.fitting.geometry import base_spec
 from coarse2fine.fitting.optimise import train
@@ -76,9 +76,9 @@ def _batches(
 
 def _sample(recipe: Recipe, lesson: DistillationSample, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
     turn = recipe.turn(rng)
-    planes = recipe.relit(turn.maps(recipe.planes(lesson.pixels)), rng)
+    planes = recipe.relit(turn_planes(recipe.planes(lesson.pixels), turn), rng)
     grain = rng.normal(0, rng.uniform(0, _GRAIN), planes.shape).astype(np.float32)
-    return planes + grain, turn.maps(lesson.target), turn.maps(lesson.valid.astype(np.float32))
+    return planes + grain, turn_planes(lesson.target, turn), turn_planes(lesson.valid.astype(np.float32), turn)
 
 
 def _answer_loss(out: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -10,29 +10,21 @@ from numpy.typing import NDArray
 from coarse2fine.model import Geometry
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.preprocess import as_channels
+from coarse2fine.tiling.orientation import Turn
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One of the eight ways to lay a square: a transpose, then mirrors."""
+def turn_planes(planes: NDArray[np.float32], turn: Turn) -> NDArray[np.float32]:
+    """The (c, h, w) planes, turned."""
+    return np.ascontiguousarray(turn.apply(planes, 1, 2))
 
-    transpose: bool
-    mirror_y: bool
-    mirror_x: bool
 
-    def maps(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The (c, h, w) planes, turned."""
-        if self.transpose:
-            planes = planes.transpose(0, 2, 1)
-        return np.ascontiguousarray(planes[:, :: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1])
-
-    def boxes(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Offsets and sizes (4, h, w), turned: values change with the places."""
-        planes = self.maps(planes)
-        if self.transpose:
-            planes = planes[[1, 0, 3, 2]]
-        sign = np.array([-1 if self.mirror_y else 1, -1 if self.mirror_x else 1, 1, 1], np.float32)
-        return planes * sign[:, None, None]
+def turn_boxes(planes: NDArray[np.float32], turn: Turn) -> NDArray[np.float32]:
+    """Offsets and sizes (4, h, w), turned: values change with the places."""
+    planes = turn_planes(planes, turn)
+    if turn.transpose:
+        planes = planes[[1, 0, 3, 2]]
+    sign = np.array([-1 if turn.mirror_y else 1, -1 if turn.mirror_x else 1, 1, 1], np.float32)
+    return planes * sign[:, None, None]
 
 
 @dataclass(frozen=True)

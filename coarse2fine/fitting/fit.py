@@ -52,7 +52,7 @@ from coarse2fine.models.timm_text import parse_network
 from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Progress
 from coarse2fine.remembered import KEY, Remembered
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 
 _HELD_SHARE = 0.2
@@ -357,7 +357,7 @@ def _normalisation(
     """Mean and standard deviation of each channel, of pixels in 0..1, from the middle and corners of each scene."""
     samples = []
     for image in images:
-        height, width = -(-image.height // downsample), -(-image.width // downsample)
+        height, width = ceil_div(image.height, downsample), ceil_div(image.width, downsample)
         side = min(512, height, width)
         for y in np.linspace(0, height - side, 3).astype(int).tolist():
             for x in np.linspace(0, width - side, 3).astype(int).tolist():

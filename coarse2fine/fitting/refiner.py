@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.fitting.base import PRIOR_LOGIT
-from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.crops import Recipe, turn_boxes, turn_planes
 from coarse2fine.fitting.optimise import train
 from coarse2fine.fitting.scene import PART, Scene
 from coarse2fine.models.box_head import BOX_CHANNELS, detection_loss
@@ -105,9 +105,9 @@ def _sample(recipe: Recipe, place: tuple[Scene, Box], rng: np.random.Generator) 
     t = scene.draw(cell_box)
     turn = recipe.turn(rng)
     return (
-        recipe.relit(turn.maps(recipe.planes(pixels)), rng),
-        turn.maps(t.classes),
-        turn.maps(t.valid),
-        turn.boxes(t.boxes),
-        turn.maps(t.boxed[None])[0],
+        recipe.relit(turn_planes(recipe.planes(pixels), turn), rng),
+        turn_planes(t.classes, turn),
+        turn_planes(t.valid, turn),
+        turn_boxes(t.boxes, turn),
+        turn_planes(t.boxed[None], turn)[0],
     )

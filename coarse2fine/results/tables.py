@@ -14,6 +14,7 @@ from coarse2fine.models.firing import FIRED, NO_FEATURE, feature_name
 from coarse2fine.region import Region
 from coarse2fine.results.json_file import csv_cell
 from coarse2fine.steps.plan import Plan
+from coarse2fine.tiling.summed_area import rectangle_sums, summed_area
 from coarse2fine.tiling.writing.atomic import replacing
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def tiles_frame(
     low = plan.cell_corners
     high = np.minimum(low + plan.sides, np.array(plan.cell_shape))
     full_high = np.minimum(high * cell, np.array(full_shape))
+    finds = _centres(regions, cell, plan.cell_shape)
     return pd.DataFrame(
         {
             "full_y0": low[:, 0] * cell,
@@ -59,8 +61,8 @@ def tiles_frame(
             "width": plan.sides[:, 1],
             "score": plan.scores,
             "fired": pd.Series(_names(plan), dtype="str"),
-            "refined": _window_sums(~refined, low, high) == 0,
-            "finds": _window_sums(_centres(regions, cell, plan.cell_shape), low, high).astype(np.int64),
+            "refined": rectangle_sums(summed_area(~refined), low, high) == 0,
+            "finds": rectangle_sums(summed_area(finds), low, high).astype(np.int64),
         }
     )
 
@@ -135,15 +137,3 @@ def _centres(regions: Sequence[Region], cell: int, cell_shape: tuple[int, int]) 
         y, x = np.clip(centres.astype(np.int64), 0, np.array(cell_shape) - 1).T
         np.add.at(counts, (y, x), 1)
     return counts
-
-
-def _window_sums(
-    cells: NDArray[np.int32] | NDArray[np.bool_], low: NDArray[np.int64], high: NDArray[np.int64]
-) -> NDArray[np.int32]:
-    """Sums of the cells of each window, by a summed-area table; exact below 2^31."""
-    table = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int32)
-    np.cumsum(cells, axis=0, dtype=np.int32, out=table[1:, 1:])
-    np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])
-    (y0, x0), (y1, x1) = low.T, high.T
-    sums: NDArray[np.int32] = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
-    return sums

@@ -18,6 +18,7 @@ from coarse2fine.preprocess import normalised
 from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.summed_area import summed_area
 from coarse2fine.tiling.window_reader import WindowReader
 from coarse2fine.tiling.writing.atomic import replacing
 
@@ -67,9 +68,7 @@ def interesting_patches(chosen: NDArray[np.bool_], cell: int, side: int) -> Patc
     if side < 1:
         raise ValueError(f"expected tiles of at least 1 pixel, got {side}")
     # By a summed-area table: a list of the chosen cells of a gigapixel would take gigabytes.
-    table = np.zeros((chosen.shape[0] + 1, chosen.shape[1] + 1), np.int32)
-    np.cumsum(chosen, axis=0, dtype=np.int32, out=table[1:, 1:])
-    np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])
+    table = summed_area(chosen)
     (top, bottom), (left, right) = (_cells_under(length, cell, side) for length in chosen.shape)
     by_row = table[bottom] - table[top]
     return Patches(side, np.argwhere(by_row[:, right] > by_row[:, left]).astype(np.int64) * side)

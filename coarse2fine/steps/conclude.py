@@ -12,6 +12,7 @@ from coarse2fine.models.firing import NO_FEATURE, feature_name
 from coarse2fine.region import Region
 from coarse2fine.steps.scan import Scan
 from coarse2fine.steps.suppress import clusters, suppress
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 
 # A window is chosen by the sum over its cells; a find's own cell need not be the one that spoke.
@@ -33,7 +34,7 @@ def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, thr
         Probability from which a find counts.
     """
     sure = candidates.take(candidates.scores >= threshold)
-    width = -(-image.width // model.geometry.fine_cell)
+    width = ceil_div(image.width, model.geometry.fine_cell)
     area = model.areas[sure.labels]
     objects = suppress(sure.take(~area))
     regions = _objects(objects, model, scan, image) + _areas(sure.take(area), model, scan, image, width)

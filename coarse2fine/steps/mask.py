@@ -19,7 +19,7 @@ from coarse2fine.annotations.files import MOST_BYTES
 from coarse2fine.annotations.geojson import named_crs
 from coarse2fine.annotations.polygons import as_geometry, repaired
 from coarse2fine.annotations.world import in_pixels
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.storage.regular import read_regular
@@ -63,7 +63,7 @@ def cells_inside(mask: MaskSource, image: Image, cell: int) -> NDArray[np.bool_]
     UserWarning
         If its polygons are taken as pixels though it names a coordinate reference system: the image has none.
     """
-    cell_shape = (-(-image.height // cell), -(-image.width // cell))
+    cell_shape = (ceil_div(image.height, cell), ceil_div(image.width, cell))
     name = "the mask" if isinstance(mask, np.ndarray) else str(mask)
     if isinstance(mask, np.ndarray):
         inside = _from_pixels(np.asarray(mask, np.bool_), image, cell, cell_shape, name)
@@ -73,7 +73,7 @@ def cells_inside(mask: MaskSource, image: Image, cell: int) -> NDArray[np.bool_]
         with open_image(mask, value_range=(0, 1)) as opened:  # whatever its numbers, what is not 0 is not black
             # Nothing but zeros has a mean of zero; a mask that is finer than cells need not be read at its finest.
             factor = max(1, min(opened.height // cell_shape[0], opened.width // cell_shape[1]))
-            whole = Box(0, 0, -(-opened.height // factor), -(-opened.width // factor))
+            whole = Box(0, 0, ceil_div(opened.height, factor), ceil_div(opened.width, factor))
             pixels = np.asarray(opened.read_scaled(whole, factor).any(axis=-1))
         inside = _from_pixels(pixels, image, cell, cell_shape, name)
     if not inside.any():

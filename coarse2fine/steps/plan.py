@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.grid import even
+from coarse2fine.tiling.summed_area import rectangle_sums, summed_area
 
 MERGED_SIDES = (8, 16, 32)
 DENSE_SIDE = 128
@@ -88,7 +90,7 @@ class Plan:
         width, last = self.cell_shape[1], np.array(self.cell_shape) - 1
         for shape, mine in self.by_shape():
             steps = np.indices(shape).reshape(2, -1).T
-            for rows in np.array_split(mine, -(-len(mine) * len(steps) // _GATHERED)):
+            for rows in np.array_split(mine, ceil_div(len(mine) * len(steps), _GATHERED)):
                 cells = np.minimum(self.cell_corners[rows, None] + steps, last)
                 flat = cells[..., 0] * width + cells[..., 1]
                 best = interest.ravel()[flat].argmax(axis=1)
@@ -108,7 +110,7 @@ class Plan:
 
     def touching(self, cells: NDArray[np.bool_]) -> NDArray[np.intp]:
         """Rows of the windows that cover any of some cells, given as a map of shape `cell_shape`."""
-        return _holding(self, _summed(cells))
+        return _holding(self, summed_area(cells))
 
     def covered(self) -> NDArray[np.bool_]:
         """Map of the cells that some window covers; shape `cell_shape`."""
@@ -125,17 +127,10 @@ class Plan:
         return cover
 
 
-def _summed(cells: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Summed-area table of a map."""
-    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int64)
-    sums[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
-    return sums
-
-
-def _holding(plan: Plan, sums: NDArray[np.int64]) -> NDArray[np.intp]:
+def _holding(plan: Plan, table: NDArray[np.int32]) -> NDArray[np.intp]:
     """Rows of the windows that cover any of the cells of a summed-area table."""
-    (y, x), (y1, x1) = plan.cell_corners.T, np.minimum(plan.cell_corners + plan.sides, plan.cell_shape).T
-    return np.flatnonzero(sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x])
+    high = np.minimum(plan.cell_corners + plan.sides, plan.cell_shape)
+    return np.flatnonzero(rectangle_sums(table, plan.cell_corners, high))
 
 
 def cover(cells: NDArray[np.bool_], window_macs: WindowMacs, most: int = DENSE_SIDE) -> Plan:
@@ -151,13 +146,13 @@ def cover(cells: NDArray[np.bool_], window_macs: WindowMacs, most: int = DENSE_S
     """
     if not cells.any():
         return Plan.empty(cells.shape)
-    sums = _summed(cells)
+    table = summed_area(cells)
     rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
     low, high = np.array([rows[0], columns[0]]), np.array([rows[-1], columns[-1]]) + 1
     small = [side for side in _SMALL_SIDES if (high - low).prod() <= _MOST_SMALL * side**2]
     sides = [side for side in (DENSE_SIDE, *_PART_SIDES, *small) if side <= most]
     plans = [_rectangles(low, high, cells.shape, side) for side in sides]
-    holding = [plan.take(_holding(plan, sums)) for plan in plans]
+    holding = [plan.take(_holding(plan, table)) for plan in plans]
     return min(holding, key=lambda plan: plan.macs(window_macs))
 
 

@@ -16,7 +16,7 @@ from coarse2fine.preprocess import fill_value, normalised
 from coarse2fine.progress import Tick
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine_net import Read, RefineNet
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
 
@@ -97,7 +97,7 @@ def refine(
     macs, count = 0, 0
     interrupted = late = False
     cell = model.geometry.fine_cell
-    net = RefineNet(model, runtime, read, (-(-image.height // cell), -(-image.width // cell)))
+    net = RefineNet(model, runtime, read, (ceil_div(image.height, cell), ceil_div(image.width, cell)))
     rations = net.rations(plan, model) if capped else None
     with WindowReader(image, downsample=model.geometry.refine_downsample, fill=fill_value(model)) as reader:
         try:
@@ -209,6 +209,6 @@ def _windows(
 def _distinct(candidates: Candidates, model: Model, image: Image) -> Candidates:
     """Each fine cell once, in raster order, without those beyond the image's far edges."""
     cell = model.geometry.fine_cell
-    height, width = -(-image.height // cell), -(-image.width // cell)
+    height, width = ceil_div(image.height, cell), ceil_div(image.width, cell)
     y, x = candidates.cells.T
     return candidates.take((y < height) & (x < width)).distinct(width)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine.annotations.read import AnnotationError, read_annotations
-from coarse2fine.fitting.crops import Turn
+from coarse2fine.fitting.crops import turn_boxes, turn_planes
 from coarse2fine.fitting.geometry import (
     Sizes,
     base_spec,
@@ -30,6 +30,7 @@ from coarse2fine.models.box_head import BOX_CHANNELS, detection_loss, read_detec
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
+from coarse2fine.tiling.orientation import Turn
 
 CELL = 8
 LABELS = (Label("left"), Label("right"))
@@ -176,7 +177,7 @@ def test_turning_pixels_and_targets_agrees_with_turned_annotations(turn: Turn) -
     side = 192
     shapes: list[Shape] = [("left", 30, 41, 20, 33), ("right", 101, 90, 50, 16), ("left", 7, 150, 31, 38)]
 
-    def turned(shape: Shape) -> Shape:
+    def moved(shape: Shape) -> Shape:
         label, y, x, h, w = shape
         if turn.transpose:
             y, x, h, w = x, y, w, h
@@ -189,12 +190,12 @@ def test_turning_pixels_and_targets_agrees_with_turned_annotations(turn: Turn) -
         return canvas
 
     block = Box(0, 0, side // CELL, side // CELL)
-    before, after = scene(*shapes).draw(block), scene(*map(turned, shapes)).draw(block)
-    np.testing.assert_array_equal(turn.maps(paint(shapes)), paint([turned(s) for s in shapes]))
-    np.testing.assert_array_equal(turn.maps(before.classes), after.classes)
-    np.testing.assert_array_equal(turn.maps(before.valid), after.valid)
-    np.testing.assert_array_equal(turn.maps(before.boxed[None])[0], after.boxed)
-    np.testing.assert_allclose(turn.boxes(before.boxes), after.boxes, atol=1e-5)
+    before, after = scene(*shapes).draw(block), scene(*map(moved, shapes)).draw(block)
+    np.testing.assert_array_equal(turn_planes(paint(shapes), turn), paint([moved(s) for s in shapes]))
+    np.testing.assert_array_equal(turn_planes(before.classes, turn), after.classes)
+    np.testing.assert_array_equal(turn_planes(before.valid, turn), after.valid)
+    np.testing.assert_array_equal(turn_planes(before.boxed[None], turn)[0], after.boxed)
+    np.testing.assert_allclose(turn_boxes(before.boxes, turn), after.boxes, atol=1e-5)
 
 
 # What is held back

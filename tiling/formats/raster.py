@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import ImageError
 from ..geometry import PixelSize, ceil_div, ignored_dots, printer_dots
 from ..limits import UNIT_BYTES, check_unit
-from ..orientation import upright
+from ..orientation import Turn
 from ..quiet import quiet
 from ..samples import check_size
 from ..source import Source, array_source
@@ -120,7 +120,7 @@ def open_raster(data: bytes, kind: str, label: str) -> Source:
             f"{label}: the header says {header.height} x {header.width} pixels, but {stored.shape[0]} x "
             f"{stored.shape[1]} were decoded; export it again"
         )
-    source = array_source(upright(stored, header.orientation), format=kind)
+    source = array_source(Turn.of(header.orientation).apply(stored), format=kind)
     size, notes = _upright_size(header)
     # The range is a picture's, whichever of its colours are read.
     return dataclasses.replace(source, fixed=source.scale, pixel_size=size, notes=source.notes + notes)
@@ -176,7 +176,7 @@ def _upright_size(header: RasterHeader) -> tuple[PixelSize | None, tuple[str, ..
     if (dots := printer_dots(size)) is not None:
         # Nearly every picture has that of a screen: to say so of each would hide what matters.
         return None, (ignored_dots(dots),) if dots > _SCREEN else ()
-    return PixelSize(size.x, size.y, size.unit) if header.orientation >= 5 else size, ()
+    return PixelSize(size.x, size.y, size.unit) if Turn.of(header.orientation).transpose else size, ()
 
 
 def _jpeg(data: bytes) -> NDArray[Any]:

@@ -14,7 +14,7 @@ import zarr
 
 from ..errors import ImageError
 from ..geometry import ceil_div
-from ..orientation import UprightArray, upright_geo
+from ..orientation import Turn, UprightArray, upright_geo
 from ..samples import PixelArray
 from ..source import Source
 from ..storage.byte_files import ByteFile, FileStream
@@ -122,19 +122,19 @@ def _upright(source: Source, orientation: int) -> Source:
     if not 2 <= orientation <= 8:
         return source
     y, x = source.axes.index("y"), source.axes.index("x")
-    turned = orientation >= 5
+    turn = Turn.of(orientation)
     size = source.pixel_size
-    if turned and size is not None:
+    if turn.transpose and size is not None:
         size = dataclasses.replace(size, y=size.x, x=size.y)
     upright = dataclasses.replace(
         source,
-        arrays=tuple(UprightArray(array, orientation, y, x) for array in source.arrays),
-        chunks=tuple(chunk[::-1] if turned else chunk for chunk in source.chunks),
+        arrays=tuple(UprightArray(array, turn, y, x) for array in source.arrays),
+        chunks=tuple(chunk[::-1] if turn.transpose else chunk for chunk in source.chunks),
         pixel_size=size,
     )
     return dataclasses.replace(
         upright,
-        geo=None if source.geo is None else upright_geo(source.geo, orientation, *upright.size(0)),
+        geo=None if source.geo is None else upright_geo(source.geo, turn, *upright.size(0)),
         notes=(*source.notes, f"turned upright from orientation {orientation}"),
     )
 
