@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coarse2fine.steps import choose as select
+from coarse2fine.steps import plan as planning
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan, cover, dense_plan
 from coarse2fine.steps.windows import best_windows
@@ -172,7 +172,7 @@ def test_images_smaller_than_a_window(shape: tuple[int, int]) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_the_dense_plan_covers_each_cell_once(height: int, width: int, side: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select, "DENSE_SIDE", side)
+        patch.setattr(planning, "DENSE_SIDE", side)
         plan = dense_plan((height, width))
     assert (counted(plan) == 1).all()
     assert plan.covered().all()

@@ -28,7 +28,8 @@ from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
-from coarse2fine.steps import choose, refine
+from coarse2fine.steps import plan as planning
+from coarse2fine.steps import refine
 from coarse2fine.steps.plan import Plan, dense_plan
 from coarse2fine.steps.suppress import suppress
 from coarse2fine.tiling.geometry import ceil_div
@@ -133,7 +134,7 @@ def test_the_exhaustive_pass_equals_a_plain_loop(
     channels: int,
     dense_side: int,
 ) -> None:
-    monkeypatch.setattr(choose, "DENSE_SIDE", dense_side)
+    monkeypatch.setattr(planning, "DENSE_SIDE", dense_side)
     pixels = make_image(height, width, channels, seed=3)
     analysis = analyze(pixels, detector, budget=1.0, precision="fp32")
     expected = plain_answer(pixels, detector, detector.threshold)
