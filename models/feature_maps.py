@@ -320,6 +320,11 @@ def cropped(plane: Tensor, border: int) -> Tensor:
     return plane[..., border : plane.shape[-2] - border, border : plane.shape[-1] - border]
 
 
+def cell_rows(planes: Tensor) -> Tensor:
+    """Planes (n, d, h, w) as a row for each cell, (n * h * w, d)."""
+    return planes.permute(0, 2, 3, 1).reshape(-1, planes.shape[1])
+
+
 def _step(source: Twin, own: Twin, kernel: int, halo: float) -> tuple[Step, float | None]:
     """A stage's way from one grid to the next, and the halo it needs of the map before; None if it is off centre."""
     enlarge, stride = max(1, source.jump // own.jump), max(1, own.jump // source.jump)

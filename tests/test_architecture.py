@@ -19,7 +19,7 @@ CORE = sorted(p for p in (ROOT / "coarse2fine").rglob("*.py") if not set(PARTS) 
 INNER = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 FILES = [*CORE, *INNER, *SCRIPTS]
-PIXELS = {"numpy", "cv2", "zarr", "numcodecs", "dask", "tifffile", "imagecodecs", "platformdirs"}
+PIXELS = {"numpy", "cv2", "zarr", "numcodecs", "dask", "tifffile", "imagecodecs", "platformdirs", "filelock"}
 EXTRAS = {"aiohttp", "fsspec", "openslide", "tensorstore"}
 TENSORS = {"cv2", "numpy", "torch", "timm", "scipy", "safetensors"}
 # The floors of `coarse2fine`, the lowest first: a file imports from its own room and from lower floors. What shares a

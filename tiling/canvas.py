@@ -19,6 +19,7 @@ from zarr.codecs import ZstdCodec
 
 from .geometry import Box
 from .grid import Tile, TileGrid
+from .writing.atomic import check_absent, new_folder
 
 CACHE_BYTES = 256 * 2**20
 
@@ -193,10 +194,8 @@ class Canvas:
                 pixels = np.full(self._shape, self._fill, dtype=self._dtype)
                 self._normalise_into(pixels)
                 return pixels
-            unfinished = Path(self._scratch.name) / "result"
-            self._normalise_into(self._create_array(unfinished))
-            _check_absent(self._target)
-            unfinished.rename(self._target)
+            with new_folder(self._target) as unfinished:
+                self._normalise_into(self._create_array(unfinished))
             return zarr.open_array(self._target, mode="r")
         finally:
             self.close()
@@ -329,14 +328,9 @@ def _check(shape: tuple[int, int, int], overlap: int, chunk: int, dtype: np.dtyp
         raise ValueError(f"expected a fill value of 0 to 255 for uint8, got {fill}")
 
 
-def _check_absent(target: Path) -> None:
-    if target.exists():
-        raise FileExistsError(f"{target}: exists already; choose another path or remove it")
-
-
 def _scratch_beside(target: Path) -> TemporaryDirectory[str]:
-    """A folder on the same disk, so that the result can be renamed; vanishes at the latest when Python ends."""
-    _check_absent(target)
+    """A folder for sums, which vanishes at the latest when Python ends."""
+    check_absent(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     return TemporaryDirectory(
         prefix=f".{target.name}.", suffix=".partial", dir=target.parent, ignore_cleanup_errors=True

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from coarse2fine.tiling.writing.lock import locked
 
 SINGLE = "image"
 """Name of a run whose results lie in the folder itself."""
@@ -35,33 +35,20 @@ def exclusive_lock(out: Path, name: str) -> Iterator[None]:
     folder = out / ".batch"
     folder.mkdir(exist_ok=True)
     own = folder / f"{name}.lock"
+    busy = f"another run is writing into {out}: wait for its end, or name another folder"
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove, folder.rmdir)
-        stack.enter_context(_locked(own, out))
-        stack.callback(_remove, own.unlink)
+        stack.callback(_remove_empty, folder)
+        stack.enter_context(locked(own, busy, _LOCK_SECONDS))
         for other in sorted(folder.glob("*.lock")):
             if other != own and not _apart(other.stem, name):
-                with _locked(other, out):
+                with locked(other, busy, _LOCK_SECONDS):
                     pass
         yield
 
 
-def _remove(remove: Callable[[], None]) -> None:
-    with contextlib.suppress(OSError):  # a folder with more in it; on Windows a lock, which vanishes by itself
-        remove()
-
-
-@contextlib.contextmanager
-def _locked(path: Path, out: Path) -> Iterator[None]:
-    lock = FileLock(path, timeout=_LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BlockingIOError(f"another run is writing into {out}: wait for its end, or name another folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # there is more in it
+        folder.rmdir()
 
 
 def _apart(one: str, other: str) -> bool:

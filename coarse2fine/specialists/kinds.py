@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from coarse2fine.models.conv_stack import StackSpec
-from coarse2fine.models.feature_maps import cropped
+from coarse2fine.models.feature_maps import cell_rows, cropped
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import Answered
 from coarse2fine.models.runtime import Runtime, in_double
@@ -87,7 +87,7 @@ class _TreePainter:
         image, top, left = (place.flatten() for place in cells)
         layout = self._tree.layout
         sources, rows = layout.items(layout.read(x, features), (1, 1), (image, top, left))
-        start = _rows(first)
+        start = cell_rows(first)
         self._queue.put(np.arange(len(start)), sources, rows, start)
         self._queue.flush()
         keys = torch.from_numpy(np.concatenate([each.keys for each in self._ended])).to(x.device)
@@ -181,8 +181,3 @@ def kind_names(columns: SpecialistTree | SpecialistGroups) -> tuple[str, ...]:
     members = (np.flatnonzero(columns.groups.group == g).tolist() for g in range(len(columns.groups)))
     named = (", ".join(map(str, each[:_NAMED])) + (" ..." if len(each) > _NAMED else "") for each in members)
     return (*(f"features {each}" for each in named), "no feature")
-
-
-def _rows(planes: Tensor) -> Tensor:
-    """Planes (n, d, h, w) as a row for each cell."""
-    return planes.permute(0, 2, 3, 1).reshape(-1, planes.shape[1])

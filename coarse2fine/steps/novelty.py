@@ -18,6 +18,7 @@ from torch import Tensor
 
 from coarse2fine.model import Label, Model
 from coarse2fine.models.candidates import Candidates
+from coarse2fine.models.feature_maps import cell_rows
 from coarse2fine.models.firing import FIRED
 from coarse2fine.models.mixture import Mixture, ridge
 from coarse2fine.models.runtime import Runtime
@@ -167,7 +168,7 @@ def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: NoveltyModel, fl
         Least score, the share of the sample that is less surprising.
     """
     n, d, h, w = out.shape
-    cells_of = out.permute(0, 2, 3, 1).reshape(-1, d)
+    cells_of = cell_rows(out)
     if d == odd.mixture.means.shape[1]:
         surprise, kind = odd.mixture.surprise(cells_of)
     else:
@@ -229,7 +230,7 @@ def _fine_codes(
 
 def _by_cell(planes: Tensor) -> NDArray[np.float32]:
     """Planes (n, d, h, w) as rows, (n, h * w, d)."""
-    rows = planes.float().permute(0, 2, 3, 1).reshape(len(planes), -1, planes.shape[1])
+    rows = cell_rows(planes.float()).view(len(planes), -1, planes.shape[1])
     return np.asarray(rows.cpu().numpy())
 
 

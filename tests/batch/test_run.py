@@ -35,7 +35,8 @@ from coarse2fine.engine import run_analysis
 from coarse2fine.model import Model
 from coarse2fine.progress import Progress
 from coarse2fine.results.analysis import Analysis
-from coarse2fine.steps import choose, pieces
+from coarse2fine.steps import pieces
+from coarse2fine.steps import plan as planning
 from coarse2fine.steps.checkpoint import StoredCheckpoint
 from coarse2fine.steps.pieces import cut
 from coarse2fine.steps.plan import Plan
@@ -641,7 +642,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**14)
     monkeypatch.setattr(pieces, "ROUND_PIXELS", 2**14)
     monkeypatch.setattr(run, "KEEP_FROM", 1)
-    monkeypatch.setattr(choose, "DENSE_SIDE", 8)
+    monkeypatch.setattr(planning, "DENSE_SIDE", 8)
 
 
 @given(st.integers(1, 400), st.integers(0, 10**6))

@@ -28,7 +28,8 @@ from ..image import Image
 from ..opening import ImageSource, Mpp, open_image
 from ..storage.redact import identity
 from ..value_range import Origin
-from ..writing.atomic import TEMPORARY
+from ..writing.atomic import TEMPORARY, check_absent
+from ..writing.lock import locked
 from ..writing.pyramid import ZSTD_LEVEL, create_levels, multiscales
 from . import sharded_pyramid
 from .journal import Journal
@@ -127,7 +128,8 @@ def convert(
     (a shard), compressed by zstd without loss. Each level is the rounded mean of 2 x 2 pixels of the one before.
     Memory does not grow with the image, but with `workers` and with the chunks of the source.
 
-    The image is written to ``.NAME.partial`` beside its target and renamed when it is complete. After an
+    The image is written to ``.NAME.partial`` beside its target (locked by ``.NAME.lock``) and renamed when it is
+    complete. After an
     interruption, the same call goes on from there; if the source or a parameter has changed, it begins afresh.
 
     Parameters
@@ -164,7 +166,7 @@ def convert(
     """
     begin = time.perf_counter()
     target = Path(target)
-    _check_free(target)
+    check_absent(target)
     if workers is not None and workers < 1:
         raise ValueError(f"expected at least 1 worker, got {workers}")
     with ExitStack() as stack:
@@ -172,7 +174,11 @@ def convert(
         if image is not source:
             stack.enter_context(image)
         partial = target.with_name(f".{target.name}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        busy = f"{partial} is being written by another process; wait for it, or end it"
+        stack.enter_context(locked(target.with_name(f".{target.name}.lock"), busy))
+        check_absent(target)  # another process may have finished it meanwhile
+        partial.mkdir(exist_ok=True)
         if partial.is_symlink():  # what it leads to would be emptied
             raise FileExistsError(f"{partial}: expected a folder that this conversion made, found a link; remove it")
         journal = Journal(partial / _JOURNAL)
@@ -190,16 +196,11 @@ def convert(
             ) from error
         failures = tuple(message for *_, message in sorted(journal.records))
         zarr.open_group(partial, mode="r+").attrs.put(_attributes(image, len(pyramid.levels), failures))
-        _check_free(target)
+        check_absent(target)
         journal.publish(target)
     shards = sum(len(level.shards) for level in pyramid.levels)
     seconds = time.perf_counter() - begin
     return Conversion(target, image.shape, len(pyramid.levels), shards, shards - written, failures, seconds)
-
-
-def _check_free(target: Path) -> None:
-    if target.exists():
-        raise FileExistsError(f"{target}: exists already; choose another path or remove it")
 
 
 def _prepare(partial: Path, journal: Journal, fingerprint: object, shape: tuple[int, int, int]) -> None:

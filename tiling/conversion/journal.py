@@ -1,22 +1,16 @@
-"""What an interrupted conversion leaves for the next: of what it was, and what it found damaged."""
+"""Record of an interrupted conversion for the next: its source, and what it found damaged."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sys
 import threading
 from pathlib import Path
-from typing import IO, Any
-
-_BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+from typing import Any
 
 
 class Journal:
     """A file of one JSON value a line: a fingerprint of the work, then a record each of what went wrong.
-
-    It is locked while it is open, so that two processes do not write the same target.
 
     Parameters
     ----------
@@ -29,11 +23,6 @@ class Journal:
         What the file said when it was opened; None if it is new or damaged.
     records : list
         Each once, in the order in which they were added.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process has it open.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,9 +30,6 @@ class Journal:
         self._mutex = threading.Lock()
         self._stream = path.open("a+b")
         try:
-            _lock(self._stream, path)
-            if not self._is_there():
-                raise BlockingIOError(f"{path.parent} was finished by another process just now")
             lines = self._read()
         except BaseException:
             self._stream.close()
@@ -92,45 +78,11 @@ class Journal:
         return lines
 
     def close(self) -> None:
-        """Unlock the file and leave it for the next."""
+        """Leave the file for the next."""
         self._stream.close()
 
     def publish(self, target: Path) -> None:
-        """Give the folder that the journal is in its final name, and remove the journal: the work is done.
-
-        It stays locked until then, lest another process take the folder for its own and begin afresh in it.
-        """
-        if sys.platform == "win32":  # where what is open cannot be renamed
-            self._stream.close()
-            self._path.unlink()
-            self._path.parent.rename(target)
-        else:
-            self._path.parent.rename(target)
-            (target / self._path.name).unlink()
-            self._stream.close()
-
-    def _is_there(self) -> bool:
-        """Whether the file that is open still has its name; when it has not, its work is done."""
-        try:
-            return os.path.samestat(os.fstat(self._stream.fileno()), self._path.stat())
-        except FileNotFoundError:
-            return False
-
-
-def _lock(stream: IO[bytes], path: Path) -> None:
-    """Lock a file until it is closed or the process ends; file systems without locks are taken as they are."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt  # noqa: PLC0415 (there alone)
-
-            stream.seek(0, os.SEEK_SET)
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl  # noqa: PLC0415 (not on Windows)
-
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _BUSY:
-            raise BlockingIOError(
-                f"{path.parent} is being written by another process; wait for it, or end it"
-            ) from None
+        """Give the folder that the journal is in its final name, and remove the journal: the work is done."""
+        self.close()
+        self._path.parent.rename(target)
+        (target / self._path.name).unlink()

@@ -109,11 +109,22 @@ def new_folder(target: Path) -> Iterator[Path]:
     temporary = sibling(target)
     try:
         yield temporary
-        if target.exists():
-            raise FileExistsError(f"{target}: came into being meanwhile; choose another path or remove it")
+        check_absent(target)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_absent(target: Path) -> None:
+    """Refuse to write over what exists.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a `target`.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target}: exists already; choose another path or remove it")
 
 
 def sibling(target: Path, suffix: str = TEMPORARY) -> Path:

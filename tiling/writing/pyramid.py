@@ -19,7 +19,7 @@ from zarr.codecs import ZstdCodec
 
 from ..geometry import Box, ceil_div
 from ..grid import blocks
-from .atomic import new_folder
+from .atomic import check_absent, new_folder
 
 COARSEST_SIDE = 1024
 """Levels are added until the smaller side is below this."""
@@ -159,8 +159,7 @@ def _check(
     block_size: int,
     attributes: Mapping[str, Any] | None,
 ) -> None:
-    if target.exists():
-        raise FileExistsError(f"{target}: exists already; choose another path or remove it")
+    check_absent(target)
     if shape[0] < 1 or shape[1] < 1 or shape[2] not in (1, 3):
         raise ValueError(f"expected a shape (height, width, 1 or 3), got {shape}")
     ratio = block_size // chunk if chunk > 0 else 0

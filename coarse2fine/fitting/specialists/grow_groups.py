@@ -22,7 +22,7 @@ from coarse2fine.fitting.specialists.train_columns import (
 from coarse2fine.fitting.specialists.validate import SHARES, Measure, Verdict, answers_measured, gates_tried, judged
 from coarse2fine.models.column import Column
 from coarse2fine.models.feature_groups import NO_GROUP, Groups
-from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps
+from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps, cell_rows
 from coarse2fine.models.gate import Gate
 
 _COUNT = (4, 8)
@@ -108,7 +108,7 @@ def grow_groups(
     learning = np.flatnonzero(~items.held)
     high = items.maps[-1][torch.from_numpy(learning)].float()
     count = count or min(max(len(learning) // _ITEMS_EACH, _COUNT[0]), _COUNT[1])
-    groups = Groups.fit(high.permute(0, 2, 3, 1).reshape(-1, high.shape[1]).numpy(), count, _DENSITY)
+    groups = Groups.fit(cell_rows(high).numpy(), count, _DENSITY)
     fires = groups.fires(high)
     classes = []
     for g in range(len(groups)):

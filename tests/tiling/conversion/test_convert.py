@@ -7,9 +7,10 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coarse2fine.tiling.conversion import journal as journals
+from coarse2fine.tiling.conversion import convert as converting
 from coarse2fine.tiling.conversion import sharded_pyramid
 from coarse2fine.tiling.conversion.convert import Conversion, convert
 from coarse2fine.tiling.conversion.journal import Journal
@@ -491,31 +492,33 @@ def test_a_journal_survives_a_torn_line(tmp_path: Path, torn: bytes) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path, make_image: MakeImage) -> None:
     source, target = write_tiff(tmp_path / "a.tif", make_image(200, 170)), tmp_path / "a.zarr"
-    partial = interrupt(source, target)
-    journal = Journal(partial / "journal.jsonl")
-    with pytest.raises(BlockingIOError, match="another process"):
-        convert(source, target)
-    journal.close()
-    assert convert(source, target).resumed > 0
+    refused = []
+
+    def progress(done: int, total: int) -> None:
+        if not refused:
+            with pytest.raises(BlockingIOError, match="another process") as caught:
+                convert(source, target)
+            refused.append(caught.value)
+
+    convert(source, target, progress=progress)
+    assert len(refused) == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.tif", "a.zarr"]
 
 
-def test_a_folder_just_finished_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "partial").mkdir()
-    path, target = tmp_path / "partial" / "a.jsonl", tmp_path / "target"
-    first = Journal(path)
+def test_what_another_process_just_finished_is_kept(
+    tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.zarr"
 
-    def late(stream: IO[bytes], path: Path) -> None:
-        with pytest.raises(BlockingIOError):
-            lock(stream, path)
-        first.publish(target)
-        lock(stream, path)
+    @contextmanager
+    def late(*_: object) -> Iterator[None]:
+        target.mkdir()
+        yield
 
-    lock = journals._lock
-    monkeypatch.setattr(journals, "_lock", late)
-    with pytest.raises(BlockingIOError, match="was finished by another process"):
-        Journal(path)
-    assert [*target.iterdir()] == []
-    assert not path.parent.exists()
+    monkeypatch.setattr(converting, "locked", late)
+    with pytest.raises(FileExistsError, match="exists already"):
+        convert(make_image(30, 30), target)
+    assert [*tmp_path.iterdir()] == [target]
 
 
 def test_a_target_that_comes_meanwhile_is_kept(tmp_path: Path, make_image: MakeImage) -> None:
