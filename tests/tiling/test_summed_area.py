@@ -15,5 +15,7 @@ def test_sums_of_rectangles() -> None:
     expected = [cells[y0:y1, x0:x1].sum() for (y0, x0), (y1, x1) in zip(low, high, strict=True)]
     np.testing.assert_array_equal(rectangle_sums(summed_area(cells), low, high), expected)
     there = summed_area(cells > 0)
-    assert (there.shape, there.dtype, there[-1, -1]) == ((8, 6), np.int32, (cells > 0).sum())
+    assert there.shape == (8, 6)
+    assert there.dtype == np.int32
+    assert there[-1, -1] == (cells > 0).sum()
     assert not summed_area(np.zeros((0, 4), np.bool_)).any()

@@ -492,7 +492,7 @@ def test_a_journal_survives_a_torn_line(tmp_path: Path, torn: bytes) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path, make_image: MakeImage) -> None:
     source, target = write_tiff(tmp_path / "a.tif", make_image(200, 170)), tmp_path / "a.zarr"
-    refused = []
+    refused: list[BaseException] = []
 
     def progress(done: int, total: int) -> None:
         if not refused:
