@@ -21,7 +21,7 @@ def locked(path: Path, busy: str, seconds: float = 0.0) -> Iterator[None]:
     Parameters
     ----------
     path : Path
-        Made if need be, and removed at the end. Its folder must exist.
+        Made if need be, with its folder, and removed at the end.
     busy : str
         Message if another process holds it.
     seconds : float
