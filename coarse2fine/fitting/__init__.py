@@ -1,1 +1,1 @@
-"""How models are fitted: both nets, their lessons, geometry and thresholds."""
+"""Fitting of models: training of both nets, geometry and thresholds."""

@@ -1,4 +1,4 @@
-"""Training the base at low resolution on the refine net's own answer."""
+"""Training of the base at low resolution on the refine net's output."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from coarse2fine.progress import Progress
 
 PRIOR_LOGIT = -4.0
 _BATCH = 16
-# Steps for each of the refine net's: the base is cheap to train, and from many lessons goes on learning.
+# Base steps per refine-net step: the base is cheap to train and has many samples to learn from.
 _LONGER = 4
-# Grain of the pixels in standard deviations of the scenes', at most: other cameras have other noise.
+# Largest added noise, in standard deviations of the scenes' pixels: other cameras have other noise.
 _GRAIN = 0.1
-# Of a backbone's neck and head; its stages learn at a third of it, as do the built-in nets.
+# Learning rate of a backbone's neck and head; its stages and the built-in nets use a third of it.
 _NEW_RATE = 9e-3
 
 
 def train_base(
     recipe: Recipe, backbone: Backbone | None, model: Model, setting: CalibrationSet, bars: Progress, name: str = "base"
 ) -> Base:
-    """Teach a base where refining would find something.
+    """Train a base to predict where refining would find something.
 
     Parameters
     ----------
     recipe : Recipe
     backbone : Backbone, optional
-        The net to fit, changed in place; by default the built-in net of the geometry.
+        Net to fit, changed in place; by default the built-in net of the geometry.
     model : Model
         With a trained refine net and its threshold.
     setting : CalibrationSet
-        The scenes, and the refine net's answer to them.
+        Scenes, and the refine net's output on them.
     bars : Progress
     name : str
-        Of its bars.
+        Name of the progress bars.
     """
     seed = recipe.seed + 1
     torch.manual_seed(seed)
@@ -55,7 +55,7 @@ def train_base(
     reader = net.reader if isinstance(net, Backbone) else net.convs[-1]
     with torch.no_grad():
         reader.bias.fill_(PRIOR_LOGIT)  # type: ignore[operator]
-    make = _batches(recipe, make_samples(recipe, net, model, setting, bars.task(f"lessons for the {name}")))
+    make = _batches(recipe, make_samples(recipe, net, model, setting, bars.task(f"samples for the {name}")))
     options: dict[str, Any] = {"steps": _LONGER * recipe.steps, "seed": seed, "tick": bars.task(name)}
     if isinstance(net, ConvStack):
         train(net, make, _answer_loss, setting.runtime, **options)
@@ -82,6 +82,6 @@ def _sample(recipe: Recipe, lesson: DistillationSample, rng: np.random.Generator
 
 
 def _answer_loss(out: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Binary cross-entropy with the refine net's answer, per find."""
+    """Binary cross-entropy against the refine net's output, per find."""
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(out.float(), target, reduction="none")
     return (entropy * valid).sum() / (target * valid).sum().clamp(min=1.0)

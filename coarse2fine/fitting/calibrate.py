@@ -1,4 +1,4 @@
-"""The refine net's answer to the fitting scenes, and the thresholds that follow from what was held back."""
+"""Calibration of the firing rule, the window size and the default threshold on held-out parts of the scenes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _MOST_CELLS = 500_000
 WINDOWS = (2, 3, 4)
 _FEW_FINDS = 5
 _LEAST_TAU = 1e-4
-# Besides the default's, thresholds for these recalls are told, so that a benchmark need set none on what it tests.
+# Recalls whose thresholds are reported too, so that a benchmark need not set thresholds on its test data.
 _TOLD_RECALLS = (0.9, 0.95, 0.97, 0.99, 0.995)
 
 
 @dataclass(frozen=True)
 class StageScan:
-    """What a level sees of the fitting scenes.
+    """Scan of all fitting scenes by one cascade stage.
 
     Parameters
     ----------
     interests : tuple of ndarray, float32, (cell height, cell width)
-        One for each scene, of the level's cells.
+        Interest of the stage's cells, one map for each scene.
     macs : int
         Multiply-adds, halos included.
     seconds : float
@@ -49,15 +49,15 @@ class StageScan:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A model with its thresholds set, and what its default plan costs on the fitting scenes.
+    """A model with its thresholds set, and the cost of its default plan on the fitting scenes.
 
     Parameters
     ----------
     model : Model
     seen : StageScan
-        By its base.
+        Scan by its base.
     cost : float
-        Scan and windows, in the price's unit.
+        Cost of scan and windows, in the price's unit.
     """
 
     model: Model
@@ -67,13 +67,13 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Price:
-    """What work costs: the measure by which geometry is chosen.
+    """Cost measure by which the geometry is chosen.
 
     Parameters
     ----------
     unit : {"macs", "seconds"}
     window_seconds : mapping of int to float
-        Seconds for a window by its side in fine cells, reading included; empty where macs count.
+        Seconds for a window by its side in fine cells, reading included; empty if the unit is "macs".
     """
 
     unit: Literal["macs", "seconds"]
@@ -86,21 +86,21 @@ class Price:
         return self.window_seconds[cells * model.geometry.fine]
 
     def scan(self, macs: int, seen: StageScan) -> float:
-        """Cost of so many multiply-adds of a level's net, by what a look at everything took."""
+        """Cost of `macs` multiply-adds of a stage's net, at the speed of its full scan."""
         return macs if self.unit == "macs" else macs * seen.seconds / seen.macs
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """What bases are judged by.
+    """Data and targets by which bases are calibrated and compared.
 
     Parameters
     ----------
     scenes : tuple of Scene
     answers : Answers
-        The refine net's, to these scenes.
+        The refine net's output on these scenes.
     recall : float
-        Share of the exhaustive pass's finds that the default plan is to find again.
+        Target recall of the default plan against the exhaustive pass.
     price : Price
     runtime : Runtime
     """
@@ -113,7 +113,7 @@ class CalibrationSet:
 
 
 def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -> Calibrated:
-    """Set the rule of firing, the window and the default threshold from what was held back.
+    """Set the firing rule, the window and the default threshold on the held-out parts.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
         With both nets trained and `threshold` set.
     setting : CalibrationSet
     tick : callable, optional
-        Called with scenes done and scenes in all.
+        Called with the numbers of scenes done and of all scenes.
     """
     level, areas = calibrate_level(model, setting, model.levels[-1])
     assert level.firing is not None
@@ -149,7 +149,7 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
 def calibrate_level(
     model: Model, setting: CalibrationSet, level: CascadeStage
 ) -> tuple[CascadeStage, dict[str, float]]:
-    """The level with its rule of firing; and of each rule the share of the cells that it needs for 95 % of the finds.
+    """The stage with its firing rule, and the share of the cells that each rule needs for 95 % of the finds.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def calibrate_level(
 
 
 def survey_scenes(model: Model, setting: CalibrationSet, level: CascadeStage, tick: Tick | None = None) -> StageScan:
-    """What a level sees of all scenes, whatever the other levels say."""
+    """Scan all scenes with one stage, independently of the other stages."""
     interests, macs = [], 0
     start = time.perf_counter()
     for done, scene in enumerate(setting.scenes):
@@ -179,11 +179,11 @@ def survey_scenes(model: Model, setting: CalibrationSet, level: CascadeStage, ti
 def _held_cells(
     model: Model, setting: CalibrationSet, level: CascadeStage
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Activations, logits and targets of the held-back cells (of all cells, where too few are held back)."""
+    """Activations, logits and targets of the held-out cells (of all cells if too few are held out)."""
     scenes, answers = setting.scenes, setting.answers
     high, logit, target = [], [], []
     ratio = level.cell // model.geometry.fine_cell
-    # Of very large scenes every so many cells is enough, and all that memory need hold.
+    # Subsample the cells of very large scenes to bound memory.
     step = max(1, sum(int(s.held.sum()) for s in scenes) * (PART // ratio) ** 2 // _MOST_CELLS)
     everything = calibrates_on_all(scenes, answers)
     for scene, answer in zip(scenes, answers.targets, strict=True):
@@ -199,7 +199,7 @@ def _held_cells(
 
 
 def calibrates_on_all(scenes: Sequence[Scene], answers: Answers) -> bool:
-    """Whether so little was found in what is held back that thresholds are set on what the nets were trained on too."""
+    """Whether the held-out parts hold too few finds, so that thresholds are set on the training data too."""
     found = zip(scenes, answers.found, strict=True)
     return sum(int((_held(s, c.cells) & (c.scores >= answers.threshold)).sum()) for s, c in found) < _FEW_FINDS
 
@@ -211,7 +211,7 @@ def window_threshold(
     window: int,
     recall: float,
 ) -> tuple[float, int]:
-    """The score from which windows hold `recall` of the held-back finds, and how many windows of all that takes."""
+    """The window score above which windows hold `recall` of the held-out finds, and the number of windows above it."""
     values, areas, scores = [], [], []
     for cells, area, interest in zip(*held_finds(model, setting), interests, strict=True):
         side = min(window, *interest.shape)
@@ -227,7 +227,7 @@ def window_threshold(
 
 
 def held_finds(model: Model, setting: CalibrationSet) -> tuple[list[NDArray[np.int64]], list[NDArray[np.bool_]]]:
-    """Cells of the sure finds held back in each scene (of all, where too few are held back), and which are areas'."""
+    """Cells of each scene's held-out finds above the threshold (of all if too few), and which belong to areas."""
     scenes, answers = setting.scenes, setting.answers
     everything = calibrates_on_all(scenes, answers)
     cells, areas = [], []
@@ -240,8 +240,8 @@ def held_finds(model: Model, setting: CalibrationSet) -> tuple[list[NDArray[np.i
 
 
 def least_of(values: NDArray[np.float32], areas: NDArray[np.bool_], recall: float) -> float:
-    """The threshold that `recall` of the values reach, of each kind: areas' many cells would outvote objects."""
+    """The threshold that `recall` of the values reach, of objects and areas apart: areas have far more cells."""
     kinds = [values[areas == kind] for kind in (False, True) if (areas == kind).any()]
     tau = min((float(np.quantile(v, 1 - recall, method="lower")) for v in kinds), default=0.5)
-    # A hair below, so that the value which decided is itself taken.
+    # Slightly below, so that the deciding value itself is included.
     return tau * (1 - 1e-3)

@@ -1,7 +1,8 @@
-"""Choosing the steps of the scan by what everything costs: where to scan, and whether to glance first.
+"""Choice of the scan's cascade by total cost: at which resolution to scan, and whether coarser stages come first.
 
-Candidates are trained and calibrated, and the default plan of each is priced on the fitting scenes, as multiply-adds or
-as seconds on this machine; what is cheapest at the recall that was asked for is taken.
+An extra, coarser stage before the base's is called a glance. Candidates are trained and calibrated; the default plan of
+each is priced on the fitting scenes, in multiply-adds or in seconds on this machine; the cheapest at the target recall
+is taken.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine import refine
 from coarse2fine.steps.scan import look, zoom_plan
 
-# A glance's cells are this much larger, and its plane this much coarser, than the next level's.
+# Ratios of a glance's cell size and downsampling to those of the next stage.
 _LARGER, _COARSER = 4, 2
 _MOST_GLANCES = 3
 _MOST_STRIDE = 8
 _WIDER = 2.0
-# A glance can save no more than the scan costs; below this share of everything it is not worth its training.
+# A glance saves at most the cost of the scan; if that is below this share of the total, none is trained.
 _WORTH = 0.15
-# A glance must save this much: multiply-adds in many small squares take more time than those in few large blocks.
+# Largest relative cost with a glance: the same multiply-adds take longer in many small squares than in large blocks.
 _GAIN = 0.85
-# Shares of the finds that a glance may lose; the windows then have to make up for them.
+# Shares of the finds that a glance may miss; a lower window threshold must make up for them.
 _LOSSES = (0.0, 0.002, 0.005, 0.01, 0.02)
 _TIMED_WINDOWS = 256
 
@@ -55,7 +56,7 @@ _TIMED_WINDOWS = 256
 def measure_price(
     model: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, fines: Collection[int] = (1, 2)
 ) -> Price:
-    """Time windows of every shape on the largest scene, reading included.
+    """Time windows of every size on the largest scene, reading included.
 
     Parameters
     ----------
@@ -64,9 +65,9 @@ def measure_price(
     scenes : sequence of Scene
     runtime : Runtime
     seed : int
-        Of the windows' places.
+        Seed of the windows' positions.
     fines : collection of int
-        Fine cells along a side of the cells of which there may be windows.
+        Fine cells along a side of a cell, for each geometry under consideration.
     """
     image = max((scene.image for scene in scenes), key=lambda i: i.height * i.width)
     shape = model.cell_shape(image.shape[:2])
@@ -77,7 +78,7 @@ def measure_price(
         corners = rng.integers(0, [max(1, n - side + 1) for n in shape], (_TIMED_WINDOWS, 2))
         plan = Plan(corners, np.full((len(corners), 2), side), np.ones(len(corners), np.float32), shape)
         again = partial(refine, image, plan, model, partial(read_detections, floor=0.5), runtime)
-        again()  # chunks are decoded and the net is warm
+        again()  # warm-up: decodes chunks and runs the net once
         start = time.perf_counter()
         again()
         seconds[side] = (time.perf_counter() - start) / _TIMED_WINDOWS
@@ -85,14 +86,14 @@ def measure_price(
 
 
 def scan_candidates(recipe: Recipe, *, built_in: bool = True) -> list[Recipe]:
-    """The recipe itself, and neighbours with a finer or a coarser plane, with larger cells, or with a wider base.
+    """The recipe itself, and variants with a finer or coarser scan plane, with larger cells, or with a wider base.
 
     Parameters
     ----------
     recipe : Recipe
-        With the geometry of the rule of thumb; its cells are those of the refine net.
+        With the default geometry; its cells are those of the refine net.
     built_in : bool
-        Whether the base is the built-in one, of any width.
+        Whether the base is the built-in net, whose width can be chosen.
     """
     g = recipe.geometry
     scan, refined = g.scan_downsample, g.refine_downsample
@@ -104,14 +105,14 @@ def scan_candidates(recipe: Recipe, *, built_in: bool = True) -> list[Recipe]:
 
 
 def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars: Progress) -> Calibrated:
-    """Put cheaper looks before the base's, one after another, as long as each makes the whole cheaper.
+    """Put coarser stages before the base's, one after another, as long as each lowers the total cost.
 
     Parameters
     ----------
     found : Calibrated
-        Without any.
+        Model without glances.
     recipe : Recipe
-        Of the base.
+        Recipe of the base.
     setting : CalibrationSet
         Its recall is that of glances and windows together.
     bars : Progress
@@ -142,7 +143,7 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars
 
 
 def _room(level: CascadeStage, scenes: Sequence[Scene]) -> bool:
-    """Whether some scene has cells enough for a glance, and strides allow for one."""
+    """Whether some scene has enough cells for a glance, and its net's stride is allowed."""
     largest = max(min(scene.image.height, scene.image.width) for scene in scenes)
     stride = level.net.spec.stride * _LARGER // _COARSER
     return largest >= 8 * level.cell * _LARGER and stride <= _MOST_STRIDE
@@ -155,7 +156,7 @@ def _with_glance(
     views: tuple[StageScan, ...],
     setting: CalibrationSet,
 ) -> Calibrated | None:
-    """The model with a glance that loses so many finds, its thresholds set anew; None where that cannot do."""
+    """The model with a glance that misses a share `loss` of the finds, recalibrated; None if recall is out of reach."""
     model, price = found.model, setting.price
     cells, areas = held_finds(model, setting)
     ratio = level.cell // model.geometry.cell
@@ -168,7 +169,7 @@ def _with_glance(
         interests.append(interest)
         costs += sum(price.scan(m, view) for m, view in zip(macs, views[1:], strict=True))
     tau, count = window_threshold(model, setting, interests, model.window, setting.recall)
-    # Where a glance has lost more than the recall allows for, no threshold is left.
+    # The glance has missed more than the recall allows: no window threshold reaches it.
     if tau <= 0:
         return None
     model = replace(model, tau=tau)
@@ -177,7 +178,7 @@ def _with_glance(
 
 
 def _seconds(model: Model, setting: CalibrationSet) -> float:
-    """Time of the whole scan of all scenes: small squares take longer than their multiply-adds tell."""
+    """Measured time of the cascade's scan of all scenes: small squares take longer than their multiply-adds suggest."""
     start = time.perf_counter()
     for scene in setting.scenes:
         look(scene.image, model, setting.runtime)
@@ -187,21 +188,21 @@ def _seconds(model: Model, setting: CalibrationSet) -> float:
 def zoomed(
     levels: Sequence[CascadeStage], interests: Sequence[NDArray[np.float32]]
 ) -> tuple[NDArray[np.float32], list[int]]:
-    """What a zoom sees of an image of which each level's look at everything is known; nothing is looked at again.
+    """Simulate the cascade on an image from each stage's full scan; no net is run.
 
     Parameters
     ----------
-    levels : sequence of Level
+    levels : sequence of CascadeStage
         The coarsest first.
     interests : sequence of ndarray, float32, (cell height, cell width)
-        Of each level's cells.
+        Interest of each stage's cells.
 
     Returns
     -------
     ndarray, float32, (cell height, cell width)
-        Of the last level, 0 where it does not look.
+        Interest of the last stage's cells, 0 where it does not scan.
     list of int
-        Multiply-adds of each level but the first.
+        Multiply-adds of each stage but the first.
     """
     seen, macs = interests[0], []
     for (level, closer), closely in zip(pairwise(levels), interests[1:], strict=True):

@@ -1,4 +1,4 @@
-"""Crops to train on: turned, relit and normalised."""
+"""Augmentation and normalisation of training crops."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from coarse2fine.tiling.orientation import Turn
 
 
 def turn_planes(planes: NDArray[np.float32], turn: Turn) -> NDArray[np.float32]:
-    """The (c, h, w) planes, turned."""
+    """Transform (c, h, w) planes."""
     return np.ascontiguousarray(turn.apply(planes, 1, 2))
 
 
 def turn_boxes(planes: NDArray[np.float32], turn: Turn) -> NDArray[np.float32]:
-    """Offsets and sizes (4, h, w), turned: values change with the places."""
+    """Transform box planes (4, h, w): offsets and sizes change with the positions."""
     planes = turn_planes(planes, turn)
     if turn.transpose:
         planes = planes[[1, 0, 3, 2]]
@@ -29,7 +29,7 @@ def turn_boxes(planes: NDArray[np.float32], turn: Turn) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the training of both nets needs to know."""
+    """Settings shared by the training of both nets."""
 
     geometry: Geometry
     refiner: StackSpec
@@ -42,16 +42,16 @@ class Recipe:
     width: float = 1.0
 
     def turn(self, rng: np.random.Generator) -> Turn:
-        """A random way to lay a crop; always the same where objects have a right way up."""
+        """A random symmetry; the identity if objects have a right way up."""
         flags = rng.random(3) < 0.5
         return Turn(*flags.tolist()) if self.rotate else Turn(False, False, False)
 
     def planes(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Normalised (c, h, w) planes."""
+        """Normalise (h, w, c) pixels to (c, h, w) planes."""
         x = as_channels(pixels, self.channels).astype(np.float32) / 255
         return ((x - self.mean) / self.std).astype(np.float32).transpose(2, 0, 1)
 
     def relit(self, planes: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-        """Other light: contrast, brightness and, of colour images, tint."""
+        """Vary contrast, brightness and, for colour images, tint."""
         tint = rng.normal(0, 0.1, (self.channels, 1, 1)) if self.channels > 1 else 0.0
         return (planes * rng.uniform(0.8, 1.25) + rng.normal(0, 0.2) + tint).astype(np.float32)

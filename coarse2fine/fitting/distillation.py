@@ -1,8 +1,8 @@
-"""What the base learns from: crops of the fitting scenes at many scales, each with the refine net's answer to it.
+"""Training samples of the base: crops of the fitting scenes at many scales, each with the refine net's output.
 
-A student is best taught by what its teacher says of the very picture that it sees (Beyer et al. 2022,
-arXiv:2106.05237). So the refine net is asked again wherever a crop was made larger or smaller, and the base sees more
-kinds of scenes than there are: its choice holds better on images that it was not fitted on.
+Distillation works best if teacher and student see the same augmented input (Beyer et al. 2022, arXiv:2106.05237). So
+the refine net is run again on each rescaled crop. Scale augmentation makes the base generalise better to images that it
+was not fitted on.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from coarse2fine.tiling.geometry import Box, ceil_div
 
 _CROP, _CROP_PIXELS = 48, 192
 _LESSONS, _LESSONS_A_STEP = 2000, 4
-# Natural logarithm of the largest factor by which a crop's pixels are larger or smaller than the scene's.
+# Natural logarithm of the largest scale factor of a crop, up or down.
 _ZOOM = 0.4
 
 
 @dataclass(frozen=True)
 class DistillationSample:
-    """One crop.
+    """One crop with its target.
 
     Parameters
     ----------
     pixels : ndarray, uint8, (h, w, channels)
-        In the plane that the base sees, with its halo.
+        Pixels of the plane that the base scans, with its halo.
     target : ndarray, float32, (1, cell height, cell width)
         Probability that the cell holds a find.
     valid : ndarray, bool, (1, cell height, cell width)
-        Where that may be learned from.
+        Cells that count in the loss.
     """
 
     pixels: NDArray[np.uint8]
@@ -57,19 +57,19 @@ class DistillationSample:
 def make_samples(
     recipe: Recipe, net: Base, model: Model, setting: CalibrationSet, tick: Tick | None = None
 ) -> list[DistillationSample]:
-    """Draw crops, half of them around a find, and ask the refine net.
+    """Draw crops, half of them around a find, and run the refine net on them.
 
     Parameters
     ----------
     recipe : Recipe
         With the geometry of the base.
     net : Base
-        That is to be taught.
+        The base to train.
     model : Model
         With a trained refine net and its threshold.
     setting : CalibrationSet
     tick : callable, optional
-        Called with lessons done and lessons in all.
+        Called with the numbers of samples done and of all samples.
     """
     teacher = _Teacher(recipe, net, model, setting)
     count = min(_LESSONS, _LESSONS_A_STEP * recipe.steps)
@@ -91,7 +91,7 @@ class _Teacher:
         fine_side = self._side * g.fine
         read = partial(read_detections, floor=FLOOR)
         self._refine = RefineNet(model, setting.runtime, read, (fine_side, fine_side))
-        # The finest plane of which both nets' planes are whole multiples, and a halo that is enough for both.
+        # The coarsest plane that divides both nets' planes, and a halo that is enough for both.
         self._plane = math.gcd(g.scan_downsample, g.refine_downsample)
         step = math.lcm(g.scan_downsample, g.refine_downsample)
         reach = max(model.refiner.spec.margin * g.refine_downsample, spec.margin * g.scan_downsample)
@@ -115,7 +115,7 @@ class _Teacher:
         return DistillationSample(as_channels(own, recipe.channels), target[None], valid[None])
 
     def _pixels(self, scene: Scene, full_middle: NDArray[np.float64], zoom: float) -> NDArray[np.uint8]:
-        """A crop, halo included, in the finest plane, of pixels of `zoom` times their size."""
+        """A crop with its halo, in the common plane, from an area of `zoom` times its side."""
         size = (self._side * self._recipe.geometry.cell + 2 * self._reach) // self._plane
         source = round(size * zoom)
         y, x = np.rint(full_middle / self._plane - source / 2).astype(int).tolist()
@@ -125,7 +125,7 @@ class _Teacher:
         return np.asarray(resized, np.uint8).reshape(size, size, -1)
 
     def _answer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The target of every fine cell of a crop."""
+        """Targets of all fine cells of a crop."""
         x = normalised(pixels[None], self._model, self._setting.runtime)
         with torch.inference_mode():
             first, rest = self._refine(x, np.zeros((1, 2), np.int64)), self._refine.flush()
@@ -146,7 +146,7 @@ def _reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 def _places(
     scenes: Sequence[Scene], targets: Sequence[NDArray[np.float32]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Fine cells (scene, y, x) where the refine net found something, and all parts, as places to draw crops from."""
+    """Positions to draw crops from: fine cells (scene, y, x) with a find, and all parts that are not held out."""
     found, parts = [], []
     for s, (scene, target) in enumerate(zip(scenes, targets, strict=True)):
         cells = np.argwhere(np.nan_to_num(target) > 0.2)
@@ -159,7 +159,7 @@ def _places(
 def _crop(
     places: tuple[NDArray[np.int64], NDArray[np.int64]], side: int, ratio: int, rng: np.random.Generator
 ) -> tuple[int, Box]:
-    """A scene and a block of its cells, each of `ratio` fine cells: half of them around a find, half anywhere."""
+    """A scene and a block of cells (`ratio` fine cells a side), in half of the draws around a find, else anywhere."""
     found, parts = places
     if len(found) and rng.random() < 0.5:
         s, *middle = found[rng.integers(len(found))].tolist()

@@ -1,4 +1,4 @@
-"""Training the encoder of an "explore" model: an autoencoder on unlabelled images, at several resolutions."""
+"""Training of the encoder of an "explore" model: an autoencoder on unlabelled images, at several resolutions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 
 _BATCH, _CELLS = 32, 12
-# The scan sees the image smaller than the refinement does, so the encoder learns both, and what lies between.
+# Scan and refinement use different resolutions, so the encoder is trained on both and those between.
 _DOWNSAMPLES = (1, 2, 4, 8)
 _THRESHOLD = 0.995
 
@@ -44,12 +44,12 @@ def fit_explorer(
     Parameters
     ----------
     images : sequence of Image
-        Unlabelled images of the sort the model is for; each is drawn from equally often.
+        Unlabelled images of the domain the model is for; each is sampled equally often.
     kinds : {"tree", "activity"}, optional
-        Columns that paint what the encoder alone cannot, for each node of a tree of kinds or for each group of features
-        that fire together: cells are then rare within their kind. By default codes are told apart by k-means alone.
-        Columns that do not surely paint better on a quarter of the images, which teach them nothing, are left out with
-        a warning; of fewer than ten images nothing is sure.
+        Kinds are clusters of cells, each with a column that improves the reconstruction: one for each node of a tree of
+        clusters, or for each group of features that fire together. Rarity is then measured within kinds. By default
+        codes are clustered by k-means alone. A quarter of the images is held out; if columns do not significantly
+        improve the reconstruction there, they are left out with a warning. Fewer than ten images are too few for that.
     steps, seed, name, device, precision, progress
         As in `coarse2fine.fitting.fit`.
 
@@ -94,13 +94,13 @@ def fit_explorer(
 
 
 def drawn_from(images: Sequence[Image], spec: StackSpec) -> Crops:
-    """What draws a batch of crops, (n, 3, h, w), each image equally often, and the number of each crop's image.
+    """A sampler of batches of crops (n, 3, h, w), each image equally often, and the number of each crop's image.
 
     Parameters
     ----------
     images : sequence of Image
     spec : StackSpec
-        Of the encoder.
+        Shape of the encoder.
     """
 
     def draw(rng: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
@@ -114,7 +114,7 @@ def drawn_from(images: Sequence[Image], spec: StackSpec) -> Crops:
 
 
 def _crop(image: Image, spec: StackSpec, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A random crop (3, h, w) at a random resolution, turned and relit at random."""
+    """A random crop (3, h, w) at a random resolution, with random rotation, contrast and brightness."""
     side = spec.input_size(_CELLS)
     fitting = [d for d in _DOWNSAMPLES if min(image.height, image.width) // d >= side] or [1]
     downsample = int(rng.choice(fitting))
@@ -130,7 +130,7 @@ def _crop(image: Image, spec: StackSpec, rng: np.random.Generator) -> NDArray[np
 
 
 def _loss(painted: Tensor, x: Tensor) -> Tensor:
-    """Error of the reconstruction and of its gradients, which plain squared error leaves blurred."""
+    """Error of the reconstruction and of its gradients: squared error alone gives blurred edges."""
     margin = (x.shape[-1] - painted.shape[-1]) // 2
     true = x[..., margin:-margin, margin:-margin].float()
     painted = painted.float()

@@ -1,4 +1,4 @@
-"""Kinds for an "explore" model: what their columns paint is learned from stored cells, without any label."""
+"""Kinds for an "explore" model: clusters of cells whose columns learn, without labels, to reconstruct pixels."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from coarse2fine.specialists.kinds import cell_pixels, kind_names, painted
 from coarse2fine.specialists.tree import SpecialistTree
 
 _BATCHES, _CELLS_OF_BATCH = 128, 96
-# Wider columns, and a second level of them, found no more and cost more.
+# Wider columns and a second depth of the tree cost more and improved nothing.
 _TOP, _CLUSTERS, _GROUPS = 8, 32, 12
 _TILES = 8
-# Five images held back are the fewest that can be sure of anything; a few more bear one that is unlike the others.
+# Five held-out images are the fewest that can be significant; a few more tolerate an outlier.
 _LEAST_HELD = 8
 How = Literal["tree", "activity"]
 Crops = Callable[[np.random.Generator], tuple[Tensor, NDArray[np.int64]]]
 
 
 def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model:
-    """The model with kinds of cells, and columns that paint what the code cannot.
+    """Add kinds of cells, with columns that reconstruct what the code alone cannot.
 
-    A quarter of the images teaches the columns nothing: a column stays only if it is believed to paint these better
-    than the code, and all of them are left out, with a warning, if together they do not surely do so. The model is
-    left as it is, too, if all cells are of one kind.
+    A quarter of the images is held out: a column stays if its estimated gain there is positive; if the gain of all
+    together is not significant, all are left out with a warning. The model is unchanged, too, if all cells are of one
+    kind.
 
     Parameters
     ----------
     model : Model
-        An "explore" model without them.
+        An "explore" model without kinds.
     crops : callable
         From a random generator to input of the encoder, (n, c, h, w), and the number of each crop's image, int64, (n,).
     seed : int
@@ -83,7 +83,7 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
     model = replace(model, provenance={**model.provenance, "kinds": verdict.told()})
     if not verdict.pays():
         warnings.warn(
-            f"no columns for kinds: on images held back they do not surely paint better: {verdict.told()}",
+            f"no columns for kinds: their gain on held-out images is not significant: {verdict.told()}",
             stacklevel=2,
         )
         return model
@@ -94,16 +94,16 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
 
 
 def _held(image: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """Cells of the images that are held back: a quarter of them, or enough to be sure of anything, at most half."""
+    """Cells of the held-out images: a quarter of the images, or enough for significance, at most half."""
     known = np.unique(image)
     count = min(max(len(known) // 4, _LEAST_HELD), len(known) // 2)
     return np.isin(image, np.random.default_rng((seed, 4)).permutation(known)[:count])
 
 
 def _judged_groups(grown: GrownGroups, whole: Items) -> tuple[GrownGroups, Verdict]:
-    """The groups, of which those that do not help paint nothing, and what the others gain.
+    """The groups, with the columns of those that do not help set to zero, and the gain of the others.
 
-    Only the group that fires most in a cell paints there: the groups are a tree of one step.
+    In each cell only the strongest group's column is applied: the groups are a tree of depth one.
     """
     held = whole.take(np.flatnonzero(whole.held))
     strongest = grown.groups.strongest(held.maps[-1].float())[:, 0, 0].numpy()
@@ -125,7 +125,7 @@ def _judged_groups(grown: GrownGroups, whole: Items) -> tuple[GrownGroups, Verdi
 def _cells(
     model: Model, layout: ColumnInputs, crops: Crops, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], Items]:
-    """Some cells of a batch of crops: their codes; and what columns read, before any answer."""
+    """Random cells of a batch of crops: their codes, and the columns' inputs with answers still zero."""
     net = model.refiner
     x, image = crops(rng)
     features = net.features(x)
@@ -151,7 +151,7 @@ def _cells(
 
 
 def _as_groups(grown: GrownGroups, spec: ColumnSpec, decoder: NDArray[np.float32]) -> SpecialistGroups:
-    # One column at most is asked of each cell.
+    # At most one column runs in each cell.
     macs = decoder[:-1].size + grown.columns[0].macs(1, 1)
     gate = Gate.open(exclusive=False)
     return SpecialistGroups(grown.groups, spec, grown.columns, gate, macs, decoder.shape[1])

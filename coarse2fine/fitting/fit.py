@@ -1,8 +1,8 @@
 """Fitting a model to annotated scenes.
 
 The refine net is trained at full resolution on the annotations. The base is trained at low resolution on the refine
-net's own answer to the same scenes (distillation, Hinton et al. 2015, arXiv:1503.02531): it learns where refining
-would find something, not what a person marked. What is held back calibrates thresholds and trains nothing.
+net's output on the same scenes (distillation, Hinton et al. 2015, arXiv:1503.02531): it learns where refining would
+find something, not what a person marked. Held-out parts of the scenes set the thresholds and are not trained on.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 
 _HELD_SHARE = 0.2
-# Steps with their usual shares of the time; a search trains several bases.
+# Progress bars with their usual shares of the time; a search trains several bases.
 _FIRST = (("refine net", 0.45), ("specialists", 0.06), ("refine net's answer", 0.01))
-_EACH_BASE = (("lessons for the base", 0.06), ("base", 0.4), ("calibrating", 0.02))
+_EACH_BASE = (("samples for the base", 0.06), ("base", 0.4), ("calibrating", 0.02))
 _EXPECTED = (_FIRST + _EACH_BASE, _FIRST + 4 * _EACH_BASE)
 
 
@@ -94,57 +94,56 @@ def fit(
     annotations : path, glob, folder, GeoJSON dict, or sequence of paths or GeoJSON dicts
         GeoJSON, COCO JSON, Label Studio, LabelMe or YOLO text, matched to image files by name, or one file for all;
         see `coarse2fine.annotations.read.read_annotations`. Polygons, boxes and points in full-resolution pixels,
-        each with a class. Areas of class ``Ignore*`` are left out; where there are areas of class ``Region*``, only
-        what lies inside them counts as annotated. Otherwise all that is not annotated counts as background. With
-        images that are no files, one annotation for each, in order.
+        each with a class. Areas of class ``Ignore*`` are left out; if there are areas of class ``Region*``, only the
+        pixels inside them count as annotated. All other pixels without annotation count as background. For images that
+        are not files, one annotation each, in order.
     channels, value_range : optional
-        How to read the images, see `open_image`. The model remembers what was read and analyses read others alike.
+        How to read the images, see `open_image`. The model stores what was read, and analyses read images alike.
     rotate : bool
-        Whether an object stays what it is when turned or mirrored, as in tissue and in views from above. False for
+        Whether an object keeps its class when turned or mirrored, as in tissue and in views from above. False for
         writing, prints, and all that has a right way up.
     object_size : float, optional
         Side of a typical object in full-resolution pixels, for annotations that are points. By default the median side
-        of objects that are drawn, or else the 10th percentile of the distance from a point to the nearest other, of
-        which a warning tells.
+        of the drawn objects; if all are points, the 10th percentile of the nearest-neighbour distance, with a warning.
     base : str, optional
         The net that scans: a convolutional network of timm, such as ``"timm:mobilenetv2_100"``, of which the first
         stages are fine-tuned; by default a small built-in net. Arguments of the network follow its name, and so does
-        what its weights expect of their input where timm does not know it:
+        the input normalisation of its weights, if timm does not know it:
         ``"timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5"``.
     base_weights : path or "none", optional
         Weights of that network, by timm's names (.safetensors or .pth); "none" for random ones; by default those of
         timm's hub.
     width : float
-        Of the built-in base: a factor on its channels. A wider one costs more, and chooses better.
+        Factor on the channels of the built-in base. A wider base costs more and chooses better.
     geometry : Geometry or "search", optional
-        Cells and resolutions. By default they follow from the objects' sizes, so that as few as can be are too large
-        or too small to be sought; a warning tells how many are left out. "search" fits bases for several, and a wider
-        one, and takes the cheapest, which takes two to three times as long.
+        Cells and resolutions. By default they follow from the objects' sizes, so that as few objects as possible are
+        too large or too small; a warning says how many are left out. "search" fits bases for several geometries and a
+        wider base, and takes the cheapest; it takes two to three times as long.
     minimise : {"macs", "seconds"}
-        What is cheap: fewest multiply-adds, or least time on this machine. It decides on windows, on how many steps
-        the scan takes, and on what "search" finds.
+        Cost to minimise: multiply-adds, or time on this machine. It decides the window size, the number of stages of
+        the scan, and the result of "search".
     recall : float
-        Share of what the exhaustive pass finds that the default threshold is set to find again, on what was held back.
+        Recall against the exhaustive pass for which the default threshold is set, on held-out parts of the scenes.
     steps : int
         Optimisation steps of each of the two nets.
     specialists : {"heads", "tree", "activity", "both", "auto"}, optional
-        Small nets that are asked where the refine net is unsure: "heads", a linear reader for each kind of cells;
-        "tree", columns of convolutions for each kind, in a tree of two steps; "activity", such columns for groups of
-        features, where they fire; "both", the tree after the groups. Those that do not surely help on what was held
-        back are left out again, with a warning if asked for by name; "auto" takes which of the first three surely
-        helps most, if any does; None tries none.
+        Small nets that run where the refine net is unsure: "heads", a linear reader for each cluster of cells; "tree",
+        columns of convolutions for each cluster, in a tree of depth two; "activity", such columns for groups of
+        features, where they fire; "both", the tree after the groups. They are kept only if they help significantly on
+        held-out parts of the scenes; if not, and they were requested by name, a warning says so. "auto" takes the best
+        of the first three that helps significantly; None tries none.
     cache : path, optional
-        A folder for what specialists learn from and what they have learned (up to some hundred MB), so that an
-        interrupted fit of the same scenes goes on there. Where a Dask client or scheduler is set, it trains them: its
-        workers must see the folder. By default a temporary folder, and training in this process.
+        Folder for the specialists' training data and weights (up to some hundred MB), so that an interrupted fit of the
+        same scenes can resume. If a Dask client or scheduler is set, it trains them: its workers must see the folder.
+        By default a temporary folder, and training in this process.
     seed : int
         The same seed and data give the same model on the same machine.
     name : str
-        Name that the model bears.
+        Name of the model.
     device : str, optional
-        A torch device; by default the best there is.
+        A torch device; by default the best available.
     precision : {"auto", "fp32", "bf16"}
-        Number format; "auto" takes bfloat16 where the hardware has it.
+        Number format; "auto" takes bfloat16 if the hardware supports it.
     progress : bool
         Whether to show a progress bar.
 
@@ -155,12 +154,12 @@ def fit(
     Raises
     ------
     AnnotationError
-        If annotations are missing, unreadable, outside their image, or hold no object at all; or if the sizes of the
-        objects are such that a class, or a fifth of all objects, would be left out (see `geometry`).
+        If annotations are missing, unreadable, outside their image, or hold no object at all; or if a whole class, or a
+        fifth of all objects, is too large or too small (see `geometry`).
     ImageError
         If an image cannot be read.
     ModelError
-        If the base is unknown, or its weights cannot be had or do not fit.
+        If the base is unknown, or its weights are not available or do not fit.
     ValueError
         If a parameter is out of range.
     """
@@ -182,7 +181,7 @@ def fit(
         usual = replace(recipe, geometry=planes)
         planned = scan_candidates(usual, built_in=base is None) if geometry == "search" else [usual]
         check_cells(scenes, min(each.geometry.cell for each in planned))
-        # What is wrong with the network or its weights is told before any work.
+        # Before any training, so that a fault of the network or its weights is reported at once.
         backbones = [_backbone(each, base, base_weights) for each in planned]
         draft = _draft(recipe, labels, name, train_refiner(recipe, scenes, runtime, bars.task("refine net")))
         draft = add_specialists(draft, recipe, scenes, runtime, specialists, cache, bars)
@@ -213,7 +212,7 @@ def _scenes(
     *,
     strict: bool,
 ) -> tuple[list[Scene], tuple[LeftOut, ...]]:
-    """Images with their annotations on the grid of fine cells, of which some parts are held back; what is left out."""
+    """Scenes with their held-out parts marked, and the objects that are left out."""
     largest = largest_side(spec, planes.refine_downsample)
     smallest = smallest_side(planes.refine_downsample)
     options: dict[str, float] = {"largest": largest, "smallest": smallest, "nominal": sizes.nominal}
@@ -222,7 +221,7 @@ def _scenes(
     if sizes.guess:
         _tell(f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); give object_size to choose")
     if lost:
-        _tell(f"left out, since what is sought has {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
+        _tell(f"left out, objects must have {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     return scenes, lost
 
@@ -236,12 +235,12 @@ def _price(
 
 
 def _check_held(scenes: Sequence[Scene], answers: Answers) -> bool:
-    """Whether thresholds have to be set on what the nets were trained on, of which the caller is warned."""
+    """Whether thresholds must be set on the training data; if so, warn the caller."""
     if self_calibrated := calibrates_on_all(scenes, answers):
         _tell(
-            "hardly anything was found in what was held back (scenes are held back in parts of "
-            f"{PART * scenes[0].fine_cell} px): thresholds are set on what the nets were trained on, and recall "
-            "elsewhere may be lower; annotate a larger scene, or more of them"
+            "hardly anything was found in the held-out parts of the scenes (of "
+            f"{PART * scenes[0].fine_cell} px a side): thresholds are set on training data, and recall elsewhere may "
+            "be lower; annotate larger or more scenes"
         )
     return self_calibrated
 
@@ -252,7 +251,7 @@ def _tell(text: str) -> None:
 
 
 def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
-    """A model whose base knows nothing yet."""
+    """A model with a trained refine net and an untrained base."""
     return Model(
         name=name,
         task="detect",
@@ -268,7 +267,7 @@ def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvSt
 def _calibrated(
     recipe: Recipe, draft: Model, setting: CalibrationSet, backbone: Backbone | None, bars: Progress
 ) -> Calibrated:
-    """The model with a base for one geometry, its thresholds set."""
+    """The model with a trained base for one geometry, thresholds set."""
     fitted = train_base(recipe, backbone, draft, setting, bars)
     model = replace(draft, geometry=recipe.geometry, base=fitted)
     return calibrate(model, setting, bars.task("calibrating"))
@@ -280,7 +279,7 @@ def _scan_of(model: Model) -> str:
 
 
 def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Backbone | None:
-    """The network of timm that was asked for; its new parts and its random weights follow the seed."""
+    """The requested network of timm, if any; its new parts and its random weights follow the seed."""
     if base is None:
         return None
     torch.manual_seed(recipe.seed + 1)
@@ -289,7 +288,7 @@ def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Backbone | 
 
 
 def _origin(recipe: Recipe, scenes: Sequence[Scene], sizes: Sizes, lost: Sequence[LeftOut]) -> dict[str, Any]:
-    """What a model was fitted on, and how."""
+    """Provenance: data and settings of the fit."""
     return {
         "scenes": [scene.image.name for scene in scenes],
         "objects": int(sum(len(s.centre) for s in scenes)),
@@ -304,7 +303,7 @@ def _origin(recipe: Recipe, scenes: Sequence[Scene], sizes: Sizes, lost: Sequenc
 
 
 def _origin_of_base(base: str | None, weights: Weights) -> dict[str, Any]:
-    """Where a network of timm came from."""
+    """Provenance of a network of timm."""
     if base is None:
         return {}
     source = "timm's hub" if weights is None else Path(weights).name
@@ -323,7 +322,7 @@ def _check(
     if not 0 < recall < 1:
         raise ValueError(f"recall must lie between 0 and 1, got {recall}")
     if steps % 1 != 0 or steps < 10:
-        raise ValueError(f"steps must be a whole number, at least 10; some hundreds teach anything; got {steps}")
+        raise ValueError(f"steps must be a whole number, at least 10 (useful from some hundreds); got {steps}")
     check_seed(seed)
     if object_size is not None and not 0 < object_size < np.inf:
         raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
@@ -344,7 +343,7 @@ def _check_scan(geometry: Geometry | str | None, width: float) -> None:
         raise ValueError(f'geometry must be a Geometry or "search", got {geometry!r}')
     if geometry.fine_cell != FINE_STRIDE * geometry.refine_downsample:
         raise ValueError(
-            f"the refine net makes cells of {FINE_STRIDE * geometry.refine_downsample} px where it reads 1/"
+            f"the refine net's cells are {FINE_STRIDE * geometry.refine_downsample} px if it reads the image at 1/"
             f"{geometry.refine_downsample}: expected cell = {FINE_STRIDE} * refine_downsample * fine, got {geometry}"
         )
     if geometry.cell // geometry.scan_downsample not in STRIDES:
@@ -354,7 +353,7 @@ def _check_scan(geometry: Geometry | str | None, width: float) -> None:
 def _normalisation(
     images: Sequence[Image], channels: int, downsample: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation of each channel, of pixels in 0..1, from the middle and corners of each scene."""
+    """Mean and standard deviation of each channel, pixels in 0..1, from a 3 x 3 grid of blocks in each scene."""
     samples = []
     for image in images:
         height, width = ceil_div(image.height, downsample), ceil_div(image.width, downsample)

@@ -1,4 +1,4 @@
-"""How fine to look: cell, scan and refine resolution from the sizes of the annotated objects."""
+"""Choice of cell size, scan and refine resolution from the sizes of the annotated objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coarse2fine.model import Geometry, Label
 from coarse2fine.models.box_head import BOX_CHANNELS
 from coarse2fine.models.conv_stack import StackSpec
 
-# 10.7 kMAC a pixel and a field of 58 pixels; for small objects 8.4 and 42: then windows lose half as much to halos.
+# 10.7 kMAC a pixel and a field of 58 pixels; for small objects 8.4 and 42, which halves the cost of windows' halos.
 WIDE_REFINER = "4/2:16 3:24 4/2:48 3:64 3:64 4/2:128 3:128 1:128 1:{out}"
 NARROW_REFINER = "4/2:16 3:24 4/2:48 3:64 3:64 4/2:128 1:128 1:{out}"
 _SMALL = 24.0
@@ -27,7 +27,7 @@ BASES = {
     3: "4/2:12 4/2:24 4/2:48 3:48 1:48 1:1",
 }
 FINE_STRIDE = 8
-# A feature's number is a byte, of which 255 is no feature.
+# A feature's number is stored as a byte, in which 255 means none.
 _MOST_CHANNELS = 248
 STRIDES = tuple(2**halvings for halvings in BASES)
 _FIELD = 58
@@ -35,7 +35,7 @@ _FIELD = 58
 _SCAN_PIXELS = 5.0
 _AREA_SIDE = 256.0
 _POINT_SIDE, _LEAST_SIDE = 32.0, 4.0
-# Of the distances between neighbouring points: at their median half of the objects would overlap another.
+# Quantile of the distances between neighbouring points; at the median half of the objects would overlap another.
 _POINT_QUANTILE = 0.1
 _MOST_REDUCED = 64
 _LEAST_PIXELS = 2.5
@@ -48,13 +48,13 @@ class Sizes:
     Parameters
     ----------
     sides : ndarray, float64, (n, 2)
-        Smaller side of each object's bounding box, and the root of the box's area; areas are no objects.
+        Smaller side of each object's bounding box, and the root of the box's area; without classes that are areas.
     labels : ndarray, str, (n,)
         Class of each.
     nominal : float
         Side given to annotations that are points.
     guess : str
-        How that side was chosen, if it had to be guessed; else empty.
+        How that side was estimated; empty if it was given or there are no points.
     """
 
     sides: NDArray[np.float64]
@@ -93,7 +93,7 @@ def find_labels(all_annotations: Sequence[Annotations]) -> tuple[Label, ...]:
 
 
 def measure(all_annotations: Sequence[Annotations], labels: Sequence[Label], object_size: float | None) -> Sizes:
-    """Sizes of the objects; points take `object_size`, else what boxes have or what their distances allow for."""
+    """Sizes of the objects; for points `object_size`, else estimated from drawn objects or distances of neighbours."""
     names = {label.name for label in labels if label.kind == "object"}
     objects = [[a for a in each.objects if a.label in names] for each in all_annotations]
     points = [[a.full_bounds[:2] for a in each if a.is_point] for each in objects]
@@ -110,14 +110,14 @@ def measure(all_annotations: Sequence[Annotations], labels: Sequence[Label], obj
 
 
 def _nominal(points: Sequence[Sequence[tuple[float, float]]], drawn: NDArray[np.float64]) -> tuple[float, str]:
-    """Side of objects that are points, of which few overlap a neighbour, and how it was chosen.
+    """Estimated side of objects annotated as points, so that few overlap a neighbour, and how it was estimated.
 
     Parameters
     ----------
     points : sequence of sequence of tuple of float
         Positions (y, x) in each image.
     drawn : ndarray, float64, (n,)
-        Sides of the objects that are more than points.
+        Sides of the objects that are not points.
     """
     if len(drawn) > 1:
         return float(np.median(drawn)), f"the median side of the {len(drawn):,} objects that are drawn"
@@ -126,7 +126,7 @@ def _nominal(points: Sequence[Sequence[tuple[float, float]]], drawn: NDArray[np.
     apart = np.concatenate(gaps) if gaps else np.zeros(0)
     apart = apart[apart >= _LEAST_SIDE]
     if not len(apart):
-        return _POINT_SIDE, "a usual size: no point has a neighbour that would tell"
+        return _POINT_SIDE, "a usual size: no point has a neighbour to estimate it from"
     return (
         float(np.quantile(apart, _POINT_QUANTILE)),
         f"only {_POINT_QUANTILE:.0%} of the points have a nearest neighbour closer than that",
@@ -134,10 +134,10 @@ def _nominal(points: Sequence[Sequence[tuple[float, float]]], drawn: NDArray[np.
 
 
 def choose_geometry(sizes: Sizes, labels: Sequence[Label]) -> Geometry:
-    """Resolutions at which the small objects are still seen by the scan and the large ones fit the refine net's field.
+    """Choose resolutions so that the scan resolves small objects and large ones fit the refine net's field.
 
-    Of the planes that the refine net could read, the one is taken in which fewest classes lose all their objects, then
-    fewest objects are too small or too large; of several, the one nearest to that which suits the typical object.
+    The refine net's plane is the one in which fewest classes lose all their objects; ties go to the plane with fewest
+    objects too small or too large, then to the one nearest to the plane that suits the typical object.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def choose_geometry(sizes: Sizes, labels: Sequence[Label]) -> Geometry:
 
 
 def _unseen(sizes: Sizes, labels: Sequence[Label], refine: int) -> tuple[int, int]:
-    """Classes of which every object is left out at 1/refine, and objects that are not seen well."""
+    """Number of classes that lose all objects at 1/refine, and number of objects that are too large or too small."""
     spec = refiner_spec(3, labels, sizes, Geometry(FINE_STRIDE * refine, refine, refine))
     short, side = sizes.sides.T
     large = short > largest_side(spec, refine)
@@ -168,25 +168,25 @@ def _unseen(sizes: Sizes, labels: Sequence[Label], refine: int) -> tuple[int, in
 
 
 def largest_side(spec: StackSpec, refine_downsample: int) -> float:
-    """Full-resolution pixels that the smaller side of an object may have: little more than the refine net's field."""
+    """Largest smaller side of an object in full-resolution pixels: a little more than the refine net's field."""
     return 1.25 * spec.field * refine_downsample
 
 
 def smallest_side(refine_downsample: int) -> float:
-    """Full-resolution pixels that an object must have: fewer pixels of the refine net's plane cannot be learned."""
+    """Smallest side of an object in full-resolution pixels: fewer pixels of the refined plane cannot be learned."""
     return _LEAST_PIXELS * refine_downsample if refine_downsample > 1 else 0.0
 
 
 def base_spec(channels: int, geometry: Geometry, width: float = 1.0) -> StackSpec:
-    """The base for a geometry; a scan as coarse as its cells needs no stride.
+    """Shape of the built-in base for a geometry; if the scan plane is as coarse as the cells, it has no stride.
 
     Parameters
     ----------
     channels : int
-        Of the image.
+        Channels of the image.
     geometry : Geometry
     width : float
-        Factor on the channels of all stages but the answer's, up to 248; multiply-adds go nearly with its square.
+        Factor on the channels of all stages but the last, up to 248; multiply-adds grow nearly with its square.
     """
     halvings = int(math.log2(geometry.cell // geometry.scan_downsample))
     spec = StackSpec.parse(channels, BASES[halvings])
@@ -197,7 +197,7 @@ def base_spec(channels: int, geometry: Geometry, width: float = 1.0) -> StackSpe
 
 
 def refiner_spec(channels: int, labels: Sequence[Label], sizes: Sizes, geometry: Geometry) -> StackSpec:
-    """The refine net for a set of classes; its field follows the larger objects' size where it refines."""
+    """Shape of the refine net for a set of classes; the field depends on the larger objects' size in its plane."""
     areas = any(label.kind == "area" for label in labels)
     small = sizes.large / geometry.refine_downsample <= _SMALL and not areas
     text = NARROW_REFINER if small else WIDE_REFINER

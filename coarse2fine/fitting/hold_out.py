@@ -1,4 +1,4 @@
-"""Parts of scenes that are held back: they set thresholds and train nothing."""
+"""Held-out parts of scenes: they set thresholds and are not trained on."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from coarse2fine.tiling.geometry import Box, ceil_div
 
 
 def some_parts(rows: list[tuple[int, int, int]], most: int, seed: int) -> list[tuple[int, int, int]]:
-    """Parts (scene, y, x), or a random choice of so many of them, in their order."""
+    """At most `most` of the parts (scene, y, x), chosen at random, in their order."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:most])
     return [rows[i] for i in chosen.tolist()]
 
 
 def check_objects(scenes: Sequence[Scene], largest: float, smallest: float, *, strict: bool) -> tuple[LeftOut, ...]:
-    """Count what is left out, before anything is trained; refuse what nothing or too little can be learned from.
+    """Count the objects that are left out, before training; refuse data with too few objects to learn from.
 
     Parameters
     ----------
     scenes : sequence of Scene
     largest, smallest : float
-        As those of the scenes.
+        Size limits, as given to the scenes.
     strict : bool
-        Whether to refuse where a class loses all its objects or a fifth of all objects is left out.
+        Whether to refuse if a class loses all its objects or a fifth of all objects is left out.
 
     Returns
     -------
     tuple of LeftOut
-        One for each class that loses any.
+        One for each class that loses objects.
 
     Raises
     ------
@@ -63,12 +63,12 @@ def check_objects(scenes: Sequence[Scene], largest: float, smallest: float, *, s
 
 
 def check_cells(scenes: Sequence[Scene], cell: int) -> None:
-    """Refuse cells of so many pixels if none of them is known as a whole, before anything is trained.
+    """Refuse cells of `cell` pixels a side, before training, if none of them is fully annotated.
 
     Raises
     ------
     AnnotationError
-        If none is.
+        If no cell is.
     """
     ratio = cell // scenes[0].fine_cell
     for scene in scenes:
@@ -85,10 +85,10 @@ def check_cells(scenes: Sequence[Scene], cell: int) -> None:
 
 
 def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -> None:
-    """Mark parts that calibrate and never train: whole images where there are many, else parts of all of them.
+    """Mark the held-out parts, for calibration only: whole images if there are at least 8, else parts of all images.
 
-    Parts are drawn systematically in order of the objects they hold, so that rare objects are on both sides; what
-    alone holds objects trains.
+    Sampling is systematic in order of the number of objects, so that rare objects are on both sides; if only one part
+    holds objects, it is trained on.
     """
     if len(scenes) >= 8:
         sizes = np.array([len(s.centre) for s in scenes])
@@ -98,7 +98,7 @@ def hold_back(scenes: Sequence[Scene], share: float, rng: np.random.Generator) -
         return
     counts = [_objects_by_part(scene).ravel() for scene in scenes]
     places = [(scene, i) for scene, count in zip(scenes, counts, strict=True) for i in range(len(count))]
-    if len(places) < 2:  # what is held back cannot train
+    if len(places) < 2:  # the only part is needed for training
         return
     sizes = np.concatenate(counts)
     order = np.lexsort((rng.random(len(places)), -sizes))[int(np.count_nonzero(sizes) == 1) :]

@@ -1,4 +1,4 @@
-"""Comparing what was found with what is there."""
+"""Matching of finds with annotated objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def match(
     true: NDArray[np.float64],
     reach: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """Pair finds with true objects one to one, the best find first, each with the nearest object still free.
+    """Match finds with true objects one to one, the best find first, each with the nearest unmatched object.
 
     Parameters
     ----------
@@ -50,10 +50,10 @@ def match(
 
 
 def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], true_count: int) -> tuple[float, float]:
-    """Middle of the thresholds between 0.1 and 0.9 whose F1 is as good as the best to half a per cent, and its F1.
+    """Middle of the thresholds between 0.1 and 0.9 whose F1 is within half a per cent of the best, and its F1.
 
-    Held-back objects, some hundreds at most, do not tell such differences apart: the best may lie anywhere on a
-    plateau, and its ends are where other scenes fall off first.
+    Some hundred held-out objects cannot resolve smaller differences: the best may lie anywhere on a plateau, and at its
+    ends the F1 of other scenes drops first.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], tru
     right : ndarray, bool, (n,)
         Whether each is a true object.
     true_count : int
-        Objects there are.
+        Number of true objects.
     """
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]

@@ -1,4 +1,4 @@
-"""One plain training loop for every net."""
+"""Training loop of all nets but specialists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def train(
     slow: nn.Module | None = None,
     tick: Tick | None = None,
 ) -> float:
-    """Fit a net by AdamW under a one-cycle rate.
+    """Fit a net by AdamW with a one-cycle learning rate.
 
     Parameters
     ----------
@@ -48,9 +48,9 @@ def train(
     rate : float
         Highest learning rate.
     slow : Module, optional
-        Part of the net that knows something already, and learns at a third of the rate.
+        Pretrained part of the net, trained at a third of the rate.
     tick : callable, optional
-        Called with steps done and steps in all.
+        Called with the numbers of steps done and of all steps.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def _groups(net: nn.Module, slow: nn.Module | None, rate: float) -> list[dict[st
 
 
 def _ahead(make: Callable[[int], Item], count: int) -> Iterator[Item]:
-    """``make(0) ... make(count - 1)`` in order, a few of them ahead of the consumer in threads."""
+    """``make(0) ... make(count - 1)`` in order, prefetched in threads."""
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(make, i) for i in range(min(_AHEAD, count))]
         try:

@@ -1,4 +1,4 @@
-"""The images of a fit and their annotations."""
+"""Loading of a fit's images with their annotations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_pairs(
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> list[tuple[Image, Annotations]]:
-    """Images with their annotations; files are matched by name, all else by order.
+    """Load images with their annotations; files are matched by name, all else by order.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def load_pairs(
     texts: Any = [annotations] if isinstance(annotations, dict) else annotations
     texts = texts if isinstance(texts, str | os.PathLike) else list(texts)
     named = by_name and not (isinstance(texts, list) and any(isinstance(t, dict) for t in texts))
-    # A list keeps its order where only the order tells which annotation belongs to which image.
+    # A list keeps its order if images and annotations are matched by order.
     expand = named or isinstance(images, str | os.PathLike)
     sources: list[Any] = list(expand_paths(images) if expand else images)  # type: ignore[arg-type]
     if named:

@@ -1,4 +1,4 @@
-"""Training the refine net at full resolution on the annotations."""
+"""Training of the refine net at full resolution on the annotations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CROP, _BATCH = 24, 16
 
 
 def train_refiner(recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, tick: Tick | None = None) -> ConvStack:
-    """Teach the refine net what a person marked.
+    """Train the refine net on the annotations.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def train_refiner(recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, tic
     scenes : sequence of Scene
     runtime : Runtime
     tick : callable, optional
-        Called with steps done and steps in all.
+        Called with the numbers of steps done and of all steps.
     """
     torch.manual_seed(recipe.seed)
     net = ConvStack(recipe.refiner, batch_norm=True)
@@ -48,14 +48,14 @@ def train_refiner(recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, tic
 def batches(
     recipe: Recipe, scenes: Sequence[Scene], around: float = 0.5
 ) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
-    """A sampler of batches of crops with their targets, as `detection_loss` takes them; none of what is held back.
+    """A sampler of batches of crops with their targets, as `detection_loss` takes them; held-out parts do not count.
 
     Parameters
     ----------
     recipe : Recipe
     scenes : sequence of Scene
     around : float
-        Share of crops around an object of a class drawn almost evenly; the others may lie anywhere.
+        Share of crops around an object, of classes drawn by the root of their counts; the others may lie anywhere.
     """
     choose = _object_crops(scenes, around)
 
@@ -67,7 +67,7 @@ def batches(
 
 
 def _object_crops(scenes: Sequence[Scene], around: float) -> Callable[[np.random.Generator], tuple[Scene, Box]]:
-    """A sampler of (scene, cell box): some around an object, the others anywhere."""
+    """A sampler of crops as (scene, cell box), a share `around` of them near an object."""
     rows = [(s, i, int(scene.label[i])) for s, scene in enumerate(scenes) for i in np.flatnonzero(_trains(scene))]
     by_label = {k: [r for r in rows if r[2] == k] for k in sorted({r[2] for r in rows})}
     parts = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.argwhere(~scene.held).tolist()]
@@ -75,7 +75,7 @@ def _object_crops(scenes: Sequence[Scene], around: float) -> Callable[[np.random
 
     def choose(rng: np.random.Generator) -> tuple[Scene, Box]:
         if by_label and rng.random() < around:
-            # Rare classes are drawn more often than they occur, but not as often as common ones.
+            # Rare classes are oversampled, but not to the level of common ones.
             weight = np.array([len(v) for v in by_label.values()]) ** 0.5
             label = list(by_label)[rng.choice(len(by_label), p=weight / weight.sum())]
             s, i, _ = by_label[label][rng.integers(len(by_label[label]))]
@@ -91,7 +91,7 @@ def _object_crops(scenes: Sequence[Scene], around: float) -> Callable[[np.random
 
 
 def _trains(scene: Scene) -> NDArray[np.bool_]:
-    """Objects that lie in parts that are not held back, and fit the net's field."""
+    """Objects outside held-out parts whose size fits the net."""
     y, x = (scene.centre / scene.fine_cell // PART).astype(int).T
     held = scene.held[y.clip(0, scene.part_shape[0] - 1), x.clip(0, scene.part_shape[1] - 1)]
     trains: NDArray[np.bool_] = scene.fits & ~held

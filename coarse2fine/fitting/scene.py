@@ -1,4 +1,4 @@
-"""What the nets are trained towards: annotations drawn on grids of cells."""
+"""Training targets: annotations drawn on grids of cells."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from coarse2fine.model import Label
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 
-# Scenes are held back, drawn from and refined in square parts of this many fine cells.
+# Side in fine cells of the square parts in which scenes are held out, sampled and refined.
 PART = 64
 # A cell whose centre lies this near to an object's centre (in cells, or as a share of the object's smaller side) is
-# positive; one within the second distance is neither. At least one cell centre is within 0.71 cells of any point.
+# positive; one within the second distance does not count. At least one cell centre is within 0.71 cells of any point.
 _POSITIVE, _POSITIVE_SHARE = 0.75, 0.2
 _NEAR, _NEAR_SHARE = 1.5, 0.5
 # Share of the objects that may be left out unless the caller has chosen the resolution.
@@ -43,7 +43,7 @@ class Targets:
 
 
 def _digest(annotations: Annotations) -> str:
-    """Changes with any of the annotations."""
+    """Digest of all annotations."""
     digest = hashlib.sha256()
     for each in annotations.objects:
         digest.update(each.label.encode() + each.geometry.wkb)
@@ -64,8 +64,8 @@ class Scene:
     fine_cell : int
         Side of a fine cell in full-resolution pixels.
     largest, smallest : float
-        Objects whose smaller side exceeds the first number of full-resolution pixels, or whose side (the root of the
-        bounding box's area) falls short of the second, are left out: neither sought nor held against a cell.
+        Size limits in full-resolution pixels: objects whose smaller side exceeds `largest`, or whose side (the root of
+        the bounding box's area) is below `smallest`, are left out; their cells count neither as positive nor negative.
     nominal : float
         Side given to annotations that are points, in full-resolution pixels.
     """
@@ -94,7 +94,7 @@ class Scene:
         bounds = np.array([a.full_bounds for a in objects], np.float64).reshape(-1, 4)
         size = bounds[:, 2:] - bounds[:, :2]
         points = np.array([a.is_point for a in objects], bool)
-        # Thin or tiny annotations still have a size whose logarithm can be learned.
+        # At least one pixel, so that the logarithm is defined for degenerate annotations.
         self.size = np.where(points[:, None], nominal, np.maximum(size, 1.0))
         self.centre = (bounds[:, :2] + bounds[:, 2:]) / 2
         self.label = np.array([index[a.label] for a in objects], np.int64)
@@ -107,14 +107,14 @@ class Scene:
             shapely.prepare(geometry)
 
     def fine_centres(self, cell_box: Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Full-resolution (y, x) of the cells' centres of a block, flattened in raster order."""
+        """Full-resolution (y, x) of the centres of a block's cells, flattened in raster order."""
         y = (np.arange(cell_box.y0, cell_box.y1) + 0.5) * self.fine_cell
         x = (np.arange(cell_box.x0, cell_box.x1) + 0.5) * self.fine_cell
         gy, gx = np.meshgrid(y, x, indexing="ij")
         return gy.ravel(), gx.ravel()
 
     def known(self, cell_box: Box, *, held: bool = False) -> NDArray[np.bool_]:
-        """Cells of a block that lie in the image, were annotated, and are (or are not) held back; (h, w)."""
+        """Cells of a block that lie in the image, are annotated, and are held out (or not, as `held` says); (h, w)."""
         ys = np.arange(cell_box.y0, cell_box.y1)
         xs = np.arange(cell_box.x0, cell_box.x1)
         inside = ((ys >= 0) & (ys < self.cell_shape[0]))[:, None] & ((xs >= 0) & (xs < self.cell_shape[1]))[None]
@@ -125,7 +125,7 @@ class Scene:
         return known & self.annotated(*self.fine_centres(cell_box)).reshape(known.shape)
 
     def trains_at(self, full_y: NDArray[np.float64], full_x: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Where a grid of points, in full-resolution pixels, lies in the image, is annotated and is not held back."""
+        """Points of a grid, in full-resolution pixels, that lie in the image, are annotated and are not held out."""
         inside_y, inside_x = (
             (at >= 0) & (at < size) for at, size in ((full_y, self.image.height), (full_x, self.image.width))
         )
@@ -138,7 +138,7 @@ class Scene:
         return trains & self.annotated(y.ravel(), x.ravel()).reshape(trains.shape)
 
     def draw(self, cell_box: Box, *, held: bool = False) -> Targets:
-        """Targets of a block of fine cells, of which only those not held back count (or only those that are)."""
+        """Targets of a block of fine cells; only cells that are not held out count (or, with `held`, only those)."""
         shape = (cell_box.height, cell_box.width)
         classes = np.zeros((len(self.labels), *shape), np.float32)
         known = self.known(cell_box, held=held)
@@ -154,7 +154,7 @@ class Scene:
         return Targets(classes, valid, boxes, boxed * valid.max(axis=0))
 
     def _nearby(self, cell_box: Box) -> NDArray[np.intp]:
-        """Objects that may touch a block, the largest first, so that the small ones inside them have the last word."""
+        """Objects that may touch a block, the largest first, so that smaller ones are drawn over them."""
         full = cell_box.scale(self.fine_cell)
         reach = np.maximum(self.size * _NEAR_SHARE, _NEAR * self.fine_cell)
         low, high = self.centre - reach, self.centre + reach
@@ -191,7 +191,7 @@ class Scene:
 
 
 def part_of(target: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
-    """A block of a map of cells, NaN where it lies beyond; (h, w)."""
+    """A block of a map of cells, NaN outside the map; (h, w)."""
     block = np.full((box.height, box.width), np.nan, np.float32)
     inner = box.intersect(Box(0, 0, *target.shape))
     if inner is not None:
@@ -203,12 +203,12 @@ def part_of(target: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
 def pooled(
     target: NDArray[np.float32], known: NDArray[np.bool_], ratio: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Targets of larger cells: whether there is something in any of the cells within, and where that is known.
+    """Pool targets to larger cells: the maximum over the cells within, and where that is known.
 
     Parameters
     ----------
     target : ndarray, float32, (ratio * h, ratio * w)
-        NaN where nobody was asked.
+        NaN where the refine net did not run.
     known : ndarray, bool, (ratio * h, ratio * w)
     ratio : int
 
@@ -216,7 +216,7 @@ def pooled(
     -------
     target : ndarray, float32, (h, w)
     known : ndarray, bool, (h, w)
-        All cells within are known; of cells beyond the image, which are all unknown, some may be.
+        Larger cells of which all cells within are known.
     """
     shape = (target.shape[0] // ratio, ratio, target.shape[1] // ratio, ratio)
     use = known & ~np.isnan(target)
@@ -226,7 +226,7 @@ def pooled(
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Annotated objects of one class, and those of them that are left out.
+    """Number of annotated objects of one class, and how many are left out.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ class LeftOut:
 
     @property
     def count(self) -> int:
-        """All that are left out."""
+        """Number of objects left out."""
         return self.too_large + self.too_small
 
     def __str__(self) -> str:
@@ -251,11 +251,11 @@ class LeftOut:
 
 
 def _refuse(lost: Sequence[LeftOut], largest: float, smallest: float, *, whole: bool, strict: bool) -> None:
-    """Raise, unless the resolution is the caller's own choice and something is left."""
+    """Raise, unless the resolution is the caller's own choice and some objects are left."""
     if not strict and not whole:
         return
     raise AnnotationError(
-        f"too many objects would be left out: {'; '.join(map(str, lost))}. What is sought at this resolution has "
+        f"too many objects would be left out: {'; '.join(map(str, lost))}. At this resolution objects must have "
         f"{smallest:,.0f} to {largest:,.0f} px. Fit one model for each range of sizes (mark the others Ignore*), "
         "or fit on smaller or larger copies of the images"
     )

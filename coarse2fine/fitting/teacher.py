@@ -1,4 +1,4 @@
-"""The refine net's answer to whole scenes, which the base learns from and is measured by."""
+"""The refine net's output on whole scenes: training target and reference of the base."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _MOST_PARTS = 1024
 
 @dataclass(frozen=True)
 class Answers:
-    """What the refine net finds in the fitting scenes, wherever it was asked.
+    """Finds of the refine net in the fitting scenes, in all parts where it ran.
 
     Parameters
     ----------
     found : tuple of Candidates
         One for each scene: objects without duplicates, and all cells of areas.
     targets : tuple of ndarray, float32, (cell height, cell width)
-        Probability that a cell holds a find, NaN where the net was not asked.
+        Probability that a cell holds a find, NaN where the net did not run.
     threshold : float
-        Probability from which an answer counts, by the best F1 on what was held back.
+        Probability from which a candidate counts, by the best F1 on held-out parts.
     f1 : float
-        That F1; NaN where nothing was held back that could tell.
+        That F1; NaN if the held-out parts hold no object.
     """
 
     found: tuple[Candidates, ...]
@@ -50,7 +50,7 @@ class Answers:
 def exhaustive_answer(
     model: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, tick: Tick | None = None
 ) -> Answers:
-    """Ask the refine net everywhere, or in a random choice of parts where the scenes are very large.
+    """Run the refine net everywhere, or in a random choice of parts if the scenes are very large.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ def exhaustive_answer(
     scenes : sequence of Scene
     runtime : Runtime
     seed : int
-        Of the choice of parts.
+        Seed of the choice of parts.
     tick : callable, optional
-        Called with parts done and parts in all.
+        Called with the numbers of parts done and of all parts.
     """
     parts = _parts(scenes, seed)
     total, before = sum(len(p) for p in parts), 0
@@ -72,7 +72,7 @@ def exhaustive_answer(
         progress = (lambda done, _, offset=offset: tick(offset + done, total)) if tick else None
         fine = refine(scene.image, plan, model, partial(read_detections, floor=FLOOR), runtime, progress)
         if fine.interrupted:
-            raise KeyboardInterrupt  # half an answer would teach that there is nothing in the other half
+            raise KeyboardInterrupt  # an unfinished pass would mark the rest as empty
         found.append(settle(fine.candidates, model))
         asked.append(plan.take(fine.done).covered())
         before += len(rows)
@@ -82,14 +82,14 @@ def exhaustive_answer(
 
 
 def settle(candidates: Candidates, model: Model) -> Candidates:
-    """Objects reduced to one candidate each; cells of areas left as they are."""
+    """Suppress duplicates of objects; cells of areas stay as they are."""
     area = model.areas[candidates.labels]
     objects = suppress(candidates.take(~area))
     return Candidates.concatenate([objects, candidates.take(area)])
 
 
 def _parts(scenes: Sequence[Scene], seed: int) -> list[NDArray[np.int64]]:
-    """Parts to ask, for each scene: all, or a random choice of them."""
+    """Parts to refine in each scene: all, or a random choice of them."""
     rows = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.ndindex(scene.part_shape)]
     table = np.array(some_parts(rows, _MOST_PARTS, seed), np.int64)
     return [table[table[:, 0] == s, 1:] for s in range(len(scenes))]
@@ -100,7 +100,7 @@ def _held(scene: Scene, cells: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 
 def _threshold(model: Model, scenes: Sequence[Scene], found: Sequence[Candidates]) -> tuple[float, float]:
-    """Best-F1 threshold over the held-back objects of all scenes; over all objects where none was held back."""
+    """Best-F1 threshold over the held-out objects of all scenes, or over all objects if none is held out."""
     if model.areas.all():
         return 0.5, float("nan")
     for held_only in (True, False):
@@ -119,14 +119,14 @@ def _threshold(model: Model, scenes: Sequence[Scene], found: Sequence[Candidates
 def _matched(
     model: Model, scene: Scene, candidates: Candidates, held_only: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
-    """Scores of finds, whether each is right, and how many objects there were to find."""
+    """Scores of finds, whether each is a true object, and the number of objects that count."""
     c = candidates.take(~model.areas[candidates.labels])
     cells = (scene.centre / scene.fine_cell).astype(np.int32)
     cells = np.minimum(cells, np.array(scene.cell_shape, np.int32) - 1)
     counted = scene.fits & scene.annotated(*scene.centre.T) & (_held(scene, cells) if held_only else True)
     boxes = c.boxes.astype(np.float64) * scene.fine_cell
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    # A find that nobody can have annotated is no false alarm.
+    # A find outside the annotated area is no false alarm.
     judged = scene.annotated(*centres.T)
     scores, right = [], []
     excused = np.zeros(len(c), bool)
@@ -146,14 +146,14 @@ def _matched(
 
 
 def target_of(candidates: Candidates, asked: NDArray[np.bool_], threshold: float) -> NDArray[np.float32]:
-    """What a base is to say: sigmoid(logit - logit of the threshold) in the cells of finds, 0 in all others.
+    """Targets of a base: sigmoid(logit - logit of the threshold) in the cells of finds, 0 in all others.
 
     Parameters
     ----------
     candidates : Candidates
         Without duplicates.
     asked : ndarray, bool, (cell height, cell width)
-        Where the refine net was asked; the target is NaN elsewhere.
+        Cells where the refine net ran; the target is NaN elsewhere.
     threshold : float
 
     Returns

@@ -1,4 +1,4 @@
-"""A network of timm as the base of a model: where its weights come from, and what they expect of their input."""
+"""Loading of a timm network as a base: source of its weights, and their input normalisation."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def make_backbone(
     mean: NDArray[np.float32],
     std: NDArray[np.float32],
 ) -> Backbone:
-    """A network of timm with its weights, and a neck and a head yet to be trained.
+    """Make a network of timm with its weights, and an untrained neck and head.
 
     Parameters
     ----------
     text : str
-        ``"timm:NAME?argument=value&argument=value"``. The arguments are the network's own, but `mean` and `std`, of
-        pixels in 0..1, each one number or one for each of three channels with commas between, are what its weights
-        expect of their input, where that is not what timm says.
+        ``"timm:NAME?argument=value&argument=value"``. The arguments are the network's own, except `mean` and `std`: the
+        input normalisation of its weights, if it differs from timm's record. They refer to pixels in 0..1; each is one
+        number, or three with commas between.
     weights : path, "none" or None
         A .safetensors or .pth file; "none" for random weights; by default those of timm's hub.
     channels : int
@@ -50,7 +50,7 @@ def make_backbone(
     Raises
     ------
     ModelError
-        If the network or its weights cannot be had; the message says what to do.
+        If the network or its weights are not available; the message gives the remedy.
     """
     name, arguments = parse_network(text)
     expected = {key: _numbers(key, arguments.pop(key), channels) for key in ("mean", "std") if key in arguments}
@@ -73,9 +73,9 @@ def _from_hub(spec: BackboneSpec) -> Backbone:
         return Backbone(spec, pretrained=True)
     except Exception as error:  # the hub's clients raise errors of many kinds
         raise ModelError(
-            f"the weights of {spec.name} could not be had from timm's hub nor from its cache here ({error}); "
-            "give weights that are here (base_weights=PATH, a .safetensors or .pth file by timm's names), "
-            f"start from random ones (base_weights={NO_WEIGHTS!r}), or leave base out for the built-in net"
+            f"the weights of {spec.name} could not be loaded from timm's hub nor from its local cache ({error}); "
+            "give a local file (base_weights=PATH, a .safetensors or .pth file with timm's names), "
+            f"start from random weights (base_weights={NO_WEIGHTS!r}), or omit base for the built-in net"
         ) from error
 
 
@@ -89,13 +89,13 @@ def _load(net: Backbone, path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint; nothing in it is executed."""
+    """Read the tensors of a checkpoint; no code in it is executed."""
     from timm.models import load_state_dict  # noqa: PLC0415 - slow to import
 
     try:
         state = load_state_dict(str(path), device="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        cause = str(error).partition(". ")[0]  # what follows is advice on loading by hand
+        cause = str(error).partition(". ")[0]  # the rest is advice on unsafe loading
         raise ModelError(f"cannot be read as plain weights ({cause}); save them as .safetensors") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError("expected a mapping of names to tensors; save the network's state_dict() as .safetensors")
@@ -114,6 +114,6 @@ def _numbers(key: str, text: str, channels: int) -> Tensor:
 
 
 def _fitted(numbers: list[float] | tuple[float, ...], channels: int) -> Tensor:
-    """A number for each channel; grey takes the mean of RGB."""
+    """One number for each channel; for grey images the mean of RGB."""
     whole = torch.tensor(numbers, dtype=torch.float32)
     return whole.expand(channels) if len(whole) == 1 else whole if channels == len(whole) else whole.mean()[None]

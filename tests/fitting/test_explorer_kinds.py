@@ -148,7 +148,7 @@ def test_of_few_images_nothing_is_sure(explorer: Model, crops: Crops, how: How) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.fitting.explorer_kinds._BATCHES", 6)
         patch.setattr("coarse2fine.fitting.explorer_kinds._CLUSTERS", 3)
-        with pytest.warns(UserWarning, match=r"no columns for kinds: .*nothing is sure with fewer than 5 groups"):
+        with pytest.warns(UserWarning, match=r"no columns for kinds: .*is significant with fewer than 5 groups"):
             found = add_kinds(explorer, draw, 0, how)
     assert found.specialists == ()
     assert found.decoder is None

@@ -28,7 +28,7 @@ from coarse2fine.tiling.opening import open_image
 
 SIDE, RADIUS = 512, 9
 # Small scenes are quick; a test of its own holds that this is told.
-pytestmark = pytest.mark.filterwarnings("ignore:hardly anything was found in what was held back:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:hardly anything was found in the held-out parts:UserWarning")
 Scene = tuple[NDArray[np.uint8], dict[str, Any]]
 
 
@@ -67,7 +67,7 @@ def small_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # The package's `fit` is the function; its module hides behind it.
         sizes = {"fitting.refiner": {"_CROP": 10, "_BATCH": 4}, "fitting.base": {"_BATCH": 8, "_LONGER": 1}}
-        sizes |= {"fitting.lessons": {"_CROP": 24, "_LESSONS": 60}}
+        sizes |= {"fitting.distillation": {"_CROP": 24, "_LESSONS": 60}}
         for module, constants in sizes.items():
             for name, value in constants.items():
                 patch.setattr(sys.modules[f"coarse2fine.{module}"], name, value)
@@ -257,7 +257,7 @@ def test_a_cluster_is_not_asked_where_it_may_not_see_the_folder(
     monkeypatch.setattr("coarse2fine.fitting.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
     pixels, annotations = discs(0)[0]
     cluster = Mock(side_effect=AssertionError("asked"))
-    with dask.config.set(scheduler=cluster), pytest.warns(UserWarning, match="no specialists 'heads' surely helped"):
+    with dask.config.set(scheduler=cluster), pytest.warns(UserWarning, match="no specialists 'heads' helped"):
         fit([pixels], [annotations], specialists="heads", steps=10, precision="fp32", progress=False)
     assert not cluster.called
 
@@ -296,7 +296,7 @@ def test_what_fit_guesses_leaves_out_and_cannot_hold_back_is_told(small_steps: N
     pixels, annotations = discs(0)[0]
     large = feature("disc", [[100, 100], [300, 100], [300, 300], [100, 300]])
     options: dict[str, Any] = {"steps": 10, "specialists": None, "precision": "fp32", "progress": False}
-    with pytest.warns(UserWarning, match=r"parts of 512 px\): thresholds are set on what the nets were trained on"):
+    with pytest.warns(UserWarning, match=r"of 512 px a side\): thresholds are set on training data"):
         model = fit([pixels], [annotations], **options)
     assert model.provenance["calibrated_on_training"]
     with pytest.warns(UserWarning, match=r"1 of 41 disc \(1 too large\)"):

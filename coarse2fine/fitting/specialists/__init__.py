@@ -1,1 +1,1 @@
-"""How specialists are trained, and which of them are kept."""
+"""Training of specialists, and the choice of those that are kept."""

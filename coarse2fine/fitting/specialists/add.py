@@ -1,4 +1,4 @@
-"""Specialists for a refine net, and which of them are worth it on what was held back."""
+"""Training of a refine net's specialists, and choice of those that help on held-out parts of the scenes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from coarse2fine.specialists.tree import SpecialistTree
 
 Mode = Literal["heads", "tree", "activity", "both", "auto"]
 MODES: tuple[str, ...] = get_args(Mode)
-# Ways whose parts are judged one by one.
+# Modes with several parts, each tested separately.
 _PARTS = {"both": 2}
 _REMEDY = "annotate more scenes, or train for longer (steps)"
 _TOP = 48
@@ -46,7 +46,7 @@ _TILES = 8
 
 @dataclass(frozen=True)
 class _Found:
-    """What one way has come to, with a verdict on each part that was tried; a part that does not pay is left out."""
+    """Result of one mode, with a verdict on each part that was tried; a part that does not pay is left out."""
 
     verdicts: tuple[Verdict, ...]
     tree: SpecialistTree | None = None
@@ -54,7 +54,7 @@ class _Found:
 
     @property
     def parts(self) -> list[str]:
-        """Names of what stays."""
+        """Names of the parts that are kept."""
         return [name for name, part in (("groups", self.groups), ("a tree", self.tree)) if part is not None]
 
 
@@ -67,9 +67,9 @@ def add_specialists(
     cache: str | os.PathLike[str] | None,
     bars: Progress,
 ) -> Model:
-    """The model with specialists that surely help on what was held back; the model itself if none do.
+    """Add specialists that help significantly on held-out parts; the model is unchanged if none do.
 
-    A way that was asked for by its name, or a part of it, that does not surely help is left out with a warning.
+    If a mode requested by name, or a part of it, does not help significantly, it is left out with a warning.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ def add_specialists(
     scenes : sequence of Scene
     runtime : Runtime
     mode : {"heads", "tree", "activity", "both", "auto"} or None
-        None tries none.
+        None trains no specialists.
     cache : path, optional
-        Folder of the store; by default a temporary one.
+        Folder of the item store; by default a temporary one.
     bars : Progress
     """
     if mode is None:
@@ -113,18 +113,18 @@ def add_specialists(
     if mode != "auto" and (chosen is None or len(chosen.parts) < _PARTS.get(mode, 1)):
         gained = told["held_back"].get(mode) or "there is nothing for them to learn from"
         kept = f"of specialists {mode!r} only {chosen.parts[0]}" if chosen else f"no specialists {mode!r}"
-        warnings.warn(f"{kept} surely helped on held-back parts of the scenes: {gained}; {_REMEDY}", stacklevel=3)
+        warnings.warn(f"{kept} helped significantly on held-out parts of scenes: {gained}; {_REMEDY}", stacklevel=3)
     tree, groups = (None, None) if chosen is None else (chosen.tree, chosen.groups)
     return replace(draft, tree=tree, groups=groups, provenance={**draft.provenance, "specialists": told})
 
 
 def column_spec(twins: FeatureMaps, top: int = _TOP) -> ColumnSpec:
-    """Columns that begin where the net last becomes coarser: what lies lower would need a large halo for each cell.
+    """Shape of columns that begin at the net's last stride: lower stages would need a large halo for each cell.
 
     Parameters
     ----------
     twins : FeatureMaps
-        The maps of the net.
+        Maps of the net.
     top : int
         Channels of the last stage.
     """
@@ -135,7 +135,7 @@ def column_spec(twins: FeatureMaps, top: int = _TOP) -> ColumnSpec:
 
 @dataclass(frozen=True)
 class _Learning:
-    """One way after another to learn from the same cells."""
+    """Trains specialists of each mode on the same cells."""
 
     cells: UnsureCells
     twins: FeatureMaps
@@ -151,7 +151,7 @@ class _Learning:
         active = self._groups(tried)
         if name == "activity":
             return active
-        # The tree corrects what the groups leave.
+        # The tree is trained on the remaining error of the groups.
         answers = None if active.groups is None else _answered(active.groups, self.cells.store)
         tree = self._tree((self.spec, self.spec.narrowed(_NARROWER)), tried, answers)
         return _Found((*active.verdicts, *tree.verdicts), tree.tree, active.groups)
@@ -182,7 +182,7 @@ class _Learning:
 
 
 def _answered(groups: SpecialistGroups, store: ItemStore) -> Tensor:
-    """Answers to all items with the groups at work."""
+    """Answers to all items, with what the groups add."""
     items = store.read(last=len(groups.columns[0].layout.maps))
     grown = GrownGroups.of(groups.groups, groups.columns, items)
     return grown.answered(items.answers, np.ones(len(groups.columns), bool), groups.gate)[0]
@@ -191,7 +191,7 @@ def _answered(groups: SpecialistGroups, store: ItemStore) -> Tensor:
 def _as_groups(
     grown: GrownGroups, gate: Gate, kept: NDArray[np.bool_], spec: ColumnSpec, items: Items, held_cells: int
 ) -> SpecialistGroups:
-    """The groups that are kept, as part of a model."""
+    """The kept groups as part of a model."""
     answers = items.answers[torch.from_numpy(items.held)]
     _, asked = grown.answered(answers, kept, gate)
     return SpecialistGroups(
@@ -212,7 +212,7 @@ def _as_tree(
     held_cells: int,
     names: tuple[str, ...],
 ) -> SpecialistTree:
-    """A tree with what is kept of its columns, as part of a model."""
+    """A tree with its kept columns as part of a model."""
     tree, learning = grown.tree, np.flatnonzero(~items.held)
     shares, tiles = np.zeros((len(tree), len(names)), np.float32), {}
     rng = np.random.default_rng(0)
@@ -234,7 +234,7 @@ def _as_tree(
 
 
 def _macs(grown: Grown, gate: Gate) -> float:
-    """Multiply-adds of columns and routing, one cell an item."""
+    """Multiply-adds of columns and routing, for items of one cell."""
     _, asked = grown.answered(gate, grown.tree)
     total = int((gate.unsure(grown.answers[0])).sum()) * grown.tree.centres[ROOT].size
     for depth, nodes in enumerate(grown.nodes.T):

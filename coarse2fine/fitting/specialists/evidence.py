@@ -1,13 +1,13 @@
-"""Whether columns help at all: what they gain on held-back groups of items, and how often luck alone gains as much.
+"""Significance test of columns: their gain on held-out groups of items against random sign flips.
 
-The decisions (by how much columns are shrunk, which of them stay, where they are asked) are made on all held-back
-groups, and what they gain there is too good to be true. So all decisions are made again with the signs of whole groups'
-gains flipped at random: if columns do not help, a group's gain is as likely to be a loss of the same size, and what is
-decided then gains as much by luck alone. The share of flips that gain at least as much is the p-value of exactly what
-is shipped, and is right for few groups, heavy tails, items that are alike within a group, and any number of columns.
+The decisions (by how much columns are shrunk, which of them stay, where they run) are made on all held-out groups, so
+the gain there is biased upwards. So all decisions are made again with the signs of whole groups' gains flipped at
+random: if columns do not help, a group's gain is as likely to be a loss of the same size. The share of flips with at
+least the same gain is the p-value of exactly the model that is kept; it is valid for few groups, heavy tails, dependent
+items within a group, and any number of columns.
 
-What surely hurts is no candidate for luck: its losses, turned into gains, would hide whatever helps beside it (Hansen's
-test of superior predictive ability, 2005). So only what is left of it is flipped when its mean is taken off.
+A column that clearly hurts must not enter as chance: its losses, flipped into gains, would hide columns that help
+(Hansen's test of superior predictive ability, 2005). So its mean is kept, and only the deviations from it are flipped.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# The chance that specialists are kept although none helps, whatever is tried in one fit.
+# Significance level: probability that one fit keeps specialists although none helps.
 LEVEL = 0.05
-# Up to 8 groups all signs are tried; of more groups a random choice, which holds the level as well.
+# All signs are tried for up to 8 groups, for more a random sample, which keeps the level too.
 _FLIPS = 256
-# What loses more than so many standard errors surely hurts.
+# A column hurts if it loses more than this many standard errors.
 _SURELY = 3.0
-# Where columns are asked is the band in which fewest items lie, of those that keep this share of the gain.
+# Of the gates that keep this share of the largest gain, the one with fewest items is taken.
 _GAIN_KEPT = 0.9
 
 
 class Columns(Protocol):
-    """What columns gain on held-back items, under every decision about them.
+    """Gains of columns on held-out items, for every decision about them.
 
     Attributes
     ----------
     sizes : ndarray, float64, (columns, groups)
-        Items that come to each column.
+        Number of items routed to each column.
     depths : ndarray, int64, (columns,)
-        Columns of one depth are compared with each other.
+        Depth of each column; columns of one depth are compared with each other.
     shares : int
-        How many shares of what columns add are tried.
+        Number of shrinkage factors that are tried.
     """
 
     sizes: NDArray[np.float64]
@@ -47,28 +47,28 @@ class Columns(Protocol):
     shares: int
 
     def alone(self, share: int) -> NDArray[np.float64]:
-        """What each column takes off the loss of its items, (columns, groups)."""
+        """Reduction of the loss of each column's items, (columns, groups)."""
 
     def stays(self, gains: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which columns stay, (columns,), by what each is believed to gain."""
+        """Which columns stay, (columns,), by their estimated gains."""
 
     def whole(self, share: int, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What those that stay gain, and how often they are asked; each (gates, groups), the open gate first."""
+        """Gains of the kept columns, and how often they run; each (gates, groups), the open gate first."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What is made of columns.
+    """Choice of shrinkage, columns and gate.
 
     Parameters
     ----------
     share : int
-        Number of the share of what columns add.
+        Index of the shrinkage factor.
     kept : ndarray, bool, (columns,)
     gate : int
-        Number of the gate.
+        Index of the gate.
     gain : float
-        What that takes off the loss of the items that decided.
+        Reduction of the loss of the items that decided.
     """
 
     share: int
@@ -78,13 +78,13 @@ class Decision:
 
 
 def decide(columns: Columns, signs: NDArray[np.float64]) -> Decision:
-    """The share, the columns and the gate that gain most.
+    """Choose the shrinkage, the columns and the gate with the largest gain.
 
     Parameters
     ----------
     columns : Columns
     signs : ndarray, float64, (groups,)
-        1 for groups that decide, 0 for the others; -1 turns gains into losses.
+        1 for groups that decide, 0 for the others; -1 flips gains into losses.
     """
     tried = []
     for share in range(columns.shares):
@@ -101,7 +101,7 @@ def decide(columns: Columns, signs: NDArray[np.float64]) -> Decision:
 
 
 def _turned(gains: NDArray[np.float64], sizes: NDArray[np.float64], signs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Gains (rows, groups) with these signs; of rows that surely hurt, all but the mean of an item has them."""
+    """Gains (rows, groups) with these signs; for rows that hurt, only the deviations from the mean per item."""
     if signs.min(initial=1) >= 0:
         return gains * signs
     mean = gains.sum(axis=1, keepdims=True) / np.maximum(sizes.sum(axis=1, keepdims=True), 1)
@@ -113,21 +113,21 @@ def _turned(gains: NDArray[np.float64], sizes: NDArray[np.float64], signs: NDArr
 
 
 def believed(gains: NDArray[np.float64], sizes: NDArray[np.float64], depths: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What each column is believed to gain: its own gain, drawn toward that of all as far as its items tell too little.
+    """Empirical-Bayes estimate of each column's gain: shrunk toward the mean of all columns by its standard error.
 
-    Of many columns the best look better, and the worst worse, than they are (empirical Bayes, as James and Stein; the
-    spread between columns by the method of moments).
+    The best of many columns look better, and the worst look worse, than they are (James and Stein). The variance
+    between columns is estimated by the method of moments.
 
     Parameters
     ----------
     gains, sizes : ndarray, float64, (columns, groups)
-        What each column takes off the loss, and how many items it was asked for.
+        Reduction of each column's loss, and its number of items.
     depths : ndarray, int64, (columns,)
 
     Returns
     -------
     ndarray, float64, (columns,)
-        In all; of a column without items, for one.
+        Total over the column's items; for a column without items, the gain of one item.
     """
     found = np.zeros(len(gains))
     for depth in np.unique(depths):
@@ -137,7 +137,7 @@ def believed(gains: NDArray[np.float64], sizes: NDArray[np.float64], depths: NDA
         every = max(float(count.sum()), 1.0)
         mean, some = float(g.sum()) / every, np.maximum(count, 1)
         own = g.sum(axis=1) / some
-        # Groups, not items, are independent; a few of them tell little of their own spread, so that of all counts too.
+        # Groups, not items, are independent; few groups estimate a variance poorly, so it is averaged with that of all.
         spread = ((g - own[:, None] * n) ** 2).sum(axis=1) * groups / np.maximum(groups - 1, 1)
         shared = float(spread.sum()) / every * some
         error = np.where(groups > 1, (spread + shared) / 2, shared) / some**2
@@ -148,25 +148,25 @@ def believed(gains: NDArray[np.float64], sizes: NDArray[np.float64], depths: NDA
 
 
 def chance(columns: Columns, decision: Decision) -> float:
-    """How likely columns that do not help gain as much as what was decided on all groups.
+    """Probability that columns that do not help gain at least as much as the decision on all groups.
 
     Parameters
     ----------
     columns : Columns
     decision : Decision
-        By all groups.
+        Decision on all groups.
 
     Returns
     -------
     float
-        A p-value; one above `LEVEL` is at least that and not computed to the end. It is 1 if nothing is gained.
+        A p-value. Above `LEVEL` it is a lower bound, since the count stops there. It is 1 if there is no gain.
     """
     if not decision.gain > 0:
         return 1.0
     signs = _signs(columns.sizes.shape[1])
-    reached = 1  # by what is so
+    reached = 1  # the observed signs
     for flipped in signs[1:]:
-        # Sums in another order differ in the last digits.
+        # Tolerance for rounding: sums in another order differ in the last digits.
         reached += decide(columns, flipped).gain >= decision.gain * (1 - 1e-9)
         if reached > LEVEL * len(signs):
             break
@@ -174,7 +174,7 @@ def chance(columns: Columns, decision: Decision) -> float:
 
 
 def _signs(groups: int) -> NDArray[np.float64]:
-    """Signs of groups, the true ones first, (flips, groups)."""
+    """Sign flips of groups, the observed signs first, (flips, groups)."""
     if 2**groups <= _FLIPS:
         return np.array(list(product((1.0, -1.0), repeat=groups)))
     signs = np.random.default_rng(0).choice((1.0, -1.0), (_FLIPS, groups))

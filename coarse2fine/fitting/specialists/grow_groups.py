@@ -1,4 +1,4 @@
-"""Specialists for groups of high-level features, on stored items: what they learn, and which are worth it."""
+"""Specialists for groups of high-level features: training on stored items, and choice of those that help."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DENSITY = 0.25
 
 @dataclass(frozen=True)
 class GrownGroups:
-    """Groups of features with their columns, and what they make of items.
+    """Groups of features with their columns, and the columns' outputs on items.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ class GrownGroups:
     columns : tuple of Column
         One for each group.
     fires : Tensor, bool, (n, groups, h, w)
-        Where each fires.
+        Cells where each group fires.
     added : tuple of Tensor, float16, (n, classes, h, w)
-        What each column adds.
+        Output of each column, which is added to the answer.
     """
 
     groups: Groups
@@ -52,24 +52,24 @@ class GrownGroups:
 
     @classmethod
     def of(cls, groups: Groups, columns: tuple[Column, ...], items: Items) -> GrownGroups:
-        """What the columns make of any items."""
+        """Run the columns on any items."""
         added = tuple(through(items, [column])[2] for column in columns)
         return cls(groups, columns, groups.fires(items.maps[-1].float()), added)
 
     def shrunk(self, share: float) -> GrownGroups:
-        """The same with a share of what every column adds."""
+        """A copy with the output of every column multiplied by `share`."""
         if share == 1:
             return self
         columns = tuple(column.shrunk(share) for column in self.columns)
         return replace(self, columns=columns, added=tuple(share * a for a in self.added))
 
     def take(self, rows: NDArray[np.intp]) -> GrownGroups:
-        """The same groups, and some of the items."""
+        """A copy with some of the items."""
         at = torch.from_numpy(rows)
         return replace(self, fires=self.fires[at], added=tuple(a[at] for a in self.added))
 
     def answered(self, answers: Tensor, kept: NDArray[np.bool_], gate: Gate) -> tuple[Tensor, NDArray[np.int64]]:
-        """Answers, and how many columns were asked of each item, by a gate and by which groups are kept."""
+        """Answers, and how many columns ran on each item, for a gate and for the groups that are kept."""
         fires = self.fires & torch.from_numpy(kept)[:, None, None] & gate.unsure(answers)[:, None, None, None]
         count = fires.sum(dim=1, keepdim=True).clamp(min=1)
         total = torch.zeros_like(self.added[0], dtype=torch.float32)
@@ -87,17 +87,17 @@ def grow_groups(
     ----------
     store : ItemStore
     twins : FeatureMaps
-        The maps of the base.
+        Maps of the base.
     spec : ColumnSpec
-        Of each column.
+        Shape of each column.
     options : TrainingOptions
     count : int, optional
-        Most groups; by default 4 to 8, by how many items there are.
+        Largest number of groups; by default 4 to 8, by the number of items.
 
     Returns
     -------
     GrownGroups
-        With what they make of the items held back.
+        With outputs on the held-out items.
 
     Raises
     ------
@@ -123,12 +123,12 @@ def grow_groups(
 
 
 class GroupColumns:
-    """What the columns of groups gain: several may fire in a cell, so that what they gain together is found anew.
+    """Gains of groups' columns: several may run in a cell, so each combination of columns is measured anew.
 
     Parameters
     ----------
     grown : GrownGroups
-        With what it makes of the items.
+        With outputs on the items.
     items : Items
     gates : tuple of Gate
         The open one first.
@@ -176,27 +176,27 @@ class GroupColumns:
 def judge_groups(
     grown: GrownGroups, items: Items, *, exclusive: bool
 ) -> tuple[float, NDArray[np.bool_], Gate, Verdict]:
-    """Which groups are worth their columns, the gate, and what that gains.
+    """Choose the groups whose columns help, the shrinkage and the gate, and measure their gain.
 
     Parameters
     ----------
     grown : GrownGroups
     items : Items
-        With those held back, which alone count.
+        Only the held-out items count.
     exclusive : bool
         Whether an item has one class.
 
     Returns
     -------
     float
-        By which all columns are to be shrunk.
+        Shrinkage factor of all columns.
     ndarray, bool, (groups,)
-        Which are worth it.
+        Groups that are kept.
     Gate
     Verdict
     """
     held = items.take(np.flatnonzero(items.held))
-    grown = replace(grown, columns=())  # what they add decides
+    grown = replace(grown, columns=())  # only their outputs are needed
     gates, measure = gates_tried(exclusive=exclusive), answers_measured(exclusive)
 
     def apply(rows: NDArray[np.intp], decided: Decision) -> tuple[Tensor, NDArray[np.int64]]:
@@ -208,6 +208,6 @@ def judge_groups(
 
 
 def kept_groups(groups: Groups, kept: NDArray[np.bool_]) -> Groups:
-    """Only some of the groups; the features of the others fire for none."""
+    """Only the kept groups; the features of the others belong to none."""
     number = np.where(kept, np.cumsum(kept) - 1, NO_GROUP)
     return Groups(np.where(groups.group == NO_GROUP, NO_GROUP, number[groups.group]).astype(np.int64), groups.threshold)

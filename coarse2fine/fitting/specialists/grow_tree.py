@@ -1,4 +1,4 @@
-"""Growing a tree of specialists on stored items."""
+"""Training of a tree of specialists on stored items."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from coarse2fine.models.feature_tree import NO_NODE, ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import features_at
 
-# Clusters of all items, and of those of one node further down, by how many there are to learn from.
+# Fewest and most clusters at the root, and at a node below it, by the number of training items.
 _FIRST, _BELOW = (6, 32), (2, 6)
 _ITEMS_EACH, _FEWEST = 400, 48
 
 
 @dataclass(frozen=True)
 class Grown:
-    """A tree with its columns, and what they make of the items it was grown on.
+    """A tree with its columns, and their answers to the items it was grown on.
 
     Parameters
     ----------
     tree : FeatureTree
     columns : dict of int to Column
-        Of each node but the root.
+        Column of each node but the root.
     nodes : ndarray, int32, (n, depth)
-        Each item's way from the first node below the root on; -1 behind the last.
+        Path of each item from the first node below the root on; -1 after the last.
     answers : tuple of Tensor, float32, (n, classes)
-        The base's, then those after one column, after two, and so on.
+        Answers of the base, then those after one column, after two, and so on.
     """
 
     tree: FeatureTree
@@ -52,7 +52,7 @@ class Grown:
     answers: tuple[Tensor, ...]
 
     def answered(self, gate: Gate, tree: FeatureTree) -> tuple[Tensor, NDArray[np.int64]]:
-        """Answers, and how many columns were asked of each item, by a gate and by what a tree keeps."""
+        """Answers, and how many columns ran on each item, for a gate and the kept nodes of `tree`."""
         answers, asked = self.answers[0], np.zeros(len(self.nodes), np.int64)
         going = np.ones(len(self.nodes), bool)
         for nodes, after in zip(self.nodes.T, self.answers[1:], strict=True):
@@ -62,7 +62,7 @@ class Grown:
         return answers, asked
 
     def shrunk(self, share: float) -> Grown:
-        """The same with a share of what every column adds."""
+        """A copy with the output of every column multiplied by `share`."""
         if share == 1:
             return self
         base = self.answers[0]
@@ -71,14 +71,14 @@ class Grown:
         return replace(self, columns=columns, answers=answers)
 
     def take(self, rows: NDArray[np.intp]) -> Grown:
-        """The same tree, and some of the items."""
+        """A copy with some of the items."""
         at = torch.from_numpy(rows)
         return Grown(self.tree, self.columns, self.nodes[rows], tuple(a[at] for a in self.answers))
 
 
 @dataclass
 class _Branch:
-    """A node while the tree grows: its items, their features there, and the columns on their way."""
+    """A node while the tree grows: its items, their features there, and the columns on its path."""
 
     rows: NDArray[np.intp]
     features: NDArray[np.float32]
@@ -95,22 +95,22 @@ def grow(
     vectors: NDArray[np.float32] | None = None,
     answers: Tensor | None = None,
 ) -> Grown:
-    """Cluster items, train a column for each cluster, and again by what the columns see.
+    """Cluster items, train a column for each cluster, and cluster again by the columns' features.
 
     Parameters
     ----------
     store : ItemStore
     twins : FeatureMaps
-        The maps of the base.
+        Maps of the base.
     specs : sequence of ColumnSpec
-        Of the columns, one for each depth of the tree.
+        Shape of the columns at each depth of the tree.
     options : TrainingOptions
     clusters : int, optional
-        Most clusters at the first depth; by default 6 to 32, by how many items there are.
+        Largest number of clusters at the first depth; by default 6 to 32, by the number of items.
     vectors : ndarray, float32, (n, d), optional
-        What all items are clustered by at every depth, instead of high-level features.
+        Features by which all items are clustered at every depth, instead of high-level features.
     answers : Tensor, float32, (n, classes), optional
-        What the columns correct, instead of the base's answers.
+        Answers that the columns correct, instead of the base's.
     """
     trainer = ColumnTrainer(store, options)
     items = store.read(last=max(len(twins.maps) - spec.first + 1 for spec in specs))
@@ -150,7 +150,7 @@ def _split(
     limits: tuple[int, int],
     seed: int,
 ) -> tuple[FeatureTree, dict[int, _Branch]]:
-    """Clusters of the items of each leaf that has enough of them."""
+    """Cluster the items of each leaf that has enough of them."""
     grown: dict[int, _Branch] = {}
     for node, branch in branches.items():
         known = learning[branch.rows]

@@ -1,7 +1,7 @@
-"""What specialists learn from: all that a frozen base has to say of each item, computed once and stored.
+"""Training data of specialists: the frozen base's features and answer for each item, computed once and stored.
 
 An item is a block of cells with one answer: a single cell of a scene, or a whole tile. Columns are trained from the
-store alone; the base is never run again.
+store alone; the base is not run again.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Items:
     Parameters
     ----------
     maps : tuple of Tensor, float16, (n, c, h, w)
-        What columns read of the base, its high-level map last.
+        Maps of the base that columns read, its high-level map last.
     answers : Tensor, float32, (n, classes)
-        The base's logits, the mean over the item's cells.
+        Logits of the base, the mean over the item's cells.
     targets : Tensor, float32, (n, classes)
-        1 where a class is.
+        1 for the item's classes.
     valid : Tensor, float32, (n, classes)
-        0 where nobody knows. Where classes exclude each other, an item counts if all are known.
+        0 if unknown. If classes exclude each other, an item counts only if all are known.
     held : ndarray, bool, (n,)
-        Items that decide what is kept, and train nothing.
+        Held-out items: they decide which columns are kept, and are not trained on.
     group : ndarray, int64, (n,)
         Items of one group are not independent: cells of one scene, tiles of one slide.
     tiles : ndarray, uint8, (n, h, w, c)
-        What the item looks like, for pictures.
+        Pixels of the item, for illustration.
     """
 
     maps: tuple[Tensor, ...]
@@ -90,7 +90,7 @@ class Items:
         )
 
     def answered(self, answers: Tensor) -> Items:
-        """The same items with other answers to start from."""
+        """The same items with other initial answers."""
         return replace(self, answers=answers)
 
     @property
@@ -111,20 +111,20 @@ class Items:
         tiles: NDArray[np.uint8],
         valid: Tensor | None = None,
     ) -> Items:
-        """Run a base on whole tiles, of which each is an item.
+        """Run a base on whole tiles, each of which is an item.
 
         Parameters
         ----------
         base : Base
             In evaluation mode. Its answer has a channel for each class.
         layout : ColumnInputs
-            Of the columns that will be trained, and of all with fewer stages.
+            Inputs of the columns that will be trained; columns with fewer stages read a part of them.
         x : Tensor, float32, (n, c, h, w)
-            Tiles of `base.spec.input_size` of their cells and `layout.border` more on every side.
+            Tiles of `base.spec.input_size` of their cells plus `layout.border` cells on every side.
         targets, held, group, tiles
             See `Items`.
         valid : Tensor, float32, (n, classes), optional
-            By default all is known.
+            By default all classes are known.
         """
         with torch.inference_mode():
             features = base.features(x)
@@ -135,7 +135,7 @@ class Items:
 
 
 def loss_of(answers: Tensor, items: Items, *, exclusive: bool) -> Tensor:
-    """Cross-entropy of each item, (n,); 0 where nobody knows."""
+    """Cross-entropy of each item, (n,); 0 if the class is unknown."""
     if exclusive:
         entropy = functional.cross_entropy(answers, items.targets.argmax(dim=1), reduction="none")
         return entropy * items.valid.amin(dim=1)
@@ -144,37 +144,37 @@ def loss_of(answers: Tensor, items: Items, *, exclusive: bool) -> Tensor:
 
 
 def squared_of(answers: Tensor, items: Items) -> Tensor:
-    """Mean squared error of each item where answers are numbers, (n,)."""
+    """Mean squared error of each item, for answers that are numbers, (n,)."""
     return (answers - items.targets).square().mean(dim=1)
 
 
 def wrong(answers: Tensor, items: Items, *, exclusive: bool) -> Tensor:
-    """Whether each item's answer is wrong, (n,): its likeliest class, or whether any class is told from none."""
+    """Whether each item's answer is wrong, (n,): its likeliest class, or any of its binary decisions."""
     if exclusive:
         return (answers.argmax(dim=1) != items.targets.argmax(dim=1)) & (items.valid.amin(dim=1) > 0)
     return (((answers > 0) != (items.targets > 0.5)) & (items.valid > 0)).any(dim=1)
 
 
 class ItemStore:
-    """A folder with items in Zarr arrays, beside which the specialists that learn from them are kept.
+    """A folder with items in Zarr arrays; the trained specialists' files are stored beside them.
 
     Parameters
     ----------
     folder : path
-        As `ItemStore.write` left it.
+        Folder written by `ItemStore.write`.
 
     Attributes
     ----------
     folder : Path
     loss : {"softmax", "sigmoid", "squared"}
-        What answers mean: one class an item, any number of classes, or numbers.
+        Meaning of answers: one class an item, any number of classes, or numbers.
     name : str
-        What the items were made from.
+        Identifies the data that the items were made from.
 
     Raises
     ------
     FileNotFoundError
-        If the folder holds no whole store.
+        If the folder holds no complete store.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -185,33 +185,33 @@ class ItemStore:
             self.name = str(self._group.attrs["name"])
             self._maps = int(str(self._group.attrs["maps"]))
         except (FileNotFoundError, KeyError) as error:
-            raise FileNotFoundError(f"{self.folder} holds no whole store of items; write it first") from error
+            raise FileNotFoundError(f"{self.folder} holds no complete store of items; write it first") from error
 
     @classmethod
     def write(cls, folder: str | os.PathLike[str], parts: Iterable[Items], *, loss: Loss, name: str) -> ItemStore:
-        """Write items as they come; a folder that was left unfinished is written anew.
+        """Write a stream of items; an incomplete store is overwritten.
 
         Parameters
         ----------
         folder : path
-            Is made; what it held of items is replaced.
+            Created if missing; items in it are replaced.
         parts : iterable of Items
             At least one, all of the same shapes.
         loss : {"softmax", "sigmoid", "squared"}
-            What answers mean: one class an item, any number of classes, or numbers.
+            Meaning of answers: one class an item, any number of classes, or numbers.
         name : str
-            What the items are made from, such as a digest of the base and the data.
+            Identifies the data that the items are made from, such as a digest of the base and the data.
 
         Raises
         ------
         ValueError
-            If there is no item at all.
+            If there are no items.
         FileExistsError
-            If something else is in its place.
+            If another Zarr store or file is in its place.
         """
         path = Path(folder) / _ITEMS
         if path.exists() and not _is_ours(path):
-            raise FileExistsError(f"{path} is no store of items of ours, and is left alone; give another folder")
+            raise FileExistsError(f"{path} was not written by coarse2fine and is not overwritten; give another folder")
         group: Any = zarr.create_group(path, overwrite=True, attributes={"holds": _HOLDS})
         waiting: list[Items] = []
         for part in parts:
@@ -224,7 +224,7 @@ class ItemStore:
         if not waiting or (not len(group) and not sum(map(len, waiting))):
             raise ValueError(f"there are no items to write into {folder}")
         _append(group, Items.joined(waiting))
-        # Comes last: a store without it is not whole.
+        # Written last: a store without these attributes is incomplete.
         maps = sum(name.startswith("map") for name in group)
         group.attrs.update({"loss": loss, "name": name, "maps": maps})
         return cls(folder)
@@ -247,9 +247,9 @@ class ItemStore:
         Parameters
         ----------
         rows : ndarray, int, optional
-            Which, in increasing order; by default all.
+            Rows to read, in increasing order; by default all.
         last : int, optional
-            How many of the maps, the high-level one last; by default all.
+            Read only this many maps, counted from the high-level one; by default all.
         """
         chosen = slice(None) if rows is None else rows
 
@@ -263,7 +263,7 @@ class ItemStore:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a store was written by us, if only in part."""
+    """Whether a store was written by `ItemStore.write`, even in part."""
     try:
         return zarr.open_group(path, mode="r").attrs.get("holds") == _HOLDS
     except (OSError, ValueError, TypeError, KeyError):
@@ -277,7 +277,7 @@ def _append(group: Any, items: Items) -> None:
     for name, values in tables.items():
         if name not in group:
             shape = (0, *values.shape[1:])
-            # Read again and again, and hardly smaller when compressed.
+            # Uncompressed: read many times, and compression saves little.
             chunks = (_CHUNK, *values.shape[1:])
             group.create_array(name, shape=shape, chunks=chunks, dtype=values.dtype, compressors=None)
         if len(values):

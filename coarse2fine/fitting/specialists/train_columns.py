@@ -1,7 +1,7 @@
-"""Training specialists from a store of items: what all share first, then each on its own, as tasks of Dask.
+"""Training of specialists from a store of items, as Dask tasks: first the weights that all share, then each column.
 
-A task reads the store and writes one file; what is written already is not trained again. Tasks take one thread each
-and are seeded each on its own, so one worker and many give the same.
+A task reads the store and writes one file; existing files are not trained again. Each task uses one thread and its own
+seed, so the result does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from coarse2fine.models.threads import threads_here
 from coarse2fine.tiling.writing.atomic import replace_file
 
 _BLOCK = 1024
-# Items by which normalisation is settled.
+# Items by which the statistics of batch normalisation are measured.
 _SETTLED = 4096
 _SEEDED = threading.Lock()
 Net = TypeVar("Net")
@@ -38,21 +38,21 @@ Net = TypeVar("Net")
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How specialists are trained.
+    """Hyperparameters of the training of specialists.
 
     Parameters
     ----------
     epochs, own_epochs : int
-        Passes over the items for what all columns of one depth share, and over a column's own for what it alone has
-        (with none of them all columns of a depth are one).
+        Passes over all items for the weights that the columns of a depth share, and over a column's own items for its
+        differences (if 0, all columns of a depth are the same).
     batch : int
         Items of a step.
     rate : float
-        Highest learning rate of AdamW, after a warm-up and before a cosine.
+        Highest learning rate of AdamW, after a warm-up and before a cosine decay.
     rank : int, optional
-        Of what a column alone has, see `Columns`; by default free.
+        Rank of a column's differences, see `Columns`; by default full.
     decay, own_decay : float
-        Weight decay of what all columns share, and of what a column alone has.
+        Weight decay of shared weights, and of differences.
     seed : int
     """
 
@@ -68,7 +68,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a column is built from; see `Column`."""
+    """Arguments of `Column`."""
 
     spec: ColumnSpec
     twins: FeatureMaps
@@ -76,24 +76,24 @@ class Shape:
     parent: ColumnSpec | None = None
 
     def empty(self) -> Column:
-        """A column that knows nothing yet."""
+        """An untrained column."""
         return Column(self.spec, self.twins, self.classes, parent=self.parent)
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Items that learn together, from the answers of the same columns above them.
+    """Training items of one column, which have passed the same columns above it.
 
     Parameters
     ----------
     rows : ndarray, int, (n,)
-        In the store, increasing.
+        Rows in the store, increasing.
     above : tuple of (Shape, Path)
-        The columns on the items' way, from the first below the root on, each with its file.
+        Columns on the items' path, from the first below the root on, each with its file.
     weights : Tensor, float32, (n, 1, h, w), optional
-        How much of what the column adds counts, for each cell; by default all.
+        Factor on the column's output in each cell; by default 1.
     answers : Tensor, float32, (n, classes), optional
-        Before any column; by default the base's.
+        Answers before any column; by default the base's.
     """
 
     rows: NDArray[np.intp]
@@ -103,7 +103,7 @@ class Cohort:
 
 
 class ColumnTrainer:
-    """A place where columns are trained and kept.
+    """Trains columns and stores them beside the items.
 
     Parameters
     ----------
@@ -115,23 +115,23 @@ class ColumnTrainer:
         self.store, self.options = store, options
 
     def train(self, shape: Shape, classes: Sequence[Cohort], together: Sequence[Cohort] | None = None) -> list[Path]:
-        """Train a column for each class of items, and what they share before; files of those that are there are kept.
+        """Train the shared weights, then a column for each cohort; existing files are reused.
 
-        The tasks run on Dask's scheduler of the day (a `distributed.Client`, or what `dask.config` names), one after
-        another where there is none.
+        The tasks run on the current Dask scheduler (a `distributed.Client`, or the one set in `dask.config`), or one
+        after another if none is set.
 
         Parameters
         ----------
         shape : Shape
-            Of all of them.
+            Shape of all columns.
         classes : sequence of Cohort
         together : sequence of Cohort, optional
-            What they share is trained on these; by default on the same.
+            Items for the shared weights; by default those of `classes`.
         """
         folder, together = self.store.folder, tuple(together or classes)
         shared = folder / self._name("shared", shape, together)
         paths = [folder / self._name("own", shape, [each], shared.name) for each in classes]
-        # Only the classes of columns that are missing are sent on their way.
+        # Tasks only for missing columns, so that other cohorts are not sent to workers.
         missing = [(each, path) for each, path in zip(classes, paths, strict=True) if not path.is_file()]
         if missing:
             first = dask.delayed(_train_shared)(folder, self.options, shape, together, shared)
@@ -140,7 +140,7 @@ class ColumnTrainer:
         return paths
 
     def _name(self, kind: str, shape: Shape, classes: Sequence[Cohort], after: str = "") -> str:
-        """A file name that changes with all that a column depends on."""
+        """File name with a digest of all that a column depends on."""
         known = [kind, self.store.name, str(shape), json.dumps(asdict(self.options)), after]
         digest = hashlib.sha256("\n".join(known).encode())
         for each in classes:
@@ -152,7 +152,7 @@ class ColumnTrainer:
 
 
 def load_column(shape: Shape, path: Path) -> Column:
-    """A trained column, in evaluation mode."""
+    """Load a trained column, in evaluation mode."""
     arrays, _ = read_model_file(path)
     column = shape.empty()
     column.load_state_dict({name: torch.from_numpy(array).float() for name, array in arrays.items()})
@@ -160,7 +160,7 @@ def load_column(shape: Shape, path: Path) -> Column:
 
 
 def through(items: Items, columns: Sequence[Column]) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Send items down a chain of columns.
+    """Run a chain of columns on items.
 
     Parameters
     ----------
@@ -171,9 +171,9 @@ def through(items: Items, columns: Sequence[Column]) -> tuple[Tensor, list[Tenso
     -------
     answers : Tensor, float32, (n, classes)
     stages : list of Tensor, float16
-        Of the last column.
+        Activations of the last column's stages.
     added : Tensor, float16, (n, classes, h, w)
-        What the last column added in each cell.
+        Output of the last column in each cell.
     """
     answers, made, adds = [], [], []
     for start in range(0, max(len(items), 1), _BLOCK):
@@ -193,7 +193,7 @@ def through(items: Items, columns: Sequence[Column]) -> tuple[Tensor, list[Tenso
 
 
 def _gathered(store: ItemStore, shape: Shape, classes: Sequence[Cohort]) -> tuple[Items, list[Tensor], Tensor | None]:
-    """Items of all classes with the answers to start from, the stages of their parent columns, and weights."""
+    """Items of all cohorts with their initial answers, the stages of their parent columns, and weights."""
     parts, stages, weights = [], [], []
     reads = _reads([shape, *(s for each in classes for s, _ in each.above)])
     for each in classes:
@@ -218,11 +218,11 @@ def _reads(shapes: Sequence[Shape]) -> int:
 
 
 def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes: Sequence[Cohort], path: Path) -> Path:
-    """What all columns of a depth have in common: one column, trained on all items."""
+    """Train the weights that all columns of a depth share, as one column on all items."""
     if path.is_file():
         return path
     store = ItemStore(folder)
-    # Sums come out the same whatever else this machine does.
+    # One thread: the order of sums, and so their rounding, does not depend on the machine.
     with threads_here(1):
         column = _seeded(options, lambda: NormedColumn(shape.spec, shape.twins, shape.classes, parent=shape.parent))
         items, stages, weights = _gathered(store, shape, classes)
@@ -236,7 +236,7 @@ def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes:
 
 
 def _train_own(folder: Path, options: TrainingOptions, shape: Shape, mine: Cohort, shared: Path, path: Path) -> Path:
-    """One column: what it has beyond what all share, from its own items."""
+    """Train one column's differences from the shared weights, on its own items."""
     store = ItemStore(folder)
     with threads_here(1):
         columns = _seeded(
@@ -259,8 +259,8 @@ def _train_own(folder: Path, options: TrainingOptions, shape: Shape, mine: Cohor
 
 
 def _seeded(options: TrainingOptions, make: Callable[[], Net]) -> Net:
-    """A net with weights of this seed."""
-    # Torch's generator is the process's: tasks in threads of one process take turns.
+    """Make a net with random weights from the seed."""
+    # Torch's generator is global to the process: tasks in threads take turns.
     with _SEEDED, torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         return make()
@@ -276,7 +276,7 @@ def _descend(
     epochs: int,
     loss: Loss,
 ) -> None:
-    """Fit a column to what its parent leaves wrong."""
+    """Fit a column to the remaining error of its parent."""
     count, batch = len(items), min(options.batch, len(items))
     if count < 2 or not epochs:
         return
@@ -300,5 +300,5 @@ def _descend(
 
 
 def _half(weights: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    # In half precision as in model files, so that a model is the same before and after it was saved.
+    # Half precision as in model files, so that saving and loading does not change a model.
     return {name: t.detach().half().numpy() for name, t in weights.items()}

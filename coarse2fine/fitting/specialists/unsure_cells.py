@@ -1,4 +1,4 @@
-"""Cells of which the refine net is unsure, as it sees them: what specialists learn from."""
+"""Collection of the specialists' training data: features of cells of which the refine net is unsure."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.tiling.geometry import Box
 
-# Cells between these probabilities may learn; the gate is a band within.
+# Probabilities of cells that are collected; the gate is a band within.
 _BAND = Gate(FLOOR, 0.98)
-# Crops are drawn for so large a share of the refine net's steps, and of each batch so many cells are kept.
+# Batches of crops as a share of the refine net's training steps, and cells kept of each batch.
 _DRAWS, _CELLS_OF_BATCH = 0.15, 96
 _MOST_PARTS, _CELLS_OF_PART = 256, 256
 _SCENES = 6
@@ -44,7 +44,7 @@ class UnsureCells:
     ----------
     store : ItemStore
     held_cells : int
-        Cells that were looked at for those held back.
+        Cells of the held-out parts that were examined, sure or unsure.
     """
 
     store: ItemStore
@@ -60,7 +60,7 @@ class UnsureCells:
         layout: ColumnInputs,
         folder: Path,
     ) -> UnsureCells | None:
-        """Run the refine net over crops and over what was held back; None where it is unsure of no cell of the crops.
+        """Run the refine net on crops and on held-out parts; None if it is unsure of no cell of the crops.
 
         Parameters
         ----------
@@ -70,9 +70,9 @@ class UnsureCells:
         scenes : sequence of Scene
         runtime : Runtime
         layout : ColumnInputs
-            Of the columns that will learn.
+            Inputs of the columns to train.
         folder : Path
-            Of the store; a whole one of the same net and scenes is taken as it is.
+            Folder of the store; a complete one of the same net and scenes is reused.
         """
         parts = _held_parts(scenes, recipe.seed)
         name = _name(model, recipe, layout, scenes, runtime)
@@ -91,7 +91,7 @@ class UnsureCells:
 
 
 def _name(model: Model, recipe: Recipe, layout: ColumnInputs, scenes: Sequence[Scene], runtime: Runtime) -> str:
-    """A digest of all that the items depend on: pixels by way of the net, which has learned from them."""
+    """Digest of all that the items depend on; pixels enter through the weights of the net trained on them."""
     digest = hashlib.sha256(f"{recipe} {layout.spec} {runtime.dtype} {_BAND} {_SCENES} quarters".encode())
     for scene in scenes:
         digest.update(f"{scene.image.name} {scene.cell_shape} {scene.digest}".encode())
@@ -102,7 +102,7 @@ def _name(model: Model, recipe: Recipe, layout: ColumnInputs, scenes: Sequence[S
 
 
 def _held_parts(scenes: Sequence[Scene], seed: int) -> list[tuple[int, Box]]:
-    """Parts that are held back, or a random choice of them: the scene, and its fine cells."""
+    """Held-out parts, or a random choice of them: the number of the scene, and a box of its fine cells."""
     rows = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.argwhere(scene.held).tolist()]
     found = []
     for s, y, x in some_parts(rows, _MOST_PARTS, seed):
@@ -113,7 +113,7 @@ def _held_parts(scenes: Sequence[Scene], seed: int) -> list[tuple[int, Box]]:
 
 
 class _Source:
-    """Unsure cells of the scenes, as the refine net sees them."""
+    """Runs the refine net and yields items of its unsure cells."""
 
     def __init__(
         self, model: Model, recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, layout: ColumnInputs
@@ -122,8 +122,8 @@ class _Source:
         self._net = runtime.place(model.refiner)
 
     def learning(self) -> Iterator[Items]:
-        """Cells of crops as the refine net was trained on, other crops than those."""
-        # As they come: columns also learn how often things are.
+        """Training items: cells of random crops, drawn with other seeds than the refine net's training crops."""
+        # Crops anywhere, not around objects: columns also learn class frequencies.
         make = batches(self._recipe, self._scenes, around=0.0)
         for step in range(max(4, round(_DRAWS * self._recipe.steps))):
             rng = np.random.default_rng((self._recipe.seed, 1, step))
@@ -132,10 +132,10 @@ class _Source:
             yield self._items(x, classes, valid, _CELLS_OF_BATCH, rng, group=group, held=False)
 
     def held(self, parts: Sequence[tuple[int, Box]]) -> Iterator[Items]:
-        """Cells of what was held back."""
+        """Items of held-out parts."""
         spec, recipe = self._recipe.refiner, self._recipe
-        # Parts of one scene are alike; if there are too few scenes to tell anything, parts must do, and if there are
-        # too few of those, their quarters: each is far wider than what the net sees of a cell.
+        # Parts of one scene are alike, so groups are scenes; if these are too few for a test, groups are parts, or
+        # quarters of parts. A quarter is far wider than the net's receptive field.
         by_scene, few = len({s for s, _ in parts}) >= _SCENES, len(parts) < _SCENES
         for number, (s, box) in enumerate(parts):
             full = box.scale(spec.stride).expand(spec.margin)
@@ -185,7 +185,7 @@ class _Source:
         )
 
     def _tiles(self, x: Tensor, n: Tensor, y: Tensor, x_: Tensor) -> NDArray[np.uint8]:
-        """What the net sees of each cell: its middle, as pixels."""
+        """Pixels of the middle of each cell's receptive field."""
         spec, recipe = self._recipe.refiner, self._recipe
         side = min(_TILE, spec.field)
         start = spec.margin + (spec.stride - side) // 2

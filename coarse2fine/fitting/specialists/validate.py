@@ -1,4 +1,4 @@
-"""What specialists are worth, by items held back: which columns stay, where they are asked, and what that gains."""
+"""Validation of specialists on held-out items: which columns stay, where they run, and the resulting gain."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from coarse2fine.fitting.specialists.items import Items, loss_of, squared_of, wr
 from coarse2fine.models.feature_tree import NO_NODE
 from coarse2fine.models.gate import Gate
 
-# Columns learn from items that the net knows too well, and say more than is so: what they add may be shrunk.
+# Shrinkage factors of columns: trained on the refine net's own training data, they are overconfident.
 SHARES = (1.0, 0.5, 0.25)
-# From answers and their items to the loss of each, and whether it is wrong.
+# From answers and their items to the loss of each item, and whether its answer is wrong.
 Measure = Callable[[Tensor, Items], tuple[NDArray[np.float64], NDArray[np.bool_]]]
-# From rows and what was decided to answers, and to how many columns were asked of each.
+# From rows and a decision to answers, and to the number of columns that ran on each item.
 Apply = Callable[[NDArray[np.intp], Decision], tuple[Tensor, NDArray[np.int64]]]
 _LOW, _HIGH = (0.05, 0.1, 0.2, 0.3), (0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What specialists change on items held back.
+    """Effect of specialists on held-out items.
 
-    Losses and wrong answers are those of each half of the groups, with what the other half decided. How likely luck
-    gains as much is told of what all of them decided, which is what is shipped.
+    Losses and wrong answers are cross-validated: each half of the groups is measured with the decision of the other
+    half. The p-value refers to the decision of all groups, which is the one that is kept.
 
     Parameters
     ----------
     items : int
     groups : int
-        That are independent of each other; items of one group are not.
+        Number of independent groups of items.
     asked : float
-        Share of the items that was sent to a specialist.
+        Share of the items on which a specialist ran.
     loss_before, loss : float
         Mean over all items, without and with specialists.
     wrong_before, wrong : float
-        Share of wrong answers.
+        Share of wrong answers, without and with specialists.
     chance : float
-        How likely specialists that do not help gain as much; above 0.05 at least that.
+        p-value: probability that specialists that do not help gain as much; above 0.05 a lower bound.
     """
 
     items: int
@@ -64,17 +64,17 @@ class Verdict:
         return self.loss_before - self.loss
 
     def pays(self, tried: int = 1) -> bool:
-        """Whether the gain is sure, and no more answers are wrong.
+        """Whether the gain is significant, and no more answers are wrong.
 
         Parameters
         ----------
         tried : int
-            How many ways are tried, of which each may pass by luck.
+            Number of tests, which share the significance level.
         """
         return self.chance <= LEVEL / tried and self.worth > 0 and self.wrong <= self.wrong_before
 
     def told(self, tried: int = 1) -> str:
-        """The same in words, and why nothing could be sure if that is so.
+        """The verdict in words, with the reason if no gain could be significant.
 
         Parameters
         ----------
@@ -83,34 +83,34 @@ class Verdict:
         """
         fewest = math.ceil(math.log2(tried / LEVEL))
         if self.groups < fewest:
-            return f"{self}; nothing is sure with fewer than {fewest} groups: give more scenes"
-        return f"{self}; sure up to p = {LEVEL / tried:.3f}"
+            return f"{self}; nothing is significant with fewer than {fewest} groups: give more scenes"
+        return f"{self}; significant up to p = {LEVEL / tried:.3f}"
 
     def __str__(self) -> str:
         luck = f"p = {self.chance:.3f}" if self.chance <= LEVEL else f"p > {LEVEL:g}"
         return (
             f"loss {self.loss_before:.4f} -> {self.loss:.4f}, wrong {self.wrong_before:.2%} -> {self.wrong:.2%} of "
-            f"{self.items:,} items in {self.groups} groups, {self.asked:.1%} asked, as good by luck: {luck}"
+            f"{self.items:,} items in {self.groups} groups, run on {self.asked:.1%} of them, {luck}"
         )
 
 
 def best_way(found: Mapping[str, Sequence[Verdict]], tried: int) -> str | None:
-    """Which of several ways gains most with what surely helps of it; None if nothing does.
+    """The mode whose significant parts gain most; None if no part is significant.
 
     Parameters
     ----------
     found : mapping of str to sequence of Verdict
-        A verdict on each part of each way; a way without any found nothing to learn from.
+        A verdict on each part of each mode; none if a mode found nothing to learn from.
     tried : int
-        How many parts all ways have: they share the level equally (Bonferroni), so that the chance that anything is
-        kept although nothing helps stays below it.
+        Number of parts of all modes: they share the level equally (Bonferroni), so that the probability of keeping any
+        part although none helps stays below it.
     """
     sure = {name: [verdict.worth for verdict in verdicts if verdict.pays(tried)] for name, verdicts in found.items()}
     return max((name for name in sure if sure[name]), key=lambda name: sum(sure[name]), default=None)
 
 
 def answers_measured(exclusive: bool) -> Measure:
-    """Cross-entropy, and what is wrong."""
+    """Measure of answers that are logits: cross-entropy, and which are wrong."""
 
     def measure(answers: Tensor, items: Items) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         loss = loss_of(answers, items, exclusive=exclusive).double().numpy()
@@ -120,23 +120,23 @@ def answers_measured(exclusive: bool) -> Measure:
 
 
 def painting_measured(answers: Tensor, items: Items) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Squared error of answers that are numbers; none is wrong."""
+    """Measure of answers that are numbers: squared error; none counts as wrong."""
     return squared_of(answers, items).double().numpy(), np.zeros(len(items), bool)
 
 
 def gates_tried(*, exclusive: bool) -> tuple[Gate, ...]:
-    """The open gate, with which columns are chosen, and those of which one is."""
+    """The open gate, with which columns are chosen, then the gates to choose from."""
     bands = product((0.0,) if exclusive else _LOW, _HIGH)
     return Gate.open(exclusive=exclusive), *(Gate(low, high, exclusive) for low, high in bands)
 
 
 class TreeColumns:
-    """What the columns of a tree gain: each of them on its own items, so that gains add up.
+    """Gains of a tree's columns: each has its own items, so gains add up.
 
     Parameters
     ----------
     grown : Grown
-        With what it makes of the items.
+        With answers to the items.
     items : Items
     gates : tuple of Gate
         The open one first.
@@ -157,7 +157,7 @@ class TreeColumns:
     def _tables(
         self, grown: Grown, items: Items, group: NDArray[np.intp], gates: tuple[Gate, ...], measure: Measure
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Gains and how often each column is asked, (gates, columns, groups)."""
+        """Gains of each column and the number of items it runs on, (gates, columns, groups)."""
         gains, asked = np.zeros((len(gates), *self._shape)), np.zeros((len(gates), *self._shape))
         gained = -np.diff([measure(answers, items)[0] for answers in grown.answers], axis=0)
         for number, gate in enumerate(gates):
@@ -182,21 +182,21 @@ class TreeColumns:
 
 
 def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, Gate, Verdict]:
-    """What stays of a tree, the gate, and what that gains.
+    """Choose the columns of a tree that help, their shrinkage and the gate, and measure the gain.
 
     Parameters
     ----------
     grown : Grown
-        Its items are `items`.
+        Grown on `items`.
     items : Items
-        With those held back, which alone count.
+        Only the held-out items count.
     exclusive : bool
         Whether an item has one class.
 
     Returns
     -------
     Grown
-        With all columns shrunk by one factor, and those kept that are believed to help.
+        With all columns shrunk by one factor; columns with a positive estimated gain are kept.
     Gate
     Verdict
     """
@@ -204,16 +204,16 @@ def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, G
 
 
 def judge_painting(grown: Grown, items: Items) -> tuple[Grown, Verdict]:
-    """What stays of columns that paint, and what that gains.
+    """Choose the columns that improve a reconstruction, and measure the gain.
 
     Parameters
     ----------
     grown : Grown
-        Its items are `items`.
+        Grown on `items`.
     items : Items
-        With those held back, which alone count.
+        Only the held-out items count.
     """
-    # Pixels are numbers that no gate knows, and columns that were pulled toward nothing are not pulled again.
+    # Answers are pixels, not probabilities: no gate, and no shrinkage.
     judged, _, verdict = _judge_tree(grown, items, (Gate.always(),), (1.0,), painting_measured)
     return judged, verdict
 
@@ -222,7 +222,7 @@ def _judge_tree(
     grown: Grown, items: Items, gates: tuple[Gate, ...], shares: tuple[float, ...], measure: Measure
 ) -> tuple[Grown, Gate, Verdict]:
     rows = np.flatnonzero(items.held)
-    # Answers decide; the columns themselves are shrunk once, at the end.
+    # Decisions need only the answers; the columns are shrunk once, at the end.
     held, own = items.take(rows), replace(grown.take(rows), columns={})
     columns = TreeColumns(own, held, gates, shares, measure)
 
@@ -236,12 +236,12 @@ def _judge_tree(
 
 
 def judged(columns: Columns, held: Items, apply: Apply, measure: Measure) -> tuple[Decision, Verdict]:
-    """What is decided by all items, and what that is worth.
+    """The decision on all items, and its cross-validated verdict.
 
     Parameters
     ----------
     columns : Columns
-        With what they gain on `held`.
+        With gains on `held`.
     held : Items
     apply : callable
     measure : callable

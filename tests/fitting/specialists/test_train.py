@@ -91,7 +91,7 @@ def test_a_store_that_was_left_unfinished_is_none(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         ItemStore.write(tmp_path, broken(), loss="softmax", name="x")  # type: ignore[arg-type]
     for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(FileNotFoundError, match="no whole store of items"):
+        with pytest.raises(FileNotFoundError, match="no complete store of items"):
             ItemStore(folder)
     with pytest.raises(ValueError, match="no items"):
         ItemStore.write(tmp_path, [], loss="softmax", name="x")
