@@ -1,1 +1,1 @@
-"""Networks and what their activations mean. Knows nothing of files or tiles."""
+"""Networks, and the interpretation of their activations; independent of files and tiles."""

@@ -1,4 +1,4 @@
-"""A convolutional autoencoder: features without labels. Only its encoder is kept."""
+"""A convolutional autoencoder, for features without labels; only its encoder is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENCODER = "4/2:16 4/2:32 4/2:48 1:24"
 
 
 class Autoencoder(nn.Module):
-    """An encoder of valid, centred convolutions, and a decoder that paints the cells it saw.
+    """An encoder of valid, centred convolutions, and a decoder that reconstructs its cells.
 
     Parameters
     ----------

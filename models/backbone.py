@@ -1,10 +1,10 @@
 """A convolutional network of timm as a base: its stages, a neck that sums them on the cells' grid, a linear head.
 
-timm's convolutions pad at the border, so what is near a block's border depends on the border. A halo is computed and
-cropped. Where the field of the stages in use is no deeper than `MOST_MARGIN`, the halo covers it, and a block's answer
-equals the whole image's up to rounding. Where it is deeper, or a stage looks at the whole block (squeeze and excitation
-does), the answers differ by some hundredths of their spread; they are the same in every run, since blocks lie on a
-fixed grid.
+timm's convolutions pad at the border, so activations near a block's border depend on where it lies. A halo is computed
+and cropped. If the receptive field of the stages in use reaches no farther than `MOST_MARGIN`, the halo covers it, and
+a block's answer equals the whole image's up to rounding. If it reaches farther, or a stage pools over the whole block
+(squeeze and excitation), answers differ by some hundredths of their standard deviation; they are the same in every run,
+since blocks lie on a fixed grid.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class BackboneSpec:
     reductions : tuple of int
         Input pixels from one position to the next, for each stage in use; increasing multiples of `stride`.
     offset : int
-        Input pixels by which the network alone would look to the right of and below each cell, as its padding has it
-        (negative: to the left and above). The input is moved by as much.
+        Shift of the network's receptive field to the right of and below each cell's centre, in input pixels, as its
+        padding causes it (negative: to the left and above). The input is shifted to compensate.
     margin : int
         Halo on every side of a block, in input pixels; a multiple of the last reduction.
     neck : int
@@ -65,9 +65,9 @@ class BackboneSpec:
 
     @classmethod
     def parse(cls, in_channels: int, text: str) -> Self:
-        """Build from its text.
+        """Build from its text form.
 
-        Such as ``"timm:mobilenetv2_100?pad_type=same stride=4 stages=4,8 offset=3 margin=40 neck=64"``.
+        Example: ``"timm:mobilenetv2_100?pad_type=same stride=4 stages=4,8 offset=3 margin=40 neck=64"``.
         """
         network, *words = text.split()
         name, arguments = parse_network(network)
@@ -91,7 +91,7 @@ class BackboneSpec:
 
     @property
     def align(self) -> int:
-        """Cells along one side of a position of the last stage: blocks start and end at multiples of it."""
+        """Cells along one side of a position of the last stage; blocks start and end at multiples of it."""
         return self.reductions[-1] // self.stride
 
     def input_size(self, cells: int) -> int:
@@ -99,13 +99,13 @@ class BackboneSpec:
         return cells * self.stride + 2 * self.margin
 
     def macs(self, cell_height: int, cell_width: int) -> int:
-        """Multiply-adds of a block of cells, its halo included; the block ends with positions of the last stage."""
+        """Multiply-adds of a block of cells, halo included; sides are rounded up to multiples of `align`."""
         height, width = (-(-cells // self.align) * self.align for cells in (cell_height, cell_width))
         return _macs(self, height, width)
 
     @property
     def macs_per_cell(self) -> float:
-        """Multiply-adds for a cell of an endless image: no halo at all."""
+        """Multiply-adds for a cell of an infinite image, without halo."""
         small, large = 4 * self.align, 5 * self.align
         grown = self.macs(large, large) - 2 * self.macs(large, small) + self.macs(small, small)
         return grown / self.align**2
@@ -118,12 +118,12 @@ class Backbone(Base):
     ----------
     spec : BackboneSpec
     pretrained : bool
-        Fetch the network's weights from its hub, or from the hub's cache on this machine.
+        Load the network's weights from timm's hub or its local cache.
 
     Attributes
     ----------
     trained : bool
-        Whether the network's weights were trained before, so that the statistics of its batch norms are kept.
+        Whether the network's weights are pretrained; if so, the statistics of its batch norms are kept.
     """
 
     spec: BackboneSpec
@@ -133,7 +133,7 @@ class Backbone(Base):
         self.spec = spec
         self.trained = pretrained
         found = _reductions(spec.name, spec.arguments)
-        # Where several stages are equally coarse, the last of them knows most.
+        # Of several stages with the same reduction, the last one.
         last = [len(found) - 1 - found[::-1].index(r) for r in spec.reductions]
         options = {"features_only": True, "feature_cls": "getter", "out_indices": last}
         self.stages = _create(spec.name, spec.arguments, in_chans=spec.in_channels, pretrained=pretrained, **options)
@@ -147,11 +147,11 @@ class Backbone(Base):
 
     @property
     def network(self) -> nn.Module:
-        """The network of timm itself, without the stages that are not in use."""
+        """The network of timm itself, without unused stages."""
         return self.stages.model  # type: ignore[no-any-return]
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; trained weights keep the statistics of their batch norms in either."""
+        """Set training or evaluation mode; pretrained batch norms keep their statistics in both."""
         super().train(mode)
         if self.trained:
             self.stages.eval()
@@ -160,8 +160,8 @@ class Backbone(Base):
     def features(self, x: Tensor) -> list[Tensor]:
         """Activations of every stage in use, then the high-level map; halos cropped, so all cover the same square.
 
-        The stages are as timm gives them (some networks end a stage without a ReLU), each with one position for
-        ``reduction x reduction`` input pixels: the twins of specialists read them. The high-level map is not negative.
+        The stages are timm's (some networks end a stage without a ReLU), each with one position for ``reduction x
+        reduction`` input pixels; specialists read them. The high-level map is not negative.
 
         Parameters
         ----------
@@ -169,7 +169,7 @@ class Backbone(Base):
             A block with its halo, in the model's normalisation.
         """
         spec, ahead = self.spec, self.spec.offset
-        # Zeros come in on one side and pixels are lost on the other: no farther than the halo, see `_margin`.
+        # Zeros enter on one side and pixels are lost on the other, both within the halo, see `_margin`.
         x = functional.pad(x * self.scale + self.shift, (ahead, -ahead, ahead, -ahead))
         maps: list[Tensor] = self.stages(x)
         total = sum(
@@ -183,30 +183,30 @@ class Backbone(Base):
         return self.reader(high)  # type: ignore[no-any-return]
 
     def expect(self, mean: Tensor, std: Tensor, own_mean: Tensor, own_std: Tensor) -> None:
-        """Turn input of one normalisation into another, before anything else.
+        """Convert inputs from the model's normalisation to that of the weights, as the first step.
 
         Parameters
         ----------
         mean, std : Tensor, float, (c,)
-            Of the input that will come.
+            The model's normalisation, which inputs have.
         own_mean, own_std : Tensor, float, (c,)
-            Of the input that the weights were trained on.
+            The normalisation that the weights were trained with.
         """
         self.scale = (std / own_std)[:, None, None]
         self.shift = ((mean - own_mean) / own_std)[:, None, None]
 
     def load_network(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights of timm's network; those of its classifier and of stages not in use are left aside.
+        """Load weights of timm's network; those of its classifier and of unused stages are ignored.
 
         Parameters
         ----------
         state : mapping of str to Tensor
-            By timm's names. RGB weights are adapted to grey images as timm does.
+            Weights by timm's names. RGB weights are adapted to grey images as timm does.
 
         Raises
         ------
         ModelError
-            If weights are missing, are of other shapes, or belong to no part of the network.
+            If weights are missing, have other shapes, or have unknown names.
         """
         from timm.models import adapt_input_conv  # noqa: PLC0415 - slow to import
 
@@ -217,7 +217,7 @@ class Backbone(Base):
         if missing or strange:
             raise ModelError(
                 f"weights that do not belong to {self.spec.name}: {_some('missing', missing)}, "
-                f"{_some('unknown', strange)}; expected timm's own names and this very network, with its arguments"
+                f"{_some('unknown', strange)}; expected weights of this network, with its arguments, by timm's names"
             )
         chosen = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if k in own}
         for conv in _names(whole, "first_conv"):
@@ -227,7 +227,7 @@ class Backbone(Base):
         try:
             self.network.load_state_dict({**own, **chosen})
         except RuntimeError as error:
-            raise ModelError(f"weights of other shapes than {self.spec.name} has: {error}") from error
+            raise ModelError(f"weights of other shapes than those of {self.spec.name}: {error}") from error
         self.trained = True
 
     def _cropped(self, plane: Any, reduction: int) -> Tensor:
@@ -236,7 +236,7 @@ class Backbone(Base):
 
 
 def design(in_channels: int, name: str, arguments: Mapping[str, str], stride: int) -> BackboneSpec:
-    """The stages of a network of timm that make cells of `stride` input pixels, and the halo that they need.
+    """Choose the stages of a timm network for cells of `stride` input pixels, and the halo that they need.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def design(in_channels: int, name: str, arguments: Mapping[str, str], stride: in
     Raises
     ------
     ModelError
-        If timm does not know the network, or it has no stage that is fine enough.
+        If timm does not know the network, or no stage is fine enough.
     """
     pairs = tuple(arguments.items())
     fitting = sorted({r for r in _reductions(name, pairs) if r % stride == 0})
@@ -268,7 +268,7 @@ def design(in_channels: int, name: str, arguments: Mapping[str, str], stride: in
 
 
 def _offset(spec: BackboneSpec) -> int:
-    """How far off the cells' centres a network of random weights looks: where its squared gradient has its middle."""
+    """Shift of the receptive field from the cells' centres: centroid of the squared input gradient, random weights."""
     last = spec.reductions[-1]
     net = Backbone(replace(spec, margin=MOST_MARGIN // last * last)).train()
     side = net.spec.input_size(3 * spec.align)
@@ -281,10 +281,10 @@ def _offset(spec: BackboneSpec) -> int:
 
 
 def _margin(spec: BackboneSpec) -> int:
-    """How far the border is felt: the reach of an input that is no number, in whole positions of the last stage."""
+    """Halo: how far a NaN input propagates, in whole positions of the last stage."""
     last = spec.reductions[-1]
     half = -(-(MOST_MARGIN + 1) // last) * last
-    # Double precision keeps to plain algorithms, in which what is no number reaches exactly as far as a pixel is seen.
+    # Double precision: torch then uses direct algorithms, in which NaN spreads exactly as far as the receptive field.
     net = Backbone(spec).eval().double()
     wide = torch.zeros(1, spec.in_channels, 4 * last, 2 * half, dtype=torch.float64)
     wide[..., :half] = torch.nan
@@ -293,14 +293,14 @@ def _margin(spec: BackboneSpec) -> int:
         for x in (strip, strip.flip(axis)):
             felt = _tried(net, x)[-1].detach().isnan().any(dim=1).any(dim=-3 - axis)
             reach = max(reach, spec.stride * int(felt.sum()) - half)
-    reach += abs(spec.offset)  # the block's own border comes nearer by it on one side
-    if reach > MOST_MARGIN:  # no halo in reason would do, and most of what is seen lies near
+    reach += abs(spec.offset)  # the shift brings the block's border nearer on one side
+    if reach > MOST_MARGIN:  # a full halo would cost too much, and most of the gradient lies near the cell
         reach = MOST_MARGIN // 2
     return -(-reach // last) * last
 
 
 def _tried(net: Backbone, x: Tensor) -> list[Tensor]:
-    """Features of an input of an unusual size, if the network gives them where it says it does."""
+    """Features of an input of any size; an error if their shapes do not match the reductions."""
     spec = net.spec
     try:
         maps = net.features(x)
@@ -344,7 +344,7 @@ def _create(name: str, arguments: tuple[tuple[str, str], ...], **more: Any) -> A
 
 
 def _names(whole: Any, role: str) -> tuple[str, ...]:
-    """The layers that play a role ("classifier", "first_conv") in a network, by their names."""
+    """Names of a network's layers of one role ("classifier", "first_conv")."""
     names = whole.pretrained_cfg.get(role) or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
@@ -366,6 +366,6 @@ def _macs(spec: BackboneSpec, cell_height: int, cell_width: int) -> int:
 
 @lru_cache(maxsize=8)
 def _skeleton(spec: BackboneSpec) -> Backbone:
-    """A net without weights, to count on."""
+    """A net without weights, for counting operations."""
     with torch.device("meta"):
         return Backbone(spec).eval()

@@ -1,4 +1,4 @@
-"""What a base is: the net that scans. The built-in small nets and timm's backbones have this face in common."""
+"""Interface of a base, the net that scans: common to the small built-in nets and timm's backbones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class BaseSpec(Protocol):
-    """The shape of a base; its text, `str(spec)`, and its weights are all that a model file holds of it."""
+    """The shape of a base; a model file holds only its text, `str(spec)`, and the weights."""
 
     @property
     def in_channels(self) -> int:
@@ -33,7 +33,7 @@ class BaseSpec(Protocol):
 
     @property
     def macs_per_cell(self) -> float:
-        """Multiply-adds for a cell of an endless image: no halo at all."""
+        """Multiply-adds for a cell of an infinite image, without halo."""
         ...
 
     def input_size(self, cells: int) -> int:
@@ -46,7 +46,7 @@ class BaseSpec(Protocol):
 
 
 class Base(nn.Module, ABC):
-    """A net that gives features of every cell of a block, and one answer read off the last of them.
+    """A net that computes features of every cell of a block, and one answer from the last of them.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Base(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x: Tensor) -> list[Tensor]:
-        """Activations of every stage; the last of them is the high-level map, not negative, one position a cell.
+        """Activations of every stage; the last is the high-level map, not negative, with one position a cell.
 
         Parameters
         ----------
@@ -66,12 +66,12 @@ class Base(nn.Module, ABC):
         """
 
     def high(self, x: Tensor) -> Tensor:
-        """The last of `features` alone: what no one else needs is not kept."""
+        """The last of `features` alone, which takes less memory."""
         return self.features(x)[-1]
 
     @abstractmethod
     def head(self, high: Tensor) -> Tensor:
-        """The answer read off the high-level map; linear."""
+        """The answer, a linear function of the high-level map."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.high(x))

@@ -1,9 +1,9 @@
-"""Run (item, specialist) pairs in full batches, whatever order they come in.
+"""Queue that runs (item, specialist) pairs in full batches, in whatever order they arrive.
 
 Pairs are queued across windows and images, a batch for each specialist and shape of item; it is run when it is full.
-What waits keeps the maps that it was cut from; when these take too much memory, the batches that need the oldest are
-run as they are. What a pair gives does not depend on the others. On processors batches are gathered and run side by
-side, each on a thread of its own, and delivered in the order in which they were started.
+Waiting pairs keep the maps that they were cut from in memory; if these take too much, the batches that need the oldest
+are run before they are full. The result of a pair does not depend on the others. On CPUs batches are gathered and run
+in parallel, each on a thread of its own, and delivered in the order in which they were started.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from torch import Tensor
 from .threads import ThreadPool
 
 Shapes = tuple[tuple[int, ...], ...]
-# A batch of small items is dear for its calls alone, and one that no cache holds for its copies.
+# Small batches cost too much in calls; batches larger than the CPU's cache cost too much in copies.
 _BATCH_BYTES, _LEAST_BATCH = 16 << 20, 64
-# Maps are kept for items that wait where they are at most so many times the items themselves.
+# Waiting items are copied out of their maps if these are larger than the items by more than this factor.
 _SPARE = 2
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
-# From a specialist's number and its items' maps, batched, to what it makes of them.
+# From a specialist's number and its items' maps, batched, to its outputs.
 Run = Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
@@ -47,9 +47,9 @@ class Done:
     column : int
         The specialist.
     keys : ndarray, int64, (n,)
-        The items' names, in the order of the rows.
+        Identifiers of the items, in the order of the rows.
     inputs, outputs : tuple of Tensor, (n, ...)
-        What went in and what came out.
+        Inputs and outputs of the batch.
     """
 
     column: int
@@ -60,28 +60,28 @@ class Done:
 
 @dataclass(slots=True)
 class _Chunk:
-    """Maps that came together, and how many pairs wait for them."""
+    """Maps of one call of `put`, and how many of its pairs wait."""
 
     sources: tuple[Tensor, ...]
     waiting: int
 
     @property
     def size(self) -> int:
-        """Bytes of memory."""
+        """Memory in bytes."""
         storages = [source.untyped_storage() for source in self.sources]
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 @dataclass(slots=True)
 class _Part:
-    """Pairs of a batch that came together."""
+    """Pairs of a batch from one call of `put`."""
 
     chunk: _Chunk
     keys: NDArray[np.int64]
     rows: tuple[Tensor, ...]
 
 
-# For each part of a batch its maps, and the rows of each at which its items begin.
+# For each part of a batch its maps, and for each map the rows at which items begin.
 _Cut = list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
 
@@ -101,7 +101,7 @@ class _Running:
 
 
 def weakly(method: Callable[Given, Result]) -> Callable[Given, Result]:
-    """A method for a queue that its object has: in a ring, memory would wait for the garbage collector."""
+    """A weak reference to a method, for a queue that its object owns: avoids a reference cycle."""
     held = weakref.WeakMethod(method)
 
     def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -120,22 +120,22 @@ class BatchQueue:
     run : callable
         From a specialist's number and its items' maps, batched, to the batch's outputs.
     deliver : callable
-        Takes each batch that was run, in the thread that puts and flushes; it may put new pairs.
+        Takes each finished batch, in the thread that calls `put` or `flush`; it may put new pairs.
     macs : callable
         Multiply-adds of one item: from the specialist's number and the shapes of the item's maps.
     batch : int
-        Pairs that are run at a time, at most: no more than 16 MiB of maps, unless that is fewer than 64 pairs.
+        Most pairs of a batch, which also takes no more than 16 MiB of maps unless that is fewer than 64 pairs.
     most_bytes : int
-        Memory for maps that pairs wait for, about.
+        Approximate limit on the memory of maps that waiting pairs keep.
 
     Attributes
     ----------
     items : Counter of int
-        Pairs that were run or are under way, by specialist.
+        Pairs finished or running, by specialist.
     batches : int
-        Such batches.
+        Batches finished or running.
     macs_spent : int
-        Multiply-adds of them all.
+        Multiply-adds of all of them.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class BatchQueue:
         self.macs_spent = 0
 
     def __len__(self) -> int:
-        """Pairs that wait or are under way."""
+        """Number of pairs waiting or running."""
         return sum(map(_count, self._open.values())) + _count([*self._ready, *self._running])
 
     @torch.inference_mode()
@@ -178,7 +178,7 @@ class BatchQueue:
         columns : ndarray, int, (m,)
             The specialist of each pair.
         keys : ndarray, int64, (m,)
-            Names under which the items are delivered.
+            Identifiers under which the items are delivered.
         sources : sequence of Tensor, (r, ...)
             For each map that the specialists read, a tensor or strided view with an item in every row; not to be
             changed until the pairs are delivered.
@@ -204,7 +204,7 @@ class BatchQueue:
         self._work()
 
     def _condense(self) -> None:
-        """Copy what still waits for the last maps that came, where they are much more than that."""
+        """Copy the waiting items out of the last maps if these are much larger."""
         if not self._chunks or not self._chunks[-1].waiting:
             return
         last = self._chunks[-1]
@@ -221,7 +221,7 @@ class BatchQueue:
             at += len(part.keys)
 
     def _fill(self, key: tuple[int, Shapes], part: _Part, most: int) -> None:
-        """Queue one specialist's pairs, and close each batch of so many."""
+        """Queue one specialist's pairs, and close each batch of `most` pairs."""
         at = 0
         while at < len(part.keys):
             parts = self._open.setdefault(key, [])
@@ -233,14 +233,14 @@ class BatchQueue:
             at = end
 
     def _make_room(self) -> None:
-        """Close what needs the oldest maps, until they take no more memory than they may."""
+        """Close the batches that need the oldest maps, until the memory limit is met."""
         while self._chunks and (self._size > self._most_bytes or not self._chunks[0].waiting):
             oldest = self._chunks.popleft()
             for key in [k for k, parts in self._open.items() if any(part.chunk is oldest for part in parts)]:
                 self._close(key)
 
     def _close(self, key: tuple[int, Shapes]) -> None:
-        """Nothing more comes to a batch."""
+        """Move a batch to those ready to run."""
         parts = self._open.pop(key)
         cut = [(part.chunk.sources, part.rows) for part in parts]
         self._ready.append(_Ready(*key, np.concatenate([part.keys for part in parts]), cut))
@@ -252,14 +252,14 @@ class BatchQueue:
 
     @torch.inference_mode()
     def flush(self) -> None:
-        """Run all that waits, and all that comes of it; not to be called by what is delivered to."""
+        """Run all waiting pairs, and those that `deliver` puts meanwhile; `deliver` must not call it."""
         while self._open or self._ready or self._running:
             if self._open:
                 self._close(min(self._open))
             self._work(to_the_end=not self._open)
 
     def _work(self, *, to_the_end: bool = False) -> None:
-        """Start what is ready, and deliver what had to end for it, or all; what that puts is not begun within."""
+        """Start ready batches, delivering the oldest until a thread is free, or all; nested calls only queue."""
         if self._busy:
             return
         self._busy = True
@@ -272,7 +272,7 @@ class BatchQueue:
             self._busy = False
 
     def _start(self, batch: _Ready) -> int:
-        """Run a batch as soon as there is a thread for it; how many may be under way."""
+        """Run a batch as soon as a thread is free; returns how many may run at once."""
 
         def run() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             inputs = _gathered(batch.cut)
@@ -286,7 +286,7 @@ class BatchQueue:
         return lanes.count
 
     def _settle(self) -> None:
-        """Deliver the batch that was started first."""
+        """Deliver the oldest running batch."""
         first = self._running.popleft()
         self._deliver(Done(first.column, first.keys, *first.maps.result()))
 
@@ -300,13 +300,13 @@ def _item_bytes(sources: Sequence[Tensor]) -> int:
 
 
 def _gathered(parts: _Cut) -> tuple[Tensor, ...]:
-    """Rows of maps, one part after the other."""
+    """Gather rows of every map, one part after the other."""
     each_map = zip(*(zip(sources, rows, strict=True) for sources, rows in parts), strict=True)
     return tuple(map(_selected, each_map))
 
 
 def _selected(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Rows of one map."""
+    """Gather rows of one map."""
     first, count = parts[0][0], sum(len(rows) for _, rows in parts)
     last = first.dim() == 4 and first.stride(1) == 1
     laid_out = torch.channels_last if last else torch.contiguous_format

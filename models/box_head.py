@@ -1,4 +1,4 @@
-"""What the refine net's last stage means: a class and a box for each cell.
+"""Meaning of the refine net's last stage: a class and a box for each cell.
 
 Channels are one logit a class, then the offset of the object's centre from the cell's centre (y, x; in cells) and the
 logarithm of its size (height, width; in cells), as in CenterNet (Zhou et al. 2019, arXiv:1904.07850).
@@ -25,7 +25,7 @@ def read_detections(out: Tensor, corners: NDArray[np.int64], floor: float) -> Ca
     Parameters
     ----------
     out : Tensor, float, (n, classes + 4, h, w)
-        The refine net's answer.
+        Output of the refine net.
     corners : ndarray, int64, (n, 2)
         Fine-grid index of each window's first cell.
     floor : float
@@ -57,13 +57,13 @@ def detection_loss(out: Tensor, classes: Tensor, valid: Tensor, boxes: Tensor, b
     ----------
     out : Tensor, float, (n, k + 4, h, w)
     classes : Tensor, float, (n, k, h, w)
-        1 where a class is.
+        1 in cells of a class.
     valid : Tensor, float, (n, k, h, w)
-        0 where a class neither is nor is not: near misses and ignored areas.
+        0 in cells that do not count for a class: near misses and ignored areas.
     boxes : Tensor, float, (n, 4, h, w)
         Target offsets and log sizes.
     boxed : Tensor, float, (n, h, w)
-        1 where `boxes` holds.
+        1 in cells that have a box.
     """
     logits = out[:, :-BOX_CHANNELS].float()
     entropy = functional.binary_cross_entropy_with_logits(logits, classes, reduction="none") * valid

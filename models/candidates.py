@@ -1,4 +1,4 @@
-"""What a closer look may have found, before suppression."""
+"""Candidates: cells in which the refinement found something, before suppression of duplicates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Candidates:
-    """Cells in which the refinement found something.
+    """Cells of possible finds.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class Candidates:
     boxes : ndarray, float32, (n, 4)
         y0, x0, y1, x1 in units of fine cells, in the same grid.
     nodes : ndarray, int32, (n,)
-        Last node of the tree of specialists that each cell came to; 0, the root, where none was asked.
+        Last node of the tree of specialists that each cell reached; 0, the root, if none was run.
     """
 
     cells: NDArray[np.int32]
@@ -65,9 +65,9 @@ class Candidates:
         )
 
     def distinct(self, width: int) -> Candidates:
-        """Each cell of a grid of so many columns once, in raster order: a specialist's answer, or the surest.
+        """Each cell once, in raster order of a grid of `width` columns: a specialist's answer, else the best score.
 
-        The order in which they came does not matter.
+        The result does not depend on the order of the rows.
         """
         y, x = self.cells.T.astype(np.int64)
         number = y * width + x

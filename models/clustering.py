@@ -1,4 +1,4 @@
-"""k-means, and the merging of clusters."""
+"""k-means, and merging of small clusters."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from scipy.sparse import csr_array
 
 _RESTARTS, _ROUNDS = 8, 100
 _CHUNK = 65_536
-# Centres are found from so many items; more say no more about them.
+# Centres are fitted to at most this many items; more do not change them noticeably.
 _MOST = 16_384
 
 
 def kmeans(vectors: NDArray[np.float32], count: int, *, seed: int) -> NDArray[np.float32]:
-    """Centres of clusters: Lloyd's algorithm from k-means++ starts, the best of several.
+    """Cluster centres by Lloyd's algorithm from k-means++ starts, the best of 8 restarts.
 
     Parameters
     ----------
     vectors : ndarray, float32, (n, d)
     count : int
-        Most clusters; fewer where there are fewer distinct items.
+        Largest number of clusters; fewer if there are fewer distinct items.
     seed : int
 
     Returns
@@ -38,14 +38,14 @@ def kmeans(vectors: NDArray[np.float32], count: int, *, seed: int) -> NDArray[np
 
 
 def merged(vectors: NDArray[np.float32], centres: NDArray[np.float32], smallest: int) -> NDArray[np.float32]:
-    """Centres of clusters of which none has fewer items: the smallest is dissolved, one at a time.
+    """Centres after dissolving clusters with too few items, the smallest first.
 
     Parameters
     ----------
     vectors : ndarray, float32, (n, d)
     centres : ndarray, float32, (k, d)
     smallest : int
-        Fewest items.
+        Fewest items of a cluster.
     """
     while len(centres) > 1:
         sizes = np.bincount(nearest(vectors, centres)[0], minlength=len(centres))
@@ -64,7 +64,7 @@ def nearest(vectors: NDArray[np.float32], centres: NDArray[np.float32]) -> tuple
     centres : ndarray, float32, (k, d)
     """
     index, squared = np.empty(len(vectors), np.intp), np.empty(len(vectors), np.float32)
-    middle = centres.mean(axis=0)  # products of small numbers cancel less
+    middle = centres.mean(axis=0)  # centring reduces cancellation in the products
     near = centres - middle
     for start in range(0, len(vectors), _CHUNK):
         rows = slice(start, start + _CHUNK)
@@ -95,7 +95,7 @@ def _lloyd(vectors: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArra
         if np.array_equal(index, before):
             break
         _, before, sizes = np.unique(index, return_inverse=True, return_counts=True)
-        # Sums in the order of the items: the same whatever the number of threads.
+        # Sums in the order of the items, so that the result does not depend on the number of threads.
         members = csr_array((np.ones(len(before)), before, np.arange(len(before) + 1)))
         centres = (members.T @ wide / sizes[:, None]).astype(np.float32)
     return centres

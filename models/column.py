@@ -1,8 +1,8 @@
 """Specialists: small nets that read a base's activations stage by stage, and add to its answer.
 
-Every stage of a column reads the stage before it and its twin, the base's map of the same grid; further down a tree it
-also reads the stage of the parent column. Features that are known already stay in use, as in progressive networks
-(Rusu et al. 2016, arXiv:1606.04671). What a column adds is zero at first, so it starts as its parent's answer.
+Every stage of a column reads the stage before it and its twin, the base's map on the same grid; deeper in a tree it
+also reads the stage of the parent column. So existing features are reused, as in progressive networks (Rusu et al.
+2016, arXiv:1606.04671). A column's output is zero at first, so it starts as its parent's answer.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Column(nn.Module):
     ----------
     spec : ColumnSpec
     twins : FeatureMaps
-        The maps of the base.
+        Maps of the base.
     out_channels : int
         Channels of the base's answer.
     parent : ColumnSpec, optional
-        Shape of the parent column, whose stages are read too: its kernels must be the same.
+        Shape of the parent column, whose stages are read too; its kernels must be the same.
 
     Attributes
     ----------
     layout : ColumnInputs
-        What to read of the base's maps.
+        Parts of the base's maps that the column reads.
 
     Raises
     ------
@@ -64,27 +64,27 @@ class Column(nn.Module):
             for channels, width in zip(above, widths[1:], strict=False)
         )
         self.reader = BatchInvariantConv2d(widths[-1], out_channels, 1)
-        # A head's reader reads the twin itself.
+        # A head has no twin reader: its reader reads the twin itself.
         twin_channels = [maps[-1].channels] if spec.stages else []
         self.twin_readers = nn.ModuleList(BatchInvariantConv2d(c, out_channels, 1, bias=False) for c in twin_channels)
         for p in (*self.reader.parameters(), *self.twin_readers.parameters()):
             nn.init.zeros_(p)
 
     def forward(self, inputs: Sequence[Tensor], parent: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
-        """What the column adds to its parent's answer, and its stages.
+        """Compute the column's output, which is added to its parent's answer, and its stages.
 
         Parameters
         ----------
         inputs : sequence of Tensor, float, (n, c, h, w)
-            What `ColumnInputs.read` gives.
+            Maps from `ColumnInputs.read`.
         parent : sequence of Tensor
-            The parent column's stages of the same block, if the column has a parent.
+            Stages of the parent column for the same block, if the column has a parent.
 
         Returns
         -------
         Tensor, float, (n, out_channels, cell height, cell width)
         list of Tensor
-            The activations of each stage; the last has one position a cell.
+            Activations of each stage; the last has one position a cell.
         """
         x, stages = inputs[0], []
         above = parent[len(parent) - len(self.parents) :]
@@ -99,12 +99,12 @@ class Column(nn.Module):
             added = added + reader(inputs[-1])
         return added, stages
 
-    def _normed(self, x: Tensor, stage: int) -> Tensor:  # noqa: ARG002 (for those that are normalised)
-        """What is rectified."""
+    def _normed(self, x: Tensor, stage: int) -> Tensor:  # noqa: ARG002 (for NormedColumn)
+        """Normalise before the ReLU; here the identity."""
         return x
 
     def shrunk(self, share: float) -> Column:
-        """A column that adds a share of what this one adds."""
+        """A copy with its output multiplied by `share`."""
         if share == 1:
             return self
         column = copy.deepcopy(self)
@@ -114,7 +114,7 @@ class Column(nn.Module):
         return column
 
     def macs(self, cell_height: int, cell_width: int) -> int:
-        """Multiply-adds for a block of so many answered cells."""
+        """Multiply-adds for a block of answered cells."""
         heights, widths = self.layout.sides(cell_height), self.layout.sides(cell_width)
         total = cell_height * cell_width * sum(_taps(r) for r in (self.reader, *self.twin_readers))
         for n, conv in enumerate(self.convs):
@@ -124,7 +124,7 @@ class Column(nn.Module):
 
 
 def _above(spec: ColumnSpec, parent: ColumnSpec | None) -> list[int]:
-    """Channels of the parent's stages that are twins of the column's own."""
+    """Channels of the parent's stages on the grids of the column's own."""
     if parent is None:
         return []
     stages = parent.stages[len(parent.stages) - len(spec.stages) :]

@@ -1,4 +1,4 @@
-"""Columns while they are trained: normalised, with shared weights and differences."""
+"""Columns in training: with batch normalisation, or as shared weights plus differences."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .conv_stack import fold
 from .feature_maps import ColumnSpec, FeatureMaps
 
 _SHARED_DECAY, _OWN_DECAY = 1e-4, 0.3
-# Folded weights are kept in half precision: no channel is enlarged by more than its root allows.
+# Epsilon of batch normalisation: limits a channel's scale, since folded weights are stored in half precision.
 _LEAST_VARIANCE = 1e-3
 
 
 class NormedColumn(Column):
-    """A column while it is trained: batch normalisation before each rectifier; see `Column`."""
+    """A column in training, with batch normalisation before each ReLU; see `Column`."""
 
     def __init__(
         self, spec: ColumnSpec, twins: FeatureMaps, out_channels: int, *, parent: ColumnSpec | None = None
@@ -32,7 +32,7 @@ class NormedColumn(Column):
         return normed
 
     def settle(self, inputs: Sequence[Tensor], parent: Sequence[Tensor] = ()) -> None:
-        """Measure the statistics of the normalisation anew, on at least two items; see `Column.forward`."""
+        """Recompute the statistics of batch normalisation on at least two items; see `Column.forward`."""
         for module in self.norms:
             norm: Any = module
             norm.reset_running_stats()
@@ -42,9 +42,9 @@ class NormedColumn(Column):
         self.eval()
 
     def folded(self) -> dict[str, Tensor]:
-        """The weights of a plain column that is the same in evaluation mode."""
+        """Weights of the equivalent plain column in evaluation mode."""
         found = {k: v.detach().clone() for k, v in self.state_dict().items() if not k.startswith("norms.")}
-        # All that a stage reads is scaled; what is added to it is added once, with the twin.
+        # The scale goes into all convolutions of a stage, the shift into the twin's alone.
         for kind, convs in (("convs", self.convs), ("twins", self.twins), ("parents", self.parents)):
             for n, (conv, norm) in enumerate(zip(convs, self.norms, strict=False)):
                 found[f"{kind}.{n}.weight"], bias = fold(conv, norm)
@@ -54,14 +54,14 @@ class NormedColumn(Column):
 
 
 class Delta(nn.Module):
-    """What a column has of its own: a difference to each weight that all columns share; zero at first.
+    """Differences of one column from the weights that all columns share; zero at first.
 
     Parameters
     ----------
     shapes : sequence of tuple of int
-        Of the shared weights.
+        Shapes of the shared weights.
     rank : int, optional
-        Differences of matrices are products of two with so many columns and rows; by default they are free.
+        Rank of the differences of matrices; by default full.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]], rank: int | None) -> None:
@@ -88,9 +88,9 @@ class Shared(nn.Module):
     shared : Module
         Holds W_0: one net of that shape.
     count : int
-        How many nets.
+        Number of nets.
     rank : int, optional
-        Of the differences; see `Delta`.
+        Rank of the differences; see `Delta`.
     """
 
     def __init__(self, shared: nn.Module, count: int, *, rank: int | None = None) -> None:
@@ -113,16 +113,16 @@ class Shared(nn.Module):
 
 
 class Columns(Shared):
-    """Columns of one shape, side by side in a tree: trained jointly, or W_0 first and then each on its own.
+    """Columns of one shape at one depth of a tree: trained jointly, or W_0 first and then each difference.
 
     Parameters
     ----------
     spec, twins, out_channels, parent
-        Of each column, see `Column`.
+        Arguments of each `Column`.
     count : int
-        How many columns.
+        Number of columns.
     rank : int, optional
-        Of their differences; see `Delta`.
+        Rank of their differences; see `Delta`.
     """
 
     shared: Column
@@ -141,7 +141,7 @@ class Columns(Shared):
         self._shape = (spec, twins, out_channels, parent)
 
     def column(self, k: int) -> Column:
-        """Column `k` on its own, to run."""
+        """Column `k` as a plain column in evaluation mode."""
         spec, twins, out_channels, parent = self._shape
         column = Column(spec, twins, out_channels, parent=parent)
         column.load_state_dict({name: w.detach() for name, w in self.weights(k).items()})
@@ -150,7 +150,7 @@ class Columns(Shared):
     def forward(
         self, inputs: Sequence[Tensor], index: Tensor, parent: Sequence[Tensor] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """What each item's column adds, and its stages; differentiable.
+        """Output of each item's column, and its stages; differentiable.
 
         Parameters
         ----------

@@ -1,7 +1,6 @@
-"""Small convolutional nets whose every output cell sees a centred square of the input, and nothing of the border.
+"""Small convolutional nets without padding, each output cell in the centre of its receptive field.
 
-All convolutions are valid and the receptive field is centred on the output cell, so that a window's answer equals the
-answer of a pass over the whole image: the halo shrinks layer by layer and is paid for once.
+So a window's answer equals that of a pass over the whole image. A window needs a halo, which shrinks layer by layer.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class StackSpec:
 
     def __post_init__(self) -> None:
         if len(self.stages) < 2:
-            raise ValueError(f"a net needs at least two stages, features and what reads them; got {len(self.stages)}")
+            raise ValueError(f"a net needs at least two stages, features and a linear reader; got {len(self.stages)}")
         sizes = [n for s in self.stages for n in (s.kernel, s.stride, s.channels)]
         if min(sizes) < 1 or max(sizes) > _MOST or len(self.stages) > _MOST_STAGES or self.field > _MOST:
             raise ValueError(
@@ -63,7 +62,7 @@ class StackSpec:
 
     @classmethod
     def parse(cls, in_channels: int, text: str) -> Self:
-        """Build from the field's shorthand, ``"4/2:16 3:24 1:8"`` (kernel/stride:channels; stride 1 is left out)."""
+        """Build from text such as ``"4/2:16 3:24 1:8"`` (kernel/stride:channels; stride 1 is left out)."""
         stages = []
         for word in text.split()[: _MOST_STAGES + 1]:
             size, channels = word.split(":")
@@ -120,7 +119,7 @@ class StackSpec:
 
     @property
     def macs_per_cell(self) -> float:
-        """Multiply-adds for a cell of an endless image: no halo at all."""
+        """Multiply-adds for a cell of an infinite image, without halo."""
         total, jump, channels = 0.0, 1, self.in_channels
         for s in self.stages:
             jump *= s.stride
@@ -136,7 +135,7 @@ class ConvStack(Base):
     ----------
     spec : StackSpec
     batch_norm : bool
-        Normalise between convolution and ReLU, for training. Saved nets are folded.
+        Normalise between convolution and ReLU, for training; saved nets are folded.
     """
 
     spec: StackSpec
@@ -168,7 +167,7 @@ class ConvStack(Base):
         return activations
 
     def high(self, x: Tensor) -> Tensor:
-        """The high-level activations alone; the memory of those below is used again at once."""
+        """The high-level activations alone; the memory of lower ones is reused."""
         for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
             x = rectified(norm(conv(x)))
         return x
@@ -190,10 +189,10 @@ _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-
 
 
 class BatchInvariantConv2d(nn.Conv2d):
-    """A convolution without padding that gives an image the same bits in any batch, with any number of threads.
+    """A convolution without padding whose bits depend neither on the batch size nor on the number of threads.
 
-    For few small images in float32 torch leaves oneDNN for an algorithm of its own, which rounds otherwise; what lies
-    near a threshold would then come out by the size of the batch. Here it is oneDNN whenever no gradient is asked for.
+    For few small images in float32 torch uses its own algorithm instead of oneDNN, with other rounding, so values near
+    a threshold would depend on the batch size. Here oneDNN is used whenever no gradient is needed.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -206,8 +205,8 @@ class BatchInvariantConv2d(nn.Conv2d):
 def rectified(x: Tensor) -> Tensor:
     """ReLU in place.
 
-    Where no gradient is asked for, a CPU does it on the numbers' bits: torch's own ReLU of bfloat16 takes four times as
-    long, more than the convolution before it. What is below zero has its sign bit set, as have negative integers.
+    Without gradients, bfloat16 on a CPU is clamped as int16: a negative float has its sign bit set, like a negative
+    integer. torch's own ReLU of bfloat16 takes four times as long, more than the convolution before it.
     """
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not x.requires_grad:
         x.view(torch.int16).clamp_(min=0)
@@ -216,7 +215,7 @@ def rectified(x: Tensor) -> Tensor:
 
 
 def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with the batch norm behind it folded in."""
+    """Weight and bias of a convolution with the batch norm after it folded in."""
     weight = conv.weight.detach().float()
     bias = conv.bias.detach().float() if conv.bias is not None else torch.zeros(len(weight))
     if isinstance(norm, nn.BatchNorm2d):

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ModelError(ValueError):
-    """A model cannot be loaded; the message names the file, the cause and the remedy."""
+    """Raised if a model cannot be loaded; the message names the file, the cause and the remedy."""

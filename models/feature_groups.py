@@ -1,4 +1,4 @@
-"""Groups of features that fire together."""
+"""Grouping of features that fire in the same cells."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Groups:
     Parameters
     ----------
     group : ndarray, int64, (c,)
-        The group of each feature; -1 for those that never fire.
+        Group of each feature; -1 for features that never fire.
     threshold : ndarray, float32, (c,)
         Activation above which a feature makes its group fire.
     """
@@ -40,9 +40,9 @@ class Groups:
         high : ndarray, float32, (n, c)
             High-level activations of many cells, not negative.
         count : int
-            Most groups.
+            Largest number of groups.
         density : float
-            Share of these cells in which a group fires, at most.
+            Largest share of these cells in which a group fires.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class Groups:
             raise ValueError("no high-level feature fires in any cell: there is nothing to specialise on")
         group = np.full(high.shape[1], NO_GROUP, np.int64)
         group[live] = _together(fires[:, live], count)
-        # One factor for all of a group's thresholds makes the group as a whole fire in that share of the cells.
+        # All thresholds of a group are raised by one factor, so that the group fires in at most that share of cells.
         threshold = np.full(high.shape[1], np.inf, np.float32)
         for g in range(int(group.max()) + 1):
             members = np.flatnonzero(group == g)
@@ -66,7 +66,7 @@ class Groups:
         return cls(group, threshold)
 
     def fires(self, high: Tensor) -> Tensor:
-        """Where each group fires.
+        """Cells where each group fires: where one of its features exceeds its threshold.
 
         Parameters
         ----------
@@ -81,7 +81,7 @@ class Groups:
         return torch.stack([above[:, group == g].any(dim=1) for g in range(len(self))], dim=1)
 
     def strongest(self, high: Tensor) -> Tensor:
-        """The group that fires most above its threshold, (n, h, w), int64; -1 where none fires.
+        """The group with the largest ratio of activation to threshold, (n, h, w), int64; -1 where none fires.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ class Groups:
 
 
 def _together(fires: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-    """Groups of columns of a table, by average linkage of their Jaccard distances."""
+    """Group the columns of a table by average linkage of their Jaccard distances."""
     if fires.shape[1] == 1:
         return np.zeros(1, np.int64)
     both = fires.astype(np.float32).T @ fires.astype(np.float32)

@@ -1,7 +1,7 @@
-"""Where the maps of a base lie, and how a column's stages fit onto them.
+"""Geometry of a base's feature maps, and of the column stages that read them.
 
-All lengths are input pixels of the base. A map's halo is how far it reaches beyond a block of cells, on every side;
-centres may lie between pixels, so halos come in halves.
+All lengths are input pixels of the base. A map's halo is how far it extends beyond a block of cells on every side;
+centres may lie between pixels, so halos may be half-integers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST = 4096
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A map that a column may read: the base's input or the activations of one of its stages.
+    """A map of the base that a column may read: the input or the activations of one stage.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Twin:
     jump : int
         Input pixels from one position to the next.
     halo : float
-        Input pixels by which the map reaches beyond the block's cells, on every side.
+        Input pixels by which the map extends beyond the block's cells, on every side.
     """
 
     channels: int
@@ -44,7 +44,7 @@ class FeatureMaps:
     Parameters
     ----------
     stride, align : int
-        Of the base's cells, see `BaseSpec`.
+        Stride and alignment of the base's cells, see `BaseSpec`.
     maps : tuple of Twin
     """
 
@@ -54,7 +54,7 @@ class FeatureMaps:
 
     @classmethod
     def of(cls, base: Base) -> Self:
-        """Measure where the features of any base lie, without computing them.
+        """Derive the geometry of a base's maps from their shapes, without computing them.
 
         Parameters
         ----------
@@ -63,7 +63,7 @@ class FeatureMaps:
         Raises
         ------
         ValueError
-            If a stage's positions do not lie on a regular grid around the block's middle.
+            If a stage's positions are not a whole number of input pixels apart.
         """
         spec = base.spec
         net = copy.deepcopy(base).to("meta").eval()
@@ -87,7 +87,7 @@ def _shapes(net: Base, cells: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class ColumnStage:
-    """One stage of a column: side of its convolution's kernel, and channels. Its stride is its twin's."""
+    """One stage of a column: side of its convolution's kernel, and channels; its stride follows from its twin."""
 
     kernel: int
     channels: int
@@ -100,16 +100,16 @@ class ColumnSpec:
     Parameters
     ----------
     stages : tuple of ColumnStage
-        The last is the twin of the base's high-level map, the one before it of the stage before that, and so on. A
+        The twin of the last stage is the base's high-level map, that of the one before it the map before, and so on. A
         column without stages is a head: a linear reader of the high-level map.
     first : int
-        The base's stage that the first is the twin of, counted from 1; it reads the base's map before that (0 is the
-        input).
+        Number of the base's stage that is the first stage's twin, from 1; the first stage's input is the base's map
+        before that (0 is the image).
 
     Raises
     ------
     ValueError
-        If there is no stage, or the first is the twin of none.
+        If there is no stage, or the first has no twin.
     """
 
     stages: tuple[ColumnStage, ...]
@@ -117,30 +117,30 @@ class ColumnSpec:
 
     def __post_init__(self) -> None:
         if self.first < 1 or (not self.stages and self.first == 1):
-            raise ValueError(f"a column needs stages, the first the twin of stage 1 or a later one; got {self}")
+            raise ValueError(f"a column needs stages, the first on the grid of stage 1 or a later one; got {self}")
         if not all(0 < n <= _MOST for s in self.stages for n in (s.kernel, s.channels)):
             raise ValueError(f"expected kernels and channels from 1 to {_MOST}, got {str(self)!r:.100}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Build from ``"4:2 4:4 3:8"`` (kernel:channels), after ``"@2"`` if the first is the twin of stage 2."""
+        """Build from text such as ``"4:2 4:4 3:8"`` (kernel:channels), or ``"@2 4:4 3:8"`` to start at stage 2."""
         words = text.split()
         first = int(words.pop(0)[1:]) if text.startswith("@") else 1
         return cls(tuple(ColumnStage(*(int(n) for n in word.split(":"))) for word in words), first)
 
     @classmethod
     def head(cls, twins: FeatureMaps) -> Self:
-        """The cheapest specialist: it has no stages of its own."""
+        """The cheapest specialist, without stages of its own."""
         return cls((), len(twins.maps))
 
     @classmethod
     def design(cls, twins: FeatureMaps, top: int, *, growth: float = 2.0, first: int = 1) -> Self:
-        """A column whose widths grow upwards, with kernels that need no wider block than the base's own.
+        """A column whose widths grow from stage to stage, with kernels that need no larger halo than the base.
 
         Parameters
         ----------
         twins : FeatureMaps
-            The maps of the base.
+            Maps of the base.
         top : int
             Channels of the last stage.
         growth : float
@@ -152,7 +152,7 @@ class ColumnSpec:
         for n in range(first, len(twins.maps)):
             source, own = twins.maps[n - 1], twins.maps[n]
             stride = own.jump // source.jump or 1
-            # As large as the halos leave room for: a built-in base's own kernel. Larger than 2 x stride pays little.
+            # As large as the halos allow, which is a built-in base's own kernel; larger than 2 x stride gains little.
             room = stride + round(2 * (source.halo - own.halo) / source.jump) if own.jump >= source.jump else 1
             most = max(3, 2 * stride)
             kernel = room if room <= most else most - (most - room) % 2
@@ -160,7 +160,7 @@ class ColumnSpec:
         return cls(tuple(stages), first)
 
     def narrowed(self, share: float) -> ColumnSpec:
-        """The same with that share of the channels, at least one: for columns one step down the tree."""
+        """A copy with a share of the channels, at least one: for columns one step down the tree."""
         stages = (ColumnStage(s.kernel, max(1, round(s.channels * share))) for s in self.stages)
         return ColumnSpec(tuple(stages), self.first)
 
@@ -171,16 +171,16 @@ class ColumnSpec:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How a stage of a column goes from the map before it to its own grid.
+    """Resampling from the map before a column's stage to the stage's grid.
 
     Parameters
     ----------
     enlarge : int
-        Each position is repeated so often along each side, where the twin is finer than the map before it.
+        Number of times that each position is repeated along each side; above 1 if the twin is finer than the map.
     crop : int
         Positions cut off on every side after that.
     stride : int
-        Of the convolution.
+        Stride of the convolution.
     """
 
     enlarge: int
@@ -196,18 +196,17 @@ class Step:
 
 @dataclass(frozen=True)
 class ColumnInputs:
-    """What a column reads of a base's maps, so that every answered cell sees the same wherever its block begins.
+    """Parts of a base's maps that a column reads; a cell's inputs do not depend on where its block begins.
 
     Parameters
     ----------
     spec : ColumnSpec
     twins : FeatureMaps
     border : int
-        Cells around those that are answered, on every side, that the block of the base must have; a multiple of its
-        `align`.
+        Cells that the base's block must have around the answered cells, on every side; a multiple of its `align`.
     halos : tuple of float
-        Of each map that is read, around the cells that are answered: the map before the first stage, then the twin of
-        each stage.
+        Halo of each map that is read, around the answered cells: the map before the first stage, then the twin of each
+        stage.
     steps : tuple of Step
         One for each stage.
     """
@@ -225,7 +224,7 @@ class ColumnInputs:
         Raises
         ------
         ValueError
-            If the column has not one stage for each twin, or a kernel whose middle falls between its twin's positions.
+            If the column does not have one stage for each twin, or a kernel is not centred on its twin's positions.
         """
         maps = twins.maps[spec.first - 1 :]
         if len(maps) != len(spec.stages) + 1:
@@ -252,22 +251,22 @@ class ColumnInputs:
 
     @property
     def maps(self) -> tuple[Twin, ...]:
-        """The base's maps that are read: one before the first stage, then the twin of each stage."""
+        """The base's maps that are read: the one before the first stage, then the twin of each stage."""
         return self.twins.maps[self.spec.first - 1 :]
 
     @property
     def crops(self) -> tuple[int, ...]:
-        """Positions of each map that lie beyond what is read, on every side."""
+        """Positions of each map that are not read, on every side."""
         reach = self.border * self.twins.stride
         return tuple(round((t.halo + reach - h) / t.jump) for t, h in zip(self.maps, self.halos, strict=True))
 
     def sides(self, cells: int) -> tuple[int, ...]:
-        """Positions along a side of each map that is read, for so many answered cells; a multiple of `align`."""
+        """Positions along a side of each map that is read, for `cells` answered cells, a multiple of `align`."""
         length = cells * self.twins.stride
         return tuple(round((length + 2 * h) / t.jump) for t, h in zip(self.maps, self.halos, strict=True))
 
     def read(self, x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """What a column reads of a block, for all its cells but those of the border.
+        """Inputs of a column for all cells of a block but those of the border.
 
         Parameters
         ----------
@@ -282,16 +281,16 @@ class ColumnInputs:
     def items(
         self, maps: Sequence[Tensor], sides: tuple[int, int], places: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Blocks of cells as items: nothing is copied.
+        """Items as blocks of cells, without copying.
 
         Parameters
         ----------
         maps : sequence of Tensor, float, (n, c, h, w)
-            What `read` gives.
+            Maps from `read`.
         sides : tuple of int
             Height and width of each item in cells, multiples of `align`.
         places : tuple of Tensor, int64, (m,)
-            Row of the batch, and first answered cell (y, x), of each item.
+            Row in the batch, and first answered cell (y, x), of each item.
 
         Returns
         -------
@@ -316,7 +315,7 @@ class ColumnInputs:
 
 
 def cropped(plane: Tensor, border: int) -> Tensor:
-    """A map without so many positions on every side."""
+    """Crop `border` positions on every side of a map."""
     return plane[..., border : plane.shape[-2] - border, border : plane.shape[-1] - border]
 
 
@@ -326,11 +325,11 @@ def cell_rows(planes: Tensor) -> Tensor:
 
 
 def _step(source: Twin, own: Twin, kernel: int, halo: float) -> tuple[Step, float | None]:
-    """A stage's way from one grid to the next, and the halo it needs of the map before; None if it is off centre."""
+    """Resampling of a stage, and the halo it needs of the map before; None if its kernel is not centred."""
     enlarge, stride = max(1, source.jump // own.jump), max(1, own.jump // source.jump)
     jump = source.jump // enlarge
     needed = halo + jump * (kernel - stride) / 2
-    # Whole positions of the source's own grid, which has one where its halo ends.
+    # Rounded up to whole positions of the source's grid, which is anchored at the edge of its halo.
     held = source.halo - source.jump * ((source.halo - needed) // source.jump)
     crop = (held - needed) / jump
     centred = crop % 1 == 0 and jump * stride == own.jump

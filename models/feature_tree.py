@@ -1,8 +1,8 @@
-"""The tree of feature clusters: what a net's high-level features say of an item decides which specialist comes next.
+"""Tree of feature clusters, by which items are routed to specialists.
 
 The root stands for the base. Its items are clustered by their features; each cluster is a node below it and may have a
 column. The items of a node are clustered again, by features that its column adds, and so on. Nodes keep their numbers
-when the tree grows, so that columns that have been trained stay where they are.
+when the tree grows, so trained columns remain valid.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .clustering import kmeans, merged, nearest
 ROOT = 0
 NO_NODE = -1
 
-# From a node and the rows of the items that came to it, to their features there, (n, d).
+# From a node and the rows of the items that reached it to their features there, (n, d).
 Represent = Callable[[int, NDArray[np.intp]], NDArray[np.float32]]
 
 
@@ -32,11 +32,11 @@ class FeatureTree:
     Parameters
     ----------
     parent : ndarray, int32, (n,)
-        Of each node; -1 for the root.
+        Parent of each node; -1 for the root.
     sizes : ndarray, int64, (n,)
-        Items of the training data that came to each node.
+        Number of training items that reached each node.
     kept : ndarray, bool, (n,)
-        Whether the node's column is run; if not, its parent answers and nothing below it is asked.
+        Whether the node's column is run; if not, its parent's answer stands and no column below it is run.
     centres : tuple of ndarray, float32, (children, d)
         For each node, the centres of its children in the order of their numbers; none for a leaf.
     """
@@ -48,7 +48,7 @@ class FeatureTree:
 
     @classmethod
     def root(cls, items: int) -> Self:
-        """A tree of the base alone."""
+        """A tree of the root alone."""
         return cls(np.array([NO_NODE], np.int32), np.array([items]), np.ones(1, bool), (_no_centres(),))
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class FeatureTree:
 
     @property
     def depths(self) -> NDArray[np.int64]:
-        """Steps from the root, of each node."""
+        """Number of steps from the root to each node."""
         depths = np.zeros(len(self), np.int64)
         for node in range(1, len(self)):  # a child's number is larger than its parent's
             depths[node] = depths[self.parent[node]] + 1
@@ -68,7 +68,7 @@ class FeatureTree:
         return np.setdiff1d(np.arange(len(self)), self.parent)
 
     def children(self, node: int) -> NDArray[np.intp]:
-        """Nodes right below one."""
+        """Nodes directly below a node."""
         return np.flatnonzero(self.parent == node)
 
     def split(
@@ -83,7 +83,7 @@ class FeatureTree:
         vectors : ndarray, float32, (n, d)
             Features of its items.
         count : int
-            Most clusters.
+            Largest number of clusters.
         smallest : int
             Fewest items of a cluster; smaller ones are dissolved and their items go to the nearest that remain.
         seed : int
@@ -91,7 +91,7 @@ class FeatureTree:
         Returns
         -------
         FeatureTree
-            The same tree if one cluster is all there is.
+            The same tree if there is only one cluster.
         ndarray, int32, (n,)
             Node of each item: a new leaf, or `node` itself.
 
@@ -116,7 +116,7 @@ class FeatureTree:
         return grown, (len(self) + index).astype(np.int32)
 
     def step(self, node: int, vectors: NDArray[np.float32]) -> NDArray[np.int32]:
-        """The child of a node that each item goes to, by its features there; -1 at a leaf.
+        """Route each item to the child with the nearest centre; -1 at a leaf.
 
         Parameters
         ----------
@@ -125,25 +125,25 @@ class FeatureTree:
         """
         if not len(self.centres[node]):
             return np.full(len(vectors), NO_NODE, np.int32)
-        # No matrix product: its rounding depends on how many items there are, and so would the way of some.
+        # No matrix product: its rounding, and so the routing of some items, would depend on the number of items.
         distance = [((vectors - centre) ** 2).sum(axis=1) for centre in self.centres[node]]
         index: NDArray[np.intp] = np.argmin(distance, axis=0)
         return self.children(node)[index].astype(np.int32)
 
     def paths(self, count: int, represent: Represent) -> NDArray[np.int32]:
-        """The nodes that each item passes, from the first below the root on.
+        """Nodes that each item passes, from the first below the root on.
 
         Parameters
         ----------
         count : int
-            How many items.
+            Number of items.
         represent : callable
-            Their features at a node; asked once for each node that items come to and that has children.
+            Features of items at a node; called once for each node with children that items reach.
 
         Returns
         -------
         ndarray, int32, (count, depth of the tree)
-            -1 behind the last node. A path ends at a node that is not kept.
+            -1 after the last node. A path ends at a node that is not kept.
         """
         paths = np.full((count, int(self.depths.max())), NO_NODE, np.int32)
         for node, depth in enumerate(self.depths.tolist()):
@@ -155,19 +155,19 @@ class FeatureTree:
     def pruned(self, own_loss: NDArray[np.float64], parent_loss: NDArray[np.float64]) -> FeatureTree:
         """The tree with only those columns that do not hurt.
 
-        A node is kept if its items fare no worse by it and by what is kept below it than by their parent's answer.
+        A node is kept if the loss of its items, with the nodes kept below it, is no larger than by its parent's answer.
 
         Parameters
         ----------
         own_loss, parent_loss : ndarray, float64, (n,)
-            Loss on validation items, summed over those that come to each node: of the node's own answer, and of its
+            Loss on validation items, summed over those that reach each node: of the node's own answer, and of its
             parent's answer. The root's entries are not read.
         """
         kept = np.ones(len(self), bool)
         loss = np.array(own_loss, np.float64)
         for node in range(len(self) - 1, ROOT, -1):  # children come before their parent
             below = self.children(node)
-            # Where a child is switched off, the node answers for its items.
+            # If a child is switched off, the node's answer stands for its items.
             loss[node] += float(np.sum(np.minimum(loss[below] - parent_loss[below], 0.0)))
             kept[node] = loss[node] <= parent_loss[node]
         for node in range(1, len(self)):
@@ -175,18 +175,18 @@ class FeatureTree:
         return replace(self, kept=kept)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All of the tree by name, for a model file."""
+        """All arrays of the tree by name, for a model file."""
         found: dict[str, NDArray[Any]] = {"parent": self.parent, "sizes": self.sizes, "kept": self.kept}
         return found | {f"centres.{n}": c for n, c in enumerate(self.centres) if len(c)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """Build from what `arrays` gave.
+        """Build from the arrays that `arrays` returned.
 
         Raises
         ------
         ValueError
-            If they do not make a tree.
+            If they do not describe a tree.
         """
         parent, kept = arrays["parent"], arrays["kept"]
         if parent.ndim != 1 or parent.dtype.kind != "i" or kept.shape != parent.shape or kept.dtype != bool:

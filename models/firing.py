@@ -1,8 +1,8 @@
-"""Which high-level feature fires where, and how sure that makes us that something is there.
+"""Calibration of the base's activations to the probability that refining a cell finds something.
 
-Nothing here is trained by gradient: each feature's activation is calibrated to the precision of "something is here" by
-counting on held-back cells, and the calibrated features are combined by a fixed rule. The rules are the classic
-noisy-or (Pearl 1988) and a sum of log-lifts (naive Bayes); the base's own answer, its logit, is the third.
+No gradients are used: each feature's activation is mapped to a precision, the share of cells that hold something, by
+counting on held-out cells; the calibrated features are combined by a fixed rule. The rules are noisy-or (Pearl 1988), a
+sum of log-lifts (naive Bayes), and the base's own logit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIRED = 3
 Rule = Literal["logit", "log-lift", "noisy-or"]
 RULES: tuple[Rule, ...] = ("logit", "log-lift", "noisy-or")
 
-# Bin edges at quantiles 1 - 2^(-j/2): each half-octave of the tail has its own bin, for there the choice is made.
+# Bin edges at quantiles 1 - 2^(-j/2): one bin for each half-octave of the tail, where cells are chosen.
 _QUANTILES = 1.0 - 2.0 ** (-np.arange(1, 29) / 2.0)
 _FEATURES = 16
 NO_FEATURE = 255
@@ -40,7 +40,7 @@ class Curve:
     edges : ndarray, float32, (b - 1,)
         Increasing bin edges.
     precision : ndarray, float32, (b,)
-        Share of "something is here" in each bin, not decreasing.
+        Share of cells in each bin that hold something, not decreasing.
     """
 
     edges: NDArray[np.float32]
@@ -60,7 +60,7 @@ class Curve:
         Parameters
         ----------
         values, targets : ndarray, float32, (n,)
-            Activation and the probability that something is there, of each cell.
+            Activation of each cell, and the probability that it holds something.
         """
         edges = np.unique(np.quantile(values, _QUANTILES).astype(np.float32))
         bins = np.searchsorted(edges, values, side="left")
@@ -72,14 +72,14 @@ class Curve:
         return cls(edges, monotone.astype(np.float32))
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Precision of each activation; any shape."""
+        """Precision of each activation, for any shape."""
         edges = torch.from_numpy(self.edges).to(values.device)
         return torch.from_numpy(self.precision).to(values.device)[torch.bucketize(values.float().contiguous(), edges)]
 
 
 @dataclass(frozen=True)
 class Firing:
-    """The rule that turns activations into the probability that looking again pays.
+    """The rule that maps a cell's activations to the probability that refining it finds something.
 
     Parameters
     ----------
@@ -88,9 +88,9 @@ class Firing:
     prior : float
         Share of calibration cells that hold something.
     features : ndarray, int64, (f,)
-        The high-level features that choose, the most informative first.
+        High-level features in use, the most informative first.
     curves : tuple of Curve
-        Precision of each of them.
+        Precision curve of each of them.
     raw_knots, probability_knots : ndarray, float32, (m,)
         Monotone map from the rule's raw score to a probability, linear between knots so that ranks are kept.
     """
@@ -123,7 +123,7 @@ class Firing:
         high : Tensor, float, (n, c, h, w)
             High-level activations of the base.
         logit : Tensor, float, (n, 1, h, w)
-            The base's own answer.
+            Logit of the base.
 
         Returns
         -------
@@ -135,21 +135,21 @@ class Firing:
         return self._calibrated(raw_score(self.rule, high, logit, self.prior, self.features, self.curves))
 
     def strongest(self, high: Tensor, count: int = 3) -> Tensor:
-        """The features that fire, those that speak loudest first, for cells in rows.
+        """The features that fire in each cell, the largest precision first.
 
-        A feature fires where its precision is above the prior: where it makes a find likelier.
+        A feature fires if its precision is above the prior: if it makes a find likelier.
 
         Parameters
         ----------
         high : Tensor, float, (n, c)
-            Activations.
+            Activations, a row for each cell.
         count : int
-            How many features.
+            Number of features.
 
         Returns
         -------
         Tensor, uint8, (n, count)
-            Indices of high-level features, the largest lift over the prior first; 255 where no more fire.
+            Indices of high-level features, the largest lift over the prior first; 255 if no more fire.
         """
         lifts = torch.stack([c(high[:, f]) for f, c in zip(self.features.tolist(), self.curves, strict=True)], dim=1)
         top = lifts.topk(min(count, lifts.shape[1]), dim=1)
@@ -158,7 +158,7 @@ class Firing:
 
     @cached_property
     def _by_bits(self) -> Tensor:
-        """The probability of each logit in bfloat16, by its bits as a number: looking up takes a fifth of the time."""
+        """Table of the probability of each bfloat16 logit, indexed by its bits; takes a fifth of the time."""
         return self._calibrated(torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16).float())
 
     def _calibrated(self, raw: Tensor) -> Tensor:
@@ -194,22 +194,22 @@ def raw_score(
 def calibrate_firing(
     high: NDArray[np.float32], logit: NDArray[np.float32], targets: NDArray[np.float32]
 ) -> tuple[Firing, dict[str, float]]:
-    """Calibrate every feature on held-back cells and keep the rule that needs the least area.
+    """Calibrate every feature on held-out cells and keep the rule that needs the least area.
 
     Parameters
     ----------
     high : ndarray, float32, (n, c)
         High-level activations of the calibration cells.
     logit : ndarray, float32, (n,)
-        The base's answer there.
+        Logits of the base for these cells.
     targets : ndarray, float32, (n,)
-        Probability that the refine net finds something there.
+        Probability that the refine net finds something in them.
 
     Returns
     -------
     Firing
     dict of str to float
-        Share of the cells each rule needs to hold 95 % of all there is to find: what the choice rests on.
+        Share of the cells that each rule needs to hold 95 % of the targets; the rule with the smallest is taken.
     """
     prior = float(np.clip(targets.mean(), 1e-6, 0.5))
     curves = [Curve.fit(high[:, f], targets) for f in range(high.shape[1])]
@@ -226,14 +226,14 @@ def calibrate_firing(
 
 
 def area_for_recall(scores: NDArray[np.float32], targets: NDArray[np.float32], recall: float) -> float:
-    """Share of cells, taken best first, that holds `recall` of all targets."""
+    """Share of cells, in order of falling score, that holds `recall` of all targets."""
     order = np.argsort(-scores, kind="stable")
     held = np.cumsum(targets[order], dtype=np.float64)
     return float(np.searchsorted(held, recall * held[-1]) + 1) / len(scores)
 
 
 def _information(curve: Curve, values: NDArray[np.float32], prior: float) -> float:
-    """Mutual information of a binned feature and "something is here", in nats."""
+    """Mutual information of a binned feature and whether the cell holds something, in nats."""
     p = curve(torch.from_numpy(values)).numpy().astype(np.float64).clip(1e-9, 1 - 1e-9)
     return float(np.mean(p * np.log(p / prior) + (1 - p) * np.log((1 - p) / (1 - prior))))
 
@@ -244,7 +244,7 @@ def _knots(raw: NDArray[np.float32], targets: NDArray[np.float32]) -> tuple[NDAr
     bins = np.searchsorted(curve.edges, raw, side="left")
     count = np.bincount(bins, minlength=len(curve.precision))
     mean = np.bincount(bins, weights=raw, minlength=len(curve.precision))[count > 0] / count[count > 0]
-    # A bin's precision holds at the mean of its scores; an image at hand may have scores beyond those seen here.
+    # A knot for each bin, at the mean of its scores, and one far beyond either end, for scores of other images.
     low, high = float(raw.min()), float(raw.max())
     ends = low - (high - low) - 1, high + (high - low) + 1
     knots = np.concatenate([[ends[0]], mean, [ends[1]]]).astype(np.float32)
@@ -256,5 +256,5 @@ def _knots(raw: NDArray[np.float32], targets: NDArray[np.float32]) -> tuple[NDAr
 
 
 def feature_name(feature: int) -> str:
-    """How a high-level feature of the base is called in results."""
+    """Name of a high-level feature of the base in results."""
     return f"feature {feature}"

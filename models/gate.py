@@ -1,4 +1,4 @@
-"""Which answers are unsure enough to ask a specialist."""
+"""The gate: which answers are uncertain enough to run a specialist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .runtime import in_double
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A band of probabilities in which an answer could still turn out otherwise.
+    """A band of probabilities in which an answer counts as uncertain.
 
     Parameters
     ----------
@@ -34,12 +34,12 @@ class Gate:
 
     @classmethod
     def open(cls, *, exclusive: bool) -> Gate:
-        """All answers pass, but those that are beyond doubt in floating-point numbers."""
+        """All answers pass, except those whose probabilities round to 1."""
         return cls(0.0, 1.0, exclusive)
 
     @classmethod
     def always(cls) -> Gate:
-        """All answers pass, whatever they are."""
+        """All answers pass."""
         return cls(0.0, 2.0)  # no probability is larger than 1
 
     def unsure(self, answers: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""How rare a feature vector is among the features of one image, without labels and without positions.
+"""Rarity of feature vectors within one image, without labels and positions.
 
-Features are grouped into kinds by k-means; within a kind they are a Gaussian with a shrunk covariance, as PaDiM
-(Defard et al. 2021, arXiv:2011.08785) has for each position. Here kinds replace positions.
+Feature vectors are clustered into kinds by k-means; each kind is modelled by a Gaussian with a shrunk covariance. PaDiM
+(Defard et al. 2021, arXiv:2011.08785) does so for each position; here kinds replace positions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 _SHRINK = 0.2
 _CHUNK = 65_536
-# Rows of all kinds that stand in for those a kind lacks, and the least variance of any measure.
+# Number of prior rows, at the mean of all kinds, added to each kind, and the least variance of any measure.
 _LEAN, _LEAST = 5.0, 1e-6
 
 
@@ -40,20 +40,20 @@ class Mixture:
 
     @classmethod
     def fit(cls, x: NDArray[np.float32], kinds: int, seed: int) -> Mixture:
-        """Group rows into kinds and measure each.
+        """Cluster rows into kinds and fit a Gaussian to each.
 
         Parameters
         ----------
         x : ndarray, float32, (n, d)
         kinds : int
-            Most kinds; fewer where there is too little to tell them apart.
+            Largest number of kinds; fewer if there are too few rows.
         seed : int
         """
         x = x.astype(np.float64)
         scale = x.std(axis=0) + 1e-6
         kinds = max(1, min(kinds, len(x) // (2 * x.shape[1])))
         with np.errstate(all="ignore"), warnings.catch_warnings():
-            # Fewer kinds than asked for are no fault: a blank image has one.
+            # Fewer kinds than requested are valid: a blank image has one.
             warnings.simplefilter("ignore", UserWarning)
             _, group = (
                 kmeans2(x / scale, kinds, minit="++", seed=seed, missing="warn")
@@ -75,13 +75,13 @@ class Mixture:
 
     @classmethod
     def of_kinds(cls, x: NDArray[np.float32], kind: NDArray[np.integer], kinds: int) -> Mixture:
-        """Measure kinds that are known already; those of few rows lean on all the others.
+        """Fit a Gaussian to each of given kinds; those with few rows are shrunk toward all rows.
 
         Parameters
         ----------
         x : ndarray, float32, (n, d)
         kind : ndarray, int, (n,)
-            Of each row, below `kinds`.
+            Kind of each row, below `kinds`.
         kinds : int
         """
         x = x.astype(np.float64)
@@ -104,7 +104,7 @@ class Mixture:
         return cls(*(torch.from_numpy(a.astype(np.float32)) for a in (means, whiten, offsets)))
 
     def within(self, x: Tensor, kind: Tensor) -> Tensor:
-        """How unusual rows are within their kind: negative log-likelihoods, up to a constant.
+        """Negative log-likelihood of each row within its kind, up to a constant.
 
         Parameters
         ----------

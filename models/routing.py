@@ -1,4 +1,4 @@
-"""Items on their way through the tree: each net's features say which specialist comes next, and all run in batches."""
+"""Routing of items through the tree of specialists: features decide which column comes next; columns run in batches."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .gate import Gate
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Items that have come to the end of their way.
+    """Items with their final answers.
 
     Parameters
     ----------
     keys : ndarray, int64, (n,)
-        The items' names.
+        Identifiers of the items.
     answers : Tensor, float, (n, classes)
-        The base's answer and what each column added.
+        The base's answer plus the outputs of the columns.
     nodes : ndarray, int32, (n,)
-        The last node that each item came to; pruning may have spared its column.
+        Last node that each item reached; its column may have been pruned.
     """
 
     keys: NDArray[np.int64]
@@ -36,26 +36,26 @@ class Answered:
 
 
 class Specialists:
-    """A tree of columns at work on items from any window of any image.
+    """Runs a tree of columns on items from any window of any image.
 
-    An item is one cell or a block of them; it has one answer, to which each column adds the mean over its cells.
+    An item is a cell or a block of cells with one answer, to which each column adds its mean output over the cells.
 
     Parameters
     ----------
     tree : FeatureTree
     columns : mapping of int to Column
-        The column of each node that is kept, but the root, in evaluation mode.
+        Column of each kept node but the root, in evaluation mode.
     deliver : callable
-        Takes items that are answered, in the order in which they are.
+        Takes finished items, in the order in which they finish.
     gate : Gate
-        Where an answer does not pass it, no further column is asked.
+        If an answer does not pass it, no further column is run.
     batch, most_bytes : int
         See `BatchQueue`.
 
     Attributes
     ----------
     dispatch : BatchQueue
-        Counts what was run, by node.
+        Queue of the columns; counts the items run, by node.
     routing_macs : int
         Multiply-adds of finding each item's next node.
     """
@@ -71,7 +71,7 @@ class Specialists:
         most_bytes: int = 128 << 20,
     ) -> None:
         self._tree, self._columns, self._answered, self._gate = tree, columns, deliver, gate
-        # A node is worth routing to where some column may follow.
+        # Only nodes with a column below them need routing.
         self._parents = {int(tree.parent[node]) for node in columns}
         self._reads = max((len(column.layout.maps) for column in columns.values()), default=1)
         self.routing_macs = 0
@@ -80,7 +80,7 @@ class Specialists:
         )
 
     def most_macs(self, cell_height: int, cell_width: int) -> int:
-        """Multiply-adds of an item of so many cells on its dearest way down."""
+        """Multiply-adds of an item of the given size on its most expensive path."""
         most: dict[int, int] = {}
         for node in sorted(self._columns):
             parent = int(self._tree.parent[node])
@@ -95,23 +95,23 @@ class Specialists:
 
     @torch.inference_mode()
     def put(self, keys: NDArray[np.int64], sources: Sequence[Tensor], rows: Sequence[Tensor], answers: Tensor) -> None:
-        """Send items of one shape on their way.
+        """Start items of one shape at the root.
 
         Parameters
         ----------
         keys : ndarray, int64, (n,)
-            Names, none of which is on its way already.
+            Identifiers, none of which is in progress already.
         sources : sequence of Tensor, float, (r, c, h, w)
             For each map that the tree's first columns read, a tensor or strided view with an item in every row.
         rows : sequence of Tensor, int64, (n,)
             For each of them, the row of each item.
         answers : Tensor, float, (n, classes)
-            The base's.
+            Answers of the base.
         """
         self._advance(ROOT, keys, sources[-self._reads :], rows[-self._reads :], (), answers)
 
     def flush(self) -> None:
-        """Answer all that waits."""
+        """Finish all waiting items."""
         self.dispatch.flush()
 
     def _run(self, node: int, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -138,7 +138,7 @@ class Specialists:
         stages: Sequence[Tensor],
         answers: Tensor,
     ) -> None:
-        """Find what comes after a node: another column, or the end."""
+        """Route items on from a node: to another column, or to the end."""
         nodes = np.full(len(keys), node, np.int32)
         on = np.zeros(len(keys), bool)
         if node in self._parents:
@@ -160,13 +160,13 @@ class Specialists:
 
 
 def features_at(high: Tensor, stages: Sequence[Tensor]) -> NDArray[np.float32]:
-    """What items are clustered and routed by at a node: the base's high-level features, and those of its column.
+    """Features for clustering and routing at a node: the base's high-level features, and those of the node's column.
 
     Parameters
     ----------
     high : Tensor, float, (n, c, h, w)
-        The base's high-level map.
+        High-level map of the base.
     stages : sequence of Tensor
-        Of the node's column; none at the root.
+        Stages of the node's column; none at the root.
     """
     return pooled(high, *stages[-1:])

@@ -1,4 +1,4 @@
-"""Where and how nets run: device, precision, and uint8 pixels in, float32 arrays out."""
+"""Device and precision of nets, and conversion of uint8 pixels to their input."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# glibc hands freed blocks back to the system, and asks for them again with every batch: a page fault for each 4 KiB of
-# activations, which took longer than the convolutions. A block just under 32 MiB, once freed, makes it keep what is
-# smaller (see M_MMAP_THRESHOLD in mallopt(3)); untouched, it costs nothing here or elsewhere.
+# glibc returns large freed blocks to the system and requests them again with every batch: a page fault for each 4 KiB
+# of activations, which took longer than the convolutions. Allocating and freeing a block just under 32 MiB makes it
+# keep smaller ones (see M_MMAP_THRESHOLD in mallopt(3)); the block is not touched, so it costs nothing.
 _BALLAST = 31 << 20
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -43,9 +43,9 @@ class Runtime:
         Parameters
         ----------
         device : str, optional
-            Anything torch understands; by default CUDA, then Apple's MPS, then the CPU.
+            A torch device; by default CUDA if available, else Apple's MPS, else the CPU.
         precision : {"auto", "fp32", "bf16"}
-            "auto" takes bfloat16 where the hardware multiplies it natively, else float32.
+            "auto" takes bfloat16 if the hardware multiplies it natively, else float32.
 
         Raises
         ------
@@ -65,15 +65,15 @@ class Runtime:
 
     @property
     def name(self) -> str:
-        """Such as ``"cpu bf16"``."""
+        """Device and number format, such as ``"cpu bf16"``."""
         return f"{self.device} {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}"
 
     def place(self, net: Net) -> Net:
-        """A copy of the net, ready to run here; the net itself keeps its place and full precision."""
+        """A copy of the net on this device, in this number format; the net itself is unchanged."""
         return copy.deepcopy(net).to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
 
     def pixels(self, pixels: NDArray[np.uint8], mean: NDArray[np.float32], std: NDArray[np.float32]) -> Tensor:
-        """Normalised input of a net from an (n, h, w, c) uint8 batch: an (n, c, h, w) tensor, channels last."""
+        """Normalise an (n, h, w, c) uint8 batch to a net's input, an (n, c, h, w) tensor in channels-last layout."""
         if self.device.type == "cpu":
             return self._looked_up(pixels, mean, std)
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
@@ -82,9 +82,9 @@ class Runtime:
         return (x.float() * scale - shift).to(self.dtype)
 
     def _looked_up(self, pixels: NDArray[np.uint8], mean: NDArray[np.float32], std: NDArray[np.float32]) -> Tensor:
-        """The same in one pass over the pixels, with no array between: there are but 256 values."""
+        """The same by a lookup table of the 256 values, in one pass without a temporary array."""
         values = np.arange(256, dtype=np.float32)[:, None] * (1.0 / (255.0 * std)) - mean / std
-        # OpenCV knows no bfloat16, but integers of its size.
+        # OpenCV has no bfloat16: its bits are handled as int16.
         table = (
             torch.from_numpy(values).to(self.dtype).view(torch.int16 if self.dtype == torch.bfloat16 else torch.float32)
         )
@@ -95,9 +95,9 @@ class Runtime:
 
 
 def in_double(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """An elementary function of float32 numbers, rounded alike wherever a number stands.
+    """Apply an elementary function to float32 numbers so that rounding does not depend on the position in the tensor.
 
-    A processor's vectors and what is left over at the end of them go through other code, which differs in the last bit.
+    On CPUs, whole vectors and the remainder at the end go through different code, which differs in the last bit.
     """
     return function(x.double()).float() if x.device.type == "cpu" else function(x)
 

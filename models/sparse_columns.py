@@ -1,9 +1,9 @@
-"""Convolutional features that are computed only where some high-level feature fires.
+"""Sparse evaluation of columns, only where their groups of features fire.
 
-High-level features that fire together make a group; each group has a column, and what the column adds to the base's
-answer counts in the cells where the group fires. Tiles that hold such a cell are gathered with their halo from the
-base's maps, run in batches, and added to the answer. The result equals that of running every column everywhere and
-masking it, whatever the size of the tiles.
+High-level features that fire together form a group; each group has a column, whose output is added to the base's answer
+in the cells where the group fires. Tiles that hold such a cell are gathered with their halo from the base's maps, run
+in batches, and added to the answer. The result equals that of running every column everywhere and masking it, for any
+tile size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Activity:
     columns : sequence of Column
         One for each group, in evaluation mode.
     tile : int
-        Side of the tiles in cells, a multiple of the base's `align`: a matter of time alone, see `tune`.
+        Side of the tiles in cells, a multiple of the base's `align`; it only affects time, see `tune`.
 
     Attributes
     ----------
@@ -47,12 +47,12 @@ class Activity:
     macs_spent: int = 0
 
     def __call__(self, inputs: Sequence[Tensor], fires: Tensor) -> Tensor:
-        """What the groups add to the base's answer, where they fire.
+        """Sum of the columns' outputs in the cells where their groups fire.
 
         Parameters
         ----------
         inputs : sequence of Tensor, float, (n, c, h, w)
-            What `Layout.read` gives of a block.
+            Maps of a block from `ColumnInputs.read`.
         fires : Tensor, bool, (n, groups, cell height, cell width)
 
         Returns
@@ -64,7 +64,7 @@ class Activity:
         sides = min(self.tile, shape[0]), min(self.tile, shape[1])
         alone = ThreadPool.beside(fires)
         columns, images, ys, xs = alone.start(lambda: _active(fires, sides).unbind(dim=1)).result()
-        # Tiles at the far edges are moved inwards; their cells that belong to other tiles are masked.
+        # Tiles at the far edges are shifted inwards; cells that belong to other tiles are masked.
         tops, lefts = ys.clamp(max=shape[0] - sides[0]), xs.clamp(max=shape[1] - sides[1])
         out = self.columns[0].reader.out_channels
         parts = inputs[0].new_empty(len(columns), out, *sides)
@@ -78,14 +78,14 @@ class Activity:
     def _summed(
         self, fires: Tensor, columns: Tensor, cells: tuple[Tensor, Tensor, Tensor], own: Tensor, parts: Tensor
     ) -> Tensor:
-        """The answers of all tiles in their places, each counted in its own cells where its group fires."""
+        """Sum the outputs of all tiles at their positions, each in its own cells where its group fires."""
         rows, y, x = cells
         height, width = fires.shape[2:]
         own = own & fires[rows, columns[:, None, None], y, x]
         flat = ((rows * height + y) * width + x).expand_as(own)
         total, parts = parts.new_zeros(len(fires) * height * width, parts.shape[1]), parts.permute(0, 2, 3, 1)
-        # One group after the other, so that sums do not depend on the order in which batches were run. No two tiles of
-        # a group own a cell, so each is read, added to and written: several times as fast as `index_add_`.
+        # One group after the other, so that sums do not depend on the order in which batches were run. Tiles of a group
+        # own different cells, so indexed addition is safe: several times as fast as `index_add_`.
         for g in range(len(self.columns)):
             chosen = columns == g
             mine = own[chosen]
@@ -100,7 +100,7 @@ class Activity:
         places: tuple[Tensor, Tensor, Tensor],
         parts: Tensor,
     ) -> None:
-        """Run the columns on all tiles; what they add comes in `parts`, a row for each tile."""
+        """Run the columns on all tiles and write their outputs to `parts`, a row for each tile."""
 
         def run(column: int, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (self.columns[column](maps)[0],)
@@ -120,7 +120,7 @@ class Activity:
 
 
 def dense(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) -> Tensor:
-    """The same as `Activity` gives, by running every column everywhere; differentiable, for training.
+    """The result of `Activity` by running every column everywhere; differentiable, for training.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def dense(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) ->
 
 
 def tune(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) -> int:
-    """The side of tiles that takes least time on this machine, for a block like those to come.
+    """The fastest tile side on this machine, timed on a representative block.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def tune(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) -> 
             start = time.perf_counter()
             activity(inputs, fires)
             runs.append(time.perf_counter() - start)
-        seconds[tile] = min(runs[1:])  # the first one warms up
+        seconds[tile] = min(runs[1:])  # the first is a warm-up
     return min(seconds, key=lambda tile: seconds[tile])
 
 

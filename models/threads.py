@@ -1,4 +1,4 @@
-"""Small nets side by side: a thread for each batch, and none within.
+"""Thread pool for small nets: batches run in parallel, each on a single thread.
 
 A convolution over a few hundred cells takes less time than waking the threads that would share it.
 """
@@ -20,12 +20,12 @@ Result = TypeVar("Result")
 
 
 class ThreadPool:
-    """Threads that each compute alone.
+    """Threads in which torch uses no further threads.
 
     Parameters
     ----------
     count : int
-        How many; with none, what is started is done at once.
+        Number of threads; if 0, calls run at once in the caller's thread.
     """
 
     def __init__(self, count: int) -> None:
@@ -37,19 +37,19 @@ class ThreadPool:
             try:
                 self._threads = [each.result() for each in [self._pool.submit(_alone, meeting) for _ in range(count)]]
             except BaseException:
-                # Ctrl-C, or a thread that could not be started: the others must not wait for it.
+                # Ctrl-C, or a thread failed to start: release the others from the barrier.
                 meeting.abort()
                 self._pool.shutdown(wait=False)
                 raise
             finally:
-                # Threads that are new to torch take over what was set last.
+                # Restore the setting: new threads take over the last value set in any thread.
                 torch.set_num_threads(threads)
 
     @classmethod
     def beside(cls, tensor: Tensor) -> ThreadPool:
-        """Lanes for what is computed where a tensor lies, shared by all who ask.
+        """The shared pool for computations on a tensor's device.
 
-        As many as torch has threads, within limits; none where it has but one, or where there is no processor.
+        It has as many threads as torch, at most 4; none if torch has only one, or if the device is not the CPU.
         """
         count = min(torch.get_num_threads(), _MOST) if tensor.device.type == "cpu" else 0
         count = count if count > 1 else 0
@@ -60,11 +60,11 @@ class ThreadPool:
 
     @property
     def alive(self) -> bool:
-        """Whether the threads are there: a forked process has none of its parent's."""
+        """Whether the threads exist; a forked process has none of its parent's."""
         return all(each.is_alive() for each in self._threads)
 
     def start(self, call: Callable[[], Result]) -> Future[Result]:
-        """Have something computed, without gradients."""
+        """Start a call without gradients."""
         if self._pool is not None:
             return self._pool.submit(_inferred, call)
         done: Future[Result] = Future()
@@ -81,8 +81,8 @@ def _inferred(call: Callable[[], Result]) -> Result:
 
 
 def _alone(meeting: threading.Barrier) -> threading.Thread:
-    meeting.wait()  # so that each thread does it once
-    # A thread's first question makes its number that of the process, whatever was set before.
+    meeting.wait()  # so that each thread runs this once
+    # The first `get_num_threads` in a thread resets its count to that of the process, so call it before setting.
     torch.get_num_threads()
     torch.set_num_threads(1)
     return threading.current_thread()
@@ -90,7 +90,7 @@ def _alone(meeting: threading.Barrier) -> threading.Thread:
 
 @contextmanager
 def threads_here(count: int) -> Iterator[None]:
-    """So many threads for what this thread computes; with one, it computes alone."""
+    """Set the number of torch threads for this thread within the context."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(count)

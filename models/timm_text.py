@@ -1,7 +1,7 @@
-"""How a network of timm is written as text, which a stranger's model file may hold too.
+"""Text form of a timm network, which may come from an untrusted model file.
 
-timm takes arguments that fetch or open files (a checkpoint may execute code) beside those of the network; only plain
-values for the network itself are let through.
+Besides the network's arguments, timm takes some that download or open files (a checkpoint may execute code); only plain
+values for the network itself are accepted.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _RESERVED = (
     *("pretrained", "checkpoint", "cache", "feature", "out_indices", "in_chans", "num_classes", "model", "kwargs"),
     *("scriptable", "exportable", "no_jit", "device", "dtype"),
 )
-"""How names begin that `timm.create_model` and its builder read themselves, or that are ours to set."""
+"""Prefixes of arguments that `timm.create_model` and its builder consume, or that coarse2fine sets."""
 _MOST, _MOST_ITEMS, _MOST_ITEM = 4096, 8, 256
 _LONGEST = 80
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def parse_network(text: str) -> tuple[str, dict[str, str]]:
-    """Name and arguments of a network, from ``"timm:NAME?argument=value&argument=value"``.
+    """Parse name and arguments of a network from ``"timm:NAME?argument=value&argument=value"``.
 
     Raises
     ------
     ModelError
-        If the text is of another form, or names an argument that is not for the network itself.
+        If the text has another form, or names an argument that is not for the network itself.
     """
     name, _, query = text.removeprefix(PREFIX).partition("?")
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
@@ -40,19 +40,19 @@ def parse_network(text: str) -> tuple[str, dict[str, str]]:
     for key, _, value in pairs:
         if key.startswith(_RESERVED):
             raise ModelError(
-                f"{key} is no argument of a network: it says what timm does beside making one; leave it out"
+                f"{key} is not an argument of the network but controls other actions of timm; leave it out"
             )
         _value(key, value)
     return name, {key: value for key, _, value in pairs}
 
 
 def argument_values(arguments: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Arguments as the numbers, flags or names that they spell.
+    """Convert arguments to numbers, booleans, tuples of numbers or names.
 
     Raises
     ------
     ModelError
-        If one is anything else.
+        If a value is anything else.
     """
     return {key: _value(key, text) for key, text in arguments}
 

@@ -261,7 +261,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"0 missing, 1 unknown \(other\.weight\)"):
         made(text, path)
     save_file({**state, "conv_stem.weight": torch.zeros(8, 3, 3, 3)}, path)
-    with pytest.raises(ModelError, match=r"(?s)other shapes than mobilenetv3_small_050 has: .*conv_stem"):
+    with pytest.raises(ModelError, match=r"(?s)other shapes than those of mobilenetv3_small_050: .*conv_stem"):
         made(text, path)
 
 
@@ -304,7 +304,7 @@ def test_bases_that_cannot_be(text: str, message: str) -> None:
 def test_a_hub_out_of_reach_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"could not be had from timm's hub .*base_weights=PATH.*base_weights='none'"):
+    with pytest.raises(ModelError, match=r"could not be loaded from .*base_weights=PATH.*base_weights='none'"):
         made(f"timm:{SMALL}", None)
 
 
