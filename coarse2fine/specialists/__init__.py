@@ -1,1 +1,1 @@
-"""Small nets for kinds of cells: what they learn from, how they are trained, and which are worth it."""
+"""Specialists of a model: small nets for clusters of cells or groups of features."""

@@ -1,4 +1,4 @@
-"""Specialists of high-level features as part of a model: each answers only in the cells where its features fire."""
+"""Specialists for groups of features as part of a model: each runs only in the cells where its features fire."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from coarse2fine.specialists.tree import column_arrays, load_columns, macs_of
 
 _PREFIX = "groups."
 _NAMED = 6
-# Unsure cells are few and lie apart: larger squares would be mostly cells that nobody asked for.
+# Unsure cells are few and scattered: larger tiles would mostly hold cells that are not needed.
 _TILE = 1
 
 
@@ -33,15 +33,15 @@ class SpecialistGroups:
     ----------
     groups : Groups
     spec : ColumnSpec
-        Of each column.
+        Shape of each column.
     columns : tuple of Column
         One for each group, in evaluation mode.
     gate : Gate
-        Where the refine net's answer passes it, the groups that fire are asked.
+        If the refine net's answer passes it, the columns of the groups that fire are run.
     macs_per_cell : float
-        Multiply-adds that a refined cell is expected to take, by what was held back.
+        Expected multiply-adds for a refined cell, measured on held-out cells.
     classes : int
-        Of the answer.
+        Number of classes of the answer.
     """
 
     groups: Groups
@@ -54,7 +54,7 @@ class SpecialistGroups:
     def __str__(self) -> str:
         where = f" and a class has a probability of {self.gate.low:g} to {self.gate.high:g}"
         everywhere = self.gate == Gate.open(exclusive=False)
-        lines = [f"{len(self.columns)} groups of features, asked where they fire{'' if everywhere else where}"]
+        lines = [f"{len(self.columns)} groups of features, run where they fire{'' if everywhere else where}"]
         for g in range(len(self.columns)):
             members = [str(f) for f in (self.groups.group == g).nonzero()[0].tolist()]
             more = f" and {len(members) - _NAMED} more" if len(members) > _NAMED else ""
@@ -62,17 +62,17 @@ class SpecialistGroups:
         return "\n".join(lines)
 
     def runner(self, runtime: Runtime) -> GroupRunner:
-        """The groups at work."""
+        """A runner of the groups' columns."""
         return GroupRunner(self, runtime)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All numbers by name, for a model file."""
+        """All arrays by name, for a model file."""
         own: dict[str, NDArray[Any]] = {f"{_PREFIX}group": self.groups.group}
         own[f"{_PREFIX}threshold"] = self.groups.threshold
         return own | column_arrays(dict(enumerate(self.columns)), f"{_PREFIX}column.")
 
     def describe(self) -> dict[str, Any]:
-        """All else, as JSON values."""
+        """All other fields as JSON values."""
         return {
             "spec": str(self.spec),
             "gate": asdict(self.gate),
@@ -82,14 +82,14 @@ class SpecialistGroups:
 
     @classmethod
     def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: FeatureMaps) -> SpecialistGroups:
-        """Build from what `arrays` and `describe` gave.
+        """Build from the results of `arrays` and `describe`.
 
         Parameters
         ----------
         arrays : mapping of str to ndarray
         text : mapping
         twins : FeatureMaps
-            The maps of the refine net.
+            Maps of the refine net.
         """
         own = under(arrays, _PREFIX)
         spec = ColumnSpec.parse(text["spec"])
@@ -105,7 +105,7 @@ class SpecialistGroups:
 
 
 class GroupRunner:
-    """Columns of groups at work.
+    """Runs the columns of groups.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class GroupRunner:
     Attributes
     ----------
     macs_most : int
-        Multiply-adds of a cell in which one group fires, at most.
+        Multiply-adds of one column for one cell.
     """
 
     def __init__(self, own: SpecialistGroups, runtime: Runtime) -> None:
@@ -130,14 +130,14 @@ class GroupRunner:
         return self._activity.macs_spent
 
     def fires(self, features: list[Tensor], classes: Tensor, inside: Tensor) -> Tensor:
-        """Where groups fire and the answer is unsure.
+        """Cells where groups fire and the answer is unsure.
 
         Parameters
         ----------
         features : list of Tensor
-            The refine net's, of a batch of windows.
+            Features of the refine net for a batch of windows.
         classes : Tensor, float, (n, classes, h, w)
-            Its logits.
+            Logits of the refine net.
         inside : Tensor, bool, (n, h, w)
             Cells of the image.
 
@@ -148,6 +148,6 @@ class GroupRunner:
         return self._groups.fires(features[-1]) & (self._gate.unsure(classes) & inside)[:, None]
 
     def added(self, x: Tensor, features: list[Tensor], fires: Tensor) -> Tensor:
-        """What the groups add where they fire, (n, classes, h, w): the mean where several do."""
+        """Mean output of the columns of all groups that fire in each cell, (n, classes, h, w)."""
         total = self._activity(self._layout.read(x, features), fires)
         return total / fires.sum(dim=1, keepdim=True).clamp(min=1).to(total.dtype)

@@ -1,9 +1,8 @@
-"""Kinds of places without labels: columns paint what the encoder alone cannot, each for its own kind.
+"""Unsupervised novelty measures: reconstruction errors of cells, to be compared within kinds (clusters) of cells.
 
-The encoder's code paints each cell. Then the cell's features lead it down a tree, and the columns on its way paint what
-was wrong; or the column of the group of features that fires most does. How well a cell could be painted, at first and
-in the end, is usual or unusual for cells of its kind: a scratch is painted worse than its neighbours, a blurred patch
-better.
+A linear decoder reconstructs each cell's pixels from the encoder's code. Then columns reduce the error: those on the
+cell's path through a tree of clusters, or the one of the group of features that fires most. The errors before and after
+are usual or unusual for cells of a kind: a scratch is reconstructed worse than its neighbours, a blurred patch better.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ def cell_pixels(x: Tensor, spec: StackSpec) -> Tensor:
 
 
 def painted(code: Tensor, decoder: NDArray[np.float32]) -> Tensor:
-    """What the code alone paints.
+    """Reconstruction of cells' pixels from the code alone.
 
     Parameters
     ----------
     code : Tensor, float, (n, d, h, w)
     decoder : ndarray, float32, (d + 1, p)
-        A linear map and, in its last row, an offset.
+        Linear map; its last row is the offset.
 
     Returns
     -------
@@ -64,12 +63,12 @@ def painted(code: Tensor, decoder: NDArray[np.float32]) -> Tensor:
 
 
 class _TreePainter:
-    """The columns on each cell's way down a tree; the kind is the leaf."""
+    """Reconstruction by the columns on each cell's path through a tree; its kind is the leaf."""
 
     def __init__(self, tree: SpecialistTree, runtime: Runtime) -> None:
         self._tree = tree
         self._ended: list[Answered] = []
-        # Answers are pixels: none is beyond doubt.
+        # Outputs are pixel values, not probabilities: run every column on the path.
         self._queue = replace(tree, gate=Gate.always()).runner(runtime, self._ended.append)
         leaves = tree.clusters.leaves
         self._kind = np.full(len(tree.clusters), -1, np.int64)
@@ -81,7 +80,7 @@ class _TreePainter:
         return self._queue.macs_spent
 
     def __call__(self, x: Tensor, features: list[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (n, p, h, w) in the end, and the kind of each cell (n, h, w)."""
+        """Final reconstruction (n, p, h, w), and the kind of each cell (n, h, w)."""
         n, _, height, width = first.shape
         cells = torch.meshgrid(*(torch.arange(k, device=x.device) for k in (n, height, width)), indexing="ij")
         image, top, left = (place.flatten() for place in cells)
@@ -100,7 +99,7 @@ class _TreePainter:
 
 
 class _GroupPainter:
-    """The column of the group that fires most in a cell, its kind; the last kind, and no column, where none fires."""
+    """Reconstruction by the column of the strongest group, which is the cell's kind; if none fires, the last kind."""
 
     def __init__(self, groups: SpecialistGroups, runtime: Runtime) -> None:
         self._runner, self._groups = groups.runner(runtime), groups.groups
@@ -111,19 +110,19 @@ class _GroupPainter:
         return self._runner.macs_spent
 
     def __call__(self, x: Tensor, features: list[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (n, p, h, w) in the end, and the kind of each cell (n, h, w)."""
+        """Final reconstruction (n, p, h, w), and the kind of each cell (n, h, w)."""
         kind = self._groups.strongest(features[-1])
         fires = kind[:, None] == torch.arange(len(self._groups), device=kind.device)[:, None, None]
         return first + self._runner.added(x, features, fires), torch.where(kind < 0, len(self._groups), kind)
 
 
 class KindReader:
-    """Measures of every cell, and its kind.
+    """Computes the reconstruction errors and the kind of every cell.
 
     Parameters
     ----------
     columns : SpecialistTree or SpecialistGroups
-        They paint.
+        Columns that improve the reconstruction.
     decoder : ndarray, float32, (d + 1, p)
         See `painted`.
     spec : StackSpec
@@ -146,7 +145,7 @@ class KindReader:
 
     @property
     def macs_spent(self) -> int:
-        """Multiply-adds of painting, columns and routing up to now."""
+        """Multiply-adds of decoder, columns and routing up to now."""
         return self._paint.macs_spent + self._cells * self._first[:-1].size
 
     @torch.inference_mode()
@@ -157,14 +156,14 @@ class KindReader:
         ----------
         x : Tensor, float, (n, c, h, w)
         features : list of Tensor
-            The encoder's.
+            Features of the encoder.
         code : Tensor, float, (n, d, cell height, cell width)
 
         Returns
         -------
         Tensor, float32, (n, 3, cell height, cell width)
-            Logarithms of the error of what the code alone paints, and of what the columns make of it; and the number
-            of the kind, see `kind_names`.
+            Logarithm of the reconstruction error from the code alone, the same after the columns, and the number of
+            the kind, see `kind_names`.
         """
         first = painted(code, self._first)
         last, kind = self._paint(x, features, first)
@@ -175,7 +174,7 @@ class KindReader:
 
 
 def kind_names(columns: SpecialistTree | SpecialistGroups) -> tuple[str, ...]:
-    """Names of the kinds, in the order of their numbers: leaves of the tree; or groups of features, and none."""
+    """Names of the kinds in the order of their numbers: leaves of the tree, or groups of features and "no feature"."""
     if isinstance(columns, SpecialistTree):
         return tuple(f"kind {node}" for node in columns.clusters.leaves.tolist())
     members = (np.flatnonzero(columns.groups.group == g).tolist() for g in range(len(columns.groups)))

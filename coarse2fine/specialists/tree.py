@@ -1,4 +1,4 @@
-"""The tree of specialists as part of a model: it prints itself, shows what its leaves have in common, and is saved."""
+"""The tree of specialists as part of a model: running, printing, plotting and saving."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _NAMED, _LEAST_SHARE = 3, 0.05
 
 @dataclass(frozen=True)
 class SpecialistTree:
-    """Kinds of unsure cells, and the columns that answer for them.
+    """Tree of clusters (kinds) of unsure cells, with a column for each kept node.
 
     Parameters
     ----------
     clusters : FeatureTree
-        By what a cell's features are routed, and which nodes are kept.
+        Routes cells by their features, and says which nodes are kept.
     specs : tuple of ColumnSpec
-        Of the columns, one for each depth.
+        Shape of the columns at each depth.
     columns : mapping of int to Column
-        Of each node that is kept, but the root; in evaluation mode.
+        Column of each kept node but the root, in evaluation mode.
     gate : Gate
-        Where the refine net's answer passes it, the tree is asked.
+        If the refine net's answer passes it, the tree is run.
     macs_per_cell : float
-        Multiply-adds that a refined cell is expected to take, by what was held back.
+        Expected multiply-adds for a refined cell, measured on held-out cells.
     names : tuple of str
-        Of the classes; none where the columns' answers are numbers.
+        Names of the classes; empty if the columns' answers are numbers.
     shares : ndarray, float32, (nodes, classes)
-        Of the items of each node, how many are of each class.
+        Share of each class among the items of each node.
     tiles : mapping of int to ndarray, uint8, (n, h, w, c)
-        Examples of each leaf.
+        Example pixels of each leaf.
     """
 
     clusters: FeatureTree
@@ -61,16 +61,16 @@ class SpecialistTree:
     def __str__(self) -> str:
         first = f"{len(self.columns)} of {len(self.clusters) - 1} specialists"
         if self.names:
-            first += f", asked where a class has a probability of {self.gate.low:g} to {self.gate.high:g}"
+            first += f", run where a class has a probability of {self.gate.low:g} to {self.gate.high:g}"
         return "\n".join([first, *(self._line(node) for node in self._in_order(ROOT))])
 
     @property
     def layout(self) -> ColumnInputs:
-        """What the columns read of the refine net's maps."""
+        """Parts of the refine net's maps that the columns read."""
         return next(iter(self.columns.values())).layout
 
     def route(self, node: int) -> tuple[int, ...]:
-        """The nodes on the way to one, itself included, without the root."""
+        """Nodes on the path from the root, which is left out, to `node`, which is included."""
         way: list[int] = []
         while node != ROOT:
             way.insert(0, node)
@@ -78,12 +78,12 @@ class SpecialistTree:
         return tuple(way)
 
     def runner(self, runtime: Runtime, deliver: Callable[[Answered], None]) -> Specialists:
-        """The tree at work; see `Specialists`."""
+        """A runner of the tree's columns; see `Specialists`."""
         columns = {node: runtime.place(column) for node, column in self.columns.items()}
         return Specialists(self.clusters, columns, deliver, gate=self.gate)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw examples of each leaf, a row for each.
+        """Draw example tiles of each leaf, one row a leaf.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class SpecialistTree:
         return target
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All numbers by name, for a model file."""
+        """All arrays by name, for a model file."""
         found: dict[str, NDArray[Any]] = {f"{_PREFIX}{name}": a for name, a in self.clusters.arrays().items()}
         found[f"{_PREFIX}shares"] = self.shares
         for node, tiles in self.tiles.items():
@@ -116,7 +116,7 @@ class SpecialistTree:
         return found | column_arrays(self.columns, f"{_PREFIX}column.")
 
     def describe(self) -> dict[str, Any]:
-        """All else, as JSON values."""
+        """All other fields as JSON values."""
         return {
             "specs": [str(spec) for spec in self.specs],
             "gate": asdict(self.gate),
@@ -126,14 +126,14 @@ class SpecialistTree:
 
     @classmethod
     def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: FeatureMaps) -> SpecialistTree:
-        """Build from what `arrays` and `describe` gave.
+        """Build from the results of `arrays` and `describe`.
 
         Parameters
         ----------
         arrays : mapping of str to ndarray
         text : mapping
         twins : FeatureMaps
-            The maps of the refine net.
+            Maps of the refine net.
         """
         own = under(arrays, _PREFIX)
         clusters = FeatureTree.from_arrays(own)
@@ -166,7 +166,7 @@ class SpecialistTree:
         )
 
     def _in_order(self, node: int) -> list[int]:
-        """All nodes below one, each before what is below it."""
+        """All nodes below a node, each before its children."""
         found = []
         for child in self.clusters.children(node).tolist():
             found += [child, *self._in_order(child)]
@@ -176,12 +176,12 @@ class SpecialistTree:
         order = np.argsort(-self.shares[node], kind="stable")[:_NAMED]
         held = [f"{self.names[k]} {self.shares[node, k]:.0%}" for k in order if self.shares[node, k] >= _LEAST_SHARE]
         parts = [f"{self.clusters.sizes[node]:,} cells", *(held or ["nothing"] * bool(self.names))]
-        parts += [] if node in self.columns else ["not asked"]
+        parts += [] if node in self.columns else ["not run"]
         return f"{'  ' * int(self.clusters.depths[node])}{node}: {', '.join(parts)}"
 
 
 def column_arrays(columns: Mapping[int, Column], prefix: str) -> dict[str, NDArray[Any]]:
-    """Weights of columns by name, each in half precision."""
+    """Weights of columns by name, in half precision."""
     return {
         f"{prefix}{n}.{key}": t.detach().cpu().half().numpy()
         for n, column in columns.items()
@@ -190,14 +190,14 @@ def column_arrays(columns: Mapping[int, Column], prefix: str) -> dict[str, NDArr
 
 
 def load_columns(arrays: Mapping[str, NDArray[Any]], prefix: str, empty: Callable[[int], Column]) -> dict[int, Column]:
-    """Columns from what `column_arrays` gave, in evaluation mode.
+    """Load columns from the arrays of `column_arrays`, in evaluation mode.
 
     Parameters
     ----------
     arrays : mapping of str to ndarray
     prefix : str
     empty : callable
-        From a column's number to a column of its shape.
+        From a column's number to an untrained column of its shape.
     """
     states: dict[int, dict[str, NDArray[Any]]] = {}
     for key, value in under(arrays, prefix).items():
@@ -210,7 +210,7 @@ def load_columns(arrays: Mapping[str, NDArray[Any]], prefix: str, empty: Callabl
 
 
 def macs_of(text: Mapping[str, Any]) -> float:
-    """The multiply-adds of a cell that a description states."""
+    """Read the multiply-adds for a cell from a description."""
     macs = text["macs_per_cell"]
     if not isinstance(macs, int | float) or not macs >= 0:
         raise ValueError(f"expected multiply-adds of a cell, got {macs!r:.60}")

@@ -269,7 +269,7 @@ def test_a_model_with_specialists_survives_its_file(make_image: MakeImage, model
     saved = load_model(model.save(tmp_path / "first.c2f"))
     again = load_model(saved.save(tmp_path / "second.c2f"))
     assert str(again) == str(saved) == str(model)
-    assert "asked where" in str(model)
+    assert "run where" in str(model)
     pixels = make_image(150, 130)
     first, second = (analyze(pixels, m, budget=1.0, precision="fp32") for m in (saved, again))
     assert first.regions == second.regions
@@ -294,11 +294,11 @@ def test_regions_tell_their_way(make_image: MakeImage, detector: Model) -> None:
 def test_a_tree_prints_and_plots_itself(detector: Model, tmp_path: Path) -> None:
     tree = planted(detector, heads=False)
     text = str(tree).splitlines()
-    assert text[0] == "6 of 8 specialists, asked where a class has a probability of 0.2 to 0.8"
+    assert text[0] == "6 of 8 specialists, run where a class has a probability of 0.2 to 0.8"
     assert len(text) == len(tree.clusters)
     assert "left 70%" in text[1]
     assert "right" not in text[1]
-    assert sum("not asked" in line for line in text) == 2
+    assert sum("not run" in line for line in text) == 2
     assert tree.plot(tmp_path / "tree.png").stat().st_size > 5000
 
 
