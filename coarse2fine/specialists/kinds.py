@@ -36,7 +36,7 @@ def cell_pixels(x: Tensor, spec: StackSpec) -> Tensor:
     x : Tensor, float, (n, c, h, w)
         Input of the encoder.
     spec : StackSpec
-        Of the encoder.
+        Shape of the encoder.
 
     Returns
     -------
@@ -126,7 +126,7 @@ class KindReader:
     decoder : ndarray, float32, (d + 1, p)
         See `painted`.
     spec : StackSpec
-        Of the encoder.
+        Shape of the encoder.
     runtime : Runtime
     """
 
