@@ -16,7 +16,7 @@ from shapely.geometry import box, mapping
 from coarse2fine.annotations.read import IGNORE, REGION, read_annotations
 from coarse2fine.bench.cover import ASSUMED_CHUNK
 from coarse2fine.bench.data import BenchScene
-from coarse2fine.bench.ground import Ground, fading, find_patches
+from coarse2fine.bench.ground import EmptyGround, fading, find_patches
 from coarse2fine.preprocess import as_channels
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.opening import open_image
@@ -135,7 +135,7 @@ def compose(
     ground = None
     if composition.density < 1:
         patches = find_patches(pixels, [s.truth for s in scenes], occupied, rng)
-        ground = Ground(patches, ORIENTATIONS if rotate else range(1, 2), seed)
+        ground = EmptyGround(patches, ORIENTATIONS if rotate else range(1, 2), seed)
     write_pyramid(path, shape, _painter(tiles, pixels, ground), chunk=ASSUMED_CHUNK, block_size=_BLOCK)
     faded = 0 if ground is None else _FADE
     annotations = {"type": "FeatureCollection", "features": list(_features(tiles, scenes, shape[:2], faded))}
@@ -176,7 +176,7 @@ def _lay(
 
 
 def _painter(
-    tiles: Sequence[Tile], pixels: Sequence[NDArray[np.uint8]], ground: Ground | None
+    tiles: Sequence[Tile], pixels: Sequence[NDArray[np.uint8]], ground: EmptyGround | None
 ) -> Callable[[Box], NDArray[np.uint8]]:
     channels = pixels[0].shape[2]
     # On ground, scenes fade in: a hard border would look like an object.

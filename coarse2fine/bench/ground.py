@@ -111,7 +111,7 @@ def fading(side: int, fade: int) -> NDArray[np.float32]:
     return weights
 
 
-class Ground:
+class EmptyGround:
     """Patches laid at random on a grid without end, each fading into its neighbours; a pure function of position.
 
     Parameters

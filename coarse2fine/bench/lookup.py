@@ -7,7 +7,6 @@ So the exhaustive pass's candidates in the cells that a plan covers are what ref
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.annotations.read import Annotations
 from coarse2fine.bench.cover import chunks_touched, touched
+from coarse2fine.bench.results import Point, Quality
 from coarse2fine.bench.score import Labelled, against_exhaustive, object_boxes
 from coarse2fine.model import Model
 from coarse2fine.models.box_head import read_detections
@@ -32,55 +32,10 @@ OBJECT_CELL = 16
 """Side in pixels of the squares in which it is counted how much of a scene objects cover."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """What some finds are worth.
-
-    Parameters
-    ----------
-    exhaustive : float
-        Share of the exhaustive pass's finds that were found; NaN where it found none.
-    labels : float
-        Share of the labelled objects that were found; NaN where there are none.
-    precision : float
-        Share of the finds that are labelled objects; NaN without finds.
-    """
-
-    exhaustive: float
-    labels: float
-    precision: float
-
-
-@dataclass(frozen=True)
-class Point:
-    """Windows of a plan: what they cost and what they find.
-
-    Parameters
-    ----------
-    share : float
-        Multiply-adds in all, scan and halos included, as a share of the exhaustive pass's.
-    refined : float
-        Share of the cells that were refined.
-    chunks : float
-        Share of the stored chunks of full resolution that the windows touch.
-    score : Score
-    """
-
-    share: float
-    refined: float
-    chunks: float
-    score: Score
-
-
 def answer(image: Image, plan: Plan, model: Model, runtime: Runtime) -> Refinement:
-    """What the refine net says in the windows of a plan.
+    """What the refine net says in the windows of a plan; ImageError if something cannot be read.
 
-    Raises
-    ------
-    ImageError
-        If something cannot be read.
-    KeyboardInterrupt
-        If it was cut short: that is no measurement.
+    If it was cut short it is no measurement: then KeyboardInterrupt.
     """
     fine = refine(image, plan, model, partial(read_detections, floor=model.threshold), runtime)
     if fine.failures:
@@ -90,7 +45,7 @@ def answer(image: Image, plan: Plan, model: Model, runtime: Runtime) -> Refineme
     return fine
 
 
-class Trial:
+class SceneLookup:
     """The exhaustive pass and the scan of one scene, and what follows from them without running a net again.
 
     Parameters
@@ -103,20 +58,18 @@ class Trial:
 
     Attributes
     ----------
-    model : Model
-    image : Image
     cell_shape : tuple of int
     exhaustive_macs : int
         Of the exhaustive pass, halos included.
     scan : Scan
     reference : tuple of Region
         What the exhaustive pass finds.
-    whole : Score
+    whole : Quality
         Its own.
     """
 
     def __init__(self, model: Model, image: Image, truth: Annotations, runtime: Runtime) -> None:
-        self.model, self.image, self._truth = model, image, truth
+        self.model, self.image, self.truth = model, image, truth
         self._labelled = Labelled(truth, model)
         self.cell_shape = model.cell_shape((image.height, image.width))
         self.exhaustive_macs = dense_plan(self.cell_shape).macs(model.refiner_macs)
@@ -124,7 +77,7 @@ class Trial:
         self.scan = look(image, model, runtime)
         self.reference: tuple[Region, ...] = ()
         self.reference = self.regions(self.candidates)
-        self.whole = self.score(self.reference)
+        self.whole = self.quality(self.reference)
 
     def refine(self, plan: Plan) -> Refinement:
         """What `refine` finds in the windows of a plan, and its cost; nothing is run."""
@@ -136,19 +89,19 @@ class Trial:
         """The finds in full-resolution pixels, as an analysis has them."""
         return conclude(candidates, self.model, Scan.none(), self.image, self.model.threshold)
 
-    def score(self, regions: Sequence[Region]) -> Score:
+    def quality(self, regions: Sequence[Region]) -> Quality:
         labels = self._labelled.score(regions)
         found = against_exhaustive(regions, self.reference, self.model.geometry.cell)
-        return Score(found, labels.recall, labels.precision)
+        return Quality(found, labels.recall, labels.precision)
 
     def point(self, plan: Plan, scan_macs: int) -> Point:
         """Windows of a plan, chosen at a cost of so many multiply-adds."""
         fine = self.refine(plan)
         return Point(
-            share=(scan_macs + fine.macs) / self.exhaustive_macs,
+            **vars(self.quality(self.regions(fine.candidates))),
             refined=float(plan.covered().mean()),
             chunks=chunks_touched(plan, self.model, self.image),
-            score=self.score(self.regions(fine.candidates)),
+            share=(scan_macs + fine.macs) / self.exhaustive_macs,
         )
 
     def covered_by_finds(self) -> float:
@@ -157,12 +110,7 @@ class Trial:
 
     def covered_by_labels(self) -> float:
         """The same for the labelled objects; points are of the typical size."""
-        return self._covered(object_boxes(self._truth, self.model))
-
-    @property
-    def labelled(self) -> int:
-        """Labelled objects."""
-        return len(self._truth.objects)
+        return self._covered(object_boxes(self.truth, self.model))
 
     def within(self, covered: NDArray[np.bool_]) -> Candidates:
         """Candidates of the exhaustive pass in the cells of a map."""

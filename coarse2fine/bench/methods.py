@@ -3,30 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
-from coarse2fine.bench.lookup import Point, Trial
+from coarse2fine.bench.lookup import SceneLookup
 from coarse2fine.bench.probe import Probe
-from coarse2fine.bench.sweep import Reference, Sweep
+from coarse2fine.bench.results import Point
 from coarse2fine.fitting.teacher import settle
 from coarse2fine.model import Model
 from coarse2fine.preprocess import as_channels
-from coarse2fine.steps.choose import choose
+from coarse2fine.steps.choose import choose, merge_windows
+from coarse2fine.steps.plan import dense_plan
+from coarse2fine.steps.windows import best_windows
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.grid import blocks
 from coarse2fine.tiling.image import Image
 
-TILE_CELLS = 32
-"""Side of the windows of "tiles": a square that large pays little for its halo."""
-_BLOCK_CELLS = 128
-
+Reference = Literal["exhaustive", "labels"]
 
 OURS = "ours"
-_RIVAL_WINDOW = 2
+TILE_CELLS = 32
+"""Side of the windows of "tiles": a square that large pays little for its halo."""
+_BLOCK_CELLS, _RIVAL_WINDOW = 128, 2
+_FIRST_SHARE, _STEP, _FINEST = 2e-3, 1.35, 1.01
+
+
+class Sweep:
+    """A method's windows on one scene, best first, cut off anywhere; each cut is looked up when asked for.
+
+    Parameters
+    ----------
+    lookup : SceneLookup
+    interest : ndarray, float32, (cell height, cell width)
+        What the method ranks cells by.
+    window : int
+        Side of its smallest windows, in cells.
+    scan_macs : int
+        Multiply-adds that its choice takes.
+    """
+
+    def __init__(self, lookup: SceneLookup, interest: NDArray[np.float32], window: int, scan_macs: int) -> None:
+        self._lookup, self._scan_macs = lookup, scan_macs
+        self._side = min(window, *lookup.cell_shape)
+        self._corners, self._scores = best_windows(interest, self._side, 0.0)
+        self._points: dict[int, Point] = {}
+        # Whatever is left when its windows end, or cost more than everything, the exhaustive pass finds.
+        self._everything = lookup.point(dense_plan(lookup.cell_shape), scan_macs)
+        # The first step takes a small share of the exhaustive pass's cost.
+        each = lookup.model.window_macs(self._side, self._side)
+        count = max(1, int(_FIRST_SHARE * lookup.exhaustive_macs / each))
+        while count < len(self._scores) and self._at(count).share < self._everything.share:
+            count = max(count + 1, round(count * _STEP))
+        if len(self._scores):
+            self._at(min(count, len(self._scores)))
+
+    def points(self) -> list[Point]:
+        """Those looked up so far and the exhaustive pass, the cheapest first."""
+        return sorted([*self._points.values(), self._everything], key=lambda p: p.share)
+
+    def least(self, reference: Reference, recall: float) -> Point:
+        """The cheapest point that reaches a recall, within a hundredth of its windows.
+
+        Parameters
+        ----------
+        reference : {"exhaustive", "labels"}
+            What recall is measured against.
+        recall : float
+            At most the exhaustive pass's own.
+        """
+
+        def enough(point: Point) -> bool:
+            return bool(getattr(point, f"recall_{reference}") >= recall * (1 - 1e-9))
+
+        reached = sorted(n for n, p in self._points.items() if enough(p))
+        if reached:
+            low = max((n for n in self._points if n < reached[0]), default=0)
+            high = reached[0]
+            while high - low > 1 and high > low * _FINEST:
+                middle = (low + high) // 2
+                low, high = (low, middle) if enough(self._at(middle)) else (middle, high)
+        return min((p for p in self.points() if enough(p)), key=lambda p: p.share, default=self._everything)
+
+    def _at(self, count: int) -> Point:
+        if count not in self._points:
+            model, shape = self._lookup.model, self._lookup.cell_shape
+            corners, scores = self._corners[:count], self._scores[:count]
+            plan = merge_windows(corners, scores, self._side, shape, model.window_macs)
+            self._points[count] = self._lookup.point(plan, self._scan_macs)
+        return self._points[count]
 
 
 class Method:
@@ -35,7 +103,7 @@ class Method:
     Parameters
     ----------
     name : str
-    trial : Trial
+    lookup : SceneLookup
     interest : ndarray, float32, (cell height, cell width)
         What it ranks cells by.
     windows : sequence of int
@@ -45,11 +113,16 @@ class Method:
     """
 
     def __init__(
-        self, name: str, trial: Trial, interest: NDArray[np.float32], windows: tuple[int, ...], scan_macs: int = 0
+        self,
+        name: str,
+        lookup: SceneLookup,
+        interest: NDArray[np.float32],
+        windows: tuple[int, ...],
+        scan_macs: int = 0,
     ) -> None:
-        self.name, self._trial, self._interest, self._windows = name, trial, interest, windows
+        self.name, self._lookup, self._interest, self._windows = name, lookup, interest, windows
         self.scan_macs = scan_macs
-        self._sweeps = [Sweep(trial, interest, window, scan_macs) for window in windows]
+        self._sweeps = [Sweep(lookup, interest, window, scan_macs) for window in windows]
 
     def points(self) -> list[list[Point]]:
         """What was looked up so far, for each size of windows."""
@@ -63,45 +136,45 @@ class Method:
         """The most that is found for so many multiply-adds in all; None where the choice alone takes more."""
         if macs < self.scan_macs:
             return None
-        left, trial = macs - self.scan_macs, self._trial
+        left, lookup = macs - self.scan_macs, self._lookup
         plans = [
-            choose(self._interest, window, window_macs=trial.model.window_macs, budget_macs=left)
+            choose(self._interest, window, window_macs=lookup.model.window_macs, budget_macs=left)
             for window in self._windows
         ]
-        found = [trial.point(plan, self.scan_macs) for plan in plans]
-        return max(found, key=lambda p: np.nan_to_num(p.score.exhaustive))
+        found = [lookup.point(plan, self.scan_macs) for plan in plans]
+        return max(found, key=lambda p: np.nan_to_num(p.recall_exhaustive))
 
     def above(self, tau: float) -> Point:
         """The windows above a threshold, as `analyze` takes them."""
-        trial = self._trial
-        plan = choose(self._interest, self._windows[0], window_macs=trial.model.window_macs, tau=tau)
-        return trial.point(plan, self.scan_macs)
+        lookup = self._lookup
+        plan = choose(self._interest, self._windows[0], window_macs=lookup.model.window_macs, tau=tau)
+        return lookup.point(plan, self.scan_macs)
 
 
-def methods(trial: Trial, probe: Probe | None, seed: int) -> Iterator[Method]:
+def methods(lookup: SceneLookup, probe: Probe | None, seed: int) -> Iterator[Method]:
     """Ours first, then the rivals, whose maps count as free.
 
     Parameters
     ----------
-    trial : Trial
+    lookup : SceneLookup
     probe : Probe, optional
         Fitted on the scenes that the model was fitted on; left out where there is none.
     seed : int
         Of the random rivals.
     """
-    model, image, shape = trial.model, trial.image, trial.cell_shape
-    yield Method(OURS, trial, trial.scan.interest, (model.window,), trial.scan.macs)
+    model, image, shape = lookup.model, lookup.image, lookup.cell_shape
+    yield Method(OURS, lookup, lookup.scan.interest, (model.window,), lookup.scan.macs)
     windows = tuple(sorted({_RIVAL_WINDOW, model.window}))
     if probe is not None:
-        yield Method("probe", trial, probe.interest(image, model), windows)
+        yield Method("probe", lookup, probe.interest(image, model), windows)
     # Squares: a window's sum then follows its strongest edge.
-    yield Method("gradient", trial, gradient_interest(image, model) ** 2, windows)
+    yield Method("gradient", lookup, gradient_interest(image, model) ** 2, windows)
     there, chance = filled(image, model), random_interest(shape, seed)
-    yield Method("mask", trial, there * chance, windows)
-    yield Method("tiles", trial, there.astype(np.float32), (TILE_CELLS,))
-    yield Method("random", trial, chance, windows)
-    finds = settle(trial.candidates, model).cells.astype(np.int64) // model.geometry.fine
-    yield Method("oracle", trial, oracle_interest(finds, shape), windows)
+    yield Method("mask", lookup, there * chance, windows)
+    yield Method("tiles", lookup, there.astype(np.float32), (TILE_CELLS,))
+    yield Method("random", lookup, chance, windows)
+    finds = settle(lookup.candidates, model).cells.astype(np.int64) // model.geometry.fine
+    yield Method("oracle", lookup, oracle_interest(finds, shape), windows)
 
 
 def random_interest(cell_shape: tuple[int, int], seed: int) -> NDArray[np.float32]:

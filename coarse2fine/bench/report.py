@@ -25,12 +25,10 @@ from coarse2fine.bench.results import (
     DEFAULT,
     EXHAUSTIVE,
     METHODS,
-    AuditRun,
-    Curve,
-    MeanCurve,
-    Outcome,
-    SceneFacts,
+    Measurement,
+    RecallCurve,
     audit_figures,
+    mean_curve,
     outcome_figures,
     scene_figures,
 )
@@ -52,16 +50,13 @@ _LEFT = 2e-3
 _GOALS = (0.9, 0.95, 0.99)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """What a benchmark has measured, and what is needed to repeat it.
 
     Parameters
     ----------
-    outcomes : tuple of Outcome
-    curves : tuple of Curve
-    audits : tuple of AuditRun
-    facts : tuple of SceneFacts
+    measurements : tuple of Measurement
         One for each scene and seed.
     notes : tuple of str
         What was left out, and why.
@@ -72,14 +67,17 @@ class Report:
         JSON values.
     """
 
-    outcomes: tuple[Outcome, ...]
-    curves: tuple[Curve, ...]
-    audits: tuple[AuditRun, ...]
-    facts: tuple[SceneFacts, ...]
+    measurements: tuple[Measurement, ...]
     notes: tuple[str, ...]
     folds: tuple[Mapping[str, Any], ...]
     seeds: tuple[int, ...]
     parameters: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self.facts = [m.facts for m in self.measurements]
+        self.outcomes = [o for m in self.measurements for o in m.outcomes]
+        self.curves = [c for m in self.measurements for c in m.curves]
+        self.audits = [a for m in self.measurements for a in m.audits]
 
     def figures(self) -> dict[str, float]:
         """Means by name, and their spread, "..._sd", where there is one; what is not defined in any run is left out."""
@@ -100,15 +98,8 @@ class Report:
 
     def summary(self) -> dict[str, Any]:
         """All of it as JSON values; what is undefined is null in records and missing from `figures`."""
-        return {
-            "benchmark": "scenes",
-            "figures": self.figures(),
-            "seeds": list(self.seeds),
+        return summary("scenes", self.figures(), self.seeds, self.parameters, self.notes) | {
             "folds": list(self.folds),
-            "parameters": dict(self.parameters),
-            "machine": machine(),
-            "versions": versions(),
-            "notes": list(self.notes),
             "scenes": [_record(f) for f in self.facts],
             "runs": [_record(o) for o in self.outcomes],
             "audits": [_record(a) for a in self.audits],
@@ -119,33 +110,45 @@ class Report:
         """Recall of the exhaustive pass's finds against cost, of each method, as in the picture."""
         table = {}
         for method in dict.fromkeys(c.method for c in self.curves):
-            mean = MeanCurve.of([c for c in self.curves if c.method == method])
-            table[method] = {name: values.round(5).tolist() for name, values in vars(mean).items()}
+            mean = mean_curve([c for c in self.curves if c.method == method])
+            table[method] = {name: values.round(5).tolist() for name, values in mean.items()}
         return table
 
 
-def _record(value: Outcome | AuditRun | SceneFacts) -> dict[str, Any]:
+def _record(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON values."""
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(value).items()}
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {
+def summary(
+    benchmark: str,
+    figures: Mapping[str, float],
+    seeds: Sequence[int],
+    parameters: Mapping[str, Any],
+    notes: Sequence[str],
+    packages: Sequence[str] = ("torch", "numpy", "scipy", "scikit-image"),
+) -> dict[str, Any]:
+    """What every benchmark records as JSON values, with the machine and the versions of those packages installed."""
+    machine = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "runtime": Runtime.choose().name,
         "system": platform.platform(),
     }
-
-
-def versions(names: Sequence[str] = ("torch", "numpy", "scipy", "scikit-image")) -> dict[str, str]:
-    """Versions that bear on the figures; of the named packages, those that are installed."""
-    found = {}
-    for name in names:
+    versions = {"coarse2fine": __version__, "python": platform.python_version(), "opencv": cv2.__version__}
+    for name in packages:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return {"coarse2fine": __version__, "python": platform.python_version(), **found, "opencv": cv2.__version__}
+            versions[name] = version(name)
+    return {
+        "benchmark": benchmark,
+        "figures": dict(figures),
+        "seeds": list(seeds),
+        "parameters": dict(parameters),
+        "machine": machine,
+        "versions": versions,
+        "notes": list(notes),
+    }
 
 
 def _cpu() -> str:
@@ -158,7 +161,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def plot(path: Path, title: str, curves: Sequence[Curve], figures: Mapping[str, float]) -> Path:
+def plot(path: Path, title: str, curves: Sequence[RecallCurve], figures: Mapping[str, float]) -> Path:
     """Draw recall of the exhaustive pass's finds against all multiply-adds, one line a method, and what was certified.
 
     Parameters
@@ -166,7 +169,7 @@ def plot(path: Path, title: str, curves: Sequence[Curve], figures: Mapping[str, 
     path : Path
         A PNG file.
     title : str
-    curves : sequence of Curve
+    curves : sequence of RecallCurve
     figures : mapping
         As the report has them.
     """
@@ -197,15 +200,15 @@ def plot(path: Path, title: str, curves: Sequence[Curve], figures: Mapping[str, 
     return path
 
 
-def _line(axes: Any, method: str, text: str, curves: Sequence[Curve]) -> None:
+def _line(axes: Any, method: str, text: str, curves: Sequence[RecallCurve]) -> None:
     """The mean over runs, from where all are defined, and a band of one standard deviation."""
-    mean, ours = MeanCurve.of(curves), method == "ours"
+    mean, ours = mean_curve(curves), method == "ours"
     line, width = ":" if method == "oracle" else "-", 2.4 if ours else 1.4
     colour, label = _COLOURS[method], f"{method}: {text}"
-    axes.plot(mean.share, mean.recall, line, color=colour, linewidth=width, label=label, zorder=4 + ours)
+    axes.plot(mean["share"], mean["recall"], line, color=colour, linewidth=width, label=label, zorder=4 + ours)
     if len(curves) > 1:
-        low, high = mean.recall - mean.sd, np.minimum(mean.recall + mean.sd, 1)
-        axes.fill_between(mean.share, low, high, color=colour, alpha=0.15, linewidth=0)
+        low, high = mean["recall"] - mean["sd"], np.minimum(mean["recall"] + mean["sd"], 1)
+        axes.fill_between(mean["share"], low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _points(axes: Any, figures: Mapping[str, float]) -> None:
@@ -225,15 +228,6 @@ def _points(axes: Any, figures: Mapping[str, float]) -> None:
     for marker, colour, size, label, names, measure in kinds:
         there = [n for n in names if f"{n}/{measure}" in figures]
         x, y = ([figures[f"{n}/{m}"] for n in there] for m in ("share", measure))
+        drawn = {"color": colour, "markersize": size, "markeredgecolor": "white", "label": label, "zorder": 7}
         if there:
-            axes.plot(
-                x,
-                y,
-                marker,
-                color=colour,
-                markersize=size,
-                markeredgecolor="white",
-                label=label,
-                zorder=7,
-                clip_on=False,
-            )
+            axes.plot(x, y, marker, clip_on=False, **drawn)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
-
-from coarse2fine.bench.lookup import Point
 
 DEFAULT, EXHAUSTIVE, SAMPLE = "default", "1.00", "sample"
 RECALLS = (0.9, 0.95, 0.99)
@@ -27,18 +25,44 @@ _CURVE_POINTS = 300
 _TRIVIAL = tuple(name for name in METHODS if name not in ("ours", "oracle"))
 
 
-def at(reference: str, recall: float) -> str:
-    """Key of the least cost of a recall, such as "exhaustive@0.95"."""
-    return f"{reference}@{recall:g}"
+@dataclass(frozen=True)
+class Quality:
+    """What some finds are worth.
 
+    Parameters
+    ----------
+    recall_exhaustive : float
+        Share of the exhaustive pass's finds that were found; NaN if it found none.
+    recall_labels, precision_labels : float
+        Against the labels; NaN if there are no objects, or no finds.
+    """
 
-def fixed_at(recall: float) -> str:
-    """Key of the threshold that fitting has set for a recall."""
-    return f"fixed@{recall:g}"
+    recall_exhaustive: float
+    recall_labels: float
+    precision_labels: float
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Point(Quality):
+    """Windows of a plan: what they cost and what they find.
+
+    Parameters
+    ----------
+    refined : float
+        Share of the cells that were refined.
+    chunks : float
+        Share of the stored chunks of full resolution that the windows touch with their halos.
+    share : float
+        Multiply-adds in all, scan and halos included, as a share of the exhaustive pass's.
+    """
+
+    refined: float
+    chunks: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Outcome(Point):
     """One method on one scene, at one cost.
 
     Parameters
@@ -52,16 +76,6 @@ class Outcome:
         the exhaustive pass's finds, or of the labels that it finds.
     scene : str
     seed : int
-    recall_exhaustive : float
-        Share of the exhaustive pass's finds that were found; NaN where it found none.
-    recall_labels, precision_labels : float
-        Against the labels; NaN where there are no objects, or no finds.
-    refined : float
-        Share of the cells that were refined.
-    chunks : float
-        Share of the stored chunks of full resolution that the windows touch with their halos.
-    share : float
-        Multiply-adds in all, scan and halos included, as a share of the exhaustive pass's.
     seconds : float
         Wall-clock time.
     measured : bool
@@ -72,95 +86,52 @@ class Outcome:
     key: str
     scene: str
     seed: int
-    recall_exhaustive: float
-    recall_labels: float
-    precision_labels: float
-    refined: float
-    chunks: float
-    share: float
     seconds: float
     measured: bool
 
-    @classmethod
-    def of(
-        cls, method: str, key: str, scene: str, seed: int, point: Point, seconds: float, *, measured: bool
-    ) -> Outcome:
-        """The outcome that a point of a method is."""
-        score = point.score
-        return cls(
-            method=method,
-            key=key,
-            scene=scene,
-            seed=seed,
-            recall_exhaustive=score.exhaustive,
-            recall_labels=score.labels,
-            precision_labels=score.precision,
-            refined=point.refined,
-            chunks=point.chunks,
-            share=point.share,
-            seconds=seconds,
-            measured=measured,
-        )
-
 
 @dataclass(frozen=True)
-class Curve:
+class RecallCurve:
     """Recall of the exhaustive pass's finds against cost, of one method on one scene.
 
     Parameters
     ----------
-    method, scene : str
-    seed : int
+    method : str
     share, recall : tuple of float
         Growing: the most that is found for so much.
     """
 
     method: str
-    scene: str
-    seed: int
     share: tuple[float, ...]
     recall: tuple[float, ...]
 
     @classmethod
-    def of(cls, method: str, scene: str, seed: int, sweeps: Sequence[Sequence[Point]]) -> Curve:
+    def of(cls, method: str, sweeps: Sequence[Sequence[Point]]) -> RecallCurve:
         """The best of several sweeps at each cost, each in proportion between its points."""
         share = np.unique([p.share for points in sweeps for p in points])
         recall = np.zeros(len(share))
         for points in sweeps:
-            x, y = np.array(sorted((p.share, p.score.exhaustive) for p in points)).T
+            x, y = np.array(sorted((p.share, p.recall_exhaustive) for p in points)).T
             recall = np.maximum(recall, np.interp(share, x, y, left=0.0))
-        grown = np.maximum.accumulate(recall)
-        return cls(method, scene, seed, tuple(share.tolist()), tuple(grown.tolist()))
+        return cls(method, tuple(share.tolist()), tuple(np.maximum.accumulate(recall).tolist()))
 
     def within(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
         """What is found for each cost, between the points in proportion; NaN below the first."""
         return np.interp(shares, self.share, self.recall, left=np.nan)
 
 
-@dataclass(frozen=True)
-class MeanCurve:
-    """The mean of several curves of one method, where all are defined.
+def mean_curve(curves: Sequence[RecallCurve]) -> dict[str, NDArray[np.float64]]:
+    """The mean of several curves of one method where all are defined: "share", "recall" and "sd", each (n,).
 
-    Parameters
-    ----------
-    share, recall, sd : ndarray, float64, (n,)
-        The spread is 0 where there is one curve.
+    From 0.1 % of the exhaustive pass's cost to where the last of them ends; the spread of one curve is 0.
     """
-
-    share: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    sd: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, curves: Sequence[Curve]) -> MeanCurve:
-        """From 0.1 % of the exhaustive pass's cost to where the last of them ends."""
-        end = max(c.share[-1] for c in curves)
-        share = np.append(np.geomspace(1e-3, end, _CURVE_POINTS)[:-1], end)
-        recall = np.stack([c.within(share) for c in curves])
-        there = ~np.isnan(recall).any(axis=0)
-        recall = recall[:, there]
-        sd = recall.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(recall.shape[1])
-        return cls(share[there], recall.mean(axis=0), sd)
+    end = max(c.share[-1] for c in curves)
+    share = np.append(np.geomspace(1e-3, end, _CURVE_POINTS)[:-1], end)
+    recall = np.stack([c.within(share) for c in curves])
+    there = ~np.isnan(recall).any(axis=0)
+    recall = recall[:, there]
+    sd = recall.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(recall.shape[1])
+    return {"share": share[there], "recall": recall.mean(axis=0), "sd": sd}
 
 
 @dataclass(frozen=True)
@@ -183,12 +154,12 @@ class SceneFacts:
     chunks_assumed : bool
         Whether the image is stored whole, so that chunks of 256 x 256 pixels are assumed.
     chunks_decoded : float
-        Chunks that the measured run at the model's default decoded, again and again where it had to, for each chunk
-        stored at full resolution; NaN where the image is stored whole.
+        Chunks that the measured run at the model's default decoded, again and again if it had to, for each chunk
+        stored at full resolution; NaN if the image is stored whole.
     scan_seconds, choose_seconds, refine_seconds, conclude_seconds : float
         Of that run.
     agreement : float
-        Share of a real run's finds that were as looked up; NaN where none was made.
+        Share of a real run's finds that were as looked up; NaN if none was made.
     """
 
     scene: str
@@ -245,21 +216,24 @@ class AuditRun:
     told: bool
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one model on one scene, with notes on what could not be."""
+
+    facts: SceneFacts
+    outcomes: tuple[Outcome, ...]
+    curves: tuple[RecallCurve, ...]
+    audits: tuple[AuditRun, ...]
+    notes: tuple[str, ...]
+
+
 def mean(name: str, values: Iterable[float]) -> dict[str, float]:
-    """The mean of those that are defined, and their spread, "..._sd", where there are two; nothing where none is."""
+    """The mean of those that are defined, and their spread, "..._sd", if there are two; nothing if none is."""
     defined = [v for v in values if not math.isnan(v)]
     if not defined:
         return {}
     spread = {f"{name}_sd": float(np.std(defined, ddof=1))} if len(defined) > 1 else {}
     return {name: float(np.mean(defined))} | spread
-
-
-def rows(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], list[Outcome]]:
-    """Outcomes by (method, key)."""
-    table: dict[tuple[str, str], list[Outcome]] = {}
-    for outcome in outcomes:
-        table.setdefault((outcome.method, outcome.key), []).append(outcome)
-    return table
 
 
 def outcome_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -270,7 +244,9 @@ def outcome_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
     scene; times are medians of interleaved runs.
     """
     figures: dict[str, float] = {}
-    table = rows(outcomes)
+    table: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        table.setdefault((outcome.method, outcome.key), []).append(outcome)
     for (method, key), found in table.items():
         name = f"{method}/{key}"
         for measure in MEASURES:
@@ -280,9 +256,9 @@ def outcome_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
         if figures[f"{name}/share"] > 0:
             figures[f"{name}/times_fewer"] = 1 / figures[f"{name}/share"]
     for key in {key for _, key in table if "@" in key or key == DEFAULT}:
-        shares = [figures[f"{m}/{key}/share"] for m in _TRIVIAL if (m, key) in table]
-        if shares:
-            figures[f"best_rival/{key}/share"] = min(shares)
+        rival = best_rival(figures, key)
+        if rival is not None:
+            figures[f"best_rival/{key}/share"] = figures[f"{rival}/{key}/share"]
     own, whole = ({(o.scene, o.seed): o for o in table.get(("ours", key), ())} for key in (DEFAULT, EXHAUSTIVE))
     figures |= mean(f"ours/{DEFAULT}/times_faster", [whole[k].seconds / own[k].seconds for k in own])
     return figures | mean(f"ours/{DEFAULT}/times_fewer_macs", [whole[k].share / own[k].share for k in own])
@@ -292,7 +268,7 @@ def audit_figures(audits: Sequence[AuditRun]) -> dict[str, float]:
     """Of each kind of audit, such as "certified@0.95/held" (share of runs that spoke true) and ".../share"."""
     figures: dict[str, float] = {}
     for kind in dict.fromkeys(a.kind for a in audits):
-        name = SAMPLE if kind == SAMPLE else f"certified@{kind}"
+        name = audit_name(kind)
         found = [a for a in audits if a.kind == kind]
         told = [a for a in found if a.told]
         figures |= {f"{name}/runs": float(len(found)), f"{name}/told": len(told) / len(found)}
@@ -305,13 +281,14 @@ def audit_figures(audits: Sequence[AuditRun]) -> dict[str, float]:
     return figures
 
 
+def audit_name(kind: str) -> str:
+    """Name of a kind of audit in the figures."""
+    return SAMPLE if kind == SAMPLE else f"certified@{kind}"
+
+
 def scene_figures(facts: Sequence[SceneFacts]) -> dict[str, float]:
     """Means over scenes and seeds of what the scenes are, such as "scenes/finds_cover"."""
-    measures = (
-        *("megapixels", "labelled", "finds", "label_recall", "label_precision"),
-        *("labels_cover", "finds_cover", "scan_share", "agreement"),
-        *("chunks_decoded", "scan_seconds", "choose_seconds", "refine_seconds", "conclude_seconds"),
-    )
+    measures = [f.name for f in fields(SceneFacts) if f.name not in ("scene", "seed", "chunks_assumed")]
     return {k: v for m in measures for k, v in mean(f"scenes/{m}", [getattr(f, m) for f in facts]).items()}
 
 

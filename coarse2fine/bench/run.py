@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.bench.composite import Composition, compose
 from coarse2fine.bench.data import BenchScene, Split, digit_split, load_scenes, named, splits
-from coarse2fine.bench.measure import Measurement, measure
+from coarse2fine.bench.measure import measure
 from coarse2fine.bench.probe import Probe, fit_probe
 from coarse2fine.bench.report import Report
+from coarse2fine.bench.results import Measurement
 from coarse2fine.bench.score import object_boxes
 from coarse2fine.engine import analyze
 from coarse2fine.fitting.fit import fit
@@ -80,63 +83,42 @@ def benchmark_scenes(
         raise ValueError(f"expected at least 1 seed, got {seeds}")
     known = None if model is None else load_model(model)
     parts, notes = _parts(data, test, folds, known, quick=quick)
-    found: list[Measurement] = []
-    with _Composites(composite, folder, rotate=data is not None) as composites:
-        for seed in range(seeds):
-            for number, part in enumerate(parts):
-                title = f"seed {seed + 1}/{seeds}, fold {number + 1}/{len(parts)}"
-                fitting = _Fitting(part, title, rotate=data is not None, steps=steps, seed=seed, progress=progress)
-                fitted = known or fitting.model(models and models / f"fold-{number}-seed-{seed}.c2f")
-                probe = _probe(part, fitted, seed)
-                scenes = composites.of(number, seed, part, fitted)
-                found += _measure_all(fitted, scenes, probe, seed, title, progress=progress)
+    rotate, found, about = data is not None, list[Measurement](), list[str]()
+    made: dict[tuple[int, int], BenchScene] = {}
+    with tempfile.TemporaryDirectory(dir=folder, prefix="composite-", ignore_cleanup_errors=True) as scratch:
+        for seed, (number, part) in product(range(seeds), enumerate(parts)):
+            title = f"seed {seed + 1}/{seeds}, fold {number + 1}/{len(parts)}"
+            path = models and models / f"fold-{number}-seed-{seed}.c2f"
+            options = {"rotate": rotate, "steps": steps, "seed": seed, "name": title, "progress": progress}
+            fitted = known or _fitted(part.train, path, **options)
+            probe = _probe(part, fitted, seed)
+            scenes = part.test
+            if composite is not None:
+                # With empty ground one is made for each model, which finds nothing there; else once for a fold.
+                key = number, seed if composite.density < 1 else 0
+                if key not in made:
+                    target = Path(scratch) / f"fold-{number}-{key[1]}.zarr"
+                    occupied = [_occupied(scene, fitted) for scene in part.test] if composite.density < 1 else []
+                    made[key] = compose(part.test, composite, target, rotate=rotate, seed=number, occupied=occupied)
+                    about.append(_about(made[key], composite, turned=rotate))
+                scenes = (made[key],)
+            with Progress(progress) as bars:
+                for scene in scenes:
+                    tick = bars.task(f"{title}: {scene.name}")
+                    found.append(measure(fitted, scene, seed, probe=probe, tick=tick))
     if not parts[0].train:
         notes.append("no scene is left to fit the rival probe on: it is left out")
-    notes += composites.notes + [note for m in found for note in m.notes]
+    notes += about + [note for m in found for note in m.notes]
     if any(m.facts.chunks_assumed for m in found):
         notes.append("images that are stored whole count as if in chunks of 256 x 256 pixels")
     parameters = {"data": data and data.name, "model": known and known.name, "steps": steps, "quick": quick}
     return Report(
-        outcomes=tuple(o for m in found for o in m.outcomes),
-        curves=tuple(c for m in found for c in m.curves),
-        audits=tuple(a for m in found for a in m.audits),
-        facts=tuple(m.facts for m in found),
+        measurements=tuple(found),
         notes=tuple(dict.fromkeys(notes)),
         folds=tuple({"fit": [s.name for s in p.train], "test": [s.name for s in p.test]} for p in parts),
         seeds=tuple(range(seeds)),
         parameters={**parameters, "composite": composite and asdict(composite)},
     )
-
-
-class _Composites:
-    """The scenes to test of each fold: themselves, or one made of them; a context manager that removes what it made."""
-
-    def __init__(self, composition: Composition | None, folder: Path | None, *, rotate: bool) -> None:
-        self._composition, self._rotate = composition, rotate
-        self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="composite-", ignore_cleanup_errors=True)
-        self._made: dict[tuple[int, int], BenchScene] = {}
-        self.notes: list[str] = []
-
-    def __enter__(self) -> _Composites:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
-
-    def of(self, fold: int, seed: int, part: Split, model: Model) -> Sequence[BenchScene]:
-        """Made once for a fold; where there is ground, for each model, of whose finds it is free."""
-        if self._composition is None:
-            return part.test
-        bare = self._composition.density < 1
-        key = fold, seed if bare else 0
-        if key not in self._made:
-            path = Path(self._folder.name) / f"fold-{fold}-{key[1]}.zarr"
-            occupied = [_occupied(scene, model) for scene in part.test] if bare else []
-            self._made[key] = compose(
-                part.test, self._composition, path, rotate=self._rotate, seed=fold, occupied=occupied
-            )
-            self.notes.append(_about(self._made[key], self._composition, turned=self._rotate))
-        return [self._made[key]]
 
 
 def _occupied(scene: BenchScene, model: Model) -> NDArray[np.float64]:
@@ -182,57 +164,29 @@ def _parts(
     return [Split(rest, chosen)], notes
 
 
-@dataclass(frozen=True)
-class _Fitting:
-    part: Split
-    title: str
-    rotate: bool
-    steps: int
-    seed: int
-    progress: bool
-
-    def model(self, path: Path | None) -> Model:
-        """Fitted, or found as an earlier run has left it."""
-        if path is None:
-            return self._fit()
-        if not path.exists() or not self._is_ours(found := load_model(path)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found = self._fit()
-            found.save(path)
-        return found
-
-    def _is_ours(self, model: Model) -> bool:
-        wanted = {"scenes": [s.name for s in self.part.train], "steps": self.steps, "seed": self.seed}
-        return all(model.provenance.get(key) == value for key, value in wanted.items())
-
-    def _fit(self) -> Model:
-        return fit(
-            [s.image for s in self.part.train],
-            [s.annotations for s in self.part.train],
-            rotate=self.rotate,
-            steps=self.steps,
-            specialists=None,  # they are measured by themselves
-            seed=self.seed,
-            name=self.title,
-            progress=self.progress,
-        )
+def _fitted(train: Sequence[BenchScene], path: Path | None, **options: Any) -> Model:
+    """A model fitted on some scenes, or found at `path` as an earlier run has left it."""
+    wanted = {"scenes": [s.name for s in train], "steps": options["steps"], "seed": options["seed"]}
+    if path is not None and path.exists():
+        found = load_model(path)
+        if all(found.provenance.get(key) == value for key, value in wanted.items()):
+            return found
+    # Specialists are measured by themselves.
+    model = fit([s.image for s in train], [s.annotations for s in train], specialists=None, **options)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(path)
+    return model
 
 
 def _probe(part: Split, model: Model, seed: int) -> Probe | None:
     """The rival that learns, fitted on what the model was; None without such scenes."""
     if not part.train or model.task != "detect":
         return None
-    return fit_probe(_opened(part.train), model, Runtime.choose(), seed)
 
+    def opened() -> Iterator[Image]:
+        for scene in part.train:
+            with open_image(scene.image) as image:
+                yield image
 
-def _opened(scenes: Sequence[BenchScene]) -> Iterator[Image]:
-    for scene in scenes:
-        with open_image(scene.image) as image:
-            yield image
-
-
-def _measure_all(
-    model: Model, scenes: Sequence[BenchScene], probe: Probe | None, seed: int, title: str, *, progress: bool
-) -> list[Measurement]:
-    with Progress(progress) as bars:
-        return [measure(model, scene, seed, probe=probe, tick=bars.task(f"{title}: {scene.name}")) for scene in scenes]
+    return fit_probe(opened(), model, Runtime.choose(), seed)

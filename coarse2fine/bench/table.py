@@ -13,7 +13,7 @@ from coarse2fine.bench.results import (
     SAMPLE,
     AuditRun,
     SceneFacts,
-    at,
+    audit_name,
     best_rival,
     scene_figures,
 )
@@ -155,7 +155,7 @@ def _budgets(figures: Figures) -> list[str]:
 
 
 def _least(figures: Figures, reference: str) -> list[str]:
-    keys = [at(reference, recall) for recall in RECALLS]
+    keys = [f"{reference}@{recall:g}" for recall in RECALLS]
     names = _present(figures, keys)
     if not names:
         return []
@@ -208,7 +208,7 @@ def _audited(figures: Figures, audits: Sequence[AuditRun]) -> list[str]:
     head = ("audited", "runs", "total", "fewer", "true recall", "least", "stated", "told", "held")
     table = ["audited recall (the default's windows first; confidence 95 %)", _AUDIT.format(*head)]
     for kind in dict.fromkeys(a.kind for a in audits):
-        name = SAMPLE if kind == SAMPLE else f"certified@{kind}"
+        name = audit_name(kind)
         stated = f"at least {_share(figures, f'{name}/least_stated', spread=False)}"
         if kind == SAMPLE:
             stated = "{} to {}".format(

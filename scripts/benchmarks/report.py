@@ -1,130 +1,102 @@
-"""What the benchmark of reading says: a table a section, and a flat mapping of figures."""
+"""Report of a developers' benchmark: figures by name, each section of them a table."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coarse2fine.bench.report import machine, versions
+from coarse2fine.bench.report import summary
 from coarse2fine.results.json_file import write_json
 
-PACKAGES = ("numpy", "imagecodecs", "tifffile", "zarr", "dask", "openslide-python", "openslide-bin", "tensorstore")
 _WIDTH = 118
+_PACKAGES = ("torch", "numpy", "scipy", "zarr", "dask", "distributed", "tifffile", "imagecodecs", "tensorstore")
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the benchmark.
+    """Figures of one part of a benchmark.
 
     Parameters
     ----------
     title : str
-    lines : tuple of str
-        Its table.
     figures : mapping
-        Numbers by name.
-    notes : tuple of str
+        Numbers by "row/column"; a row's name may have slashes in it.
+    notes : sequence of str
         What was left out or is out of the ordinary.
     """
 
     title: str
-    lines: tuple[str, ...]
     figures: Mapping[str, float]
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        places = [name.rpartition("/") for name in self.figures]
+        columns, rows = (list(dict.fromkeys(place[i] for place in places)) for i in (2, 0))
+        found = [["", *columns]]
+        for row in rows:
+            values = (self.figures.get(f"{row}/{column}") for column in columns)
+            found.append([row, *("" if value is None else _shown(value) for value in values)])
+        widths = [max(map(len, column)) for column in zip(*found, strict=True)]
+        lines = ["  ".join(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True)) for row in found]
+        named = (f"  {row[0]:<{widths[0]}}  {line}".rstrip() for row, line in zip(found, lines, strict=True))
+        return "\n".join([self.title, *(named if rows else ())])
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
-class IoReport:
-    """All sections, and what is needed to repeat them.
+class SectionReport:
+    """All sections, with what is needed to repeat them.
 
     Parameters
     ----------
-    sections : tuple of Section
-    seed : int
+    benchmark : str
+    sections : sequence of Section
+    seeds : sequence of int
     parameters : mapping
         JSON values.
-    explained : tuple of str
+    explained : sequence of str
         What was measured, and how.
-    notes : tuple of str
-    benchmark : str
-        Its name.
-    packages : tuple of str
-        Of which the versions are told.
+    notes : sequence of str
+        Besides those of the sections.
     """
 
-    sections: tuple[Section, ...]
-    seed: int
+    benchmark: str
+    sections: Sequence[Section]
+    seeds: Sequence[int]
     parameters: Mapping[str, Any]
-    explained: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-    benchmark: str = "io"
-    packages: tuple[str, ...] = PACKAGES
+    explained: Sequence[str]
+    notes: Sequence[str] = ()
 
     def figures(self) -> dict[str, float]:
         """Numbers of all sections by name."""
-        return {name: value for section in self.sections for name, value in section.figures.items()}
+        return {name: float(value) for section in self.sections for name, value in section.figures.items()}
 
-    def all_notes(self) -> tuple[str, ...]:
+    def all_notes(self) -> list[str]:
         """The notes of all sections, each once."""
-        return tuple(dict.fromkeys([*self.notes, *(note for section in self.sections for note in section.notes)]))
+        return list(dict.fromkeys([*self.notes, *(note for section in self.sections for note in section.notes)]))
 
     def __str__(self) -> str:
-        lines: list[str] = []
-        for section in self.sections:
-            lines += [section.title, *(f"  {line}".rstrip() for line in section.lines), ""]
+        lines = [f"{section}\n" for section in self.sections]
         for text in (*self.explained, *(f"note: {note}" for note in self.all_notes())):
             lines += textwrap.wrap(text, _WIDTH, subsequent_indent="  ")
         return "\n".join(lines)
 
-    def save(self, json: Path) -> list[Path]:
+    def save(self, json: Path) -> Path:
         """Write the figures to `json`, whose folder must exist."""
-        return [write_json(json, self.summary())]
-
-    def summary(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return {
-            "benchmark": self.benchmark,
-            "figures": self.figures(),
-            "seeds": [self.seed],
-            "parameters": dict(self.parameters),
-            "machine": machine(),
-            "versions": versions(self.packages),
-            "explained": list(self.explained),
-            "notes": list(self.all_notes()),
-        }
+        record = summary(self.benchmark, self.figures(), self.seeds, self.parameters, self.all_notes(), _PACKAGES)
+        return write_json(json, record | {"explained": list(self.explained)})
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """How two interleaved series compare.
-
-    Parameters
-    ----------
-    value : float
-        Ratio of the medians.
-    low, high : float
-        Quartiles of the ratios of the single rounds.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, these: Sequence[float], those: Sequence[float]) -> Ratio:
-        """Compare series of one length, round by round."""
-        a, b = np.asarray(these, dtype=np.float64), np.asarray(those, dtype=np.float64)
-        low, high = np.percentile(a / b, (25, 75))
-        return cls(float(np.median(a) / np.median(b)), float(low), float(high))
-
-    def __str__(self) -> str:
-        return f"{self.value:5.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-    def figures(self, name: str) -> dict[str, float]:
-        """By name, and its quartiles by "..._q1" and "..._q3"."""
-        return {name: self.value, f"{name}_q1": self.low, f"{name}_q3": self.high}
+def compared(name: str, these: Sequence[float], those: Sequence[float]) -> dict[str, float]:
+    """Ratio of the medians of two interleaved series, and the quartiles, "..._q1" and "..._q3", of rounds' ratios."""
+    a, b = np.asarray(these, dtype=np.float64), np.asarray(those, dtype=np.float64)
+    low, high = np.percentile(a / b, (25, 75)).tolist()
+    return {name: float(np.median(a) / np.median(b)), f"{name}_q1": low, f"{name}_q3": high}

@@ -16,7 +16,7 @@ from coarse2fine import open_image
 from coarse2fine.annotations.read import AnnotatedArea, read_annotations
 from coarse2fine.bench.composite import Composition, Tile, compose
 from coarse2fine.bench.data import BenchScene
-from coarse2fine.bench.ground import Ground, find_patches
+from coarse2fine.bench.ground import EmptyGround, find_patches
 from coarse2fine.tiling.geometry import Box
 
 GREY = 90
@@ -165,10 +165,10 @@ def test_patches_of_ground_hold_nothing_that_is_known(tmp_path: Path) -> None:
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(1, 150), st.integers(1, 150), st.sampled_from([32, 48]))
 def test_ground_is_the_same_whichever_box_is_painted(y: int, x: int, height: int, width: int, side: int) -> None:
     rng = np.random.default_rng(side)
-    ground = Ground(rng.integers(0, 256, (5, side, side, 3), np.uint8), range(1, 9), 3)
+    ground = EmptyGround(rng.integers(0, 256, (5, side, side, 3), np.uint8), range(1, 9), 3)
     whole = ground.paint(Box(0, 0, 560, 560))
     np.testing.assert_array_equal(ground.paint(Box(y, x, y + height, x + width)), whole[y : y + height, x : x + width])
-    flat = Ground(np.full((2, side, side, 1), 77, np.uint8), range(1, 9), 3)
+    flat = EmptyGround(np.full((2, side, side, 1), 77, np.uint8), range(1, 9), 3)
     assert (flat.paint(Box(y, x, y + height, x + width)) == 77).all()
 
 

@@ -23,13 +23,12 @@ from coarse2fine import ImageError, Model, analyze, open_image
 from coarse2fine.annotations.read import read_annotations
 from coarse2fine.bench.cover import ASSUMED_CHUNK, chunk_shape, chunks_touched, touched
 from coarse2fine.bench.data import BenchScene
-from coarse2fine.bench.lookup import Trial
-from coarse2fine.bench.measure import Measurement, measure
-from coarse2fine.bench.methods import gradient_interest, methods
+from coarse2fine.bench.lookup import SceneLookup
+from coarse2fine.bench.measure import measure
+from coarse2fine.bench.methods import Sweep, gradient_interest, methods
 from coarse2fine.bench.probe import Probe, fit_probe, statistics
 from coarse2fine.bench.report import Report
-from coarse2fine.bench.results import MEASURES, METHODS, RECALLS, Curve, Outcome
-from coarse2fine.bench.sweep import Sweep
+from coarse2fine.bench.results import MEASURES, METHODS, RECALLS, Measurement, Outcome, RecallCurve
 from coarse2fine.bench.table import WIDTH
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.steps.choose import choose
@@ -61,8 +60,8 @@ def scene(sparse: Model, digits: BenchScene) -> BenchScene:
 
 
 @pytest.fixture(scope="module")
-def trial(sparse: Model, scene: BenchScene) -> Trial:
-    return Trial(sparse, open_image(scene.image), scene.truth, Runtime.choose())
+def lookup(sparse: Model, scene: BenchScene) -> SceneLookup:
+    return SceneLookup(sparse, open_image(scene.image), scene.truth, Runtime.choose())
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +77,9 @@ def measured(sparse: Model, scene: BenchScene, probe: Probe) -> Measurement:
 @pytest.fixture(scope="module")
 def report(measured: Measurement) -> Report:
     other = [replace(o, seed=1, recall_labels=math.nan) for o in measured.outcomes]
+    again = replace(measured, facts=replace(measured.facts, seed=1), outcomes=tuple(other), audits=())
     return Report(
-        outcomes=(*measured.outcomes, *other),
-        curves=(*measured.curves, *(replace(c, seed=1) for c in measured.curves)),
-        audits=measured.audits,
-        facts=(measured.facts, replace(measured.facts, seed=1)),
+        measurements=(measured, again),
         notes=("a note",),
         folds=({"fit": ["a"], "test": ["b"]},),
         seeds=(0, 1),
@@ -96,49 +93,49 @@ def pick(measured: Measurement, method: str, key: str) -> Outcome:
 
 
 @pytest.mark.parametrize("budget", [0.2, 0.35, 0.7])
-def test_a_look_up_equals_a_real_run(trial: Trial, budget: float) -> None:
-    real = analyze(trial.image, trial.model, budget=budget, audit=0)
-    looked_up = trial.regions(trial.within(real.refined))
+def test_a_look_up_equals_a_real_run(lookup: SceneLookup, budget: float) -> None:
+    real = analyze(lookup.image, lookup.model, budget=budget, audit=0)
+    looked_up = lookup.regions(lookup.within(real.refined))
     assert [(r.label, r.full_box) for r in looked_up] == [(r.label, r.full_box) for r in real.regions]
-    point = trial.point(real.plan, real.cost.scan_macs)
+    point = lookup.point(real.plan, real.cost.scan_macs)
     assert point.share == pytest.approx(real.cost.share)
     assert point.refined == real.refined.mean()
-    assert point.score == trial.score(real.regions)
+    assert vars(point) | vars(lookup.quality(real.regions)) == vars(point)
 
 
-def test_a_threshold_is_looked_up_as_analyze_takes_it(trial: Trial) -> None:
-    ours = next(methods(trial, None, 0))
-    for tau in (trial.model.tau, trial.model.tau / 3):
-        real = analyze(trial.image, replace(trial.model, tau=tau), audit=0)
+def test_a_threshold_is_looked_up_as_analyze_takes_it(lookup: SceneLookup) -> None:
+    ours = next(methods(lookup, None, 0))
+    for tau in (lookup.model.tau, lookup.model.tau / 3):
+        real = analyze(lookup.image, replace(lookup.model, tau=tau), audit=0)
         assert ours.above(tau).share == pytest.approx(real.cost.share)
         assert ours.above(tau).refined == real.refined.mean()
 
 
-def test_more_windows_cost_and_find_more(trial: Trial) -> None:
-    for method in methods(trial, None, 0):
+def test_more_windows_cost_and_find_more(lookup: SceneLookup) -> None:
+    for method in methods(lookup, None, 0):
         found = [method.least("exhaustive", recall) for recall in np.linspace(0.1, 1, 10)]
-        assert all(p.score.exhaustive >= r - 1e-9 for p, r in zip(found, np.linspace(0.1, 1, 10), strict=True))
+        assert all(p.recall_exhaustive >= r - 1e-9 for p, r in zip(found, np.linspace(0.1, 1, 10), strict=True))
         assert [p.share for p in found] == sorted(p.share for p in found)
-        curve = Curve.of(method.name, "a", 0, method.points())
+        curve = RecallCurve.of(method.name, method.points())
         assert list(curve.share) == sorted(curve.share)
         assert list(curve.recall) == sorted(curve.recall)
         assert curve.recall[-1] == 1.0
         assert np.isnan(curve.within(np.array([curve.share[0] / 2])))[0]
-        for share, recall in ((p.share, p.score.exhaustive) for points in method.points() for p in points):
+        for share, recall in ((p.share, p.recall_exhaustive) for points in method.points() for p in points):
             assert curve.within(np.array([share]))[0] >= recall
         assert curve.within(np.array([99.0]))[0] == 1.0
 
 
-def test_the_least_cost_is_the_least_of_all_thresholds(trial: Trial, probe: Probe) -> None:
-    model, interest = trial.model, probe.interest(trial.image, trial.model)
-    sweep = Sweep(trial, interest, model.window, trial.scan.macs)
+def test_the_least_cost_is_the_least_of_all_thresholds(lookup: SceneLookup, probe: Probe) -> None:
+    model, interest = lookup.model, probe.interest(lookup.image, lookup.model)
+    sweep = Sweep(lookup, interest, model.window, lookup.scan.macs)
     scores = best_windows(interest, model.window, 0.0)[1]
     every = [
-        trial.point(choose(interest, model.window, window_macs=model.window_macs, tau=float(t)), trial.scan.macs)
+        lookup.point(choose(interest, model.window, window_macs=model.window_macs, tau=float(t)), lookup.scan.macs)
         for t in np.quantile(scores, np.linspace(0, 1, 60))
     ]
     for recall in (0.3, 0.5, 0.8):
-        plain = min((p.share for p in every if p.score.exhaustive >= recall), default=math.inf)
+        plain = min((p.share for p in every if p.recall_exhaustive >= recall), default=math.inf)
         assert plain < 1
         assert sweep.least("exhaustive", recall).share <= plain * 1.02
 
@@ -202,9 +199,11 @@ def test_ticks_end_at_the_total_and_a_missing_probe_is_left_out(sparse: Model, d
     assert "probe" not in {o.method for o in found.outcomes}
 
 
-def test_a_budget_below_the_scan_is_left_to_the_rivals(measured: Measurement, trial: Trial, probe: Probe) -> None:
-    assert all(method.within(1000) is not None for method in methods(trial, probe, 0) if method.name != "ours")
-    assert next(methods(trial, probe, 0)).within(trial.scan.macs - 1) is None
+def test_a_budget_below_the_scan_is_left_to_the_rivals(
+    measured: Measurement, lookup: SceneLookup, probe: Probe
+) -> None:
+    assert all(method.within(1000) is not None for method in methods(lookup, probe, 0) if method.name != "ours")
+    assert next(methods(lookup, probe, 0)).within(lookup.scan.macs - 1) is None
 
 
 def test_audits_speak_true_and_find_what_they_certify(measured: Measurement) -> None:
@@ -377,22 +376,22 @@ def test_statistics_are_those_of_the_cell_and_its_surroundings(grey_detector: Mo
 
 
 def test_the_probe_learns_what_statistics_tell(
-    grey_detector: Model, probe: Probe, trial: Trial, make_image: MakeImage
+    grey_detector: Model, probe: Probe, lookup: SceneLookup, make_image: MakeImage
 ) -> None:
-    interest = probe.interest(trial.image, trial.model)
-    finds = trial.candidates.cells
-    assert interest.shape == trial.cell_shape
+    interest = probe.interest(lookup.image, lookup.model)
+    finds = lookup.candidates.cells
+    assert interest.shape == lookup.cell_shape
     assert ((interest >= 0) & (interest <= 1)).all()
     at_finds = interest[finds[:, 0], finds[:, 1]].mean()
     assert at_finds > 5 * interest.mean()
     assert interest.sum() == pytest.approx(len(np.unique(finds, axis=0)), rel=0.5)
     chance, edges = (
-        Sweep(trial, m, 2, 0).least("exhaustive", 0.8).share
+        Sweep(lookup, m, 2, 0).least("exhaustive", 0.8).share
         for m in (
             np.random.default_rng(0).random(interest.shape, np.float32),
-            gradient_interest(trial.image, trial.model),
+            gradient_interest(lookup.image, lookup.model),
         )
     )
-    assert Sweep(trial, interest, 2, 0).least("exhaustive", 0.8).share < min(chance, edges)
+    assert Sweep(lookup, interest, 2, 0).least("exhaustive", 0.8).share < min(chance, edges)
     colour = replace(grey_detector)  # a scene of three channels is seen in grey by a grey model
     assert statistics(open_image(make_image(64, 64)), colour, Box(0, 0, 8, 8)).shape == (8, 8, 24)

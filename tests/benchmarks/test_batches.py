@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks.batches.data import BROKEN, MODEL, write_bomb, write_broken, write_good, write_large
-from benchmarks.batches.parts import full_disk
-from benchmarks.batches.runs import Kills, contents, run_and_kill
+from benchmarks.batches.run import contents, full_disk, run_and_kill
 
 from coarse2fine.batch.run import analyze_folder
 from coarse2fine.tiling.geometry import Box
@@ -19,7 +19,7 @@ from coarse2fine.tiling.opening import open_image
 
 
 def test_every_kind_of_broken_file_is_named_and_good_ones_are_done(tmp_path: Path) -> None:
-    good = write_good(tmp_path / "in", 256, 3)
+    good = write_good(tmp_path / "in", 128, 3)
     bad = write_broken(tmp_path / "in", len(BROKEN))
     batch = analyze_folder(tmp_path / "in", tmp_path / "out", MODEL, workers=0)
     status = {record.name: record.status for record in batch.records}
@@ -58,18 +58,18 @@ def test_contents_leave_out_times_and_partial_work(tmp_path: Path) -> None:
 
 
 def test_a_command_without_workers_is_left_to_end(tmp_path: Path) -> None:
-    killed = Kills()
+    killed = Counter[str]()
     status = run_and_kill([sys.executable, "-c", "raise SystemExit(3)"], killed, 5, np.random.default_rng(0), 0.01)
     assert status == 3
-    assert len(killed) == 0
+    assert killed.total() == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting takes Linux and its administrator")
-def test_the_small_disk_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_cannot_be_mounted_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(arguments, 32, "", "mount: permission denied")
 
     monkeypatch.setattr(subprocess, "run", refused)
-    section = full_disk(tmp_path, 1, lambda *_: None)
+    section = full_disk(tmp_path, 1)
     assert section.figures == {}
     assert section.notes == ("full disk is left out: mount: permission denied",)

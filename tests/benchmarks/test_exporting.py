@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.exporting import Scale, benchmark_export
+from benchmarks.exporting import benchmark_export
 
 
 def test_it_measures_and_cleans_up(tmp_path: Path) -> None:
-    report = benchmark_export(tmp_path, scale=Scale((50, 200), 1))
+    report = benchmark_export(tmp_path, sizes=(50, 200), rounds=1)
     assert list(tmp_path.iterdir()) == []
-    (written,) = report.save(tmp_path / "export.json")
-    figures = json.loads(written.read_text("utf-8"))["figures"]
-    assert figures["merge_objects_seconds_200"] > 0
-    assert "write_geojson_gzipped_growth_200" in figures
-    assert 300 < figures["regions.geojson_bytes_200"] < 800
-    assert "draw a tile of all" in str(report)
+    figures = json.loads(report.save(tmp_path / "export.json").read_text("utf-8"))["figures"]
+    assert figures["merge_objects/seconds_200"] > 0
+    assert "write_geojson_gzipped/growth_200" in figures
+    assert 300 < figures["regions.geojson/bytes_200"] < 800
+    (line,) = (line for line in str(report).splitlines() if "draw_a_tile_of_all" in line)
+    assert len(line.split()) == 4

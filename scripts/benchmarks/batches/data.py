@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -14,7 +14,8 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
-from coarse2fine.bench.data import digit_split
+from coarse2fine.demo.digit_scene import DigitScene
+from coarse2fine.tiling.geometry import Box
 
 MODEL = "digits"
 """The model that all parts use."""
@@ -23,8 +24,7 @@ _TILE = 128
 
 def good_pixels(side: int, count: int) -> list[NDArray[np.uint8]]:
     """Different scenes of digits, (side, side) each: one scene, shifted and mirrored."""
-    scene = _digits(side)
-    found = []
+    scene, found = _digits(side), []
     for number in range(count):
         shifted = np.roll(scene, (37 * number % side, 101 * number % side), (0, 1))
         found.append(np.ascontiguousarray(shifted[:, ::-1] if number % 2 else shifted))
@@ -33,9 +33,10 @@ def good_pixels(side: int, count: int) -> list[NDArray[np.uint8]]:
 
 @lru_cache(maxsize=2)
 def _digits(side: int) -> NDArray[np.uint8]:
-    scene = digit_split(side).test[0].image
-    assert isinstance(scene, np.ndarray)
-    return scene.reshape(side, side)
+    """Digits and clutter as dense as in the demo."""
+    count = side**2 // 33_700
+    scene = DigitScene(side, side, digits=count, clutter=2 * count, seed=301, handwriting="held-out")
+    return scene.block(Box(0, 0, side, side))[..., 0]
 
 
 def write_good(folder: Path, side: int, count: int) -> list[str]:
@@ -55,9 +56,8 @@ def write_plain_tiffs(folder: Path, side: int, count: int) -> None:
 
 def write_large(path: Path, side: int) -> None:
     """Write a Zarr array (side, side) of one scene of digits again and again."""
-    tile = good_pixels(512, 1)[0]
     store = zarr.create_array(path, shape=(side, side), chunks=(1024, 1024), dtype=np.uint8)
-    row = np.tile(tile, (2, -(-side // 512)))[:, :side]
+    row = np.tile(_scene(), (2, -(-side // 512)))[:, :side]
     for y in range(0, side, 1024):
         store[y : y + 1024] = row[: min(1024, side - y)]
 
@@ -73,22 +73,18 @@ def write_bomb(path: Path, side: int) -> None:
 
 def write_broken(folder: Path, count: int) -> list[str]:
     """Write broken images of all kinds in turn; returns their names."""
-    names = []
-    for number in range(count):
-        kind = list(BROKEN)[number % len(BROKEN)]
-        names.append(BROKEN[kind](folder / f"broken-{number:04}-{kind}").name)
-    return names
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = [list(BROKEN)[number % len(BROKEN)] for number in range(count)]
+    return [BROKEN[kind](folder / f"broken-{number:04}-{kind}").name for number, kind in enumerate(kinds)]
 
 
 def _write_png(stem: Path, pixels: NDArray[np.uint8]) -> Path:
-    path = stem.with_name(f"{stem.name}.png")
-    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-    return path
+    return _write(cv2.imencode(".png", pixels)[1].tobytes(), ".png", stem)
 
 
-def _write_tiff(stem: Path, pixels: NDArray[np.uint8]) -> Path:
+def _write_tiff(stem: Path, pixels: NDArray[np.generic], compression: str | None = "zlib") -> Path:
     path = stem.with_name(f"{stem.name}.tif")
-    tifffile.imwrite(path, pixels, tile=(_TILE, _TILE), compression="zlib")
+    tifffile.imwrite(path, pixels, tile=(_TILE, _TILE), compression=compression)
     return path
 
 
@@ -102,58 +98,31 @@ def _scene() -> NDArray[np.uint8]:
     return good_pixels(512, 1)[0]
 
 
-def _bytes(suffix: str, content: bytes) -> Callable[[Path], Path]:
-    def write(stem: Path) -> Path:
-        path = stem.with_name(f"{stem.name}{suffix}")
-        path.write_bytes(content)
-        return path
-
-    return write
-
-
-def _truncated_png(stem: Path) -> Path:
-    path = _write_png(stem, _scene())
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+def _write(content: bytes, suffix: str, stem: Path) -> Path:
+    path = stem.with_name(f"{stem.name}{suffix}")
+    path.write_bytes(content)
     return path
 
 
-def _absurd_png(stem: Path) -> Path:
-    """A header that promises 10^12 pixels."""
+def _truncated(path: Path, size: int) -> Path:
+    path.write_bytes(path.read_bytes()[:size])
+    return path
+
+
+def _absurd_header() -> bytes:
+    """A PNG's header that promises 10^12 pixels."""
     head = struct.pack(">IIBBBBB", 10**6, 10**6, 8, 0, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
-    return _bytes(".png", b"\x89PNG\r\n\x1a\n" + chunk)(stem)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
 
 
-def _truncated_tiff(stem: Path) -> Path:
-    path = stem.with_name(f"{stem.name}.tif")
-    tifffile.imwrite(path, _scene(), tile=(_TILE, _TILE))
-    path.write_bytes(path.read_bytes()[:-60_000])
-    return path
-
-
-def _damaged_tile(stem: Path) -> Path:
+def _overwritten(place: Callable[[tifffile.TiffPage], int], content: bytes, stem: Path) -> Path:
+    """A TIFF with some bytes at a place replaced."""
     path = _write_tiff(stem, _scene())
     with tifffile.TiffFile(path) as file:
-        offset = file.pages.first.dataoffsets[5]
-    content = bytearray(path.read_bytes())
-    content[offset : offset + 64] = b"\xff" * 64
-    path.write_bytes(content)
-    return path
-
-
-def _unknown_compression(stem: Path) -> Path:
-    path = _write_tiff(stem, _scene())
-    with tifffile.TiffFile(path) as file:
-        offset = file.pages.first.tags["Compression"].valueoffset
-    content = bytearray(path.read_bytes())
-    content[offset : offset + 2] = struct.pack("<H", 60_000)
-    path.write_bytes(content)
-    return path
-
-
-def _complex_samples(stem: Path) -> Path:
-    path = stem.with_name(f"{stem.name}.tif")
-    tifffile.imwrite(path, np.ones((64, 64), np.complex64))
+        offset = place(file.pages.first)
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(content)
     return path
 
 
@@ -170,16 +139,18 @@ def _plain_folder(stem: Path) -> Path:
 
 
 BROKEN: dict[str, Callable[[Path], Path]] = {
-    "empty": _bytes(".tif", b""),
-    "text": _bytes(".png", b"this is no image\n" * 40),
-    "truncated-png": _truncated_png,
-    "absurd-png": _absurd_png,
-    "garbage-jpeg": _bytes(".jpg", b"\xff\xd8\xff\xe0" + bytes(range(256)) * 8),
-    "truncated-tiff": _truncated_tiff,
-    "damaged-tile": _damaged_tile,
-    "lost-directory": _bytes(".tif", b"II*\x00" + struct.pack("<I", 10**6) + bytes(64)),
-    "unknown-compression": _unknown_compression,
-    "complex-samples": _complex_samples,
+    "empty": partial(_write, b"", ".tif"),
+    "text": partial(_write, b"this is no image\n" * 40, ".png"),
+    "truncated-png": lambda stem: _truncated(_write_png(stem, _scene()), 9_000),
+    "absurd-png": partial(_write, _absurd_header(), ".png"),
+    "garbage-jpeg": partial(_write, b"\xff\xd8\xff\xe0" + bytes(range(256)) * 8, ".jpg"),
+    "truncated-tiff": lambda stem: _truncated(_write_tiff(stem, _scene(), None), -60_000),
+    "damaged-tile": partial(_overwritten, lambda page: page.dataoffsets[5], b"\xff" * 64),
+    "lost-directory": partial(_write, b"II*\x00" + struct.pack("<I", 10**6) + bytes(64), ".tif"),
+    "unknown-compression": partial(
+        _overwritten, lambda page: page.tags["Compression"].valueoffset, struct.pack("<H", 60_000)
+    ),
+    "complex-samples": lambda stem: _write_tiff(stem, np.ones((64, 64), np.complex64)),
     "broken-zarr": _broken_zarr,
     "plain-folder": _plain_folder,
 }

@@ -1,7 +1,7 @@
 """One task in a process of its own, to see how much memory it takes.
 
-``python -m benchmarks.reading.child TASK [PATH ...]`` prints the process's peak memory in bytes and the seconds that
-the task took, as JSON. It imports what reading needs and nothing else.
+``python -P child.py TASK [PATH ...]`` prints the process's peak memory in bytes and the seconds that the task took, as
+JSON. It imports what reading needs and nothing else.
 """
 
 from __future__ import annotations
@@ -14,27 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.window_reader import WindowReader
 
-OVERVIEW_SIDE = 1000
 TILES = 1000
 TILE_SIDE = 512
 PEAK_IS_KNOWN = sys.platform != "win32"
 """Whether `peak_memory` works here."""
 _BATCH = 16
-
-
-def nothing() -> None:
-    """Import only."""
-
-
-def overview(path: str) -> None:
-    """Read the whole image made so small that its longer side has at most 1000 pixels."""
-    with open_image(path) as image:
-        factor = ceil_div(max(image.height, image.width), OVERVIEW_SIDE)
-        image.read_scaled(Box(0, 0, ceil_div(image.height, factor), ceil_div(image.width, factor)), factor)
 
 
 def tiles(path: str) -> None:
@@ -47,19 +35,14 @@ def tiles(path: str) -> None:
             pass
 
 
-def conversion(source: str, target: str, workers: str) -> None:
+def conversion(source: str, target: str) -> None:
     """Convert an image to OME-Zarr."""
     from coarse2fine.tiling.conversion.convert import convert  # noqa: PLC0415 (not in the baseline)
 
-    convert(source, target, workers=int(workers))
+    convert(source, target)
 
 
-TASKS: dict[str, Callable[..., None]] = {
-    "import": nothing,
-    "overview": overview,
-    "tiles": tiles,
-    "conversion": conversion,
-}
+TASKS: dict[str, Callable[..., None]] = {"import": lambda: None, "tiles": tiles, "conversion": conversion}
 
 
 def peak_memory() -> int:

@@ -24,17 +24,7 @@ _APERIO = "Aperio Image Library v12.0.15\r\n{width}x{height} ({tile}x{tile}) JPE
 
 
 def photo_like(count: int, seed: int) -> NDArray[np.uint8]:
-    """Tiles with the spectrum and the compressibility of photographs.
-
-    Parameters
-    ----------
-    count : int
-    seed : int
-
-    Returns
-    -------
-    (count, 512, 512, 3) uint8 array
-    """
+    """Tiles with the spectrum and the compressibility of photographs: (count, 512, 512, 3), uint8."""
     rng = np.random.default_rng(seed)
     return np.stack([_photo(rng) for _ in range(count)])
 
@@ -59,11 +49,6 @@ def mosaic(tiles: NDArray[np.uint8], side: int, seed: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(tiles[order].swapaxes(1, 2).reshape(side, side, 3))
 
 
-def write_tiff(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a JPEG TIFF in tiles of 512, without a pyramid."""
-    tifffile.imwrite(path, pixels, tile=(TILE, TILE), **_jpeg())
-
-
 def write_svs(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Write what Aperio scanners do: JPEG tiles of 256, a thumbnail, and levels 4 and 16 times smaller."""
     height, width = pixels.shape[:2]
@@ -76,8 +61,8 @@ def write_svs(path: Path, pixels: NDArray[np.uint8]) -> None:
             file.write(_smaller(pixels, factor), tile=(SVS_TILE, SVS_TILE), **plain)
 
 
-def write_big_tiff(path: Path, tiles: NDArray[np.uint8], side: int, seed: int) -> None:
-    """Write a JPEG BigTIFF in tiles of 512 without a pyramid; each tile is encoded once and repeated at random."""
+def write_tiff(path: Path, tiles: NDArray[np.uint8], side: int, seed: int) -> None:
+    """Write a JPEG TIFF in tiles of 512 without a pyramid; each tile is encoded once and repeated at random."""
     encoded = [
         bytes(imagecodecs.jpeg8_encode(tile, JPEG_QUALITY, colorspace="rgb", outcolorspace="ycbcr", subsampling=(2, 2)))
         for tile in tiles

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.report import Section
 from benchmarks.specialists.data import tiles_of_digits
+from benchmarks.specialists.experiment import Experiment
 from benchmarks.specialists.nets import TOP
-from benchmarks.specialists.runs import Trial
 from coarse2fine.batch.dask_cluster import connected
 from coarse2fine.fitting.geometry import WIDE_REFINER
 from coarse2fine.fitting.specialists.add import column_spec
@@ -37,21 +36,17 @@ _DENSITY, _BLOB, _GROUPS = 0.05, 8, 4
 _PUT, _PUTS = 384, 48
 
 
-@dataclass(frozen=True)
 class _Place:
-    """Where columns are timed: over the refine net that `fit` makes of photographs, as an analysis has it."""
+    """Where columns are timed: over the refine net that `fit` makes of photographs, as an analysis has it.
 
-    base: ConvStack
-    layout: ColumnInputs
-    runtime: Runtime
+    Columns are as `fit` makes them, or have `top` channels in their last stage.
+    """
 
-    @classmethod
-    def of(cls, top: int | None) -> _Place:
-        """With columns as `fit` makes them, or such with as many channels in their last stage."""
+    def __init__(self, top: int | None) -> None:
         net = ConvStack(StackSpec.parse(3, WIDE_REFINER.format(out=_CLASSES))).eval()
-        twins, runtime = FeatureMaps.of(net), Runtime.choose("cpu")
+        twins, self.runtime = FeatureMaps.of(net), Runtime.choose("cpu")
         spec = column_spec(twins) if top is None else column_spec(twins, top)
-        return cls(runtime.place(net), ColumnInputs.of(spec, twins), runtime)
+        self.base, self.layout = self.runtime.place(net), ColumnInputs.of(spec, twins)
 
     def columns(self, count: int) -> list[Column]:
         """Columns that add something."""
@@ -70,69 +65,37 @@ class _Place:
 
 
 # Columns by the channels of their last stage: as `fit` makes them, and as many as the refine net has.
-_TOPS = {"narrow": None, "full-size": 128}
+_TOPS = {"narrow": None, "full_size": 128}
 
 
-def measure_costs(folder: Path, *, rounds: int, epochs: int, cells: int, workers: tuple[int, ...] = (1, 2)) -> Section:
-    """Measure all three on this machine.
-
-    Parameters
-    ----------
-    folder : Path
-        Existing; what is made in it is removed again.
-    rounds : int
-        Of each measurement of seconds.
-    epochs : int
-        Of each column's own training.
-    cells : int
-        Side of the block in which something fires here and there, in cells.
-    workers : tuple of int
-        Processes that train.
-    """
-    trained = training_seconds(folder, epochs, workers)
-    first, last = min(trained), max(trained)
-    faster = trained[first] / trained[last]
-    figures = {f"costs/training_seconds_{n}": seconds for n, seconds in trained.items()}
-    figures["costs/training_speedup"] = faster
-    lines = [
-        f"training {_COLUMNS} columns: {trained[first]:.1f} s with {first} worker, {trained[last]:.1f} s with "
-        f"{last}: {faster:.2f} times as fast (what they share is trained first, by one)"
-    ]
+def measure_costs(folder: Path, *, rounds: int, epochs: int, cells: int) -> Section:
+    """Measure training with columns of so many epochs of their own, dispatch, and activity on cells x cells."""
+    one, two = (training_seconds(folder, epochs, workers) for workers in (1, 2))
+    figures = {"costs/training/seconds_1": one, "costs/training/seconds_2": two, "costs/training/speedup": one / two}
     for name, top in _TOPS.items():
-        place = _Place.of(top)
+        place = _Place(top)
         found = dispatch_overheads(place, rounds) | activity_figures(place, rounds, cells)
         figures |= {f"costs/{name}/{key}": value for key, value in found.items()}
-        dispatch, queue = found["dispatch_overhead"], found["dispatch_overhead_side_by_side"]
-        lines += [
-            f"dispatch over {_COLUMNS} {name} columns ({place.layout.spec}): {dispatch:+.1%} over one column for all "
-            f"in dense batches of {_PUT}, {queue:+.1%} where these are run side by side too",
-            f"activity of {_GROUPS} such columns at {_DENSITY:.0%} density, in blobs of {_BLOB} x {_BLOB} of "
-            f"{cells} x {cells} cells: {found['activity_speedup']:.1f} times as fast as dense, "
-            f"{found['activity_of_ideal']:.0%} of the ideal; {found['activity_fewer_macs']:.1f} times fewer "
-            "multiply-adds, halos counted",
-        ]
-    return Section("what the machinery costs", tuple(lines), figures)
+    title = (
+        f"costs: training {_COLUMNS} columns with 1 worker and 2 (what they share is trained first, by one); dispatch "
+        f"over {_COLUMNS} columns, beyond one column for all in dense batches of {_PUT}, and where these are run side "
+        f"by side too; activity of {_GROUPS} columns at {_DENSITY:.0%} density, in blobs of {_BLOB} x {_BLOB} of "
+        f"{cells} x {cells} cells, over dense"
+    )
+    return Section(title, figures)
 
 
-def training_seconds(folder: Path, epochs: int, workers: tuple[int, ...]) -> dict[int, float]:
-    """Seconds in which so many processes train the columns of a tree, each from nothing."""
-    seconds = {}
+def training_seconds(folder: Path, epochs: int, workers: int) -> float:
+    """Seconds in which so many processes train the columns of a tree, from nothing."""
     options = TrainingOptions(epochs=1, own_epochs=epochs)
-    for count in workers:
-        own = folder / f"workers-{count}"
-        own.mkdir()
-        try:
-            trial = Trial(tiles_of_digits(), 0, own, 60, options)
-            store, twins, spec = trial.store(), trial.twins(), trial.design(TOP // 2)
-            with connected(None, count) as client:
-                # Imports are paid for before the clock runs.
-                client.run(_warm, str(store.folder))
-                start = time.perf_counter()
-                grow(store, twins, [spec], options, clusters=_COLUMNS)
-                seconds[count] = time.perf_counter() - start
-        finally:
-            shutil.rmtree(own, ignore_errors=True)
-    return seconds
+    with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own, connected(None, workers) as client:
+        experiment = Experiment(tiles_of_digits(), 0, Path(own), 60, options)
+        store, twins, spec = experiment.store(), experiment.twins(), experiment.design(TOP // 2)
+        # Imports are paid for before the clock runs.
+        client.run(_warm, str(store.folder))
+        start = time.perf_counter()
+        grow(store, twins, [spec], options, clusters=_COLUMNS)
+        return time.perf_counter() - start
 
 
 def _warm(folder: str) -> None:
@@ -151,7 +114,7 @@ def dispatch_overheads(place: _Place, rounds: int) -> dict[str, float]:
     columns = place.columns(_COLUMNS)
     maps = place.maps(_PUT, place.layout.twins.align, rng)
     which, rows, keys = rng.integers(0, _COLUMNS, (_PUTS, _PUT)), torch.arange(_PUT), np.arange(_PUT)
-    lanes = ThreadPool.beside(maps[0])
+    pool = ThreadPool.beside(maps[0])
 
     def run(column: int, held: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (columns[column](held)[0],)
@@ -168,7 +131,7 @@ def dispatch_overheads(place: _Place, rounds: int) -> dict[str, float]:
                 columns[0](maps)
 
     def side_by_side() -> None:
-        for batch in [lanes.start(lambda: columns[0](maps)) for _ in which]:
+        for batch in [pool.start(lambda: columns[0](maps)) for _ in which]:
             batch.result()
 
     return {

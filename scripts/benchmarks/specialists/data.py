@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,17 +35,13 @@ class TileSet:
     ----------
     name : str
     tiles : ndarray, uint8, (n, SIDE, SIDE, c)
-    labels : ndarray, int64, (n,)
-    domains : ndarray, int64, (n,)
-        The data set that each came from.
-    units : ndarray, int64, (n,)
-        Tiles of one unit, such as an image, are never split between training and test.
-    groups : ndarray, int64, (n,)
-        Tiles of one group are not independent.
-    test : ndarray, bool, (n,)
-        Of these come the figures, and nothing else.
-    turns : ndarray, bool, (n,)
-        Which have no upright: turned or mirrored they are what they were.
+    labels, domains : ndarray, int64, (n,)
+        Class, and the data set that each came from.
+    units, groups : ndarray, int64, (n,)
+        Tiles of one unit, such as an image, are never split between training and test; those of one group are not
+        independent.
+    test, turns : ndarray, bool, (n,)
+        Tiles of which the figures come, and nothing else; those that have no upright.
     classes : tuple of str
     """
 
@@ -69,18 +64,6 @@ class TileSet:
         for domain in np.unique(self.domains):
             held |= _drawn(self.units, ~self.test & (self.domains == domain), seed + 1, _SHARE / (1 - _SHARE))
         return np.where(self.test, TEST, np.where(held, HELD, TRAIN)).astype(np.int8)
-
-    @property
-    def domain_count(self) -> int:
-        """How many data sets are in it."""
-        return len(np.unique(self.domains))
-
-    def digest(self) -> str:
-        """Changes with every tile and label."""
-        found = hashlib.sha256(self.tiles.tobytes())
-        for table in (self.labels, self.domains, self.units, self.groups, self.test, self.turns):
-            found.update(np.ascontiguousarray(table).tobytes())
-        return found.hexdigest()[:12]
 
 
 def _drawn(units: NDArray[np.int64], among: NDArray[np.bool_], seed: int, share: float) -> NDArray[np.bool_]:
@@ -108,22 +91,8 @@ def load_tile_sets(folder: Path) -> tuple[list[TileSet], list[str]]:
     """A set for each folder within one, and one of all of them together.
 
     A folder holds a ``.npz`` of arrays x_train, y_train, x_test and y_test, or annotated images. Annotations of several
-    classes give a tile for each; of one class, tiles with and without it.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    list of TileSet
-    list of str
-        A note on each folder left out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder, or nothing in it can be used.
+    classes give a tile for each; of one class, tiles with and without it. Returns a note on each folder left out, too;
+    FileNotFoundError if there is no such folder, or nothing in it can be used.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; expected one that holds a folder for each data set")
@@ -201,10 +170,8 @@ def _cut(folder: Path) -> TileSet:
         boxes = np.array([a.full_bounds for a in scene.truth.objects], np.float64).reshape(-1, 4)
         if not len(boxes):
             continue
-        centres, sides = (
-            (boxes[:, :2] + boxes[:, 2:]) / 2,
-            np.maximum(side, 2 * np.ptp(boxes.reshape(-1, 2, 2), 1).max(1)),
-        )
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        sides = np.maximum(side, 2 * np.ptp(boxes.reshape(-1, 2, 2), 1).max(1))
         own = np.array([names.index(a.label) for a in scene.truth.objects])
         if len(names) == 1:
             elsewhere = _elsewhere(pixels.shape[:2], centres, sides, number)

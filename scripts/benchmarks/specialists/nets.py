@@ -47,16 +47,9 @@ def answers_of(net: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 def train_net(tiles: TileSet, parts: NDArray[np.int8], spec: StackSpec, *, steps: int, seed: int) -> ConvStack:
-    """Train a net on tiles that never look twice the same; what was best on the tiles held back is kept.
+    """Train a net on tiles that never look twice the same; the best on the tiles held back is kept.
 
-    Parameters
-    ----------
-    tiles : TileSet
-    parts : ndarray, int8, (n,)
-    spec : StackSpec
-    steps : int
-        Of optimisation, with a rate that rises and falls once.
-    seed : int
+    `parts` are those of `TileSet.parts`; the rate of so many steps rises and falls once.
     """
     rows, held = np.flatnonzero(parts == TRAIN), np.flatnonzero(parts == HELD)
     rng = np.random.default_rng(seed)
@@ -84,15 +77,7 @@ def train_net(tiles: TileSet, parts: NDArray[np.int8], spec: StackSpec, *, steps
 
 
 def augmented(x: Tensor, turns: NDArray[np.bool_], rng: np.random.Generator) -> Tensor:
-    """Tiles a little turned, enlarged and moved; those that have no upright also by right angles, and mirrored.
-
-    Parameters
-    ----------
-    x : Tensor, float32, (n, c, h, w)
-    turns : ndarray, bool, (n,)
-        Which have no upright.
-    rng : Generator
-    """
+    """Tiles (n, c, h, w), float32, a little turned and moved; those in `turns`, (n,), in all eight ways."""
     n = len(x)
     angle = rng.uniform(-_TILT, _TILT, n) + np.pi / 2 * rng.integers(0, 4, n) * turns
     mirror = np.where(turns & (rng.random(n) < 0.5), -1.0, 1.0)

@@ -1,11 +1,11 @@
-"""Pictures with planted oddities: something small that does not belong, at places that are known."""
+"""Pictures with planted novelties: something small that does not belong, at places that are known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -50,8 +50,7 @@ class Planted:
     counts: NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
-class Pictures:
+class Pictures(NamedTuple):
     """Pictures to learn from, and others to plant something in; (h, w, 3), uint8."""
 
     learned: tuple[NDArray[np.uint8], ...]
@@ -59,14 +58,10 @@ class Pictures:
 
 
 def load_pictures(data: Path | None, seed: int) -> Pictures:
-    """Pictures that come with scikit-image, and some of each folder of annotated images.
+    """Pictures that come with scikit-image, and some of each folder of annotated images in `data`.
 
-    Parameters
-    ----------
-    data : Path, optional
-        Holds a folder for each data set.
-    seed : int
-        Decides which are learned from, and which are tested on. Those too small to plant anything in are left out.
+    The seed decides which of these are learned from, and which are tested on. Those too small to plant anything in are
+    left out.
     """
     learned, tested = ([p for name in names for p in _bundled(name)] for names in (_LEARNED, _TESTED))
     for folder in sorted(p for p in data.iterdir() if p.is_dir()) if data is not None else ():
@@ -108,21 +103,10 @@ def plant(
     cell: int,
     rng: np.random.Generator,
 ) -> Planted:
-    """Change some squares of a picture.
+    """Change squares of `size` pixels in a picture (h, w, 3), and tell the cells of `cell` pixels that hold them.
 
-    Parameters
-    ----------
-    pixels : ndarray, uint8, (h, w, 3)
-    sort : {"texture", "blur", "line", "negative"}
-        A piece of another picture of the same mean and contrast; less sharp; with a bright line; dark and bright
-        exchanged.
-    size : int
-        Side of the squares in pixels.
-    others : sequence of ndarray
-        Where textures come from.
-    cell : int
-        Side of the cells that are told apart, in pixels.
-    rng : Generator
+    "texture" is a piece of one of `others`, of the same mean and contrast; "blur" is less sharp; "line" has a bright
+    line; "negative" exchanges dark and bright.
     """
     found, inside = pixels.copy(), np.zeros(pixels.shape[:2], bool)
     planted = 0

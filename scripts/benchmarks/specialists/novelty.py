@@ -1,8 +1,7 @@
-"""Oddities without labels: our ways of finding them beside exhaustive scoring with the same features."""
+"""Novelty without labels: our ways of finding them beside exhaustive scoring with the same features."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,9 +17,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from benchmarks.report import Section
-from benchmarks.specialists.oddities_data import SIZES, SORTS, Pictures, Planted, Sort, load_pictures, plant
+from benchmarks.specialists.pictures import SIZES, SORTS, Pictures, Planted, load_pictures, plant
 from coarse2fine.analysis_run import EXPLORE_BUDGET
-from coarse2fine.bundle import locate
 from coarse2fine.fitting.explorer import drawn_from
 from coarse2fine.fitting.explorer_kinds import How, add_kinds
 from coarse2fine.model import Model, load_model
@@ -39,9 +37,6 @@ from coarse2fine.tiling.opening import open_image
 # Of all cells, what a memory bank holds.
 _BANKED = 0.1
 _ENCODER, _PLAIN, _BANK = "generic", "k-means", "memory bank"
-_ROW = "{:<22} {:>7} {:>7} " + "{:>9} " * (len(SIZES) + 1) + "  {}"
-Case = tuple[Sort, int]
-CASES: tuple[Case, ...] = tuple(product(SORTS, SIZES))
 _DRAWS = 2000
 
 
@@ -53,62 +48,41 @@ class Scored:
     cost: float
 
 
-class Row(NamedTuple):
-    """Average precision, area under the ROC curve, cost, and which picture it was."""
+class Ranking(NamedTuple):
+    """Average precision, area under the ROC curve, cost, and the picture's number."""
 
     precision: float
     area: float
     cost: float
-    picture: str
+    picture: int
 
 
 # From a picture and a seed to scores.
 Method = Callable[[Planted, int], Scored]
 
 
-def measure_oddities(data: Path | None, seeds: int, runtime: Runtime | None = None) -> Section:
-    """Plant oddities in pictures, and see which cells each method finds oddest.
+def measure_novelty(data: Path | None, seeds: int) -> Section:
+    """Plant novelties in pictures (see `load_pictures`), and see which cells each method finds most novel.
 
-    Parameters
-    ----------
-    data : Path, optional
-        See `load_pictures`.
-    seeds : int
-        Each plants elsewhere, tests on other pictures of a folder, and trains kinds anew.
-    runtime : Runtime, optional
+    Each seed plants elsewhere, tests on other pictures of a folder, and trains kinds anew.
     """
-    runtime = runtime or Runtime.choose("cpu")
-    model = _without_kinds(load_model(_ENCODER))
-    cell = model.geometry.fine_cell
-    found: dict[str, dict[Case, list[Row]]] = {}
+    runtime = Runtime.choose("cpu")
+    # Kinds are learned anew, from pictures that nothing is planted in.
+    model = replace(load_model(_ENCODER), tree=None, groups=None, decoder=None, labels=LABELS)
+    cell, numbers = model.geometry.fine_cell, dict[bytes, int]()
+    found: dict[str, list[Ranking]] = {}
     for seed in range(seeds):
         pictures = load_pictures(data, seed)
         methods = _methods(model, pictures, runtime, seed)
-        for (number, pixels), (at, case) in product(enumerate(pictures.tested), enumerate(CASES)):
-            picture = hashlib.sha256(pixels.tobytes()).hexdigest()
+        for (number, pixels), (at, case) in product(enumerate(pictures.tested), enumerate(product(SORTS, SIZES))):
+            picture = numbers.setdefault(pixels.tobytes(), len(numbers))
             planted = plant(pixels, *case, pictures.learned, cell, np.random.default_rng((seed, number, at)))
             for name, method in methods.items():
-                row = _measured(method(planted, seed), planted, picture)
-                found.setdefault(name, {}).setdefault(case, []).append(row)
-    return _section(found, seeds)
+                found.setdefault(name, []).append(_ranked(method(planted, seed), planted, picture))
+    return _section(found, len(pictures.tested), seeds)
 
 
-def digest_of(data: Path | None, seeds: int) -> str:
-    """Changes with the pictures and with the encoder."""
-    found = hashlib.sha256(locate(_ENCODER).read_bytes())
-    for seed in range(seeds):
-        pictures = load_pictures(data, seed)
-        for pixels in (*pictures.learned, *pictures.tested):
-            found.update(pixels.tobytes())
-    return found.hexdigest()[:12]
-
-
-def _without_kinds(model: Model) -> Model:
-    """The encoder alone: kinds are learned anew, from pictures that nothing is planted in."""
-    return replace(model, tree=None, groups=None, decoder=None, labels=LABELS)
-
-
-def _measured(scored: Scored, planted: Planted, picture: str) -> Row:
+def _ranked(scored: Scored, planted: Planted, picture: int) -> Ranking:
     """One method on one picture."""
     try:
         from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - slow to import
@@ -117,7 +91,7 @@ def _measured(scored: Scored, planted: Planted, picture: str) -> Row:
 
     true, scores = planted.odd[planted.counts], scored.scores[planted.counts]
     area = float(roc_auc_score(true, scores))
-    return Row(float(average_precision_score(true, scores)), area, scored.cost, picture)
+    return Ranking(float(average_precision_score(true, scores)), area, scored.cost, picture)
 
 
 def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> dict[str, Method]:
@@ -158,7 +132,7 @@ def _features(model: Model, runtime: Runtime, planted: Planted) -> NDArray[np.fl
 
 
 def _chance(planted: Planted, seed: int) -> Scored:
-    """Any cell as odd as any other."""
+    """Random scores."""
     return Scored(np.random.default_rng(seed).random(planted.odd.shape), 0.0)
 
 
@@ -224,30 +198,21 @@ def _explored(model: Model, runtime: Runtime, budget: float | None, planted: Pla
     return Scored(scores[:h, :w], (scan.macs + fine.macs) / whole)
 
 
-def _section(found: Mapping[str, Mapping[Case, list[Row]]], seeds: int) -> Section:
-    sizes = [f"{size} px" for size in SIZES]
-    lines = [_ROW.format("", "AP", "AUROC", *sizes, "cost", "AP less the memory bank's")]
+def _section(found: Mapping[str, list[Ranking]], count: int, seeds: int) -> Section:
     figures: dict[str, float] = {}
-    bank = np.array([row.precision for rows in found[_BANK].values() for row in rows])
-    for name, by_case in found.items():
-        all_rows = [row for rows in by_case.values() for row in rows]
-        table = np.array([(row.precision, row.area, row.cost) for row in all_rows])
-        precision, area, cost = table.mean(axis=0)
-        low, high = _interval(table[:, 0] - bank, np.array([row.picture for row in all_rows]))
-        key = f"oddities/{name.replace(', ', '/').replace(' ', '_')}"
-        figures |= {f"{key}/average_precision": precision, f"{key}/auroc": area, f"{key}/cost": cost}
-        each = {case: float(np.mean([row.precision for row in rows])) for case, rows in by_case.items()}
-        figures |= {f"{key}/average_precision_{sort}_{size}px": value for (sort, size), value in each.items()}
-        figures |= {f"{key}/against_bank_low": low, f"{key}/against_bank_high": high}
-        by_size = [np.mean([value for (_, of), value in each.items() if of == size]) for size in SIZES]
-        shown = [f"{value:.3f}" for value in (precision, area, *by_size, cost)]
-        lines.append(_ROW.format(name, *shown, f"{precision - bank.mean():+.3f} [{low:+.3f}, {high:+.3f}]"))
-    count = len(next(iter(found.values()))[CASES[0]]) // seeds
-    title = f"oddities planted in {count} pictures, {seeds} seeds, found without labels (AP by size; cost: encoder = 1)"
-    return Section(title, tuple(lines), {name: float(value) for name, value in figures.items()})
+    bank = np.array([one.precision for one in found[_BANK]])
+    for name, rankings in found.items():
+        precision, area, cost = np.mean([ranking[:3] for ranking in rankings], axis=0).tolist()
+        less = np.array([ranking.precision for ranking in rankings]) - bank
+        low, high = _interval(less, np.array([ranking.picture for ranking in rankings]))
+        values = {"AP": precision, "AUROC": area, "cost": cost, "AP_less_bank": float(less.mean())}
+        values |= {"AP_less_bank_low": low, "AP_less_bank_high": high}
+        figures |= {f"novelty/{name}/{measure}": value for measure, value in values.items()}
+    title = f"novelties planted in {count} pictures, {seeds} seeds, found without labels (cost: encoder = 1)"
+    return Section(title, figures)
 
 
-def _interval(values: NDArray[np.float64], pictures: NDArray[np.str_]) -> tuple[float, float]:
+def _interval(values: NDArray[np.float64], pictures: NDArray[np.int64]) -> tuple[float, float]:
     """95 % interval of a mean, by drawing pictures anew."""
     _, index = np.unique(pictures, return_inverse=True)
     sums, counts = np.bincount(index, values), np.bincount(index)
