@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coarse2fine.annotations.read import Annotations
 from coarse2fine.bench.cover import chunks_touched, touched
 from coarse2fine.bench.results import Point, Quality
-from coarse2fine.bench.score import Labelled, against_exhaustive, object_boxes
+from coarse2fine.bench.score import Labelled, against_exhaustive
 from coarse2fine.model import Model
 from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.candidates import Candidates
@@ -104,19 +104,12 @@ class SceneLookup:
             share=(scan_macs + fine.macs) / self.exhaustive_macs,
         )
 
-    def covered_by_finds(self) -> float:
-        """Share of the cells of `OBJECT_CELL` pixels that the exhaustive pass's finds touch."""
-        return self._covered(np.array([r.full_box for r in self.reference], np.float64))
-
-    def covered_by_labels(self) -> float:
-        """The same for the labelled objects; points are of the typical size."""
-        return self._covered(object_boxes(self.truth, self.model))
+    def covered(self, full_boxes: NDArray[np.float64]) -> float:
+        """Share of the squares of `OBJECT_CELL` pixels that boxes (n, 4) touch."""
+        step = (OBJECT_CELL, OBJECT_CELL)
+        return float(touched(full_boxes.reshape(-1, 4), (self.image.height, self.image.width), step).mean())
 
     def within(self, covered: NDArray[np.bool_]) -> Candidates:
         """Candidates of the exhaustive pass in the cells of a map."""
         cells = self.candidates.cells // self.model.geometry.fine
         return self.candidates.take(covered[cells[:, 0], cells[:, 1]])
-
-    def _covered(self, boxes: NDArray[np.float64]) -> float:
-        step = (OBJECT_CELL, OBJECT_CELL)
-        return float(touched(boxes.reshape(-1, 4), (self.image.height, self.image.width), step).mean())

@@ -26,7 +26,7 @@ from coarse2fine.bench.results import (
     RecallCurve,
     SceneFacts,
 )
-from coarse2fine.bench.score import against_exhaustive
+from coarse2fine.bench.score import against_exhaustive, object_boxes
 from coarse2fine.engine import analyze
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
@@ -171,8 +171,8 @@ class _Recorder:
             finds=len(lookup.reference),
             label_recall=lookup.whole.recall_labels,
             label_precision=lookup.whole.precision_labels,
-            labels_cover=lookup.covered_by_labels(),
-            finds_cover=lookup.covered_by_finds(),
+            labels_cover=lookup.covered(object_boxes(lookup.truth, lookup.model)),
+            finds_cover=lookup.covered(np.array([r.full_box for r in lookup.reference], np.float64)),
             scan_share=lookup.scan.macs / lookup.exhaustive_macs,
             chunks_assumed=stored_whole(image),
             chunks_decoded=math.nan if stored_whole(image) else default.chunks / chunk_count(image),

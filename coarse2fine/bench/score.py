@@ -21,16 +21,7 @@ _SAME_IOU = 0.5
 
 @dataclass(frozen=True)
 class LabelScore:
-    """Finds against the labelled objects.
-
-    Parameters
-    ----------
-    hits : int
-        Objects found.
-    false_alarms : int
-        Finds that are no object; those where nobody has annotated do not count.
-    objects : int
-    """
+    """Objects found, finds that are none (but for those where nobody has annotated), and objects in all."""
 
     hits: int
     false_alarms: int
