@@ -16,7 +16,7 @@ from coarse2fine.audit.certify import certify
 from coarse2fine.audit.pilot import MOST_OVER, Pilot, affordable, scan_pays
 from coarse2fine.audit.result import Audit, Audited
 from coarse2fine.audit.survey import survey
-from coarse2fine.config import Budget, Config
+from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.candidates import Candidates
@@ -67,7 +67,6 @@ class AnalysisRun:
         self, image: Image, model: Model, config: Config, kept: Checkpoint, mask: MaskSource | None = None
     ) -> None:
         self._image, self._model, self._config, self._kept = image, model, config, kept
-        self._limits = config.limits
         self._deadline = None if config.seconds is None else time.perf_counter() + config.seconds
         self.runtime = Runtime.choose(config.device, config.precision)
         self.threshold = model.threshold if config.threshold is None else config.threshold
@@ -80,16 +79,29 @@ class AnalysisRun:
         else:
             self.exhaustive_macs = dense.macs(model.refiner_macs)
         self.pilot = Pilot.none(self.cell_shape)
-        self._whole = self._limits.exhaustive or self._may_refine_all()
-        self.sample = config.sample(model)
+        self._whole = config.exhaustive or self._may_refine_all()
+        self.sample = self._checked_sample()
         self.asked = bool(self.sample or config.recall)
+
+    def _checked_sample(self) -> float:
+        """Share of the exhaustive pass's multiply-adds for a random sample."""
+        config, model = self._config, self._model
+        if model.task == "detect":
+            return config.sample
+        if config.recall or config.audit:
+            raise ValueError(
+                f"{model.name} was not fitted to anything, so there is no recall to speak of: leave out recall and "
+                "audit, or fit a model"
+            )
+        return 0.0
 
     def _may_refine_all(self) -> bool:
         """Whether a number of cells, and no other limit, is given that leaves out none."""
-        limits = self._limits
-        if limits.cells is None or limits.cells < self.inside.sum() or self._model.task == "explore":
+        cells = self._config.cells
+        if cells is None or cells < self.inside.sum() or self._model.task == "explore":
             return False
-        return replace(limits, cells=None) == Budget() or replace(limits, cells=None).exhaustive
+        rest = replace(self._config, cells=None)
+        return rest.exhaustive or not rest.limited
 
     def look(self, tick: Tick | None) -> tuple[Scan, Read]:
         """The scan, and how the refine net's output is to be read."""
@@ -115,15 +127,15 @@ class AnalysisRun:
     def _most_explored(self) -> int:
         """Multiply-adds for the sample and all refining of an "explore" model."""
         most = self._dense().macs(self._model.window_macs)
-        if self._limits.share is None:
+        if self._config.budget is None:
             return most
-        left = int(self._limits.share * self.exhaustive_macs) - scan_macs(self._model, self._image.shape[:2])
+        left = int(self._config.budget * self.exhaustive_macs) - scan_macs(self._model, self._image.shape[:2])
         return min(most, left)
 
     def _scan_is_dear(self) -> bool:
         """Whether the scan alone would take more than the exhaustive pass, which no limit forbids."""
-        limits = self._limits
-        default = limits.share is None and limits.cells is None and self._config.recall is None
+        config = self._config
+        default = config.budget is None and config.cells is None and config.recall is None
         return default and scan_macs(self._model, self._image.shape[:2], self.inside) > self.exhaustive_macs
 
     def _masked(self, scan: Scan) -> Scan:
@@ -135,12 +147,12 @@ class AnalysisRun:
 
     @property
     def _prices_first(self) -> bool:
-        return self._config.recall is not None and self._limits == Budget() and not self._whole
+        return self._config.recall is not None and not self._config.limited and not self._whole
 
     def _pays(self, read: Read) -> bool:
         """Whether a scan pays: always, but for a recall for which refining everything seems to cost less."""
-        recall, sure, macs = self._config.recall, self._config.sure, self._dense().macs(self._model.window_macs)
-        if recall is None or not self._prices_first:
+        config, macs = self._config, self._dense().macs(self._model.window_macs)
+        if config.recall is None or not self._prices_first:
             return True
         bare = self._standing(
             np.zeros(self.cell_shape, np.float32),
@@ -148,7 +160,7 @@ class AnalysisRun:
             Candidates.empty(),
             partial(self.refine_piece, read=read),
         )
-        pilot = Pilot.draw(bare, macs, recall, confidence=sure.confidence, seed=self._config.seed)
+        pilot = Pilot.draw(bare, macs, config.recall, confidence=config.confidence, seed=config.seed)
         self.pilot = pilot or self.pilot
         return scan_pays(pilot, scan_macs(self._model, self._image.shape[:2], self.inside), macs)
 
@@ -169,28 +181,28 @@ class AnalysisRun:
         return plan if self.inside.all() else plan.take(plan.touching(self.inside))
 
     def _choose(self, scan: Scan) -> Plan:
-        limits, model = self._limits, self._model
+        config, model = self._config, self._model
         if self._whole:
             return self._dense()
-        if limits.cells is not None:
-            return self._few(scan, limits.cells)
+        if config.cells is not None:
+            return self._few(scan, config.cells)
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs)
-        if limits.share is None and model.task == "detect":
+        if config.budget is None and model.task == "detect":
             plan = chosen(tau=model.tau)
-            if self._config.recall is not None:
+            if config.recall is not None:
                 pilot = self.pilot if self._prices_first else None
                 spent = scan.macs + self.pilot.macs
                 return affordable(plan, pilot, spent, self._dense(), model.window_macs)
-            return self._cheapest(plan) if limits == Budget() else plan
+            return plan if config.limited else self._cheapest(plan)
         left = self._left(scan)
-        if self._config.recall is None:
+        if config.recall is None:
             return chosen(budget_macs=left)
         # A certification needs an audit too; it begins with further windows, if these make both together cheaper.
         return chosen(budget_macs=left // 2, tau=model.tau)
 
     def _left(self, scan: Scan) -> int:
         """Multiply-adds for windows."""
-        share = self._limits.share
+        share = self._config.budget
         if share is None and self._model.task == "detect":
             return int(MOST_OVER * self._dense().macs(self._model.window_macs)) - scan.macs
         self._check_pays(scan.macs, self.sample)
@@ -204,7 +216,7 @@ class AnalysisRun:
         plan = choose(scan.interest, window, window_macs=macs, budget_cells=cells)
         if not len(plan) or plan.macs(macs) <= left:
             return plan
-        if self._limits.share is None:
+        if self._config.budget is None:
             left = max(left, int(plan.costs(macs)[0]))  # a scan is there to be followed by a closer look
         sides = (window, *(side for side in _LARGER if side > window and side**2 <= cells))
         plans = [choose(scan.interest, s, window_macs=macs, budget_macs=left, budget_cells=cells) for s in sides]
@@ -246,7 +258,7 @@ class AnalysisRun:
             read=read,
             runtime=self.runtime,
             batch_size=self._config.batch_size,
-            capped=not self._whole and (self._limits.share is not None or self._config.recall is not None),
+            capped=not self._whole and (self._config.budget is not None or self._config.recall is not None),
         )
 
     def audit(self, scan: Scan, plan: Plan, fine: Refinement, read: Read, tick: Tick | None = None) -> Audited:
@@ -255,16 +267,16 @@ class AnalysisRun:
         again = partial(self._refine_more, read=read, tick=tick)
         covered = plan.take(fine.done).covered() | ~self.inside
         standing = self._standing(interest, covered, fine.candidates, again)
-        sure, seed = self._config.sure, self._config.seed
-        if sure.recall is not None and not fine.cut:
+        config = self._config
+        if config.recall is not None and not fine.cut:
             most = MOST_OVER * self._dense().macs(self._model.window_macs)
-            share = math.inf if self._limits.share is None else self._limits.share * self.exhaustive_macs
+            share = math.inf if config.budget is None else config.budget * self.exhaustive_macs
             left = int(min(most, share)) - scan.macs - fine.macs - self.pilot.macs
-            return certify(standing, sure.recall, confidence=sure.confidence, seed=seed, most_macs=left)
+            return certify(standing, config.recall, confidence=config.confidence, seed=config.seed, most_macs=left)
         macs = int(self.sample * self.exhaustive_macs)
         if fine.cut or not macs:
-            return Audited.none(standing, None if sure.recall is None and not macs else sure.confidence)
-        return survey(standing, macs, confidence=sure.confidence, seed=seed, if_telling=sure.audit is None)
+            return Audited.none(standing, None if config.recall is None and not macs else config.confidence)
+        return survey(standing, macs, confidence=config.confidence, seed=config.seed, if_telling=config.audit is None)
 
     def told(self, audit: Audit) -> Audit | None:
         """What is worth saying of recall: nothing where nobody asked and nothing came of it."""
@@ -293,9 +305,9 @@ class AnalysisRun:
 
     def _check_pays(self, macs: int, sample: float = 0.0) -> None:
         share = macs / self.exhaustive_macs + sample
-        if self._limits.share is not None and self._limits.share < share:
+        if self._config.budget is not None and self._config.budget < share:
             audit = " and the audit" if sample else ""
             raise ValueError(
-                f"a budget of {self._limits.share:g} does not pay for the scan{audit}, which alone costs {share:.3f} "
+                f"a budget of {self._config.budget:g} does not pay for the scan{audit}, which alone costs {share:.3f} "
                 "of the exhaustive pass; allow more, or give no budget"
             )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from coarse2fine.models.errors import ModelError
+from coarse2fine.tiling.storage.regular import open_regular
 
 FORMAT_VERSION = 1
 SUFFIX = ".c2f"
@@ -51,6 +54,27 @@ def locate(model: str | os.PathLike[str]) -> Path:
         return Path(str(resources.files("coarse2fine.models") / "embedded" / f"{model}{SUFFIX}"))
     known = ", ".join(repr(n) for n in embedded_names())
     raise ModelError(f"no model {str(model)!r}: it is neither a file nor one of the embedded models ({known})")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model file and the hash of its content, which stand for the model wherever it is needed."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, model: str | os.PathLike[str]) -> ModelSpec:
+        """The spec of a model file, or of an embedded model by its name.
+
+        Raises
+        ------
+        ModelError
+            If there is no such model.
+        """
+        path = locate(model).absolute()
+        with open_regular(path) as file:
+            return cls(str(path), hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def packed(arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> bytes:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Unpack
 
 from coarse2fine.analysis_run import AnalysisRun
-from coarse2fine.audit.caps import Cap
-from coarse2fine.config import Config, ModelSpec
+from coarse2fine.bundle import ModelSpec
+from coarse2fine.config import AnalysisOptions, Config, config_of, takes_options
 from coarse2fine.model import Model, load_model
-from coarse2fine.models.runtime import Precision
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.remembered import notes_on, open_for, warn_of
 from coarse2fine.results.analysis import Analysis, closed_on_failure
@@ -22,26 +22,16 @@ from coarse2fine.steps.traits import describe_kinds
 from coarse2fine.tiling.opening import ImageSource, open_image
 
 
+@takes_options
 def analyze(
     image: ImageSource,
     model: str | os.PathLike[str] | Model = "generic",
     *,
-    budget: float | None = None,
-    cells: int | None = None,
-    seconds: float | None = None,
-    recall: float | None = None,
-    confidence: float = 0.95,
-    audit: float | None = None,
-    cap: Cap = "seen",
-    threshold: float | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    precision: Precision = "auto",
-    batch_size: int | None = None,
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
     mask: MaskSource | None = None,
     progress: bool = False,
+    **options: Unpack[AnalysisOptions],
 ) -> Analysis:
     """Analyse an image of any size at a small share of the exhaustive pass's cost.
 
@@ -109,23 +99,12 @@ def analyze(
         If the image cannot be opened or scanned.
     ModelError
         If the model cannot be loaded.
+    TypeError
+        If a parameter's name is unknown; the message lists those that there are.
     ValueError
         If the budget does not pay for the scan, or parameters are out of range or contradict each other.
     """
-    config = Config(
-        budget=budget,
-        cells=cells,
-        seconds=seconds,
-        recall=recall,
-        confidence=confidence,
-        audit=audit,
-        cap=cap,
-        threshold=threshold,
-        seed=seed,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-    )
+    config = config_of(analyze, options)
     with Progress(progress) as bars:
         sha256 = None if isinstance(model, Model) else ModelSpec.of(model).sha256
         loaded = load_model(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar, get_args
 
 import cv2
 import numpy as np
@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .precision import Precision
+
 # glibc returns large freed blocks to the system and requests them again with every batch: a page fault for each 4 KiB
 # of activations, which took longer than the convolutions. Allocating and freeing a block just under 32 MiB makes it
 # keep smaller ones (see M_MMAP_THRESHOLD in mallopt(3)); the block is not touched, so it costs nothing.
 _BALLAST = 31 << 20
 
-Precision = Literal["auto", "fp32", "bf16"]
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -52,7 +53,7 @@ class Runtime:
         ValueError
             If the device or the precision is unknown or not available.
         """
-        if precision not in ("auto", "fp32", "bf16"):
+        if precision not in get_args(Precision):
             raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16', got {precision!r}")
         try:
             place = torch.device(device or _default_device())

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from inspect import Parameter, getdoc, signature
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coarse2fine import analysis_run, analyze
-from coarse2fine.config import Budget
+from coarse2fine import analysis_run, analyze, analyze_folder
+from coarse2fine.config import AnalysisOptions, Config
 from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
@@ -28,9 +31,9 @@ MakeImage = Callable[..., NDArray[np.uint8]]
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"share": 0.0}, "budget must be a positive share"),
-        ({"share": float("nan")}, "budget must be a positive share"),
-        ({"share": float("inf")}, "budget must be a positive share"),
+        ({"budget": 0.0}, "budget must be a positive share"),
+        ({"budget": float("nan")}, "budget must be a positive share"),
+        ({"budget": float("inf")}, "budget must be a positive share"),
         ({"cells": 0}, "at least 1; got 0"),
         ({"cells": 2.5}, "a whole number of cells"),
         ({"cells": float("inf")}, "a whole number of cells"),
@@ -39,7 +42,39 @@ MakeImage = Callable[..., NDArray[np.uint8]]
 )
 def test_limits_are_positive(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Budget(**values)
+        Config(**values)
+
+
+def test_parameters_are_those_of_the_config() -> None:
+    assert get_type_hints(AnalysisOptions) == get_type_hints(Config)
+    config = signature(Config).parameters
+    for function in (analyze, analyze_folder):
+        shown = signature(function).parameters
+        assert {name: shown[name].default for name in config} == {name: p.default for name, p in config.items()}
+        assert {shown[name].kind for name in config} == {Parameter.KEYWORD_ONLY}
+        assert "options" not in shown
+        described = getdoc(function) or ""
+        assert [name for name in shown if not re.search(rf"\b{name}\b", described)] == []
+    assert list(signature(analyze).parameters)[:3] == ["image", "model", "budget"]
+    assert signature(analyze).parameters["progress"].default is False
+
+
+def test_what_is_stored_of_parameters_stays() -> None:
+    config = Config(budget=0.5, confidence=0.9, threshold=0.3, seed=np.int64(7), batch_size=4)
+    stated = {"budget": 0.5, "cells": None, "seconds": None, "recall": None, "confidence": 0.9, "audit": None}
+    stated |= {"cap": "seen", "threshold": 0.3, "seed": 7}
+    assert list(config.parameters().items()) == list(stated.items())
+    json.dumps(config.parameters())
+    # Results of a batch are found again by these.
+    assert asdict(config) == {**stated, "device": None, "precision": "auto", "batch_size": 4}
+
+
+def test_a_wrong_name_is_answered_with_the_right_ones(make_image: MakeImage) -> None:
+    wrong: dict[str, Any] = {"bugdet": 0.1}
+    with pytest.raises(TypeError, match=r"analyze\(\) has no parameter 'bugdet'; .* budget, .* channels, .* progress$"):
+        analyze(make_image(40, 40), **wrong)
+    with pytest.raises(TypeError, match=r"analyze_folder\(\) has no parameter 'bugdet'; .* budget, .* time_limit"):
+        analyze_folder("images", "out", **wrong)
 
 
 @pytest.mark.parametrize("cells", [1, 3, 4, 50, 400])

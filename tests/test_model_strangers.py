@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from coarse2fine import ModelError, load_model
-from coarse2fine.config import ModelSpec
+from coarse2fine.bundle import ModelSpec
 from coarse2fine.model import Model
 from coarse2fine.models.timm_text import parse_network
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from coarse2fine import Analysis, analyze, analyze_folder, load_model, open_image
 from coarse2fine.batch.inputs import Item
 from coarse2fine.batch.job import Opening, key_of
+from coarse2fine.bundle import ModelSpec
 from coarse2fine.cli.main import main
-from coarse2fine.config import Config, ModelSpec
+from coarse2fine.config import Config
 from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.demo.gigapixel import score
 from coarse2fine.fitting.pairs import load_pairs

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.audit.caps import Cap, object_cap, spacing
+from coarse2fine.audit.caps import object_cap, spacing
+from coarse2fine.config import Cap
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.steps.plan import Plan, cover

@@ -13,15 +13,11 @@ References
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from coarse2fine.models.candidates import Candidates
-
-Cap = Literal["seen", "certain"]
-"""From the sizes and distances of the finds seen, or certain."""
 
 # Percentile of sizes and distances that counts as the least: a single outlier must not decide.
 _LOW = 5

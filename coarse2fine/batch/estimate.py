@@ -165,7 +165,7 @@ def _least_and_most(model: Model, config: Config, full_shape: tuple[int, int]) -
     if model.task == "explore":
         before, whole = 0, exploration_macs(model, full_shape, dense)
     else:
-        scan = 0 if config.limits.exhaustive else scan
+        scan = 0 if config.exhaustive else scan
         before, whole = scan, dense.macs(model.refiner_macs)
     return scan, before + whole if config.budget is None else max(scan, round(min(config.budget, 1.0) * whole))
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from coarse2fine._version import __version__
 from coarse2fine.batch.inputs import Item
-from coarse2fine.config import Config, ModelSpec
+from coarse2fine.bundle import ModelSpec
+from coarse2fine.config import Config
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.errors import ModelError
 from coarse2fine.remembered import open_for

@@ -10,18 +10,18 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
-from coarse2fine.audit.caps import Cap
 from coarse2fine.batch.inputs import Item, find_items, sharded, with_masks
 from coarse2fine.batch.job import KEEP_FROM, Job, Opening, Record, cores, key_of, waiting
 from coarse2fine.batch.lock import SINGLE, exclusive_lock
 from coarse2fine.batch.store import reuse_result, warn_on_error
 from coarse2fine.batch.summary import BatchResult
 from coarse2fine.batch.worker import analyze_item, failed
-from coarse2fine.config import Config, ModelSpec
+from coarse2fine.bundle import ModelSpec
+from coarse2fine.config import AnalysisOptions, Config, config_of, takes_options
 from coarse2fine.model import Model
-from coarse2fine.models.runtime import Precision, Runtime
+from coarse2fine.models.runtime import Runtime
 from coarse2fine.paths import PathLike
 from coarse2fine.progress import BatchProgress
 from coarse2fine.report.batch_page import remove_shards, write_batch_report
@@ -77,22 +77,12 @@ class Workers:
             raise ValueError("split, time_limit and memory_limit need workers: give at least 1")
 
 
+@takes_options
 def analyze_folder(
     images: PathLike | Sequence[PathLike],
     out: PathLike,
     model: PathLike | Model = "generic",
     *,
-    budget: float | None = None,
-    cells: int | None = None,
-    seconds: float | None = None,
-    recall: float | None = None,
-    confidence: float = 0.95,
-    audit: float | None = None,
-    cap: Cap = "seen",
-    threshold: float | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    precision: Precision = "auto",
     mpp: float | None = None,
     channels: Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
@@ -105,6 +95,7 @@ def analyze_folder(
     report: bool = True,
     on_error: OnError = "skip",
     progress: bool = False,
+    **options: Unpack[AnalysisOptions],
 ) -> BatchResult:
     """Analyse many images; whatever happens to one of them, the others are done.
 
@@ -121,8 +112,8 @@ def analyze_folder(
         Folder of the results, made where needed.
     model : path, str or Model
         A fitted model, its file, or the name of an embedded one.
-    budget, cells, seconds, recall, confidence, audit, cap, threshold, seed, device, precision, channels, value_range
-        Of each image, as in `analyze`.
+    budget, cells, seconds, recall, confidence, audit, cap, threshold, seed, device, precision, batch_size
+        Of each image, as in `analyze`; so are `channels` and `value_range`.
     mpp : float, optional
         Microns per pixel, instead of what files say; that of a list comes first.
     mask : path, optional
@@ -154,12 +145,14 @@ def analyze_folder(
         If `images` leads to nothing.
     ModelError
         If a model cannot be loaded.
+    TypeError
+        If a parameter's name is unknown; the message lists those that there are.
     ValueError
         If a list cannot be read, or parameters are out of range or contradict each other.
     OSError
         If `out` cannot be written, another run is writing into it, or there is no such scheduler.
     """
-    config = Config(budget, cells, seconds, recall, confidence, audit, cap, threshold, seed, device, precision)
+    config = config_of(analyze_folder, options)
     items = find_items(images)
     return run_batch(
         items if mask is None else with_masks(items, mask),

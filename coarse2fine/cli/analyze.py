@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coarse2fine.cli.options import add_common, add_opening, check_place
+from coarse2fine.cli.options import add_common, add_fields, add_opening, check_place, config_from
 from coarse2fine.terminal import say, say_lines
 
 if TYPE_CHECKING:
@@ -37,29 +37,12 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask", type=Path, help="what to analyse: GeoJSON or an image; or a folder of them, of the images' names"
     )
-    _add_limits(parser.add_argument_group("what to spend, how sure to be"))
+    limits = parser.add_argument_group("what to spend, how sure to be")
+    add_fields(limits, "budget", "cells", "seconds", "recall", "confidence", "audit", "cap", "threshold")
     _add_batch(parser.add_argument_group("batches"))
     add_common(parser)
-    parser.add_argument("-b", "--batch-size", type=int, help="windows refined at once (default: by their size)")
+    add_fields(parser, "batch_size", short="-b")
     parser.set_defaults(run=analyze_command)
-
-
-def _add_limits(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--budget", type=float, help="most to spend, as a share of the exhaustive pass; 1 is that pass")
-    group.add_argument("--cells", type=int, help="most cells to refine")
-    group.add_argument("--seconds", type=float, help="time after which no further window of an image is refined")
-    group.add_argument("--recall", type=float, help="of the exhaustive pass's finds, to be certified, such as 0.95")
-    group.add_argument("--confidence", type=float, default=0.95, help="of what is said of recall (default: 0.95)")
-    group.add_argument(
-        "--audit", type=float, help="share of the exhaustive pass for a random sample of what was skipped"
-    )
-    group.add_argument(
-        "--cap",
-        choices=("seen", "certain"),
-        default="seen",
-        help="most finds in a block, for --recall and --audit: by the sizes seen (default), or with nothing assumed",
-    )
-    group.add_argument("--threshold", type=float, help="probability from which a find is reported")
 
 
 def _add_batch(group: argparse._ArgumentGroup) -> None:
@@ -82,10 +65,8 @@ def analyze_command(parsed: argparse.Namespace) -> int:
     from coarse2fine.batch.job import Opening
     from coarse2fine.batch.run import Workers, run_batch
 
-    config, crew = (
-        _config(parsed),
-        Workers(parsed.workers, parsed.scheduler, parsed.shard, parsed.split, parsed.time_limit),
-    )
+    config = config_from(parsed)
+    crew = Workers(parsed.workers, parsed.scheduler, parsed.shard, parsed.split, parsed.time_limit)
     channels, value_range = (None if v is None else tuple(v) for v in (parsed.channels, parsed.value_range))
     opening = Opening(parsed.mpp, channels, value_range)
     check_place(parsed.output)
@@ -137,25 +118,6 @@ def _analyze_single(parsed: argparse.Namespace, item: Item, config: Config, open
         say_lines(analysis)
     say(f"written {parsed.output}")
     return 0
-
-
-def _config(parsed: argparse.Namespace) -> Config:
-    from coarse2fine.config import Config
-
-    return Config(
-        budget=parsed.budget,
-        cells=parsed.cells,
-        seconds=parsed.seconds,
-        recall=parsed.recall,
-        confidence=parsed.confidence,
-        audit=parsed.audit,
-        cap=parsed.cap,
-        threshold=parsed.threshold,
-        seed=parsed.seed,
-        device=parsed.device,
-        precision=parsed.precision,
-        batch_size=parsed.batch_size,
-    )
 
 
 def _shard(text: str) -> tuple[int, int]:

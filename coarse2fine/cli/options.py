@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from coarse2fine.config import Config
+
+
+def add_fields(parser: argparse._ActionsContainer, *names: str, short: str = "") -> None:
+    """Add options for parameters of an analysis; type, choices, default and help are those of the field of `Config`."""
+    hints = get_type_hints(Config, include_extras=True)
+    for name in names:
+        hint, text = get_args(hints[name])
+        kinds = get_args(hint) or (hint,)
+        kind: dict[str, Any] = {"choices": kinds} if get_origin(hint) is Literal else {"type": kinds[0]}
+        flags = [*short.split(), f"--{name.replace('_', '-')}"]
+        parser.add_argument(*flags, default=getattr(Config, name), help=text, **kind)
+
+
+def config_from(parsed: argparse.Namespace) -> Config:
+    """What a command with options for all parameters of an analysis was given."""
+    return Config(**{field.name: getattr(parsed, field.name) for field in fields(Config)})
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add what every command that computes takes."""
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="torch device (default: the best there is)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    add_fields(parser, "seed", "device", "precision")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 

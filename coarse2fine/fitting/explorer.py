@@ -15,7 +15,8 @@ from coarse2fine.fitting.optimise import train
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.autoencoder import Autoencoder
 from coarse2fine.models.conv_stack import StackSpec
-from coarse2fine.models.runtime import Precision, Runtime
+from coarse2fine.models.precision import Precision
+from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Progress
 from coarse2fine.steps.novelty import LABELS

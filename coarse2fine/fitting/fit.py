@@ -47,7 +47,8 @@ from coarse2fine.fitting.timm_weights import Weights, make_backbone
 from coarse2fine.model import Geometry, Label, Model
 from coarse2fine.models.backbone import Backbone
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
-from coarse2fine.models.runtime import Precision, Runtime
+from coarse2fine.models.precision import Precision
+from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.timm_text import parse_network
 from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Progress

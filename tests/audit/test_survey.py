@@ -17,11 +17,12 @@ from scipy.stats import binomtest
 
 from coarse2fine import Audit, analyze
 from coarse2fine.audit.blocks import AuditState, Blocks
-from coarse2fine.audit.caps import Cap, fullest, object_cap, packed, spacing
+from coarse2fine.audit.caps import fullest, object_cap, packed, spacing
 from coarse2fine.audit.certify import certify
 from coarse2fine.audit.pilot import MOST_OVER, Pilot, affordable
 from coarse2fine.audit.result import Audited, Part
 from coarse2fine.audit.survey import survey
+from coarse2fine.config import Cap
 from coarse2fine.fitting.matching import match
 from coarse2fine.model import Label, Model
 from coarse2fine.models.candidates import Candidates

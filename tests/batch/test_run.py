@@ -29,8 +29,9 @@ from coarse2fine.batch.inputs import Item, find_items, is_one_image, sharded
 from coarse2fine.batch.job import Job, Opening, Record, key_of
 from coarse2fine.batch.run import Workers, analyze_folder, make_jobs
 from coarse2fine.batch.summary import BatchResult
+from coarse2fine.bundle import ModelSpec
 from coarse2fine.cli.main import main
-from coarse2fine.config import Config, ModelSpec
+from coarse2fine.config import Config
 from coarse2fine.engine import run_analysis
 from coarse2fine.model import Model
 from coarse2fine.progress import Progress
