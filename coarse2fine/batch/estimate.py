@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
 
-from coarse2fine.batch.inputs import Item, sharded
-from coarse2fine.batch.job import Job, Opening, loaded
-from coarse2fine.batch.run import Workers, make_jobs, processes
+from coarse2fine.batch.job import Job, loaded
+from coarse2fine.batch.request import BatchRequest
 from coarse2fine.batch.store import done_before
 from coarse2fine.config import Config
 from coarse2fine.model import Model
@@ -114,31 +111,20 @@ class Estimate:
         return "\n".join(map(printable, lines))
 
 
-def estimate(
-    items: Sequence[Item], out: Path, model: str | Path, config: Config, crew: Workers, opening: Opening
-) -> Estimate:
+def estimate(request: BatchRequest) -> Estimate:
     """Open every image of a batch, and add up.
-
-    Parameters
-    ----------
-    items : sequence of Item
-    out : Path
-    model : path or str
-    config : Config
-    crew : Workers
-    opening : Opening
 
     Raises
     ------
     ModelError
         If a model cannot be loaded.
     """
-    jobs = make_jobs(sharded(items, crew.shard), out, model, config, crew, opening)
+    jobs, config, workers = request.jobs(), request.config, request.workers
     runtime = Runtime.choose(config.device, config.precision)
     speed = _speed(loaded(jobs[0].model), runtime) if jobs else 1.0
-    workers = 0 if crew.scheduler is not None else processes(crew, len(jobs), config)
+    number = 0 if workers.scheduler is not None else workers.processes(len(jobs), config)
     memory = psutil.Process().memory_info().rss
-    return Estimate(tuple(_expected(job) for job in jobs), workers, speed, memory)
+    return Estimate(tuple(_expected(job) for job in jobs), number, speed, memory)
 
 
 def _expected(job: Job) -> Expected:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +56,7 @@ class Opening:
     ----------
     mpp : float, optional
         Microns per pixel instead of what a file says.
-    channels : tuple of int, optional
+    channels : int or sequence of int, optional
         Stored channels to read; by default as the model's images were read.
     value_range : (float, float), optional
         Stored values that become black and white; by default as the model's images were read.
@@ -68,10 +68,13 @@ class Opening:
     """
 
     mpp: float | None = None
-    channels: tuple[int, ...] | None = None
-    value_range: tuple[float, float] | None = None
+    channels: int | Sequence[int] | None = None
+    value_range: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        if self.channels is not None:
+            channels = (self.channels,) if isinstance(self.channels, int) else tuple(self.channels)
+            object.__setattr__(self, "channels", channels)
         if self.mpp is not None and not 0 < self.mpp < float("inf"):
             raise ValueError(f"expected positive microns per pixel, got {self.mpp}")
         if self.value_range is not None:
@@ -127,8 +130,7 @@ class Job:
         ImageError
             If it cannot be opened.
         """
-        as_asked = {f.name: getattr(self.opening, f.name) for f in fields(self.opening)}
-        return open_for(loaded(self.model), self.item.source, **as_asked)
+        return open_for(loaded(self.model), self.item.source, **asdict(self.opening))
 
     @property
     def target(self) -> Path:

@@ -131,8 +131,8 @@ def warn_on_error(what: str, *, but: type[Exception] | tuple[type[Exception], ..
     except but:
         raise
     except Exception as error:  # noqa: BLE001
-        warn_on_error = printable(redact(str(error)))
-        _LOG.warning("%s could not be written: %s: %s", printable(redact(what)), type(error).__name__, warn_on_error)
+        text = printable(redact(str(error)))
+        _LOG.warning("%s could not be written: %s: %s", printable(redact(what)), type(error).__name__, text)
 
 
 def tidy(job: Job) -> None:

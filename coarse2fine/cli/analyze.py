@@ -11,9 +11,7 @@ from coarse2fine.cli.options import add_common, add_fields, add_opening, check_p
 from coarse2fine.terminal import say, say_lines
 
 if TYPE_CHECKING:
-    from coarse2fine.batch.inputs import Item
-    from coarse2fine.batch.job import Opening
-    from coarse2fine.config import Config
+    from coarse2fine.batch.request import BatchRequest
 
 _EPILOG = """\
 An image is analysed in this process, a batch by one process a core or by the workers of a Dask scheduler. What is done
@@ -63,54 +61,35 @@ def analyze_command(parsed: argparse.Namespace) -> int:
     from coarse2fine.batch.estimate import estimate
     from coarse2fine.batch.inputs import find_items, is_one_image, with_masks
     from coarse2fine.batch.job import Opening
-    from coarse2fine.batch.run import Workers, run_batch
+    from coarse2fine.batch.request import BatchRequest, Workers
+    from coarse2fine.batch.run import run_batch
 
     config = config_from(parsed)
-    crew = Workers(parsed.workers, parsed.scheduler, parsed.shard, parsed.split, parsed.time_limit)
-    channels, value_range = (None if v is None else tuple(v) for v in (parsed.channels, parsed.value_range))
-    opening = Opening(parsed.mpp, channels, value_range)
+    workers = Workers(parsed.workers, parsed.scheduler, parsed.shard, parsed.split, parsed.time_limit)
+    opening = Opening(parsed.mpp, parsed.channels, parsed.value_range)
     check_place(parsed.output)
-    items = find_items(parsed.input)
+    items, one = find_items(parsed.input), is_one_image(parsed.input)
     if parsed.mask is not None:
         items = with_masks(items, parsed.mask)
+    request = BatchRequest(
+        items, parsed.output, parsed.model, config, workers, opening, flat=one, report=not parsed.no_report
+    )
     if parsed.dry_run:
-        found = estimate(items, parsed.output, parsed.model, config, crew, opening)
+        found = estimate(request)
         say_lines(found)
         return 0 if found.ok else 1
-    one = is_one_image(parsed.input)
-    if one and crew == Workers():
-        return _analyze_single(parsed, items[0], config, opening)
-    batch = run_batch(
-        items,
-        parsed.output,
-        parsed.model,
-        config,
-        crew,
-        opening=opening,
-        flat=one,
-        overwrite=parsed.overwrite,
-        report=not parsed.no_report,
-        on_error=parsed.on_error,
-        progress=not parsed.quiet,
-    )
+    if one and workers == Workers():
+        return _analyze_single(request, parsed)
+    batch = run_batch(request, overwrite=parsed.overwrite, on_error=parsed.on_error, progress=not parsed.quiet)
     say_lines(batch)
     say(f"written {parsed.output}")
     return 0 if batch.ok else 1
 
 
-def _analyze_single(parsed: argparse.Namespace, item: Item, config: Config, opening: Opening) -> int:
+def _analyze_single(request: BatchRequest, parsed: argparse.Namespace) -> int:
     from coarse2fine.batch.single import analyze_single
 
-    analysis = analyze_single(
-        item,
-        parsed.output,
-        parsed.model,
-        config,
-        opening,
-        overwrite=parsed.overwrite,
-        report=not parsed.no_report,
-        progress=not parsed.quiet,
-    )
+    analysis = analyze_single(request, overwrite=parsed.overwrite, progress=not parsed.quiet)
     if analysis is None:
         say(f"{parsed.output} holds this analysis already; do it again with --overwrite")
         return 0

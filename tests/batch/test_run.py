@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine import analyze
-from coarse2fine.batch import lock, run, worker
+from coarse2fine.batch import lock, request, run, worker
 from coarse2fine.batch import store as state
 from coarse2fine.batch.estimate import estimate
 from coarse2fine.batch.inputs import Item, find_items, is_one_image, sharded
 from coarse2fine.batch.job import Job, Opening, Record, key_of
-from coarse2fine.batch.run import Workers, analyze_folder, make_jobs
+from coarse2fine.batch.request import BatchRequest, Workers
+from coarse2fine.batch.run import analyze_folder
 from coarse2fine.batch.summary import BatchResult
 from coarse2fine.bundle import ModelSpec
 from coarse2fine.cli.main import main
@@ -361,7 +362,7 @@ def test_recall_is_pooled(tmp_path: Path, sparse: Model, digits: Any) -> None:
         ({"time_limit": 0.0}, "time_limit must be positive"),
     ],
 )
-def test_a_crew_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_workers_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Workers(**options)
 
@@ -381,7 +382,7 @@ def test_a_dry_run_says_what_would_be_done(
     assert "3 image(s) to do, 0 done already, 1 that cannot be read" in printed
     assert not out.exists()
     items = find_items(folder)
-    budget = estimate(items, out, model_file, Config(budget=0.5), Workers(), Opening())
+    budget = estimate(BatchRequest(items, out, model_file, Config(budget=0.5)))
     with open_image(folder / "bild 0.png") as image:
         spent = run_analysis(image, detector_of(model_file), Config(budget=0.5), steps=Progress(shown=False)).cost
     assert budget.images[1].least_macs == spent.scan_macs
@@ -423,6 +424,8 @@ def test_a_single_image_is_done_once(
     assert not (tmp_path / "out" / ".batch").exists()
     assert main(command) == 0
     assert "holds this analysis already; do it again with --overwrite" in capsys.readouterr().out
+    assert main([*command, "--dry-run"]) == 0
+    assert "0 image(s) to do, 1 done already" in capsys.readouterr().out
     assert main([*command, "--overwrite"]) == 0
     assert "found " in capsys.readouterr().out
 
@@ -642,7 +645,7 @@ def test_lists_with_any_name_and_of_another_encoding(tmp_path: Path) -> None:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**14)
     monkeypatch.setattr(pieces, "ROUND_PIXELS", 2**14)
-    monkeypatch.setattr(run, "KEEP_FROM", 1)
+    monkeypatch.setattr(request, "KEEP_FROM", 1)
     monkeypatch.setattr(planning, "DENSE_SIDE", 8)
 
 
@@ -780,9 +783,7 @@ def test_a_result_is_whole_or_has_no_record(
 ) -> None:
     """Killed between any two steps of moving a result over an older one, the next run does it again."""
     image = write_png(tmp_path / "a.png", make_image(120, 120))
-    (job,) = make_jobs(
-        find_items(image), tmp_path / "out", model_file, Config(), Workers(workers=0), Opening(), flat=False
-    )
+    (job,) = BatchRequest(find_items(image), tmp_path / "out", model_file, workers=Workers(workers=0)).jobs()
     with run_analysis(image, detector_of(model_file), Config(), steps=Progress(shown=False)) as analysis:
         state.commit(job, analysis)
         whole = contents(job.target)

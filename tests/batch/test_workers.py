@@ -27,11 +27,11 @@ import pytest
 from distributed import Client, KilledWorker, LocalCluster, Security
 from numpy.typing import NDArray
 
-from coarse2fine.batch import dask_cluster, run, schedule
+from coarse2fine.batch import dask_cluster, request, schedule
 from coarse2fine.batch.dask_cluster import connected, shared
 from coarse2fine.batch.inputs import find_items
-from coarse2fine.batch.job import Opening
-from coarse2fine.batch.run import Workers, analyze_folder, make_jobs, run_batch
+from coarse2fine.batch.request import BatchRequest, Workers
+from coarse2fine.batch.run import analyze_folder, run_batch
 from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.steps import pieces
@@ -129,9 +129,9 @@ def test_files_that_kill_or_hang_a_worker_are_named_and_the_others_done(
     for number in range(4):
         write_png(tmp_path / "in" / f"{number}.png", make_image(120, 150, seed=number))
     write_bomb(tmp_path / "in" / "1-bomb.bmp", 24_000)
-    crew = Workers(scheduler=client.scheduler.address, time_limit=12)
+    workers = Workers(scheduler=client.scheduler.address, time_limit=12)
     items = find_items([tmp_path / "in", silent_server])
-    batch = run_batch(items, tmp_path / "out", model_file, Config(), crew)
+    batch = run_batch(BatchRequest(items, tmp_path / "out", model_file, workers=workers))
     assert {r.name: r.status for r in batch.failed} == {"1-bomb.bmp": "killed", "never.tif": "timeout"}
     assert sum(r.status == "done" for r in batch.records) == 4
     bomb, hung = sorted(batch.failed, key=lambda r: r.name)
@@ -155,7 +155,7 @@ def test_a_large_image_shared_by_all_workers_equals_one_process(
 ) -> None:
     write_png(tmp_path / "in" / "large.png", make_image(330, 410, seed=5))
     write_png(tmp_path / "in" / "small.png", make_image(100, 100, seed=6))
-    monkeypatch.setattr(run, "KEEP_FROM", 330 * 410)
+    monkeypatch.setattr(request, "KEEP_FROM", 330 * 410)
     monkeypatch.setattr(pieces, "PIECE_PIXELS", 2**14)
     client.run(setattr, pieces, "PIECE_PIXELS", 2**14)
     asked: list[object] = []
@@ -168,8 +168,10 @@ def test_a_large_image_shared_by_all_workers_equals_one_process(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Client, "submit", note)
-            crew = Workers(scheduler=client.scheduler.address, split=True)
-            shared = run_batch(find_items(tmp_path / "in"), tmp_path / "out", model_file, Config(budget=0.7), crew)
+            workers = Workers(scheduler=client.scheduler.address, split=True)
+            shared = run_batch(
+                BatchRequest(find_items(tmp_path / "in"), tmp_path / "out", model_file, Config(budget=0.7), workers)
+            )
     finally:
         client.run(setattr, pieces, "PIECE_PIXELS", 2**26)
     assert shared.ok, str(shared)
@@ -286,7 +288,7 @@ def test_workers_that_cannot_begin_end_the_batch(
     tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_png(tmp_path / "in" / "a.png", np.zeros((64, 64, 3), np.uint8))
-    jobs = make_jobs(find_items(tmp_path / "in"), tmp_path / "out", model_file, Config(), Workers(1), Opening())
+    jobs = BatchRequest(find_items(tmp_path / "in"), tmp_path / "out", model_file, workers=Workers(1)).jobs()
     monkeypatch.setattr(schedule, "wait", lambda futures, **_: SimpleNamespace(done=futures))
     (record,) = schedule.run_jobs(cast("Client", Deadly()), jobs, split=False)
     assert record.status == "killed"

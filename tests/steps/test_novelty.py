@@ -17,8 +17,7 @@ from scipy.stats import multivariate_normal
 from coarse2fine import analyze
 from coarse2fine.batch.estimate import estimate
 from coarse2fine.batch.inputs import find_items
-from coarse2fine.batch.job import Opening
-from coarse2fine.batch.run import Workers
+from coarse2fine.batch.request import BatchRequest
 from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.models.mixture import Mixture, ridge
@@ -99,7 +98,7 @@ def test_a_dry_run_knows_what_exploring_everything_takes(
     for budget, most in ((None, 1.0), (1.0, 1.0), (0.6, 0.6)):
         budgeted = Config(budget=budget)
         expected = estimate(
-            find_items(tmp_path / "a.png"), tmp_path / "out", tmp_path / "odd.c2f", budgeted, Workers(), Opening()
+            BatchRequest(find_items(tmp_path / "a.png"), tmp_path / "out", tmp_path / "odd.c2f", budgeted)
         )
         assert 0 < expected.images[0].least_macs < spent.scan_macs
         assert expected.images[0].most_macs == pytest.approx(most * spent.macs, abs=1)

@@ -1,0 +1,171 @@
+"""What is asked of a batch, and the jobs that it is divided into."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from coarse2fine.batch.inputs import Item, sharded
+from coarse2fine.batch.job import KEEP_FROM, Job, Opening, cores, key_of
+from coarse2fine.bundle import ModelSpec
+from coarse2fine.config import Config
+from coarse2fine.model import Model
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.paths import PathLike
+from coarse2fine.tiling.storage.remote import is_url
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work of a batch.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Processes on this machine; by default one for each core, or a single one where there is an accelerator.
+        0 is this process alone, which a bad file may take down with it.
+    scheduler : str, optional
+        Address of a Dask scheduler instead, such as ``tcp://host:8786``; its workers must see the same files.
+    shard : (int, int), optional
+        (I, N): only the I-th of N equal parts of the batch, counted from 1.
+    split : bool
+        Whether a very large image is refined by all workers together.
+    time_limit : float, optional
+        Seconds that an image may take.
+    memory_limit : float, optional
+        Bytes that a process may take; by default an equal share of the machine's memory.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or parameters contradict each other.
+    """
+
+    workers: int | None = None
+    scheduler: str | None = None
+    shard: tuple[int, int] | None = None
+    split: bool = False
+    time_limit: float | None = None
+    memory_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must be a number of processes, got {self.workers}")
+        if self.workers is not None and self.scheduler is not None:
+            raise ValueError("the workers of a scheduler are started elsewhere: give workers or a scheduler, not both")
+        for name in ("time_limit", "memory_limit"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.workers == 0 and (self.split or self.time_limit or self.memory_limit):
+            raise ValueError("split, time_limit and memory_limit need workers: give at least 1")
+
+    @property
+    def here(self) -> bool:
+        """Whether this process does everything, one image after another."""
+        return self.workers == 0
+
+    @property
+    def name(self) -> str:
+        """Name of the record of what they do."""
+        return "batch" if self.shard is None else f"batch-{self.shard[0]}-of-{self.shard[1]}"
+
+    def processes(self, images: int, config: Config) -> int:
+        """Processes of a local cluster for so many images."""
+        if self.workers:
+            return self.workers
+        if Runtime.choose(config.device, config.precision).device.type != "cpu":
+            return 1
+        return cores() if self.split else min(cores(), images)
+
+    def threads(self, images: int, config: Config) -> int:
+        """Threads of arithmetic of each worker; 0 for as many as a scheduler gives it."""
+        if self.scheduler is not None:
+            return 0
+        return max(1, cores() // (1 if self.here else max(1, self.processes(images, config))))
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """What is asked of a batch.
+
+    Parameters
+    ----------
+    items : sequence of Item
+        The whole batch, of which `workers` may do a part.
+    out : Path
+        Folder of the results.
+    model : path, str or Model
+        For items without one of their own.
+    config : Config
+    workers : Workers
+    opening : Opening
+    flat : bool
+        Whether the results of a single item lie in `out` itself.
+    report : bool
+        Whether to write ``report.html``, of each image and of all.
+    """
+
+    items: Sequence[Item]
+    out: Path
+    model: PathLike | Model
+    config: Config = field(default_factory=Config)
+    workers: Workers = field(default_factory=Workers)
+    opening: Opening = field(default_factory=Opening)
+    flat: bool = False
+    report: bool = True
+
+    def jobs(self) -> list[Job]:
+        """The work on each item, in order.
+
+        Raises
+        ------
+        ModelError
+            If a model cannot be loaded.
+        OSError
+            If `out` cannot be written.
+        ValueError
+            If results would lie in the place of an image.
+        """
+        items, out = sharded(self.items, self.workers.shard), self.out.absolute()
+        names = {item.model for item in items}
+        specs = {name: _spec(self.model, out) if name is None else ModelSpec.of(name) for name in names}
+        run, threads = uuid.uuid4().hex[:8], self.workers.threads(len(items), self.config)
+        jobs = []
+        for item in items:
+            opening = self.opening if item.mpp is None else replace(self.opening, mpp=item.mpp)
+            spec = specs[item.model]
+            job = Job(
+                item=item,
+                out=str(out),
+                folder="" if self.flat else item.name,
+                model=spec,
+                config=self.config,
+                opening=opening,
+                key=key_of(item, spec, self.config, opening),
+                run=run,
+                threads=threads,
+                time_limit=self.workers.time_limit,
+                keep_from=KEEP_FROM,
+                report=self.report,
+            )
+            if not is_url(item.source) and job.target == Path(item.source).absolute():
+                raise ValueError(
+                    f"the results of {item.source} would lie in its own place; name another folder than {out}"
+                )
+            jobs.append(job)
+        return jobs
+
+
+def _spec(model: PathLike | Model, out: Path) -> ModelSpec:
+    """A model in memory is stored beside the results, where every worker finds it."""
+    if not isinstance(model, Model):
+        return ModelSpec.of(model)
+    folder = out / ".batch"
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = ModelSpec.of(model.save(folder / f"{uuid.uuid4().hex}.c2f"))
+    named = ModelSpec(str(folder / f"{spec.sha256[:16]}.c2f"), spec.sha256)
+    Path(spec.path).replace(named.path)
+    return named
