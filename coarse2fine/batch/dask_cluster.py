@@ -19,12 +19,12 @@ from coarse2fine.batch.job import Job, Record
 from coarse2fine.batch.worker import analyze_item, guarded, prepare_item, refine_piece
 
 _SETTINGS = {
-    # What a task holds is not Dask's to spill, and a pause would not make it less; beyond the limit the worker ends.
+    # Dask cannot spill what a task holds, and a pause would not make it less; beyond the limit the worker ends.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
-    # Tries are counted by ourselves, so that what waits at a worker that dies is not blamed.
+    # `Attempts` counts instead, so that a task that only waits at a worker that dies is not blamed.
     "distributed.scheduler.allowed-failures": 10,
     "distributed.worker.multiprocessing-method": "spawn",
     "distributed.comm.timeouts.connect": "60s",
@@ -34,12 +34,12 @@ _SETTINGS = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
 }
-_TELL_EVERY = 0.5
+_EVENT_SECONDS = 0.5
 CONNECTION_SECONDS = 10.0
 
 
 def topic(run: str) -> str:
-    """Under which the workers of a run tell how far they are."""
+    """Name under which the workers of a run send their progress."""
     return f"coarse2fine-{run}"
 
 
@@ -58,7 +58,7 @@ def connected(scheduler: str | None, workers: int, memory_limit: str | float | N
     workers : int
         Processes of a local cluster.
     memory_limit : str or float, optional
-        Of each of them; by default an equal share of the machine's memory.
+        Memory of each of them; by default an equal share of the machine's memory.
 
     Raises
     ------
@@ -107,9 +107,9 @@ def revive(client: Client) -> None:
 
 
 class IgnoreSigint(WorkerPlugin):  # type: ignore[misc]
-    """Ctrl-C is for the process that runs the batch: it ends its workers itself."""
+    """Leave Ctrl-C to the process that runs the batch, which ends its workers itself."""
 
-    name = "coarse2fine-deaf"
+    name = "coarse2fine-ignore-sigint"
 
     def setup(self, worker: Any) -> None:  # noqa: ARG002 (Dask's interface)
         if threading.current_thread() is threading.main_thread():
@@ -118,7 +118,7 @@ class IgnoreSigint(WorkerPlugin):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Workers that die are part of the work: what Dask says of them is said by records."""
+    """Silence Dask's messages on workers that die: records say it."""
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.nanny", "tornado.application")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -132,12 +132,12 @@ def _quiet() -> Iterator[None]:
 
 def analyze_task(job: Job) -> Record | int:
     """Task: one image."""
-    return guarded(_threaded(job), "all", lambda: analyze_item(job, _Telling(job)))
+    return guarded(_threaded(job), "all", lambda: analyze_item(job, _StepEvents(job)))
 
 
 def prepare_task(job: Job) -> Record | int:
     """Task: one image, or where it is large its scan alone; then the pieces of its refinement."""
-    return guarded(_threaded(job), "scan", lambda: prepare_item(job, _Telling(job)))
+    return guarded(_threaded(job), "scan", lambda: prepare_item(job, _StepEvents(job)))
 
 
 def piece_task(job: Job, number: int) -> Record | int:
@@ -150,8 +150,8 @@ def _threaded(job: Job) -> Job:
     return job if job.threads else replace(job, threads=get_worker().state.nthreads)
 
 
-class _Telling:
-    """Steps of an image, told to the scheduler now and then."""
+class _StepEvents:
+    """Progress of an image, sent to the scheduler as events, at most two a second."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -161,7 +161,7 @@ class _Telling:
     def task(self, name: str) -> Callable[[int, int], None]:
         def tick(done: int, total: int) -> None:
             now = time.monotonic()
-            if now - self._last >= _TELL_EVERY:
+            if now - self._last >= _EVENT_SECONDS:
                 self._last = now
                 message = {"image": self._job.item.name, "step": name, "done": done, "total": total}
                 self._worker.log_event(topic(self._job.run), message)

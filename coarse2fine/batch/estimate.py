@@ -1,4 +1,4 @@
-"""What a batch would do, and what that would take, without doing it."""
+"""Estimate of the work, time and memory of a batch, without doing it."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.storage.redact import redact
 
-# These are decoded whole when they are opened.
+# Formats that are decoded whole when they are opened.
 _WHOLE = {"png", "jpeg", "webp", "bmp", "jpeg2000"}
-# Of the maps of interest, features and windows, and of what choosing takes.
+# Maps of interest, features and windows, and the memory of choosing.
 _BYTES_A_CELL = 40
 _TIMED_SIDE, _TIMED_SECONDS = 32, 0.3
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is expected of one image.
+    """The estimate of one image.
 
     Parameters
     ----------
     name : str
-        Of its results' folder.
+        Name of its results' folder.
     source : str
     shape : tuple of int
-        Height, width and channels; empty where it cannot be opened.
+        Height, width and channels; empty if it cannot be opened.
     least_macs, most_macs : int
         Multiply-adds of the scan alone, and the most there can be.
     memory : int
         Bytes beyond those of the process.
     problem : str
-        Why it cannot be opened.
+        Reason why it cannot be opened.
     done : bool
         Whether its results are there already.
     """
@@ -69,15 +69,15 @@ class Expected:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a batch would take.
+    """The estimate of a batch.
 
     Parameters
     ----------
     images : tuple of Expected
     workers : int
-        Processes at a time; 0 where a scheduler has them.
+        Processes at a time; 0 if a scheduler has them.
     macs_per_second : float
-        Of one process with the refine net, measured here.
+        Speed of one process with the refine net, measured here.
     base_memory : int
         Bytes of a process with its libraries and the model.
     """

@@ -1,4 +1,4 @@
-"""From what a user names (files, folders, globs, lists, addresses) to images, each with a place for its results."""
+"""Find the images that files, folders, globs, lists and addresses name, and name the folder of each one's results."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from coarse2fine.tiling.storage.remote import is_url
 
 LISTS = (".txt", ".csv", ".tsv")
 """Name endings of lists of images."""
-# What Windows does not allow in names, and what lies beside the results.
+# Characters that Windows does not allow in names.
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 _COLUMNS = ("path", "mpp", "model")
 _DELIMITERS = (",", "\t", ";")
 _MOST_BYTES = 2**28
+# Names of what lies beside the results.
 _TAKEN = ("batch.json", "batch.csv", "report.html")
 
 
@@ -39,13 +40,13 @@ class Item:
     source : str
         Absolute path, or address.
     mpp : float, optional
-        Microns per pixel, where the list says it.
+        Microns per pixel, if the list says it.
     model : str, optional
-        Model to use, where the list says it: a file or the name of an embedded one.
+        Model to use, if the list says it: a file or the name of an embedded one.
     name : str
-        Of the folder of its results.
+        Name of the folder of its results.
     mask : str, optional
-        File of what is to be analysed of it.
+        File of the part that is to be analysed.
     """
 
     source: str
@@ -122,7 +123,7 @@ def with_masks(items: Sequence[Item], masks: PathLike) -> list[Item]:
     ----------
     items : sequence of Item
     masks : path
-        A folder or a glob; or one file, for all of them.
+        A folder or a glob; or one file, for all items.
 
     Raises
     ------

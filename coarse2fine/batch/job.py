@@ -1,4 +1,4 @@
-"""What travels to a worker, and what comes back; both small."""
+"""Jobs, which travel to workers, and records, which come back; both are small."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Status = Literal["done", "damaged", "failed", "timeout", "killed", "waiting"]
 KEEP_FROM = 2**27
 """Pixels of an image from which on its scan and the pieces of its refinement are kept while it is being analysed."""
 
-# They change speed, not results.
+# Parameters that change speed, not results.
 _NO_MATTER = ("batch_size",)
 _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
 
@@ -57,9 +57,9 @@ class Opening:
     mpp : float, optional
         Microns per pixel instead of what a file says.
     channels : int or sequence of int, optional
-        Stored channels to read; by default as the model's images were read.
+        Stored channels to read; by default those that the model's images were read by.
     value_range : (float, float), optional
-        Stored values that become black and white; by default as the model's images were read.
+        Stored values that become black and white; by default those of the model's images.
 
     Raises
     ------
@@ -98,7 +98,7 @@ class Job:
     key : str
         Hash of the input's identity, the model, the configuration and this version.
     run : str
-        Of the batch run; tries are counted within one.
+        Name of the batch run; attempts are counted within one.
     threads : int
         Threads for arithmetic.
     time_limit : float, optional
@@ -123,7 +123,7 @@ class Job:
     report: bool = True
 
     def open(self) -> Image:
-        """The image, open, read as it was asked for or else as the model's were.
+        """Open the image: read as it was asked for, or else as the model's images were.
 
         Raises
         ------
@@ -132,25 +132,29 @@ class Job:
         """
         return open_for(loaded(self.model), self.item.source, **asdict(self.opening))
 
+    def record(self, status: Status, error: str = "", traceback: str = "", **more: Any) -> Record:
+        """A record of the job's image."""
+        return Record(self.item.name, self.item.source, status, error, traceback, **more)
+
     @property
     def target(self) -> Path:
-        """Where the results will lie."""
+        """Folder of the results."""
         return Path(self.out) / self.folder if self.folder else Path(self.out)
 
     @property
     def work(self) -> Path:
-        """Where they are made, and where partial work is kept."""
+        """Folder in which they are made, and partial work is kept."""
         return Path(self.out) / ".batch" / (self.folder or "image") / self.key[:16]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one image.
+    """The outcome of one image.
 
     Parameters
     ----------
     name : str
-        Of its results' folder.
+        Name of its results' folder.
     source : str
         Path or address; passwords and signatures are left out of it and of the texts.
     status : str
@@ -158,11 +162,11 @@ class Record:
     error : str
         One line; empty where all went well.
     traceback : str
-        Of the error, or of the worker when it was ended.
+        Traceback of the error, or stacks of the worker when it was ended.
     facts : mapping
         Figures of the result, as JSON values; the same in every run.
     seconds : float
-        That it took in this run.
+        Time that it took in this run.
     fatal : bool
         Whether every other image would fail for the same reason.
     """
@@ -187,18 +191,9 @@ class Record:
         return self.status in {"done", "damaged"}
 
     def to_json(self) -> dict[str, Any]:
-        """What is the same in every run, as JSON values."""
-        record: dict[str, Any] = {"name": self.name, "source": self.source, "status": self.status, **self.facts}
-        if self.error:
-            record["error"] = self.error
-        if self.traceback:
-            record["traceback"] = self.traceback
-        return record
-
-
-def waiting(job: Job) -> Record:
-    """That nothing became of an image yet."""
-    return Record(job.item.name, job.item.source, "waiting")
+        """Everything that is the same in every run, as JSON values."""
+        texts = {name: text for name in ("error", "traceback") if (text := getattr(self, name))}
+        return {"name": self.name, "source": self.source, "status": self.status, **self.facts, **texts}
 
 
 def key_of(item: Item, model: ModelSpec, config: Config, opening: Opening) -> str:

@@ -9,14 +9,14 @@ from pathlib import Path
 from coarse2fine.tiling.writing.lock import locked
 
 SINGLE = "image"
-"""Name of a run whose results lie in the folder itself."""
-# Others hold a lock for a moment, when they look whether it is free.
+"""Name of the run of a single image, whose results lie in the folder itself."""
+# Another run holds a lock for a moment when it checks whether it is free.
 _LOCK_SECONDS = 1.0
 
 
 @contextlib.contextmanager
 def exclusive_lock(out: Path, name: str) -> Iterator[None]:
-    """Keep other runs away, which would take this one's work for their own; the lock of a run that was killed is free.
+    """Hold a lock that keeps other runs away from a folder; that of a run that was killed is free.
 
     Shards of a batch may run at the same time; shards and the whole of it may not.
 
@@ -25,7 +25,7 @@ def exclusive_lock(out: Path, name: str) -> Iterator[None]:
     out : Path
         Folder of the results; must exist.
     name : str
-        Of the run: that of its record, or `SINGLE`.
+        Name of the run: that of its record, or `SINGLE`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What is asked of a batch, and the jobs that it is divided into."""
+"""The request of a batch, and the jobs that it is divided into."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from coarse2fine.tiling.storage.remote import is_url
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work of a batch.
+    """The workers of a batch.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What is asked of a batch.
+    """All that a batch is asked for.
 
     Parameters
     ----------

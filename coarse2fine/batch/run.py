@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from coarse2fine.batch.inputs import find_items, with_masks
-from coarse2fine.batch.job import Job, Opening, Record, waiting
+from coarse2fine.batch.job import Job, Opening, Record
 from coarse2fine.batch.lock import SINGLE, exclusive_lock
 from coarse2fine.batch.request import BatchRequest, Workers
 from coarse2fine.batch.store import reuse_result, warn_on_error
@@ -102,11 +102,12 @@ def analyze_folder(
     OSError
         If `out` cannot be written, another run is writing into it, or there is no such scheduler.
     """
+    config, items = config_of(analyze_folder, options), find_items(images)
     request = BatchRequest(
-        items=find_items(images) if mask is None else with_masks(find_items(images), mask),
+        items=items if mask is None else with_masks(items, mask),
         out=Path(out),
         model=model,
-        config=config_of(analyze_folder, options),
+        config=config,
         workers=Workers(workers, scheduler, None, split, time_limit),
         opening=Opening(mpp, channels, value_range),
         report=report,
@@ -135,7 +136,7 @@ def run_batch(
         try:
             _run(jobs, done, workers, on_error, progress=progress)
         finally:
-            every = tuple(done.get(job.item.name) or waiting(job) for job in jobs)
+            every = tuple(done.get(job.item.name) or job.record("waiting") for job in jobs)
             batch = BatchResult(every, out, before, _provenance(jobs, request.config))
             if not request.flat:
                 _save(batch, workers)

@@ -1,4 +1,4 @@
-"""Jobs to workers, a bounded number at a time; what comes back are records."""
+"""Send jobs to workers, a bounded number at a time, and yield their records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coarse2fine.batch.worker import failed
 
 # Beyond one for each thread, so that no worker waits for the next task to travel.
 _AHEAD = 1.5
-_COUNT_EVERY = 2.0
+_COUNT_SECONDS = 2.0
 # Each of these is ten workers that died; a worker that begins counts for itself.
 _MOST_KILLED = 3
 _NEVER_BEGAN = (
@@ -37,7 +37,7 @@ class _Unit:
 
 
 def run_jobs(client: Client, jobs: Sequence[Job], *, split: bool) -> Generator[Record, None, None]:
-    """Run all jobs, and yield each one's record when it is there.
+    """Run all jobs, and yield the record of each when it is done.
 
     Parameters
     ----------
@@ -62,10 +62,10 @@ class _Schedule:
         self._waiting = deque(units)
         self._submitted: dict[Future, _Unit] = {}
         self._pieces: dict[str, int] = {}
-        self._over: set[str] = set()
+        self._finished: set[str] = set()
         self._killed: Counter[str] = Counter()
         self._number = count()
-        self._slots, self._counted, self._told = 0, -_COUNT_EVERY, False
+        self._threads, self._counted, self._warned = 0, -_COUNT_SECONDS, False
 
     def records(self) -> Iterator[Record]:
         while self._waiting or self._submitted:
@@ -75,35 +75,35 @@ class _Schedule:
             if not self._submitted:
                 continue
             try:
-                done = wait(list(self._submitted), timeout=_COUNT_EVERY, return_when="FIRST_COMPLETED").done
+                done = wait(list(self._submitted), timeout=_COUNT_SECONDS, return_when="FIRST_COMPLETED").done
             except TimeoutError:
                 continue
             for future in done:
                 record = self._next(self._submitted.pop(future), future)
-                # Or else it would be done again if the worker that holds the record dies later.
+                # Otherwise it would be done again if the worker that holds the record dies later.
                 future.release()
                 if record is not None:
                     yield record
 
     def cancel(self) -> None:
-        """Take back what was submitted."""
+        """Take back the submitted tasks."""
         self._waiting.clear()
         self._client.cancel(list(self._submitted))
         self._submitted.clear()
 
     def _window(self) -> int:
-        """Tasks to have submitted; workers may come and go."""
-        if time.monotonic() - self._counted > _COUNT_EVERY:
+        """Number of tasks to have submitted; workers may come and go."""
+        if time.monotonic() - self._counted > _COUNT_SECONDS:
             self._counted = time.monotonic()
-            self._slots = sum(self._client.nthreads().values())
+            self._threads = sum(self._client.nthreads().values())
             revive(self._client)
-            if not (self._slots or self._told or self._client.cluster):
-                self._told = True
+            if not (self._threads or self._warned or self._client.cluster):
+                self._warned = True
                 _LOG.warning("no worker has come to %s yet: the batch waits", self._client.scheduler.address)
-        return max(2, round(_AHEAD * self._slots))
+        return max(2, round(_AHEAD * self._threads))
 
     def _submit(self, unit: _Unit) -> None:
-        if unit.job.item.name in self._over:
+        if unit.job.item.name in self._finished:
             return
         key = f"image-{unit.job.run}-{next(self._number)}"
         self._submitted[self._client.submit(unit.task, unit.job, *unit.arguments, key=key, pure=False)] = unit
@@ -111,7 +111,7 @@ class _Schedule:
     def _next(self, unit: _Unit, future: Future) -> Record | None:
         """The record, if this was all of an image; else what remains of it is submitted first."""
         job = unit.job
-        if job.item.name in self._over:
+        if job.item.name in self._finished:
             return None
         try:
             made = future.result()
@@ -120,13 +120,13 @@ class _Schedule:
             if self._killed[job.item.name] < _MOST_KILLED:
                 self._waiting.append(unit)  # as a rule it has only waited at workers that died
                 return None
-            made = Record(job.item.name, job.item.source, "killed", _NEVER_BEGAN)
+            made = job.record("killed", _NEVER_BEGAN)
         except Exception as error:
             if future.status != "error":
                 raise  # the scheduler is gone
             made = failed(job, "all", error, 0.0)  # a worker that cannot even begin, such as one of another version
         if isinstance(made, Record):
-            self._over.add(job.item.name)
+            self._finished.add(job.item.name)
             return made
         if unit.task is prepare_task:
             self._pieces[job.item.name] = made

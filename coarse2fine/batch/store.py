@@ -1,4 +1,4 @@
-"""What is on disk of a batch: results that are whole, the journal, and how often an image was tried."""
+"""Results of a batch on disk: found again if they are whole, and put in place in one step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENO
 def facts_of(analysis: Analysis) -> dict[str, Any]:
     """Figures of an analysis that a batch adds up; no times."""
     cost, audit = analysis.cost, analysis.audit
-    counts: dict[str, int] = {}
-    for region in analysis.regions:
-        counts[region.label] = counts.get(region.label, 0) + 1
+    counts = Counter(region.label for region in analysis.regions)
     facts: dict[str, Any] = {
         "shape": list(analysis.image.shape),
         "regions": len(analysis.regions),
@@ -68,7 +67,7 @@ def done_before(job: Job) -> Record | None:
 
 
 def reuse_result(job: Job) -> Record | None:
-    """What `done_before` says; results that there are then say where their image lies now, if it was moved since."""
+    """The record of `done_before`; if the image was moved since, its results are told its new place."""
     record = done_before(job)
     if record is None or is_url(job.item.source):
         return record
@@ -85,7 +84,7 @@ def record_of(job: Job, facts: Mapping[str, Any], seconds: float = 0.0) -> Recor
     failures = facts["failures"]
     error = "" if not failures else f"parts cannot be read: {failures[0]}"
     status: Status = "damaged" if failures else "done"
-    return Record(job.item.name, job.item.source, status, error, facts=facts, seconds=seconds)
+    return job.record(status, error, facts=facts, seconds=seconds)
 
 
 def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any
     job : Job
     analysis : Analysis
     whole : bool
-        Otherwise there is more to do: what is kept of the work stays.
+        Whether the image is done; partial work is kept otherwise.
 
     Raises
     ------
@@ -125,7 +124,7 @@ def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any
 
 @contextlib.contextmanager
 def warn_on_error(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """An error in something that a result can do without is told, and ends nothing; those of the kinds `but` do."""
+    """Log an error in something that a result can do without; only errors of the kinds `but` are raised."""
     try:
         yield
     except but:
@@ -147,7 +146,7 @@ def _move(temporary: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(target)
         return
-    # Not in one step; but without these the folder does not count as whole.
+    # This takes several steps; but a folder without these does not count as whole.
     last = (ANALYSIS, RECORD)
     for name in last + tuple(name for name in NOT_ALWAYS if not (temporary / name).exists()):
         (target / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What became of a batch: a text, a record and a table."""
+"""The outcome of a batch: a text, a record and a table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NOTED = 5
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What became of each image of a batch.
+    """The outcome of each image of a batch.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class BatchResult:
     out : Path
         Folder of the results.
     before : int
-        Images that were there already.
+        Number of images that were done already.
     provenance : mapping
         Models, parameters, versions; JSON values.
     """
@@ -59,7 +59,7 @@ class BatchResult:
 
     @property
     def audit(self) -> Audit | None:
-        """What is known of recall over the images that were sampled or refined whole; None if none was sampled."""
+        """Recall over the images that were sampled or refined whole; None if none was sampled."""
         return None if self._pooled is None else self._pooled[0]
 
     @cached_property
@@ -106,7 +106,7 @@ class BatchResult:
         return "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:
-        """All of it as JSON values; the same in every run."""
+        """The outcome as JSON values; the same in every run."""
         return {
             "coarse2fine": __version__,
             **self.provenance,
@@ -128,7 +128,7 @@ class BatchResult:
         return counts
 
     def to_coco(self, path: str | os.PathLike[str]) -> Path:
-        """Write what was found in all images as one COCO data set; see `coarse2fine.results.coco.write_coco`."""
+        """Write the finds of all images as one COCO data set; see `coarse2fine.results.coco.write_coco`."""
         flat = (self.out / ANALYSIS).is_file()  # the results of one image lie in the folder itself
         names = [record.name for record in self.records if record.has_result]
         return write_results_coco(path, [self.out if flat else self.out / name for name in names])

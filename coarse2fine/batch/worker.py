@@ -1,4 +1,4 @@
-"""One image in a worker: whatever happens becomes a record."""
+"""One image in a worker: whatever happens to it becomes a record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import cv2
 import torch
 
 from coarse2fine.analysis_run import AnalysisRun
-from coarse2fine.batch.attempts import MOST_TRIES, Attempts
+from coarse2fine.batch.attempts import MOST_ATTEMPTS, Attempts
 from coarse2fine.batch.job import Job, Record, Status, loaded
 from coarse2fine.batch.store import commit, is_full, record_of
 from coarse2fine.engine import run_analysis
@@ -51,14 +51,14 @@ def analyze_item(job: Job, steps: Steps) -> Record:
 
 
 def analyze_opened(job: Job, image: Image, steps: Steps) -> Analysis:
-    """The analysis of a job's image, with what is kept of an earlier run."""
+    """Analyse a job's image; partial work of an earlier run is used."""
     model = loaded(job.model)
     return run_analysis(
         image,
         model,
         job.config,
         steps=steps,
-        kept=kept_of(job, image),
+        kept=checkpoint_of(job, image),
         mask=job.item.mask,
         model_sha256=job.model.sha256,
     )
@@ -69,8 +69,8 @@ def was_cut(job: Job, analysis: Analysis) -> bool:
     return not (analysis.complete or analysis.failures or job.config.seconds)
 
 
-def kept_of(job: Job, image: Image) -> Checkpoint:
-    """Partial work is kept of large images alone."""
+def checkpoint_of(job: Job, image: Image) -> Checkpoint:
+    """Partial work, which is kept of large images alone."""
     return StoredCheckpoint(job.work) if image.height * image.width >= job.keep_from else Checkpoint()
 
 
@@ -81,23 +81,23 @@ def guarded(job: Job, unit: str, work: Callable[[], Record | int]) -> Record | i
     ----------
     job : Job
     unit : str
-        Which part of the work on this image.
+        Name of the part of the work on this image.
     work : callable
     """
     with _ONE_AT_A_TIME:
         start = time.perf_counter()
         set_threads(job.threads)
         try:
-            tries = Attempts(job, unit)
-            before = tries.begin()
-            words = tries.last_words()
-            if words.startswith(_TIMED_OUT):
-                return _lost(job, unit, "timeout", f"took more than {job.time_limit:g} s", words)
-            if before >= MOST_TRIES:
-                return _lost(job, unit, "killed", f"its worker died {MOST_TRIES} times{_why(words)}", words)
-            with _watched(tries.stacks, job.time_limit):
+            attempts = Attempts(job, unit)
+            before = attempts.begin()
+            stacks = attempts.last_stacks()
+            if stacks.startswith(_TIMED_OUT):
+                return _lost(job, unit, "timeout", f"took more than {job.time_limit:g} s", stacks)
+            if before >= MOST_ATTEMPTS:
+                return _lost(job, unit, "killed", f"its worker died {MOST_ATTEMPTS} times{_why(stacks)}", stacks)
+            with _watched(attempts.stacks, job.time_limit):
                 made = work()
-            tries.end()
+            attempts.end()
         except Exception as error:  # noqa: BLE001 (whatever it is, the other images are analysed)
             return failed(job, unit, error, time.perf_counter() - start)
     return made
@@ -113,14 +113,14 @@ def failed(job: Job, unit: str, error: Exception, seconds: float) -> Record:
     if is_full(error):
         line = f"no space is left in {job.out}: make room and run the same command again ({line})"
     trace = "".join(traceback.format_exception(error))
-    return Record(job.item.name, job.item.source, "failed", line, trace, seconds=seconds, fatal=is_full(error))
+    return job.record("failed", line, trace, seconds=seconds, fatal=is_full(error))
 
 
 def prepare_item(job: Job, steps: Steps) -> Record | int:
-    """Scan an image and count the pieces of its refinement; an image that is not large is analysed at once."""
+    """Scan an image and count the pieces of its refinement; analyse an image that is not large at once."""
     with job.open() as image:
         if image.height * image.width >= job.keep_from and job.config.seconds is None:
-            run = AnalysisRun(image, loaded(job.model), job.config, StoredCheckpoint(job.work), job.item.mask)
+            run = _stored_run(job, image)
             scan, _ = run.look(steps.task("scan"))
             return len(list(cut(run.choose(scan), loaded(job.model))))
     return analyze_item(job, steps)
@@ -129,12 +129,15 @@ def prepare_item(job: Job, steps: Steps) -> Record | int:
 def refine_piece(job: Job, number: int) -> int:
     """Refine one piece of a large image and keep it; returns its number."""
     with job.open() as image:
-        model = loaded(job.model)
-        run = AnalysisRun(image, model, job.config, StoredCheckpoint(job.work), job.item.mask)
+        run = _stored_run(job, image)
         scan, read = run.look(None)
         plan = run.choose(scan)
-        run.refine_piece(plan.take(list(cut(plan, model))[number]), read)
+        run.refine_piece(plan.take(list(cut(plan, loaded(job.model)))[number]), read)
     return number
+
+
+def _stored_run(job: Job, image: Image) -> AnalysisRun:
+    return AnalysisRun(image, loaded(job.model), job.config, StoredCheckpoint(job.work), job.item.mask)
 
 
 def set_threads(count: int) -> None:
@@ -143,15 +146,15 @@ def set_threads(count: int) -> None:
     cv2.setNumThreads(0 if count == 1 else count)
 
 
-def _lost(job: Job, unit: str, status: Status, error: str, words: str) -> Record:
+def _lost(job: Job, unit: str, status: Status, error: str, stacks: str) -> Record:
     with contextlib.suppress(OSError):
         Attempts(job, unit).end()
-    return Record(job.item.name, job.item.source, status, error, words)
+    return job.record(status, error, stacks)
 
 
-def _why(words: str) -> str:
-    if words.startswith("Fatal Python error"):
-        return f" ({words.partition(chr(10))[0]})"
+def _why(stacks: str) -> str:
+    if stacks.startswith("Fatal Python error"):
+        return f" ({stacks.partition(chr(10))[0]})"
     return " (as a rule because it needed more memory than there is)"
 
 

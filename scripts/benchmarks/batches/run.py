@@ -25,7 +25,8 @@ from benchmarks.batches.data import BROKEN, MODEL, write_bomb, write_broken, wri
 from benchmarks.report import Section, SectionReport, compared
 from coarse2fine.batch.dask_cluster import connected, shared
 from coarse2fine.batch.inputs import find_items
-from coarse2fine.batch.run import Workers, run_batch
+from coarse2fine.batch.request import BatchRequest, Workers
+from coarse2fine.batch.run import run_batch
 from coarse2fine.batch.summary import BatchResult
 from coarse2fine.config import Config
 from coarse2fine.progress import Progress, Tick
@@ -155,7 +156,8 @@ def scaling(folder: Path, images: int, rounds: int, tick: Tick) -> Section:
 def _timed(folder: Path, client: Client) -> tuple[BatchResult, float]:
     with tempfile.TemporaryDirectory(dir=folder) as out, shared(client) as scheduler:
         start = time.perf_counter()
-        batch = run_batch(find_items(folder / "in"), Path(out), MODEL, Config(budget=1.0), Workers(scheduler=scheduler))
+        items, workers = find_items(folder / "in"), Workers(scheduler=scheduler)
+        batch = run_batch(BatchRequest(items, Path(out), MODEL, Config(budget=1.0), workers))
         taken = time.perf_counter() - start
     if not batch.ok:
         raise ValueError(f"images that are good were not done: {batch}")
@@ -167,7 +169,7 @@ def out_of_memory(folder: Path, images: int) -> Section:
     good = write_good(folder / "in", _SIDE, images)
     write_bomb(folder / "in" / "bomb.bmp", _BOMB_SIDE)
     workers = Workers(workers=2, memory_limit=_MEMORY)
-    batch = run_batch(find_items(folder / "in"), folder / "out", MODEL, Config(), workers)
+    batch = run_batch(BatchRequest(find_items(folder / "in"), folder / "out", MODEL, Config(), workers))
     status = {record.name: record.status for record in batch.records}
     figures = {
         "memory/others": images,
