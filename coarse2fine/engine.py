@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Unpack
 
 from coarse2fine.analysis_run import AnalysisRun
@@ -12,13 +13,14 @@ from coarse2fine.config import AnalysisOptions, Config, config_of, takes_options
 from coarse2fine.model import Model, load_model
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.remembered import notes_on, open_for, warn_of
-from coarse2fine.results.analysis import Analysis, closed_on_failure
+from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.cost import Clock
 from coarse2fine.results.folder import provenance
 from coarse2fine.steps.checkpoint import Checkpoint
 from coarse2fine.steps.conclude import conclude
 from coarse2fine.steps.mask import MaskSource
 from coarse2fine.steps.traits import describe_kinds
+from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
 
 
@@ -109,7 +111,7 @@ def analyze(
         sha256 = None if isinstance(model, Model) else ModelSpec.of(model).sha256
         loaded = load_model(model)
         opened = open_for(loaded, image, channels=channels, value_range=value_range)
-        with closed_on_failure(opened, mine=opened is not image):
+        with _closed_on_failure(opened, mine=opened is not image):
             warn_of(loaded, opened)
             return run_analysis(opened, loaded, config, steps=bars, mask=mask, model_sha256=sha256)
 
@@ -141,7 +143,7 @@ def run_analysis(
     """
     opened = open_image(image)
     clock, before = Clock(), opened.stats.snapshot()
-    with closed_on_failure(opened, mine=opened is not image):
+    with _closed_on_failure(opened, mine=opened is not image):
         run = AnalysisRun(opened, model, config, kept or Checkpoint(), mask)
         with clock("scan"):
             scan, read = run.look(steps.task("scan"))
@@ -172,3 +174,14 @@ def run_analysis(
             **notes_on(model, opened),
         },
     )
+
+
+@contextmanager
+def _closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
+    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
+    try:
+        yield
+    except BaseException:
+        if mine:
+            image.close()
+        raise

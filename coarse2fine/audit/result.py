@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,10 @@ class Part:
         return cls(kind, found, missed, interval, confidence, sample.cap, certain, sample)
 
     def to_json(self) -> dict[str, Any]:
-        """The audit as JSON values, without `sample`."""
+        """The audit as JSON values; see `from_json`."""
+        sample = None if self.sample is None else dataclasses.asdict(self.sample)
+        if sample is not None and math.isinf(sample["least_cap"]):
+            sample["least_cap"] = None
         return {
             "kind": self.kind,
             "found": self.found,
@@ -85,7 +89,22 @@ class Part:
             "confidence": self.confidence,
             "cap": self.cap,
             "certain": self.certain,
+            "sample": sample,
         }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Part:
+        """Inverse of `to_json`."""
+        low, high = record["missed_interval"]
+        sample = record["sample"]
+        if sample is not None:
+            sample = Sample(**{**sample, "least_cap": math.inf if sample["least_cap"] is None else sample["least_cap"]})
+        return cls(
+            missed=math.nan if record["missed"] is None else record["missed"],
+            missed_interval=(low, high),
+            sample=sample,
+            **{name: record[name] for name in ("kind", "found", "confidence", "cap", "certain")},
+        )
 
     def too_few(self, recall: float, share: float) -> bool:
         """Whether a sample of this share of the blocks could not show that recall even without a find."""
@@ -198,7 +217,7 @@ class Audit:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The audit as JSON values, without samples."""
+        """The audit as JSON values, with the samples from which audits of several images are pooled; see `from_json`."""
         return {
             "found": self.found,
             "missed": None if math.isnan(self.missed) else self.missed,
@@ -215,6 +234,12 @@ class Audit:
             "certified": self.certified,
             "kinds": [part.to_json() for part in self.kinds],
         }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Audit:
+        """Inverse of `to_json`."""
+        names = ("confidence", "blocks", "audited", "side", "target")
+        return cls(tuple(map(Part.from_json, record["kinds"])), **{name: record[name] for name in names})
 
     def __str__(self) -> str:
         work = f"{self.audited:,} of {self.blocks:,} skipped blocks audited" if self.blocks else "nothing was skipped"

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from coarse2fine.batch.job import Job, Record, Status
+from coarse2fine.batch.job import Job, Record
 from coarse2fine.report.image_page import write_report
 from coarse2fine.results.analysis import Analysis
-from coarse2fine.results.folder import ANALYSIS, NOT_ALWAYS, REPORT, audit_json, read_record
+from coarse2fine.results.folder import ANALYSIS, NOT_ALWAYS, REPORT, facts_of, read_record, state_of
 from coarse2fine.results.json_file import write_json
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.storage.redact import redact
@@ -28,29 +28,6 @@ RECORD = "record.json"
 """Written last: a folder with it holds whole results."""
 _LOG = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
-
-
-def facts_of(analysis: Analysis) -> dict[str, Any]:
-    """Figures of an analysis that a batch adds up; no times."""
-    cost, audit = analysis.cost, analysis.audit
-    counts = Counter(region.label for region in analysis.regions)
-    facts: dict[str, Any] = {
-        "shape": list(analysis.image.shape),
-        "regions": len(analysis.regions),
-        "labels": dict(sorted(counts.items())),
-        "macs": cost.macs,
-        "exhaustive_macs": cost.exhaustive_macs,
-        "share": cost.share,
-        "cells": cost.cells,
-        "cells_refined": cost.cells_refined,
-        "complete": analysis.complete,
-        "failures": list(analysis.failures),
-    }
-    if analysis.notes:
-        facts["notes"] = list(analysis.notes)
-    if audit is not None:
-        facts["audit"] = audit_json(audit)
-    return facts
 
 
 def done_before(job: Job) -> Record | None:
@@ -81,9 +58,7 @@ def reuse_result(job: Job) -> Record | None:
 
 def record_of(job: Job, facts: Mapping[str, Any], seconds: float = 0.0) -> Record:
     """The record of an image that has results."""
-    failures = facts["failures"]
-    error = "" if not failures else f"parts cannot be read: {failures[0]}"
-    status: Status = "damaged" if failures else "done"
+    status, error = state_of(facts)
     return job.record(status, error, facts=facts, seconds=seconds)
 
 
@@ -109,7 +84,7 @@ def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any
         if job.report:
             with warn_on_error(f"the page of {job.item.source}", but=OSError):
                 write_report(analysis, temporary / REPORT)
-        facts = facts_of(analysis)
+        facts = facts_of(analysis.summary())
         if whole:
             write_json(temporary / RECORD, {"key": job.key, **facts})
         sync_folder(temporary)

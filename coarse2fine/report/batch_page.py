@@ -19,7 +19,7 @@ from coarse2fine.audit.result import Audit
 from coarse2fine.report.image_page import colour, recall_text, write_report
 from coarse2fine.report.templates import data_uri, render_page
 from coarse2fine.results.analysis import Analysis
-from coarse2fine.results.folder import ANALYSIS, REPORT, THUMBNAIL, pooled_audit, read_audit, read_record
+from coarse2fine.results.folder import ANALYSIS, REPORT, THUMBNAIL, facts_of, pooled_audit, read_record, state_of
 from coarse2fine.results.overlays import encoded
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
@@ -196,24 +196,14 @@ def _said(path: Path) -> list[Mapping[str, Any]]:
 
 def _stored_facts(folder: Path) -> dict[str, Any]:
     try:
-        return _facts_of(folder.name, read_record(folder))
-    except (LookupError, OSError, TypeError, ValueError) as error:  # the others are told of
+        record = read_record(folder)
+        facts = facts_of(record)
+        status, failure = state_of(facts)
+        place = record["image"]["path"] or record["image"]["name"]
+        return {"name": folder.name, "source": place, "status": status, "error": failure, **facts}
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:  # the others are told of
         told = f"no result that can be read ({type(error).__name__}: {error}); analyse the image again"
         return {"name": folder.name, "source": str(folder), "status": "failed", "error": told}
-
-
-def _facts_of(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    cost = record["cost"]
-    failures = record["failures"]
-    return {
-        "name": name,
-        "source": record["image"]["path"] or record["image"]["name"],
-        "status": "damaged" if failures else "done",
-        "shape": record["image"]["shape"],
-        **{key: record[key] for key in ("regions", "labels", "complete", "failures", "audit")},
-        **{key: cost[key] for key in ("macs", "exhaustive_macs", "share", "cells", "cells_refined")},
-        **({"error": f"parts cannot be read: {failures[0]}"} if failures else {}),
-    }
 
 
 def _row(folder: Path, facts: Mapping[str, Any]) -> Row:
@@ -221,13 +211,8 @@ def _row(folder: Path, facts: Mapping[str, Any]) -> Row:
     link = None
     if result.is_dir():
         link = quote(os.fsencode(facts["name"])) + (f"/{REPORT}" if (result / REPORT).is_file() else "/")
-    audit = _audit(facts)
-    return Row(facts, link, _thumbnail(result / THUMBNAIL), "" if audit is None else recall_text(audit))
-
-
-def _audit(facts: Mapping[str, Any]) -> Audit | None:
-    stored = facts.get("audit")
-    return read_audit(stored) if stored else None
+    recall = recall_text(Audit.from_json(facts["audit"])) if facts.get("audit") else ""
+    return Row(facts, link, _thumbnail(result / THUMBNAIL), recall)
 
 
 def _thumbnail(path: Path) -> str | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +31,6 @@ from coarse2fine.results.folder import (
     TILES_CSV,
     TIMING,
     WORLD_REGIONS,
-    audit_json,
     cost_json,
     read_result,
     timing_json,
@@ -350,7 +348,7 @@ class Analysis:
             "windows": len(self.plan),
             "chosen_by": self.chosen_by,
             "cells": {"side": self.cell, "shape": list(self.refined.shape), "scanned": bool(self.interest.size)},
-            "audit": None if self.audit is None else audit_json(self.audit),
+            "audit": None if self.audit is None else self.audit.to_json(),
             "complete": self.complete,
             "failures": list(self.failures),
             "cost": cost_json(self.cost),
@@ -376,14 +374,3 @@ class Analysis:
             f"{name}: {len(self.regions):,} found, {self.cost.cells_refined / self.cost.cells:.2%} of the "
             f"cells refined, {self.cost.speedup:.1f}x less compute"
         )
-
-
-@contextmanager
-def closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
-    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
-    try:
-        yield
-    except BaseException:
-        if mine:
-            image.close()
-        raise

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from coarse2fine._version import __version__, versions
-from coarse2fine.audit.result import Audit, Part
-from coarse2fine.audit.sampling_bound import Sample
+from coarse2fine.audit.result import Audit
 from coarse2fine.model import Model
 from coarse2fine.results.cost import Cost
 from coarse2fine.results.geojson import read_regions
@@ -67,7 +65,7 @@ def _stored(folder: Path, record: Mapping[str, Any], image: ImageSource | None) 
         "refined": refined,
         "cell": cell,
         "cost": _cost(record["cost"], folder / TIMING),
-        "audit": None if record["audit"] is None else read_audit(record["audit"]),
+        "audit": None if record["audit"] is None else Audit.from_json(record["audit"]),
         "complete": record["complete"],
         "failures": tuple(record["failures"]),
         "provenance": {key: value for key, value in record.items() if key not in _KNOWN},
@@ -129,16 +127,28 @@ def timing_json(cost: Cost) -> dict[str, Any]:
     return {"seconds": cost.seconds, **{name: getattr(cost, name) for name in _VARYING}}
 
 
-def audit_json(audit: Audit) -> dict[str, Any]:
-    """An audit as JSON values, with the records from which audits of several images are pooled."""
-    return {**audit.to_json(), "kinds": [_part_json(part) for part in audit.kinds]}
+def facts_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a result that a batch adds up, without times.
+
+    Parameters
+    ----------
+    record : mapping
+        See `read_record`, or `Analysis.summary`.
+    """
+    return {
+        "shape": record["image"]["shape"],
+        "regions": record["regions"],
+        "labels": dict(sorted(record["labels"].items())),
+        **{name: record["cost"][name] for name in ("macs", "exhaustive_macs", "share", "cells", "cells_refined")},
+        **{name: record[name] for name in ("complete", "failures")},
+        **{name: record[name] for name in ("notes", "audit") if record.get(name)},
+    }
 
 
-def _part_json(part: Part) -> dict[str, Any]:
-    sample = None if part.sample is None else dataclasses.asdict(part.sample)
-    if sample is not None and math.isinf(sample["least_cap"]):
-        sample["least_cap"] = None
-    return {**part.to_json(), "sample": sample}
+def state_of(facts: Mapping[str, Any]) -> tuple[Literal["done", "damaged"], str]:
+    """Whether an image with results could be read everywhere, and the error if not."""
+    failures = facts["failures"]
+    return ("damaged", f"parts cannot be read: {failures[0]}") if failures else ("done", "")
 
 
 def _given(image: ImageSource, record: Mapping[str, Any]) -> Image:
@@ -157,25 +167,6 @@ def _cost(record: Mapping[str, Any], timing: Path) -> Cost:
     return Cost(**{name: varying[name] if name in _VARYING else record[name] for name in names})
 
 
-def read_audit(record: Mapping[str, Any]) -> Audit:
-    """The inverse of `audit_json`."""
-    names = ("confidence", "blocks", "audited", "side", "target")
-    return Audit(tuple(_part(part) for part in record["kinds"]), **{name: record[name] for name in names})
-
-
-def _part(record: Mapping[str, Any]) -> Part:
-    low, high = record["missed_interval"]
-    sample = record["sample"]
-    if sample is not None:
-        sample = Sample(**{**sample, "least_cap": math.inf if sample["least_cap"] is None else sample["least_cap"]})
-    return Part(
-        missed=math.nan if record["missed"] is None else record["missed"],
-        missed_interval=(low, high),
-        sample=sample,
-        **{name: record[name] for name in ("kind", "found", "confidence", "cap", "certain")},
-    )
-
-
 def pooled_audit(facts: Iterable[Mapping[str, Any]]) -> tuple[Audit, int] | None:
     """What is known of recall in many images together, and of how many of them; None if nothing is worth saying.
 
@@ -185,9 +176,9 @@ def pooled_audit(facts: Iterable[Mapping[str, Any]]) -> tuple[Audit, int] | None
     Parameters
     ----------
     facts : iterable of mapping
-        Of each image that has results; "audit" as `audit_json` makes it, or None, or missing.
+        Of each image that has results; "audit" as `Audit.to_json` makes it, or None, or missing.
     """
-    every = [read_audit(each["audit"]) if each.get("audit") else None for each in facts]
+    every = [Audit.from_json(each["audit"]) if each.get("audit") else None for each in facts]
     audits = [audit for audit in every if audit is not None and audit.sampled]
     if not audits or (len(audits) < len(every) and not any(audit.blocks for audit in audits)):
         return None

@@ -26,7 +26,7 @@ from coarse2fine.config import Cap
 from coarse2fine.fitting.matching import match
 from coarse2fine.model import Label, Model
 from coarse2fine.models.candidates import Candidates
-from coarse2fine.results.folder import audit_json, pooled_audit
+from coarse2fine.results.folder import pooled_audit
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan, dense_plan
 from coarse2fine.steps.refine import Refinement
@@ -518,9 +518,9 @@ def test_a_certification_costs_no_more_than_the_exhaustive_pass(side: int, recal
 
 def test_images_refined_whole_say_nothing_of_others(detector: Model) -> None:
     world = World(detector, 0, side=40, objects=60)
-    sampled = {"audit": audit_json(survey(world.standing(), world.exhaustive // 10, confidence=0.95, seed=0).audit)}
+    sampled = {"audit": survey(world.standing(), world.exhaustive // 10, confidence=0.95, seed=0).audit.to_json()}
     done = replace(world.standing(), covered=np.ones((40, 40), bool))
-    whole = {"audit": audit_json(survey(done, 0, confidence=0.95, seed=0).audit)}
+    whole = {"audit": survey(done, 0, confidence=0.95, seed=0).audit.to_json()}
     assert pooled_audit([whole, {"audit": None}]) is None
     assert pooled_audit([{}, {}]) is None
     for facts, number in (([whole, whole], 2), ([whole, sampled, {}], 2)):
