@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

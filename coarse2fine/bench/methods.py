@@ -8,7 +8,6 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage.filters import threshold_otsu
 
 from coarse2fine.bench.lookup import SceneLookup
 from coarse2fine.bench.probe import Probe
@@ -19,9 +18,15 @@ from coarse2fine.preprocess import as_channels
 from coarse2fine.steps.choose import choose, merge_windows
 from coarse2fine.steps.plan import dense_plan
 from coarse2fine.steps.windows import best_windows
+from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.grid import blocks
 from coarse2fine.tiling.image import Image
+
+try:  # here, not where it is used: a missing extra is reported before long work
+    from skimage.filters import threshold_otsu
+except ImportError as error:
+    raise MissingExtraError("scikit-image", "the benchmark of scenes", "benchmark") from error
 
 Reference = Literal["exhaustive", "labels"]
 

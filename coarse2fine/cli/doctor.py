@@ -39,6 +39,8 @@ _EXTRAS = {
     "tensorstore": "tensorstore",
     "demo": "sklearn",
     "features": "h5py",
+    "pandas": "pandas",
+    "benchmark": "skimage",
     "anndata": "anndata",
 }
 _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "COARSE2FINE_CACHE")

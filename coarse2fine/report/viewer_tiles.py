@@ -117,7 +117,7 @@ class Tiles:
 
     def __init__(self, analysis: Analysis) -> None:
         self._analysis = analysis
-        self._frame = analysis.tiles
+        self._table = analysis.tiles_table
         self._highest = float(analysis.interest.max(initial=0))
         self.last_level = max(0, math.ceil(math.log2(max(analysis.image.shape[:2]) / TILE)))
         self.labels = tuple(analysis.labels)
@@ -160,7 +160,7 @@ class Tiles:
 
     def window(self, index: int) -> dict[str, Any]:
         """One window of the plan, as JSON values; its box is (x0, y0, x1, y1) in full-resolution pixels."""
-        row = self._frame.iloc[index]
+        row = {name: column[index] for name, column in self._table.items()}
         box = [int(row[name]) for name in ("full_x0", "full_y0", "full_x1", "full_y1")]
         return {"box": box, "score": float(row["score"]), "fired": str(row["fired"]), "finds": int(row["finds"])}
 
@@ -173,7 +173,7 @@ class Tiles:
 
     def _windows(self) -> Shapes:
         names = ("full_y0", "full_x0", "full_y1", "full_x1")
-        boxes = np.stack([self._frame[name].to_numpy(np.float64) for name in names], axis=1)
+        boxes = np.stack([self._table[name] for name in names], axis=1).astype(np.float64)
         return Shapes(boxes, np.zeros(len(boxes), np.int64), [_CYAN], {}, 1)
 
     def _regions(self) -> Shapes:

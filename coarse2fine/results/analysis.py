@@ -20,7 +20,6 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.region import Region
 from coarse2fine.results.coco import Found, file_name, write_coco
 from coarse2fine.results.cost import Cost
-from coarse2fine.results.figure import Picture
 from coarse2fine.results.folder import (
     ANALYSIS,
     MAPS,
@@ -41,7 +40,7 @@ from coarse2fine.results.maps import Maps, write_maps
 from coarse2fine.results.notebook import notebook_html
 from coarse2fine.results.overlays import encoded, read_overview, thumbnail
 from coarse2fine.results.recorded_image import record_of
-from coarse2fine.results.tables import tiles_frame, write_csv, write_parquet
+from coarse2fine.results.tables import Table, as_frame, tiles_table, write_csv, write_parquet
 from coarse2fine.results.tiles import (
     anndata_module,
     as_anndata,
@@ -117,9 +116,8 @@ class Analysis:
 
     def __str__(self) -> str:
         by_label = ", ".join(f"{n} {label}" for label, n in sorted(self.labels.items())) or "nothing"
-        height, width = self.image.height, self.image.width
         lines = [
-            f"{self.image.name}: {width:,} x {height:,} px ({self.image.format})",
+            f"{self.image.name}: {self.image.width:,} x {self.image.height:,} px ({self.image.format})",
             f"found  {len(self.regions):,}: {by_label}",
             f"cost   {self.cost}",
         ]
@@ -142,7 +140,7 @@ class Analysis:
         return "\n".join(map(printable, lines))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a small picture, and the account."""
+        """A small picture and the account, for notebooks."""
         try:
             picture = encoded(self._thumbnail(), ".jpg")
         except ImageError:  # the image is closed, or not here
@@ -159,8 +157,13 @@ class Analysis:
 
     @property
     def tiles(self) -> pd.DataFrame:
-        """The windows of the plan, best first, one row each; see `coarse2fine.results.tables.tiles_frame`."""
-        return tiles_frame(self.plan, self.cell, self.image.shape[:2], self.refined, self.regions)
+        """`tiles_table` as a pandas DataFrame (extra ``pandas``)."""
+        return as_frame(self.tiles_table)
+
+    @property
+    def tiles_table(self) -> Table:
+        """The windows of the plan, best first, as columns; see `coarse2fine.results.tables.tiles_table`."""
+        return tiles_table(self.plan, self.cell, self.image.shape[:2], self.refined, self.regions)
 
     @cached_property
     def overview(self) -> tuple[NDArray[np.uint8], int]:
@@ -200,6 +203,8 @@ class Analysis:
         path : path
             A PNG, PDF or SVG file, by its ending.
         """
+        from coarse2fine.results.figure import Picture  # noqa: PLC0415 (matplotlib is slow to import)
+
         target = Path(path)
         kinds = {label: (each["traits"], each["example"]) for label, each in self.kinds.items()}
         parts = (self.image, self.overview, self.interest, self.plan, self.cell, self.regions, self._title(), kinds)
@@ -235,9 +240,13 @@ class Analysis:
         name = file_name(image.path or image.location, image.name)
         return write_coco(path, [Found(name, image.shape[:2], self.regions, tuple(self.labels))])
 
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write `tiles_table` as CSV."""
+        return write_csv(path, self.tiles_table)
+
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:
-        """Write `tiles` as Parquet."""
-        return write_parquet(path, self.tiles)
+        """Write `tiles_table` as Parquet."""
+        return write_parquet(path, self.tiles_table)
 
     def to_h5(
         self, path: str | os.PathLike[str], model: str | os.PathLike[str] | Model | None = None, *, tile: int = 256
@@ -272,7 +281,7 @@ class Analysis:
         return write_patches(path, patches, self.image)
 
     def to_anndata(self, model: str | os.PathLike[str] | Model, *, tile: int = 256) -> AnnData:
-        """The tiles that `to_h5` writes, with features, as an annotated table (extra ``anndata``).
+        """Tiles as `to_h5` writes them, with features, as an annotated table (extra ``anndata``).
 
         Parameters
         ----------
@@ -287,10 +296,8 @@ class Analysis:
     def to_ome_zarr(self, path: str | os.PathLike[str]) -> Path:
         """Write maps of cells, and labels of pixels, as OME-Zarr 0.5; see `coarse2fine.results.maps.write_maps`."""
         image = self.image
-        return write_maps(
-            path,
-            Maps(image.name, image.shape[:2], image.mpp, self.cell, self.interest, self.refined, self.regions),
-        )
+        maps = Maps(image.name, image.shape[:2], image.mpp, self.cell, self.interest, self.refined, self.regions)
+        return write_maps(path, maps)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write all of it into a folder, made where needed.
@@ -305,9 +312,9 @@ class Analysis:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         (target / ANALYSIS).unlink(missing_ok=True)  # until all is written, this is no whole result
-        tiles = self.tiles
-        write_parquet(target / TILES, tiles)
-        write_csv(target / TILES_CSV, tiles)
+        table = self.tiles_table
+        write_parquet(target / TILES, table)
+        write_csv(target / TILES_CSV, table)
         self._save_regions(target)
         self.to_ome_zarr(target / MAPS)
         self.plot(target / OVERVIEW)

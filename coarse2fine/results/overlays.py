@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cache, partial
 
 import cv2
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
@@ -111,6 +110,8 @@ def encoded(pixels: NDArray[np.uint8], ending: str, quality: int = 85) -> bytes:
 @cache
 def _heat_table() -> NDArray[np.uint8]:
     """Colour and opacity of 256 steps of interest."""
+    import matplotlib as mpl  # noqa: PLC0415 (slow to import)
+
     steps = np.linspace(0, 1, 256)
     rgb = mpl.colormaps[HEAT](steps)[:, :3]
     table = np.concatenate([rgb[:, ::-1], np.clip(steps * 3, 0, 0.85)[:, None]], axis=1)

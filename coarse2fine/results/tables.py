@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from coarse2fine.models.firing import FIRED, NO_FEATURE, feature_name
 from coarse2fine.region import Region
 from coarse2fine.results.json_file import csv_cell
 from coarse2fine.steps.plan import Plan
+from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.summed_area import rectangle_sums, summed_area
 from coarse2fine.tiling.writing.atomic import replacing
 
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
 
 _SEPARATOR = "; "
 
+Table: TypeAlias = Mapping[str, NDArray[Any]]
+"""Columns of one length by name; those of texts have the dtype object."""
 
-def tiles_frame(
+
+def tiles_table(
     plan: Plan, cell: int, full_shape: tuple[int, int], refined: NDArray[np.bool_], regions: Sequence[Region]
-) -> pd.DataFrame:
+) -> Table:
     """The windows of a plan, best first, one row each.
 
     Parameters
@@ -40,50 +45,65 @@ def tiles_frame(
 
     Returns
     -------
-    DataFrame
+    Table
         Columns ``full_y0``, ``full_x0``, ``full_y1``, ``full_x1`` (int64, pixels inside the image, half-open),
         ``height`` and ``width`` (int64, in cells), ``score`` (float32, expected finds), ``fired`` (str, the features
         that fired, strongest first), ``refined`` (bool) and ``finds`` (int64, regions whose centre lies in the window).
     """
-    import pandas as pd  # noqa: PLC0415 (slow to import)
-
     low = plan.cell_corners
     high = np.minimum(low + plan.sides, np.array(plan.cell_shape))
     full_high = np.minimum(high * cell, np.array(full_shape))
     finds = _centres(regions, cell, plan.cell_shape)
-    return pd.DataFrame(
-        {
-            "full_y0": low[:, 0] * cell,
-            "full_x0": low[:, 1] * cell,
-            "full_y1": full_high[:, 0],
-            "full_x1": full_high[:, 1],
-            "height": plan.sides[:, 0],
-            "width": plan.sides[:, 1],
-            "score": plan.scores,
-            "fired": pd.Series(_names(plan), dtype="str"),
-            "refined": rectangle_sums(summed_area(~refined), low, high) == 0,
-            "finds": rectangle_sums(summed_area(finds), low, high).astype(np.int64),
-        }
-    )
+    return {
+        "full_y0": low[:, 0] * cell,
+        "full_x0": low[:, 1] * cell,
+        "full_y1": full_high[:, 0],
+        "full_x1": full_high[:, 1],
+        "height": plan.sides[:, 0],
+        "width": plan.sides[:, 1],
+        "score": plan.scores,
+        "fired": np.array(_names(plan), object),
+        "refined": rectangle_sums(summed_area(~refined), low, high) == 0,
+        "finds": rectangle_sums(summed_area(finds), low, high).astype(np.int64),
+    }
 
 
-def write_parquet(path: str | os.PathLike[str], frame: pd.DataFrame) -> Path:
+def as_frame(table: Table) -> pd.DataFrame:
+    """A table as a DataFrame.
+
+    Raises
+    ------
+    MissingExtraError
+        If pandas is not installed (extra ``pandas``).
+    """
+    try:
+        import pandas as pd  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise MissingExtraError("pandas", "a DataFrame", "pandas") from error
+    return pd.DataFrame({name: pd.Series(c, dtype="str") if c.dtype == object else c for name, c in table.items()})
+
+
+def write_parquet(path: str | os.PathLike[str], table: Table) -> Path:
     """Write a table as Parquet; an existing file is replaced once the new one is complete."""
     import pyarrow as pa  # noqa: PLC0415 (slow to import)
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     target = Path(path)
+    arrays = {n: pa.array(column, pa.large_string() if column.dtype == object else None) for n, column in table.items()}
     with replacing(target) as temporary:
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), temporary, compression="zstd")
+        pq.write_table(pa.table(arrays), temporary, compression="zstd")
     return target
 
 
-def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> Path:
+def write_csv(path: str | os.PathLike[str], table: Table) -> Path:
     """Write a table as CSV in UTF-8; an existing file is replaced once the new one is complete."""
     target = Path(path)
-    with replacing(target) as temporary:
-        texts = {name: frame[name].map(csv_cell) for name in frame.select_dtypes(exclude=["number", "bool"])}
-        frame.assign(**texts).to_csv(temporary, index=False, lineterminator="\n")
+    # A score keeps the digits of its own precision.
+    columns = [map(csv_cell, c) if c.dtype == object else c.astype(str).tolist() for c in table.values()]
+    with replacing(target) as temporary, temporary.open("x", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(table)
+        writer.writerows(zip(*columns, strict=True))
     return target
 
 

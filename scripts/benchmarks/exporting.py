@@ -16,7 +16,7 @@ from coarse2fine.region import Region
 from coarse2fine.report.viewer_tiles import TILE, Shapes
 from coarse2fine.results.geojson import read_regions, write_geojson
 from coarse2fine.results.maps import Maps, write_maps
-from coarse2fine.results.tables import tiles_frame, write_parquet
+from coarse2fine.results.tables import tiles_table, write_parquet
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.suppress import suppress
 from coarse2fine.tiling.geometry import Box, ceil_div
@@ -75,7 +75,7 @@ def _work(size: int, seed: int, folder: Path) -> dict[str, Callable[[], object]]
     plan = Plan(corners, np.full((size, 2), 2, np.int64), np.ascontiguousarray(scores), shape, fired)
     refined = plan.covered()
     maps = Maps("scene", (side, side), None, _CELL, rng.random(shape, np.float32), refined, regions)
-    frame = tiles_frame(plan, _CELL, (side, side), refined, regions)
+    table = tiles_table(plan, _CELL, (side, side), refined, regions)
     colours = [(0, 0, 0, 255)] * _CLASSES
     shapes = Shapes(boxes, labels, colours, {}, 2)
     downsample = 2 ** max(0, math.ceil(math.log2(side / TILE)))
@@ -85,8 +85,8 @@ def _work(size: int, seed: int, folder: Path) -> dict[str, Callable[[], object]]
         "write_geojson": lambda: write_geojson(plain, regions),
         "write_geojson_gzipped": lambda: write_geojson(packed, regions),
         "read_geojson": lambda: read_regions(plain),
-        "table_of_windows": lambda: tiles_frame(plan, _CELL, (side, side), refined, regions),
-        "write_parquet": lambda: write_parquet(folder / "tiles.parquet", frame),
+        "table_of_windows": lambda: tiles_table(plan, _CELL, (side, side), refined, regions),
+        "write_parquet": lambda: write_parquet(folder / "tiles.parquet", table),
         "write_maps_and_labels": lambda: write_maps(folder / "maps.ome.zarr", maps),
         "index_for_the_viewer": lambda: Shapes(boxes, labels, colours, {}, 2),
         "draw_a_tile_of_all": lambda: shapes.draw(Box(0, 0, TILE, TILE), downsample),

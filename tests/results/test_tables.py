@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coarse2fine.region import Region
-from coarse2fine.results.tables import read_plan, tiles_frame, write_csv, write_parquet
+from coarse2fine.results.tables import as_frame, read_plan, tiles_table, write_csv, write_parquet
 from coarse2fine.steps.plan import Plan
 
 CELL = 8
@@ -42,7 +42,7 @@ def scene(seed: int, count: int, *, fired: bool = True) -> tuple[Plan, tuple[int
 @settings(derandomize=True, deadline=None, max_examples=40)
 def test_rows_are_what_loops_find(seed: int, count: int) -> None:
     plan, full, refined, regions = scene(seed, count)
-    frame = tiles_frame(plan, CELL, full, refined, regions)
+    frame = as_frame(tiles_table(plan, CELL, full, refined, regions))
     assert len(frame) == count
     for (y, x), (height, width), row in zip(
         plan.cell_corners.tolist(), plan.sides.tolist(), frame.itertuples(), strict=True
@@ -59,7 +59,7 @@ def test_rows_are_what_loops_find(seed: int, count: int) -> None:
 @pytest.mark.parametrize("count", [0, 1, 25])
 def test_a_plan_survives_the_round_trip(tmp_path: Path, count: int, fired: bool) -> None:
     plan, full, refined, regions = scene(3, count, fired=fired)
-    path = write_parquet(tmp_path / "t.parquet", tiles_frame(plan, CELL, full, refined, regions))
+    path = write_parquet(tmp_path / "t.parquet", tiles_table(plan, CELL, full, refined, regions))
     back = read_plan(path, CELL, plan.cell_shape, scanned=fired)
     for name in ("cell_corners", "sides", "scores"):
         np.testing.assert_array_equal(getattr(back, name), getattr(plan, name))
@@ -81,11 +81,11 @@ def test_tables_of_earlier_versions_hold_the_sides_of_squares(tmp_path: Path) ->
 
 def test_other_readers_see_the_same_table(tmp_path: Path) -> None:
     plan, full, refined, regions = scene(4, 12)
-    frame = tiles_frame(plan, CELL, full, refined, regions)
-    table = pq.read_table(write_parquet(tmp_path / "t.parquet", frame))
-    with write_csv(tmp_path / "t.csv", frame).open(encoding="utf-8", newline="") as lines:
+    made = tiles_table(plan, CELL, full, refined, regions)
+    table = pq.read_table(write_parquet(tmp_path / "t.parquet", made))
+    with write_csv(tmp_path / "t.csv", made).open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    assert table.column_names == list(rows[0]) == list(frame.columns)
+    assert table.column_names == list(rows[0]) == list(made)
     assert [str(v) for v in table.column("full_x1").to_pylist()] == [row["full_x1"] for row in rows]
     assert table.column("fired").to_pylist() == [row["fired"] for row in rows]
     assert {"feature 7; feature 31", "feature 0; feature 7"} & {row["fired"] for row in rows}
