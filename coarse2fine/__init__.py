@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from coarse2fine.region import Region
     from coarse2fine.results.analysis import Analysis
     from coarse2fine.results.cost import Cost
+    from coarse2fine.results.exporters import register_exporter
     from coarse2fine.tiling.conversion.convert import convert
     from coarse2fine.tiling.errors import ImageError
     from coarse2fine.tiling.formats.registry import Format, register_format
@@ -44,6 +45,7 @@ __all__ = [
     "fit",
     "load_model",
     "open_image",
+    "register_exporter",
     "register_format",
 ]
 
@@ -67,6 +69,7 @@ _HOMES = {
     "fit": "coarse2fine.fitting.fit",
     "load_model": "coarse2fine.model",
     "open_image": "coarse2fine.tiling.opening",
+    "register_exporter": "coarse2fine.results.exporters",
     "register_format": "coarse2fine.tiling.formats.registry",
 }
 

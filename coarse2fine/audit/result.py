@@ -217,7 +217,7 @@ class Audit:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The audit as JSON values, with the samples from which audits of several images are pooled; see `from_json`."""
+        """The audit as JSON values, with the samples that pooling needs; see `from_json`."""
         return {
             "found": self.found,
             "missed": None if math.isnan(self.missed) else self.missed,

@@ -20,6 +20,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.region import Region
 from coarse2fine.results.coco import Found, file_name, write_coco
 from coarse2fine.results.cost import Cost
+from coarse2fine.results.exporters import exporter_for
 from coarse2fine.results.folder import (
     ANALYSIS,
     MAPS,
@@ -211,6 +212,22 @@ class Analysis:
         picture = Picture(*parts)
         with replacing(target) as temporary:
             picture.save(temporary, target.suffix.lstrip(".").lower())
+        return target
+
+    def to(self, path: str | os.PathLike[str]) -> Path:
+        """Write a file of the kind that its name ends in.
+
+        ``.geojson``: `to_geojson`, in pixels; ``.json``: `to_coco` (either with ``.gz``); ``.csv``: `to_csv`;
+        ``.parquet``: `to_parquet`; ``.h5``: `to_h5`, without features; ``.zarr``: `to_ome_zarr`; ``.png``, ``.pdf``
+        and ``.svg``: `plot`; and those of `coarse2fine.register_exporter`.
+
+        Raises
+        ------
+        ValueError
+            If the ending is of no kind; the message lists those there are.
+        """
+        target = Path(path)
+        exporter_for(target)(target, self)
         return target
 
     def to_geojson(self, path: str | os.PathLike[str], *, world: bool = False) -> Path:
