@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
 
 from coarse2fine.audit.betting_bound import doubling
 
@@ -167,6 +166,8 @@ class Sample:
 
     def _below(self, full: int, t: NDArray[np.int64]) -> NDArray[np.float64]:
         """Mean of (t - B)+ for a binomial B of `full` trials."""
+        from scipy.stats import binom  # noqa: PLC0415 (slow to import, and not every analysis has an audit)
+
         # It is the sum of P(B <= i) over i below t.
         cdf = binom.cdf(np.arange(int(t[-1])), full, self.least_cap / self.jump)
         return np.asarray(np.concatenate([[0.0], np.cumsum(cdf)])[t])
