@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from coarse2fine.audit.result import Audit, Audited
 from coarse2fine.audit.survey import survey
 from coarse2fine.config import Config
 from coarse2fine.model import Model
-from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
@@ -26,16 +26,14 @@ from coarse2fine.results.cost import Cost
 from coarse2fine.steps.checkpoint import Checkpoint
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.mask import MaskSource, cells_inside
-from coarse2fine.steps.novelty import exploration_macs, explore, least_exploration_macs, read_oddities
 from coarse2fine.steps.pieces import refine_in_pieces
 from coarse2fine.steps.plan import Plan, cover, dense_plan
 from coarse2fine.steps.refine import Refinement, refine
-from coarse2fine.steps.refine_net import Read
-from coarse2fine.steps.scan import Scan, look, scan_macs
+from coarse2fine.steps.scan import Scan, scan_macs
+from coarse2fine.steps.strategy import strategy_of
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.stats import ReadStats
 
-EXPLORE_BUDGET = 0.2
 # Sides of windows that are tried within a number of cells, if the model's own cost more than may be spent.
 _LARGER = (4, 8, 16, 32)
 
@@ -73,11 +71,8 @@ class AnalysisRun:
         self.cell_shape = model.cell_shape((image.height, image.width))
         cell = model.geometry.cell
         self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
-        dense = self._dense()
-        if model.task == "explore":
-            self.exhaustive_macs = exploration_macs(model, image.shape[:2], dense)
-        else:
-            self.exhaustive_macs = dense.macs(model.refiner_macs)
+        self._strategy = strategy_of(model)
+        self.exhaustive_macs = self._strategy.exhaustive_macs(image.shape[:2], self._dense())
         self.pilot = Pilot.none(self.cell_shape)
         self._whole = config.exhaustive or self._may_refine_all()
         self.sample = self._checked_sample()
@@ -86,7 +81,7 @@ class AnalysisRun:
     def _checked_sample(self) -> float:
         """Share of the exhaustive pass's multiply-adds for a random sample."""
         config, model = self._config, self._model
-        if model.task == "detect":
+        if not model.refiner.learns:
             return config.sample
         if config.recall or config.audit:
             raise ValueError(
@@ -98,34 +93,26 @@ class AnalysisRun:
     def _may_refine_all(self) -> bool:
         """Whether a number of cells, and no other limit, is given that leaves out none."""
         cells = self._config.cells
-        if cells is None or cells < self.inside.sum() or self._model.task == "explore":
+        if cells is None or cells < self.inside.sum() or self._strategy.needed:
             return False
         rest = replace(self._config, cells=None)
         return rest.exhaustive or not rest.limited
 
-    def look(self, tick: Tick | None) -> tuple[Scan, Read]:
-        """The scan, and how the refine net's output is to be read."""
-        if self._model.task == "explore":
-            most = self._most_explored()
-            self._check_pays(least_exploration_macs(self._model, self._image.shape[:2], most))
-            scan, odd = self._kept.scan_or_load(
-                lambda: explore(self._image, self._model, self.runtime, self._config.seed, tick, most_macs=most)
-            )
-            assert odd is not None
-            return self._masked(scan), partial(read_oddities, odd=odd, floor=self.threshold)
-        read = partial(read_detections, floor=self.threshold)
-        if self._whole or self._scan_is_dear() or not self._pays(read):
+    def look(self, tick: Tick | None) -> tuple[Scan, Any]:
+        """The scan, and what the refiner has to know of the image."""
+        strategy = self._strategy
+        if not strategy.needed and (self._whole or self._scan_is_dear() or not self._pays()):
             # Every cell is refined anyway: a scan would only cost.
             self._whole = True
-            return Scan.none(), read
-        self._check_pays(scan_macs(self._model, self._image.shape[:2], self.inside))
-        scan, _ = self._kept.scan_or_load(
-            lambda: (look(self._image, self._model, self.runtime, tick, inside=self.inside), None)
-        )
-        return self._masked(scan), read
+            return Scan.none(), None
+        most = self._most_after_scan()
+        self._check_pays(strategy.least_macs(self._image.shape[:2], self.inside, most))
+        options: dict[str, Any] = {"inside": self.inside, "seed": self._config.seed, "most_macs": most}
+        scan, learned = self._kept.scan_or_load(lambda: strategy.scan(self._image, self.runtime, tick, **options))
+        return self._masked(scan), learned
 
-    def _most_explored(self) -> int:
-        """Multiply-adds for the sample and all refining of an "explore" model."""
+    def _most_after_scan(self) -> int:
+        """Multiply-adds for all that comes after the scan of the plane."""
         most = self._dense().macs(self._model.window_macs)
         if self._config.budget is None:
             return most
@@ -149,7 +136,7 @@ class AnalysisRun:
     def _prices_first(self) -> bool:
         return self._config.recall is not None and not self._config.limited and not self._whole
 
-    def _pays(self, read: Read) -> bool:
+    def _pays(self) -> bool:
         """Whether a scan pays: always, but for a recall for which refining everything seems to cost less."""
         config, macs = self._config, self._dense().macs(self._model.window_macs)
         if config.recall is None or not self._prices_first:
@@ -158,7 +145,7 @@ class AnalysisRun:
             np.zeros(self.cell_shape, np.float32),
             ~self.inside,
             Candidates.empty(),
-            partial(self.refine_piece, read=read),
+            partial(self.refine_piece, learned=None),
         )
         pilot = Pilot.draw(bare, macs, config.recall, confidence=config.confidence, seed=config.seed)
         self.pilot = pilot or self.pilot
@@ -187,7 +174,7 @@ class AnalysisRun:
         if config.cells is not None:
             return self._few(scan, config.cells)
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs)
-        if config.budget is None and model.task == "detect":
+        if config.budget is None and self._strategy.default_share is None:
             plan = chosen(tau=model.tau)
             if config.recall is not None:
                 pilot = self.pilot if self._prices_first else None
@@ -202,13 +189,13 @@ class AnalysisRun:
 
     def _left(self, scan: Scan) -> int:
         """Multiply-adds for windows."""
-        share = self._config.budget
-        if share is None and self._model.task == "detect":
+        share, usual = self._config.budget, self._strategy.default_share
+        if share is None and usual is None:
             return int(MOST_OVER * self._dense().macs(self._model.window_macs)) - scan.macs
         self._check_pays(scan.macs, self.sample)
-        left = int(((share or EXPLORE_BUDGET) - self.sample) * self.exhaustive_macs) - scan.macs
+        left = int(((share or usual or 0) - self.sample) * self.exhaustive_macs) - scan.macs
         # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
-        return left if share is not None else max(left, int(EXPLORE_BUDGET / 2 * self.exhaustive_macs))
+        return left if share is not None else max(left, int((usual or 0) / 2 * self.exhaustive_macs))
 
     def _few(self, scan: Scan, cells: int) -> Plan:
         """Within a number of cells the smallest windows; if they cost too much, of any size those that promise most."""
@@ -228,9 +215,9 @@ class AnalysisRun:
         macs = plan.macs(self._model.window_macs) + self.sample * self.exhaustive_macs
         return plan if macs < dense.macs(self._model.window_macs) else dense
 
-    def refine(self, plan: Plan, read: Read, tick: Tick | None = None) -> Refinement:
+    def refine(self, plan: Plan, learned: Any, tick: Tick | None = None) -> Refinement:
         """The closer look; in pieces that are kept, unless time may cut it short."""
-        closely = self._closely(read)
+        closely = self._closely(learned)
         if self._deadline is not None:
             fine = closely(plan, tick=tick, deadline=self._deadline)
         else:
@@ -240,31 +227,32 @@ class AnalysisRun:
         y, x = fine.candidates.cells.T // self._model.geometry.fine
         return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
 
-    def _refine_more(self, plan: Plan, read: Read, tick: Tick | None) -> Refinement:
+    def _refine_more(self, plan: Plan, learned: Any, tick: Tick | None) -> Refinement:
         """A closer look that nobody planned: none if time is over."""
         if self._deadline is not None and time.perf_counter() >= self._deadline:
             return Refinement(Candidates.empty(), np.zeros(0, np.intp), 0, (), late=True)
-        return self.refine(plan, read, tick)
+        return self.refine(plan, learned, tick)
 
-    def refine_piece(self, plan: Plan, read: Read) -> Refinement:
+    def refine_piece(self, plan: Plan, learned: Any) -> Refinement:
         """One piece of it."""
-        return self._kept.refine_or_load(plan, self._closely(read))
+        return self._kept.refine_or_load(plan, self._closely(learned))
 
-    def _closely(self, read: Read) -> Callable[..., Refinement]:
+    def _closely(self, learned: Any) -> Callable[..., Refinement]:
         return partial(
             refine,
             self._image,
             model=self._model,
-            read=read,
             runtime=self.runtime,
+            floor=self.threshold,
+            learned=learned,
             batch_size=self._config.batch_size,
             capped=not self._whole and (self._config.budget is not None or self._config.recall is not None),
         )
 
-    def audit(self, scan: Scan, plan: Plan, fine: Refinement, read: Read, tick: Tick | None = None) -> Audited:
+    def audit(self, scan: Scan, plan: Plan, fine: Refinement, learned: Any, tick: Tick | None = None) -> Audited:
         """What is certified or sampled after a scan and a closer look; neither if work was cut short before."""
         interest = scan.interest if scan.interest.size else np.zeros(self.cell_shape, np.float32)
-        again = partial(self._refine_more, read=read, tick=tick)
+        again = partial(self._refine_more, learned=learned, tick=tick)
         covered = plan.take(fine.done).covered() | ~self.inside
         standing = self._standing(interest, covered, fine.candidates, again)
         config = self._config
@@ -287,7 +275,7 @@ class AnalysisRun:
         """The account."""
         refined = int((audited.refined & self.inside).sum())
         exhaustive = self.exhaustive_macs
-        if self._model.task == "explore" and self._whole and refined == self.inside.sum():
+        if self._strategy.needed and self._whole and refined == self.inside.sum():
             # What columns take depends on the image, and this was its exhaustive pass.
             exhaustive = scan.macs + fine.macs
         return Cost(

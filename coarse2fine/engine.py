@@ -146,16 +146,16 @@ def run_analysis(
     with _closed_on_failure(opened, mine=opened is not image):
         run = AnalysisRun(opened, model, config, kept or Checkpoint(), mask)
         with clock("scan"):
-            scan, read = run.look(steps.task("scan"))
+            scan, learned = run.look(steps.task("scan"))
         with clock("choose"):
             plan = run.choose(scan)
         with clock("refine"):
-            fine = run.refine(plan, read, steps.task("refine"))
+            fine = run.refine(plan, learned, steps.task("refine"))
         with clock("audit"):
-            audited = run.audit(scan, plan, fine, read, steps.task("audit") if run.asked else None)
+            audited = run.audit(scan, plan, fine, learned, steps.task("audit") if run.asked else None)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
-        kinds = {} if model.task == "detect" else describe_kinds(regions, opened, model.geometry.refine_downsample)
+        kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
     failures = tuple(dict.fromkeys(scan.failures + run.pilot.failures + fine.failures + audited.failures))
     return Analysis(
         image=opened,

@@ -1,4 +1,4 @@
-"""A model: a base that scans, a rule that reads its activations, and a net that refines."""
+"""A model: a cascade of scans, the last of them the base's, and one refiner for what they choose."""
 
 from __future__ import annotations
 
@@ -7,32 +7,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from coarse2fine._version import __version__
+from coarse2fine.bases import unfitted
 from coarse2fine.bundle import check_finite, locate, packed, under
-from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of, read_model_file, unfitted, weights
+from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of, read_model_file, weights
 from coarse2fine.models.base import Base
-from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.errors import ModelError
-from coarse2fine.models.feature_maps import FeatureMaps
 from coarse2fine.models.firing import Firing
-from coarse2fine.specialists.groups import SpecialistGroups
+from coarse2fine.refiners.protocol import Label, Refiner
+from coarse2fine.refiners.registry import find_refiner
 from coarse2fine.specialists.tree import SpecialistTree
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.writing.atomic import replace_file
 
-Task = Literal["detect", "explore"]
 MOST_PIXELS = 2**16
 """Longest side of a cell, and of whatever else a model measures in pixels or cells."""
 _LEAST_STD = 1e-6
-_SET_ASIDE = 3
-"""How many times the multiply-adds expected of specialists a plan leaves room for."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,9 @@ class Geometry:
     cell : int
         Side of a cell, the square under one position of the base's feature map, in full-resolution pixels.
     scan_downsample, refine_downsample : int
-        Full-resolution pixels per pixel of the plane the base scans and of the plane the refine net reads.
+        Full-resolution pixels per pixel of the plane the base scans and of the plane the refiner reads.
     fine : int
-        Fine cells (positions of the refine net's map) along one side of a cell.
+        Fine cells of the refiner along one side of a cell.
     """
 
     cell: int
@@ -68,18 +64,6 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Label:
-    """A class: countable objects with a box, or an area without a natural size."""
-
-    name: str
-    kind: Literal["object", "area"] = "object"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or self.kind not in ("object", "area"):
-            raise ValueError(f'expected a name, and "object" or "area", got {self!r:.100}')
-
-
-@dataclass(frozen=True)
 class CascadeStage:
     """One step of the zoom: a net that looks at one plane of the image, and a rule that says where to look closer.
 
@@ -91,7 +75,7 @@ class CascadeStage:
     downsample : int
         Full-resolution pixels per pixel of the plane.
     firing : Firing or None
-        How the net's activations choose; None in an "explore" model.
+        How the net's activations choose; None in a model that learns it from each image.
     tau : float
         Probability of a find from which a cell is looked at more closely.
 
@@ -125,55 +109,39 @@ class Model:
     Parameters
     ----------
     name : str
-    task : {"detect", "explore"}
-        Trained on annotations, or without any: then what is rare in the image at hand is interesting.
     geometry : Geometry
     mean, std : tuple of float
         Normalisation of each channel, of pixels in 0..1.
     base : Base
-        The net that scans: a built-in `ConvStack` or a `Backbone` of timm.
-    refiner : ConvStack
-        The net that refines; in an "explore" model one and the same encoder.
-    labels : tuple of Label
+        The net that scans: a built-in `ConvStack`, a `Backbone` of timm, or one of a kind that was registered.
+    refiner : Refiner
+        What answers a closer look, and what its answers mean.
     firing : Firing or None
-        How the base's activations choose; None in an "explore" model, which learns it from each image.
+        How the base's activations choose; None if the refiner learns from each image what is usual there.
     threshold : float
-        Probability from which the refine net's answer counts as found.
+        Probability from which the refiner's answer counts as found.
     tau : float
         Expected finds from which a window is worth refining when no budget is given.
     window : int
         Side of the smallest window, in cells.
-    glances : tuple of Level
-        Cheaper looks that come before the base's, the coarsest first: each looks, and the base after them, only where
+    cascade : tuple of CascadeStage
+        Cheaper scans that come before the base's, the coarsest first: each looks, and the base after them, only where
         the one before it found reason to. Their cells are whole numbers of the next one's.
-    tree : SpecialistTree, optional
-        Specialists that answer where the refine net is unsure, each for its kind of cells; in an "explore" model they
-        paint cells of their kind, see `coarse2fine.specialists.kinds`.
-    groups : SpecialistGroups, optional
-        Specialists that answer where the refine net is unsure and their features fire; the tree comes after them. In an
-        "explore" model they paint, as a tree does.
-    decoder : ndarray, float32, (d + 1, p), optional
-        What the code of an "explore" model paints before its tree or groups do.
     provenance : mapping
         Training data, seed, figures; JSON values.
     """
 
     name: str
-    task: Task
     geometry: Geometry
     mean: tuple[float, ...]
     std: tuple[float, ...]
     base: Base
-    refiner: ConvStack
-    labels: tuple[Label, ...] = ()
+    refiner: Refiner
     firing: Firing | None = None
     threshold: float = 0.5
     tau: float = 0.05
     window: int = 2
     cascade: tuple[CascadeStage, ...] = ()
-    tree: SpecialistTree | None = None
-    groups: SpecialistGroups | None = None
-    decoder: NDArray[np.float32] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -181,14 +149,17 @@ class Model:
         g = self.geometry
         if self.base.spec.stride * g.scan_downsample != g.cell:
             raise ValueError(f"the base's stride {self.base.spec.stride} does not make cells of {g.cell} px")
-        if self.refiner.spec.stride * g.refine_downsample != g.fine_cell:
-            raise ValueError(f"the refine net's stride {self.refiner.spec.stride} does not make {g.fine_cell} px")
+        stride, plane = self.refiner.stride, self.refiner.downsample
+        if plane != g.refine_downsample or stride * plane != g.fine_cell:
+            raise ValueError(
+                f"the refiner's stride {stride} at 1/{plane} does not make {g.fine_cell} px at 1/{g.refine_downsample}"
+            )
         for level, closer in pairwise(self.levels):
             if level.cell % (closer.cell * closer.net.spec.align) or level.cell == closer.cell:
                 raise ValueError(f"cells of {level.cell} px are not whole numbers of the next level's {closer.cell} px")
 
     def _check_numbers(self) -> None:
-        if not len(self.mean) == len(self.std) == self.channels == self.refiner.spec.in_channels:
+        if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"expected a mean and a std for {self.channels} channel(s), got {self.mean}, {self.std}")
         if not np.isfinite(self.mean).all() or not all(_LEAST_STD <= std < np.inf for std in self.std):
             raise ValueError(f"expected finite means and stds of at least {_LEAST_STD:g}, got {self.mean}, {self.std}")
@@ -200,22 +171,25 @@ class Model:
         g = self.geometry
         names = printable(", ".join(label.name for label in self.labels))
         scans = ", then ".join(f"1/{level.downsample}" for level in self.levels)
-        return (
-            f"{printable(self.name)} ({self.task}): {names}\n"
-            f"  scan at {scans}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
-            f"{self.refiner.spec.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
-            f"{self.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned"
-            + "".join(self._told(each) for each in self.specialists)
+        return "\n  ".join(
+            [
+                f"{printable(self.name)} ({self.refiner.kind}): {names}",
+                f"scan at {scans}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
+                f"{self.refiner.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
+                f"{self.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned",
+                *self.refiner.details(),
+            ]
         )
 
-    def _told(self, each: SpecialistGroups | SpecialistTree) -> str:
-        more = each.macs_per_cell / self.refiner.spec.macs_per_cell
-        return f"\n  {str(each).partition(chr(10))[0]}; {more:.1%} more where it refines"
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """Classes of what is found."""
+        return self.refiner.labels
 
     @property
-    def specialists(self) -> tuple[SpecialistGroups | SpecialistTree, ...]:
-        """All there are."""
-        return tuple(each for each in (self.groups, self.tree) if each is not None)
+    def tree(self) -> SpecialistTree | None:
+        """The tree of specialists, if the refiner has one."""
+        return next((each for each in self.refiner.specialists if isinstance(each, SpecialistTree)), None)
 
     @property
     def areas(self) -> NDArray[np.bool_]:
@@ -234,20 +208,14 @@ class Model:
         return (*self.cascade, CascadeStage(self.base, g.cell, g.scan_downsample, self.firing, self.tau))
 
     def refiner_macs(self, cell_height: int, cell_width: int) -> int:
-        """Multiply-adds of the refine net alone on one window of so many cells, halo included."""
+        """Multiply-adds of the refiner alone on one window of so many cells, halo included."""
         fine = self.geometry.fine
-        return self.refiner.spec.macs(cell_height * fine, cell_width * fine)
+        return self.refiner.macs(cell_height * fine, cell_width * fine)
 
     def window_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of refining one window of so many cells: halo, and what specialists may take."""
-        aside = sum(self.set_aside(each) for each in self.specialists)
-        return self.refiner_macs(cell_height, cell_width) + round(aside * cell_height * cell_width)
-
-    def set_aside(self, each: SpecialistGroups | SpecialistTree) -> float:
-        """Multiply-adds for each cell of a window that some specialists may take."""
-        # Windows are chosen where there is something to be unsure of; all cells are painted.
-        times = _SET_ASIDE if self.decoder is None else 1
-        return times * each.macs_per_cell * self.geometry.fine**2
+        fine = self.geometry.fine
+        return self.refiner.expected_macs(cell_height * fine, cell_width * fine)
 
     def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
         """Cells of an image of `full_shape` pixels (height, width); those at the far edges may reach beyond it."""
@@ -264,21 +232,17 @@ class Model:
         target = Path(path)
         if not target.parent.is_dir():
             raise ModelError(f"cannot save {target}: its folder does not exist; make it first")
-        arrays: dict[str, NDArray[Any]] = {}
-        for part, net in (("base", self.base), ("refiner", self.refiner)):
-            if part == "base" or self.refiner is not self.base:
-                arrays |= weights(net, f"{part}.")
+        arrays = weights(self.base, "base.") | self.refiner.arrays(self.base)
         description: dict[str, Any] = {
+            **self.refiner.describe(),
             "written_by": f"coarse2fine {__version__}",
             "name": self.name,
-            "task": self.task,
+            "task": self.refiner.kind,
             "geometry": asdict(self.geometry),
             "mean": self.mean,
             "std": self.std,
             "base": str(self.base.spec),
-            "refiner": str(self.refiner.spec),
             "channels": self.channels,
-            "labels": [asdict(label) for label in self.labels],
             "threshold": self.threshold,
             "tau": self.tau,
             "window": self.window,
@@ -288,12 +252,6 @@ class Model:
             arrays |= firing_arrays(self.firing, "firing.")
             description["firing"] = {"rule": self.firing.rule, "prior": self.firing.prior}
         description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(self.cascade)]
-        for name, each in (("tree", self.tree), ("groups", self.groups)):
-            if each is not None:
-                arrays |= each.arrays()
-                description[name] = each.describe()
-        if self.decoder is not None:
-            arrays["painter"] = self.decoder
         replace_file(target, packed(arrays, description))
         return target
 
@@ -325,24 +283,16 @@ def load_model(model: str | os.PathLike[str] | Model) -> Model:
 
 def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
     base = filled(unfitted(text["channels"], text["base"]), under(arrays, "base."))
-    refiner: nn.Module = base
-    if any(key.startswith("refiner.") for key in arrays):
-        spec = StackSpec.parse(text["channels"], text["refiner"])
-        refiner = filled(lambda: ConvStack(spec), under(arrays, "refiner."))
-    if not isinstance(refiner, ConvStack):
-        raise ValueError(f"no weights of the refine net {text['refiner']}")
-    decoder = arrays.get("painter")
-    if decoder is not None and (decoder.ndim != 2 or decoder.dtype != np.float32):
-        raise ValueError(f"expected a decoder with rows of numbers, got the shape {decoder.shape}")
+    refiner = find_refiner(text["task"])(arrays, text, base)
+    if refiner.learns == ("firing" in text):
+        raise ValueError(f"expected a firing rule if the refiner does not learn from each image, got {text['task']!r}")
     return Model(
         name=text["name"],
-        task=text["task"],
         geometry=Geometry(**text["geometry"]),
         mean=tuple(map(float, text["mean"])),
         std=tuple(map(float, text["std"])),
         base=base,
         refiner=refiner,
-        labels=tuple(Label(**label) for label in text["labels"]),
         firing=firing_of(arrays, text["firing"], "firing.", base) if "firing" in text else None,
         threshold=float(text["threshold"]),
         tau=float(text["tau"]),
@@ -351,9 +301,6 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
             _level(text["channels"], described, f"glance{i}.", arrays)
             for i, described in enumerate(text.get("glances", ()))
         ),
-        tree=SpecialistTree.load(arrays, text["tree"], FeatureMaps.of(refiner)) if "tree" in text else None,
-        groups=SpecialistGroups.load(arrays, text["groups"], FeatureMaps.of(refiner)) if "groups" in text else None,
-        decoder=decoder,
         provenance=text["provenance"],
     )
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from coarse2fine.bundle import under, unpacked
-from coarse2fine.models.backbone import Backbone, BackboneSpec
 from coarse2fine.models.base import Base
-from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.errors import ModelError
 from coarse2fine.models.firing import Curve, Firing
-from coarse2fine.models.timm_text import PREFIX
 from coarse2fine.tiling.storage.regular import open_regular
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -25,9 +22,9 @@ Net = TypeVar("Net", bound=nn.Module)
 
 _NUMBER = (int, float)
 _TEXT: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("name", "task", "base", "refiner"), (str,)),
+    **dict.fromkeys(("name", "task", "base"), (str,)),
     **dict.fromkeys(("geometry", "provenance"), (dict,)),
-    **dict.fromkeys(("mean", "std", "labels"), (list,)),
+    **dict.fromkeys(("mean", "std"), (list,)),
     **dict.fromkeys(("channels", "window"), (int,)),
     **dict.fromkeys(("threshold", "tau"), _NUMBER),
 }
@@ -55,19 +52,8 @@ def check_text(text: Mapping[str, Any]) -> None:
         value = text.get(name)
         if not isinstance(value, types) or isinstance(value, bool):
             raise ValueError(f"its {name} is {value!r:.60}, expected {' or '.join(t.__name__ for t in types)}")
-    if text["task"] not in ("detect", "explore") or (text["task"] == "detect") != ("firing" in text):
-        raise ValueError(f'expected "detect" with a firing rule or "explore" without, got {text["task"]!r:.40}')
     if text["channels"] not in (1, 3):
         raise ValueError(f"its nets read {text['channels']} channels, expected 1 or 3")
-
-
-def unfitted(channels: int, text: str) -> Callable[[], Base]:
-    """What makes the base that a text describes: a network of timm, or a built-in one."""
-    if text.startswith(PREFIX):
-        backbone = BackboneSpec.parse(channels, text)
-        return lambda: Backbone(backbone)
-    stack = StackSpec.parse(channels, text)
-    return lambda: ConvStack(stack)
 
 
 def filled(make: Callable[[], Net], arrays: Arrays) -> Net:
@@ -123,7 +109,7 @@ def firing_arrays(firing: Firing, prefix: str) -> dict[str, NDArray[Any]]:
 def firing_of(arrays: Arrays, text: Mapping[str, Any], prefix: str, net: Base) -> Firing:
     """Build the rule that reads a net from what `firing_arrays` gave, and its description."""
     own = under(arrays, prefix)
-    width = (net.reader if isinstance(net, Backbone) else cast("ConvStack", net).convs[-1]).in_channels
+    width = net.reader.in_channels
     if own["features"].max(initial=0) >= width:
         raise ValueError(f"a rule reads feature {own['features'].max()} of a net that has {width}")
     curves = tuple(Curve(own[f"{i}.edges"], own[f"{i}.precision"]) for i in range(len(own["features"])))

@@ -196,7 +196,7 @@ def warn_of(model: Model, image: Image) -> None:
 def _likenesses(model: Model, image: Image) -> list[str]:
     """Notes on settings taken over from the model's images."""
     said: list[str] = []
-    if image.channels != model.channels and model.task == "detect":
+    if image.channels != model.channels and not model.refiner.learns:
         seen = "grey is repeated in each" if model.channels == 3 else "its colours are converted to grey"
         said.append(f"the model reads {model.channels} channel(s) and the image has {image.channels}: {seen}")
     known = Remembered.by(model)

@@ -179,9 +179,6 @@ class Backbone(Base):
         high = torch.relu(self.norm(self._cropped(total, spec.stride)))
         return [*(self._cropped(m, r) for m, r in zip(maps, spec.reductions, strict=True)), high]
 
-    def head(self, high: Tensor) -> Tensor:
-        return self.reader(high)  # type: ignore[no-any-return]
-
     def expect(self, mean: Tensor, std: Tensor, own_mean: Tensor, own_std: Tensor) -> None:
         """Convert inputs from the model's normalisation to that of the weights, as the first step.
 

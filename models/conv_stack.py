@@ -172,9 +172,10 @@ class ConvStack(Base):
             x = rectified(norm(conv(x)))
         return x
 
-    def head(self, high: Tensor) -> Tensor:
-        """The last, linear stage on the high-level activations."""
-        return self.convs[-1](high)  # type: ignore[no-any-return]
+    @property
+    def reader(self) -> nn.Conv2d:  # type: ignore[override]
+        """The last, linear stage."""
+        return self.convs[-1]  # type: ignore[return-value]
 
     def folded(self) -> ConvStack:
         """A copy with each batch norm folded into its convolution, in evaluation mode."""

@@ -17,13 +17,16 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from coarse2fine import analyze
 from coarse2fine.bench.data import BenchScene, digit_split
-from coarse2fine.model import CascadeStage, Geometry, Label, Model
+from coarse2fine.model import CascadeStage, Geometry, Model
 from coarse2fine.models.backbone import Backbone, design
 from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Firing, calibrate_firing
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.steps.novelty import LABELS
+from coarse2fine.refiners.detection import DetectionRefiner
+from coarse2fine.refiners.novelty import LABELS, NoveltyRefiner
+from coarse2fine.refiners.protocol import Label
+from tests.refining import relabelled
 
 BASE = "4/2:4 4/2:4 3:4 1:4 1:1"
 REFINER = "4/2:8 3:8 4/2:12 4/2:16 1:6"
@@ -112,13 +115,11 @@ def _detector(channels: int) -> Model:
         refiner.convs[-1].weight.mul_(0.3)  # type: ignore[operator]
     return Model(
         name="tiny",
-        task="detect",
         geometry=Geometry(cell=8, scan_downsample=2, refine_downsample=1),
         mean=(0.4,) * channels,
         std=(0.25,) * channels,
         base=base,
-        refiner=refiner,
-        labels=(Label("left"), Label("right")),
+        refiner=DetectionRefiner(refiner, (Label("left"), Label("right"))),
         firing=_firing(base),
         threshold=0.6,
         tau=0.4,
@@ -162,13 +163,11 @@ def explorer() -> Model:
     encoder = lively_net(3, ENCODER, 3)
     return Model(
         name="tiny explorer",
-        task="explore",
         geometry=Geometry(cell=8, scan_downsample=2, refine_downsample=1, fine=2),
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
         base=encoder,
-        refiner=encoder,
-        labels=LABELS,
+        refiner=NoveltyRefiner(encoder, LABELS),
         threshold=0.99,
     )
 
@@ -181,7 +180,7 @@ def digits() -> BenchScene:
 @pytest.fixture(scope="session")
 def sparse(grey_detector: Model, digits: BenchScene) -> Model:
     """Untrained, but with some 40 finds in the scene of digits and a default that looks at a part of it."""
-    model = replace(grey_detector, threshold=0.01, labels=(Label("2"), Label("3")))
+    model = relabelled(replace(grey_detector, threshold=0.01), Label("2"), Label("3"))
     found = analyze(digits.image, model, budget=1.0).regions
     plan = analyze(digits.image, model, budget=0.4).plan
     tau = float(plan.scores[-1])

@@ -25,11 +25,12 @@ TENSORS = {"cv2", "numpy", "torch", "timm", "scipy", "safetensors"}
 # The floors of `coarse2fine`, the lowest first: a file imports from its own room and from lower floors. What shares a
 # floor does not know of each other.
 FLOORS = (
-    ("_environment", "_version", "terminal", "region", "tiling", "models"),
+    ("_environment", "_version", "terminal", "plugins", "region", "tiling", "models"),
     ("paths",),
-    ("config", "progress", "bundle", "annotations"),
+    ("bases", "config", "progress", "bundle", "annotations"),
     ("model_file",),
     ("specialists",),
+    ("refiners",),
     ("model",),
     ("preprocess", "remembered"),
     ("steps",),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coarse2fine import analysis_run, analyze, analyze_folder
+from coarse2fine import analyze, analyze_folder
 from coarse2fine.config import AnalysisOptions, Config
 from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.model import Model, load_model
@@ -115,7 +115,7 @@ def test_a_budget_below_the_scan_is_refused_before_it(
         shape = detector.cell_shape(opened.shape[:2])
         least = scan_macs(detector, opened.shape[:2])
         assert least == look(opened, detector, runtime).macs
-    monkeypatch.setattr(analysis_run, "look", None)  # would fail if it were called
+    monkeypatch.setattr("coarse2fine.steps.strategy.look", None)  # would fail if it were called
     with pytest.raises(ValueError, match="does not pay for the scan"):
         analyze(image, detector, budget=0.5 * least / dense_plan(shape).macs(detector.refiner_macs))
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import psutil
-import torch
 
 from coarse2fine.batch.job import Job, loaded
 from coarse2fine.batch.request import BatchRequest
@@ -14,9 +12,11 @@ from coarse2fine.batch.store import done_before
 from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.steps.novelty import exploration_macs
+from coarse2fine.refiners.protocol import TIMED_SIDE
 from coarse2fine.steps.plan import dense_plan
+from coarse2fine.steps.refine import context_of
 from coarse2fine.steps.scan import scan_macs
+from coarse2fine.steps.strategy import strategy_of
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.storage.redact import redact
@@ -25,7 +25,6 @@ from coarse2fine.tiling.storage.redact import redact
 _WHOLE = {"png", "jpeg", "webp", "bmp", "jpeg2000"}
 # Maps of interest, features and windows, and the memory of choosing.
 _BYTES_A_CELL = 40
-_TIMED_SIDE, _TIMED_SECONDS = 32, 0.3
 
 
 @dataclass(frozen=True)
@@ -147,28 +146,16 @@ def _expected(job: Job) -> Expected:
 def _least_and_most(model: Model, config: Config, full_shape: tuple[int, int]) -> tuple[int, int]:
     """Multiply-adds of the scan, and the most that an analysis may take; a mask is not known yet."""
     dense = dense_plan(model.cell_shape(full_shape))
-    scan = scan_macs(model, full_shape)
-    if model.task == "explore":
-        before, whole = 0, exploration_macs(model, full_shape, dense)
-    else:
-        scan = 0 if config.exhaustive else scan
-        before, whole = scan, dense.macs(model.refiner_macs)
+    strategy = strategy_of(model)
+    scan = 0 if config.exhaustive and not strategy.needed else scan_macs(model, full_shape)
+    whole = strategy.exhaustive_macs(full_shape, dense)
+    before = 0 if strategy.needed else scan
     return scan, before + whole if config.budget is None else max(scan, round(min(config.budget, 1.0) * whole))
 
 
 def _speed(model: Model, runtime: Runtime) -> float:
-    """Multiply-adds per second of the refine net on a window."""
-    net, spec = runtime.place(model.refiner), model.refiner.spec
-    side = _TIMED_SIDE * spec.stride + 2 * spec.margin
-    window = torch.zeros((1, model.channels, side, side), device=runtime.device, dtype=runtime.dtype)
-    macs, start = 0, 0.0
-    with torch.inference_mode():
-        net(window)  # the first call also plans
-        start = time.perf_counter()
-        while time.perf_counter() - start < _TIMED_SECONDS:
-            net(window)[0, 0, 0, 0].item()
-            macs += spec.macs(_TIMED_SIDE, _TIMED_SIDE)
-    return macs / (time.perf_counter() - start)
+    """Multiply-adds per second of the refiner on a window."""
+    return model.refiner.macs_per_second(context_of(model, runtime, (TIMED_SIDE, TIMED_SIDE), model.threshold))
 
 
 def _duration(seconds: float) -> str:

@@ -130,9 +130,9 @@ def refine_piece(job: Job, number: int) -> int:
     """Refine one piece of a large image and keep it; returns its number."""
     with job.open() as image:
         run = _stored_run(job, image)
-        scan, read = run.look(None)
+        scan, learned = run.look(None)
         plan = run.choose(scan)
-        run.refine_piece(plan.take(list(cut(plan, loaded(job.model)))[number]), read)
+        run.refine_piece(plan.take(list(cut(plan, loaded(job.model)))[number]), learned)
     return number
 
 

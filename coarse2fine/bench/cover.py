@@ -63,7 +63,7 @@ def touched(boxes: NDArray[np.float64], shape: tuple[int, int], step: tuple[int,
 
 def chunks_touched(plan: Plan, model: Model, image: Image) -> float:
     """Share of the stored chunks of full resolution that the windows of a plan touch, halos included."""
-    cell, margin = model.geometry.cell, model.refiner.spec.margin * model.geometry.refine_downsample
+    cell, margin = model.geometry.cell, model.refiner.margin * model.geometry.refine_downsample
     low = plan.cell_corners * float(cell)
     boxes = np.concatenate([low - margin, low + plan.sides * cell + margin], axis=1)
     return float(touched(boxes, (image.height, image.width), chunk_shape(image)).mean())

@@ -7,7 +7,6 @@ So the exhaustive pass's candidates in the cells that a plan covers are what ref
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from coarse2fine.bench.cover import chunks_touched, touched
 from coarse2fine.bench.results import Point, Quality
 from coarse2fine.bench.score import Labelled, against_exhaustive
 from coarse2fine.model import Model
-from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.region import Region
@@ -37,7 +35,7 @@ def answer(image: Image, plan: Plan, model: Model, runtime: Runtime) -> Refineme
 
     If it was cut short it is no measurement: then KeyboardInterrupt.
     """
-    fine = refine(image, plan, model, partial(read_detections, floor=model.threshold), runtime)
+    fine = refine(image, plan, model, runtime, floor=model.threshold)
     if fine.failures:
         raise ImageError(f"{len(fine.failures)} window(s) could not be read, the first: {fine.failures[0]}")
     if len(fine.done) < len(plan):
@@ -51,7 +49,7 @@ class SceneLookup:
     Parameters
     ----------
     model : Model
-        Of the task "detect".
+        Fitted to annotations.
     image : Image
     truth : Annotations
     runtime : Runtime

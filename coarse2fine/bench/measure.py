@@ -72,9 +72,9 @@ def measure(
     ValueError
         If the model is of another kind.
     """
-    if model.task != "detect":
+    if model.refiner.learns:
         raise ValueError(
-            f"this benchmark compares with labels: expected a detect model, got {model.name} ({model.task})"
+            f"this benchmark compares with labels: expected a detect model, got {model.name} ({model.refiner.kind})"
         )
     total, done = 3 + len(METHODS) - (probe is None), 0
 

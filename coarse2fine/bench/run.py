@@ -181,7 +181,7 @@ def _fitted(train: Sequence[BenchScene], path: Path | None, **options: Any) -> M
 
 def _probe(part: Split, model: Model, seed: int) -> Probe | None:
     """The rival that learns, fitted on what the model was; None without such scenes."""
-    if not part.train or model.task != "detect":
+    if not part.train or model.refiner.learns:
         return None
 
     def opened() -> Iterator[Image]:

@@ -13,7 +13,6 @@ from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.engine import analyze
 from coarse2fine.fitting.matching import match
 from coarse2fine.model import Model, load_model
-from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.results.analysis import Analysis
@@ -127,9 +126,9 @@ def _exhaustive_seconds(path: Path, model: Model) -> float:
         plan = dense_plan(model.cell_shape((image.height, image.width)))
         count = min(_SAMPLED_BLOCKS, len(plan))
         order = np.random.default_rng(0).permutation(len(plan))
-        read, runtime = partial(read_detections, floor=model.threshold), Runtime.choose()
+        again = partial(refine, image, model=model, runtime=Runtime.choose(), floor=model.threshold)
         # Warm-up: preparing the net for the block's shape must not be scaled up with the sample.
-        refine(image, plan.take(order[-1:]), model, read, runtime)
+        again(plan.take(order[-1:]))
         start = time.perf_counter()
-        refine(image, plan.take(np.sort(order[:count])), model, read, runtime)
+        again(plan.take(np.sort(order[:count])))
         return (time.perf_counter() - start) * len(plan) / count

@@ -32,7 +32,6 @@ from coarse2fine.fitting.calibrate import (
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.scene import Scene
 from coarse2fine.model import CascadeStage, Geometry, Model
-from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.steps.plan import Plan
@@ -77,7 +76,7 @@ def measure_price(
     for side in sides:
         corners = rng.integers(0, [max(1, n - side + 1) for n in shape], (_TIMED_WINDOWS, 2))
         plan = Plan(corners, np.full((len(corners), 2), side), np.ones(len(corners), np.float32), shape)
-        again = partial(refine, image, plan, model, partial(read_detections, floor=0.5), runtime)
+        again = partial(refine, image, plan, model, runtime, floor=0.5)
         again()  # warm-up: decodes chunks and runs the net once
         start = time.perf_counter()
         again()

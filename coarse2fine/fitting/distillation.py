@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from coarse2fine.fitting.calibrate import CalibrationSet
@@ -23,10 +21,9 @@ from coarse2fine.fitting.scene import PART, Scene, pooled
 from coarse2fine.fitting.teacher import FLOOR, settle, target_of
 from coarse2fine.model import Model
 from coarse2fine.models.base import Base
-from coarse2fine.models.box_head import read_detections
-from coarse2fine.preprocess import as_channels, normalised
+from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Tick
-from coarse2fine.steps.refine_net import RefineNet
+from coarse2fine.steps.refine import context_of
 from coarse2fine.tiling.geometry import Box, ceil_div
 
 _CROP, _CROP_PIXELS = 48, 192
@@ -89,12 +86,11 @@ class _Teacher:
         side = min(_CROP, _CROP_PIXELS // spec.stride)
         self._side = ceil_div(side, spec.align) * spec.align
         fine_side = self._side * g.fine
-        read = partial(read_detections, floor=FLOOR)
-        self._refine = RefineNet(model, setting.runtime, read, (fine_side, fine_side))
+        self._refine = model.refiner.start(context_of(model, setting.runtime, (fine_side, fine_side), FLOOR))
         # The coarsest plane that divides both nets' planes, and a halo that is enough for both.
         self._plane = math.gcd(g.scan_downsample, g.refine_downsample)
         step = math.lcm(g.scan_downsample, g.refine_downsample)
-        reach = max(model.refiner.spec.margin * g.refine_downsample, spec.margin * g.scan_downsample)
+        reach = max(model.refiner.margin * g.refine_downsample, spec.margin * g.scan_downsample)
         self._reach = ceil_div(reach, step) * step
 
     def lesson(self, rng: np.random.Generator) -> DistillationSample:
@@ -104,7 +100,7 @@ class _Teacher:
         middle = np.array([box.y0 + box.y1, box.x0 + box.x1]) / 2 * g.cell
         pixels = self._pixels(scene, middle, zoom)
         seen = _reduced(pixels, g.refine_downsample // self._plane)
-        border = self._reach // g.refine_downsample - self._model.refiner.spec.margin
+        border = self._reach // g.refine_downsample - self._model.refiner.margin
         found = self._answer(seen[border : len(seen) - border, border : len(seen) - border])
         steps = (np.arange(box.height * g.fine) + 0.5) * g.fine_cell - box.height * g.cell / 2
         known = scene.trains_at(middle[0] + zoom * steps, middle[1] + zoom * steps)
@@ -126,9 +122,8 @@ class _Teacher:
 
     def _answer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Targets of all fine cells of a crop."""
-        x = normalised(pixels[None], self._model, self._setting.runtime)
-        with torch.inference_mode():
-            first, rest = self._refine(x, np.zeros((1, 2), np.int64)), self._refine.flush()
+        first = self._refine(as_channels(pixels[None], self._model.refiner.channels), np.zeros((1, 2), np.int64))
+        rest = self._refine.flush()
         side = self._side * self._recipe.geometry.fine
         found = settle(type(first).concatenate([first, rest]), self._model)
         return target_of(found, np.ones((side, side), bool), self._model.threshold)

@@ -1,4 +1,4 @@
-"""Training of the encoder of an "explore" model: an autoencoder on unlabelled images, at several resolutions."""
+"""Training of an encoder for novelty: an autoencoder on unlabelled images, at several resolutions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from coarse2fine.models.precision import Precision
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Progress
-from coarse2fine.steps.novelty import LABELS
+from coarse2fine.refiners.novelty import LABELS, NoveltyRefiner
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 
@@ -40,7 +40,7 @@ def fit_explorer(
     precision: Precision = "auto",
     progress: bool = True,
 ) -> Model:
-    """Train a convolutional autoencoder and make an "explore" model of its encoder.
+    """Train a convolutional autoencoder and make a model of its encoder that finds what is rare.
 
     Parameters
     ----------
@@ -75,13 +75,11 @@ def fit_explorer(
     encoder = net.encoder.folded()
     model = Model(
         name=name,
-        task="explore",
         geometry=Geometry(cell=32, scan_downsample=4, refine_downsample=1, fine=4),
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
         base=encoder,
-        refiner=encoder,
-        labels=LABELS,
+        refiner=NoveltyRefiner(encoder, LABELS),
         threshold=_THRESHOLD,
         provenance={
             "images": len(images),

@@ -1,4 +1,4 @@
-"""Kinds for an "explore" model: clusters of cells whose columns learn, without labels, to reconstruct pixels."""
+"""Kinds of cells for novelty: clusters whose columns learn, without labels, to reconstruct pixels."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from coarse2fine.fitting.specialists.grow_tree import Grown, grow
 from coarse2fine.fitting.specialists.items import Items, ItemStore
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
 from coarse2fine.fitting.specialists.validate import Verdict, judge_painting
-from coarse2fine.model import Label, Model
+from coarse2fine.model import Model
+from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.feature_tree import NO_NODE, ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.mixture import ridge
+from coarse2fine.refiners.novelty import NoveltyRefiner
+from coarse2fine.refiners.protocol import Label
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.kinds import cell_pixels, kind_names, painted
 from coarse2fine.specialists.tree import SpecialistTree
@@ -49,17 +52,19 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
     Parameters
     ----------
     model : Model
-        An "explore" model without kinds.
+        With a `NoveltyRefiner` without kinds.
     crops : callable
         From a random generator to input of the encoder, (n, c, h, w), and the number of each crop's image, int64, (n,).
     seed : int
     how : {"tree", "activity"}
         A column for each node of a tree of clusters, or for each group of features that fire together.
     """
-    twins = FeatureMaps.of(model.refiner)
+    refiner = model.refiner
+    assert isinstance(refiner, NoveltyRefiner)
+    twins = FeatureMaps.of(refiner.net)
     spec = column_spec(twins, _TOP)
     layout = ColumnInputs.of(spec, twins)
-    parts = [_cells(model, layout, crops, np.random.default_rng((seed, 3, n))) for n in range(_BATCHES)]
+    parts = [_cells(model, refiner.net, layout, crops, np.random.default_rng((seed, 3, n))) for n in range(_BATCHES)]
     codes, whole = np.concatenate([code for code, _ in parts]), Items.joined([item for _, item in parts])
     whole = replace(whole, held=_held(whole.group, seed))
     learning = np.flatnonzero(~whole.held)
@@ -90,7 +95,7 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
     columns = groups if tree is None else tree
     assert columns is not None
     labels = tuple(Label(name, "area") for name in kind_names(columns))
-    return replace(model, tree=tree, groups=groups, decoder=decoder, labels=labels)
+    return replace(model, refiner=replace(refiner, tree=tree, groups=groups, decoder=decoder, labels=labels))
 
 
 def _held(image: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -123,10 +128,9 @@ def _judged_groups(grown: GrownGroups, whole: Items) -> tuple[GrownGroups, Verdi
 
 @torch.inference_mode()
 def _cells(
-    model: Model, layout: ColumnInputs, crops: Crops, rng: np.random.Generator
+    model: Model, net: ConvStack, layout: ColumnInputs, crops: Crops, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], Items]:
     """Random cells of a batch of crops: their codes, and the columns' inputs with answers still zero."""
-    net = model.refiner
     x, image = crops(rng)
     features = net.features(x)
     code, pixels = net.head(features[-1]), cell_pixels(x, net.spec)

@@ -44,7 +44,7 @@ from coarse2fine.fitting.scene import PART, LeftOut, Scene
 from coarse2fine.fitting.specialists.add import MODES, Mode, add_specialists
 from coarse2fine.fitting.teacher import Answers, exhaustive_answer
 from coarse2fine.fitting.timm_weights import Weights, make_backbone
-from coarse2fine.model import Geometry, Label, Model
+from coarse2fine.model import Geometry, Model
 from coarse2fine.models.backbone import Backbone
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.precision import Precision
@@ -52,6 +52,8 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.timm_text import parse_network
 from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Progress
+from coarse2fine.refiners.detection import DetectionRefiner
+from coarse2fine.refiners.protocol import Label
 from coarse2fine.remembered import KEY, Remembered
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
@@ -255,13 +257,11 @@ def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvSt
     """A model with a trained refine net and an untrained base."""
     return Model(
         name=name,
-        task="detect",
         geometry=recipe.geometry,
         mean=tuple(float(m) for m in recipe.mean),
         std=tuple(float(s) for s in recipe.std),
         base=ConvStack(base_spec(recipe.channels, recipe.geometry)).eval(),
-        refiner=refiner,
-        labels=labels,
+        refiner=DetectionRefiner(refiner, labels, recipe.geometry.refine_downsample),
     )
 
 

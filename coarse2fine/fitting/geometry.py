@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from coarse2fine.annotations.read import Annotations
-from coarse2fine.model import Geometry, Label
+from coarse2fine.model import Geometry
 from coarse2fine.models.box_head import BOX_CHANNELS
 from coarse2fine.models.conv_stack import StackSpec
+from coarse2fine.refiners.protocol import Label
 
 # 10.7 kMAC a pixel and a field of 58 pixels; for small objects 8.4 and 42, which halves the cost of windows' halos.
 WIDE_REFINER = "4/2:16 3:24 4/2:48 3:64 3:64 4/2:128 3:128 1:128 1:{out}"

@@ -11,7 +11,7 @@ import shapely
 from numpy.typing import NDArray
 
 from coarse2fine.annotations.read import AnnotatedArea, AnnotationError, Annotations
-from coarse2fine.model import Label
+from coarse2fine.refiners.protocol import Label
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,6 @@ from coarse2fine.fitting.hold_out import some_parts
 from coarse2fine.fitting.matching import best_f1_threshold, match
 from coarse2fine.fitting.scene import PART, Scene
 from coarse2fine.model import Model
-from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
@@ -70,7 +68,7 @@ def exhaustive_answer(
         plan = Plan(rows * PART, np.full((len(rows), 2), PART), np.ones(len(rows), np.float32), scene.cell_shape)
         offset = before
         progress = (lambda done, _, offset=offset: tick(offset + done, total)) if tick else None
-        fine = refine(scene.image, plan, model, partial(read_detections, floor=FLOOR), runtime, progress)
+        fine = refine(scene.image, plan, model, runtime, progress, floor=FLOOR)
         if fine.interrupted:
             raise KeyboardInterrupt  # an unfinished pass would mark the rest as empty
         found.append(settle(fine.candidates, model))

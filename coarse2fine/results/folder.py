@@ -105,7 +105,7 @@ def provenance(model: Model, sha256: str | None, runtime: str, parameters: dict[
     return {
         "model": {
             "name": model.name,
-            "task": model.task,
+            "task": model.refiner.kind,
             "sha256": sha256,
             "geometry": dataclasses.asdict(model.geometry),
             **model.provenance,

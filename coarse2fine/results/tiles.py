@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import normalised
+from coarse2fine.refiners.net import net_of
 from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
@@ -93,9 +94,9 @@ def with_features(patches: Patches, image: Image, model: Model, runtime: Runtime
     Raises
     ------
     ValueError
-        If a square is not a whole number of fine cells.
+        If a square is not a whole number of fine cells, or the model has no refine net.
     """
-    spec, geometry = model.refiner.spec, model.geometry
+    spec, geometry = net_of(model.refiner).spec, model.geometry
     if patches.side % geometry.fine_cell:
         raise ValueError(
             f"expected tiles of a multiple of {geometry.fine_cell} px, the model's fine cell, got {patches.side}"
@@ -202,7 +203,7 @@ def _means(
     boxes: list[Box], cells: int, image: Image, model: Model, runtime: Runtime
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
     """Batches of those that can be read: which, and the mean over their cells."""
-    net = runtime.place(model.refiner)
+    net = runtime.place(net_of(model.refiner))
     batch_size = max(1, _BATCH_PIXELS // boxes[0].area) if boxes else 1
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         for batch in reader.batches(boxes, batch_size):

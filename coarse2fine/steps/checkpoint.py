@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coarse2fine.bundle import under
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.mixture import Mixture
-from coarse2fine.steps.novelty import NoveltyModel
+from coarse2fine.refiners.novelty import NoveltyModel
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine import Refinement
 from coarse2fine.steps.scan import Scan

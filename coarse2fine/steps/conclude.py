@@ -48,7 +48,7 @@ def _objects(found: Candidates, model: Model, scan: Scan, image: Image) -> list[
     solid = np.all(full[:, 2:] - full[:, :2] > 0, axis=1)
     names = _fired(scan, found.cells // model.geometry.fine)
     return [
-        Region(model.labels[label].name, min(score, 1.0), (y0, x0, y1, x1), None, fired, _route(model, node))
+        Region(model.labels[label].name, min(score, 1.0), (y0, x0, y1, x1), None, fired, model.refiner.route(node))
         for label, score, (y0, x0, y1, x1), fired, node, ok in zip(
             found.labels.tolist(),
             found.scores.tolist(),
@@ -62,16 +62,11 @@ def _objects(found: Candidates, model: Model, scan: Scan, image: Image) -> list[
     ]
 
 
-def _route(model: Model, node: int) -> tuple[int, ...]:
-    return () if model.tree is None else model.tree.route(node)
-
-
 def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int) -> list[Region]:
     """Cells that belong together as polygons, with the mean score of their cells and the kind of most of them."""
     if not len(found):
         return []
-    # Oddities come in crumbs: cells with at most one ordinary cell between them are one oddity.
-    reach = 2 if model.task == "explore" else 1
+    reach = model.refiner.reach
     group = clusters(found, width, reach=reach)
     order = np.argsort(group, kind="stable")
     borders = np.flatnonzero(np.diff(group[order])) + 1
@@ -83,7 +78,7 @@ def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int
         fired = _fired(scan, found.cells[best][None] // model.geometry.fine)[0]
         score = float(found.scores[rows].mean())
         label = model.labels[int(np.bincount(found.labels[rows]).argmax())].name
-        route = _route(model, int(found.nodes[best]))
+        route = model.refiner.route(int(found.nodes[best]))
         regions.append(Region(label, min(score, 1.0), (min(y), min(x), max(y), max(x)), outline, fired, route))
     return regions
 

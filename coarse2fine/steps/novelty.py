@@ -1,41 +1,35 @@
-"""Looking without knowing what for: what is rare in this image, and what low resolution fails to explain.
+"""Unsupervised scan: interest is rarity in this image, or poor prediction of fine codes from coarse ones.
 
 The encoder of an autoencoder scans the image; its codes are grouped into kinds, and a code far from every kind is
-rare. (In a model with kinds of its own fine cells are measured by them, see
-`coarse2fine.specialists.kinds`, and are rare within their kind.) A small random sample of cells is read at full
-resolution too: where the fine codes of like cells are badly predicted by their coarse code, a close look is likely to
-show something that the scan could not see.
+rare. A small random sample of cells is read at full resolution too, and teaches the refiner what is usual there: where
+the fine codes of like cells are badly predicted by their coarse code, a close look is likely to show something that the
+scan could not see.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.model import Label, Model
-from coarse2fine.models.candidates import Candidates
+from coarse2fine.model import Model
 from coarse2fine.models.feature_maps import cell_rows
 from coarse2fine.models.firing import FIRED
 from coarse2fine.models.mixture import Mixture, ridge
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import normalised
 from coarse2fine.progress import Tick
-from coarse2fine.specialists.kinds import MEASURES
+from coarse2fine.refiners.novelty import KINDS, Measuring, NoveltyModel, NoveltyRefiner
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.refine_net import kind_reader
 from coarse2fine.steps.scan import Scan, features, scan_macs
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
 
-KINDS = 8
-LABELS = tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS))
-"""Of a model whose kinds are those of each image."""
 # Cells read at full resolution: one in so many, within limits, so that the sample stays a small share of the cost.
 _SAMPLED_SHARE, _LEAST_SAMPLED, _MOST_SAMPLED = 32, 32, 768
 # Where a budget is tight, fewer; but of fewer than these, no cell could ever be among the rarest 0.5 %.
@@ -43,29 +37,10 @@ _LEAST_AFFORDED = 16
 _SAMPLED_CODES = 50_000
 # A cell counts as interesting by the far tail of either measure: the noisy-or of the ranks to this power.
 _TAIL = 16
-# Surprises are compared in steps: a sampled cell that is refined too, in a window of another shape, is rounded
-# otherwise in its last bits, and must not by that alone surpass itself.
-_STEPS = 1024
-
-
-@dataclass(frozen=True)
-class NoveltyModel:
-    """What is usual at full resolution in this image.
-
-    Parameters
-    ----------
-    mixture : Mixture
-        Kinds of fine codes; of a model with kinds of its own, of what it measures.
-    sample : Tensor, float32, (n,)
-        Surprises of a random sample of fine codes, increasing.
-    """
-
-    mixture: Mixture
-    sample: Tensor
 
 
 def exploration_macs(model: Model, full_shape: tuple[int, int], dense: Plan) -> int:
-    """Multiply-adds of the exhaustive pass of an "explore" model: scan, sample, and every cell refined.
+    """Multiply-adds of the exhaustive pass with a refiner that learns: scan, sample, and every cell refined.
 
     A cell is rare or not by the image's own sample, so that nobody can do without. Columns count as what they took on
     the images that they were trained on.
@@ -103,7 +78,7 @@ def explore(
     ----------
     image : Image
     model : Model
-        An "explore" model.
+        With a `NoveltyRefiner`.
     runtime : Runtime
     seed : int
         Of the random sample.
@@ -118,14 +93,15 @@ def explore(
         Its cost holds the full-resolution sample too.
     NoveltyModel
     """
-    failures: list[str] = []
+    refiner, failures = model.refiner, list[str]()
+    assert isinstance(refiner, NoveltyRefiner)
     codes, macs = _codes(image, model, runtime, failures, tick)
     shape = codes.shape[:2]
     rng = np.random.default_rng(seed)
     flat = codes.reshape(-1, codes.shape[-1])
     chosen = np.sort(rng.permutation(len(flat))[: _sampled(len(flat), model, most_macs)])
     cells = np.stack(np.unravel_index(chosen, shape), axis=1)
-    fine, measures, good, spent = _fine_codes(image, model, runtime, cells)
+    fine, measures, good, spent = _fine_codes(image, model, refiner, runtime, cells)
     chosen = chosen[good]
     macs += spent
     usual = flat[np.sort(rng.permutation(len(flat))[:_SAMPLED_CODES])].astype(np.float32)
@@ -134,55 +110,7 @@ def explore(
     tails = [_rank(v) ** _TAIL for v in (rarity.numpy(), unexplained)]
     interest = (1 - (1 - tails[0]) * (1 - tails[1])).reshape(shape).astype(np.float32)
     scan = Scan(interest, _loudest(flat, usual).reshape(*shape, FIRED), macs, tuple(failures))
-    return scan, _usual(model, measures, seed)
-
-
-def _usual(model: Model, measures: NDArray[np.float32], seed: int) -> NoveltyModel:
-    """What is usual among the fine cells of a sample."""
-    rows = measures.reshape(-1, measures.shape[-1])
-    if model.decoder is None:
-        mixture = Mixture.fit(rows, KINDS, seed)
-        surprise, _ = mixture.surprise(torch.from_numpy(rows))
-    else:
-        kind = rows[:, MEASURES].astype(np.int64)
-        mixture = Mixture.of_kinds(rows[:, :MEASURES], kind, len(model.labels))
-        surprise = mixture.within(torch.from_numpy(rows[:, :MEASURES]), torch.from_numpy(kind))
-    return NoveltyModel(mixture, _stepped(surprise).sort().values)
-
-
-def _stepped(surprise: Tensor) -> Tensor:
-    return torch.round(surprise * _STEPS) / _STEPS
-
-
-def read_oddities(out: Tensor, corners: NDArray[np.int64], odd: NoveltyModel, floor: float) -> Candidates:
-    """Cells of a batch of windows that are rarer than the share `floor` of the image's own sample.
-
-    Parameters
-    ----------
-    out : Tensor, float, (n, d, h, w)
-        Fine codes; or what columns measure, and behind it the number of the kind.
-    corners : ndarray, int64, (n, 2)
-        Fine-grid index of each window's first cell.
-    odd : NoveltyModel
-    floor : float
-        Least score, the share of the sample that is less surprising.
-    """
-    n, d, h, w = out.shape
-    cells_of = cell_rows(out)
-    if d == odd.mixture.means.shape[1]:
-        surprise, kind = odd.mixture.surprise(cells_of)
-    else:
-        kind = cells_of[:, -1].long()
-        surprise = odd.mixture.within(cells_of[:, :-1], kind)
-    rank = torch.searchsorted(odd.sample.to(out.device), _stepped(surprise))
-    scores = (rank / (len(odd.sample) + 1)).reshape(n, h, w)
-    row, y, x = torch.nonzero(scores >= floor, as_tuple=True)
-    rows = row.cpu().numpy()
-    cells = np.stack([corners[rows, 0] + y.cpu().numpy(), corners[rows, 1] + x.cpu().numpy()], axis=1).astype(np.int32)
-    boxes = np.concatenate([cells, cells + 1], axis=1).astype(np.float32)
-    labels = kind.reshape(n, h, w)[row, y, x].cpu().numpy().astype(np.int16)
-    nodes = np.zeros(len(cells), np.int32)
-    return Candidates(cells, scores[row, y, x].float().cpu().numpy(), labels, boxes, nodes)
+    return scan, refiner.learn(measures, seed)
 
 
 def _codes(
@@ -190,7 +118,7 @@ def _codes(
 ) -> tuple[NDArray[np.float16], int]:
     """Codes of all cells (cell height, cell width, d), in half precision to hold large images, and their cost."""
     shape = model.cell_shape((image.height, image.width))
-    codes = np.zeros((*shape, model.refiner.spec.stages[-1].channels), np.float16)
+    codes = np.zeros((*shape, model.base.reader.out_channels), np.float16)
     macs = 0
     for box, _, code, cost in features(image, model, runtime, tick, failures):
         codes[box.y0 : box.y1, box.x0 : box.x1] = code.float().permute(1, 2, 0).cpu().numpy()
@@ -199,33 +127,25 @@ def _codes(
 
 
 def _fine_codes(
-    image: Image, model: Model, runtime: Runtime, cells: NDArray[np.intp]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], int]:
+    image: Image, model: Model, refiner: NoveltyRefiner, runtime: Runtime, cells: NDArray[np.intp]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.intp], int]:
     """Full-resolution codes (m, f * f, d) of cells that can be read, how they are measured, which, and the cost."""
-    net, fine = runtime.place(model.refiner), model.geometry.fine
-    kinds = kind_reader(model, runtime)
-    spec = net.spec
-    boxes = [Box(y, x, y + 1, x + 1).scale(fine * spec.stride).expand(spec.margin) for y, x in cells.tolist()]
-    codes = np.zeros((len(boxes), fine * fine, spec.stages[-1].channels), np.float32)
-    measures = codes if kinds is None else np.zeros((len(boxes), fine * fine, MEASURES + 1), np.float32)
-    good = np.zeros(len(boxes), bool)
+    measuring = Measuring(refiner, runtime, partial(normalised, model=model, runtime=runtime))
+    fine = model.geometry.fine
+    boxes = [Box(y, x, y + 1, x + 1).scale(fine * refiner.stride).expand(refiner.margin) for y, x in cells.tolist()]
+    codes, measures, index = list[NDArray[np.float32]](), list[NDArray[np.float32]](), list[NDArray[np.intp]]()
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         for batch in reader.batches(boxes, 64):
-            index = batch.index[~batch.failed]
-            good[index] = True
-            if not len(index):
-                continue
-            with torch.inference_mode():
-                x = normalised(batch.pixels[~batch.failed], model, runtime)
-                seen = net.features(x)
-                code = net.head(seen[-1])
-                codes[index] = _by_cell(code)
-                if kinds is not None:
-                    measures[index] = _by_cell(kinds(x, seen, code))
-    if not good.any():
+            if not batch.failed.all():
+                code, measured = measuring(batch.pixels[~batch.failed])
+                codes.append(_by_cell(code))
+                measures.append(_by_cell(measured))
+                index.append(batch.index[~batch.failed])
+    if not index:
         raise ImageError(f"none of {len(boxes)} sampled places of {image.name} can be read: {reader.failures[0]}")
-    macs = int(good.sum()) * model.refiner_macs(1, 1) + (0 if kinds is None else kinds.macs_spent)
-    return codes[good], measures[good], good, macs
+    good = np.concatenate(index)
+    order = np.argsort(good)
+    return np.concatenate(codes)[order], np.concatenate(measures)[order], good[order], measuring.macs_spent
 
 
 def _by_cell(planes: Tensor) -> NDArray[np.float32]:

@@ -1,10 +1,12 @@
-"""The costly look at a little: the refine net on the chosen windows at full resolution, best first."""
+"""The costly look at a little: the refiner on the chosen windows at full resolution, best first."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +14,10 @@ from numpy.typing import NDArray
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.preprocess import fill_value, normalised
+from coarse2fine.preprocess import as_channels, fill_value, normalised
 from coarse2fine.progress import Tick
+from coarse2fine.refiners.protocol import ImageContext, RunningRefiner
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.refine_net import Read, RefineNet
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
@@ -63,15 +65,16 @@ def refine(
     image: Image,
     plan: Plan,
     model: Model,
-    read: Read,
     runtime: Runtime,
     tick: Tick | None = None,
     *,
+    floor: float,
+    learned: Any = None,
     deadline: float | None = None,
     batch_size: int | None = None,
     capped: bool = False,
 ) -> Refinement:
-    """Run the refine net on every window of the plan, best first, and its specialists where it is unsure.
+    """Run the refiner on every window of the plan, best first.
 
     Ctrl-C ends it early: what was refined up to then is the best that could be had for its cost, and is returned.
 
@@ -80,68 +83,74 @@ def refine(
     image : Image
     plan : Plan
     model : Model
-    read : callable
-        Turns the refine net's output into candidates.
     runtime : Runtime
     tick : callable, optional
         Called with windows done and windows in all.
+    floor : float
+        Least score of a candidate.
+    learned : object, optional
+        What the scan learned from the image, for refiners that learn.
     deadline : float, optional
         Time of `time.perf_counter` at which to end with the batch at hand.
     batch_size : int, optional
         Windows that are refined at once; by default by their size.
     capped : bool
-        Specialists take no more multiply-adds than the model sets aside for each window, see `RefineNet.rations`.
+        The plan takes no more multiply-adds than is expected of it, see `RunningRefiner.rations`.
     """
     found: list[Candidates] = []
     done: list[NDArray[np.intp]] = []
-    macs, count = 0, 0
+    count = 0
     interrupted = late = False
     cell = model.geometry.fine_cell
-    net = RefineNet(model, runtime, read, (ceil_div(image.height, cell), ceil_div(image.width, cell)))
-    rations = net.rations(plan, model) if capped else None
+    fine_shape = (ceil_div(image.height, cell), ceil_div(image.width, cell))
+    running = model.refiner.start(context_of(model, runtime, fine_shape, floor, learned))
+    rations = running.rations(plan.sides * model.geometry.fine) if capped else None
     with WindowReader(image, downsample=model.geometry.refine_downsample, fill=fill_value(model)) as reader:
         try:
             first = HURRIED_PIXELS if deadline is not None else ROUND_PIXELS
-            for candidates, rows, shape, tried in _answers(
-                reader, plan, model, net, rations, runtime, first, batch_size
-            ):
+            for candidates, rows, tried in _answers(reader, plan, model, running, rations, first, batch_size):
                 found.append(candidates)
                 done.append(rows)
-                macs += len(rows) * model.refiner_macs(*shape)
                 count += tried
                 if tick:
                     tick(count, len(plan))
                 late = deadline is not None and time.perf_counter() >= deadline and count < len(plan)
                 if late:
                     break
-            found.append(net.flush())
+            found.append(running.flush())
         except KeyboardInterrupt:
             interrupted = True
-            found.append(net.abandon())
+            found.append(running.abandon())
     finished = np.concatenate(done) if done else np.zeros(0, np.intp)
     candidates = _distinct(Candidates.concatenate(found), model, image)
     if interrupted:
         # Cells of the batch at hand may have waited, but their windows do not count as refined.
         covered = plan.take(finished).covered()
         candidates = candidates.take(covered[tuple(candidates.cells.T // model.geometry.fine)])
-    return Refinement(candidates, finished, macs + net.specialist_macs, tuple(reader.failures), interrupted, late)
+    return Refinement(candidates, finished, running.macs_spent, tuple(reader.failures), interrupted, late)
+
+
+def context_of(
+    model: Model, runtime: Runtime, fine_shape: tuple[int, int], floor: float, learned: Any = None
+) -> ImageContext:
+    """What a model's refiner is told of an image; parameters as in `ImageContext`."""
+    return ImageContext(runtime, partial(normalised, model=model, runtime=runtime), fine_shape, floor, learned)
 
 
 def _answers(
     reader: WindowReader,
     plan: Plan,
     model: Model,
-    net: RefineNet,
+    running: RunningRefiner,
     rations: NDArray[np.int64] | None,
-    runtime: Runtime,
     first: int,
     batch_size: int | None,
-) -> Iterator[tuple[Candidates, NDArray[np.intp], tuple[int, int], int]]:
-    """What is settled, the rows of the plan that were refined, their shape, and how many were tried, by batch."""
+) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
+    """What is settled, the rows of the plan that were refined, and how many were tried, by batch."""
     for shape, rows in _rounds(plan, model, first):
         corners, most = plan.cell_corners[rows], None if rations is None else rations[rows]
-        for candidates, index, tried in _windows(reader, net, model, corners, shape, most, runtime, batch_size):
-            yield candidates, rows[index], shape, tried
+        for candidates, index, tried in _windows(reader, running, model, corners, shape, most, batch_size):
+            yield candidates, rows[index], tried
 
 
 def _rounds(plan: Plan, model: Model, first: int) -> Iterator[tuple[tuple[int, int], NDArray[np.intp]]]:
@@ -175,34 +184,35 @@ def rounds(plan: Plan, model: Model, first: int) -> Iterator[NDArray[np.intp]]:
 
 
 def window_pixels(plan: Plan, model: Model) -> NDArray[np.int64]:
-    """Pixels of each window of a plan, halo included, as the refine net reads it."""
-    spec, fine = model.refiner.spec, model.geometry.fine
-    sizes: NDArray[np.int64] = plan.sides * fine * spec.stride + 2 * spec.margin
+    """Pixels of each window of a plan, halo included, as the refiner reads it."""
+    refiner = model.refiner
+    sizes: NDArray[np.int64] = plan.sides * model.geometry.fine * refiner.stride + 2 * refiner.margin
     return sizes[:, 0] * sizes[:, 1]
 
 
 def _windows(
     reader: WindowReader,
-    net: RefineNet,
+    running: RunningRefiner,
     model: Model,
     cell_corners: NDArray[np.int64],
     shape: tuple[int, int],
     rations: NDArray[np.int64] | None,
-    runtime: Runtime,
     batch_size: int | None,
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
     """What is settled, the windows that were refined, and how many were tried, batch by batch, of one shape."""
-    spec, fine = model.refiner.spec, model.geometry.fine
-    height, width = (spec.input_size(n * fine) for n in shape)
-    corners = cell_corners * (fine * spec.stride) - spec.margin
-    boxes = [Box(y, x, y + height, x + width) for y, x in corners.tolist()]
+    refiner, fine = model.refiner, model.geometry.fine
+    boxes = [
+        Box(y, x, y + shape[0], x + shape[1]).scale(fine * refiner.stride).expand(refiner.margin)
+        for y, x in cell_corners.tolist()
+    ]
     usual = max(1, _BATCH_PIXELS // boxes[0].area)
     for batch in reader.batches(boxes, batch_size or usual):
         good, index = ~batch.failed, batch.index[~batch.failed]
         candidates = Candidates.empty()
         if len(index):
             most = None if rations is None else rations[index]
-            candidates = net(normalised(batch.pixels[good], model, runtime), cell_corners[index] * fine, most)
+            pixels = as_channels(batch.pixels[good], refiner.channels)
+            candidates = running(pixels, cell_corners[index] * fine, most)
         yield candidates, index, len(batch.index)
 
 

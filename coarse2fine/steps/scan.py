@@ -106,7 +106,7 @@ def look(
     ----------
     image : Image
     model : Model
-        A "detect" model; see `coarse2fine.steps.novelty` for the other kind.
+        With firing rules; see `coarse2fine.steps.novelty` for one that learns from the image.
     runtime : Runtime
     tick : callable, optional
         Called with blocks done and blocks in all, of each level.

@@ -24,13 +24,15 @@ from coarse2fine.audit.result import Audited, Part
 from coarse2fine.audit.survey import survey
 from coarse2fine.config import Cap
 from coarse2fine.fitting.matching import match
-from coarse2fine.model import Label, Model
+from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
+from coarse2fine.refiners.protocol import Label
 from coarse2fine.results.folder import pooled_audit
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan, dense_plan
 from coarse2fine.steps.refine import Refinement
 from coarse2fine.steps.suppress import suppress
+from tests.refining import relabelled
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 THRESHOLD = 0.5
@@ -207,7 +209,7 @@ def test_a_sample_tells_recall(detector: Model) -> None:
 
 def mixed(detector: Model, seed: int, blind: float = 0.6) -> tuple[World, NDArray[np.int32]]:
     """A lake that the scan sees whole, and discs beside it of which it is blind to a share."""
-    model = replace(detector, labels=(Label("disc"), Label("lake", "area")))
+    model = relabelled(detector, Label("disc"), Label("lake", "area"))
     world = World(model, seed, side=120, objects=500, blind=blind)
     lake = np.argwhere(np.add.outer((np.arange(120) - 40) ** 2, (np.arange(120) - 40) ** 2) < 30**2).astype(np.int32)
     beside = world.every.take(((world.every.cells - 40) ** 2).sum(axis=1) > 34**2)
@@ -460,7 +462,7 @@ def test_a_sample_is_part_of_the_budget(make_image: MakeImage, detector: Model) 
 
 
 def test_cells_of_areas_count_one_by_one(make_image: MakeImage, detector: Model) -> None:
-    model = replace(detector, labels=tuple(Label(label.name, "area") for label in detector.labels))
+    model = relabelled(detector, *(Label(label.name, "area") for label in detector.labels))
     with analyze(make_image(300, 300), model, recall=0.9) as analysis:
         assert analysis.audit is not None
         assert analysis.audit.certified
@@ -537,7 +539,7 @@ def test_nothing_is_said_of_recall_where_nobody_asked(make_image: MakeImage, det
 
 def test_an_area_that_was_found_hides_no_object_beside_it(detector: Model) -> None:
     """Eight boats along a known shore, each of about a fine cell: a look at their blocks finds all of them."""
-    model = replace(detector, labels=(Label("boat"), Label("lake", "area")))
+    model = relabelled(detector, Label("boat"), Label("lake", "area"))
     rows = np.arange(8, dtype=np.int32) * 2
     shore, boats = (np.stack([rows, np.full(8, x, np.int32)], axis=1) for x in (7, 8))
 

@@ -229,8 +229,8 @@ def test_a_run_cut_short_is_no_measurement(
     fault: dict[str, Any],
     error: type[BaseException],
 ) -> None:
-    def cut_short(*arguments: Any) -> Refinement:
-        return replace(refine(*arguments), **fault)
+    def cut_short(*arguments: Any, **options: Any) -> Refinement:
+        return replace(refine(*arguments, **options), **fault)
 
     monkeypatch.setattr(coarse2fine.bench.lookup, "refine", cut_short)
     with pytest.raises(error):
@@ -325,7 +325,7 @@ def test_chunks_touched_are_those_that_windows_read(grey_detector: Model, seed: 
     corners = np.stack([rng.integers(0, n - 1, count) for n in shape], axis=1)
     sides = rng.choice([2, 8], count)
     plan = Plan(corners, np.stack([sides, sides], axis=1), np.ones(count, np.float32), shape)
-    margin, cell = grey_detector.refiner.spec.margin, grey_detector.geometry.cell
+    margin, cell = grey_detector.refiner.margin, grey_detector.geometry.cell
     chunks = set()
     for (y, x), side in zip((corners * cell).tolist(), (sides * cell).tolist(), strict=True):
         read = Box(y, x, y + side, x + side).expand(margin).intersect(Box(0, 0, 900, 700))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from coarse2fine import Model, Region
 from coarse2fine.annotations.read import read_annotations
 from coarse2fine.bench.score import Labelled, against_exhaustive
-from coarse2fine.model import Label
+from coarse2fine.refiners.protocol import Label
+from tests.refining import relabelled
 
 
 def region(y: float, x: float, side: float, label: str = "a", score: float = 0.9) -> Region:
@@ -96,7 +97,7 @@ def test_nothing_counts_where_nobody_has_looked(grey_detector: Model) -> None:
 def test_areas_are_left_out_and_points_have_the_typical_size(grey_detector: Model) -> None:
     point = feature("left", 0, 0, 1, 1) | {"geometry": {"type": "Point", "coordinates": [50, 50]}}
     truth = read_annotations(collection(feature("right", 0, 0, 40, 40), point))
-    model = replace(grey_detector, labels=(Label("left"), Label("right", "area")), provenance={"median_size": 60.0})
+    model = relabelled(replace(grey_detector, provenance={"median_size": 60.0}), Label("left"), Label("right", "area"))
     score = Labelled(truth, model).score([region(50, 79, 9, "left"), region(20, 20, 40, "right")])
     assert (score.hits, score.false_alarms, score.objects) == (1, 0, 1)
     assert Labelled(truth, grey_detector).score([]).recall == 0.0

@@ -22,6 +22,7 @@ from coarse2fine.model import Geometry, Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
+from tests.refining import net
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 SIDE, COUNT = 768, 12
@@ -45,7 +46,7 @@ def teach(
     model = replace(model, threshold=answers.threshold)
     setting = CalibrationSet((scene,), answers, 0.9, Price("macs"), runtime)
     mean, std = np.array(model.mean, np.float32), np.array(model.std, np.float32)
-    recipe = Recipe(g, model.refiner.spec, 3, mean, std, True, 30, 5)
+    recipe = Recipe(g, net(model).spec, 3, mean, std, True, 30, 5)
     lessons = make_samples(recipe, model.base, model, setting)
     places = _places([scene], answers.targets)
     side = lessons[0].target.shape[1]

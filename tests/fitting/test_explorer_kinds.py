@@ -20,7 +20,8 @@ from coarse2fine.models.feature_tree import ROOT
 from coarse2fine.models.mixture import Mixture
 from coarse2fine.models.routing import features_at
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.steps.refine_net import kind_reader
+from coarse2fine.refiners.novelty import Measuring, NoveltyRefiner
+from tests.refining import built_in, net
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 
@@ -31,7 +32,7 @@ Crops = Callable[[np.random.Generator], tuple[torch.Tensor, NDArray[np.int64]]]
 @pytest.fixture(scope="module")
 def crops(explorer: Model, make_image: MakeImage) -> Crops:
     """Soft blobs and noise."""
-    side = explorer.refiner.spec.input_size(6)
+    side = net(explorer).spec.input_size(6)
 
     def draw(rng: np.random.Generator) -> tuple[torch.Tensor, NDArray[np.int64]]:
         image = rng.integers(0, 24, 6)
@@ -69,16 +70,17 @@ def test_the_columns_paint_better_than_the_code_alone(
 @torch.inference_mode()
 def measured(model: Model, pixels: NDArray[np.uint8], runtime: Runtime) -> tuple[NDArray[np.float32], torch.Tensor]:
     """Measures (3, h, w) of a whole image, and the encoder's input."""
-    margin = model.refiner.spec.margin
+    refiner = built_in(model)
+    assert isinstance(refiner, NoveltyRefiner)
+    margin, spec = refiner.margin, refiner.net.spec
     padded = np.pad(pixels, ((margin,) * 2, (margin,) * 2, (0, 0)), mode="edge")
     x = torch.from_numpy(((padded / 255 - 0.5) / 0.25).astype(np.float32)).permute(2, 0, 1)[None]
-    reader = kind_reader(model, runtime)
-    assert reader is not None
-    features = model.refiner.features(x)
-    found = reader(x, features, model.refiner.head(features[-1]))[0].numpy()
+    measuring = Measuring(refiner, runtime, lambda _: x)
+    found = measuring(padded[None])[1][0].numpy()
     cells = found.shape[1] * found.shape[2]
-    (columns,) = model.specialists
-    assert 0.5 < reader.macs_spent / cells / columns.macs_per_cell < (2 if model.groups is None else 1.001)
+    (columns,) = refiner.specialists
+    macs = measuring.macs_spent - spec.macs(*found.shape[1:])
+    assert 0.5 < macs / cells / columns.macs_per_cell < (2 if refiner.groups is None else 1.001)
     return found, x
 
 
@@ -87,12 +89,14 @@ def one_cell(
     model: Model, x: torch.Tensor, y: int, left: int
 ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
     """What the encoder reads and sees of a cell alone, its pixels, and what the code alone paints."""
-    spec, decoder = model.refiner.spec, model.decoder
-    assert decoder is not None
+    refiner = built_in(model)
+    assert isinstance(refiner, NoveltyRefiner)
+    assert refiner.decoder is not None
+    spec, decoder = refiner.net.spec, refiner.decoder
     side = spec.input_size(1)
     part = x[:, :, y * spec.stride : y * spec.stride + side, left * spec.stride : left * spec.stride + side]
-    features = model.refiner.features(part)
-    code = model.refiner.head(features[-1])[0, :, 0, 0]
+    features = refiner.net.features(part)
+    code = refiner.net.head(features[-1])[0, :, 0, 0]
     true = part[0, :, spec.margin : -spec.margin, spec.margin : -spec.margin].flatten()
     return part, features, true, code @ torch.from_numpy(decoder[:-1]) + torch.from_numpy(decoder[-1])
 
@@ -121,7 +125,7 @@ def test_groups_paint_where_they_fire(models: dict[str, Model], make_image: Make
     """Each cell by itself, with the column of the group that fires most."""
     model = models["activity"]
     found, x = measured(model, make_image(32, 40, seed=1), runtime)
-    own, firing = model.groups, 0
+    own, firing = built_in(model).groups, 0
     assert own is not None
     for y, left in np.ndindex(*found.shape[1:]):
         part, features, true, answer = one_cell(model, x, y, left)
@@ -150,19 +154,18 @@ def test_of_few_images_nothing_is_sure(explorer: Model, crops: Crops, how: How) 
         patch.setattr("coarse2fine.fitting.explorer_kinds._CLUSTERS", 3)
         with pytest.warns(UserWarning, match=r"no columns for kinds: .*is significant with fewer than 5 groups"):
             found = add_kinds(explorer, draw, 0, how)
-    assert found.specialists == ()
-    assert found.decoder is None
+    assert found.refiner == explorer.refiner
     assert "in 4 groups" in found.provenance["kinds"]
 
 
 @pytest.mark.parametrize("how", get_args(How))
 def test_where_all_is_alike_there_are_no_kinds(explorer: Model, how: How) -> None:
-    side = explorer.refiner.spec.input_size(6)
+    side = net(explorer).spec.input_size(6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.fitting.explorer_kinds._BATCHES", 2)
         found = add_kinds(explorer, lambda rng: (torch.zeros(3, 3, side, side), rng.integers(0, 24, 3)), 0, how)
-    assert found.specialists == () or how == "activity"
-    assert found.labels == explorer.labels or found.specialists
+    assert found.refiner.specialists == () or how == "activity"
+    assert found.labels == explorer.labels or found.refiner.specialists
     assert analyze(np.full((90, 90, 3), 127, np.uint8), found, precision="fp32").complete
 
 

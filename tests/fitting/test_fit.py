@@ -25,6 +25,7 @@ from coarse2fine.fitting.pairs import load_pairs
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.tiling.opening import open_image
+from tests.refining import net, with_specialists
 
 SIDE, RADIUS = 512, 9
 # Small scenes are quick; a test of its own holds that this is told.
@@ -212,11 +213,11 @@ def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monk
     told = model.provenance["specialists"]
     assert told["asked"] == told["chosen"] == "both"
     assert list(told["held_back"]) == ["both"]
-    assert len(model.specialists) == 2
+    assert len(model.refiner.specialists) == 2
     assert model.tree is not None
     assert model.tree.tiles
     pixels = discs(2)[0][0]
-    plain = replace(model, tree=None, groups=None)
+    plain = with_specialists(model)
     mine, bare = (analyze(pixels, each, budget=1.0, precision="fp32") for each in (model, plain))
     assert mine.cost.refine_macs > bare.cost.refine_macs
     saved = load_model(model.save(tmp_path / "special.c2f"))
@@ -232,7 +233,7 @@ def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monk
 def test_specialists_that_do_not_surely_help_are_left_out(small_steps: None) -> None:
     pixels, annotations = discs(0)[0]
     model = fit([pixels], [annotations], specialists="auto", steps=10, precision="fp32", progress=False)
-    assert model.specialists == ()
+    assert model.refiner.specialists == ()
     assert model.provenance["specialists"]["chosen"] is None
     with pytest.raises(ValueError, match="specialists must be None or one of heads, tree"):
         fit([pixels], [annotations], specialists="all", progress=False)  # type: ignore[arg-type]
@@ -247,7 +248,7 @@ def test_specialists_that_have_nothing_to_learn_from_are_left_out(
         options: dict[str, Any] = {"specialists": mode, "steps": 10, "precision": "fp32", "progress": False}
         with pytest.warns(UserWarning, match=f"no specialists '{mode}' .*nothing for them to learn from"):
             model = fit([pixels], [annotations], **options)
-        assert model.specialists == ()
+        assert model.refiner.specialists == ()
         assert model.provenance["specialists"]["held_back"] == {}
 
 
@@ -424,8 +425,8 @@ def test_an_explorer_is_fitted_and_explores() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.fitting.explorer._BATCH", 4)
         model = fit_explorer(images, steps=10, precision="fp32", progress=False)
-    assert model.task == "explore"
-    assert model.base is model.refiner
+    assert model.refiner.learns
+    assert model.base is net(model)
     assert np.isfinite(model.provenance["loss"])
     assert analyze(discs(2)[0][0], model, precision="fp32").complete
 

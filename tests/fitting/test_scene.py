@@ -25,9 +25,10 @@ from coarse2fine.fitting.geometry import (
 )
 from coarse2fine.fitting.hold_out import check_objects, hold_back
 from coarse2fine.fitting.scene import PART, Scene, Targets
-from coarse2fine.model import Geometry, Label
+from coarse2fine.model import Geometry
 from coarse2fine.models.box_head import BOX_CHANNELS, detection_loss, read_detections
 from coarse2fine.models.conv_stack import ConvStack
+from coarse2fine.refiners.protocol import Label
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.orientation import Turn

@@ -42,12 +42,14 @@ def test_a_window_has_the_same_answer_in_any_batch(
     def answers(threads: int, batch_size: int | None) -> dict[tuple[int, ...], NDArray[np.float32]]:
         seen: dict[tuple[int, ...], NDArray[np.float32]] = {}
 
-        def read(out: torch.Tensor, fine_corners: NDArray[np.int64]) -> Candidates:
+        def read(out: torch.Tensor, fine_corners: NDArray[np.int64], *_: object) -> Candidates:
             seen.update(zip(map(tuple, fine_corners.tolist()), out.float().numpy().copy(), strict=True))
             return Candidates.empty()
 
-        with threads_here(threads):
-            refine(image, plan, model, read, runtime, batch_size=batch_size)
+        with threads_here(threads), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("coarse2fine.refiners.detection.read_detections", read)
+            patch.setattr("coarse2fine.refiners.novelty.read_novelties", read)
+            refine(image, plan, model, runtime, floor=0.0, batch_size=batch_size)
         return seen
 
     first = answers(1, None)

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from coarse2fine import Analysis, Audit, analyze
 from coarse2fine.audit.result import Part
-from coarse2fine.model import Label, Model
+from coarse2fine.model import Model
+from coarse2fine.refiners.protocol import Label
 from coarse2fine.region import Region
 from coarse2fine.report.batch_page import write_batch_report, write_folder_report
 from coarse2fine.report.image_page import layers, recall_text, write_report
+from tests.refining import relabelled
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -50,7 +52,7 @@ class Page(html.parser.HTMLParser):
 def analysis(make_image: MakeImage, detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Analysis]:
     path = tmp_path_factory.mktemp("report") / "grün (1).png"
     path.write_bytes(cv2.imencode(".png", make_image(300, 500))[1].tobytes())
-    model = replace(detector, labels=(Label(ODD), Label("right")))
+    model = relabelled(detector, Label(ODD), Label("right"))
     with analyze(path, model, budget=0.5, audit=0.05, precision="fp32") as made:
         regions = tuple(replace(r, route=(0, 3, 7)) for r in made.regions)
         yield replace(made, regions=regions, failures=(f"a part {ODD}",))

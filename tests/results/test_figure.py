@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,9 +14,11 @@ from numpy.typing import NDArray
 
 from coarse2fine import analyze
 from coarse2fine.annotations.read import read_annotations
-from coarse2fine.model import Label, Model
+from coarse2fine.model import Model
+from coarse2fine.refiners.protocol import Label
 from coarse2fine.results.cost import Cost
 from coarse2fine.tiling.opening import open_image
+from tests.refining import relabelled
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 
@@ -76,7 +77,7 @@ def test_a_picture_of_no_known_kind_is_refused(make_image: MakeImage, detector: 
 def test_names_are_drawn_as_they_are(make_image: MakeImage, detector: Model, tmp_path: Path, name: str) -> None:
     path = tmp_path / f"{name.replace(chr(92), '').replace('/', '')}.png"
     cv2.imwrite(str(path), make_image(90, 100))
-    model = replace(detector, labels=(Label(name), Label(f"{name}2")))
+    model = relabelled(detector, Label(name), Label(f"{name}2"))
     with analyze(path, model, budget=1.0) as analysis:
         assert analysis.regions
         folder = analysis.save(tmp_path / "out")

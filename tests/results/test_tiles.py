@@ -17,6 +17,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.results.tiles import Patches, interesting_patches, with_features, write_patches
 from coarse2fine.tiling.geometry import Box
+from tests.refining import net
 
 h5py = pytest.importorskip("h5py")
 
@@ -38,12 +39,12 @@ def test_features_are_means_over_the_tile(make_image: MakeImage, detector: Model
     image = open_image(pixels)
     patches = with_features(Patches(64, np.array([(0, 0), (64, 128), (128, 192)])), image, detector, runtime)
     assert patches.features is not None
-    assert patches.features.shape == (3, detector.refiner.spec.stages[-2].channels)
-    margin = detector.refiner.spec.margin
+    assert patches.features.shape == (3, net(detector).spec.stages[-2].channels)
+    margin = detector.refiner.margin
     x = image.read(Box(64, 128, 128, 192).expand(margin)) / 255.0
     x = (x - np.array(detector.mean)) / np.array(detector.std)
     with torch.inference_mode():
-        high = detector.refiner.features(torch.from_numpy(x).float().permute(2, 0, 1)[None])[-1][0]
+        high = net(detector).features(torch.from_numpy(x).float().permute(2, 0, 1)[None])[-1][0]
     assert high.shape[1:] == (8, 8)
     np.testing.assert_allclose(patches.features[1], high.mean(dim=(1, 2)).numpy(), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="expected tiles of a multiple of 8 px, the model's fine cell, got 60"):

@@ -6,7 +6,6 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -34,11 +33,14 @@ from coarse2fine.models.feature_tree import ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import Specialists, features_at
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.refiners.detection import RunningDetection
+from coarse2fine.refiners.protocol import RunningRefiner
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
-from coarse2fine.steps import refine, refine_net
+from coarse2fine.steps import refine
 from coarse2fine.steps.plan import Plan, dense_plan
 from coarse2fine.tiling.opening import open_image
+from tests.refining import built_in, net, with_specialists
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 GATE = Gate(0.2, 0.8)
@@ -54,7 +56,7 @@ def lively(spec: ColumnSpec, twins: FeatureMaps, count: int, parent: ColumnSpec 
 
 def planted(model: Model, *, heads: bool) -> SpecialistTree:
     """A tree of depth 2 with random columns, of which some are pruned."""
-    twins = FeatureMaps.of(model.refiner)
+    twins = FeatureMaps.of(net(model))
     spec = ColumnSpec.head(twins) if heads else ColumnSpec.parse("@3 4:4 4:6")
     specs = (spec, spec if heads else spec.narrowed(0.5))
     rng = np.random.default_rng(0)
@@ -80,7 +82,7 @@ def planted(model: Model, *, heads: bool) -> SpecialistTree:
 
 
 def grouped(model: Model) -> SpecialistGroups:
-    twins = FeatureMaps.of(model.refiner)
+    twins = FeatureMaps.of(net(model))
     spec = column_spec(twins, 6)
     group = np.arange(twins.maps[-1].channels) % 4 - 1
     groups = Groups(group.astype(np.int64), np.full(len(group), 0.4, np.float32))
@@ -91,19 +93,25 @@ def grouped(model: Model) -> SpecialistGroups:
 def model(detector: Model, request: pytest.FixtureRequest) -> Model:
     tree = None if request.param == "groups" else planted(detector, heads=request.param == "heads")
     groups = grouped(detector) if request.param in ("groups", "both") else None
-    return replace(detector, tree=tree, groups=groups)
+    return with_specialists(detector, tree, groups)
+
+
+def padded(pixels: NDArray[np.uint8], model: Model) -> NDArray[np.uint8]:
+    """The image to whole cells and a halo, its edge repeated."""
+    margin = model.refiner.margin
+    cells = [-(-n // model.geometry.cell) for n in pixels.shape[:2]]
+    ends = [(margin, c * 8 + margin - n) for c, n in zip(cells, pixels.shape[:2], strict=True)]
+    return np.pad(pixels, (*ends, (0, 0)), mode="edge")
 
 
 def dense_maps(pixels: NDArray[np.uint8], model: Model) -> tuple[Tensor, list[Tensor], Tensor]:
     """Input, features and answer of the whole, edge-padded image."""
-    spec = model.refiner.spec
-    cells = [-(-n // model.geometry.cell) for n in pixels.shape[:2]]
-    ends = [(spec.margin, c * 8 + spec.margin - n) for c, n in zip(cells, pixels.shape[:2], strict=True)]
-    padded = np.pad(pixels, (*ends, (0, 0)), mode="edge")
-    x = torch.from_numpy(((padded / 255 - np.array(model.mean)) / np.array(model.std)).astype(np.float32))
+    x = torch.from_numpy(
+        ((padded(pixels, model) / 255 - np.array(model.mean)) / np.array(model.std)).astype(np.float32)
+    )
     x = x.permute(2, 0, 1)[None]
-    features = model.refiner.features(x)
-    return x, features, model.refiner.head(features[-1])
+    features = net(model).features(x)
+    return x, features, net(model).head(features[-1])
 
 
 def at_cell(layout: ColumnInputs, maps: list[Tensor], y: int, x: int) -> list[Tensor]:
@@ -123,7 +131,7 @@ def plain(pixels: NDArray[np.uint8], model: Model) -> tuple[NDArray[np.float32],
     nodes = np.zeros(out.shape[2:], np.int64)
     for cy, cx in np.ndindex(*out.shape[2:]):
         own = out[0, :-BOX_CHANNELS, cy, cx].clone()
-        if (groups := model.groups) is not None and GATE.unsure(own[None]):
+        if (groups := built_in(model).groups) is not None and GATE.unsure(own[None]):
             high = features[-1][0, :, cy, cx].numpy()
             fire = [g for g in range(3) if (high > groups.groups.threshold)[groups.groups.group == g].any()]
             layout = groups.columns[0].layout
@@ -145,8 +153,12 @@ def plain(pixels: NDArray[np.uint8], model: Model) -> tuple[NDArray[np.float32],
 
 
 def run(pixels: NDArray[np.uint8], model: Model, plan: Plan, runtime: Runtime, **options: object) -> refine.Refinement:
-    read = partial(read_detections, floor=0.3)
-    return refine.refine(open_image(pixels), plan, model, read, runtime, **options)  # type: ignore[arg-type]
+    return refine.refine(open_image(pixels), plan, model, runtime, floor=0.3, **options)  # type: ignore[arg-type]
+
+
+def started(model: Model, runtime: Runtime) -> RunningRefiner:
+    """Ready for an image of 10 by 10 cells."""
+    return model.refiner.start(refine.context_of(model, runtime, (10, 10), 0.0))
 
 
 def whole_plan(pixels: NDArray[np.uint8], model: Model, side: int = 0) -> Plan:
@@ -236,7 +248,7 @@ def test_an_answer_within_a_budget_does_not_depend_on_chunks_and_batches(
         for source in sources
         for batch_size in (None, 1)
     ]
-    free = analyze(pixels, replace(model, tree=None, groups=None), budget=0.4, threshold=0.3, precision="fp32")
+    free = analyze(pixels, with_specialists(model), budget=0.4, threshold=0.3, precision="fp32")
     assert found[0].cost.refine_macs > 0
     assert found[0].regions != free.regions  # specialists were asked
     for other in found[1:]:
@@ -250,12 +262,10 @@ def test_after_an_interruption_waiting_cells_have_the_nets_own_answer(
     if model.tree is None:
         pytest.skip("groups do not wait")
     pixels = make_image(80, 80, seed=2)
-    x, _, out = dense_maps(pixels, model)
-    read = partial(read_detections, floor=0.0)
-    net = refine_net.RefineNet(replace(model, groups=None), runtime, read, (10, 10))
-    with torch.inference_mode():
-        net(x, np.zeros((1, 2), np.int64))
-        late = net.abandon()
+    _, _, out = dense_maps(pixels, model)
+    running = started(with_specialists(model, tree=model.tree), runtime)
+    running(padded(pixels, model)[None], np.zeros((1, 2), np.int64))
+    late = running.abandon()
     cells, scores = late.cells, late.scores
     best = torch.sigmoid(out[0, :-BOX_CHANNELS].amax(dim=0)).detach().numpy()
     known = scores > 0  # cells that wait are read as impossible first
@@ -281,7 +291,7 @@ def test_a_model_with_specialists_survives_its_file(make_image: MakeImage, model
 
 
 def test_regions_tell_their_way(make_image: MakeImage, detector: Model) -> None:
-    model = replace(detector, tree=planted(detector, heads=False), threshold=0.3)
+    model = replace(with_specialists(detector, planted(detector, heads=False)), threshold=0.3)
     assert model.tree is not None
     regions = analyze(make_image(150, 130), model, budget=1.0, precision="fp32").regions
     routes = {region.route for region in regions}
@@ -303,7 +313,7 @@ def test_a_tree_prints_and_plots_itself(detector: Model, tmp_path: Path) -> None
 
 
 def test_columns_begin_where_the_net_last_becomes_coarser(detector: Model) -> None:
-    twins = FeatureMaps.of(detector.refiner)
+    twins = FeatureMaps.of(net(detector))
     spec = column_spec(twins, 8)
     assert str(spec) == "@4 4:8"
     assert ColumnInputs.of(spec, twins).border == 0
@@ -315,7 +325,7 @@ def test_an_interruption_at_the_very_end_is_told(
     def interrupt(_: Specialists) -> None:
         raise KeyboardInterrupt
 
-    model = replace(detector, tree=planted(detector, heads=False))
+    model = with_specialists(detector, planted(detector, heads=False))
     pixels = make_image(120, 120)
     assert analyze(pixels, model, budget=1.0).complete
     monkeypatch.setattr(Specialists, "flush", interrupt)
@@ -326,18 +336,18 @@ def test_only_what_was_refined_is_told_after_an_interruption(
     make_image: MakeImage, detector: Model, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C comes within the third batch, when its cells wait already."""
-    model = replace(detector, tree=planted(detector, heads=False))
+    model = with_specialists(detector, planted(detector, heads=False))
     pixels = make_image(160, 160)
-    whole, calls = refine_net.RefineNet.__call__, Mock()
+    whole, calls = RunningDetection.__call__, Mock()
 
-    def interrupted(net: refine_net.RefineNet, *args: Any) -> Candidates:
-        found = whole(net, *args)
+    def interrupted(running: RunningDetection, *args: Any) -> Candidates:
+        found = whole(running, *args)
         calls()
         if calls.call_count == 3:
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(refine_net.RefineNet, "__call__", interrupted)
+    monkeypatch.setattr(RunningDetection, "__call__", interrupted)
     plan = whole_plan(pixels, model, 2)
     fine = run(pixels, model, plan, runtime, batch_size=2)
     assert fine.interrupted
@@ -348,35 +358,35 @@ def test_only_what_was_refined_is_told_after_an_interruption(
 
 
 def test_no_cell_is_lost_where_its_delivery_is_interrupted(
-    make_image: MakeImage, detector: Model, runtime: Runtime
+    make_image: MakeImage, detector: Model, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = replace(detector, tree=planted(detector, heads=False))
-    x, _, _ = dense_maps(make_image(80, 80, seed=2), model)
+    model = with_specialists(detector, planted(detector, heads=False))
     interrupts: list[int] = []
 
-    def read(out: Tensor, corners: NDArray[np.int64]) -> Candidates:
+    def read(*arguments: Any) -> Candidates:
         if interrupts and interrupts.pop():
             raise KeyboardInterrupt
-        return read_detections(out, corners, floor=0.0)
+        return read_detections(*arguments)
 
-    net = refine_net.RefineNet(model, runtime, read, (10, 10))
-    net(x, np.zeros((1, 2), np.int64))
+    monkeypatch.setattr("coarse2fine.refiners.detection.read_detections", read)
+    running = started(model, runtime)
+    running(padded(make_image(80, 80, seed=2), model)[None], np.zeros((1, 2), np.int64))
     interrupts.append(1)
     with pytest.raises(KeyboardInterrupt):
-        net.flush()
-    late = net.abandon()
+        running.flush()
+    late = running.abandon()
     assert len(np.unique(late.cells[late.scores > 0], axis=0)) == 100
 
 
 def test_memory_does_not_wait_for_the_garbage_collector(detector: Model, runtime: Runtime) -> None:
     gc.disable()
     try:
-        model = replace(detector, tree=planted(detector, heads=False))
-        net = refine_net.RefineNet(model, runtime, partial(read_detections, floor=0.0), (10, 10))
+        model = with_specialists(detector, planted(detector, heads=False))
+        running = started(model, runtime)
         assert model.tree is not None
         runner = model.tree.runner(runtime, lambda _: None)
-        held = [weakref.ref(each) for each in (net, runner, runner.dispatch)]
-        del net, runner
+        held = [weakref.ref(each) for each in (running, runner, runner.dispatch)]
+        del running, runner
         assert [each() for each in held] == [None] * 3
     finally:
         gc.enable()
@@ -397,6 +407,6 @@ def test_a_damaged_tree_is_refused(
     detector: Model, tmp_path: Path, damage: Callable[[SpecialistTree], SpecialistTree]
 ) -> None:
     broken = damage(planted(detector, heads=False))
-    path = replace(detector, tree=broken).save(tmp_path / "broken.c2f")
+    path = with_specialists(detector, broken).save(tmp_path / "broken.c2f")
     with pytest.raises(ModelError, match="does not describe a whole model"):
         load_model(path)

@@ -168,7 +168,7 @@ def test_only_what_is_inside_is_analysed(make_image: MakeImage, detector: Model,
     assert not part.refined[:5].any()
     assert not part.refined[:, 30:].any()
     assert part.cost.cells == 200
-    assert part.cost.exhaustive_macs == detector.refiner.spec.macs(10, 20)
+    assert part.cost.exhaustive_macs == detector.refiner.macs(10, 20)
     if options == {"budget": 1.0}:
         assert part.refined.sum() == 200
         assert 0 < len(part.regions) < len(whole.regions)

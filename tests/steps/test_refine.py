@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import itertools
 import math
@@ -23,17 +22,19 @@ from scipy import ndimage
 from torch.utils.flop_counter import FlopCounterMode
 
 from coarse2fine import ImageError, analyze
-from coarse2fine.model import Geometry, Label, Model, load_model
+from coarse2fine.model import Geometry, Model, load_model
 from coarse2fine.models.box_head import read_detections
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
+from coarse2fine.refiners.protocol import Label
 from coarse2fine.steps import plan as planning
 from coarse2fine.steps import refine
 from coarse2fine.steps.plan import Plan, dense_plan
 from coarse2fine.steps.suppress import suppress
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.opening import open_image
+from tests.refining import built_in, net, relabelled
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 WriteImage = Callable[[Path, NDArray[np.uint8]], None]
@@ -45,7 +46,7 @@ def dense(pixels: NDArray[np.uint8], model: Model) -> NDArray[np.float32]:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.shape[-1] != model.channels:
         pixels = np.repeat(pixels, model.channels, axis=-1)
-    spec = model.refiner.spec
+    spec = net(model).spec
     cells = [ceil_div(n, model.geometry.cell) for n in pixels.shape[:2]]
     ends = [
         (spec.margin, c * model.geometry.cell + spec.margin - n) for c, n in zip(cells, pixels.shape[:2], strict=True)
@@ -53,7 +54,7 @@ def dense(pixels: NDArray[np.uint8], model: Model) -> NDArray[np.float32]:
     padded = np.pad(pixels, (*ends, (0, 0)), mode="edge")
     x = ((padded / 255 - np.array(model.mean)) / np.array(model.std)).astype(np.float32)
     with torch.inference_mode():
-        return model.refiner(torch.from_numpy(x).permute(2, 0, 1)[None])[0].numpy()  # type: ignore[no-any-return]
+        return net(model)(torch.from_numpy(x).permute(2, 0, 1)[None])[0].numpy()  # type: ignore[no-any-return]
 
 
 def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> list[Found]:
@@ -108,14 +109,17 @@ def test_windows_equal_the_dense_pass(
     plan = Plan(rows[:, :2], rows[:, 2:], np.ones(len(rows), np.float32), shape)
     whole, seen = dense(pixels, model), []
 
-    def read(out: torch.Tensor, corners: NDArray[np.int64]) -> Candidates:
+    def read(out: torch.Tensor, corners: NDArray[np.int64], *_: object) -> Candidates:
         for answer, (y, x) in zip(out.numpy(), corners.tolist(), strict=True):
             inside = whole[:, y : y + answer.shape[1], x : x + answer.shape[2]]
             np.testing.assert_allclose(answer[:, : inside.shape[1], : inside.shape[2]], inside, atol=1e-4)
             seen.append((y // fine, x // fine, *(n // fine for n in answer.shape[1:])))
         return Candidates.empty()
 
-    fine_result = refine.refine(open_image(pixels), plan, model, read, runtime)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.refiners.detection.read_detections", read)
+        patch.setattr("coarse2fine.refiners.novelty.read_novelties", read)
+        fine_result = refine.refine(open_image(pixels), plan, model, runtime, floor=0.0)
     assert sorted(seen) == sorted(windows)
     assert sorted(fine_result.done.tolist()) == list(range(len(windows)))
     assert fine_result.macs == sum(model.window_macs(*window[2:]) for window in windows)
@@ -170,13 +174,14 @@ def test_the_exhaustive_pass_of_any_shape_costs_little_more_than_one_window(
 ) -> None:
     model = load_model(name)  # the wider the field, the more halos cost
     for cells in (shape, shape[::-1]):
-        one_window = model.refiner.spec.macs(*(n * model.geometry.fine for n in cells))
+        one_window = model.refiner.macs(*(n * model.geometry.fine for n in cells))
         assert dense_plan(cells).macs(model.refiner_macs) <= most * one_window
 
 
 def test_coarser_planes_equal_a_plain_loop_on_a_smaller_image(make_image: MakeImage, detector: Model) -> None:
     small = make_image(120, 84, seed=9)
-    model = replace(detector, geometry=Geometry(cell=16, scan_downsample=4, refine_downsample=2))
+    coarse = replace(built_in(detector), downsample=2)
+    model = replace(detector, geometry=Geometry(16, 4, 2), refiner=coarse)
     expected = plain_answer(small, detector, detector.threshold)
     assert len(expected) > 5
     twice = [(s, k, tuple(2 * v for v in b)) for s, k, b in expected]
@@ -317,7 +322,7 @@ def test_an_interruption_at_once_is_no_error(
 
 
 def test_areas_become_outlines(make_image: MakeImage, detector: Model) -> None:
-    model = replace(detector, labels=(Label("left"), Label("right", "area")))
+    model = relabelled(detector, Label("left"), Label("right", "area"))
     pixels = make_image(130, 100, seed=2)
     out = dense(pixels, model)
     mask = (1 / (1 + np.exp(-out[:-4].max(axis=0))) >= model.threshold) & (out[:-4].argmax(axis=0) == 1)
@@ -358,10 +363,9 @@ def test_a_damaged_chunk_is_told(
         patch.setattr("coarse2fine.steps.refine.HURRIED_PIXELS", 1)
         patch.setattr("coarse2fine.steps.refine._BATCH_PIXELS", 1)
         corners, sides, scores = np.array([[10, 10], [20, 20]]), np.full((2, 2), 2), np.array([1, 0.5], np.float32)
-        read = functools.partial(read_detections, floor=0.3)
         with open_image(path) as image:
             plan = Plan(corners, sides, scores, detector.cell_shape(image.shape[:2]))
-            hurried = refine.refine(image, plan, detector, read, Runtime.choose("cpu"), deadline=0.0)
+            hurried = refine.refine(image, plan, detector, Runtime.choose("cpu"), floor=0.3, deadline=0.0)
         assert hurried.failures
         assert hurried.cut
     # One damaged tile costs what lies on it, not the whole block of the scan, and the picture is drawn all the same.

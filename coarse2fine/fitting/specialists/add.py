@@ -31,6 +31,7 @@ from coarse2fine.models.feature_tree import ROOT
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
+from coarse2fine.refiners.detection import DetectionRefiner
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 
@@ -84,9 +85,10 @@ def add_specialists(
         Folder of the item store; by default a temporary one.
     bars : Progress
     """
-    if mode is None:
+    refiner = draft.refiner
+    if mode is None or not isinstance(refiner, DetectionRefiner):
         return draft
-    twins = FeatureMaps.of(draft.refiner)
+    twins = FeatureMaps.of(refiner.net)
     spec = column_spec(twins)
     tick = bars.task("specialists")
     told: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}}
@@ -115,7 +117,8 @@ def add_specialists(
         kept = f"of specialists {mode!r} only {chosen.parts[0]}" if chosen else f"no specialists {mode!r}"
         warnings.warn(f"{kept} helped significantly on held-out parts of scenes: {gained}; {_REMEDY}", stacklevel=3)
     tree, groups = (None, None) if chosen is None else (chosen.tree, chosen.groups)
-    return replace(draft, tree=tree, groups=groups, provenance={**draft.provenance, "specialists": told})
+    told = {**draft.provenance, "specialists": told}
+    return replace(draft, refiner=replace(refiner, tree=tree, groups=groups), provenance=told)
 
 
 def column_spec(twins: FeatureMaps, top: int = _TOP) -> ColumnSpec:

@@ -25,6 +25,7 @@ from coarse2fine.models.box_head import BOX_CHANNELS
 from coarse2fine.models.feature_maps import ColumnInputs
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.refiners.net import net_of
 from coarse2fine.tiling.geometry import Box
 
 # Probabilities of cells that are collected; the gate is a band within.
@@ -96,7 +97,7 @@ def _name(model: Model, recipe: Recipe, layout: ColumnInputs, scenes: Sequence[S
     for scene in scenes:
         digest.update(f"{scene.image.name} {scene.cell_shape} {scene.digest}".encode())
         digest.update(np.packbits(scene.held).tobytes())
-    for tensor in model.refiner.state_dict().values():
+    for tensor in net_of(model.refiner).state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
@@ -119,7 +120,7 @@ class _Source:
         self, model: Model, recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, layout: ColumnInputs
     ) -> None:
         self._recipe, self._scenes, self._runtime, self._layout = recipe, scenes, runtime, layout
-        self._net = runtime.place(model.refiner)
+        self._net = runtime.place(net_of(model.refiner))
 
     def learning(self) -> Iterator[Items]:
         """Training items: cells of random crops, drawn with other seeds than the refine net's training crops."""

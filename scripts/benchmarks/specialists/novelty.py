@@ -18,18 +18,19 @@ from torch import Tensor
 
 from benchmarks.report import Section
 from benchmarks.specialists.pictures import SIZES, SORTS, Pictures, Planted, load_pictures, plant
-from coarse2fine.analysis_run import EXPLORE_BUDGET
 from coarse2fine.fitting.explorer import drawn_from
 from coarse2fine.fitting.explorer_kinds import How, add_kinds
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.mixture import Mixture
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import normalised
+from coarse2fine.refiners.net import net_of
+from coarse2fine.refiners.novelty import LABELS, Measuring, NoveltyRefiner
 from coarse2fine.steps.choose import choose
-from coarse2fine.steps.novelty import LABELS, exploration_macs, explore, read_oddities
+from coarse2fine.steps.novelty import exploration_macs, explore
 from coarse2fine.steps.plan import dense_plan
 from coarse2fine.steps.refine import refine
-from coarse2fine.steps.refine_net import kind_reader
+from coarse2fine.steps.strategy import EXPLORE_BUDGET
 from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
@@ -67,8 +68,7 @@ def measure_novelty(data: Path | None, seeds: int) -> Section:
     Each seed plants elsewhere, tests on other pictures of a folder, and trains kinds anew.
     """
     runtime = Runtime.choose("cpu")
-    # Kinds are learned anew, from pictures that nothing is planted in.
-    model = replace(load_model(_ENCODER), tree=None, groups=None, decoder=None, labels=LABELS)
+    model = _without_kinds(load_model(_ENCODER))
     cell, numbers = model.geometry.fine_cell, dict[bytes, int]()
     found: dict[str, list[Ranking]] = {}
     for seed in range(seeds):
@@ -80,6 +80,11 @@ def measure_novelty(data: Path | None, seeds: int) -> Section:
             for name, method in methods.items():
                 found.setdefault(name, []).append(_ranked(method(planted, seed), planted, picture))
     return _section(found, len(pictures.tested), seeds)
+
+
+def _without_kinds(model: Model) -> Model:
+    """The encoder alone: kinds are learned anew, from pictures that nothing is planted in."""
+    return replace(model, refiner=NoveltyRefiner(net_of(model.refiner), LABELS, model.refiner.downsample))
 
 
 def _ranked(scored: Scored, planted: Planted, picture: int) -> Ranking:
@@ -99,18 +104,18 @@ def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> d
     images = [open_image(p) for p in pictures.learned]
     models = {_PLAIN: model}
     for how in get_args(How):
-        models[how] = add_kinds(model, drawn_from(images, model.refiner.spec), seed, how)
+        models[how] = add_kinds(model, drawn_from(images, net_of(model.refiner).spec), seed, how)
     methods: dict[str, Method] = {
         "chance": _chance,
         _BANK: partial(_bank, model, runtime),
         "one Gaussian": partial(_gaussian, model, runtime),
     }
-    if models["tree"].decoder is not None:
+    if models["tree"].refiner.specialists:
         for what, columns, kinds in (("alone", False, False), ("kinds", False, True), ("columns", True, False)):
             name = "painting alone" if what == "alone" else f"painting, {what}"
             methods[name] = partial(_painting, models["tree"], runtime, columns, kinds)
     # Of a way that does not surely help, of which a warning told, nothing is left to measure.
-    for name, each in ((name, each) for name, each in models.items() if name == _PLAIN or each.decoder is not None):
+    for name, each in ((name, each) for name, each in models.items() if name == _PLAIN or each.refiner.specialists):
         methods[f"{name}, everywhere"] = partial(_explored, each, runtime, None)
         methods[f"{name}, {EXPLORE_BUDGET:.0%}"] = partial(_explored, each, runtime, EXPLORE_BUDGET)
     return methods
@@ -118,16 +123,21 @@ def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> d
 
 def _input(model: Model, runtime: Runtime, planted: Planted) -> Tensor:
     """The encoder's input for all cells at once."""
-    spec, (h, w) = model.refiner.spec, planted.odd.shape
-    box = Box(0, 0, h, w).scale(spec.stride).expand(spec.margin)
+    return normalised(_pixels(model, planted), model, runtime)
+
+
+def _pixels(model: Model, planted: Planted) -> NDArray[np.uint8]:
+    """All cells with their halo, (1, height, width, c)."""
+    h, w = planted.odd.shape
+    box = Box(0, 0, h, w).scale(model.refiner.stride).expand(model.refiner.margin)
     with open_image(planted.pixels) as image:
-        return normalised(image.read_scaled(box, 1)[None], model, runtime)
+        return image.read_scaled(box, 1)[None]
 
 
 def _features(model: Model, runtime: Runtime, planted: Planted) -> NDArray[np.float32]:
     """High-level features of all cells, each with those around it, (cell height, cell width, c)."""
     with torch.inference_mode():
-        high = runtime.place(model.refiner).features(_input(model, runtime, planted))[-1][0]
+        high = runtime.place(net_of(model.refiner)).features(_input(model, runtime, planted))[-1][0]
     return np.asarray(uniform_filter(high.float().permute(1, 2, 0).cpu().numpy(), (3, 3, 0)), np.float32)
 
 
@@ -138,18 +148,17 @@ def _chance(planted: Planted, seed: int) -> Scored:
 
 def _painting(model: Model, runtime: Runtime, columns: bool, kinds: bool, planted: Planted, _: int) -> Scored:
     """What is left of a model with a tree of kinds without its columns, its kinds, or both."""
-    net, reader = runtime.place(model.refiner), kind_reader(model, runtime)
-    assert reader is not None
-    with torch.inference_mode():
-        x = _input(model, runtime, planted)
-        maps = net.features(x)
-        planes = reader(x, maps, net.head(maps[-1]))[0].float().cpu().numpy()
+    refiner = model.refiner
+    assert isinstance(refiner, NoveltyRefiner)
+    assert refiner.decoder is not None
+    measuring = Measuring(refiner, runtime, partial(normalised, model=model, runtime=runtime))
+    planes = measuring(_pixels(model, planted))[1][0].float().cpu().numpy()
     rows = planes[: 1 + columns].reshape(1 + columns, -1).T
     kind = planes[-1].astype(np.int64).ravel() * kinds
     mixture = Mixture.of_kinds(rows, kind, len(model.labels))
     surprise = mixture.within(torch.from_numpy(rows), torch.from_numpy(kind))
-    assert model.decoder is not None
-    macs = reader.macs_spent if columns else model.decoder[:-1].size * planted.odd.size
+    painting = measuring.macs_spent - refiner.macs(*planted.odd.shape)
+    macs = painting if columns else refiner.decoder[:-1].size * planted.odd.size
     return _scored(surprise.numpy(), macs, model, planted)
 
 
@@ -190,7 +199,7 @@ def _explored(model: Model, runtime: Runtime, budget: float | None, planted: Pla
             everything = exploration_macs(model, image.shape[:2], plan)
             left = max(int(budget * everything) - scan.macs, int(budget / 2 * everything))
             plan = choose(scan.interest, model.window, window_macs=model.window_macs, budget_macs=left)
-        fine = refine(image, plan, model, partial(read_oddities, odd=odd, floor=0.0), runtime)
+        fine = refine(image, plan, model, runtime, floor=0.0, learned=odd)
     scores = np.full((scan.interest.shape[0] * model.geometry.fine, scan.interest.shape[1] * model.geometry.fine), -1.0)
     scores[tuple(fine.candidates.cells.T)] = fine.candidates.scores
     h, w = planted.odd.shape

@@ -1,0 +1,33 @@
+"""Parts that other packages add: by a call, or by an entry point that is read when its name is first asked for."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+Part = TypeVar("Part")
+
+
+class Registry(Generic[Part]):
+    """Parts of one kind by name.
+
+    Parameters
+    ----------
+    group : str
+        Of the entry points. One of them names a module that registers the part when it is imported.
+    """
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+        self._parts: dict[str, Part] = {}
+
+    def register(self, name: str, part: Part) -> None:
+        """Add a part; an earlier one of the same name is replaced."""
+        self._parts[name] = part
+
+    def find(self, name: str) -> Part | None:
+        """The part of a name; None if no package here has it."""
+        if name not in self._parts:
+            for point in entry_points(group=self._group, name=name):
+                point.load()
+        return self._parts.get(name)

@@ -1,0 +1,144 @@
+"""How a model decides where to look closely: by a rule that was fitted, or by what is unusual in the image at hand."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.model import Model
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.progress import Tick
+from coarse2fine.refiners.novelty import NoveltyModel
+from coarse2fine.steps.novelty import exploration_macs, explore, least_exploration_macs
+from coarse2fine.steps.plan import Plan
+from coarse2fine.steps.scan import Scan, look, scan_macs
+from coarse2fine.tiling.image import Image
+
+EXPLORE_BUDGET = 0.2
+
+
+class Strategy(Protocol):
+    """The scan of a model, and what it costs.
+
+    Attributes
+    ----------
+    default_share : float or None
+        Share of the exhaustive pass's multiply-adds that is spent without limits; None if a threshold decides.
+    needed : bool
+        Whether the refiner cannot do without the scan, even if every cell is refined.
+    """
+
+    default_share: float | None
+    needed: bool
+
+    def exhaustive_macs(self, full_shape: tuple[int, int], dense: Plan) -> int:
+        """Multiply-adds of the exhaustive pass.
+
+        Parameters
+        ----------
+        full_shape : tuple of int
+            Height and width of the image in pixels.
+        dense : Plan
+            Windows that together hold every cell to refine.
+        """
+        ...
+
+    def least_macs(self, full_shape: tuple[int, int], inside: NDArray[np.bool_], most_macs: int) -> int:
+        """Multiply-adds that the scan takes at least; parameters as in `scan`."""
+        ...
+
+    def scan(
+        self,
+        image: Image,
+        runtime: Runtime,
+        tick: Tick | None = None,
+        *,
+        inside: NDArray[np.bool_],
+        seed: int,
+        most_macs: int,
+    ) -> tuple[Scan, Any]:
+        """Look at the whole image.
+
+        Parameters
+        ----------
+        image : Image
+        runtime : Runtime
+        tick : callable, optional
+            Called with blocks done and blocks in all.
+        inside : ndarray, bool, (cell height, cell width)
+            Cells to analyse.
+        seed : int
+            Of what is chosen at random.
+        most_macs : int
+            Multiply-adds for all that comes after the scan of the plane.
+
+        Returns
+        -------
+        Scan
+        learned : object
+            What the refiner has to know of the image; None if nothing.
+        """
+        ...
+
+
+class FittedScan(Strategy):
+    """The cascade of a model whose firing rules were fitted to annotations."""
+
+    default_share = None
+    needed = False
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def exhaustive_macs(self, full_shape: tuple[int, int], dense: Plan) -> int:  # noqa: ARG002
+        return dense.macs(self._model.refiner_macs)
+
+    def least_macs(self, full_shape: tuple[int, int], inside: NDArray[np.bool_], most_macs: int) -> int:  # noqa: ARG002
+        return scan_macs(self._model, full_shape, inside)
+
+    def scan(
+        self,
+        image: Image,
+        runtime: Runtime,
+        tick: Tick | None = None,
+        *,
+        inside: NDArray[np.bool_],
+        seed: int,  # noqa: ARG002
+        most_macs: int,  # noqa: ARG002
+    ) -> tuple[Scan, None]:
+        return look(image, self._model, runtime, tick, inside=inside), None
+
+
+class NoveltyScan(Strategy):
+    """A scan that learns from the whole image what is usual there, see `coarse2fine.steps.novelty`."""
+
+    default_share = EXPLORE_BUDGET
+    needed = True
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def exhaustive_macs(self, full_shape: tuple[int, int], dense: Plan) -> int:
+        return exploration_macs(self._model, full_shape, dense)
+
+    def least_macs(self, full_shape: tuple[int, int], inside: NDArray[np.bool_], most_macs: int) -> int:  # noqa: ARG002
+        return least_exploration_macs(self._model, full_shape, most_macs)
+
+    def scan(
+        self,
+        image: Image,
+        runtime: Runtime,
+        tick: Tick | None = None,
+        *,
+        inside: NDArray[np.bool_],  # noqa: ARG002
+        seed: int,
+        most_macs: int,
+    ) -> tuple[Scan, NoveltyModel]:
+        return explore(image, self._model, runtime, seed, tick, most_macs=most_macs)
+
+
+def strategy_of(model: Model) -> Strategy:
+    """How a model scans."""
+    return NoveltyScan(model) if model.refiner.learns else FittedScan(model)
