@@ -9,12 +9,14 @@ from coarse2fine._version import __version__
 if TYPE_CHECKING:
     from coarse2fine.annotations.read import AnnotationError
     from coarse2fine.audit.result import Audit
+    from coarse2fine.bases import register_base
     from coarse2fine.batch.run import analyze_folder
     from coarse2fine.batch.summary import BatchResult
     from coarse2fine.engine import analyze
     from coarse2fine.fitting.fit import fit
     from coarse2fine.model import Geometry, Model, load_model
     from coarse2fine.models.errors import ModelError
+    from coarse2fine.refiners.registry import register_refiner
     from coarse2fine.region import Region
     from coarse2fine.results.analysis import Analysis
     from coarse2fine.results.cost import Cost
@@ -45,8 +47,10 @@ __all__ = [
     "fit",
     "load_model",
     "open_image",
+    "register_base",
     "register_exporter",
     "register_format",
+    "register_refiner",
 ]
 
 # Each is imported when it is first asked for, so that `import coarse2fine` and the command's help take no time.
@@ -69,8 +73,10 @@ _HOMES = {
     "fit": "coarse2fine.fitting.fit",
     "load_model": "coarse2fine.model",
     "open_image": "coarse2fine.tiling.opening",
+    "register_base": "coarse2fine.bases",
     "register_exporter": "coarse2fine.results.exporters",
     "register_format": "coarse2fine.tiling.formats.registry",
+    "register_refiner": "coarse2fine.refiners.registry",
 }
 
 

@@ -14,6 +14,7 @@ from coarse2fine.plugins import Registry
 Parse = Callable[[int, str], Any]
 Build = Callable[[Any], Base]
 
+TIMM = PREFIX.rstrip(":")
 _BASES: Registry[tuple[Parse, Build]] = Registry("coarse2fine.bases")
 
 
@@ -45,7 +46,13 @@ def register_base(prefix: str, parse: Parse, build: Build) -> None:
     _BASES.register(prefix, (parse, build))
 
 
-register_base(PREFIX.rstrip(":"), BackboneSpec.parse, Backbone)
+register_base(TIMM, BackboneSpec.parse, Backbone)
+
+
+def prefix_of(text: str) -> str | None:
+    """The prefix of a base's text; None if the base is a built-in net."""
+    prefix, colon, _ = text.partition(":")
+    return prefix if colon and prefix.isidentifier() else None
 
 
 def unfitted(channels: int, text: str) -> Callable[[], Base]:
@@ -56,8 +63,7 @@ def unfitted(channels: int, text: str) -> Callable[[], Base]:
     ValueError
         If the text describes none.
     """
-    prefix, colon, _ = text.partition(":")
-    if not (colon and prefix.isidentifier()):
+    if (prefix := prefix_of(text)) is None:
         stack = StackSpec.parse(channels, text)
         return lambda: ConvStack(stack)
     found = _BASES.find(prefix)

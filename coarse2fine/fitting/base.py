@@ -32,14 +32,14 @@ _NEW_RATE = 9e-3
 
 
 def train_base(
-    recipe: Recipe, backbone: Backbone | None, model: Model, setting: CalibrationSet, bars: Progress, name: str = "base"
+    recipe: Recipe, backbone: Base | None, model: Model, setting: CalibrationSet, bars: Progress, name: str = "base"
 ) -> Base:
     """Train a base to predict where refining would find something.
 
     Parameters
     ----------
     recipe : Recipe
-    backbone : Backbone, optional
+    backbone : Base, optional
         Net to fit, changed in place; by default the built-in net of the geometry.
     model : Model
         With a trained refine net and its threshold.
@@ -52,15 +52,16 @@ def train_base(
     seed = recipe.seed + 1
     torch.manual_seed(seed)
     net = backbone or ConvStack(base_spec(recipe.channels, recipe.geometry, recipe.width), batch_norm=True)
-    reader = net.reader if isinstance(net, Backbone) else net.convs[-1]
-    with torch.no_grad():
-        reader.bias.fill_(PRIOR_LOGIT)  # type: ignore[operator]
+    if net.reader.bias is not None:
+        with torch.no_grad():
+            net.reader.bias.fill_(PRIOR_LOGIT)
     make = _batches(recipe, make_samples(recipe, net, model, setting, bars.task(f"samples for the {name}")))
     options: dict[str, Any] = {"steps": _LONGER * recipe.steps, "seed": seed, "tick": bars.task(name)}
     if isinstance(net, ConvStack):
         train(net, make, _answer_loss, setting.runtime, **options)
         return net.folded()
-    train(net, make, _answer_loss, setting.runtime, rate=_NEW_RATE, slow=net.stages, **options)
+    stages = net.stages if isinstance(net, Backbone) else None
+    train(net, make, _answer_loss, setting.runtime, rate=_NEW_RATE, slow=stages, **options)
     return net
 
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from coarse2fine.annotations.read import Annotations
+from coarse2fine.bases import TIMM, prefix_of, unfitted
 from coarse2fine.config import check_seed
 from coarse2fine.fitting.base import train_base
 from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, calibrate, calibrates_on_all
@@ -45,7 +46,7 @@ from coarse2fine.fitting.specialists.add import MODES, Mode, add_specialists
 from coarse2fine.fitting.teacher import Answers, exhaustive_answer
 from coarse2fine.fitting.timm_weights import Weights, make_backbone
 from coarse2fine.model import Geometry, Model
-from coarse2fine.models.backbone import Backbone
+from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.precision import Precision
 from coarse2fine.models.runtime import Runtime
@@ -110,8 +111,9 @@ def fit(
         of the drawn objects; if all are points, the 10th percentile of the nearest-neighbour distance, with a warning.
     base : str, optional
         The net that scans: a convolutional network of timm, such as ``"timm:mobilenetv2_100"``, of which the first
-        stages are fine-tuned; by default a small built-in net. Arguments of the network follow its name, and so does
-        the input normalisation of its weights, if timm does not know it:
+        stages are fine-tuned, or the text of a base of a registered kind, see `register_base`; by default a small
+        built-in net. Arguments of the network follow its name, and so does the input normalisation of its weights, if
+        timm does not know it:
         ``"timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5"``.
     base_weights : path or "none", optional
         Weights of that network, by timm's names (.safetensors or .pth); "none" for random ones; by default those of
@@ -266,7 +268,7 @@ def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvSt
 
 
 def _calibrated(
-    recipe: Recipe, draft: Model, setting: CalibrationSet, backbone: Backbone | None, bars: Progress
+    recipe: Recipe, draft: Model, setting: CalibrationSet, backbone: Base | None, bars: Progress
 ) -> Calibrated:
     """The model with a trained base for one geometry, thresholds set."""
     fitted = train_base(recipe, backbone, draft, setting, bars)
@@ -279,12 +281,17 @@ def _scan_of(model: Model) -> str:
     return f"scan 1/{g.scan_downsample}, cells of {g.cell} px, {spec.macs_per_cell / g.cell**2 / 1e3:.2f} kMAC a pixel"
 
 
-def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Backbone | None:
-    """The requested network of timm, if any; its new parts and its random weights follow the seed."""
+def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Base | None:
+    """The requested base, if any; its new parts and its random weights follow the seed."""
     if base is None:
         return None
     torch.manual_seed(recipe.seed + 1)
     stride = recipe.geometry.cell // recipe.geometry.scan_downsample
+    if prefix_of(base) != TIMM:
+        net = unfitted(recipe.channels, base)()
+        if net.spec.stride != stride:
+            raise ValueError(f"{base} has cells of {net.spec.stride} px, expected {stride} px in {recipe.geometry}")
+        return net
     return make_backbone(base, weights, channels=recipe.channels, stride=stride, mean=recipe.mean, std=recipe.std)
 
 
@@ -304,9 +311,11 @@ def _origin(recipe: Recipe, scenes: Sequence[Scene], sizes: Sizes, lost: Sequenc
 
 
 def _origin_of_base(base: str | None, weights: Weights) -> dict[str, Any]:
-    """Provenance of a network of timm."""
+    """Provenance of a base that is no built-in net."""
     if base is None:
         return {}
+    if prefix_of(base) != TIMM:
+        return {"base": base}
     source = "timm's hub" if weights is None else Path(weights).name
     return {"base": base, "base_weights": source, "timm": version("timm")}
 
@@ -327,10 +336,10 @@ def _check(
     check_seed(seed)
     if object_size is not None and not 0 < object_size < np.inf:
         raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
-    if base is not None:
+    if base is not None and prefix_of(base) in (None, TIMM):
         parse_network(base)
     elif base_weights is not None:
-        raise ValueError("base_weights are weights of a base: name it too, such as base='timm:mobilenetv2_100'")
+        raise ValueError("base_weights are weights of a base of timm: name it too, such as base='timm:mobilenetv2_100'")
     if specialists is not None and specialists not in MODES:
         raise ValueError(f"specialists must be None or one of {', '.join(MODES)}, got {specialists!r}")
 
