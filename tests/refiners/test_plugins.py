@@ -19,15 +19,13 @@ from coarse2fine import ModelError, analyze, fit, load_model
 from coarse2fine.bases import register_base, unfitted
 from coarse2fine.batch.estimate import estimate
 from coarse2fine.batch.inputs import find_items
-from coarse2fine.batch.job import Opening
-from coarse2fine.batch.run import Workers
-from coarse2fine.config import Config
+from coarse2fine.batch.request import BatchRequest
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.firing import calibrate_firing
 from coarse2fine.results.tiles import Patches, with_features
 from coarse2fine.tiling.opening import open_image
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending-refiner.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 SMALL = (("refiner", "_CROP", 10), ("refiner", "_BATCH", 4), ("base", "_LONGER", 1), ("distillation", "_LESSONS", 60))
 GEOMETRY = Geometry(cell=16, scan_downsample=4, refine_downsample=1, fine=2)
 
@@ -92,7 +90,7 @@ def test_a_dry_run_measures_any_refiner(model: Model, tmp_path: Path) -> None:
     path = model.save(tmp_path / "lamps.c2f")
     cv2.imwrite(str(tmp_path / "night.png"), night()[0])
     items = find_items(tmp_path / "night.png")
-    expected = estimate(items, tmp_path / "out", path, Config(), Workers(), Opening())
+    expected = estimate(BatchRequest(items, tmp_path / "out", path))
     assert expected.macs_per_second > 0
     assert expected.images[0].most_macs > 320 * 400
 
