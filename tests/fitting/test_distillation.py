@@ -20,6 +20,8 @@ from coarse2fine.fitting.scene import PART, Scene, part_of, pooled
 from coarse2fine.fitting.teacher import exhaustive_answer
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.refiners.detection import DetectionRefiner
+from coarse2fine.refiners.net import net_of
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 from tests.refining import net
@@ -111,6 +113,7 @@ def test_nothing_is_learned_from_what_is_held_back_or_not_annotated(
 
 
 def test_planes_of_other_resolutions(detector: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    glance = replace(detector, geometry=Geometry(cell=16, scan_downsample=4, refine_downsample=2))
+    refiner = DetectionRefiner(net_of(detector.refiner), detector.labels, 2)
+    glance = replace(detector, geometry=Geometry(cell=16, scan_downsample=4, refine_downsample=2), refiner=refiner)
     lessons = teach(glance, make_image, monkeypatch, 0.3)[0]
     assert lessons[0].pixels.shape[0] == detector.base.spec.input_size(lessons[0].target.shape[1])

@@ -24,6 +24,7 @@ from coarse2fine.fitting.optimise import train
 from coarse2fine.fitting.pairs import load_pairs
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.refiners.net import net_of
 from coarse2fine.tiling.opening import open_image
 from tests.refining import net, with_specialists
 
@@ -110,8 +111,8 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_luck_alone(
     luck = torch.get_rng_state()
     first, again = (fit([pixels], [annotations], steps=10, precision="fp32", progress=False) for _ in range(2))
     other = fit([pixels], [annotations], steps=10, seed=1, precision="fp32", progress=False)
-    for part in ("base", "refiner"):
-        a, b, c = (getattr(m, part).state_dict() for m in (first, again, other))
+    for nets in ([m.base for m in (first, again, other)], [net_of(m.refiner) for m in (first, again, other)]):
+        a, b, c = (net.state_dict() for net in nets)
         assert all(torch.equal(a[k], b[k]) for k in a)
         assert not all(torch.equal(a[k], c[k]) for k in a)
     assert (first.threshold, first.tau, first.window) == (again.threshold, again.tau, again.window)
