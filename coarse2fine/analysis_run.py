@@ -107,8 +107,9 @@ class AnalysisRun:
             return Scan.none(), None
         most = self._most_after_scan()
         self._check_pays(strategy.least_macs(self._image.shape[:2], self.inside, most))
-        options: dict[str, Any] = {"inside": self.inside, "seed": self._config.seed, "most_macs": most}
-        scan, learned = self._kept.scan_or_load(lambda: strategy.scan(self._image, self.runtime, tick, **options))
+        scan, learned = self._kept.scan_or_load(
+            lambda: strategy.scan(self._image, self.runtime, self.inside, self._config.seed, most, tick)
+        )
         return self._masked(scan), learned
 
     def _most_after_scan(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
-from coarse2fine.refiners.novelty import NoveltyModel
 from coarse2fine.steps.novelty import exploration_macs, explore, least_exploration_macs
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.scan import Scan, look, scan_macs
@@ -19,8 +18,12 @@ from coarse2fine.tiling.image import Image
 EXPLORE_BUDGET = 0.2
 
 
-class Strategy(Protocol):
-    """The scan of a model, and what it costs.
+class FittedScan:
+    """The cascade of a model whose firing rules were fitted to annotations.
+
+    Parameters
+    ----------
+    model : Model
 
     Attributes
     ----------
@@ -30,10 +33,13 @@ class Strategy(Protocol):
         Whether the refiner cannot do without the scan, even if every cell is refined.
     """
 
-    default_share: float | None
-    needed: bool
+    default_share: float | None = None
+    needed = False
 
-    def exhaustive_macs(self, full_shape: tuple[int, int], dense: Plan) -> int:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def exhaustive_macs(self, full_shape: tuple[int, int], dense: Plan) -> int:  # noqa: ARG002
         """Multiply-adds of the exhaustive pass.
 
         Parameters
@@ -43,21 +49,20 @@ class Strategy(Protocol):
         dense : Plan
             Windows that together hold every cell to refine.
         """
-        ...
+        return dense.macs(self._model.refiner_macs)
 
-    def least_macs(self, full_shape: tuple[int, int], inside: NDArray[np.bool_], most_macs: int) -> int:
+    def least_macs(self, full_shape: tuple[int, int], inside: NDArray[np.bool_], most_macs: int) -> int:  # noqa: ARG002
         """Multiply-adds that the scan takes at least; parameters as in `scan`."""
-        ...
+        return scan_macs(self._model, full_shape, inside)
 
     def scan(
         self,
         image: Image,
         runtime: Runtime,
-        tick: Tick | None = None,
-        *,
         inside: NDArray[np.bool_],
-        seed: int,
-        most_macs: int,
+        seed: int,  # noqa: ARG002
+        most_macs: int,  # noqa: ARG002
+        tick: Tick | None = None,
     ) -> tuple[Scan, Any]:
         """Look at the whole image.
 
@@ -65,14 +70,14 @@ class Strategy(Protocol):
         ----------
         image : Image
         runtime : Runtime
-        tick : callable, optional
-            Called with blocks done and blocks in all.
         inside : ndarray, bool, (cell height, cell width)
             Cells to analyse.
         seed : int
             Of what is chosen at random.
         most_macs : int
             Multiply-adds for all that comes after the scan of the plane.
+        tick : callable, optional
+            Called with blocks done and blocks in all.
 
         Returns
         -------
@@ -80,45 +85,14 @@ class Strategy(Protocol):
         learned : object
             What the refiner has to know of the image; None if nothing.
         """
-        ...
-
-
-class FittedScan(Strategy):
-    """The cascade of a model whose firing rules were fitted to annotations."""
-
-    default_share = None
-    needed = False
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    def exhaustive_macs(self, full_shape: tuple[int, int], dense: Plan) -> int:  # noqa: ARG002
-        return dense.macs(self._model.refiner_macs)
-
-    def least_macs(self, full_shape: tuple[int, int], inside: NDArray[np.bool_], most_macs: int) -> int:  # noqa: ARG002
-        return scan_macs(self._model, full_shape, inside)
-
-    def scan(
-        self,
-        image: Image,
-        runtime: Runtime,
-        tick: Tick | None = None,
-        *,
-        inside: NDArray[np.bool_],
-        seed: int,  # noqa: ARG002
-        most_macs: int,  # noqa: ARG002
-    ) -> tuple[Scan, None]:
         return look(image, self._model, runtime, tick, inside=inside), None
 
 
-class NoveltyScan(Strategy):
+class NoveltyScan(FittedScan):
     """A scan that learns from the whole image what is usual there, see `coarse2fine.steps.novelty`."""
 
     default_share = EXPLORE_BUDGET
     needed = True
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
 
     def exhaustive_macs(self, full_shape: tuple[int, int], dense: Plan) -> int:
         return exploration_macs(self._model, full_shape, dense)
@@ -130,15 +104,14 @@ class NoveltyScan(Strategy):
         self,
         image: Image,
         runtime: Runtime,
-        tick: Tick | None = None,
-        *,
         inside: NDArray[np.bool_],  # noqa: ARG002
         seed: int,
         most_macs: int,
-    ) -> tuple[Scan, NoveltyModel]:
+        tick: Tick | None = None,
+    ) -> tuple[Scan, Any]:
         return explore(image, self._model, runtime, seed, tick, most_macs=most_macs)
 
 
-def strategy_of(model: Model) -> Strategy:
+def strategy_of(model: Model) -> FittedScan:
     """How a model scans."""
     return NoveltyScan(model) if model.refiner.learns else FittedScan(model)
