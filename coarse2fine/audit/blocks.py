@@ -36,7 +36,7 @@ class AuditState:
     Parameters
     ----------
     model : Model
-        A model of the task "detect".
+        A fitted one.
     interest : ndarray, float32, (cell height, cell width)
         Probability that refining the cell finds something.
     covered : ndarray, bool, (cell height, cell width)

@@ -53,10 +53,10 @@ class _Known(Checkpoint):
     def __init__(self, lookup: SceneLookup) -> None:
         self._lookup = lookup
 
-    def looked(self, look: Callable[[], Looked]) -> Looked:  # noqa: ARG002
+    def scan_or_load(self, look: Callable[[], Looked]) -> Looked:  # noqa: ARG002
         return self._lookup.scan, None
 
-    def refined(self, plan: Plan, refine: Callable[[Plan], Refinement]) -> Refinement:  # noqa: ARG002
+    def refine_or_load(self, plan: Plan, refine: Callable[[Plan], Refinement]) -> Refinement:  # noqa: ARG002
         return self._lookup.refine(plan)
 
 
