@@ -1,1 +1,1 @@
-"""Pixels, files and boxes: reading gigapixel images piece by piece, and writing them."""
+"""Pixel layer: opens, reads, tiles, converts and writes gigapixel images, a part at a time."""

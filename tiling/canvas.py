@@ -1,4 +1,4 @@
-"""Sparse tiles back into one array, blended where they overlap."""
+"""Blending of sparse, overlapping tiles into one array."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .writing.atomic import check_absent, new_folder
 CACHE_BYTES = 256 * 2**20
 
 _WEIGHT_STEPS = 4096
-"""Weights are whole: with 12 bits along each axis, products with float32 values are exact in float64."""
+"""Weights are integers: with 12 bits along each axis, products with float32 values are exact in float64."""
 
 _MAX_SPILLED_BYTES = 2**31 - 2**10
 """Blosc compresses less than 2 GiB at once."""
@@ -33,13 +33,13 @@ _MAX_SPILLED_BYTES = 2**31 - 2**10
 class Canvas:
     """Blend tiles of a plane into one array; a context manager, for one thread at a time.
 
-    Every pixel of the result is the mean of the values given for it, weighted by a window over each tile: squared
-    sines that rise over `overlap` pixels from each side of the tile that lies inside the plane, and never vanish.
-    Sums are float64 and weights whole numbers. So for 8-bit values the result is the same to the bit in whatever order
-    the tiles come; for floats the order can change the rounding of the float64 sums and no more. Tiles that agree
-    give their values back unchanged. The chunk size and the bound on memory change nothing.
+    Every pixel is the mean of the values added for it, weighted by a squared-sine window that rises over `overlap`
+    pixels from each side of a tile that lies inside the plane, and is never zero. Sums are float64 and weights
+    integers: 8-bit values give the same result to the bit in whatever order tiles come; for floats the order changes
+    only the rounding of the float64 sums. If overlapping tiles agree, their values come back unchanged. Neither
+    `chunk` nor `cache_bytes` changes the result.
 
-    Sums take 8 (channels + 1) bytes for each pixel of a chunk that a tile met; with a path, `cache_bytes` bounds them.
+    Sums take 8 (channels + 1) bytes per pixel of each chunk that tiles meet; with a path, `cache_bytes` bounds them.
 
     Parameters
     ----------
@@ -47,25 +47,25 @@ class Canvas:
         Size of the plane in its pixels.
     channels : int
     overlap : int
-        Pixels over which a tile fades in; best the number that neighbouring tiles share (twice their halo). At 0 all
-        weights are equal.
+        Pixels over which a tile fades in, ideally the number that neighbouring tiles share (twice their halo). If 0,
+        all weights are equal.
     chunk : int
         Side of the squares in which sums are kept and the array is stored, in pixels.
     dtype : dtype
-        Of the result: float32, or uint8 (rounded to the nearest, halves to even, and clipped to 0-255).
+        Type of the result: float32, or uint8 (rounded to the nearest, halves to even, and clipped to 0-255).
     fill : float
         Value of the pixels that no tile covers.
     path : path, optional
         Write the result there, as a Zarr v3 array of axes (y, x, c), rather than to memory. Must not exist.
     cache_bytes : int
-        With a path, memory for sums; those beyond it (but for one chunk) wait in compressed files beside the path.
+        With a path, memory for sums (at least one chunk's); the rest is spilled to compressed files beside the path.
 
     Raises
     ------
     FileExistsError
         If the path exists.
     ValueError
-        If a number is out of range, or `dtype` is another.
+        If a number is out of range, or `dtype` is neither float32 nor uint8.
 
     Examples
     --------
@@ -118,7 +118,7 @@ class Canvas:
         self.close()
 
     def close(self) -> None:
-        """Forget what was added, and remove the scratch files; a result stays. May be called again."""
+        """Discard the sums and remove the scratch files, but no result. May be called again."""
         self._open = False
         self._sums.clear()
         if self._scratch is not None:
@@ -130,14 +130,14 @@ class Canvas:
         Parameters
         ----------
         box : Box
-            Where the values lie, halo or overlap included, in pixels of the plane; what lies outside is cut off.
+            Area of the values, halo or overlap included, in pixels of the plane; parts outside it are cut off.
         values : (h, w, channels) float or uint8 array
-            Of the box; taken as float32.
+            Pixels of the box; converted to float32.
 
         Raises
         ------
         OSError
-            If sums cannot be put aside on disk; the canvas is closed then.
+            If sums cannot be spilled to disk; the canvas is then closed.
         RuntimeError
             If the canvas is closed.
         TypeError
@@ -176,13 +176,13 @@ class Canvas:
         Returns
         -------
         (height, width, channels) array
-            In memory; or, with a path, the Zarr array there, open for reading. It appears whole or not at all, and has
-            the chunks that tiles met and no others.
+            In memory; or, with a path, the Zarr array there, open for reading. It appears whole or not at all, and
+            stores only the chunks that tiles met.
 
         Raises
         ------
         FileExistsError
-            If the path has come into being meanwhile.
+            If the path was created in the meantime.
         OSError
             If the array cannot be written.
         RuntimeError
@@ -223,7 +223,7 @@ class Canvas:
             compressors=ZstdCodec(level=1),
             dimension_names=("y", "x", "c"),
             zarr_format=3,
-            # A chunk that was looked at is stored even if it holds nothing but the fill value.
+            # A chunk that tiles met is stored even if it holds only the fill value.
             config={"write_empty_chunks": True},
         )
 
@@ -234,7 +234,7 @@ class Canvas:
             array[_slices(chunk)] = self._mean(sums)
 
     def _mean(self, sums: NDArray[np.float64]) -> NDArray[Any]:
-        """Pixels (h, w, channels) of sums (channels + 1, h, w), which are overwritten."""
+        """Pixels (h, w, channels) from sums (channels + 1, h, w), which are overwritten."""
         totals, weights = sums[:-1], sums[-1]
         covered = weights > 0
         np.divide(totals, weights, out=totals, where=covered)
@@ -246,9 +246,9 @@ class Canvas:
 
 
 class _Sums:
-    """Sums (channels + 1, h, w) of weighted values, and last of weights, for each chunk that was touched.
+    """Sums (channels + 1, h, w) of each chunk that tiles met: weighted values, then weights.
 
-    With a folder, the least recently used beyond `limit` bytes wait there; the one used last always stays.
+    With a folder, the least recently used beyond `limit` bytes are spilled there; the last used always stays.
     """
 
     def __init__(self, shape: tuple[int, int, int], folder: Path | None, limit: int) -> None:
@@ -260,7 +260,7 @@ class _Sums:
         self._kept: OrderedDict[tuple[int, int], bytearray] = OrderedDict()
 
     def get(self, key: tuple[int, int]) -> NDArray[np.float64]:
-        """The sums of a chunk, to be added to before the next call."""
+        """Sums of a chunk; add to them before the next call."""
         buffer = self._kept.pop(key, None)
         if buffer is None:
             self._make_room()
@@ -270,7 +270,7 @@ class _Sums:
         return np.frombuffer(buffer).reshape(self._shape)
 
     def pop(self, key: tuple[int, int]) -> NDArray[np.float64]:
-        """The sums of a chunk that was touched, for the last time."""
+        """Remove and return the sums of a chunk that tiles met."""
         self.keys.remove(key)
         buffer = self._kept.pop(key, None)
         return np.frombuffer(self._load(key) if buffer is None else buffer).reshape(self._shape)
@@ -298,7 +298,7 @@ class _Sums:
 
 
 def _window(length: int, rises: bool, falls: bool, overlap: int) -> NDArray[np.float32]:
-    """Weights along one axis of a tile: whole, from 1 to `_WEIGHT_STEPS`, fading at the sides inside the plane."""
+    """Integer weights along one axis of a tile, 1 to `_WEIGHT_STEPS`, falling off at sides inside the plane."""
     if not overlap:
         return np.full(length, _WEIGHT_STEPS, dtype=np.float32)
     place = np.arange(length) + 0.5
@@ -329,7 +329,7 @@ def _check(shape: tuple[int, int, int], overlap: int, chunk: int, dtype: np.dtyp
 
 
 def _scratch_beside(target: Path) -> TemporaryDirectory[str]:
-    """A folder for sums, which vanishes at the latest when Python ends."""
+    """Temporary folder for sums, removed at the latest when Python exits."""
     check_absent(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     return TemporaryDirectory(

@@ -6,16 +6,16 @@ class ImageError(ValueError):
 
 
 class MissingExtraError(ImportError):
-    """A package that only some work needs is not installed; the message says how to install it.
+    """An optional package is not installed; the message says how to install it.
 
     Parameters
     ----------
     package : str
-        Its name.
+        Name of the package.
     purpose : str
-        What needs it.
+        Operation that needs it.
     extra : str
-        The extra that it comes with.
+        Extra of coarse2fine that installs it.
     """
 
     def __init__(self, package: str, purpose: str, extra: str) -> None:

@@ -1,4 +1,4 @@
-"""Boxes and levels: the only place where coordinates change plane.
+"""Boxes, levels and pixel sizes; coordinates change plane only here.
 
 Planes are named, and variables carry the name as a prefix: ``full_`` (level-0 pixels), ``level_`` (pixels of one
 level, or of a virtual level at an integer downsample), ``cell_`` (index in a grid of cells). Order is (y, x); boxes
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from .units import microns, unit_name
 
 PRINTER_DPI = {72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 220, 240, 300, 350, 360, 400, 600, 720, 1200, 2400}
-"""Dots per inch that programs write when they know nothing of the specimen."""
+"""Dots per inch of screens and printers, which programs write if they do not know the specimen's pixel size."""
 
 MPP_RANGE = (0.01, 1000.0)
-"""Microns per pixel outside this open interval are placeholders, not measurements."""
+"""Microns per pixel outside this open interval are taken as placeholders, not measurements."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,7 +68,7 @@ class Box:
         return Box(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)
 
     def intersect(self, other: Box) -> Box | None:
-        """The common part, or None when there is none."""
+        """The common part, or None if there is none."""
         y0, x0 = max(self.y0, other.y0), max(self.x0, other.x0)
         y1, x1 = min(self.y1, other.y1), min(self.x1, other.x1)
         return Box(y0, x0, y1, x1) if y1 > y0 and x1 > x0 else None
@@ -107,7 +107,7 @@ class PixelSize:
     y, x : float
         Height and width.
     unit : str
-        A unit of length by its English name ("micrometer", "inch", ...) or symbol, or whatever the file has.
+        A unit of length by its English name ("micrometer", "inch", ...) or symbol, or the file's own text.
     """
 
     y: float
@@ -116,13 +116,13 @@ class PixelSize:
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """Microns per pixel (y, x); None when the unit is none of length."""
+        """Microns per pixel (y, x); None if the unit is not one of length."""
         factor = microns(self.unit)
         return None if factor is None else (self.y * factor, self.x * factor)
 
 
 def pixel_size(y: float, x: float, unit_y: str, unit_x: str) -> PixelSize:
-    """Size of a pixel whose axes may have units of their own, given by name or symbol; microns if these differ."""
+    """Pixel size from each axis's size and unit (name or symbol); in micrometers if the units differ."""
     units = unit_name(unit_y), unit_name(unit_x)
     if units[0] == units[1]:
         return PixelSize(y, x, units[0])
@@ -133,23 +133,23 @@ def pixel_size(y: float, x: float, unit_y: str, unit_x: str) -> PixelSize:
 
 
 def printer_dots(size: PixelSize) -> int | None:
-    """Dots per inch of a size that programs write when they know none; None of a size that says something."""
+    """Dots per inch, if a size is among `PRINTER_DPI` and so no measurement; else None."""
     factor = microns(size.unit)
     if factor is None or not size.x > 0 or abs(size.x - size.y) > 1e-9 * size.x:
         return None
     dots = 25400 / (size.x * factor)
-    # Whole pixels to the meter or the centimeter make it 71.9 or 72.1.
+    # Rounding to whole pixels per meter or centimeter turns 72 into 71.9 or 72.1.
     slack = 1e-6 if size.unit == "inch" else 1.5e-3
     return next((printer for printer in PRINTER_DPI if abs(dots - printer) <= slack * printer), None)
 
 
 def ignored_dots(dots: int) -> str:
-    """A note on a size that is not believed; see `printer_dots`."""
+    """Note on a size that `printer_dots` recognises and that is therefore ignored."""
     return f"resolution of {dots} dots per inch ignored: it is a screen's or a printer's"
 
 
 def plausible_mpp(size: PixelSize | None) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """Microns per pixel (y, x), and a note if a size is stated and not used."""
+    """Microns per pixel (y, x), and a note if the stated size is ignored."""
     low, high = MPP_RANGE
     if size is None:
         return None, ()
@@ -162,7 +162,7 @@ def plausible_mpp(size: PixelSize | None) -> tuple[tuple[float, float] | None, t
 
 @dataclass(frozen=True, slots=True)
 class GeoReference:
-    """Where full_ pixels lie on a planet.
+    """Georeference: world coordinates of full_ pixels.
 
     Parameters
     ----------
@@ -170,9 +170,9 @@ class GeoReference:
         (a, b, c, d, e, f): the world coordinates of the point (y, x), counted in full_ pixels from the upper left
         corner of the first pixel, are ``(a * x + b * y + c, d * x + e * y + f)``.
     crs : str, optional
-        Coordinate reference system such as "EPSG:32618"; None when the file defines its own.
+        Coordinate reference system such as "EPSG:32618"; None if the file defines its own.
     unit : str, optional
-        Of world coordinates, such as "meter" or "degree".
+        Unit of world coordinates, such as "meter" or "degree".
     """
 
     transform: tuple[float, float, float, float, float, float]
@@ -181,16 +181,16 @@ class GeoReference:
 
 
 def ceil_div(value: int, divisor: int) -> int:
-    """Whole division, rounded up."""
+    """Integer division, rounded up."""
     return -(-value // divisor)
 
 
 def downsamples(full: tuple[int, int], level: tuple[int, int]) -> tuple[float, float]:
-    """Ratios of sizes along both axes; a whole number where the level's size is that quotient rounded either way.
+    """Downsamples (y, x) of a level: integers if full size / integer, rounded up or down, is the level's size.
 
-    A level of 8228 pixels made from 32914 by a factor of 4 lost two pixels at its far edge; its pixels still
-    cover 4. Small levels fit several numbers, such as 18 of 301 pixels both 16 and 17: then a power of two that
-    fits both axes comes first, and what fits the longer axis second.
+    A level of 8228 pixels made from 32914 by a factor of 4 lost two pixels at its far edge; each of its pixels still
+    covers 4. Small levels fit several integers, such as 18 of 301 pixels both 16 and 17: a power of two that fits
+    both axes is preferred, then the integer next to the longer axis's ratio.
     """
     ratios = full[0] / level[0], full[1] / level[1]
     longer = ratios[0] if level[0] >= level[1] else ratios[1]

@@ -1,4 +1,4 @@
-"""Planes cut into boxes: plain blocks, and the tiles of a level, which follow its stored chunks."""
+"""Division of planes into boxes: plain blocks, and the tiles of a level, which follow its stored chunks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Self
 from .geometry import Box, Level, ceil_div
 
 COALESCED_PIXELS = 4096 * 4096
-"""Pixels of the largest rectangle, halo included, that tiles are merged into."""
+"""Most pixels, halo included, of a rectangle that tiles are merged into."""
 
 _RATIO_PRECISION = 2**20
 
 
 def even(length: int, most: int) -> int:
-    """Size of the fewest equal pieces of at most `most` that cover `length`: blocks that waste little at the edge."""
+    """Size, at most `most`, of the fewest equal blocks that cover `length` with little waste at the edge."""
     return ceil_div(length, ceil_div(length, most))
 
 
@@ -115,8 +115,8 @@ class TileGrid:
         ----------
         level : Level
         size : int
-            Side wished for, in pixels of the level. A tile's side is the whole number of chunks nearest to it (of two
-            equally near, the larger), at least one chunk and at most the level.
+            Desired side, in pixels of the level. A tile's side is the nearest whole number of chunks (the larger of
+            two equally near), at least one chunk and at most the level.
         halo : int
             Pixels of context around a tile.
 
@@ -161,7 +161,7 @@ class TileGrid:
         return Tile(row, column, box, box.expand(self.halo))
 
     def over(self, box: Box) -> list[Tile]:
-        """Tiles that a box of the level meets, row by row; none if it lies outside. Halos do not count."""
+        """Tiles that a box of the level overlaps, halos aside, row by row; none if it lies outside."""
         inner = box.intersect(Box(0, 0, self.height, self.width))
         if inner is None:
             return []
@@ -171,7 +171,7 @@ class TileGrid:
         return [self.tile(row, column) for row, column in product(rows, columns)]
 
     def neighbours(self, tile: Tile) -> list[Tile]:
-        """The up to eight tiles around one of this grid's, row by row.
+        """Up to eight tiles around a tile of this grid, row by row.
 
         Raises
         ------
@@ -185,15 +185,15 @@ class TileGrid:
         return [self.tile(*place) for place in around if place != (tile.row, tile.column)]
 
     def children(self, tile: Tile, finer: TileGrid) -> list[Tile]:
-        """Tiles of a finer level of the same image that the area of one of this grid's meets.
+        """Tiles of a finer level of the same image that overlap a tile of this grid.
 
-        The children of all tiles are all tiles of the finer level, also where the sizes of the two levels are
-        no whole multiples of each other: tiles at the far edges reach to the far edges of the finer level.
+        The children of all tiles are all tiles of the finer level, even if the sizes of the two levels are not
+        integer multiples of each other: tiles at the far edges reach to the far edges of the finer level.
 
         Parameters
         ----------
         tile : Tile
-            Of this grid.
+            Tile of this grid.
         finer : TileGrid
             Grid whose `downsample` is at most this grid's.
 
@@ -221,21 +221,21 @@ class TileGrid:
     def coalesce(self, tiles: Iterable[Tile], *, max_pixels: int = COALESCED_PIXELS) -> list[Box]:
         """Merge neighbouring tiles into larger rectangles, so that fewer halos are read.
 
-        Greedy: from the first tile left, row by row, the rectangle that saves the most pixels of halo is taken. Time
+        Greedy: at the first remaining tile in row order, the rectangle that saves the most halo pixels is taken. Time
         grows about linearly with the number of tiles.
 
         Parameters
         ----------
         tiles : iterable of Tile
-            Of this grid, in any order; those given twice count once.
+            Tiles of this grid, in any order; duplicates count once.
         max_pixels : int
-            Pixels that a rectangle with its halo may have at most. A tile that has more stays alone.
+            Most pixels of a rectangle with its halo. A larger tile stays alone.
 
         Returns
         -------
         list of Box
-            Without halo, disjoint, and covering the tiles' boxes and nothing else; in an order that depends on the
-            tiles alone. `over` gives the tiles of each, ``expand(grid.halo)`` what to read.
+            Disjoint boxes without halo that cover exactly the tiles' boxes; the order depends only on the tiles.
+            `over` gives the tiles of each, ``expand(grid.halo)`` the box to read.
 
         Raises
         ------
@@ -268,9 +268,9 @@ class TileGrid:
         return Box(row * step_y, column * step_x, y1, x1)
 
     def _best_span(self, free: set[tuple[int, int]], row: int, column: int, max_pixels: int) -> tuple[int, int]:
-        """Rows and columns of the rectangle of free tiles from one corner that saves the most halo.
+        """Rows and columns of the rectangle of free tiles at a corner that saves the most halo pixels.
 
-        Every row looked at is no wider than the rectangle that it would complete, so looking costs little more
+        Each row examined is no wider than the rectangle that it would complete, so the search costs little more
         than the tiles that are taken.
         """
         best, most = (1, 1), (0, 1)
@@ -280,31 +280,31 @@ class TileGrid:
             columns = next((n for n in range(columns) if (row + rows - 1, column + n) not in free), columns)
             if columns < 1:
                 break
-            # Without a halo nothing is saved, and the most tiles win.
+            # Ties go to more tiles: without a halo nothing is saved.
             gain = self._saved_pixels(self._span(row, column, rows, columns), rows, columns), rows * columns
             if gain > most:
                 best, most = (rows, columns), gain
         return best
 
     def _columns_within(self, row: int, column: int, rows: int, max_pixels: int) -> int:
-        """Columns from `column` on that keep `rows` rows with their halo within `max_pixels`; may be negative."""
+        """Number of columns from `column` on that `max_pixels` allows for `rows` rows with halo; may be negative."""
         height = self._span(row, column, rows, 1).height + 2 * self.halo
         x1 = column * self.tile_shape[1] + max_pixels // height - 2 * self.halo
         return (self.columns if x1 >= self.width else x1 // self.tile_shape[1]) - column
 
     def _saved_pixels(self, box: Box, rows: int, columns: int) -> int:
-        """Pixels that a rectangle of tiles with one halo has less than its tiles with theirs."""
+        """Pixels saved by reading a rectangle of tiles with one halo instead of each tile with its own."""
         halos = 2 * self.halo
         return (box.height + rows * halos) * (box.width + columns * halos) - box.expand(self.halo).area
 
 
 def _ratio(coarse: float, fine: float) -> Fraction:
-    """Ratio of two downsamples, each a ratio of whole sizes that the float has rounded."""
+    """Exact ratio of two downsamples, each the float of a ratio of integer sizes."""
     return (Fraction(coarse) / Fraction(fine)).limit_denominator(_RATIO_PRECISION)
 
 
 def _scaled(start: int, stop: int, ratio: Fraction, length: int, finer_length: int) -> tuple[int, int]:
-    """Where an interval of one level lies in a finer one, in whole pixels that cover it."""
+    """Whole pixels of a finer level that cover an interval of a level."""
     finer_start = start * ratio.numerator // ratio.denominator
     finer_stop = finer_length if stop == length else ceil_div(stop * ratio.numerator, ratio.denominator)
     return min(finer_start, finer_length - 1), min(finer_stop, finer_length)

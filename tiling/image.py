@@ -1,4 +1,4 @@
-"""A lazy image: boxes of it as 8-bit pixels, whatever the format."""
+"""Lazy images: any box of any level as 8-bit pixels, whatever the format."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Image:
     mpp : tuple of float, optional
         Microns per pixel (y, x) that replace the file's own.
     stats : ReadStats, optional
-        Those which the source's storage tells of its reads.
+        Counters to which the source's storage adds its reads.
     reopen : callable, optional
         Opens the same image in another process.
 
@@ -60,7 +60,7 @@ class Image:
     path : Path or None
         The file, if it is on this machine.
     location : str or None
-        Path or address, of an address without passwords and signatures: see `redact`.
+        Path, or address without passwords and signatures (see `redact`).
     format : str
         Short name of the format, such as "svs", "tiff", "ome-zarr" or "array".
     levels : tuple of Level
@@ -72,17 +72,17 @@ class Image:
     pixel_size : PixelSize or None
         Size of a full-resolution pixel in the file's own unit, plausible or not.
     geo : GeoReference or None
-        Place on a planet, as the file has it.
+        Georeference stated by the file.
     picked : tuple of int or None
-        The stored channels that were chosen on opening; None for the first.
+        Stored channels chosen on opening; None for the default.
     used : tuple of int
-        The stored channels that are read; of an image that `convert` wrote, the original's.
+        Stored channels that are read; for an image that `convert` wrote, those of the original.
     masked : bool
         Whether some pixels may be without data (not stored, transparent, or no-data): see `read_mask`.
     stats : ReadStats
         Cost of reading so far.
     damage : Damage
-        What of reduced levels had to be made from finer ones so far.
+        Unreadable chunks of reduced levels, computed from finer levels so far.
     """
 
     def __init__(
@@ -124,14 +124,14 @@ class Image:
 
     @property
     def scale(self) -> ValueRange:
-        """Stored values that map to 0 and 255, and why these; of an image that `convert` wrote, the original's.
+        """Stored values that map to 0 and 255, and their origin; for an image that `convert` wrote, the original's.
 
-        Where neither the file nor who opened it says so, some pixels are read for it when it is first needed.
+        If neither the file nor the caller states them, some pixels are read on first use to measure them.
 
         Raises
         ------
         ImageError
-            If the file cannot be read any more, or the image was closed before.
+            If the file can no longer be read, or the image was closed before the first use.
         """
         if self._closed and "scale" not in vars(self._source):
             raise self._closed_error()
@@ -148,8 +148,8 @@ class Image:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Choices made on opening that change what the pixels mean; see `scale`, which is one."""
-        _ = self.scale  # says what is wrong where it cannot be known
+        """Choices made on opening that change what the pixels mean, including `scale`."""
+        _ = self.scale  # raises if it cannot be measured
         return self._source.notes + self._source.channel_notes + self._source.range_notes + self._mpp_notes
 
     @property
@@ -193,12 +193,12 @@ class Image:
         Returns
         -------
         (h, w, channels) uint8 array
-            In memory of its own.
+            A new array.
 
         Raises
         ------
         ImageError
-            If a chunk can be decoded neither here nor, of a reduced level, in the finer ones; or the image is closed.
+            If a chunk cannot be decoded (nor, in a reduced level, computed from finer ones), or the image is closed.
         """
         inner = clamp(box, *self._size(level))
         if self._source.in_memory:
@@ -206,7 +206,7 @@ class Image:
         return repeat_edges(self._assemble(level, inner), inner, box)
 
     def read_mask(self, box: Box, level: int = 0) -> NDArray[np.bool_]:
-        """Tell which pixels of a box of one level have data.
+        """Read which pixels of a box of one level have data.
 
         Parameters
         ----------
@@ -218,8 +218,8 @@ class Image:
         Returns
         -------
         (h, w) bool array
-            False where a pixel is not stored, wholly transparent, or has the file's no-data value or none that is
-            finite in every channel.
+            False for pixels that are not stored, are fully transparent, or in every channel have the file's no-data
+            value or are not finite.
 
         Raises
         ------
@@ -266,7 +266,7 @@ class Image:
         return chunk_array((height, width, self.channels), (step_y, step_x, self.channels), "yxc", chunk)
 
     def read_scaled(self, box: Box, downsample: int) -> NDArray[np.uint8]:
-        """Read a box of the image made `downsample` times smaller by exact area averaging.
+        """Read a box of the image reduced `downsample` times by exact area averaging.
 
         Parameters
         ----------
@@ -302,7 +302,7 @@ class Image:
         return self.levels[level].height, self.levels[level].width
 
     def _assemble(self, level: int, box: Box) -> NDArray[np.uint8]:
-        """Copy a box that lies inside the level from whole decoded chunks, in memory of its own."""
+        """Copy a box that lies inside the level from whole decoded chunks into a new array."""
         step_y, step_x = self.levels[level].chunk
         rows = range(box.y0 // step_y, ceil_div(box.y1, step_y))
         columns = range(box.x0 // step_x, ceil_div(box.x1, step_x))
@@ -311,7 +311,7 @@ class Image:
             pixels = self._chunk(level, rows[0], columns[0], keep=False)
             return pixels if pixels.flags.writeable else pixels.copy()
         out = np.empty((box.height, box.width, self.channels), dtype=np.uint8)
-        # Small windows come by the thousand: bare numbers take half the time of boxes.
+        # Integers take half the time of `Box`, which matters for thousands of small windows.
         for row, column in itertools.product(rows, columns):
             y, x = row * step_y, column * step_x
             top, bottom = max(y, box.y0), min(y + step_y, box.y1)
@@ -321,9 +321,9 @@ class Image:
         return out
 
     def _worth_keeping(self, level: int, box: Box) -> bool:
-        """Whether the chunks under a box may soon be needed again: they are used in part, or the level is small.
+        """Whether to cache the chunks under a box: they are used in part, or the level is small.
 
-        Chunks of a large level that are used whole are seldom needed again, and each kept costs fresh memory.
+        Chunks of a large level that are used whole are seldom needed again, and caching them costs new memory.
         """
         this = self.levels[level]
         step_y, step_x = this.chunk
@@ -352,12 +352,12 @@ class Image:
         begin = time.perf_counter()
         pixels = self._mended(level, box, self._source.read, read_from_finer)
         if not self._source.in_memory and isinstance(pixels.base, np.ndarray) and pixels.base.nbytes > pixels.nbytes:
-            pixels = pixels.copy()  # else all of a chunk that holds more, such as other planes, would be kept
+            pixels = pixels.copy()  # a view would keep the whole decoded chunk, such as other planes, in memory
         self.stats.add(1, pixels.nbytes, time.perf_counter() - begin)
         return pixels
 
     def _mask(self, level: int, box: Box) -> NDArray[np.bool_]:
-        """Mask of a box that lies inside the level, chunk by chunk where one may have to be mended."""
+        """Mask of a box that lies inside the level; chunk by chunk if one may have to be mended."""
         if level == 0:
             return self._reading(level, box, self._source.read_mask)
         return chunk_by_chunk(
@@ -371,7 +371,7 @@ class Image:
         read: Callable[[int, Box], NDArray[T]],
         from_finer: Callable[[Image, int, Box], NDArray[T]],
     ) -> NDArray[T]:
-        """Read a box; what a reduced level lacks there is made from the next finer one."""
+        """Read a box; parts that a reduced level lacks are computed from the next finer level."""
         return mended(
             self._source,
             self.levels,
@@ -384,7 +384,7 @@ class Image:
         )
 
     def _reading(self, level: int, box: Box, read: Callable[[int, Box], NDArray[T]]) -> NDArray[T]:
-        """Turn what goes wrong in a decoder into an error that names the place."""
+        """Turn errors of decoders into an `ImageError` that names the chunk."""
         try:
             return read(level, box)
         except MemoryError:

@@ -14,15 +14,15 @@ from .formats.zarr_store import FetchStore
 def chunk_array(
     shape: tuple[int, ...], chunks: tuple[int, ...], names: Iterable[str], chunk: Callable[[tuple[int, ...]], bytes]
 ) -> zarr.Array[Any]:
-    """Wrap 8-bit chunks that a function makes as a lazy `zarr.Array`.
+    """Wrap 8-bit chunks that a function returns as a lazy `zarr.Array`.
 
     Parameters
     ----------
     shape, chunks : tuple of int
     names : iterable of str
-        Of the axes.
+        Names of the axes.
     chunk : callable
-        Gives the uncompressed bytes of the whole chunk at a grid position.
+        Returns the uncompressed bytes of the whole chunk at a grid position.
     """
     metadata = json.dumps(
         {

@@ -1,12 +1,12 @@
-"""The one bound on the memory that decoding may take, whatever a stranger's file promises."""
+"""Bound on the memory that decoding may take, whatever an untrusted file states."""
 
 from __future__ import annotations
 
 from .errors import ImageError
 
 UNIT_BYTES = 2**32
-"""Bytes that one decoded unit (a chunk, tile, strip, or picture decoded whole) takes at most, with what its decoder
-holds beside it: encoded bytes, intermediates of its codecs, conversions. 30,000 x 30,000 pixels of colour fit."""
+"""Most bytes for one decoded unit (a chunk, tile, strip, or picture decoded whole), scratch included: encoded bytes,
+intermediates of its codecs, conversions. 30,000 x 30,000 pixels of colour fit."""
 
 
 def check_unit(count_bytes: int, what: str) -> None:
@@ -15,14 +15,14 @@ def check_unit(count_bytes: int, what: str) -> None:
     Parameters
     ----------
     count_bytes : int
-        Decoded bytes and all scratch, by what the header or the metadata promise.
+        Decoded bytes and all scratch, computed from header or metadata.
     what : str
-        The file, and which unit of it: "a.tif: one tile of 512 x 512 x 3 samples".
+        File and unit, such as "a.tif: one tile of 512 x 512 x 3 samples".
 
     Raises
     ------
     ImageError
-        If it is too much, with both numbers and the remedy.
+        If it takes more; the message has both numbers and the remedy.
     """
     if count_bytes > UNIT_BYTES:
         raise ImageError(

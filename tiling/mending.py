@@ -1,4 +1,4 @@
-"""Levels that are not whole: what a reduced one lacks is made from the next finer one, or else it is said where."""
+"""Mending: missing or unreadable parts of a reduced level are computed from the next finer level."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Read = Callable[[Box], NDArray[T]]
 
 
 class Damage:
-    """Chunks of reduced levels that could not be read, and were made from the next finer level."""
+    """Record of the chunks of reduced levels that could not be read and were mended."""
 
     def __init__(self) -> None:
         self._chunks: set[tuple[int, int, int]] = set()
@@ -32,7 +32,7 @@ class Damage:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A note on how many there were up to now, if there were any."""
+        """Note on their number so far; empty if there are none."""
         if not self._chunks:
             return ()
         level, y, x = min(self._chunks.copy())
@@ -53,26 +53,26 @@ def mended(
     remote: bool,
     damage: Damage,
 ) -> NDArray[T]:
-    """Read a box that lies inside a level, and what the level lacks from the next finer one.
+    """Read a box that lies inside a level; parts that the level lacks come from the next finer one.
 
     Parameters
     ----------
     source : Source
-        Knows what is not stored.
+        States which parts are not stored.
     levels : tuple of Level
     level : int
     box : Box
     stored, finer : callable
-        Read a part of the box, (h, w) or (h, w, channels): where it is stored, and from the next finer level.
+        Read a part of the box, (h, w) or (h, w, channels): from the level itself, and from the next finer level.
     remote : bool
-        Whether a network lies between: its faults are not mended, as they would be met again.
+        Whether the image is read over a network: network errors are raised, as the finer level would fail, too.
     damage : Damage
-        Told of a box that cannot be read where it is stored.
+        Records the box if the level itself cannot be read.
 
     Raises
     ------
     ImageError
-        If a part can be read from neither; it tells why not where it is stored.
+        If a part can be read from neither; the message gives the reason for the level itself.
     """
     if level == 0:
         return stored(box)
@@ -93,7 +93,7 @@ def mended(
         return values
     place = _bounds(absent)
     part = place.shift(box.y0, box.x0)
-    # Nothing is where even the full resolution has nothing: looking that up is cheaper than reading it.
+    # If no finer level stores anything there, there is nothing to mend; this check is cheaper than reading.
     if all(source.is_blank(under, _under(part, levels[level], levels[under])) for under in range(level)):
         return values
     values = values if values.flags.writeable else values.copy()
@@ -106,7 +106,7 @@ def mended(
 
 
 def chunk_by_chunk(level: Level, box: Box, read: Callable[[Box], NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """Mask (h, w) of a box that lies inside a level, put together from what is read of each chunk."""
+    """Mask (h, w) of a box that lies inside a level, assembled from one read per chunk."""
     mask = np.empty((box.height, box.width), dtype=np.bool_)
     step_y, step_x = level.chunk
     for y in range(box.y0 // step_y * step_y, box.y1, step_y):
@@ -119,7 +119,7 @@ def chunk_by_chunk(level: Level, box: Box, read: Callable[[Box], NDArray[np.bool
 
 
 def read_error(level: str, box: Box, error: Exception) -> ImageError:
-    """Say which part of a named level cannot be read, and why."""
+    """Error that says which part of a named level cannot be read, and why."""
     place = f"{level}, chunk at y={box.y0}, x={box.x0} ({box.height} x {box.width} pixels) cannot"
     if isinstance(error, OSError):
         return ImageError(f"{place} be read ({error.strerror or error}); check the disk or the network, and try again")

@@ -48,21 +48,21 @@ def open_image(
         Microns per pixel (y, x) to use instead of what the file says.
     channels : int or sequence of int, optional
         The one or three stored channels, counted from 0, to read as grey or as red, green and blue; by default the
-        first three, or the first where there are fewer.
+        first three, or the first if there are fewer.
     value_range : (float, float), optional
         Stored values that become black and white, the lower first. By default as the file says (bits or limits in TIFF
-        tags, ``SignificantBits`` of OME-XML, windows of OME-Zarr's ``omero``), else by the pixels: the fewest bits that
-        hold them, or for negative values, reals and what would fill little of its bits the 0.1 and 99.9 percentile.
-        Samples of 8 bits are read as they are, whatever is given.
+        tags, ``SignificantBits`` of OME-XML, windows of OME-Zarr's ``omero``), else measured from the pixels: the
+        fewest bits that hold them, or the 0.1 and 99.9 percentiles for negative values, reals, and integers that would
+        fill little of their bits. 8-bit samples are always read unchanged.
     reader : "tensorstore", optional
-        Read the chunks of a Zarr on this machine by tensorstore (extra ``tensorstore``).
+        Read the chunks of a Zarr on this machine with tensorstore (extra ``tensorstore``).
 
     Returns
     -------
     Image
-        Nothing but its header has been read, except for formats that can only be decoded whole. Large ones of these
-        are decoded once into a cache on disk. If the pixels have to tell the range of values, a bounded number of them
-        is read when it is first needed.
+        Only its header has been read, except for formats that can only be decoded whole, large files of which are
+        decoded once into a cache on disk. If the value range has to be measured, a bounded number of pixels is read
+        on first use.
 
     Raises
     ------
@@ -143,14 +143,14 @@ def _open(
 
 
 def _stored(location: Location) -> Source:
-    """Ask each format in turn."""
+    """Source from the first format that can open it."""
     head, missing = b"", None
     try:
         head = location.head
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         if location.url is None:
             raise
-        missing = error  # the address of a Zarr is no object
+        missing = error  # a Zarr's own address is not an object
     for fmt in known_formats():
         if fmt.matches(head, location) and (source := fmt.open(location)) is not None:
             return source

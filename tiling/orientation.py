@@ -1,4 +1,4 @@
-"""Images stored turned or mirrored, as the orientation of EXIF and TIFF says (1 to 8; 1 is upright)."""
+"""Images stored rotated or mirrored, by the orientation of EXIF and TIFF (1 to 8; 1 is upright)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .samples import PixelArray, SparseArray, sparse
 
 
 class Turn(NamedTuple):
-    """One of the eight ways to lay a picture: rows and columns exchanged, then mirrored.
+    """One of the eight orientations: rows and columns exchanged, then mirrored.
 
     Parameters
     ----------
@@ -29,11 +29,11 @@ class Turn(NamedTuple):
 
     @classmethod
     def of(cls, orientation: int) -> Turn:
-        """The turn that brings pixels upright that are stored in an orientation of EXIF, 1 to 8."""
+        """Turn that makes pixels stored in an EXIF orientation, 1 to 8, upright."""
         return cls(orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7))
 
     def apply(self, pixels: NDArray[Any], y: int = 0, x: int = 1) -> NDArray[Any]:
-        """A view of pixels, turned, whose rows and columns are axes `y` and `x`."""
+        """View of pixels, turned; `y` and `x` are the axes of rows and columns."""
         if self.transpose:
             pixels = pixels.swapaxes(y, x)
         if self.mirror_y:
@@ -42,7 +42,7 @@ class Turn(NamedTuple):
 
 
 def upright_geo(geo: GeoReference, turn: Turn, height: int, width: int) -> GeoReference:
-    """Place of an image on a planet after turning to `height` x `width` pixels, from that of the stored pixels."""
+    """Georeference of an image turned to `height` x `width` pixels, from that of the stored pixels."""
     transform: list[float] = []
     for by_x, by_y, start in (geo.transform[:3], geo.transform[3:]):
         along_x, along_y = (by_y, by_x) if turn.transpose else (by_x, by_y)
@@ -57,7 +57,7 @@ def upright_geo(geo: GeoReference, turn: Turn, height: int, width: int) -> GeoRe
 
 
 class UprightArray:
-    """A stored level seen upright, read lazily.
+    """Lazy, upright view of a stored level.
 
     Parameters
     ----------
@@ -75,11 +75,11 @@ class UprightArray:
         self._stored, self._turn, self._y, self._x = stored, turn, y, x
 
     def __getitem__(self, key: tuple[Any, ...], /) -> NDArray[Any]:
-        """Read the part under slices of `y` and `x` and anything of other axes."""
+        """Read a part, by slices of `y` and `x` and slices or indices of other axes."""
         rows, columns = self._stored_place(*(range(self.shape[axis])[key[axis]] for axis in (self._y, self._x)))
         place = list(key)
         place[self._y], place[self._x] = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
-        # An index takes its axis away.
+        # An integer index removes its axis.
         y, x = (axis - sum(isinstance(k, int) for k in key[:axis]) for axis in (self._y, self._x))
         return self._turn.apply(np.asarray(self._stored[tuple(place)]), y, x)
 
@@ -107,7 +107,7 @@ class UprightArray:
         return Box(rows.start, columns.start, rows.stop, columns.stop)
 
     def _stored_place(self, rows: range, columns: range) -> tuple[range, range]:
-        """Rows and columns as they are stored, of those seen upright."""
+        """Stored rows and columns of upright ones."""
         if self._turn.mirror_y:
             rows = range(self.shape[self._y] - rows.stop, self.shape[self._y] - rows.start)
         if self._turn.mirror_x:

@@ -1,4 +1,4 @@
-"""What libraries log of damaged files, kept off the terminal while files are read and not otherwise."""
+"""Suppression of library log messages about damaged files, only while files are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOGGERS = (logging.getLogger("tifffile"), logging.getLogger("imagecodecs"))
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Take what would go to the terminal of who has not set up logging; who has still gets it. For any thread."""
+    """Keep log messages off the terminal if logging is not set up; existing handlers still get them. Thread-safe."""
     handler = logging.NullHandler()
     for logger in _LOGGERS:
         logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Stored samples: which are pictures, and how they become 8-bit grey or RGB."""
+"""Stored samples: checks of types and sizes, and conversion to 8-bit grey or RGB."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .geometry import Box
 Alpha = Literal["none", "straight", "premultiplied"]
 
 MAX_CHUNK_PIXELS = 2**31
-"""A stored chunk (or a whole image of a format without chunks) may not promise more pixels than this."""
+"""Most pixels that the header of a stored chunk (or of a whole image without chunks) may state."""
 
 
 class PixelArray(Protocol):
@@ -33,35 +33,35 @@ class PixelArray(Protocol):
 
 
 class SparseArray(Protocol):
-    """A stored level that knows which of its parts the file leaves out, whatever slicing gives for them."""
+    """A stored level that knows which of its parts the file leaves out; slicing gives fill values for them."""
 
     def absent(self, box: Box) -> NDArray[np.bool_]:
         """Pixels (h, w) of a box inside the level that are not stored."""
 
     def is_blank(self, box: Box) -> bool:
-        """Whether nothing at all is stored under a box inside the level."""
+        """Whether nothing is stored under a box inside the level."""
 
 
 def sparse(array: PixelArray) -> SparseArray | None:
-    """The array, if it leaves parts out."""
+    """The array if it leaves parts out, else None."""
     return cast("SparseArray", array) if getattr(array, "leaves_out", False) else None
 
 
 def interleaved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Contiguous (h, w, c) pixels; the same array where it is contiguous already."""
+    """Contiguous (h, w, c) pixels; the same array if it is contiguous already."""
     if pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.strides[1] == 1:  # planes, one after the other
         return cv2.merge([pixels[..., 0], pixels[..., 1], pixels[..., 2]]).astype(np.uint8, copy=False)
     return np.ascontiguousarray(pixels)
 
 
 def to_uint8(raw: NDArray[Any], value_range: tuple[float, float]) -> NDArray[np.uint8]:
-    """Map `value_range` linearly to 0..255, rounded and clipped; what is not a number becomes 0."""
+    """Map `value_range` linearly to 0..255, rounded and clipped; NaN becomes 0."""
     if raw.dtype == np.uint8 and value_range == (0.0, 255.0):
         return interleaved(raw)
     if raw.dtype == np.bool_ and value_range == (0.0, 1.0):
         return np.array(raw, order="C", dtype=np.uint8) * np.uint8(255)
     low, high = value_range
-    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond all measure is no fault of the code's
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and huge values are legal samples
         values = raw.astype(np.float64)
         values -= low
         values *= 255.0 / (high - low)
@@ -90,7 +90,7 @@ def ycbcr_to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def sample_range(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return what is black and white when the file does not say: all of an integer's range, or 0..1."""
+    """Black and white if the file states no range: an integer type's full range, or 0..1."""
     if dtype.kind in "ui":
         limits = np.iinfo(dtype)
         return float(limits.min), float(limits.max)
@@ -98,7 +98,7 @@ def sample_range(dtype: np.dtype[Any]) -> tuple[float, float]:
 
 
 def number_in(text: Any) -> float | None:
-    """Return what a text says, with a point or a comma; None when it is no number."""
+    """Number in a text, with a decimal point or comma; None if it is not a number."""
     try:
         return float(text.replace(",", ".")) if isinstance(text, str) else None
     except ValueError:
@@ -106,7 +106,7 @@ def number_in(text: Any) -> float | None:
 
 
 def check_samples(what: str, dtype: np.dtype[Any]) -> None:
-    """Refuse sample types that are no intensities.
+    """Refuse sample types that are not intensities.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def check_samples(what: str, dtype: np.dtype[Any]) -> None:
 
 
 def check_size(what: str, height: int, width: int, chunk: tuple[int, int]) -> None:
-    """Refuse planes without pixels, and chunks no machine should try to decode.
+    """Refuse planes without pixels, and chunks too large to decode.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Exact area averages of any part of an image at an integer downsample.
 
 Pixel i of the virtual plane at downsample d covers the full_ pixels [d*i, d*(i+1)), clipped to the image; its
-value is their mean weighted by covered area, rounded. Every output pixel is computed alone from absolute
-positions, so the result does not depend on how the plane is cut into boxes.
+value is their mean weighted by covered area, rounded. Every output pixel is computed independently from absolute
+positions, so the result does not depend on how the plane is divided into boxes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ PIECE_BYTES = 64 * 2**20
 """Bytes of pixels held at once while averaging."""
 
 MOST_SUMMED = 2**23
-"""Pixels that OpenCV can average: it sums in 32 bits, and what overflows becomes black."""
+"""Most pixels that OpenCV can average: it sums in 32 bits, and an overflow gives black."""
 
 LEVEL_TOLERANCE = 1e-3
-"""A stored level may be coarser than asked for by this share."""
+"""Relative excess over the requested downsample that a stored level may have."""
 
 
 class Readable(Protocol):
@@ -37,11 +37,11 @@ class Readable(Protocol):
         """Read a box of a level."""
 
     def read_mask(self, box: Box, level: int = 0) -> NDArray[np.bool_]:
-        """Tell which pixels of a box of a level have data."""
+        """Read which pixels of a box of a level have data."""
 
 
 def clamp(box: Box, height: int, width: int) -> Box:
-    """Cut a box to the part of the plane it needs: at least the nearest pixel when it lies outside."""
+    """Clip a box to the plane, or to the plane's nearest pixel if it lies outside."""
     y0, x0 = min(max(box.y0, 0), height - 1), min(max(box.x0, 0), width - 1)
     return Box(y0, x0, max(min(box.y1, height), y0 + 1), max(min(box.x1, width), x0 + 1))
 
@@ -71,7 +71,7 @@ def read_scaled(image: Readable, box: Box, downsample: int) -> NDArray[np.uint8]
 
 
 def _averaged(image: Readable, level: Level, inner: Box, factor: tuple[float, float]) -> NDArray[np.uint8]:
-    """Average a level by a factor, in a box of the outcome."""
+    """Average a level by a factor, in a box of the result."""
     out = np.empty((inner.height, inner.width, image.channels), dtype=np.uint8)
     for piece in _pieces(inner, level, factor, image.channels):
         rows = slice(piece.y0 - inner.y0, piece.y1 - inner.y0)
@@ -81,12 +81,12 @@ def _averaged(image: Readable, level: Level, inner: Box, factor: tuple[float, fl
 
 
 def read_from_finer(image: Readable, level: int, box: Box) -> NDArray[np.uint8]:
-    """Pixels of a box inside a reduced level, averaged from the next finer one rather than read where they are."""
+    """Pixels of a box inside a reduced level, averaged from the next finer level."""
     return _averaged(image, image.levels[level - 1], box, _between(image.levels, level))
 
 
 def mask_from_finer(image: Readable, level: int, box: Box) -> NDArray[np.bool_]:
-    """Where a box inside a reduced level has data in the next finer one, in whatever part of a pixel."""
+    """Mask of a box inside a reduced level: pixels with data in the next finer one, even in part."""
     finer, factor = image.levels[level - 1], _between(image.levels, level)
     out = np.zeros((box.height, box.width), dtype=np.bool_)
     for piece in _pieces(box, finer, factor, 1):
@@ -101,7 +101,7 @@ def mask_from_finer(image: Readable, level: int, box: Box) -> NDArray[np.bool_]:
         mask = image.read_mask(Box(top, left, bottom, right), finer.index)
         for axis, (ends, first) in enumerate(zip(spans, (top, left), strict=True)):
             edges = [[math.floor(low) - first, math.ceil(high) - first] for low, high in ends]
-            # Even groups are the spans; the row added keeps the last end inside.
+            # Groups of even index are the spans; the padding keeps the last end in range.
             padded = np.concatenate([mask, np.zeros_like(mask.take([0], axis))], axis)
             groups = np.logical_or.reduceat(padded, np.ravel(edges), axis)
             mask = groups.take(range(0, 2 * len(ends), 2), axis)
@@ -131,13 +131,13 @@ def _coarsest(levels: tuple[Level, ...], downsample: int) -> Level:
 
 
 def _factor(factor: float, length: int) -> float:
-    """Round a factor to a whole one when no pixel moves by half a level pixel or more."""
+    """Round a factor to an integer if this moves every pixel by less than half a level pixel."""
     whole = float(max(1, round(factor)))
     return whole if abs(factor - whole) * length < 0.5 else factor
 
 
 def _pieces(inner: Box, level: Level, factor: tuple[float, float], channels: int) -> Iterator[Box]:
-    """Cut a box into pieces of bounded source size that follow rows of chunks, so few chunks are split."""
+    """Cut a box into pieces of bounded source size, aligned to rows of chunks so that few chunks are split."""
     whole = factor[0].is_integer() and factor[1].is_integer()
     limit = PIECE_BYTES / channels / (1 if whole else np.dtype(np.float64).itemsize)
     rows = _step(level.chunk[0], factor[0], limit / (inner.width * factor[1]))
@@ -156,7 +156,7 @@ def _step(chunk: int, factor: float, source_limit: float) -> int:
 
 
 def _average(image: Readable, level: Level, piece: Box, factor: tuple[float, float]) -> NDArray[np.uint8]:
-    """Average the source of one piece: complete blocks the fast way, the rest by weights."""
+    """Average the source of one piece: complete blocks with OpenCV, the rest by weights."""
     fy, fx = factor
     if fy == fx == 1.0 and piece.y1 <= level.height and piece.x1 <= level.width:
         return image.read(piece, level.index)
@@ -199,7 +199,7 @@ def _gathered(image: Readable, level: Level, piece: Box, factor: tuple[float, fl
 
 
 def _span(position: int, factor: float, length: int) -> tuple[float, float]:
-    """Source under one output pixel of an axis; the last source pixel where that lies wholly beyond it."""
+    """Source interval of one output pixel along an axis; the last source pixel if it lies wholly beyond."""
     begin = position * factor
     return (begin, min(begin + factor, length)) if begin < length else (length - 1.0, float(length))
 
@@ -221,7 +221,7 @@ def _complete(piece: Box, level: Level, factor: tuple[float, float]) -> tuple[in
 
 
 def _rest(piece: Box, ny: int, nx: int) -> Iterator[Box]:
-    """Cut what is left of a piece without its leading `ny` rows and `nx` columns."""
+    """Cut the remainder of a piece, without its leading `ny` rows and `nx` columns, into boxes."""
     if ny < piece.height:
         yield Box(piece.y0 + ny, piece.x0, piece.y1, piece.x1)
     if ny and nx < piece.width:

@@ -1,4 +1,4 @@
-"""What a format module hands over: stored levels, and how their samples become 8-bit grey or RGB."""
+"""Sources: stored levels that a format module returns, and their conversion to 8-bit grey or RGB."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .samples import (
 from .value_range import Origin, ValueRange, is_plain, measured_range
 
 MEMORY_CHUNK = 512
-"""Arrays have no chunks; reads are ordered as if they had these."""
+"""Side in pixels of the nominal chunks by which reads of arrays in memory are ordered."""
 
 _NEAR = 8
-"""Channels that lie within so many are read at once, the others between them too."""
+"""Chosen channels that span at most this many are read at once, together with those between them."""
 
 
 def _nothing() -> None:
@@ -46,38 +46,38 @@ class Source:
     arrays : tuple of PixelArray
         Levels, full resolution first, all with the same axes.
     chunks : tuple of (int, int)
-        Height and width of the unit that is decoded, a level each.
+        Height and width of the unit that is decoded, for each level.
     axes : str
-        One letter an axis: y, x, c (samples of a pixel), or 0 (the first index is taken).
+        One letter per axis: y, x, c (samples of a pixel), or 0 (the first index is taken).
     format : str
         Short name of the file format.
     stated : tuple of (float, float) or None
-        Stored values that map to 0 and 255 as the file says: of each sample, or one pair for all. Where it does not say
-        so, the pixels tell.
+        Stored values that map to 0 and 255 according to the file: for each sample, or one pair for all. If it states
+        none, they are measured from pixels.
     inverted : bool
         Whether low values are white.
     fixed : ValueRange, optional
-        The range, where it is known before samples are picked.
+        Value range, if it is known before samples are picked.
     given : (float, float), optional
-        The range that was asked for; 8 bits and fewer do without one.
+        Value range that the caller asked for; not used for 8 bits and fewer.
     origin : Origin, optional
-        What the samples were, if they were written as 8 bits by this package.
+        Original samples, if this package wrote the image's 8 bits from them.
     alpha : str
-        Whether the last sample (of 2 or 4) is opacity, and how colour relates to it.
+        Whether the last sample (of 2 or 4) is opacity, and whether colour is premultiplied by it.
     palette : (n, 3) uint8 array, optional
         Colours of indexed pixels.
     ycbcr : bool
         Whether the three samples are full-range YCbCr.
     nodata : float, optional
-        Stored value of pixels that were not measured. In real samples, what is not finite was not either.
+        Stored value of pixels without data. Real samples that are not finite have none either.
     picked : tuple of int, optional
         The samples, one or three, that are read as grey or colour; by default the first.
     pixel_size : PixelSize, optional
-        As the file has it, plausible or not.
+        Size stated by the file, plausible or not.
     geo : GeoReference, optional
-        Where on a planet the image lies.
+        Georeference stated by the file.
     notes : tuple of str
-        What else the reader of results should know.
+        Further remarks for the reader of results.
     in_memory : bool
         Whether slicing costs no decoding.
     close : callable
@@ -133,7 +133,7 @@ class Source:
 
     @property
     def channel_notes(self) -> tuple[str, ...]:
-        """Say which samples of a pixel are used, where not all are."""
+        """Notes on the samples of a pixel that are used, if not all are."""
         white = ("alpha composited on white",) if self.alpha != "none" else ()
         if self.picked is not None:
             return (f"channels {', '.join(map(str, self.picked))} of {self.samples} used", *white)
@@ -142,7 +142,7 @@ class Source:
         return (f"first {'' if self.samples == 2 else '3 '}of {self.samples} channels used",)
 
     def pick(self, channels: tuple[int, ...], label: str) -> Source:
-        """Read other samples of a pixel than the first, as grey (one) or colour (three).
+        """Copy that reads the given samples of a pixel, as grey (one) or colour (three).
 
         Raises
         ------
@@ -160,7 +160,7 @@ class Source:
 
     @cached_property
     def scale(self) -> ValueRange:
-        """Stored values that map to 0 and 255. Where the pixels tell, some are read for it, once."""
+        """Stored values that map to 0 and 255. If they have to be measured, some pixels are read, once."""
         found = self._scale()
         return dataclasses.replace(found, low=found.high, high=found.low) if self.inverted else found
 
@@ -174,21 +174,21 @@ class Source:
             return self.fixed
         if told := self._told:
             return ValueRange(min(low for low, _ in told), max(high for _, high in told), "file", dtype.name)
-        if is_plain(dtype) or self.ycbcr or self.alpha == "premultiplied":  # such colour is measured by its opacity
+        if is_plain(dtype) or self.ycbcr or self.alpha == "premultiplied":  # its range is that of its opacity
             return ValueRange(*sample_range(dtype), "type", dtype.name)
         sizes = [self.size(level) for level in range(len(self.arrays))]
         return measured_range(sizes, self.chunks, self._values, dtype)
 
     @property
     def _told(self) -> set[tuple[float, float]]:
-        """Ranges that the file states of the samples that are read; none unless it does of each."""
+        """Ranges that the file states for the samples that are read; empty unless it states all."""
         used = self.stated if len(self.stated) < 2 else [self.stated[channel] for channel in self.used]
         told = {each for each in used if each is not None}
         return set() if None in used else told
 
     @property
     def range_notes(self) -> tuple[str, ...]:
-        """Where the range comes from, if it is not plain."""
+        """Notes on the origin of the value range, unless it is the type's own."""
         scale = self.scale if self.origin is None else self.origin.scale
         notes = scale.notes
         if self.given is not None and scale.ends not in (self.given, self.given[::-1]):
@@ -216,8 +216,8 @@ class Source:
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Decode a box that lies inside a level, as contiguous (h, w, channels) 8-bit pixels.
 
-        They may be read-only, or (of a source in memory) the stored pixels themselves. What is not stored is white,
-        unless it is to have the file's no-data value.
+        They may be read-only, or (for a source in memory) the stored pixels themselves. Pixels that are not stored are
+        white, or have the no-data value if there is one.
         """
         pixels = self._coloured(self._raw(level, box))
         if self.nodata is not None:
@@ -237,7 +237,7 @@ class Source:
         return on_white(colour, opacity, premultiplied=self.alpha == "premultiplied")
 
     def read_mask(self, level: int, box: Box) -> NDArray[np.bool_]:
-        """Where a box inside a level has data, (h, w): stored, not transparent, not no-data in every sample."""
+        """Mask (h, w) of a box inside a level: stored, not transparent, not no-data in every sample."""
         raw = self._raw(level, box)
         colour, mask = raw[..., : self.colours], np.ones(raw.shape[:2], dtype=np.bool_)
         if self.alpha != "none":
@@ -250,18 +250,18 @@ class Source:
         return mask if absent is None else mask & ~absent
 
     def absent(self, level: int, box: Box) -> NDArray[np.bool_] | None:
-        """Where the file stores nothing in a box inside a level, (h, w); None where it stores everything."""
+        """Mask (h, w) of pixels in a box inside a level that the file does not store; None if it stores all."""
         array = sparse(self.arrays[level])
         return None if array is None or not (absent := array.absent(box)).any() else absent
 
     def is_blank(self, level: int, box: Box) -> bool:
-        """Whether the file stores nothing at all in a box inside a level."""
+        """Whether the file stores nothing in a box inside a level."""
         array = sparse(self.arrays[level])
         return array is not None and array.is_blank(box)
 
     def _values(self, level: int, boxes: list[Box]) -> NDArray[Any]:
         """Stored samples (n,) with data in boxes that lie near each other."""
-        first, last = boxes[0], boxes[-1]  # in order: of the first and the last row and column
+        first, last = boxes[0], boxes[-1]  # boxes are in row order: the upper left and the lower right one
         span = Box(first.y0, first.x0, last.y1, last.x1)
         colour = self._raw(level, span)[..., : self.colours]
         mask = self.read_mask(level, span) if self.masked else None
@@ -279,7 +279,7 @@ class Source:
 
     @property
     def original_channels(self) -> tuple[int, ...]:
-        """The same, of the original if this was written by this package."""
+        """Samples as in `used`; those of the original if this package wrote the image."""
         before = None if self.origin is None else self.origin.channels
         return self.used if before is None else tuple(before[channel] for channel in self.used)
 
@@ -309,7 +309,7 @@ class Source:
 
     @cached_property
     def _table(self) -> NDArray[np.uint8] | None:
-        """Outcome for every value of a 16-bit sample: looking up is several times faster than arithmetic."""
+        """Look-up table of all 16-bit values: several times faster than arithmetic."""
         dtype = self.arrays[0].dtype
         if dtype.kind not in "ui" or dtype.itemsize != 2 or not dtype.isnative:
             return None
@@ -324,7 +324,7 @@ def array_source(array: NDArray[Any], format: str = "array") -> Source:  # noqa:
     array : (h, w) or (h, w, c) array
         Boolean, integer or real. Four channels are red, green, blue and opacity.
     format : str
-        What to call the format; decoded files may have two channels, grey and opacity.
+        Name of the format; decoded files may have two channels, grey and opacity.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What reading has cost."""
+"""Counters of the cost of reading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ReadStats:
-    """What reading has cost so far; safe to update from several threads.
+    """Cost of reading so far; safe to update from several threads.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class ReadStats:
             return ReadStats(self.chunks, self.bytes, self.seconds, self.fetched, self.requests)
 
     def since(self, before: ReadStats) -> ReadStats:
-        """What has been added to an earlier copy."""
+        """Difference from an earlier copy."""
         now = self.snapshot()
         return ReadStats(
             now.chunks - before.chunks,

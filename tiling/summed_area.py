@@ -20,7 +20,7 @@ def summed_area(cells: NDArray[np.bool_] | NDArray[np.int32]) -> NDArray[np.int3
     ndarray, int32, (h + 1, w + 1)
         Sum of the cells above and to the left of each corner.
     """
-    # In place and 32 bits wide: the cells of a gigapixel are many.
+    # In place and in 32 bits, to save memory: a gigapixel image has 16 million cells of 8 pixels.
     table = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int32)
     np.cumsum(cells, axis=0, dtype=np.int32, out=table[1:, 1:])
     np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])

@@ -1,4 +1,4 @@
-"""Units of length: their names and symbols in OME-XML, OME-NGFF, ImageJ and the tags of TIFF, and their microns."""
+"""Units of length: names and symbols of OME-XML, OME-NGFF, ImageJ and TIFF tags, and their size in microns."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MICRONS: dict[str, float] = {
     "light year": 9.4607304725808e21,
     "parsec": 3.0856775814913673e22,
 }
-# Symbols tell large from small letters: Mm is a million meters.
+# Symbols are case-sensitive: Mm is a million meters.
 _SYMBOLS = {
     **{f"{symbol}m": f"{prefix}meter" for prefix, (symbol, _) in _PREFIXES.items()},
     "Å": "angstrom",
@@ -64,7 +64,7 @@ _OTHER_NAMES = {"micron": "micrometer", "feet": "foot", "inches": "inch", "us su
 
 
 def unit_name(text: str) -> str:
-    """English name, in the singular, of a unit of length given by its name or symbol; any other text as it is."""
+    """English singular name of a unit of length given by name or symbol; any other text unchanged."""
     # The micro sign, the Greek letter and the ring of Å have two codes each; ImageJ escapes what is not ASCII.
     plain = text.strip().replace("\\u00B5", "µ").replace("\\u00b5", "µ").replace("μ", "µ")
     plain = plain.replace("\\u00C5", "Å").replace("Å", "Å")
@@ -76,5 +76,5 @@ def unit_name(text: str) -> str:
 
 
 def microns(unit: str) -> float | None:
-    """Microns in a unit given by its name or symbol; None if it is none of length."""
+    """Microns in a unit given by name or symbol; None if it is not one of length."""
     return _MICRONS.get(unit_name(unit))

@@ -1,4 +1,4 @@
-"""Which stored values are black and white: what was asked for, what the file says, or what its pixels show."""
+"""Value range: stored values that map to black and white, as given, stated by the file, or measured from pixels."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from .geometry import Box
 from .samples import sample_range
 
 Rule = Literal["type", "given", "file", "depth", "unit", "percentiles"]
-"""All that the samples' type can hold; asked for; said by the file; a whole number of bits; 0..1; percentiles."""
+"""Origin of a range: the sample type's own; given by the caller; stated by the file; a number of bits; 0..1;
+percentiles."""
 
 Values: TypeAlias = Callable[[int, list[Box]], NDArray[Any]]
 
 WHOLE_PIXELS = 2**22
-"""A level of so many pixels or fewer is looked at whole."""
+"""Most pixels of a level that is measured whole."""
 
 _SPARSE, _DENSE = 8, 16
-"""Windows along each axis of a larger level, where a smaller one shows the whole image too, and where none does."""
+"""Windows measured along each axis of a larger level, if a smaller level is measured whole too, and if none is."""
 _SIDE = 64
 _ENDS = 1e-4
-"""Share of values beyond which highest and lowest do not count: hot pixels are no bits of the camera."""
+"""Share of values ignored at each end: hot pixels do not tell the camera's bits."""
 _PERCENTILES = (0.1, 99.9)
 _LEAST_BITS = 8
 _LEAST_FILL = 1 / 8
-"""Values that fill less of their bits, such as a thermal camera's, would leave few grey levels."""
+"""Share of their bits' range that values must fill: less, as from thermal cameras, would leave few grey levels."""
 _WIDENED = 257
 """Factor from 8 bits to 16."""
 
@@ -42,7 +43,7 @@ class ValueRange:
     Parameters
     ----------
     low, high : float
-        Reversed where low values are white.
+        Exchanged if low values are white.
     rule : str
         See `Rule`.
     dtype : str
@@ -61,7 +62,7 @@ class ValueRange:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Where it comes from; nothing where it is plain."""
+        """Origin of the range; empty if it is that of 8-bit samples."""
         low, high = min(self.ends), max(self.ends)
         said = {"given": " (as asked for)", "file": " (as the file says)"}.get(self.rule, "")
         if self.rule == "depth":
@@ -75,13 +76,13 @@ class ValueRange:
 
 @dataclass(frozen=True)
 class Origin:
-    """What samples were before they were written as the 8 bits at hand.
+    """Samples of the original of an image that this package wrote as 8 bits.
 
     Parameters
     ----------
     scale : ValueRange
     channels : tuple of int, optional
-        Stored channels that were read, if others cannot be read any more.
+        Stored channels that were read, if the copy lacks the others.
     """
 
     scale: ValueRange
@@ -89,7 +90,7 @@ class Origin:
 
     @classmethod
     def parse(cls, record: Any, samples: int) -> Origin | None:
-        """The inverse of `to_json`, of pixels of so many samples; None for what is none."""
+        """Inverse of `to_json`, for pixels of `samples` samples; None if the record is invalid."""
         try:
             low, high = map(float, record["value_range"])
             dtype, rule, channels = str(np.dtype(record["samples"])), record["rule"], record.get("channels")
@@ -118,7 +119,7 @@ class Origin:
 
 
 def check_range(value_range: Sequence[float]) -> tuple[float, float]:
-    """The range that a user asks for.
+    """Checked range that a user asks for.
 
     Raises
     ------
@@ -132,12 +133,12 @@ def check_range(value_range: Sequence[float]) -> tuple[float, float]:
 
 
 def is_plain(dtype: np.dtype[Any]) -> bool:
-    """Whether samples have eight bits or one: these are what they are."""
+    """Whether samples have eight bits or one: these are used unchanged."""
     return dtype.kind == "b" or (dtype.kind == "u" and dtype.itemsize == 1)
 
 
 def stated_range(low: float, high: float, dtype: np.dtype[Any]) -> tuple[float, float] | None:
-    """A range that a file states, if it says more than the samples' type does; None if it cannot be one."""
+    """Range that a file states; None if it is invalid or merely that of the sample type."""
     try:
         low, high = float(low), float(high)
     except OverflowError:
@@ -156,22 +157,21 @@ def measured_range(
     values: Values,
     dtype: np.dtype[Any],
 ) -> ValueRange:
-    """Choose a range by the pixels.
+    """Measure the range of pixels.
 
-    The coarsest level is looked at whole where it is small, and windows at even places of the finest, which shows
-    how bright small things are; the places do not depend on how the file is chunked. Whole numbers from 0 on get
-    the fewest bits that hold them, 8 at least, and 16 where they are 8 bits widened, however dark. All others, and
-    those that would fill little of their bits, get what lies between the 0.1 and 99.9 percentile, but reals within
-    0..1 that range.
+    Pixels are all of the coarsest level if it is small, and evenly spaced windows of the finest, which shows how
+    bright small things are; the places do not depend on how the file is chunked. Integers from 0 on get the fewest
+    bits that hold them, at least 8, and 16 if they are widened 8-bit values, however dark. Reals within 0..1 get that
+    range. Others, and integers that would fill little of their bits, get the 0.1 to 99.9 percentiles.
 
     Parameters
     ----------
     shapes, chunks : sequence of (int, int)
-        Height and width of each level, and of what is decoded at once of it.
+        Height and width of each level, and of its unit of decoding.
     values : callable
-        Gives the samples with data of boxes of a level that lie near each other, (n,).
+        Returns the samples (n,) with data in boxes of a level that lie near each other.
     dtype : dtype
-        Of the samples.
+        Type of the samples.
     """
     seen = _seen(shapes, chunks, values)
     if not seen:
@@ -188,7 +188,7 @@ def measured_range(
             return ValueRange(0.0, 2.0 ** (16 if widened else bits) - 1, "depth", dtype.name)
     ends = np.array([np.percentile(part, _PERCENTILES) for part in seen], np.float64)
     narrow = float(ends[:, 0].min()), float(ends[:, 1].max())
-    # Of what is nearly all one value, the rest counts too.
+    # If nearly all values are equal, fewer extremes are ignored.
     for begin, end in (narrow, (low, high), (float(min(p.min() for p in seen)), float(max(p.max() for p in seen)))):
         if begin < end:
             return ValueRange(begin, end, "percentiles", dtype.name)
@@ -196,7 +196,7 @@ def measured_range(
 
 
 def _seen(shapes: Sequence[tuple[int, int]], chunks: Sequence[tuple[int, int]], values: Values) -> list[NDArray[Any]]:
-    """Finite samples of the coarsest level and of the finest, which comes last; damaged places are left out."""
+    """Finite samples of the coarsest level and of the finest, which comes last; unreadable places are left out."""
     coarsest = len(shapes) - 1
     small = math.prod(shapes[coarsest]) <= WHOLE_PIXELS
     seen = []
@@ -214,7 +214,7 @@ def _seen(shapes: Sequence[tuple[int, int]], chunks: Sequence[tuple[int, int]], 
 
 
 def _intact(values: Values, level: int, groups: Iterable[list[Box]]) -> list[NDArray[Any]]:
-    """Values of each group of boxes that can be decoded; reading the others will say what is wrong."""
+    """Values of each group of boxes that can be decoded; errors of the others show when they are read."""
     found = []
     for boxes in groups:
         try:
@@ -233,7 +233,7 @@ def _pieces(size: tuple[int, int], chunk: tuple[int, int]) -> Iterator[list[Box]
 
 
 def _windows(size: tuple[int, int], chunk: tuple[int, int], count: int) -> Iterator[list[Box]]:
-    """Small boxes, evenly spread; those that begin in one chunk together, so that it is decoded once."""
+    """Small boxes, evenly spaced; grouped by the chunk in which they begin, so that it is decoded once."""
     axes = []
     for length, step in zip(size, chunk, strict=True):
         side = min(_SIDE, length)

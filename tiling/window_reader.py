@@ -27,24 +27,24 @@ _SPREAD = (
     (2, 0x3333333333333333),
     (1, 0x5555555555555555),
 )
-"""Shifts and masks that put a zero between any two of 32 bits."""
+"""Shifts and masks that insert a zero between any two of 32 bits."""
 
 LEAST_SALVAGED = 64
-"""Side in pixels of the parts in which a damaged box is read; smaller ones are given up."""
+"""Smallest side in pixels of the parts into which a damaged box is divided."""
 
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """Some windows of a request.
+    """One batch of windows.
 
     Parameters
     ----------
     index : (n,) intp array
-        Positions of the windows in the boxes that were asked for.
+        Positions of the windows in the requested boxes.
     pixels : (n, h, w, channels) uint8 array
         Their pixels, zeros where reading failed.
     failed : (n,) bool array
-        Windows that need a chunk that cannot be decoded; of a reader that fills, those of nothing else.
+        Windows that need a chunk that cannot be decoded; with `fill`, only those of which no part can be read.
     """
 
     index: NDArray[np.intp]
@@ -54,7 +54,7 @@ class WindowBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """How reading a window went: why not all of it could be read, if so, and whether none of it could."""
+    """Outcome of reading a window: why parts could not be read, if any, and whether no part could."""
 
     reason: str | None = None
     failed: bool = False
@@ -84,17 +84,17 @@ class WindowReader:
     downsample : int
         Full-resolution pixels per pixel of the plane in which boxes lie.
     workers : int, optional
-        Threads that decode; by default as many as there are cores, at most 8, and 8 where waiting for a network
-        takes the time.
+        Decoding threads; by default one per core, at most 8, and 8 for images on the network, where most time is
+        waiting.
     prefetch : int
         Batches read ahead of the consumer, the one it waits for included.
     fill : int, optional
-        Value of the parts of a window that cannot be read, see `salvage`; without it all of such a window is lost.
+        Value of the parts of a window that cannot be read, see `salvage`; by default the whole window fails.
 
     Attributes
     ----------
     failures : list of str
-        Why windows failed, each reason once, in order of occurrence.
+        Reasons why windows failed, each once, in order of occurrence.
 
     Raises
     ------
@@ -147,7 +147,7 @@ class WindowReader:
 
         Returns
         -------
-        iterator of Batch
+        iterator of WindowBatch
             The same batches in the same order whatever the number of workers.
 
         Raises
@@ -187,7 +187,7 @@ class WindowReader:
     def _submit(self, pool: ThreadPoolExecutor, boxes: Sequence[Box], index: NDArray[np.intp]) -> _Pending:
         first = boxes[index[0]]
         pixels = np.zeros((len(index), first.height, first.width, self._image.channels), dtype=np.uint8)
-        # Small windows are read several by one task: handing tasks out costs more than reading them.
+        # Several small windows share a task: submitting one costs more than reading it.
         runs = np.array_split(np.arange(len(index)), min(len(index), 2 * self._workers))
         reads = [pool.submit(self._read_run, [boxes[index[n]] for n in run], pixels[run[0] :]) for run in runs]
         return _Pending(index, pixels, reads)
@@ -218,7 +218,7 @@ class WindowReader:
 
 
 def _z_order(positions: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Places (n,) of grid positions (n, 2) on a Z-order curve (Morton, 1966)."""
+    """Places (n,) of grid positions (n, 2) along a Z-order curve (Morton, 1966)."""
     if not len(positions):
         return np.zeros(0, dtype=np.uint64)
     # Windows may begin outside the image.
@@ -230,7 +230,7 @@ def _z_order(positions: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def salvage(read: Callable[[Box], NDArray[np.uint8]], box: Box, *, fill: int = 0) -> NDArray[np.uint8]:
-    """Read a box of which parts may be damaged.
+    """Read a box, parts of which may be damaged.
 
     Parameters
     ----------
