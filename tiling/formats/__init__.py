@@ -1,1 +1,1 @@
-"""The formats that images are read from."""
+"""Readers of image formats."""

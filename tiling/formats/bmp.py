@@ -1,7 +1,7 @@
 """BMP: headers of every version, palettes, bit fields and run lengths.
 
-Pixels are decoded here and not by a library, because libraries read pixels out of the header where its offset says
-so, and take bytes without a meaning for opacity.
+Pixels are decoded here and not by a library, because libraries follow an offset of pixels that points into the header,
+and take padding bytes for opacity.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DEFAULT_MASKS = {16: (0x7C00, 0x3E0, 0x1F, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
 
 @dataclass(frozen=True)
 class BmpHeader:
-    """What the header of a BMP says.
+    """Header of a BMP.
 
     Parameters
     ----------
@@ -34,16 +34,16 @@ class BmpHeader:
     from_top : bool
         Whether the upper row is stored first.
     bits : int
-        Of a stored pixel.
+        Bits of a stored pixel.
     compression : int
     offset : int
-        Where pixels begin.
+        Byte at which pixels begin.
     palette : (int, int, int)
-        Where it begins, its colours, and bytes for each; no colours from 16 bits on.
+        Byte at which it begins, number of colours, and bytes of each; no colours from 16 bits on.
     masks : tuple of int
         Bits of red, green, blue and opacity in pixels of 16 or 32 bits.
     per_meter : (int, int)
-        Pixels to the meter, across and down; 0 if not stated.
+        Pixels per meter, across and down; 0 if not stated.
     """
 
     height: int
@@ -68,7 +68,7 @@ class BmpHeader:
 
     @property
     def samples(self) -> int:
-        """Samples of a decoded pixel, at most."""
+        """Most samples of a decoded pixel."""
         return 4 if self.masks[3] else 3
 
 
@@ -80,7 +80,7 @@ def read_bmp_header(data: bytes) -> BmpHeader:
     struct.error
         If it is cut off.
     ValueError
-        If it contradicts itself, or says what no BMP can have.
+        If it contradicts itself, or states what no BMP can have.
     """
     offset, size = struct.unpack_from("<II", data, 10)
     if size not in _HEADERS:
@@ -107,7 +107,7 @@ def read_bmp_header(data: bytes) -> BmpHeader:
 
 
 def _masks(data: bytes, size: int, bits: int, compression: int) -> tuple[tuple[int, ...], int]:
-    """Masks of the samples, and where the header ends."""
+    """Masks of the samples, and the byte at which the header ends."""
     end = _FILE_HEADER + size
     masks = _DEFAULT_MASKS.get(bits, (0, 0, 0, 0))
     if compression in (_FIELDS, _ALPHA_FIELDS):
@@ -130,7 +130,7 @@ def decode_bmp(data: bytes) -> NDArray[np.uint8]:
     Returns
     -------
     (h, w) or (h, w, 3 or 4) uint8 array
-        Grey if all colours of its palette are; with opacity if it has bits of its own.
+        Grey if all colours of the palette are grey; with opacity if it has bits of its own.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def decode_bmp(data: bytes) -> NDArray[np.uint8]:
 
 
 def _pixels(rows: NDArray[np.uint8], header: BmpHeader) -> NDArray[np.uint8]:
-    """Indices (h, w), or colours (h, w, 3 or 4), of stored rows."""
+    """Indices (h, w) or colours (h, w, 3 or 4) in stored rows."""
     if header.bits < 8:
         bits = np.unpackbits(rows, axis=1)[:, : header.width * header.bits]
         groups = bits.reshape(header.height, header.width, header.bits)
@@ -180,7 +180,7 @@ def _palette(data: bytes, header: BmpHeader) -> NDArray[np.uint8]:
 
 
 def _unrolled(data: bytes, header: BmpHeader) -> NDArray[np.uint8]:
-    """Indices (h, w) of run lengths; what is left out has index 0."""
+    """Indices (h, w) decoded from run lengths; pixels left out have index 0."""
     out = np.zeros((header.height, header.width), dtype=np.uint8)
     nibbles = header.compression == _RUNS_4
     y = x = 0

@@ -1,7 +1,7 @@
-"""Pixels of files that can only be decoded whole, kept on disk as pyramids so that they are decoded once.
+"""Disk cache of files that can only be decoded whole: pixels are kept as pyramids, so that they are decoded once.
 
-An entry is a folder named after the file as it is (its place, size and time of change). It appears whole, by a
-rename, and notes when it was used last; entries are removed in that order when all together exceed the bound, but
+An entry is a folder whose name is derived from the file's path, size and time of change. It appears whole, by a
+rename, and records its last use; if all entries together exceed the bound, the least recently used are removed, but
 never within an hour of their use, so the bound is soft. Several processes may share the cache.
 """
 
@@ -41,16 +41,16 @@ DEFAULT_BYTES = 20 * 10**9
 """Bound of the cache, unless the environment variable says otherwise."""
 
 KEEP_SECONDS = 3600.0
-"""Entries used within this time stay, whatever the bound."""
+"""Entries used within this time are kept, whatever the bound."""
 
 STALE_SECONDS = 86400.0
-"""Unfinished entries older than this were left by a process that died."""
+"""Age at which unfinished entries count as left by a process that died."""
 
 _LAYOUT = "4"
-"""Changes with what an entry holds, so that older entries are not mistaken for newer ones."""
+"""Version of the content of entries, so that older ones are not mistaken for newer ones."""
 
 _CONVERTED_SIDE = 1024
-"""Pixels are converted in blocks of this side: laying colour on white takes 20 bytes a pixel for the moment."""
+"""Side of the blocks in which pixels are converted: compositing on white takes 20 bytes of scratch per pixel."""
 
 _MOST_ABOUT = 2**20
 _PIXELS, _MASK, _ABOUT, _STAMP, _SCRATCH = "pixels", "mask", "about.json", "used", ".partial"
@@ -65,7 +65,7 @@ class CacheEntry:
     folder : Path
         May or may not exist.
     limit : int
-        Bytes that the cache should take at most.
+        Most bytes that the cache should take.
     """
 
     folder: Path
@@ -73,14 +73,14 @@ class CacheEntry:
 
     @classmethod
     def of(cls, path: Path, given: tuple[float, float] | None = None) -> CacheEntry:
-        """Place for a file as it is now, read by its own range of values or by a given one.
+        """Entry for a file in its present state, read by its own value range or a given one.
 
         Raises
         ------
         OSError
             If there is no such file.
         ValueError
-            If the environment variable of the bound is no whole number.
+            If the environment variable of the bound is not an integer.
         """
         found = path.resolve()
         state = found.stat()
@@ -89,7 +89,7 @@ class CacheEntry:
         return cls(_root() / name, _limit())
 
     def open(self, stats: ReadStats) -> Source | None:
-        """Pixels of the entry, lazily; None when there are none or some of its files are missing."""
+        """Lazy pixels of the entry; None if there are none or some of its files are missing."""
         try:
             about: dict[str, Any] = json.loads(read_regular(self.folder / _ABOUT, _MOST_ABOUT))
             if [*_measure(self.folder)] != about["files_and_bytes"]:
@@ -102,7 +102,7 @@ class CacheEntry:
             if origin is None:
                 return None
             size = about["pixel_size"]
-            # That no chunk is stored is worth no note here: a black picture leaves none.
+            # No note if no chunk is stored: a black picture stores none.
             source = dataclasses.replace(
                 pixels,
                 format=about["format"],
@@ -125,7 +125,7 @@ class CacheEntry:
         source : Source
             One level in memory, whose pixels without data are white.
         stats : ReadStats
-            Told of later reads.
+            Counts later reads.
 
         Returns
         -------
@@ -166,7 +166,7 @@ class CacheEntry:
 
 
 class _EntryKeys(LocalKeys):
-    """Files of one part of an entry; every read says that the entry is in use.
+    """Files of one part of an entry; every read records that the entry is in use.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ class _EntryKeys(LocalKeys):
     part : str
         Name of the folder in it.
     stats : ReadStats
-        Told of every read.
+        Counts every read.
     """
 
     def __init__(self, folder: Path, part: str, stats: ReadStats) -> None:
@@ -196,10 +196,10 @@ class _EntryKeys(LocalKeys):
         try:
             os.utime(self._stamp)
         except FileNotFoundError:
-            # Without this check a removed entry would read as black, as chunks without a file do.
+            # Chunks without a file read as black, and so would a removed entry.
             raise OSError(f"the cached pixels in {self._folder} were removed; open the image again") from None
         except OSError:
-            pass  # a cache that may be read and not written
+            pass  # a read-only cache
 
 
 @dataclass(frozen=True)
@@ -228,13 +228,13 @@ class _MaskedLevel:
 
 
 def _masked(pixels: Source, mask: Source) -> Source:
-    """Join what `_write` wrote apart: colour where there is data, zeros elsewhere, is premultiplied colour."""
+    """Join colour and mask, which `_write` stores apart, as premultiplied colour: zeros if there is no data."""
     levels = tuple(_MaskedLevel(*pair) for pair in zip(pixels.arrays, mask.arrays, strict=True))
     return dataclasses.replace(pixels, arrays=levels, axes="cyx", alpha="premultiplied")
 
 
 def _write(folder: Path, source: Source) -> None:
-    """Write a whole entry, all but its name."""
+    """Write the content of an entry under a temporary name."""
     height, width = source.size(0)
 
     def pixels(box: Box) -> NDArray[np.uint8]:
@@ -261,7 +261,7 @@ def _write(folder: Path, source: Source) -> None:
 
 
 def _in_blocks(read: Callable[[Box], NDArray[np.uint8]], channels: int) -> Callable[[Box], NDArray[np.uint8]]:
-    """Read a large box piece by piece."""
+    """Function that reads a large box in blocks."""
 
     def assembled(box: Box) -> NDArray[np.uint8]:
         out = np.empty((box.height, box.width, channels), dtype=np.uint8)
@@ -302,7 +302,7 @@ def _measure(folder: Path) -> tuple[int, int]:
 
 
 def _tidy(root: Path, limit: int) -> None:
-    """Remove what was left unfinished, then entries that were not used for the longest time, down to the bound."""
+    """Remove stale unfinished entries, then the least recently used ones, down to the bound."""
     now = time.time()
     entries = []
     for folder in root.iterdir():
@@ -327,7 +327,7 @@ def _changed(path: Path) -> float:
 
 
 def _remove(folder: Path) -> None:
-    """Remove an entry, unless it cannot be; it is gone at once, not file by file."""
+    """Remove an entry if possible; it disappears at once, not file by file."""
     doomed = sibling(folder, _SCRATCH)
     with contextlib.suppress(OSError):
         folder.rename(doomed)

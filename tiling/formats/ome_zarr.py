@@ -24,7 +24,7 @@ from .zarr_survey import MARKERS, OURS, check_chunks, find_image, get, metadata_
 
 _AXES = {"channel": "c", "channels": "c", "band": "c", "bands": "c"}
 _MOST_SIDE = 2**31 - 1
-"""Pixels along a side: the largest mosaics have a thousandth of it."""
+"""Most pixels along a side, a thousand times those of the largest mosaics."""
 
 
 def open_zarr(keys: Keys, label: str, *, folder: str | None = None) -> Source | None:
@@ -37,11 +37,11 @@ def open_zarr(keys: Keys, label: str, *, folder: str | None = None) -> Source | 
     label : str
         Path or address, for messages.
     folder : str, optional
-        Path of a local Zarr whose chunks tensorstore shall read.
+        Path of a local Zarr, if tensorstore shall read its chunks.
 
     Returns
     -------
-    Source, or None where there is no Zarr
+    Source, or None if there is no Zarr
 
     Raises
     ------
@@ -50,7 +50,7 @@ def open_zarr(keys: Keys, label: str, *, folder: str | None = None) -> Source | 
     """
     try:
         if all(get(keys, marker) is None for marker in MARKERS):
-            keys.get(MARKERS[0])  # says so where reading is not permitted
+            keys.get(MARKERS[0])  # raises if reading is not permitted
             return None
         return _open(keys, label, folder)
     except (ImageError, OSError):
@@ -82,7 +82,7 @@ def _open(keys: Keys, label: str, folder: str | None) -> Source:
     sizes = _chunk_sizes(levels, axes, label)
     if levels[0].plan is not None:
         found = (*found, *check_chunks(keys, levels[0].prefix, levels[0].plan, label))
-    # Colour with opacity is stored with channels last; separate channel planes are measurements.
+    # Four channels are colour with opacity only if stored last; separate channel planes are measurements.
     alpha: Alpha = "straight" if _samples(arrays[0], axes) == 4 and axes.endswith("yxc") else "none"
     return Source(
         arrays=cast("tuple[PixelArray, ...]", arrays),
@@ -110,7 +110,7 @@ def _is_array(metadata: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class _Level:
-    """An array, its place among the keys, how its chunks are stored, and what decoding one takes in bytes."""
+    """An array, its prefix among the keys, its chunk layout, and the bytes that decoding one chunk takes."""
 
     array: Any
     prefix: str
@@ -119,7 +119,7 @@ class _Level:
 
 
 def _level(keys: Keys, prefix: str, metadata: Mapping[str, Any], folder: str | None) -> _Level:
-    """One array: by tensorstore where it shall, by its chunks where they can be read, else by zarr-python."""
+    """One array, read with tensorstore if asked for, else by its chunks if `plan_of` can, else with zarr-python."""
     if not _is_array(metadata):
         raise ValueError(f"there is no array '{prefix.rstrip('/')}'")
     array: Any
@@ -151,7 +151,7 @@ def _chunk_sizes(levels: tuple[_Level, ...], axes: str, label: str) -> tuple[tup
         )
         if max(height, width) > _MOST_SIDE:
             raise ImageError(f"{label}: expected sides of at most {_MOST_SIDE:,} pixels, got {height} x {width}")
-        # Samples that are not bytes nor looked up become real numbers on their way to 8 bits.
+        # Samples other than bytes and 16-bit integers (look-up table) are converted to 8 bits through float64.
         each = 9 if array.dtype.itemsize > 1 and (array.dtype.kind == "f" or array.dtype.itemsize > 2) else 1
         pixels = chunk_y * chunk_x * min(_samples(array, axes), 4)
         what = f"{label}: one stored chunk of {' x '.join(map(str, array.chunks))} samples of {array.dtype}"
@@ -171,14 +171,14 @@ def _samples(array: Any, axes: str) -> int:
 
 
 def _stored_names(metadata: Mapping[str, Any], axes: int) -> list[str]:
-    """Names of the axes that an array has itself, by Zarr 3 or by xarray; none where they do not name an image."""
+    """Axis names of an array itself, by Zarr 3 or xarray; empty if they are not those of an image."""
     found = metadata.get("dimension_names") or metadata.get("attributes", {}).get("_ARRAY_DIMENSIONS") or ()
     names = [_AXES.get(str(name).lower(), str(name).lower()) for name in found]
     return names if len(names) == axes and all(names.count(axis) == 1 for axis in "yx") and names.count("c") < 2 else []
 
 
 def _plain_axes(label: str, shape: tuple[int, ...]) -> list[str]:
-    """Axes of an array without names: the short one of three is the channels."""
+    """Axes of an array without names: of three, the short one is the channel axis."""
     if len(shape) == 2:
         return ["y", "x"]
     if len(shape) == 3 and shape[2] <= 4:
@@ -192,7 +192,7 @@ def _plain_axes(label: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def _windows(image: Mapping[str, Any], samples: int, dtype: np.dtype[Any]) -> tuple[tuple[float, float] | None, ...]:
-    """The range that is to be shown of each channel; nothing of 8 bits, which are what they are."""
+    """Range to show of each channel; none for 8 bits, which are used unchanged."""
     omero = image.get("omero")
     channels = omero.get("channels") if isinstance(omero, Mapping) else None
     if is_plain(dtype) or not isinstance(channels, list) or len(channels) != samples:

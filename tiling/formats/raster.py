@@ -1,4 +1,4 @@
-"""Files that are decoded whole: PNG, JPEG, WebP, BMP and JPEG 2000."""
+"""Raster formats, whose files are decoded whole: PNG, JPEG, WebP, BMP and JPEG 2000."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from .decoded_cache import CacheEntry
 from .raster_header import RasterHeader, read_header
 
 CACHED_BYTES = 256 * 2**20
-"""Decoded pixels that take more are kept on disk, not in memory."""
+"""Most bytes of decoded pixels that are kept in memory; more go to disk."""
 
 _HEAD_BYTES = (2**16, 2**20, 2**26)
-"""So much of a file is read for its header, as far as that reaches."""
+"""Bytes of a file that are read for its header: the next number if the header does not end within one."""
 
 _PIECE_BYTES = 2**30
 _HARMLESS = 2**28
 _DENSE = {"jpeg": 1032, "bmp": 1032, "jpeg2000": 1032}
-"""Bytes that a byte of these formats can become; beyond so many harmless ones, more is a lie. Of PNG the header's
-reader knows it, and WebP is never large."""
+"""Most decoded bytes per stored byte; a header that states more, and over `_HARMLESS` bytes, is refused. PNG is checked
+by `read_header`, and WebP is never large."""
 
 _SCREEN = 100
-"""Dots per inch of a screen, at most."""
+"""Most dots per inch of a screen."""
 
 _MOST_SAMPLES, _INKS = 4, 4
 _STRIP_PIXELS = 2**20
@@ -48,16 +48,16 @@ _STRIP_PIXELS = 2**20
 def open_raster_file(path: Path, kind: str, stats: ReadStats, given: tuple[float, float] | None = None) -> Source:
     """Open a file of format `kind`: from the cache on disk if it was decoded before, else by decoding it whole.
 
-    It is decoded once its header has been read and what that promises is known to fit. Pixels that take more than
-    `CACHED_BYTES` when decoded go to the cache, and memory is given back.
+    It is decoded only if the size that its header states is within the limits. Decoded pixels of more than
+    `CACHED_BYTES` go to the cache, and their memory is released.
 
     Parameters
     ----------
     path : Path
     kind : str
-        As `kind_of` gives it.
+        Result of `kind_of`.
     stats : ReadStats
-        Told of reads.
+        Counts reads.
     given : (float, float), optional
         Values that map to 0 and 255.
 
@@ -66,7 +66,7 @@ def open_raster_file(path: Path, kind: str, stats: ReadStats, given: tuple[float
     ImageError
         See `open_raster`.
     OSError
-        If the file cannot be read. A cache that cannot be used is no error, but a note of the source.
+        If the file cannot be read. A cache that cannot be used gives a note of the source, not an error.
     """
     entry = CacheEntry.of(path, given)
     kept = entry.open(stats)
@@ -89,7 +89,7 @@ def open_raster(data: bytes, kind: str, label: str) -> Source:
     data : bytes
         The file.
     kind : str
-        As `kind_of` gives it.
+        Result of `kind_of`.
     label : str
         Path or address, for messages.
 
@@ -122,12 +122,12 @@ def open_raster(data: bytes, kind: str, label: str) -> Source:
         )
     source = array_source(Turn.of(header.orientation).apply(stored), format=kind)
     size, notes = _upright_size(header)
-    # The range is a picture's, whichever of its colours are read.
+    # The range is fixed for the whole picture, whichever channels are read.
     return dataclasses.replace(source, fixed=source.scale, pixel_size=size, notes=source.notes + notes)
 
 
 def _first_header(file: ByteFile, kind: str, label: str) -> RasterHeader:
-    """The header by as little of the file as holds it."""
+    """Header, from as few bytes of the file as hold it."""
     reason: ValueError | None = None
     for count in _HEAD_BYTES:
         try:
@@ -144,17 +144,17 @@ def _header_error(label: str, kind: str, reason: ValueError | None) -> ImageErro
 
 
 def _whole(file: ByteFile) -> bytes:
-    """All bytes of a file; systems read less than 2 GiB at once."""
+    """All bytes of a file, in several reads: one call reads less than 2 GiB."""
     pieces = [file.read_at(begin, min(_PIECE_BYTES, file.size - begin)) for begin in range(0, file.size, _PIECE_BYTES)]
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _check_promise(header: RasterHeader, size: int, kind: str, label: str) -> None:
-    """Refuse a picture that takes too much memory, or more than a file of so many bytes can be about."""
+    """Refuse a header that states more than memory allows or a file of `size` bytes can hold."""
     check_size(label, header.height, header.width, (header.height, header.width))
     what = f"{label}: a {kind} picture of {header.height} x {header.width} pixels and {header.samples} samples"
     if kind == "jpeg2000" and header.samples > _MOST_SAMPLES:
-        raise ImageError(f"{what} each is no colour, expected at most {_MOST_SAMPLES}; convert it to tiled TIFF")
+        raise ImageError(f"{what} each: expected at most {_MOST_SAMPLES} samples; convert it to tiled TIFF")
     decoded = header.decoded_bytes
     if kind in _DENSE and decoded > max(_HARMLESS, _DENSE[kind] * size):
         raise ImageError(
@@ -169,18 +169,18 @@ def _check_promise(header: RasterHeader, size: int, kind: str, label: str) -> No
 
 
 def _upright_size(header: RasterHeader) -> tuple[PixelSize | None, tuple[str, ...]]:
-    """Size of a pixel as it is seen, unless it is a screen's or a printer's; a note on a printer's."""
+    """Size of an upright pixel, unless it is a screen's or a printer's; a note on a printer's."""
     size = header.pixel_size
     if size is None:
         return None, ()
     if (dots := printer_dots(size)) is not None:
-        # Nearly every picture has that of a screen: to say so of each would hide what matters.
+        # No note on screen resolutions: nearly every picture has one.
         return None, (ignored_dots(dots),) if dots > _SCREEN else ()
     return PixelSize(size.x, size.y, size.unit) if Turn.of(header.orientation).transpose else size, ()
 
 
 def _jpeg(data: bytes) -> NDArray[Any]:
-    """Decode a JPEG to grey or RGB; of four inks, inverted as Adobe stores them, to RGB."""
+    """Decode a JPEG to grey or RGB; CMYK, inverted as Adobe stores it, becomes RGB."""
     if read_header(data, "jpeg").samples != _INKS:
         return np.asarray(imagecodecs.jpeg8_decode(data))
     inks = np.asarray(imagecodecs.jpeg8_decode(data, outcolorspace="CMYK"))
@@ -191,7 +191,7 @@ def _jpeg(data: bytes) -> NDArray[Any]:
 
 
 def _strips(pixels: NDArray[Any]) -> list[NDArray[Any]]:
-    """Rows cut to parts for which intermediates may be large."""
+    """Groups of rows, so that intermediates of their conversion stay small."""
     return np.array_split(pixels, ceil_div(pixels.shape[0] * pixels.shape[1], _STRIP_PIXELS))
 
 
@@ -202,4 +202,4 @@ _DECODERS: dict[str, Callable[[bytes], NDArray[Any]]] = {
     "bmp": decode_bmp,
     "jpeg2000": imagecodecs.jpeg2k_decode,
 }
-"""None of these writes to the terminal, whatever is damaged; OpenCV's would."""
+"""Decoders that write nothing to the terminal about damaged files, unlike OpenCV's."""

@@ -1,7 +1,7 @@
-"""Headers of PNG, JPEG, WebP, BMP and JPEG 2000: what must be known before pixels are decoded.
+"""Headers of PNG, JPEG, WebP, BMP and JPEG 2000, read before pixels are decoded.
 
-Sizes are checked before memory is taken, completeness because decoders fill what is missing with grey, and the
-orientation because decoders drop it when asked for pixels as they are.
+Sizes are needed before memory is taken, completeness because decoders fill missing parts with grey, and the
+orientation because decoders drop it if asked for unchanged pixels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ..geometry import PixelSize, ceil_div
 from .bmp import read_bmp_header
 
 _DEFLATE_RATIO = 1032
-"""Deflate cannot expand a byte to more than this."""
+"""Most bytes that deflate can expand a byte to."""
 _TILE_BYTES, _TILE_COMPONENT_BYTES, _PRECINCT_BYTES = 6000, 1200, 500
-"""What OpenJPEG takes for each tile, each component of a tile, and each precinct, rounded up."""
+"""Bytes that OpenJPEG takes for each tile, each component of a tile, and each precinct, rounded up."""
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "png"),
     (b"\xff\xd8\xff", "jpeg"),
@@ -30,24 +30,24 @@ _MAGIC = (
 
 @dataclass(frozen=True)
 class RasterHeader:
-    """What a header says.
+    """Content of a header.
 
     Parameters
     ----------
     height, width : int
         Stored size in pixels, before turning.
     samples : int
-        Decoded samples of a pixel, opacity included; more than decoders return, if it is not known before.
+        Decoded samples of a pixel, opacity included; an upper bound if the header leaves the number open.
     sample_bytes : int
-        Of a decoded sample.
+        Bytes of a decoded sample.
     complete : bool
-        Whether the file holds all it promises.
+        Whether the file is not cut off.
     orientation : int
         EXIF orientation, 1 to 8; 1 is upright.
     scratch : int
         Bytes that a decoder takes while it works, beyond the pixels it returns.
     pixel_size : PixelSize, optional
-        As stated, a printer's or not.
+        Size stated by the file, a printer's or not.
     """
 
     height: int
@@ -66,19 +66,19 @@ class RasterHeader:
 
 
 def kind_of(head: bytes) -> str | None:
-    """Format of a file by its first bytes; None when it is none of these."""
+    """Format of a file by its first bytes; None if it is none of these."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
 def read_header(data: bytes, kind: str) -> RasterHeader:
-    """Read the header in the first bytes of a file, or in all.
+    """Read the header from a file's first bytes.
 
     Raises
     ------
     ValueError
-        If it is damaged, or does not end within them.
+        If it is damaged, or does not end within the bytes.
     """
     try:
         return _READERS[kind](data)
@@ -107,12 +107,12 @@ def _png(data: bytes) -> RasterHeader:
 
 
 def _density(x: int, y: int, unit: int, units: dict[int, str]) -> PixelSize | None:
-    """Size of a pixel by the number of pixels in a unit."""
+    """Size of a pixel from the number of pixels per unit."""
     return PixelSize(1 / y, 1 / x, units[unit]) if x > 0 and y > 0 and unit in units else None
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, begin and end of each chunk, up to the first that is cut off or damaged."""
+    """Name, start and end of each chunk, up to the first that is cut off or damaged."""
     view, position = memoryview(data), 8
     while position + 12 <= len(data):
         length = struct.unpack_from(">I", data, position)[0]
@@ -147,7 +147,7 @@ def _jpeg(data: bytes) -> RasterHeader:
         raise ValueError("no frame before the scan")
     precision, height, width, samples = frame
     sample_bytes = ceil_div(precision, 8)
-    # Coefficients of a progressive image are held until its last scan, with two bytes each.
+    # Decoders hold the coefficients of a progressive image, two bytes each, until its last scan.
     scratch = 2 * height * width * samples if progressive else 0
     complete = data.rfind(b"\xff\xd9") >= position
     return RasterHeader(height, width, samples, sample_bytes, complete, orientation, scratch, density)
@@ -199,7 +199,7 @@ def _jpeg2000(data: bytes) -> RasterHeader:
     tiles = ceil_div(width - from_x, tile_x) * ceil_div(height - from_y, tile_y)
     height, width = height - top, width - left
     sample_bytes = ceil_div(max(depths) + 1, 8)
-    # Decoders hold 32 bits a sample, tables of every tile, and some for each precinct of the largest one.
+    # Decoders hold 32 bits per sample, tables for every tile, and tables for each precinct of the largest tile.
     precincts = min(tile_x, width) * min(tile_y, height) * count / _least_precinct(data, begin) * 4 / 3
     scratch = 4 * height * width * count + tiles * (_TILE_BYTES + count * _TILE_COMPONENT_BYTES)
     scratch += math.ceil(precincts * _PRECINCT_BYTES)
@@ -208,7 +208,7 @@ def _jpeg2000(data: bytes) -> RasterHeader:
 
 
 def _codestream(data: bytes) -> tuple[int, int]:
-    """Where the codestream of a JP2 file begins, and how many channels its palette gives."""
+    """Byte at which the codestream of a JP2 file begins, and number of channels of its palette."""
     position, end, channels = 0, len(data), 0
     while True:
         length, name = struct.unpack_from(">I4s", data, position)
@@ -221,12 +221,12 @@ def _codestream(data: bytes) -> tuple[int, int]:
             channels = (length - 8) // 4
         if length < body - position:
             raise ValueError("a box without an end comes before the codestream")
-        # The header box holds others.
+        # The header box contains other boxes.
         position = body if name == b"jp2h" else min(position + length, end)
 
 
 def _least_precinct(data: bytes, begin: int) -> int:
-    """Samples of the smallest precinct by the codestream's main header."""
+    """Samples of the smallest precinct, from the codestream's main header."""
     position = begin + 2
     while True:
         marker, length = struct.unpack_from(">HH", data, position)
@@ -250,7 +250,7 @@ _READERS: dict[str, Callable[[bytes], RasterHeader]] = {
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Orientation in an EXIF block that begins with its TIFF header; 1 when there is none."""
+    """Orientation in an EXIF block that begins with its TIFF header; 1 if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return 1

@@ -1,6 +1,6 @@
 """Formats of image files: the built-in ones, and those of other packages.
 
-What a format needs is imported when one of its files is opened.
+Libraries that a format needs are imported when one of its files is opened.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ GROUP = "coarse2fine.formats"
 """Entry points under which installed packages offer a `Format` each."""
 
 HEAD_BYTES = 256
-"""Bytes of a file by which formats know it."""
+"""First bytes of a file that formats are given to recognise it."""
 
 PICTURE_BYTES = 2**30
-"""Most bytes of a picture behind an address, which is read whole."""
+"""Most bytes of a picture at an address, which is read whole."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Location:
 
     @cached_property
     def head(self) -> bytes:
-        """First `HEAD_BYTES` bytes of the file; none of a folder."""
+        """First `HEAD_BYTES` bytes of the file; empty for a folder."""
         if self.path is None:
             return self.remote.fetch("", 0, HEAD_BYTES)
         if self.is_folder:
@@ -89,7 +89,7 @@ class Location:
         return head
 
     def file(self) -> ByteFile:
-        """The file, open for reading parts of it; whoever asks closes it."""
+        """The file, open for reading parts of it; the caller closes it."""
         return RemoteFile(self.remote) if self.path is None else LocalFile(self.path, self.stats)
 
     def keys(self) -> Keys:
@@ -104,13 +104,13 @@ class Format:
     Parameters
     ----------
     name : str
-        One of the same name that is registered later takes its place.
+        A format registered later under the same name replaces this one.
     matches : callable
-        Whether a file is of this format, by its first 256 bytes (all of them of a shorter file, none of a folder) and
-        its `Location`. It is asked of every image that is opened, so it should be quick.
+        Returns whether a file is of this format, given its first 256 bytes (fewer for a shorter file, none for a
+        folder) and its `Location`. Called for every image that is opened, so it should be quick.
     open : callable
-        The `Source` at a `Location`; None if a closer look shows another format, and the next one is asked. It raises
-        `ImageError` for a damaged file; heavy libraries are best imported here.
+        Returns the `Source` at a `Location`, or None if the content turns out to be of another format, so that the
+        next one is tried. Raises `ImageError` for a damaged file. Import heavy libraries here.
     suffixes : tuple of str
         Name endings, in lower case, of the files that are taken from a folder of images.
     """
@@ -127,9 +127,9 @@ _registered: dict[str, Format] = {}
 def register_format(fmt: Format) -> None:
     """Add a format of image files, for this process.
 
-    A format is asked before those that are registered already, before those of installed packages (entry points of the
-    group ``coarse2fine.formats``, each a `Format`, in the order of their names), and before the built-in ones. Worker
-    processes know the formats of installed packages alone.
+    It is tried before those registered earlier, before those of installed packages (entry points of the group
+    ``coarse2fine.formats``, each a `Format`, in the order of their names), and before the built-in ones. Worker
+    processes know only the built-in formats and those of installed packages.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def register_format(fmt: Format) -> None:
     Raises
     ------
     TypeError
-        If it is no `Format`.
+        If it is not a `Format`.
     """
     if not isinstance(fmt, Format):
         raise TypeError(f"expected a Format, got a {type(fmt).__name__}")
@@ -147,7 +147,7 @@ def register_format(fmt: Format) -> None:
 
 
 def known_formats() -> tuple[Format, ...]:
-    """All formats in the order in which they are asked; see `register_format`."""
+    """All formats in the order in which they are tried; see `register_format`."""
     return (*reversed(_registered.values()), *_installed(), *_BUILT_IN)
 
 
@@ -166,7 +166,7 @@ def _installed() -> tuple[Format, ...]:
         if isinstance(fmt, Format):
             found.append(fmt)
         else:
-            _LOG.warning("the format %s (%s) is no Format, but a %s", point.name, point.value, type(fmt).__name__)
+            _LOG.warning("the format %s (%s) is not a Format, but a %s", point.name, point.value, type(fmt).__name__)
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""Slides that are no plain TIFF: MIRAX, DICOM and Hamamatsu VMS and VMU, read through OpenSlide, which is an extra."""
+"""Slides other than plain TIFF: MIRAX, DICOM and Hamamatsu VMS and VMU, read with OpenSlide, which is an extra."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..samples import check_size
 from ..source import Source
 
 DEFAULT_CHUNK = 512
-"""Side of a chunk in level pixels where the slide does not tell its tiles."""
+"""Side of a chunk in level pixels if the slide does not state its tiles."""
 
 LEAST_CHUNK = 128
-"""Lower tiles, such as Hamamatsu's strips of 8 rows, are read several at a time."""
+"""Least side of a chunk in level pixels: smaller tiles, such as Hamamatsu's strips of 8 rows, are read together."""
 
 _DICOM = b"DICM"
 _DICOM_OFFSET = 128
@@ -34,7 +34,7 @@ _INDEX = "Slidedat.ini"
 def is_slide(path: Path, head: bytes) -> bool:
     """Whether a file is the main file of a slide that OpenSlide has to read.
 
-    Content decides, but for MIRAX, whose main file is an ordinary preview in JPEG: there the name tells.
+    Content decides, except for MIRAX, whose main file is an ordinary JPEG preview and is recognised by its name.
 
     Parameters
     ----------
@@ -50,21 +50,21 @@ def is_slide(path: Path, head: bytes) -> bool:
 
 
 def open_slide(path: Path) -> Source:
-    """Open a slide through OpenSlide.
+    """Open a slide with OpenSlide.
 
-    Pixels outside the scanned area are transparent. OpenSlide places what it reads by whole full-resolution
-    pixels: of a level whose downsample is no whole number, a chunk is moved by up to half of one (at the far
-    edges by up to a whole one) and interpolated. Levels of whole downsamples are read as they are stored.
+    Pixels outside the scanned area are transparent. OpenSlide positions reads in whole full-resolution pixels: in a
+    level whose downsample is not an integer, a chunk is shifted by up to half of one (at the far edges by up to one)
+    and interpolated. Levels of integer downsamples are read as stored.
 
     Parameters
     ----------
     path : Path
-        Its main file; the others are found beside it.
+        Main file of the slide, beside its other files.
 
     Returns
     -------
     Source
-        Its format is OpenSlide's name of the vendor, such as "mirax", "dicom" or "hamamatsu".
+        `format` is OpenSlide's name of the vendor, such as "mirax", "dicom" or "hamamatsu".
 
     Raises
     ------
@@ -112,19 +112,19 @@ def _library(path: Path) -> ModuleType:
 
 
 def _check_files(path: Path) -> None:
-    """Refuse pipes and devices among the files that OpenSlide may open: it would wait for a pipe's writer for good."""
+    """Refuse pipes and devices among the files that OpenSlide may open: it would wait forever for a pipe's writer."""
     folder = path.with_suffix("") if path.suffix.lower() == ".mrxs" else path.parent
     for each in (path, *folder.iterdir()):
         try:
             mode = each.stat().st_mode
-        except OSError:  # such as a link that leads nowhere; if it is needed, OpenSlide will say so
+        except OSError:  # such as a broken link; OpenSlide raises if it needs the file
             continue
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise ImageError(f"{path}: {each} is a pipe or device, expected the files of a slide; move it elsewhere")
 
 
 class _Slide:
-    """A slide that outlives its errors: after one, OpenSlide refuses whatever else is asked of the same handle."""
+    """A slide that is reopened after errors: after one, OpenSlide refuses all further reads by the same handle."""
 
     def __init__(self, path: Path, library: ModuleType) -> None:
         self._path = path
@@ -139,7 +139,7 @@ class _Slide:
         try:
             return np.asarray(handle.read_region(location, level, size))
         except self._library.OpenSlideError:
-            # The fault may lie elsewhere, in what another thread has read before: a fresh handle tells.
+            # Another thread's read may have caused the error; a fresh handle shows whether this read fails, too.
             fresh = self._library.OpenSlide(self._path)
             pixels: NDArray[np.uint8] = np.asarray(fresh.read_region(location, level, size))
             if self.handle is handle:
@@ -147,7 +147,7 @@ class _Slide:
             return pixels
 
     def close(self) -> None:
-        """Let go of the handle, which is closed when the last read that uses it has ended."""
+        """Release the handle, which is closed when the last read that uses it has ended."""
         self.handle = None
 
 
@@ -176,13 +176,13 @@ class _SlideLevel:
         return self.slide.read((full_x, full_y), self.index, (x1 - x0, y1 - y0))[..., key[2]]
 
     def _full(self, begin: int, end: int, length: int) -> int:
-        """Full-resolution place of a level pixel; never so that a read would reach beyond the level's far edge."""
+        """Full-resolution position of a level pixel, such that no read reaches beyond the level's far edge."""
         place = begin * self.downsample
         return math.floor(place) if end == length else round(place)
 
 
 def _levels(slide: _Slide) -> tuple[tuple[_SlideLevel, ...], tuple[tuple[int, int], ...]]:
-    """Levels, and the chunks to read them in."""
+    """Levels, and the height and width of their chunks."""
     handle = slide.handle
     levels = tuple(
         _SlideLevel(slide, index, height, width, downsample)

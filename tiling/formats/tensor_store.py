@@ -1,4 +1,4 @@
-"""Chunks of a local Zarr read by tensorstore, an extra."""
+"""Chunks of a local Zarr read with tensorstore, an extra."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .zarr_array import ChunkPlan
 
 
 class TensorStoreArray:
-    """A Zarr array that tensorstore slices; it keeps no cache, as ours holds what is needed again.
+    """A Zarr array that tensorstore slices, without tensorstore's cache, as `ChunkCache` holds the chunks.
 
     Parameters
     ----------
     path : str
         Folder of the array.
     metadata : mapping
-        Its `zarr.json` or `.zarray`.
+        Content of `zarr.json` or `.zarray`.
     plan : ChunkPlan, optional
-        How its chunks are stored. The files under a slice are checked before tensorstore, which would wait for pipes
-        and take files of any size, opens them.
+        Layout of its chunks. Files under a slice are checked before tensorstore opens them: it would wait for pipes
+        and read files of any size.
 
     Raises
     ------
@@ -62,14 +62,14 @@ class TensorStoreArray:
         return pixels
 
     def _under(self, key: tuple[Any, ...]) -> list[range]:
-        """Positions of the chunks or shards under a slice, an axis each."""
+        """Positions of the chunks or shards under a slice, one range per axis."""
         parts = [range(n)[k] if isinstance(k, slice) else range(k, k + 1) for n, k in zip(self.shape, key, strict=True)]
         steps = zip(parts, self._plan.shard, strict=True)
         return [range(part.start // step, ceil_div(part.stop, step)) for part, step in steps]
 
 
 def _check_file(path: str, most: int) -> None:
-    """Refuse what is no file, or larger than the metadata promise; what is missing is all right."""
+    """Refuse pipes, devices, folders and files of more than `most` bytes; a missing file is legal."""
     try:
         found = os.stat(path)  # noqa: PTH116 (one for every chunk)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""TIFF in all its dialects: BigTIFF, Aperio SVS, NDPI, SCN, QPTIFF, OME-TIFF, GeoTIFF and COG."""
+"""TIFF and its variants: BigTIFF, Aperio SVS, NDPI, SCN, QPTIFF, OME-TIFF, GeoTIFF and COG."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from .tiff_size import pixel_size_of
 from .tiff_tags import colours_of, geo_reference_of, nodata_of
 
 GROUP_PIXELS = 2**14
-"""Strips and tiles smaller than this are decoded in groups."""
+"""Pixels of a strip or tile below which several are decoded together."""
 GROUP_ROWS = 64
 GROUP_LIMIT = 2**22
-"""Strips of wide images are grouped to so many rows, if that is no more than so many pixels."""
+"""Small strips are grouped to `GROUP_ROWS` rows, or fewer that have at most this many pixels."""
 
 _FIRST_PRIVATE_TAG = 32768
 _BEYOND_THE_END = re.compile(r"(TiffTag (\d+)).* invalid value offset \d+")
@@ -43,14 +43,14 @@ def open_tiff(file: ByteFile, label: str) -> Source:
     Parameters
     ----------
     file : ByteFile
-        Is closed with the source, or when opening fails.
+        Closed with the source, or if opening fails.
     label : str
         Path or address, for messages.
 
     Raises
     ------
     ImageError
-        If the file is damaged, cut off, or holds what is no picture.
+        If the file is damaged or cut off, or its content is not an image.
     """
     try:
         with _Complaints() as complaints:
@@ -72,8 +72,8 @@ def open_tiff(file: ByteFile, label: str) -> Source:
 
 
 def _parse(file: ByteFile, label: str) -> Any:
-    """Parse the directory; of a series that spans files, the pages of this one are read."""
-    # NDPI has offsets of 64 bits; its name tells tifffile so, but any TIFF may have that name, and NDPI another.
+    """Parse the directory; if a series spans several files, only the pages of this one are used."""
+    # NDPI has 64-bit offsets. tifffile decides by the suffix, but any TIFF may have that suffix, and NDPI another.
     stream = FileStream(file, label)
     stream.seek(4)
     first = int.from_bytes(stream.read(8) or b"", "little")
@@ -148,7 +148,7 @@ def _area(series: Any) -> int:
 
 
 def _levels(file: Any, base: Any) -> tuple[list[Any], tuple[str, ...]]:
-    """Levels of the base series: those tifffile knows, and pages that are plainly smaller copies of it."""
+    """Levels of the base series: those tifffile finds, and pages that are evidently smaller copies of it."""
     known = list(base.levels)
     found = known[:1] + [level for level in known[1:] if _is_smaller(known[0], level)]
     notes = (f"{len(known) - len(found)} level(s) of another shape or kind ignored",) if len(found) < len(known) else ()
@@ -160,7 +160,7 @@ def _levels(file: Any, base: Any) -> tuple[list[Any], tuple[str, ...]]:
 
 
 def _is_smaller(base: Any, level: Any) -> bool:
-    """Whether a level has the same kind of pixels, fewer by one factor, allowing for a pixel lost to rounding."""
+    """Whether a level has the same type of pixels, reduced by one factor, allowing for a pixel lost to rounding."""
     if (level.axes, level.dtype) != (base.axes, base.dtype):
         return False
     (full_height, full_width), (height, width) = _size(base), _size(level)
@@ -171,7 +171,7 @@ def _is_smaller(base: Any, level: Any) -> bool:
 
 
 def _is_reduction(base: Any, other: Any) -> bool:
-    """Whether another series is the same picture, smaller: it says so, or is tiled at a whole factor."""
+    """Whether another series is a reduced copy: its tags say so, or it is tiled and smaller by an integer."""
     page, first = other.keyframe, base.keyframe
     if page.is_mask or _EXTRA_NAMES.search(page.description or ""):
         return False
@@ -192,7 +192,7 @@ def _array(level: Any, file: ByteFile) -> tuple[PixelArray, tuple[int, int]]:
         return raw, raw.chunk
     page = level.keyframe
     leading = tuple(level.shape)[: -len(page.shape)]
-    # Series of other kinds, such as mosaics, are left to tifffile.
+    # Other series, such as mosaics, are read with tifffile.
     plain = level.transform is None and tuple(level.shape) == leading + tuple(page.shape)
     if plain and page.axes in ("YX", "YXS", "SYX") and len(level.pages) == math.prod(leading):
         if not leading:
@@ -207,7 +207,7 @@ def _array(level: Any, file: ByteFile) -> tuple[PixelArray, tuple[int, int]]:
 
 
 def _missing_notes(arrays: tuple[PixelArray, ...], nodata: float | None) -> tuple[str, ...]:
-    """Say what the file leaves out; with a no-data value that is how files are kept small."""
+    """Notes on strips or tiles that are not stored; with a no-data value this is normal and needs none."""
     if nodata is not None:
         return ()
     counts = [array.count_missing() if isinstance(array, PageArray | StackArray) else (0, 1) for array in arrays]
@@ -218,7 +218,7 @@ def _missing_notes(arrays: tuple[PixelArray, ...], nodata: float | None) -> tupl
 
 
 def _grouped(chunk: tuple[int, int], level: Any) -> tuple[int, int]:
-    """Several stored chunks as one where they are so small that handling would cost more than decoding."""
+    """Size of a unit of several stored chunks, if they are so small that overhead would exceed decoding."""
     height, width = _size(level)
     step_y, step_x = min(chunk[0], height), min(chunk[1], width)
     while step_y * step_x < GROUP_PIXELS and (step_y < height or step_x < width):
@@ -232,7 +232,7 @@ def _grouped(chunk: tuple[int, int], level: Any) -> tuple[int, int]:
 
 
 def _axes(tiff: Any, series: Any) -> tuple[str, tuple[str, ...]]:
-    """Axes of a series in the letters of `Source`, and notes on planes that are left out or missing."""
+    """Axes of a series in the letters of `Source`, and notes on planes that are not used or missing."""
     samples = "S" if "S" in series.axes else "C"
     letters = {"Y": "y", "X": "x", samples: "c"}
     axes = "".join(letters.get(axis, "0") for axis in series.axes)
@@ -250,14 +250,14 @@ def _axes(tiff: Any, series: Any) -> tuple[str, tuple[str, ...]]:
 
 
 class _Complaints(logging.Handler):
-    """Takes what tifffile logs while one file is opened, instead of the terminal.
+    """Handler that collects what tifffile logs while one file is opened, instead of the terminal.
 
     Attributes
     ----------
     notes : tuple of str
-        On pages that are lost.
+        Notes on pages that are lost.
     cut : str
-        Names a tag of the standard whose value cannot be there; empty without one. Makers' own tags are often careless.
+        Name of a standard tag whose value lies beyond the file's end, or empty. Vendors' private tags are often wrong.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a TIFF promises, checked before a pixel is read: kinds that are known, sizes that fit, a file that is whole."""
+"""Checks of a TIFF before a pixel is read: known types and codecs, plausible sizes, a complete file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .tiff_page import page_chunk, raw_chunk
 
 _RGB, _PALETTE = 2, 3
 _COLOURS = {0, 1, _RGB, _PALETTE, 4, 6, 34892}
-"""Greys, one of them a mask, RGB, indices, YCbCr, and RGB as a sensor gives it."""
+"""Photometric tags: greys and masks, RGB, palette, YCbCr, and linear raw."""
 _JPEG = {6, 7, 33007, 34892}
 
 
 def _check_kind(label: str, page: Any) -> None:
-    """Refuse samples and compressions that nothing here decodes."""
+    """Refuse samples and compressions that no decoder here supports."""
     if page.dtype is None:
         raise ImageError(
             f"{label}: samples of {page.bitspersample} bits and format {page.sampleformat} are of no known kind; "
@@ -38,7 +38,7 @@ def _check_kind(label: str, page: Any) -> None:
 
 
 def _check_colours(label: str, page: Any) -> None:
-    """Refuse pixels whose colours, or whose order, would be guessed."""
+    """Refuse pixels whose colours or sample order are ambiguous."""
     photometric, samples = int(page.photometric), int(page.samplesperpixel)
     if photometric not in _COLOURS:
         name = getattr(page.photometric, "name", photometric)
@@ -58,7 +58,7 @@ def _check_colours(label: str, page: Any) -> None:
 
 
 def _check_chunk(label: str, page: Any) -> None:
-    """Refuse strips and tiles without pixels, and those no decoder should take memory for."""
+    """Refuse strips and tiles without pixels, and those too large to decode."""
     sides = " x ".join(map(str, page.chunks))
     if not all(isinstance(side, int) and side > 0 for side in page.chunks):
         raise ImageError(f"{label}: the header promises strips or tiles of {sides} samples; it is damaged")
@@ -78,7 +78,7 @@ def _check_chunk(label: str, page: Any) -> None:
 
 
 def check_level(label: str, level: Any, size: int) -> None:
-    """Refuse absurd sizes and files that end before their pixels do."""
+    """Refuse implausible sizes and files that end before their pixels do."""
     page = level.keyframe
     _check_kind(label, page)
     _check_colours(label, page)
@@ -102,5 +102,5 @@ def check_level(label: str, level: Any, size: int) -> None:
 
 
 def is_raw(level: Any) -> bool:
-    """Whether samples lie in the file as they are, one after the other."""
+    """Whether samples are stored uncompressed, one after the other."""
     return level.transform is None and level.dataoffset is not None

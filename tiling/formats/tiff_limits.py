@@ -1,4 +1,4 @@
-"""What an encoded strip or tile of a TIFF can hold and says it holds: known before a decoder takes memory for it."""
+"""Limits of encoded strips and tiles of a TIFF, checked before a decoder takes memory for them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from ..limits import UNIT_BYTES
 from .raster_header import read_header
 
 _HARMLESS = 2**24
-"""Bytes that any decoder may take."""
+"""Bytes that any decoder may take, without further checks."""
 _JPEG_XR = (22610, 34934)
 _SCRATCH = 16
-"""Decoders may take so many bytes for a promised one: some hold 32 bits a sample, or coefficients, or both."""
+"""Bytes that decoders may take per decoded byte: some hold 32 bits per sample, or coefficients, or both."""
 _EXPANSION = {5: 2**12, 8: 1032, 32773: 64, 32946: 1032, 34925: 2**14, 50000: 2**15, 50013: 1032}
-"""No byte of LZW, deflate, PackBits, LZMA and Zstandard becomes more. Memory is taken for all that is promised."""
+"""Most decoded bytes per byte of LZW, deflate, PackBits, LZMA and Zstandard, whose decoders take memory for the stated
+size at once."""
 
 
 def may_hold(count: int, compression: int, size: int) -> bool:
-    """Whether `count` encoded bytes can become `size` bytes, as far as the TIFF's number of a compression tells."""
+    """Whether `count` encoded bytes can become `size` bytes, if a limit of the TIFF compression code is known."""
     return compression not in _EXPANSION or size <= _HARMLESS + _EXPANSION[compression] * count
 
 
 class Claim(NamedTuple):
-    """What encoded data say of themselves.
+    """Size that the header of encoded data states.
 
     Parameters
     ----------
     height, width : int
-        In pixels.
+        Pixels.
     taken : int
         Bytes that decoding takes, scratch included.
     """
@@ -40,20 +41,20 @@ class Claim(NamedTuple):
 
 
 def check_claim(data: bytes, compression: int, size: int) -> Claim | None:
-    """Refuse encoded data whose own header claims far more than the `size` bytes that the page promises.
+    """Refuse encoded data whose own header claims far more than the `size` bytes that the page states.
 
     Returns
     -------
-    Claim, or None where it cannot be read
+    Claim, or None if it cannot be read
 
     Raises
     ------
     ValueError
-        If it does.
+        If it claims far more.
     """
     claim = _CLAIMS[compression](data) if compression in _CLAIMS else None
     if claim is None and compression in _JPEG_XR and data.startswith(b"II\xbc"):
-        # The decoder would write to the terminal what it does not know.
+        # The decoder would write to the terminal about unknown tags.
         raise ValueError("the directory of its JPEG XR is damaged")
     if claim is not None and claim.taken > min(max(_HARMLESS, _SCRATCH * size), UNIT_BYTES):
         raise ValueError(
@@ -85,7 +86,7 @@ def _jpegxr(data: bytes) -> Claim | None:
 
 
 def _wide(height: int, width: int, layers: int = 1) -> Claim:
-    """A claim of which no more is known: up to four samples of 32 bits."""
+    """Claim for up to four samples of 32 bits, if nothing else is known."""
     return Claim(height, width, 16 * height * width * layers)
 
 

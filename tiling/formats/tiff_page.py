@@ -1,8 +1,8 @@
-"""Slices of TIFF pages, decoded segment by segment.
+"""Slices of TIFF pages, decoded segment (strip or tile) by segment.
 
-The general way into a TIFF is tifffile's Zarr store. Most images are pages of their own, or stacks of them, and
-there reading the bytes of a segment at its offset and decoding them costs several times less per tile. What is not
-encoded at all is read row by row, however large its strips are.
+Most images are single pages or stacks of pages: reading a segment's bytes at its offset and decoding them takes
+several times less per tile than tifffile's Zarr store, which reads the rest. Uncompressed pages are read row by row,
+however large their strips are.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class PageArray:
     Parameters
     ----------
     page : tifffile.TiffPage or TiffFrame
-        With axes "YX", "YXS" or "SYX".
+        Page with axes "YX", "YXS" or "SYX".
     file : ByteFile
-        Holds the page.
+        File that holds the page.
     """
 
     def __init__(self, page: Any, file: ByteFile) -> None:
@@ -51,13 +51,13 @@ class PageArray:
         self._fill = 0 if nodata is None else nodata
         self.leaves_out = 0 in self._offsets or 0 in self._counts
         self._segment_bytes = math.prod(self.chunk) * (1 if self._planar else self._samples) * self.dtype.itemsize
-        # The parts of NDPI's streams have no header of their own.
+        # Segments of NDPI have no header of their own.
         self._compression = int(key.compression) if key.jpegheader is None else None
         self._decode = key.decode
         self._tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
 
     def __getitem__(self, key: tuple[Any, ...], /) -> NDArray[Any]:
-        """Decode the part under slices, one for each axis of the page; of one segment, a view."""
+        """Decode the part under slices, one for each axis of the page; a view if it lies in one segment."""
         if len(self.shape) == 2:
             rows, columns, samples = (*key, slice(0, 1))
         elif self._planar:
@@ -95,7 +95,7 @@ class PageArray:
         return grid[box.y0 // step_y : ceil_div(box.y1, step_y), box.x0 // step_x : ceil_div(box.x1, step_x)]
 
     def count_missing(self) -> tuple[int, int]:
-        """Segments that are not stored, and all."""
+        """Number of segments that are not stored, and of all."""
         missing = self._missing(Box(0, 0, self._height, self._width))
         return int(missing.sum()), missing.size
 
@@ -115,7 +115,7 @@ class PageArray:
         return out
 
     def _part(self, box: Box, plane: int, row: int, column: int) -> NDArray[Any]:
-        """Part of a segment, all samples; the file's no-data value where it is sparse."""
+        """Part of a segment, all samples; the file's no-data value if the segment is not stored."""
         index = (plane * self._rows + row) * self._columns + column
         segment = self._segment(index)
         if segment is None:
@@ -127,7 +127,7 @@ class PageArray:
         return segment[box.y0 - y : box.y1 - y, box.x0 - x : box.x1 - x]
 
     def _segment(self, index: int) -> NDArray[Any] | None:
-        """One decoded strip or tile (h, w, samples), which may end where the image does; None where it is sparse."""
+        """One decoded strip or tile (h, w, samples), possibly clipped to the image; None if it is not stored."""
         offset, count = self._offsets[index], self._counts[index]
         if not offset or not count:
             return None
@@ -147,7 +147,7 @@ class PageArray:
         return segment.astype(self.dtype)
 
     def _check_claim(self, data: bytes, index: int) -> None:
-        """Refuse encoded data of more than the segment, or of rows of another width, which would be cut elsewhere."""
+        """Refuse encoded data that claim more pixels than the segment, or another width, which would shift its rows."""
         assert self._compression is not None
         claim = check_claim(data, self._compression, self._segment_bytes)
         left = self._width - index % self._columns * self.chunk[1]
@@ -161,11 +161,11 @@ class StackArray:
     Parameters
     ----------
     series : tifffile.TiffPageSeries
-        Its shape is that of `leading` followed by the page's.
+        Its shape is `leading` followed by the page's shape.
     leading : tuple of int
-        Axes that count pages.
+        Sizes of the axes that count pages.
     file : ByteFile
-        Holds the pages.
+        File that holds the pages.
     """
 
     def __init__(self, series: Any, leading: tuple[int, ...], file: ByteFile) -> None:
@@ -183,7 +183,7 @@ class StackArray:
 
     @property
     def leaves_out(self) -> bool:
-        """Whether the first page does, which stands for all."""
+        """Whether the first page leaves parts out; the others are taken to be alike."""
         return self._page(0).leaves_out
 
     def absent(self, box: Box) -> NDArray[np.bool_]:
@@ -207,14 +207,14 @@ class StackArray:
 
 
 class RawArray:
-    """A level whose samples lie in the file as they are, one after the other; only rows asked for are read.
+    """A level stored uncompressed, as one run of samples; only the requested rows are read.
 
     Parameters
     ----------
     series : tifffile.TiffPageSeries
-        With an offset to its data.
+        Series with an offset to its data.
     file : ByteFile
-        Holds the data.
+        File that holds the data.
     """
 
     def __init__(self, series: Any, file: ByteFile) -> None:
@@ -243,7 +243,7 @@ class RawArray:
 
 
 def raw_chunk(series: Any) -> tuple[int, int]:
-    """Height and width of the unit that is read of a `RawArray`."""
+    """Height and width of the unit in which a `RawArray` is read."""
     return 1, series.shape[series.axes.index("X")]
 
 
@@ -260,7 +260,7 @@ def _ends(part: slice, length: int) -> tuple[int, int]:
 
 
 def _stacked(key: tuple[int | slice, ...], shape: tuple[int, ...], read: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
-    """Planes under indices or slices of the axes that count them, each read by its number."""
+    """Planes under indices or slices of the leading axes, each read by its number."""
     choices = [[k] if isinstance(k, int) else range(n)[k] for k, n in zip(key, shape, strict=True)]
     planes = [read(int(np.ravel_multi_index(place, shape)) if place else 0) for place in itertools.product(*choices)]
     kept = [len(choice) for k, choice in zip(key, choices, strict=True) if not isinstance(k, int)]

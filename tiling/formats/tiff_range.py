@@ -1,4 +1,4 @@
-"""What a TIFF says of the values of its samples."""
+"""Value range that a TIFF states for its samples."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ..value_range import stated_range
 
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 _LIMITS = ((281, 280), (341, 340))
-"""Tags of the highest and the lowest value: of whole samples, and of samples of any type."""
+"""Tags of the highest and the lowest value: for integer samples, and for samples of any type."""
 
 
 def stated_by(tiff: Any, page: Any, nodata: float | None) -> tuple[tuple[float, float], ...]:
-    """The range that the tags or the OME-XML state: one for all samples, or none.
+    """Range that the tags or the OME-XML state: one for all samples, or none.
 
     Parameters
     ----------
     tiff : tifffile.TiffFile
     page : tifffile.TiffPage
     nodata : float or None
-        Value of pixels that were not measured: limits that hold it are no range.
+        Value of pixels without data; limits that include it are ignored.
     """
     dtype = np.dtype(page.dtype)
     bits = page.bitspersample
@@ -44,7 +44,7 @@ def stated_by(tiff: Any, page: Any, nodata: float | None) -> tuple[tuple[float, 
 
 
 def _limit(page: Any, tag: int, most: Any) -> float | None:
-    """The value of a tag that has one for each sample; None where it has none, or no numbers."""
+    """Value of a tag that has one for each sample; None if it has none, or no numbers."""
     value = page.tags.valueof(tag, default=None)
     try:
         return None if value is None else float(most(np.asarray(value, np.float64)))
@@ -53,7 +53,7 @@ def _limit(page: Any, tag: int, most: Any) -> float | None:
 
 
 def _significant_bits(xml: str, page: Any) -> int | None:
-    """SignificantBits in OME-XML of the image that has a page's size, else of the first."""
+    """SignificantBits in OME-XML, of the image that has the page's size, else of the first."""
     images = _PIXELS.findall(xml)
     size = (("SizeY", page.imagelength), ("SizeX", page.imagewidth))
     same = [i for i in images if all(re.search(rf"""\b{name}\s*=\s*["']{value}["']""", i) for name, value in size)]

@@ -1,4 +1,4 @@
-"""Physical size of a pixel of a TIFF: by the vendor's text, OME-XML, ImageJ's text, or the resolution tags."""
+"""Physical pixel size of a TIFF, from the vendor's text, OME-XML, ImageJ's text, or the resolution tags."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*["']([^"']*)["']""")
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter", 4: "millimeter", 5: "micrometer"}
 _SQUARE = "only the {} of a pixel is stated; it is taken as square"
 Sized = tuple[PixelSize | None, tuple[str, ...]]
-"""A size, and notes on one that is not believed."""
+"""A size, and notes on one that is ignored."""
 
 
 def pixel_size_of(file: Any, page: Any) -> Sized:
-    """Size of a pixel, with a note where one is stated and not believed."""
+    """Size of a pixel, with a note if a stated size is ignored."""
     found = re.search(r"\bMPP\s*=\s*([0-9.,eE+-]+)", page.description or "") if file.is_svs else None
     size = number_in(found[1]) if found else None
     if size is not None:
@@ -37,7 +37,7 @@ def _resolution(file: Any, page: Any) -> Sized:
     imagej = _imagej_units(file)
     if imagej is not None:
         return pixel_size(1 / y, 1 / x, *imagej), notes
-    # The standard says that it is the inch where none is stated.
+    # By the standard, the unit is the inch if none is stated.
     unit = _RESOLUTION_UNITS.get(int(page.tags.valueof(296, default=2)))
     if unit is None:
         return None, (f"resolution of {x:g} x {y:g} pixels without a unit ignored",) if (x, y) != (1, 1) else ()
@@ -47,14 +47,14 @@ def _resolution(file: Any, page: Any) -> Sized:
 
 
 def _ratio(value: Any) -> float:
-    """Return a rational tag as a number; 0 when it is missing or broken."""
+    """Rational tag as a number; 0 if it is missing or invalid."""
     if not isinstance(value, tuple) or len(value) != 2 or not value[1]:
         return 0.0
     return float(value[0]) / float(value[1])
 
 
 def _imagej_units(file: Any) -> tuple[str, str] | None:
-    """Units along y and x in ImageJ's text; then the resolution counts pixels in these."""
+    """Units along y and x in ImageJ's text, to which the resolution tags then refer."""
     text = file.imagej_metadata if file.is_imagej else None
     if not isinstance(text, dict) or not text.get("unit"):
         return None
@@ -62,7 +62,7 @@ def _imagej_units(file: Any) -> tuple[str, str] | None:
 
 
 def _ome_size(xml: str, page: Any) -> Sized:
-    """Physical pixel size in OME-XML of the image that has a page's size, else of the first."""
+    """Physical pixel size in OME-XML, of the image that has the page's size, else of the first."""
     images = [
         {name: html.unescape(value) for name, value in _ATTRIBUTE.findall(pixels)}
         for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", xml)

@@ -1,4 +1,4 @@
-"""What the tags of a TIFF say: colours, no-data value, place on a planet."""
+"""Tags of a TIFF: colours, no-data value, georeference."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PIXEL_IS_POINT = 2
 
 @dataclass(frozen=True)
 class Colours:
-    """What the samples of a pixel mean."""
+    """Meaning of the samples of a pixel."""
 
     alpha: Alpha = "none"
     palette: NDArray[np.uint8] | None = None
@@ -43,7 +43,7 @@ class Colours:
 
 
 def colours_of(page: Any, samples: int) -> Colours:
-    """Find what the samples of a pixel mean, which are known to be grey, RGB, indices or YCbCr."""
+    """Meaning of the samples of a pixel, which are known to be grey, RGB, indices or YCbCr."""
     photometric = int(page.photometric)
     if photometric == 3 and page.colormap is not None:
         colours = np.asarray(page.colormap).T
@@ -72,12 +72,12 @@ def _has_own_ycbcr(page: Any) -> bool:
 
 
 def nodata_of(page: Any) -> float | None:
-    """Value of pixels that were not measured, as the samples hold it, where the file names one that they can have."""
+    """Value of pixels without data, in the samples' type; None if the file states none that they can have."""
     value = number_in(page.tags.valueof(42113, default=None))
-    if value is None or not math.isfinite(value):  # of real samples, what is not finite has no data anyway
+    if value is None or not math.isfinite(value):  # real samples that are not finite never have data
         return None
     if page.dtype.kind == "f":
-        # The text has other digits than the sample: it was cut, or is that of a wider type.
+        # The text may have other digits than the sample: cut off, or written from a wider type.
         limits = np.finfo(page.dtype)
         return float(np.clip(value, float(limits.min), float(limits.max)).astype(page.dtype))
     low, high = sample_range(page.dtype)
@@ -86,7 +86,7 @@ def nodata_of(page: Any) -> float | None:
 
 
 def geo_reference_of(page: Any) -> GeoReference | None:
-    """Place on a planet by the tags of GeoTIFF; None without them."""
+    """Georeference by the tags of GeoTIFF; None without them."""
     tags = page.geotiff_tags
     transform = None if tags is None else _geo_transform(tags)
     if tags is None or transform is None or not all(map(math.isfinite, transform)):
@@ -110,6 +110,6 @@ def _geo_transform(tags: dict[str, Any]) -> tuple[float, float, float, float, fl
         d, e, f = 0.0, -scale_y, tie[4] + tie[1] * scale_y
     else:
         return None
-    if int(tags.get("GTRasterTypeGeoKey", 1)) == _PIXEL_IS_POINT:  # then whole numbers are centres
+    if int(tags.get("GTRasterTypeGeoKey", 1)) == _PIXEL_IS_POINT:  # then integer coordinates are pixel centres
         c, f = c - (a + b) / 2, f - (d + e) / 2
     return float(a), float(b), float(c), float(d), float(e), float(f)

@@ -1,8 +1,8 @@
-"""Zarr arrays read chunk by chunk, without zarr-python's machinery in between.
+"""Zarr arrays read chunk by chunk, without the overhead of zarr-python.
 
-Of Zarr 2 everything that numcodecs decodes is read; of Zarr 3 regular grids, the `bytes` and `transpose` codecs,
-sharding, and compression by zstd, blosc, gzip or a numcodecs codec. `plan_of` says no to the rest, and zarr-python
-reads it. A chunk costs one read of its own bytes, in a shard too, whose index is read once.
+Supported are, in Zarr 2, everything that numcodecs decodes; in Zarr 3, regular grids, the `bytes` and `transpose`
+codecs, sharding, and compression by zstd, blosc, gzip or a numcodecs codec. `plan_of` raises for the rest, which
+zarr-python reads. A chunk costs one read of its own bytes, also in a shard, whose index is read once.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ..writing.shard import MISSING, index_bytes, read_index
 from .zarr_codecs import Decoder, UnsupportedError, decoder, scratch, sizes
 
 INDEX_BYTES = 2**24
-"""Shard indices are held up to so many bytes; one of 8 x 8 chunks takes a kilobyte."""
+"""Most bytes of shard indices held in memory; one of 8 x 8 chunks takes a kilobyte."""
 MOST_INDEX_BYTES = 2**26
-"""One index has no more: a shard of four million chunks."""
+"""Most bytes of one index: a shard of four million chunks."""
 
 _NAMED_ALIKE = ("zstd", "gzip", "blosc")
 _TOO_LONG = 2**12
-"""So much more is read, so that the error can tell how much there is."""
+"""Bytes read beyond the limit, so that the error can state a chunk's size."""
 _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 Shape = tuple[int, ...]
@@ -39,28 +39,28 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """How the chunks of an array are stored.
+    """Layout of the chunks of an array.
 
     Parameters
     ----------
     shape : tuple of int
-        Of the array.
+        Shape of the array.
     chunk : tuple of int
-        Of what is decoded at a time: in shards, of the inner chunks.
+        Shape of the unit of decoding: in shards, of the inner chunks.
     shard : tuple of int
-        Of what is stored under one key; equals `chunk` without sharding, and may with it.
+        Shape of what is stored under one key; equals `chunk` without sharding, and may with it.
     dtype : dtype
-        Of stored samples, with their byte order.
+        Type of stored samples, with their byte order.
     fill : number
         Value of chunks that are not stored.
     key : callable
-        Key of the stored chunk at a grid position.
+        Returns the key of the stored chunk at a grid position.
     decoders : tuple of Decoder
         Applied in order to the bytes of a chunk.
     order : tuple of int, optional
         Axes of the array in the order in which they are stored; None is row-major.
     index : "start" or "end", optional
-        Where in a shard its index stands; None without sharding.
+        Position of a shard's index; None without sharding.
     """
 
     shape: Shape
@@ -93,13 +93,13 @@ class ChunkPlan:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes at most of what is stored under one key."""
+        """Most bytes stored under one key."""
         chunk = sizes(self.decoders, self.chunk_bytes)[0] + _TOO_LONG
         return chunk if self.index is None else math.prod(self.grid) * chunk + index_bytes(self.grid)
 
     @property
     def scratch(self) -> int:
-        """Bytes at most that are held while a chunk is decoded: encoded, between its decoders, decoded, reordered."""
+        """Most bytes held while a chunk is decoded: encoded, between its decoders, decoded, reordered."""
         whole = self.chunk_bytes
         moved = self.order is not None or not self.dtype.isnative
         index = 2 * index_bytes(self.grid) if self.index is not None else 0
@@ -107,14 +107,14 @@ class ChunkPlan:
 
 
 def plan_of(metadata: Mapping[str, Any]) -> ChunkPlan:
-    """Read the metadata of an array: `zarr.json` or `.zarray`.
+    """Chunk layout from the metadata of an array: `zarr.json` or `.zarray`.
 
     Raises
     ------
     UnsupportedError
         If zarr-python has to read it.
     UnsafeError
-        If it may not be read.
+        If reading it could run programs.
     KeyError, TypeError, ValueError
         If it is damaged.
     """
@@ -176,7 +176,7 @@ def _plan_3(metadata: Mapping[str, Any]) -> ChunkPlan:
 
 
 def _separator(found: Any) -> str:
-    if found not in (".", "/"):  # another would lead out of the Zarr, or to files that are not there
+    if found not in (".", "/"):  # another could lead out of the Zarr, or to missing files
         raise ValueError(f"expected numbers in keys to be separated by '.' or '/', got {found!r}")
     return str(found)
 
@@ -191,7 +191,7 @@ def _sizes(values: Any) -> Shape:
 def _codecs(
     codecs: list[Any], dtype: np.dtype[Any], axes: int
 ) -> tuple[np.dtype[Any], Shape | None, tuple[Decoder, ...]]:
-    """Stored dtype, order of axes and decoders of Zarr 3 codecs, which are listed in the order of encoding."""
+    """Stored dtype, order of axes and decoders from Zarr 3 codecs, which are listed in the order of encoding."""
     order: Shape | None = None
     decoders: list[Decoder] = []
     for codec in codecs:
@@ -223,7 +223,7 @@ class ChunkedArray:
     Parameters
     ----------
     keys : Keys
-        Where chunks are stored.
+        Values that hold the chunks.
     prefix : str
         Path of the array among them: empty, or ending with a slash.
     plan : ChunkPlan
@@ -239,13 +239,13 @@ class ChunkedArray:
         self._indices_kept = max(1, INDEX_BYTES // index_bytes(self._grid))
         self._indices: OrderedDict[Shape, NDArray[np.uint64] | None] = OrderedDict()
         self._lock = threading.Lock()
-        # Colours stored one after the other are handed out side by side, as pixels are used.
+        # Colours stored as planes are returned interleaved in memory, as pixels are used.
         self._planes = plan.chunk[-3:-2] == (3,) and self.chunks[:-3] == (1,) * (len(plan.chunk) - 3)
         self._planes = self._planes and plan.dtype == np.uint8 and plan.order is None
         self._own = threading.local()
 
     def __getitem__(self, key: tuple[slice | int, ...], /) -> NDArray[Any]:
-        """Decode the part under one index or plain slice an axis; a view of a decoded chunk where that is enough."""
+        """Decode the part under one index or plain slice per axis; a view if it lies in one chunk."""
         parts = [
             range(size)[k] if isinstance(k, slice) else range(k, k + 1) for size, k in zip(self.shape, key, strict=True)
         ]
@@ -267,14 +267,14 @@ class ChunkedArray:
         return out[single]
 
     def _inside(self, position: Shape, parts: list[range]) -> tuple[slice, ...]:
-        """The wanted part of a chunk, counted from its corner."""
+        """Requested part of a chunk, relative to its corner."""
         return tuple(
             slice(max(part.start - p * size, 0), min(part.stop - p * size, size))
             for p, size, part in zip(position, self.chunks, parts, strict=True)
         )
 
     def _chunk(self, position: Shape) -> NDArray[Any]:
-        """One whole chunk, with what it holds beyond the array's edge."""
+        """One whole chunk, including samples beyond the array's edge."""
         data: Any = self._stored(position)
         if data is None:
             return np.broadcast_to(np.full((), self._plan.fill, dtype=self.dtype), self.chunks)
@@ -294,7 +294,7 @@ class ChunkedArray:
         return stored.reshape(self.chunks).astype(self.dtype, copy=False)
 
     def _decoded(self, data: Any) -> Any:
-        """Decode into memory of the promised size where the decoder can: no copy, and no room for bombs."""
+        """Decode into memory of the stated size if the decoder can: no copy, and decompression bombs fail."""
         last = len(self._plan.decoders)
         for step, each in enumerate(self._plan.decoders):
             count = memoryview(data).nbytes
@@ -305,7 +305,7 @@ class ChunkedArray:
         return data
 
     def _room(self) -> NDArray[np.uint8]:
-        """Memory for a decoded chunk: each thread's own where samples are moved on, as fresh memory is slow."""
+        """Memory for a decoded chunk; reused by each thread if samples are copied on, as new memory is slow."""
         if not self._planes:
             return np.empty(self._bytes, dtype=np.uint8)
         room: NDArray[np.uint8] | None = getattr(self._own, "room", None)
@@ -314,7 +314,7 @@ class ChunkedArray:
         return room
 
     def _stored(self, position: Shape) -> bytes | memoryview | None:
-        """Bytes of a chunk, in memory that is lent."""
+        """Bytes of a chunk, in memory that the next call may overwrite."""
         if self._plan.index is None:
             return self._keys.lend(self._prefix + self._plan.key(position), None, None, self._most[0] + _TOO_LONG)
         shard = tuple(p // n for p, n in zip(position, self._grid, strict=True))
@@ -331,7 +331,7 @@ class ChunkedArray:
         return data
 
     def _index(self, shard: Shape) -> NDArray[np.uint64] | None:
-        """Places of the chunks in a shard; None where the shard is not stored."""
+        """Offsets and lengths of the chunks in a shard; None if the shard is not stored."""
         with self._lock:
             if shard in self._indices:
                 self._indices.move_to_end(shard)

@@ -1,4 +1,4 @@
-"""Zarr 3 arrays that zarr-python reads, such as shards in shards, with decoders that cannot be made to fill memory."""
+"""Zarr 3 arrays that zarr-python reads, such as nested shards, with decoders whose memory is bounded."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _NAME = "coarse2fine.bounded"
 _PLAIN = ("bytes", "transpose", "crc32c")
 _COMPRESSED = ("zstd", "gzip", "blosc", "zlib", "lz4", "lzma", "bz2")
 _WIDER = 24
-"""Filters make samples up to eight times wider; the index of a shard takes 16 bytes for each chunk in it."""
+"""Bytes allowed per byte of samples: filters widen samples up to eight times; a shard's index takes 16 per chunk."""
 _SLACK = 2**20
 
 
 @dataclass(frozen=True)
 class BoundedCodec(BytesBytesCodec):
-    """A compression of Zarr 3 that gives no more than the chunk's shape promises.
+    """A compression codec of Zarr 3 that decodes to no more bytes than the chunk's shape states.
 
     Parameters
     ----------
     settings : str
-        Of the codec of numcodecs, as JSON.
+        Settings of the numcodecs codec, as JSON.
     wider : bool
-        Whether what is compressed may be more than the chunk's samples: a shard, or the outcome of a filter.
+        Whether its decoded data may exceed the chunk's samples: a shard, or the result of a filter.
     """
 
     is_fixed_size = False
@@ -77,13 +77,13 @@ def open_bounded(keys: Keys, prefix: str, metadata: Mapping[str, Any]) -> tuple[
     prefix : str
         Path of the array among them: empty, or ending with a slash.
     metadata : mapping
-        Its `zarr.json`.
+        Content of `zarr.json`.
 
     Returns
     -------
     zarr.Array
     int
-        Bytes at most that are held while a stored chunk is decoded.
+        Most bytes held while a stored chunk is decoded.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def open_bounded(keys: Keys, prefix: str, metadata: Mapping[str, Any]) -> tuple[
         If it has a codec whose memory is not bounded.
     """
     if metadata["zarr_format"] != 3:
-        raise UnsupportedError("it is of Zarr 2, of which this is not read")
+        raise UnsupportedError("structured samples or a codec of Zarr 2")
     codecs, wider = _bounded(metadata["codecs"])
     text = json.dumps({**metadata, "codecs": codecs}).encode()
 
@@ -99,11 +99,11 @@ def open_bounded(keys: Keys, prefix: str, metadata: Mapping[str, Any]) -> tuple[
         name = key.removeprefix(prefix)
         if name == "zarr.json":
             return text[start:stop]
-        # Metadata of other versions is asked for, too.
+        # zarr-python asks for metadata of other versions, too.
         return keys.get(key, start, stop, VALUE_BYTES if name.startswith(".z") else most)
 
     array = zarr.open_array(store=FetchStore(fetch), path=prefix.rstrip("/"), mode="r", zarr_format=3)
-    # Samples may be read from the middle of a shard, unless something was done to all of it.
+    # Inner chunks can be read singly, unless a further codec encodes the whole shard.
     inner = len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed"
     whole = array.chunks if inner or array.shards is None else array.shards
     promised = math.prod(whole) * array.dtype.itemsize
@@ -112,7 +112,7 @@ def open_bounded(keys: Keys, prefix: str, metadata: Mapping[str, Any]) -> tuple[
 
 
 def _bounded(codecs: Any) -> tuple[list[dict[str, Any]], bool]:
-    """The codecs with compressions that are bounded, and whether more than the samples may be stored."""
+    """Codecs with bounded compressions in place of the given, and whether stored data may exceed the samples."""
     found: list[dict[str, Any]] = []
     wider = False
     for codec in codecs:
@@ -129,7 +129,7 @@ def _bounded(codecs: Any) -> tuple[list[dict[str, Any]], bool]:
         elif name in _PLAIN:
             found.append(codec)
         elif name != kind:
-            decoder({**settings, "id": kind})  # says no to those that are not bounded
+            decoder({**settings, "id": kind})  # raises for those that are not bounded
             wider = True
             found.append(codec)
         else:

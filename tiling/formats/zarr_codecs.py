@@ -1,4 +1,4 @@
-"""Decoders of Zarr chunks, each with the most bytes that it takes and gives: what a file claims costs no memory."""
+"""Decoders of Zarr chunks, each with a bound on the bytes it reads and returns, whatever an untrusted file states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SCRATCH = 2**27
-"""What a decoder itself may hold: the dictionary of LZMA (2**26 by its highest preset), the blocks of Blosc."""
+"""Bytes that a decoder itself may hold: the dictionary of LZMA (2**26 by its highest preset), the blocks of Blosc."""
 _SLACK = 2**16
 _DIRECT: dict[str, Callable[..., Any]] = {
     "zstd": imagecodecs.zstd_decode,
@@ -34,11 +34,11 @@ _FILTERS = {
     "shuffle": ("", ""),
     "astype": ("encode_dtype", "decode_dtype"),
 }
-"""Filters of numcodecs, and the settings that name the samples that they take and give."""
+"""Filters of numcodecs, and their settings that name the types of decoded and encoded samples."""
 
 
 class UnsupportedError(Exception):
-    """An array needs a codec or a grid that is left to zarr-python."""
+    """An array needs a feature that is not read here, but perhaps by zarr-python."""
 
 
 class UnsafeError(Exception):
@@ -52,9 +52,9 @@ class Decoder:
     Parameters
     ----------
     decode : callable
-        Decodes bytes into the memory given, or into memory of its own of about that size at most.
+        Decodes bytes into the memory given, or into memory of its own of at most about that size.
     taken : callable
-        Bytes at most from which so many bytes are decoded.
+        Returns the most encoded bytes for a number of decoded bytes.
     """
 
     decode: Callable[[Any, NDArray[np.uint8]], Any]
@@ -62,7 +62,7 @@ class Decoder:
 
 
 def sizes(decoders: tuple[Decoder, ...], count: int) -> tuple[int, ...]:
-    """Bytes at most before each of some decoders, which are applied in order, and after the last: those promised."""
+    """Most bytes before each of the decoders, in order of application, and after the last, which are `count`."""
     most = [count]
     for decoder in reversed(decoders):
         most.append(decoder.taken(most[-1]))
@@ -70,19 +70,19 @@ def sizes(decoders: tuple[Decoder, ...], count: int) -> tuple[int, ...]:
 
 
 def scratch(decoders: tuple[Decoder, ...], count: int) -> int:
-    """Bytes at most that are held while `count` bytes are decoded, the encoded ones and the result included."""
+    """Most bytes held while `count` bytes are decoded, including the encoded ones and the result."""
     return sum(sizes(decoders, count)) + (_SCRATCH if decoders and count > _SCRATCH else 0)
 
 
 def decoder(settings: Mapping[str, Any]) -> Decoder:
-    """Find the decoder of a codec that has the id and the settings of numcodecs.
+    """Decoder of a codec, given its numcodecs id and settings.
 
     Raises
     ------
     UnsupportedError
         If there is none whose memory is bounded.
     UnsafeError
-        If it runs programs.
+        If decoding could run programs.
     ValueError
         If its settings are damaged.
     """
@@ -91,7 +91,7 @@ def decoder(settings: Mapping[str, Any]) -> Decoder:
         raise UnsafeError("its chunks are pickled Python objects, which could run any program; convert it elsewhere")
     if kind == "blosc":
         return Decoder(_unblosc, _compressed)
-    if kind == "bz2":  # it leaves out what there is no room for, unlike the others
+    if kind == "bz2":  # it truncates silently if there is no room, unlike the others: a spare byte shows it
         return Decoder(lambda data, room: _DIRECT["bz2"](data, out=np.empty(len(room) + 1, np.uint8)), _compressed)
     if kind in _DIRECT:
         direct = _DIRECT[kind]
@@ -104,12 +104,12 @@ def decoder(settings: Mapping[str, Any]) -> Decoder:
         decode = numcodecs.get_codec(dict(settings)).decode
     except (ValueError, TypeError) as error:
         raise UnsupportedError(str(error)) from error
-    # Some of these return a part of what they are given, which is lent.
+    # Copied, as some of these return a view of their input, whose memory is reused.
     return Decoder(lambda data, room: decode(bytes(data)), _taken(settings))  # noqa: ARG005 (the signature)
 
 
 def _compressed(count: int) -> int:
-    """Compression enlarges what cannot be compressed, by an eighth at the very worst (deflate with little memory)."""
+    """Most bytes of compressed data: incompressible data grow by an eighth at worst (deflate with little memory)."""
     return count + count // 4 + _SLACK
 
 
@@ -127,7 +127,7 @@ def _taken(settings: Mapping[str, Any]) -> Callable[[int], int]:
 
 
 def _sample_bytes(dtype: Any) -> int:
-    """Size of the samples of a filter, which are numbers: text of a million letters a sample is none."""
+    """Bytes of a filter's samples; they must be numbers, as text could take a million letters a sample."""
     found = np.dtype(dtype)
     if found.kind not in "biuf":
         raise ValueError(f"expected a filter of numbers, got one of {dtype!r}")
@@ -135,7 +135,7 @@ def _sample_bytes(dtype: Any) -> int:
 
 
 def _unblosc(data: Any, room: NDArray[np.uint8]) -> Any:
-    # The decoder trusts the lengths in the header, and reads beyond the end of what was cut off.
+    # The decoder trusts the lengths in the header, and would read beyond the end of truncated data.
     block, stated = (int.from_bytes(data[at : at + 4], "little") for at in (8, 12))
     if len(data) < max(stated, _BLOSC_HEADER):
         raise ValueError(f"the chunk is cut off after {len(data)} of {stated} bytes")

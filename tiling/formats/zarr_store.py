@@ -1,4 +1,4 @@
-"""Read-only stores for zarr-python: over our own keys, and over the pixels of any image."""
+"""Read-only stores for zarr-python: over `Keys`, and over the pixels of any image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FetchStore(Store):
     Parameters
     ----------
     fetch : callable
-        As `Keys.get`; called from threads.
+        Same as `Keys.get`; called from threads.
     """
 
     supports_writes = False
@@ -34,7 +34,7 @@ class FetchStore(Store):
     def __init__(self, fetch: Fetch) -> None:
         super().__init__(read_only=True)
         self._fetch = fetch
-        # zarr-python's own threads may all be waiting for one image's chunks, which need them to be decoded.
+        # Own threads avoid a deadlock: zarr-python's may all wait for chunks that need these threads for decoding.
         self._threads = ThreadPoolExecutor(thread_name_prefix="zarr-store")
 
     def __eq__(self, value: object) -> bool:

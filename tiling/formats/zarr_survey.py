@@ -1,4 +1,4 @@
-"""What a Zarr holds beside the image that is read, and whether it holds any of its chunks."""
+"""Search of a Zarr for its image, for other images, and for stored chunks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .zarr_array import ChunkPlan
 
 MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 OURS = "coarse2fine"
-"""Attribute of images that `convert` wrote."""
+"""Attribute by which images that `convert` wrote are known."""
 _LOOKED_AT = (0.0, 0.5, 1.0, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875)
-"""Chunks that are asked for on opening, as shares of the way from the first to the last. As a rule one suffices."""
+"""Chunks looked up on opening, as fractions of the range from first to last. The first hit ends the search."""
 _ENTRIES = 1000
-"""Entries of a folder that are looked at, to find a chunk or an image."""
+"""Most entries of a folder that are examined to find a chunk or an image."""
 _NAMED = 3
-"""Images that a message names; it counts the others."""
+"""Most images that a message names; the others are counted."""
 
 
 def metadata_of(keys: Keys, prefix: str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def metadata_of(keys: Keys, prefix: str) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the prefix leads out of the Zarr, or what is there is no JSON object.
+        If the prefix leads out of the Zarr, or the metadata are not a JSON object.
     """
     check_inside(prefix)
     text = get(keys, f"{prefix}zarr.json")
@@ -49,7 +49,7 @@ def _object(text: bytes) -> dict[str, Any]:
 
 
 def get(keys: Keys, key: str) -> bytes | None:
-    """Read a value that may be missing; of such, some servers say that reading is not permitted."""
+    """Read a value that may be missing; some servers answer "not permitted" then."""
     try:
         return keys.get(key)
     except PermissionError:
@@ -57,7 +57,7 @@ def get(keys: Keys, key: str) -> bytes | None:
 
 
 def ome_of(group: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What OME-Zarr says of a group: below ``ome`` from version 0.5 on."""
+    """OME-Zarr metadata of a group: below ``ome`` from version 0.5 on."""
     attributes = group.get("attributes") or {}
     ome = attributes.get("ome", attributes) if isinstance(attributes, Mapping) else {}
     return ome if isinstance(ome, Mapping) else {}
@@ -77,16 +77,16 @@ def find_image(keys: Keys, group: Mapping[str, Any], label: str) -> tuple[dict[s
     Returns
     -------
     dict
-        The first entry of the image's ``multiscales``, with ``omero`` and what this package says beside it.
+        The first entry of the image's ``multiscales``, with ``omero`` and this package's own attributes.
     str
         Path of the image among the keys: empty, or ending with a slash.
     tuple of str
-        Notes: what else there is, and how to name it.
+        Notes on other images, with the paths to pass for them.
 
     Raises
     ------
     ImageError
-        If there is no image, or a plate of many.
+        If there is no image, or a plate of many images.
     """
     ome, prefix = ome_of(group), ""
     notes: tuple[str, ...] = ()
@@ -120,12 +120,12 @@ def _series(keys: Keys) -> list[str]:
     if listed:
         return listed
     numbers = itertools.takewhile(lambda path: _is_group(keys, path), map(str, range(1, _ENTRIES)))
-    # A server is asked for the next one alone.
+    # On a server, which cannot list names, only the next one is looked up.
     return ["0", *(numbers if keys.names("", 1) is not None else itertools.islice(numbers, 1))]
 
 
 def _paths(entries: Any) -> list[str]:
-    """Paths inside the Zarr that a list names, as such or as ``{"path": ...}``."""
+    """Paths inside the Zarr named by a list, as text or as ``{"path": ...}``."""
     paths = [str(each["path"] if isinstance(each, Mapping) else each).strip("/") for each in entries or ()]
     for path in paths:
         check_inside(path)
@@ -161,7 +161,7 @@ def _plate(keys: Keys, plate: Any, label: str) -> str:
 
 
 def _images_in(keys: Keys) -> list[str]:
-    """Names of groups and arrays directly inside, where that can be told."""
+    """Names of groups and arrays directly inside; empty if they cannot be listed."""
     names = keys.names("", _ENTRIES) or []
     folders = sorted(name.rstrip("/") for name in names if name.endswith("/"))
     return [name for name in folders if _is_group(keys, name)]
@@ -172,7 +172,7 @@ def _such_as(paths: list[str], label: str) -> str:
 
 
 def below(label: str, path: str) -> str:
-    """Path or address of what lies inside a Zarr; the query of an address stays at its end."""
+    """Path or address of a path inside a Zarr; the query of an address stays at its end."""
     place, mark, query = label.partition("?") if label.startswith(("http://", "https://")) else (label, "", "")
     return f"{place.rstrip('/')}/{path}{mark}{query}"
 
@@ -192,12 +192,12 @@ def check_chunks(keys: Keys, prefix: str, plan: ChunkPlan, label: str) -> tuple[
     Returns
     -------
     tuple of str
-        A note if none is there: that is legal, and all pixels have the fill value.
+        A note if none is found: this is legal, and all pixels have the fill value.
 
     Raises
     ------
     ImageError
-        If chunks are stored under keys with another separator than the metadata say: all would read as missing.
+        If chunks are stored under keys with another separator than the metadata state: all would read as missing.
     """
     shards = [ceil_div(size, shard) for size, shard in zip(plan.shape, plan.shard, strict=True)]
     own, other = _shape_of_keys(plan), _shape_of_keys(plan, swapped=True)
@@ -210,7 +210,7 @@ def check_chunks(keys: Keys, prefix: str, plan: ChunkPlan, label: str) -> tuple[
             wrong = _swapped(key)
             if wrong != key and keys.has(prefix + wrong):
                 raise _wrong_separator(label, key, wrong)
-    except PermissionError:  # as some servers say of what they do not hold
+    except PermissionError:  # some servers answer so for missing objects
         return ()
     for name in _files(keys, prefix):
         if own.fullmatch(name):
@@ -225,12 +225,12 @@ def check_chunks(keys: Keys, prefix: str, plan: ChunkPlan, label: str) -> tuple[
 def _wrong_separator(label: str, key: str, found: str) -> ImageError:
     return ImageError(
         f"{label}: by its metadata chunks are stored under keys such as '{key}', but there is '{found}'; "
-        "mend the separator in the metadata (dimension_separator or chunk_key_encoding)"
+        "correct the separator in the metadata (dimension_separator or chunk_key_encoding)"
     )
 
 
 def _places(shards: list[int]) -> list[tuple[int, ...]]:
-    """Positions that are asked for: the first, the middle, the last, and some between them."""
+    """Positions that are looked up: the first, the middle, the last, and some between them."""
     places = (tuple(round(share * (count - 1)) for count in shards) for share in _LOOKED_AT)
     return list(dict.fromkeys(places))
 
@@ -240,13 +240,13 @@ def _swapped(key: str) -> str:
 
 
 def _shape_of_keys(plan: ChunkPlan, *, swapped: bool = False) -> re.Pattern[str]:
-    """What the keys of an array look like."""
+    """Pattern of the keys of an array."""
     key = plan.key((0,) * len(plan.shape))
     return re.compile(re.escape(_swapped(key) if swapped else key).replace("0", "[0-9]+"))
 
 
 def _files(keys: Keys, prefix: str) -> Iterator[str]:
-    """Files in the folder of an array, of a limited number of entries; none where they cannot be listed."""
+    """Files among a limited number of entries of an array's folder; empty if they cannot be listed."""
     folders, left = [""], _ENTRIES
     while folders and left > 0:
         folder = folders.pop()
