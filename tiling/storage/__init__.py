@@ -1,1 +1,1 @@
-"""Where bytes come from: files, remote objects, caches."""
+"""Storage: files, remote objects, caches."""

@@ -1,4 +1,4 @@
-"""Stored bytes: parts of a file, or values under keys, on this machine or behind a URL."""
+"""Stored bytes: parts of a file, or values under keys, on this machine or at a URL."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .regular import open_regular
 from .remote import Remote
 
 VALUE_BYTES = 2**25
-"""A value of which nothing else is known, such as the metadata of an array, has no more bytes: a well plate of 384
-wells has about 2**24 if all is kept in one place."""
+"""Most bytes of a value of unknown size, such as metadata: consolidated metadata of a 384-well plate take about
+2**24."""
 
 _UP = re.compile(r"\s*\.\.[. ]*")  # Windows ignores dots and blanks at the end of a name
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -46,7 +46,7 @@ class Keys(Protocol):
         Raises
         ------
         ValueError
-            If they are more than `most`, before they take memory; or if the key leads out of what is read.
+            If they are more than `most`, before they take memory; or if the key leads out of the folder or address.
         OSError
             If they cannot be read.
         """
@@ -54,17 +54,17 @@ class Keys(Protocol):
     def lend(
         self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES
     ) -> bytes | memoryview | None:
-        """As `get`, in memory that the next call from the same thread may use again."""
+        """Same as `get`, in memory that the next call from the same thread may overwrite."""
 
     def has(self, key: str) -> bool:
         """Whether there is such a key."""
 
     def names(self, prefix: str, most: int) -> list[str] | None:
-        """Some of the names directly under a prefix, of folders with a slash; None if they cannot be listed."""
+        """At most `most` names directly under a prefix, folders with a slash; None if they cannot be listed."""
 
 
 def check_inside(path: str) -> None:
-    """Refuse a path of a stranger's metadata that leads out of the folder or address that it is joined to.
+    """Refuse a path from untrusted metadata that leads out of the folder or address that it is joined to.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def check_inside(path: str) -> None:
     plain = unquote(path)
     leads_out = plain.startswith("/") or _DRIVE.match(plain) or any(_UP.fullmatch(part) for part in plain.split("/"))
     if leads_out or any(sign in plain for sign in ("\\?#\0:" if os.name == "nt" else "\\?#\0")):
-        raise ValueError(f"the path {path!r} leads out of the Zarr, or is none of Zarr; it is not followed")
+        raise ValueError(f"the path {path!r} leads out of the Zarr, or is not valid in a Zarr; it is not followed")
 
 
 class LocalFile:
@@ -85,7 +85,7 @@ class LocalFile:
     ----------
     path : Path
     stats : ReadStats
-        Told of every read.
+        Counts every read.
 
     Raises
     ------
@@ -113,18 +113,18 @@ class LocalFile:
         self._file.close()
 
     def __del__(self) -> None:
-        # Lazy images live as long as they are needed; forgetting one is no fault to warn of.
+        # Lazy images need not be closed explicitly: no ResourceWarning.
         if hasattr(self, "_file"):
             self._file.close()
 
 
 class RemoteFile:
-    """A file behind a URL, read by ranges.
+    """A file at a URL, read by ranges.
 
     Parameters
     ----------
     remote : Remote
-        Its address.
+        Address of the file.
     """
 
     def __init__(self, remote: Remote) -> None:
@@ -146,7 +146,7 @@ class LocalKeys:
     ----------
     root : Path
     stats : ReadStats
-        Told of every read.
+        Counts every read.
     """
 
     def __init__(self, root: Path, stats: ReadStats) -> None:
@@ -167,7 +167,7 @@ class LocalKeys:
     def lend(
         self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES
     ) -> bytes | memoryview | None:
-        # Fresh memory for every chunk costs as much as reading it.
+        # New memory for every chunk would cost as much as reading it.
         file = self._open(key)
         if file is None:
             return None
@@ -205,7 +205,7 @@ class LocalKeys:
 
 
 def _seek(file: io.FileIO, key: str, start: int | None, stop: int | None, most: int) -> int:
-    """Go to the beginning of a part; returns how many bytes it has, none of them beyond the end."""
+    """Go to the start of a part; returns its number of bytes, clipped to the end of the file."""
     low, high, _ = slice(start, stop).indices(os.fstat(file.fileno()).st_size)
     size = max(high - low, 0)
     check_value(key, size, most)
@@ -215,19 +215,19 @@ def _seek(file: io.FileIO, key: str, start: int | None, stop: int | None, most: 
 
 
 def check_value(key: str, size: int, most: int) -> None:
-    """Refuse a value that is larger than its kind may be.
+    """Refuse a value of more than `most` bytes.
 
     Raises
     ------
     ValueError
-        If it is.
+        If it has more.
     """
     if size > most:
         raise ValueError(f"'{key}' holds {size:,} bytes, expected at most {most:,}: not what the metadata promise")
 
 
 def _fill(file: io.FileIO, room: memoryview) -> int:
-    """Read into memory; returns how much, which is less only at the end. One call of Linux reads at most 2 GiB."""
+    """Read into memory; returns the bytes read, fewer only at the end. One call on Linux reads at most 2 GiB."""
     done = 0
     while done < len(room) and (count := file.readinto(room[done:])):
         done += count
@@ -240,7 +240,7 @@ class RemoteKeys:
     Parameters
     ----------
     remote : Remote
-        Their common address.
+        Common address of the objects.
     """
 
     def __init__(self, remote: Remote) -> None:
@@ -269,9 +269,9 @@ class FileStream(io.RawIOBase):
     Parameters
     ----------
     file : ByteFile
-        Is not closed with the stream.
+        Not closed with the stream.
     name : str
-        Path or URL; libraries show it in their messages.
+        Path or URL, which libraries show in their messages.
     """
 
     def __init__(self, file: ByteFile, name: str) -> None:
@@ -316,7 +316,7 @@ class FileStream(io.RawIOBase):
         return data[begin : begin + count]
 
     def _fetch(self, first: int, last: int) -> None:
-        """Read neighbouring blocks at once: a long table of offsets is one request."""
+        """Read neighbouring blocks at once, so that a long table of offsets is one request."""
         data = self._file.read_at(first * _BLOCK, (last - first + 1) * _BLOCK)
         for index in range(first, last + 1):
             begin = (index - first) * _BLOCK

@@ -1,4 +1,4 @@
-"""Decoded chunks, kept while there is room, each decoded once."""
+"""Cache of decoded chunks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Key: TypeAlias = tuple[Hashable, ...]
 class ChunkCache:
     """Least-recently-used cache of arrays, bounded in bytes and safe to share between threads.
 
-    A chunk that one thread is loading is awaited by others. The chunk used last stays even if it alone
-    exceeds the bound, so that an image stored as one chunk is decoded once.
+    A chunk is decoded once: other threads wait for the one that is loading it. The chunk used last stays even if it
+    alone exceeds the bound, so that an image stored as one chunk is decoded once.
 
     Parameters
     ----------
     limit : int
-        Bytes kept at most.
+        Most bytes kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -31,9 +31,9 @@ class ChunkCache:
         self.clear()
 
     def clear(self) -> None:
-        """Drop everything, and what threads were loading: in a forked process they are gone."""
+        """Drop everything, including loads in progress: their threads do not exist in a forked process."""
         self._bytes = 0
-        self._lock = threading.RLock()  # an image may be collected, and forgotten, while the lock is held
+        self._lock = threading.RLock()  # garbage collection of an image may call `forget` while the lock is held
         self._kept: OrderedDict[Key, NDArray[np.uint8]] = OrderedDict()
         self._loading: dict[Key, Future[NDArray[np.uint8]]] = {}
 

@@ -1,4 +1,4 @@
-"""Opening files that strangers made: regular files only, never waited for, never larger than promised."""
+"""Safe opening of untrusted files: regular files only, without waiting, of bounded size."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import stat
 import zlib
 from pathlib import Path
 
-# Opening a pipe would wait for its writer, and a terminal could become ours.
+# Opening a pipe would wait for its writer, and a terminal could become the controlling one.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
 _FLAGS |= getattr(os, "O_BINARY", 0)
 
 
 class FileTooLargeError(OSError):
-    """A file, or what it unpacks to, is larger than its kind may be."""
+    """A file, or its unpacked content, is larger than allowed."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
     """Open a regular file for reading, without a buffer.
 
-    What is opened is what is checked, so that nothing can be exchanged in between.
+    The check is made on the opened file, so that the path cannot be exchanged in between.
 
     Parameters
     ----------
@@ -52,28 +52,28 @@ def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
 
 
 def read_regular(path: str | os.PathLike[str], most_bytes: int, *, unzip: bool = False) -> bytes:
-    """The whole content of a regular file of a bounded size.
+    """Whole content of a regular file of bounded size.
 
     Parameters
     ----------
     path : path-like
     most_bytes : int
-        More than this, stored or unpacked, is refused before it takes memory.
+        Most bytes, stored or unpacked; more are refused before they take memory.
     unzip : bool
-        Whether to unpack what is compressed with gzip.
+        Whether to unpack content compressed with gzip.
 
     Raises
     ------
     FileTooLargeError
-        If the file, or what it unpacks to, has more bytes.
+        If the file, or its unpacked content, has more bytes.
     OSError
-        As `open_regular`; or if the compressed data are damaged.
+        If `open_regular` fails, or the compressed data are damaged.
     """
     with io.BufferedReader(open_regular(path)) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most_bytes:
             raise FileTooLargeError(f"{path} has {size:,} bytes, expected at most {most_bytes:,}")
-        # A file may grow while it is read.
+        # The file may grow while it is read.
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise FileTooLargeError(f"{path} has more than {most_bytes:,} bytes")
@@ -83,7 +83,7 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int, *, unzip: bool =
 
 
 def _unzipped(content: bytes, most_bytes: int, name: str) -> bytes:
-    """All members of a gzip file, one after the other."""
+    """Content of all members of a gzip file, concatenated."""
     parts: list[bytes] = []
     room = most_bytes
     while content.startswith(b"\x1f\x8b"):

@@ -16,38 +16,38 @@ from .redact import redact
 
 ATTEMPTS = 4
 FIRST_PAUSE = 0.2
-"""Seconds before the second attempt; each later pause is four times longer, and all vary by half, lest the readers
-that a server turned away at once come back at once."""
+"""Seconds before the second attempt; each later pause is four times longer. All vary by half, so that readers refused
+together do not return together."""
 TIMEOUT = 60.0
-"""Seconds without a byte after which a connection is given up."""
+"""Seconds without a byte after which a connection is abandoned."""
 SLOWEST = 2**14
-"""Bytes a second: a request takes `TIMEOUT` and at most the time for its bytes at this rate, even if they drip."""
+"""Slowest rate in bytes per second: a request may take `TIMEOUT` plus the time for its bytes at this rate."""
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # of two letters at least: C:// is a drive
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:// is a drive
 T = TypeVar("T")
 
 
 class NoRangesError(OSError):
-    """A server sends whole files where parts are asked for, or other parts."""
+    """A server sends the whole file, or another part, if a part is requested."""
 
 
 class RefusedError(OSError):
-    """A server refuses a request, and will again."""
+    """A server refuses a request permanently."""
 
 
 class TooMuchError(OSError):
-    """A server holds or sends more than what is asked for may have."""
+    """A server holds or sends more bytes than allowed."""
 
 
 _FINAL = (FileNotFoundError, IsADirectoryError, PermissionError, NoRangesError, RefusedError, TooMuchError)
-"""Answers that another attempt would not change."""
+"""Errors that another attempt would not change."""
 _KEPT = (*_FINAL, TimeoutError)
 _PASSING = (408, 425, 429)
-"""Of the answers 400 to 499, those that may change; of 500 and more, all may."""
+"""Status codes of 400 to 499 that are worth another attempt, as are all of 500 and more."""
 
 
 def is_url(source: object) -> bool:
-    """Whether an image is named by an address such as ``https://...`` or ``s3://...``."""
+    """Whether an image is given by an address such as ``https://...`` or ``s3://...``."""
     return isinstance(source, str) and _SCHEME.match(source) is not None
 
 
@@ -59,20 +59,20 @@ def name_of(location: str) -> str:
 
 
 class Remote:
-    """An address and what lies under it.
+    """An address and the objects below it.
 
     Parameters
     ----------
     url : str
-        Of any protocol that fsspec knows; its settings (credentials, endpoints) come from fsspec's own
+        Address with any protocol that fsspec supports; settings (credentials, endpoints) come from fsspec's own
         configuration and environment variables. The query of an http(s) address is sent with every request.
     stats : ReadStats
-        Told of every request.
+        Counts every request.
 
     Raises
     ------
     ImageError
-        If fsspec, or its part for this protocol, is not installed, or the protocol is unknown.
+        If fsspec, or its package for this protocol, is not installed, or the protocol is unknown.
     """
 
     def __init__(self, url: str, stats: ReadStats) -> None:
@@ -98,10 +98,10 @@ class Remote:
         Raises
         ------
         OSError
-            If it cannot be reached, its size is not told, or (of http) the server does not honour ranges.
+            If it cannot be reached, its size is not stated, or (with http) the server does not honour ranges.
         """
         if self._http:
-            # Not by HEAD: signed addresses may permit GET alone, and this shows whether ranges are honoured.
+            # GET rather than HEAD: signed addresses may permit only GET, and this shows whether ranges are honoured.
             data, size = self._get(self._address(""), 0, 1, 1)
             self._stats.fetch(len(data))
         else:
@@ -118,7 +118,7 @@ class Remote:
         key : str
         start, stop : int, optional
         most : int
-            Bytes that may come at most, if `stop` and `start` leave it open.
+            Most bytes that may be returned, if `start` and `stop` do not bound them.
 
         Raises
         ------
@@ -127,12 +127,12 @@ class Remote:
         PermissionError
             If the server refuses it.
         TooMuchError
-            If there are more bytes than `most`; no more of them are taken.
+            If there are more bytes than `most`; the rest is not downloaded.
         OSError
             If the server fails repeatedly, or does not honour ranges. No message holds a password or a signature.
         """
         if stop is not None and stop <= (start or 0):
-            return b""  # no range of http says so
+            return b""  # http has no empty range
         address = self._address(key)
         wanted = stop - (start or 0) if stop is not None else -start if start is not None and start < 0 else None
         limit = most if wanted is None else min(wanted, most)
@@ -141,7 +141,7 @@ class Remote:
         if self._http:
             data, _ = self._get(address, start, stop, limit)
         else:
-            # A byte more than there may be is asked for, and shows whether there is; else all would be taken.
+            # One byte beyond the limit is requested to detect larger objects without downloading them whole.
             begin, end = (start, stop) if wanted is not None else (start or 0, (start or 0) + limit + 1)
             data = _again(lambda: self._files.cat_file(address, start=begin, end=end))
         self._stats.fetch(len(data))
@@ -155,7 +155,7 @@ class Remote:
         return (f"{self._root}/{key}" if key else self._root) + self._query
 
     def _get(self, url: str, start: int | None, stop: int | None, limit: int) -> tuple[bytes, str | None]:
-        """Body that an http server sends, and the size of the whole where that is a part."""
+        """Body that an http server sends, and the size of the whole object if the body is a part."""
         from fsspec.asyn import sync  # noqa: PLC0415 (an extra)
 
         found: tuple[bytes, str | None] = _again(
@@ -195,7 +195,7 @@ async def _request(files: Any, url: str, start: int | None, stop: int | None, li
 
 
 async def _body(answer: Any, limit: int, *, whole: bool) -> bytes:
-    """What a server sends, up to a limit; more is an error if all of it is wanted."""
+    """Body of an answer, up to a limit; more is an error if the whole is requested."""
     told = answer.content_length
     if whole and told is not None and told > limit:
         raise TooMuchError(f"the server sends {told:,} bytes, expected at most {limit:,}")
@@ -217,7 +217,7 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
 
 def _check_place(answer: Any, start: int) -> None:
-    """Refuse a part that begins elsewhere than asked for: its bytes would be taken for others."""
+    """Refuse a part that starts elsewhere than requested."""
     said = answer.headers.get("Content-Range", "")
     place = _RANGE.fullmatch(said.strip())
     total = _total(answer)
@@ -237,7 +237,7 @@ def _total(answer: Any) -> str | None:
 
 
 def _again(request: Callable[[], T]) -> T:
-    """Repeat a request that fails for a reason that may pass; errors come without what is secret in addresses."""
+    """Repeat a request that fails for a temporary reason; raises errors without the secrets of addresses."""
     pause = FIRST_PAUSE
     for attempt in range(ATTEMPTS):
         try:
@@ -248,11 +248,11 @@ def _again(request: Callable[[], T]) -> T:
             break
         time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
         pause *= 4
-    raise found  # outside of the handler: the error that it comes from may name the whole address
+    raise found  # outside the handler: a chained original error may show the whole address
 
 
 def _plain(error: Exception) -> OSError:
-    """An error of the same kind, if it is one of those that are told apart, with a text that may be shown."""
+    """Error with a text that may be shown; of the same type if the type matters to callers, else OSError."""
     kind = next((kind for kind in _KEPT if isinstance(error, kind)), OSError)
     text = redact(str(error))
     if kind is OSError and not (isinstance(error, OSError) and text):
