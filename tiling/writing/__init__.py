@@ -1,1 +1,1 @@
-"""What is written: pyramids, shards, whole files or none."""
+"""Writing of pyramids, shards and files, each complete or not at all."""

@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all: written beside their target and renamed.
 
-Names beside a target cannot be foreseen and are never opened if they exist, so that a link that somebody planted in a
-shared folder is not written through.
+Temporary names are unpredictable and never opened if they exist, so that a link planted in a shared folder is not
+followed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp"
-"""Suffix of what is being written."""
+"""Suffix of unfinished files and folders."""
 
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give the path of a sibling to write, which takes the name `target` if all goes well and vanishes otherwise.
+    """Yield the path of a sibling to write, which is renamed to `target` on success and removed otherwise.
 
     Raises
     ------
@@ -41,34 +41,34 @@ def replacing(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_stream(target: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
-    """Like `replacing`, open for writing; compressed with gzip when the name ends in ``.gz``.
+    """Like `replacing`, but yield an open stream; compressed with gzip if the name ends in ``.gz``.
 
     Parameters
     ----------
     target : Path
     sync : bool
-        Whether to wait until the content is on the disk. Else a power cut soon after may leave a file of the right
+        Whether to wait until the content is on disk. Otherwise a power cut soon after may leave a file of the right
         length and wrong content.
     """
     with replacing(target) as temporary, contextlib.ExitStack() as stack:
-        # Created by us, so that the file has the usual permissions; tempfile makes it private to its owner.
+        # Not by tempfile, which makes files private to their owner: this one gets the usual permissions.
         file = stack.enter_context(temporary.open("xb"))
         if sync:
             stack.callback(_flush, file)
         stream: Any = file
         if target.name.endswith(".gz"):
-            # Neither name nor time inside, so that equal results are equal files.
+            # Without name and time in the header, so that equal results are equal files.
             stream = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=3, fileobj=file, mtime=0))
         yield stream
 
 
 def replace_file(target: Path, content: bytes) -> None:
-    """Write a file whose loss would matter: it is on the disk when this returns.
+    """Write a file durably: it is on disk when this returns.
 
     Raises
     ------
     OSError
-        If it cannot be written; what was there before is left.
+        If it cannot be written; an existing file is then unchanged.
     """
     with replacing_stream(target, sync=True) as stream:
         stream.write(content)
@@ -76,12 +76,12 @@ def replace_file(target: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """Like `replacing`, for a folder: the sibling is to be made by whoever writes it.
+    """Like `replacing`, for a folder, which the caller creates.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If the folder around it does not exist, or `target` is a file.
+        If its parent folder does not exist, or `target` is a file.
     """
     _check_folder(target)
     if target.is_file():
@@ -104,7 +104,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises
     ------
     FileExistsError
-        If there is a `target` by the time that it could get its name.
+        If `target` exists when the folder would be renamed.
     """
     temporary = sibling(target)
     try:
@@ -116,29 +116,29 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def check_absent(target: Path) -> None:
-    """Refuse to write over what exists.
+    """Refuse to overwrite.
 
     Raises
     ------
     FileExistsError
-        If there is a `target`.
+        If `target` exists.
     """
     if target.exists():
         raise FileExistsError(f"{target}: exists already; choose another path or remove it")
 
 
 def sibling(target: Path, suffix: str = TEMPORARY) -> Path:
-    """A name beside a target that nobody can foresee; hidden, and no longer than any file system allows."""
+    """Unpredictable, hidden name beside a target, short enough for every file system."""
     return target.with_name(f".{uuid.uuid4().hex}{suffix}")
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until all files below a folder are on the disk.
+    """Wait until all files below a folder are on disk.
 
     Raises
     ------
     OSError
-        If one of them could not be stored: some file systems say only now that they are full.
+        If one of them could not be stored: some file systems report only now that they are full.
     """
     for place, _, names in os.walk(folder):
         for name in names:

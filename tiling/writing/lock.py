@@ -14,25 +14,25 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str, seconds: float = 0.0) -> Iterator[None]:
-    """Hold a lock, which is free again at the end or if the process is killed.
+    """Hold a lock, which is released at the end or if the process is killed.
 
-    A file system without locks is taken as it is.
+    On a file system without locks, nothing is locked.
 
     Parameters
     ----------
     path : Path
-        Made if need be, with its folder, and removed at the end.
+        Lock file, created if needed, with its folder, and removed at the end.
     busy : str
-        Message if another process holds it.
+        Message of the error if another process holds the lock.
     seconds : float
-        Time to wait for it.
+        Time to wait for the lock.
 
     Raises
     ------
     BlockingIOError
-        If another process holds it.
+        If another process holds the lock.
     OSError
-        If it cannot be made.
+        If the file cannot be created.
     """
     lock = FileLock(path, timeout=seconds)
     try:
@@ -45,7 +45,7 @@ def locked(path: Path, busy: str, seconds: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: who waits for it finds it gone, and makes another. On Windows it vanishes by itself.
+        # Removed while held: a waiting process finds it gone and creates another. On Windows it disappears by itself.
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()

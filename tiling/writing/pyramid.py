@@ -1,4 +1,4 @@
-"""Write an OME-Zarr image with its pyramid in one pass over blocks."""
+"""Writing of an OME-Zarr image with its pyramid in one pass over blocks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ..grid import blocks
 from .atomic import check_absent, new_folder
 
 COARSEST_SIDE = 1024
-"""Levels are added until the smaller side is below this."""
+"""Side in pixels: levels are added until the smaller side is below this."""
 
 ZSTD_LEVEL = 2
-"""On slides as fast as 1 within a fifth and no larger than 3; grey stored as RGB becomes a third of what 1 makes."""
+"""On slides at most a fifth slower than 1 and no larger than 3; grey stored as RGB takes a third of the bytes of 1."""
 
 BlockFunction = Callable[[Box], NDArray[np.uint8]]
 
@@ -40,7 +40,7 @@ class _Chunk:
 
 @dataclass
 class _LevelWriter:
-    """One level of the target; writes each chunk once, whole, whichever threads bring its parts."""
+    """One level of the target; writes each chunk once, whole, whichever threads supply its parts."""
 
     array: Any
     height: int
@@ -98,7 +98,7 @@ def write_pyramid(
 ) -> Path:
     """Write an OME-Zarr 0.5 image with levels 1, 2, 4, ... until the smaller side is below 1024 pixels.
 
-    Every block is asked for once and contributes to all levels: each level is the rounded mean of 2 x 2
+    Every block is requested once and contributes to all levels: each level is the rounded mean of 2 x 2
     pixels of the one before. The image is written beside its target and renamed when it is complete.
 
     Parameters
@@ -108,20 +108,20 @@ def write_pyramid(
     shape : (int, int, int)
         Height, width and channels (1 or 3) at full resolution.
     block : callable
-        Gives the (h, w, channels) uint8 pixels of a box of full-resolution pixels. Called from `workers`
+        Returns the (h, w, channels) uint8 pixels of a box of full-resolution pixels. Called from `workers`
         threads at once.
     chunk : int
         Side of a stored chunk.
     block_size : int
-        Side of the boxes asked for: `chunk` times a power of two.
+        Side of the requested boxes: `chunk` times a power of two.
     mpp : float or (float, float), optional
         Microns per full-resolution pixel (y, x).
     name : str, optional
         Name of the image; the target's stem by default.
     workers : int
-        Threads; memory holds about twice as many blocks.
+        Threads; about twice as many blocks are held in memory.
     progress : callable, optional
-        Called in this thread with the numbers of blocks done and to do.
+        Called in this thread with the number of blocks done and of all blocks.
     attributes : mapping, optional
         Further attributes of the group, beside "ome".
 
@@ -135,8 +135,8 @@ def write_pyramid(
     FileExistsError
         If the target exists.
     ValueError
-        If a number is out of range, or `block` returns other pixels than it was asked for. Nothing is left of
-        the target then, nor after any other error.
+        If a number is out of range, or `block` returns pixels of another shape or type. Nothing is left of the target
+        after this or any other error.
     """
     target = Path(path)
     _check(target, shape, chunk, block_size, attributes)
@@ -166,7 +166,7 @@ def _check(
     if chunk < 1 or chunk & (chunk - 1) or ratio < 1 or ratio & (ratio - 1) or ratio * chunk != block_size:
         raise ValueError(f"expected powers of two, chunk <= block_size, got {chunk} and {block_size}")
     if ceil_div(min(shape[:2]), block_size) > COARSEST_SIDE:
-        # The coarsest level would have less than one pixel a block.
+        # A block would have less than one pixel in the coarsest level.
         raise ValueError(f"expected a larger block size than {block_size} for an image of {shape}")
     if attributes and "ome" in attributes:
         raise ValueError("the attribute 'ome' is written from the other arguments; leave it out")
@@ -225,7 +225,7 @@ def multiscales(count: int, channels: int, mpp: tuple[float, float] | None, name
     datasets = []
     for level in range(count):
         factor = 2.0**level
-        shift = (factor - 1) / 2  # the centre of a mean of pixels, seen from the first pixel's centre
+        shift = (factor - 1) / 2  # centre of the averaged pixels, from the first pixel's centre
         scale = [*leading, size_y * factor, size_x * factor]
         translation = [*(0.0 for _ in leading), size_y * shift, size_x * shift]
         steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
@@ -242,7 +242,7 @@ def _fill(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Run all blocks through all levels, a bounded number at a time."""
+    """Write all blocks to all levels, a bounded number at a time."""
     height, width = writers[0].height, writers[0].width
     total = ceil_div(height, block_size) * ceil_div(width, block_size)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pyramid")

@@ -1,4 +1,4 @@
-"""Shards of Zarr 3: many encoded chunks in one file, which ends with an index of where they are.
+"""Shards of Zarr 3: many encoded chunks in one file, which ends with an index of their positions.
 
 The index holds the offset and the length of each chunk, both as little-endian 64-bit integers, and ends with its
 CRC-32C. https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
@@ -43,7 +43,7 @@ def read_index(data: bytes, grid: tuple[int, ...]) -> NDArray[np.uint64]:
     Returns
     -------
     (n, ..., 2) uint64 array
-        Of shape ``(*grid, 2)``: offset and length of each chunk in bytes, `MISSING` twice where there is none.
+        Offset and length of each chunk in bytes, shape ``(*grid, 2)``; `MISSING` twice for a chunk that is not stored.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def read_index(data: bytes, grid: tuple[int, ...]) -> NDArray[np.uint64]:
 
 
 def is_whole(path: Path, grid: tuple[int, ...]) -> bool:
-    """Whether a file is a shard that ends with a sound index of what comes before it."""
+    """Whether a file is a shard that ends with a valid index of its chunks."""
     size = index_bytes(grid)
     try:
         with path.open("rb") as stream:
@@ -76,12 +76,12 @@ def is_whole(path: Path, grid: tuple[int, ...]) -> bool:
 class ShardWriter:
     """Write one shard; a context manager.
 
-    The file is there, whole, once the context is left; after an error, nothing is.
+    The file appears, whole, when the context is left; after an error, there is none.
 
     Parameters
     ----------
     path : Path
-        Its folder is made if need be; what was there before is replaced.
+        Target file, replaced if it exists; its folder is created if needed.
     grid : tuple of int
         Number of chunks along each axis.
     """
@@ -91,7 +91,7 @@ class ShardWriter:
         self._offset = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stack = ExitStack()
-        # Else a power cut soon after may leave a file of the right length and wrong content.
+        # Without `sync`, a power cut soon after may leave a file of the right length and wrong content.
         self._stream = self._stack.enter_context(replacing_stream(path, sync=True))
 
     def put(self, position: tuple[int, ...], data: bytes | bytearray) -> None:
