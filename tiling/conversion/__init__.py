@@ -1,1 +1,1 @@
-"""Conversion to OME-Zarr, which can be interrupted."""
+"""Conversion to OME-Zarr, resumable after an interruption."""

@@ -1,4 +1,4 @@
-"""Convert any image to an OME-Zarr pyramid: streamed shard by shard, and taken up again where it was interrupted."""
+"""Conversion of any image to an OME-Zarr pyramid, shard by shard, resumable after an interruption."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .journal import Journal
 from .sharded_pyramid import ShardedPyramid
 
 FORMAT = 1
-"""Raised when other bytes come to be written for the same source: what an older version began is not resumed."""
+"""Version of the output, to be raised if other bytes are written for the same source: older work is not resumed."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -45,7 +45,7 @@ _JOURNAL = "journal.jsonl"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted.
+    """Result of a conversion.
 
     Parameters
     ----------
@@ -58,11 +58,11 @@ class Conversion:
     shards : int
         Shards of all levels.
     resumed : int
-        Shards among them that an earlier, interrupted run had left.
+        Shards among them that an earlier, interrupted run had written.
     failures : tuple of str
         Damaged chunks of the source, each of which is black in the target.
     seconds : float
-        Time taken by this run.
+        Duration of this run.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Conversion:
 
 
 class _Source:
-    """The image to convert, whose damaged chunks are black and entered in the journal."""
+    """The image to convert; its damaged chunks are read as black and recorded in the journal."""
 
     def __init__(self, image: Image, journal: Journal) -> None:
         self._image = image
@@ -88,7 +88,7 @@ class _Source:
         Raises
         ------
         ImageError
-            If the disk or the server fails: the same pixels may come tomorrow.
+            If the disk or the server fails, which may be temporary, unlike damage.
         """
         try:
             return self._image.read(box)
@@ -108,7 +108,7 @@ class _Source:
 
 
 def _check_damage(error: ImageError) -> None:
-    """Raise what does not come from a decoder."""
+    """Raise errors that are not from a decoder, but from the disk or the network."""
     if error.__cause__ is None or isinstance(error.__cause__, OSError):
         raise error
 
@@ -129,17 +129,16 @@ def convert(
     Memory does not grow with the image, but with `workers` and with the chunks of the source.
 
     The image is written to ``.NAME.partial`` beside its target (locked by ``.NAME.lock``) and renamed when it is
-    complete. After an
-    interruption, the same call goes on from there; if the source or a parameter has changed, it begins afresh.
+    complete. After an interruption, the same call resumes; if the source or a parameter has changed, it starts anew.
 
     Parameters
     ----------
     source : path, URL, array or Image
-        As for `open_image`. Work on an array is not taken up again.
+        Any source of `open_image`. Conversion of an array cannot be resumed.
     target : path
         Directory to write, such as "scene.zarr"; must not exist.
     workers : int, optional
-        Threads; by default, one a processor.
+        Threads; by default, one per processor.
     mpp : float or (float, float), optional
         Microns per pixel (y, x) to use instead of what the file says.
     value_range : (float, float), optional
@@ -156,7 +155,7 @@ def convert(
     FileExistsError
         If the target exists.
     ImageError
-        If the source cannot be opened. Its damaged chunks are no error: they become black and are listed.
+        If the source cannot be opened. Damaged chunks are not an error: they become black and are listed.
     BlockingIOError
         If another process writes the same target.
     OSError
@@ -179,11 +178,11 @@ def convert(
         stack.enter_context(locked(target.with_name(f".{target.name}.lock"), busy))
         check_absent(target)  # another process may have finished it meanwhile
         partial.mkdir(exist_ok=True)
-        if partial.is_symlink():  # what it leads to would be emptied
+        if partial.is_symlink():  # its target would be emptied
             raise FileExistsError(f"{partial}: expected a folder that this conversion made, found a link; remove it")
         journal = Journal(partial / _JOURNAL)
         fingerprint = _fingerprint(image, source)
-        if fingerprint is None:  # nothing can be taken up again
+        if fingerprint is None:  # cannot be resumed
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
         stack.enter_context(closing(journal))
         _prepare(partial, journal, fingerprint, image.shape)
@@ -192,7 +191,7 @@ def convert(
             written = _write_missing(pyramid, workers or CPU_COUNT, progress)
         except OSError as error:
             raise OSError(
-                f"{target}: cannot be written ({error}); mend that and convert again, what is done is kept"
+                f"{target}: cannot be written ({error}); fix this and convert again, what is done is kept"
             ) from error
         failures = tuple(message for *_, message in sorted(journal.records))
         zarr.open_group(partial, mode="r+").attrs.put(_attributes(image, len(pyramid.levels), failures))
@@ -204,7 +203,7 @@ def convert(
 
 
 def _prepare(partial: Path, journal: Journal, fingerprint: object, shape: tuple[int, int, int]) -> None:
-    """Keep what an interrupted conversion of the same source has left, or begin afresh."""
+    """Keep the shards of an interrupted conversion of the same source, or start anew."""
     if fingerprint is not None and journal.fingerprint == fingerprint:
         for left in partial.rglob(f"*{TEMPORARY}"):
             left.unlink()
@@ -222,12 +221,12 @@ def _prepare(partial: Path, journal: Journal, fingerprint: object, shape: tuple[
 
 
 def _fingerprint(image: Image, source: ImageSource) -> dict[str, Any] | None:
-    """What must not change until the work is taken up again, as JSON gives it back; None for pixels in memory."""
+    """State of source and parameters that must be unchanged to resume, as parsed JSON; None for pixels in memory."""
     if image.location is None:
         return None
     if image.path is not None:
         state = _state(image.path)
-    else:  # addresses may hold secrets; what they hold tells images apart all the same
+    else:  # hashed, as addresses may contain secrets, which also distinguish images
         place = identity(source) if isinstance(source, str) else image.location
         state = {"source": hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()}
     return {
@@ -253,7 +252,7 @@ def _state(path: Path) -> dict[str, str | int]:
 
 
 def _write_missing(pyramid: ShardedPyramid, workers: int, progress: Progress | None) -> int:
-    """Write the shards that are not there, each when those that it is made from are; return how many."""
+    """Write the missing shards, each after those it is computed from; return their number."""
     tasks = _tasks(pyramid)
     weights = Counter(task.key for task in tasks.values())
     total = sum(len(level.shards) for level in pyramid.levels)
@@ -267,7 +266,7 @@ def _write_missing(pyramid: ShardedPyramid, workers: int, progress: Progress | N
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")
     try:
-        # Callbacks given here, unlike those of dask's context manager, do not hear of other computations.
+        # Callbacks given here, unlike those of dask's context manager, are not called for other computations.
         callbacks = [(None, None, None, finished, None)]
         dask.compute(*tasks.values(), scheduler="threads", pool=pool, callbacks=callbacks, optimize_graph=False)
     finally:
@@ -277,7 +276,7 @@ def _write_missing(pyramid: ShardedPyramid, workers: int, progress: Progress | N
 
 
 def _tasks(pyramid: ShardedPyramid) -> dict[tuple[int, int, int], Any]:
-    """The dask task that writes a shard, for each (level, row, column) of those that are not there."""
+    """Dask task that writes a shard, for the (level, row, column) of each missing one."""
     run = dask.delayed(_run, pure=False)
     tasks: dict[tuple[int, int, int], Any] = {}
     for level in range(len(pyramid.levels)):
@@ -296,12 +295,12 @@ def _tasks(pyramid: ShardedPyramid) -> dict[tuple[int, int, int], Any]:
 
 
 def _run(write: Callable[[], None], _: list[None]) -> None:
-    """Run a task, as dask has those that it needs."""
+    """Run a task; the second argument makes dask finish those that it depends on first."""
     write()
 
 
 def _attributes(image: Image, levels: int, failures: tuple[str, ...]) -> dict[str, Any]:
-    """Attributes of the group: what OME-Zarr prescribes, and where the pixels come from."""
+    """Attributes of the group: those of OME-Zarr, and the origin of the pixels."""
     colours = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"} if image.channels == 3 else {"grey": "FFFFFF"}
     window = {"min": 0, "max": 255, "start": 0, "end": 255}
     channels = [{"label": name, "color": code, "active": True, "window": window} for name, code in colours.items()]

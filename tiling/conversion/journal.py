@@ -1,4 +1,4 @@
-"""Record of an interrupted conversion for the next: its source, and what it found damaged."""
+"""Journal of a conversion, from which it is resumed: its source, and damage found so far."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 
 class Journal:
-    """A file of one JSON value a line: a fingerprint of the work, then a record each of what went wrong.
+    """A file with one JSON value per line: a fingerprint of the work, then a record of each failure.
 
     Parameters
     ----------
     path : Path
-        Made if need be.
+        Journal file, created if needed.
 
     Attributes
     ----------
     fingerprint : object
-        What the file said when it was opened; None if it is new or damaged.
+        Fingerprint in the file when it was opened; None if it is new or damaged.
     records : list
-        Each once, in the order in which they were added.
+        Records without repeats, in the order in which they were added.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class Journal:
         return [json.loads(line) for line in self._lines]
 
     def begin(self, fingerprint: Any) -> None:
-        """Forget everything and write the fingerprint."""
+        """Clear the journal and write the fingerprint."""
         self._stream.truncate(0)
         self.fingerprint = fingerprint
         self._lines = {}
@@ -62,7 +62,7 @@ class Journal:
         os.fsync(self._stream.fileno())
 
     def _read(self) -> list[str]:
-        """Lines up to the first that is damaged, where the process died while it wrote; the rest is cut off."""
+        """Lines before the first damaged one, which a killed process may leave; the file is truncated there."""
         self._stream.seek(0)
         lines, size = [], 0
         for line in self._stream.read().splitlines(keepends=True):
@@ -78,11 +78,11 @@ class Journal:
         return lines
 
     def close(self) -> None:
-        """Leave the file for the next."""
+        """Close the file and keep it for the next run."""
         self._stream.close()
 
     def publish(self, target: Path) -> None:
-        """Give the folder that the journal is in its final name, and remove the journal: the work is done."""
+        """Rename the journal's folder to its final name and remove the journal: the work is done."""
         self.close()
         self._path.parent.rename(target)
         (target / self._path.name).unlink()

@@ -1,4 +1,4 @@
-"""A pyramid in shards: which are missing, and how each is written, from an image or from the next finer level."""
+"""A sharded pyramid: finds missing shards and writes each, from an image or from the next finer level."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SHARD = 4096
 """Side of a shard: a whole, even number of chunks."""
 
 BAND_BYTES = 128 * 2**20
-"""Pixels of the source that a worker holds at most, the decoder's own memory aside."""
+"""Most bytes of source pixels that a worker holds, apart from the decoder's own memory."""
 
 
 class StoppedError(Exception):
-    """The pyramid is not wanted any more; a shard was given up."""
+    """Writing was stopped; the shard in progress was abandoned."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class ShardedLevel:
     Parameters
     ----------
     folder : Path
-        Holds the array's metadata.
+        Folder of the array and its metadata.
     array : ChunkedArray
-        Reads its shards.
+        Reader of its shards.
     shards : TileGrid
-        The plane of the level, cut into shards.
+        Division of the level's plane into shards.
     colour : bool
         Whether the array has three channels.
     """
@@ -81,7 +81,7 @@ class ShardedLevel:
 
 
 class ShardedPyramid:
-    """The shards of all levels, written whole and in any order that has the finer level first.
+    """Shards of all levels, written whole, in any order in which finer levels come first.
 
     Parameters
     ----------
@@ -90,15 +90,15 @@ class ShardedPyramid:
     shape : (int, int, int)
         Height, width and channels (1 or 3) at full resolution.
     source_chunk : (int, int)
-        Height and width of what `read` decodes at a time.
+        Height and width of the unit that `read` decodes.
     read : callable
-        Gives the (h, w, channels) pixels of a box of full-resolution pixels. Called from several threads.
+        Returns the (h, w, channels) pixels of a box of full-resolution pixels. Called from several threads.
 
     Attributes
     ----------
     levels : list of ShardedLevel
     stop : threading.Event
-        Once it is set, shards that are being written are given up.
+        Once it is set, shards that are being written are abandoned.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class ShardedPyramid:
         ]
         self.stop = threading.Event()
         self._read = read
-        # Chunks of the source that are wider than a shard, such as strips, are decoded once for several shards.
+        # Source chunks wider than a shard, such as strips, are decoded once for several shards.
         self._band = min(SHARD, ceil_div(source_chunk[0], CHUNK) * CHUNK)
         affordable = BAND_BYTES // (self._band * SHARD * channels)
         self._together = max(1, min(ceil_div(source_chunk[1], SHARD), affordable))
 
     def missing(self, level: int) -> list[list[Tile]]:
-        """Shards to write, row by row; those that are written together form one list."""
+        """Shards to write, row by row; each inner list is written together."""
         this = self.levels[level]
         together = self._together if level == 0 else 1
         groups: dict[tuple[int, int], list[Tile]] = {}
@@ -147,7 +147,7 @@ class ShardedPyramid:
                         level.put(writer, piece.shift(y - box.y0, 0), chunk)
 
     def write_halved(self, level: int, shard: Tile) -> None:
-        """Write one shard of a coarser level from the finer one, whose shards under it must be there.
+        """Write one shard of a coarser level from the finer one, whose shards under it must exist.
 
         Raises
         ------
@@ -162,7 +162,7 @@ class ShardedPyramid:
                 chunk = np.zeros((3 if this.colour else 1, CHUNK, CHUNK), np.uint8)
                 for quarter in blocks(piece.height, piece.width, CHUNK // 2):
                     part = quarter.shift(piece.y0 + shard.box.y0, piece.x0 + shard.box.x0)
-                    under = part.scale(2).intersect(plane)  # one chunk, so that nothing is put together first
+                    under = part.scale(2).intersect(plane)  # lies in one chunk, so nothing is assembled
                     assert under is not None
                     for into, pixels in zip(chunk, finer.read(under), strict=True):
                         into[quarter.y0 : quarter.y1, quarter.x0 : quarter.x1] = halve(pixels[..., None])[..., 0]
@@ -180,7 +180,7 @@ def _open_level(folder: Path, size: tuple[int, int], channels: int) -> ShardedLe
 
 
 def _planar(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn (h, w, c) pixels into a chunk (c, CHUNK, CHUNK), filled up with zeros."""
+    """Turn (h, w, c) pixels into a chunk (c, CHUNK, CHUNK), padded with zeros."""
     height, width, channels = pixels.shape
     chunk = np.zeros((channels, CHUNK, CHUNK), np.uint8)
     pairs = [i for channel in range(channels) for i in (channel, channel)]
