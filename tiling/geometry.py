@@ -154,7 +154,7 @@ def plausible_mpp(size: PixelSize | None) -> tuple[tuple[float, float] | None, t
     if size is None:
         return None, ()
     if size.mpp is None:
-        return None, (f"pixel size of {size.y:g} x {size.x:g} {size.unit} ignored: that is no known unit of length",)
+        return None, (f"pixel size of {size.y:g} x {size.x:g} {size.unit} ignored: that is not a known unit of length",)
     if all(low < value < high for value in size.mpp):
         return size.mpp, ()
     return None, (f"implausible microns per pixel ignored: {size.mpp[0]:g} x {size.mpp[1]:g}",)

@@ -72,8 +72,8 @@ def open_image(
     TypeError
         If the source is none of these.
     ValueError
-        If `mpp` is not positive, `value_range` is no range, the reader is unknown, or options are given for an `Image`
-        that is open already.
+        If `mpp` is not positive, `value_range` is not a range, the reader is unknown, or options are given for an
+        `Image`, which is open already.
     """
     given = _given_mpp(mpp)
     value_range = None if value_range is None else check_range(value_range)

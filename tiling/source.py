@@ -155,7 +155,7 @@ class Source:
                 f"{label}: expected one or three of the channels 0 to {count - 1}, got {', '.join(map(str, channels))}"
             )
         if self.palette is not None or self.ycbcr:
-            raise ImageError(f"{label}: its samples are no channels to choose from; leave 'channels' out")
+            raise ImageError(f"{label}: its samples are indices or YCbCr, not channels to choose; leave 'channels' out")
         return dataclasses.replace(self, picked=channels)
 
     @cached_property

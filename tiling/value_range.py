@@ -108,7 +108,7 @@ class Origin:
             return None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """JSON values of the record."""
         channels = None if self.channels is None else list(self.channels)
         return {
             "value_range": list(self.scale.ends),

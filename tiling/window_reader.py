@@ -42,7 +42,7 @@ class WindowBatch:
     index : (n,) intp array
         Positions of the windows in the requested boxes.
     pixels : (n, h, w, channels) uint8 array
-        Their pixels, zeros where reading failed.
+        Pixels of the windows; zeros if reading failed.
     failed : (n,) bool array
         Windows that need a chunk that cannot be decoded; with `fill`, only those of which no part can be read.
     """

@@ -176,7 +176,7 @@ def convert(
         target.parent.mkdir(parents=True, exist_ok=True)
         busy = f"{partial} is being written by another process; wait for it, or end it"
         stack.enter_context(locked(target.with_name(f".{target.name}.lock"), busy))
-        check_absent(target)  # another process may have finished it meanwhile
+        check_absent(target)  # another process may have finished it in the meantime
         partial.mkdir(exist_ok=True)
         if partial.is_symlink():  # its target would be emptied
             raise FileExistsError(f"{partial}: expected a folder that this conversion made, found a link; remove it")

@@ -95,12 +95,12 @@ def read_bmp_header(data: bytes) -> BmpHeader:
     if bits not in _BITS.get(compression, ()):
         raise ValueError(f"pixels of {bits} bits in compression {compression} are of no known kind")
     if width < 1 or height == 0:
-        raise ValueError(f"it promises {height} x {width} pixels")
+        raise ValueError(f"it states {height} x {width} pixels")
     masks, end = _masks(data, size, bits, compression)
     entry, most = 3 if size == _CORE else 4, 1 << bits if bits <= 8 else 0
     colours = (colours or most) if most else 0
     if colours > max(most, 0):
-        raise ValueError(f"it promises {colours} colours for pixels of {bits} bits")
+        raise ValueError(f"it states {colours} colours for pixels of {bits} bits")
     if offset < end + colours * entry:
         raise ValueError(f"its pixels are said to begin at byte {offset}, within the header")
     return BmpHeader(abs(height), width, height < 0, bits, compression, offset, (end, colours, entry), masks, per_meter)

@@ -157,7 +157,7 @@ class CacheEntry:
             theirs = self.open(stats)
             if theirs is not None:
                 return theirs
-            _remove(self.folder)  # what is there is damaged
+            _remove(self.folder)  # damaged
             scratch.rename(self.folder)
         kept = self.open(stats)
         if kept is None:

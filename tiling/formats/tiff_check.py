@@ -44,10 +44,10 @@ def _check_colours(label: str, page: Any) -> None:
         name = getattr(page.photometric, "name", photometric)
         raise ImageError(f"{label}: expected grey, RGB, palette or YCbCr pixels, got {name}; convert it to RGB")
     if photometric == _RGB and samples < 3:
-        raise ImageError(f"{label}: it promises RGB of {samples} samples a pixel; the header is damaged")
+        raise ImageError(f"{label}: it states RGB of {samples} samples a pixel; the header is damaged")
     if photometric == _PALETTE and (page.colormap is None or samples > 1):
         raise ImageError(
-            f"{label}: it promises colours of a palette, but has {samples} samples a pixel"
+            f"{label}: it states colours of a palette, but has {samples} samples a pixel"
             f"{' and no palette' if page.colormap is None else ''}; the header is damaged"
         )
     if samples > 1 and int(page.planarconfig) not in (1, 2):
@@ -61,7 +61,7 @@ def _check_chunk(label: str, page: Any) -> None:
     """Refuse strips and tiles without pixels, and those too large to decode."""
     sides = " x ".join(map(str, page.chunks))
     if not all(isinstance(side, int) and side > 0 for side in page.chunks):
-        raise ImageError(f"{label}: the header promises strips or tiles of {sides} samples; it is damaged")
+        raise ImageError(f"{label}: the header states strips or tiles of {sides} samples; it is damaged")
     samples, stored = math.prod(page.chunks), max(page.databytecounts, default=0)
     if samples > MAX_CHUNK_PIXELS:
         raise ImageError(
@@ -72,7 +72,7 @@ def _check_chunk(label: str, page: Any) -> None:
     bits = page.bitspersample if isinstance(page.bitspersample, int) else 8 * np.dtype(page.dtype).itemsize
     if stored and not may_hold(stored, int(page.compression), samples * bits // 8):
         raise ImageError(
-            f"{label}: the header promises strips or tiles of {sides} samples, but the largest has {stored} encoded "
+            f"{label}: the header states strips or tiles of {sides} samples, but the largest has {stored} encoded "
             "bytes, which cannot hold them; the header is damaged, copy or export the file again"
         )
 
@@ -89,7 +89,7 @@ def check_level(label: str, level: Any, size: int) -> None:
     segments = math.prod(page.chunked)
     if len(page.dataoffsets) < segments:
         raise ImageError(
-            f"{label}: the header promises {height} x {width} pixels in {segments} segments but lists "
+            f"{label}: the header states {height} x {width} pixels in {segments} segments but lists "
             f"{len(page.dataoffsets)}; the header is damaged, copy or export the file again"
         )
     end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)

@@ -59,7 +59,7 @@ def check_claim(data: bytes, compression: int, size: int) -> Claim | None:
     if claim is not None and claim.taken > min(max(_HARMLESS, _SCRATCH * size), UNIT_BYTES):
         raise ValueError(
             f"it claims {claim.height} x {claim.width} pixels, which take {claim.taken:,} bytes to decode; "
-            f"the page promises {size:,}"
+            f"the page states {size:,}"
         )
     return claim
 

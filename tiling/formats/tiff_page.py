@@ -152,7 +152,7 @@ class PageArray:
         claim = check_claim(data, self._compression, self._segment_bytes)
         left = self._width - index % self._columns * self.chunk[1]
         if claim is not None and claim.width not in (self.chunk[1], left):
-            raise ValueError(f"segment {index} is {claim.width} pixels wide, the page promises {self.chunk[1]}")
+            raise ValueError(f"segment {index} is {claim.width} pixels wide, the page states {self.chunk[1]}")
 
 
 class StackArray:

@@ -54,7 +54,7 @@ def colours_of(page: Any, samples: int) -> Colours:
     alpha: Alpha = "none"
     if last in (1, 2) and samples in (2, 4) and samples == page.samplesperpixel:
         alpha = "premultiplied" if last == 1 else "straight"
-    # Aperio's first JPEG 2000 kind holds YCbCr even where the photometric tag says RGB.
+    # Aperio's first JPEG 2000 codec holds YCbCr even if the photometric tag says RGB.
     codec = int(page.compression)
     ycbcr = samples == 3 and (codec == _APERIO_YCBCR or (photometric == 6 and codec not in _RGB_CODECS))
     own = ycbcr and codec != _APERIO_YCBCR and _has_own_ycbcr(page)

@@ -281,7 +281,7 @@ class ChunkedArray:
         data = self._decoded(data) if self._plan.decoders else bytes(data)
         samples = data.view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
         if samples.size != self._bytes:
-            raise ValueError(f"the metadata promise {self._bytes} bytes a chunk, this one holds {samples.size}")
+            raise ValueError(f"the metadata state {self._bytes} bytes a chunk, this one holds {samples.size}")
         stored = samples.reshape(-1).view(self._plan.dtype)
         if self._planes:
             planes = stored.reshape(self.chunks[-3:])
@@ -299,7 +299,7 @@ class ChunkedArray:
         for step, each in enumerate(self._plan.decoders):
             count = memoryview(data).nbytes
             if count > self._most[step]:
-                raise ValueError(f"{count} bytes are to be decoded, the metadata promise {self._most[step]} at most")
+                raise ValueError(f"{count} bytes are to be decoded, the metadata state {self._most[step]} at most")
             room = self._room() if step + 1 == last else np.empty(self._most[step + 1], dtype=np.uint8)
             data = each.decode(data, room)
         return data

@@ -58,7 +58,7 @@ class BoundedCodec(BytesBytesCodec):
         decode = decoder(json.loads(self.settings)).decode
         data = await asyncio.to_thread(decode, chunk_bytes.to_bytes(), room)
         if memoryview(data).nbytes > room.nbytes:
-            raise ValueError(f"the metadata promise {room.nbytes} bytes at most, there are more")
+            raise ValueError(f"the metadata state {room.nbytes} bytes at most, there are more")
         return chunk_spec.prototype.buffer.from_bytes(bytes(data))
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:

@@ -41,7 +41,7 @@ class Keys(Protocol):
     """Values under keys, such as the files of a Zarr directory."""
 
     def get(self, key: str, start: int | None = None, stop: int | None = None, most: int = VALUE_BYTES) -> bytes | None:
-        """Bytes ``[start, stop)`` of a value, where a negative start counts from its end; None without such a key.
+        """Bytes ``[start, stop)`` of a value; a negative start counts from its end; None without such a key.
 
         Raises
         ------
@@ -223,7 +223,7 @@ def check_value(key: str, size: int, most: int) -> None:
         If it has more.
     """
     if size > most:
-        raise ValueError(f"'{key}' holds {size:,} bytes, expected at most {most:,}: not what the metadata promise")
+        raise ValueError(f"'{key}' holds {size:,} bytes, expected at most {most:,}")
 
 
 def _fill(file: io.FileIO, room: memoryview) -> int:

@@ -80,11 +80,11 @@ def flipped(data: bytes) -> bytes:
 
 CHUNKS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut": (lambda data: data[: len(data) // 2], "ZSTD"),
-    "empty": (lambda _: b"", "promise 1024 bytes a chunk, this one holds 0"),
+    "empty": (lambda _: b"", "state 1024 bytes a chunk, this one holds 0"),
     "garbage": (lambda data: bytes(255 - byte for byte in data), "ZSTD"),
     "flipped": (flipped, "ZSTD"),
     "too long": (lambda _: bytes(numcodecs.Zstd().encode(bytes(1025))), "too small"),
-    "too short": (lambda _: bytes(numcodecs.Zstd().encode(bytes(1023))), "promise 1024 bytes a chunk, .* holds 1023"),
+    "too short": (lambda _: bytes(numcodecs.Zstd().encode(bytes(1023))), "state 1024 bytes a chunk, .* holds 1023"),
 }
 SHARDS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut": (lambda data: data[: len(data) // 2], "checksum of the shard index"),
@@ -96,8 +96,8 @@ SHARDS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "beyond any end": (place(2**63 + 5, 1024), "the shard ends within"),
     "absurdly long": (place(0, 2**62), "the shard ends within"),
     "half missing": (place(2**64 - 1, 1024), "the shard ends within"),
-    "too long": (place(0, 1025), "promise 1024 bytes a chunk, this one holds 1025"),
-    "too short": (place(0, 1023), "promise 1024 bytes a chunk, this one holds 1023"),
+    "too long": (place(0, 1025), "state 1024 bytes a chunk, this one holds 1025"),
+    "too short": (place(0, 1023), "state 1024 bytes a chunk, this one holds 1023"),
 }
 
 
@@ -158,10 +158,10 @@ def test_damaged_chunk_of_reals_is_left_out_of_their_range(tmp_path: Path) -> No
 def test_metadata_that_lie(tmp_path: Path, shards: Any) -> None:
     write(tmp_path / "a", compressors=None, shards=shards)
     good = (tmp_path / "a" / "zarr.json").read_text()
-    lies: list[tuple[dict[str, Any], str]] = [({"data_type": "uint16"}, "promise 2048 bytes a chunk, .* holds 1024")]
+    lies: list[tuple[dict[str, Any], str]] = [({"data_type": "uint16"}, "state 2048 bytes a chunk, .* holds 1024")]
     if shards is None:
-        lies.append((grid(CHUNK, 16), "promise 512 bytes a chunk, this one holds 1024"))
-        lies.append((grid(2 * CHUNK, 2 * CHUNK), "promise 4096 bytes a chunk, this one holds 1024"))
+        lies.append((grid(CHUNK, 16), "state 512 bytes a chunk, this one holds 1024"))
+        lies.append((grid(2 * CHUNK, 2 * CHUNK), "state 4096 bytes a chunk, this one holds 1024"))
     else:
         lies.append((grid(2 * CHUNK, SIDE), "checksum of the shard index"))
         lies.append((grid(2**10 * CHUNK, 2**10 * CHUNK), "shard index of"))
