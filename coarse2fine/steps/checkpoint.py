@@ -1,4 +1,4 @@
-"""Partial work on a very large image, kept on disk until the image is done."""
+"""Checkpoints of an analysis: partial work on a large image, on disk until the image is done."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Looked = tuple[Scan, NoveltyModel | None]
 
 
 class Checkpoint:
-    """What is there already of an analysis: nothing, in this class."""
+    """Partial results of an analysis. This base class stores none."""
 
     def scan_or_load(self, look: Callable[[], Looked]) -> Looked:
-        """The scan, and what is usual where nothing was fitted; made where it is not there."""
+        """The stored scan, with the novelty model of a refiner that learns; `look` makes them if none is stored."""
         return look()
 
     def refine_or_load(self, plan: Plan, refine: Callable[[Plan], Refinement]) -> Refinement:
-        """What refining all of a plan gives; made where it is not there."""
+        """The stored refinement of a whole plan; `refine` makes it if none is stored."""
         return refine(plan)
 
 
@@ -40,19 +40,19 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class StoredCheckpoint(Checkpoint):
-    """The scan and the pieces of a refinement in files; each is whole or not there.
+    """The scan and the pieces of a refinement in files, each written atomically.
 
-    A piece is known by its windows. Work on what could not be read is not kept: it is tried again.
+    A piece is identified by its windows. Results with read failures are not stored, so a later run tries again.
 
     Parameters
     ----------
     folder : Path
-        Of one image, one model and one configuration; made when there is something to keep.
+        For one image, one model and one configuration; created with the first file.
 
     Attributes
     ----------
     reused : int
-        Parts that were there already.
+        Parts that were loaded from files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +83,7 @@ class StoredCheckpoint(Checkpoint):
                 arrays = dict(file)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # a power cut may leave half a file
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # damaged, for example by a power cut
             return None
         self.reused += 1
         return arrays
@@ -99,11 +99,11 @@ def _digest(plan: Plan) -> str:
     return hashlib.sha256(rows.tobytes()).hexdigest()[:32]
 
 
-def _scan_arrays(scan: Scan, odd: NoveltyModel | None) -> Arrays:
+def _scan_arrays(scan: Scan, novelty: NoveltyModel | None) -> Arrays:
     arrays: Arrays = {"interest": scan.interest, "fired": scan.fired, "macs": np.array(scan.macs)}
-    if odd is not None:
-        arrays |= {f"mixture_{name}": value.numpy() for name, value in vars(odd.mixture).items()}
-        arrays["sample"] = odd.sample.numpy()
+    if novelty is not None:
+        arrays |= {f"mixture_{name}": value.numpy() for name, value in vars(novelty.mixture).items()}
+        arrays["sample"] = novelty.sample.numpy()
     return arrays
 
 

@@ -1,8 +1,8 @@
-"""Choosing where to look again: cells with a probability become windows, best first, within a budget.
+"""Choice of windows: cells with a probability become windows to refine, best first, within a budget.
 
-Windows are equal squares of k x k cells at the local maxima of the expected number of finds, taken again and again
-with what is covered set to zero. Where they crowd, larger squares on a quad-tree replace them, whenever one larger
-square costs less than the windows in it (its halo is paid once).
+Windows are equal squares of k x k cells at the local maxima of the expected number of finds. They are taken in rounds,
+each with the cells covered so far set to zero. A larger square on a quad-tree replaces the windows in it if it costs
+less than they do (its halo is paid once).
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ def choose(
     interest : ndarray, float32, (cell height, cell width)
         Probability that refining a cell finds something.
     window : int
-        Side of the smallest window, in cells; less where so many cells are not to be had, or not to be paid for.
+        Side of the smallest window, in cells; less if the image has fewer cells or the budget does not pay for it.
     window_macs : callable
         Multiply-adds of a window of a given height and width.
     tau : float
         Expected finds below which a window is not taken.
     budget_macs, budget_cells : int, optional
-        Most multiply-adds the windows may cost, and most cells they may cover; without either every window above
-        `tau` is taken, or all cells where that is cheaper.
+        Most multiply-adds the windows may cost, and most cells they may cover. Without either, every window above
+        `tau` is taken, or all cells if that is cheaper.
     merged : tuple of int
         Sides of the larger squares, increasing multiples.
     """
     side = min(window, *interest.shape)
     if budget_cells is not None:
-        side = min(side, math.isqrt(budget_cells))  # a few cells are less than one usual window
+        side = min(side, math.isqrt(budget_cells))  # the budget may be less than one usual window
     while budget_macs is not None and side > 1 and window_macs(side, side) > budget_macs:
-        side -= 1  # as is a small budget
-    # With the cheapest cover there is (the largest square), no more windows than this can be paid for.
+        side -= 1
+    # Upper bound on the windows that the budget pays for: all in the largest squares, which cost least per cell.
     largest = merged[-1]
     most = None if budget_macs is None else int(budget_macs / window_macs(largest, largest) * (largest / side) ** 2) + 1
     if budget_cells is not None:
-        most = min(budget_cells, most if most is not None else budget_cells)  # each covers a cell of its own
+        most = min(budget_cells, most if most is not None else budget_cells)  # each covers a cell that no other does
     corners, scores = best_windows(interest, side, tau, most)
 
     def best(count: int) -> Plan:
-        if budget_cells is not None:  # a larger square would cover cells that nobody asked for
+        if budget_cells is not None:  # a larger square would spend cells on gaps between windows
             return Plan(corners[:count], np.full((count, 2), side, np.int64), scores[:count], interest.shape)
         return merge_windows(corners[:count], scores[:count], side, interest.shape, window_macs, merged)
 
@@ -70,12 +70,12 @@ def choose(
     if budget_macs is not None or budget_cells is not None:
         return _most(best, len(scores), affordable)
     plan, everything = best(len(scores)), dense_plan(interest.shape)
-    # Where nearly all is interesting, the exhaustive pass is cheaper than its pieces and misses nothing.
+    # If nearly all cells are interesting, the exhaustive pass costs less than single windows and misses nothing.
     return plan if plan.macs(window_macs) < everything.macs(window_macs) else everything
 
 
 def _most(best: Callable[[int], Plan], count: int, affordable: Callable[[Plan], bool]) -> Plan:
-    """The plan of the most windows, best first, that can be paid for (found by bisection)."""
+    """The largest affordable plan of the best windows, by bisection to 0.1 % of `count`."""
     plan = best(count)
     if affordable(plan):
         return plan
@@ -99,7 +99,7 @@ def merge_windows(
     window_macs: WindowMacs,
     merged: tuple[int, ...] = MERGED_SIDES,
 ) -> Plan:
-    """Replace crowded windows by larger squares wherever that costs less (exact on the quad-tree of squares).
+    """Replace windows by larger squares if that costs less (exact on the quad-tree of squares).
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def merge_windows(
         Sides of the larger squares, increasing multiples.
     """
     count = len(scores)
-    best = np.full(count, float(window_macs(side, side)))  # what is paid for each window, or its share of a square
+    best = np.full(count, float(window_macs(side, side)))  # cost of each window, or its share of a square's
     owner_side = np.full(count, side, np.int64)
     owner = corners.copy()
     for large in (s for s in merged if s > side and s <= max(cell_shape)):
@@ -144,10 +144,10 @@ def _distinct(
     side: int,
     cell_shape: tuple[int, int],
 ) -> Plan:
-    """One row a square, in order of its best window; small windows inside the squares taken are dropped."""
+    """One row per square, in order of its best window, without the small windows that larger squares cover."""
     rows = np.column_stack([owner, owner_side])
     _, first = np.unique(rows, axis=0, return_index=True)
-    first.sort()  # windows come best first, so the first row of a square bears its best score
+    first.sort()  # windows come best first, so the first row of a square has its best score
     rows, scores = rows[first], scores[first]
     merged = rows[:, 2] > side
     if merged.any():

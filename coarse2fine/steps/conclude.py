@@ -1,4 +1,4 @@
-"""One answer in full-resolution pixels: refined cells become regions."""
+"""Regions in full-resolution pixels from the candidates of the refiner."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from coarse2fine.steps.suppress import clusters, suppress
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 
-# A window is chosen by the sum over its cells; a find's own cell need not be the one that spoke.
+# Cells: a window is chosen by the sum over its cells, so the feature may have fired near the find, not in its cell.
 _NEARBY = 2
 
 
 def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, threshold: float) -> tuple[Region, ...]:
-    """Regions from the cells in which the refinement found something, the surest first.
+    """Regions from the cells in which the refiner found something, highest score first.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, thr
         Each fine cell once, in raster order.
     model : Model
     scan : Scan
-        Tells which features fired.
+        Gives the features that fired.
     image : Image
     threshold : float
         Probability from which a find counts.
@@ -63,7 +63,7 @@ def _objects(found: Candidates, model: Model, scan: Scan, image: Image) -> list[
 
 
 def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int) -> list[Region]:
-    """Cells that belong together as polygons, with the mean score of their cells and the kind of most of them."""
+    """Connected cells as polygons, with the mean score of their cells and their most frequent label."""
     if not len(found):
         return []
     reach = model.refiner.reach
@@ -95,7 +95,7 @@ def _outline(cells: NDArray[np.int32], cell: int, image: Image, gap: int) -> tup
 
 
 def _fired(scan: Scan, cells: NDArray[np.int32]) -> list[tuple[str, ...]]:
-    """Names of the features that fired for each cell: at the most interesting cell of those that share a window."""
+    """Names of the features that fired for each cell: those of the most interesting cell within `_NEARBY` cells."""
     if not scan.fired.size:
         return [()] * len(cells)
     best = np.full(len(cells), -1.0, np.float32)

@@ -1,4 +1,4 @@
-"""The part of an image that is to be analysed, as cells."""
+"""Masks: the cells of an image that are to be analysed."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ MaskSource: TypeAlias = str | os.PathLike[str] | NDArray[np.bool_]
 
 MASK_SUFFIXES = (".geojson", ".geojson.gz", ".json", ".png", ".tif", ".tiff", ".jpg", ".bmp", ".webp", ".zarr")
 """Name endings of masks."""
-# Fractions of a cell that corners of polygons are kept to, as a power of two.
+# Corners of polygons are rounded to 2**-6 of a cell.
 _SHIFT = 6
-# A mask of another shape than its image is that of another image.
+# Largest relative difference in aspect ratio between a mask and its image.
 _MOST_SKEW = 0.05
 
 
 def cells_inside(mask: MaskSource, image: Image, cell: int) -> NDArray[np.bool_]:
-    """Cells that have a part in a mask.
+    """Cells that overlap a mask.
 
     Parameters
     ----------
     mask : path or ndarray, bool, (h, w)
         GeoJSON with polygons in full-resolution pixels (x, y), or in the image's own coordinate reference system; or
-        an image of the same extent at any resolution, which is not black where there is something to analyse.
+        an image of the same extent at any resolution, not black in the part to analyse.
     image : Image
     cell : int
         Side of a cell in full-resolution pixels.
@@ -70,8 +70,8 @@ def cells_inside(mask: MaskSource, image: Image, cell: int) -> NDArray[np.bool_]
     elif Path(mask).name.lower().removesuffix(".gz").endswith((".geojson", ".json")):
         inside = _from_polygons(_polygons(Path(mask), image), cell, cell_shape)
     else:
-        with open_image(mask, value_range=(0, 1)) as opened:  # whatever its numbers, what is not 0 is not black
-            # Nothing but zeros has a mean of zero; a mask that is finer than cells need not be read at its finest.
+        with open_image(mask, value_range=(0, 1)) as opened:  # any value but 0 counts
+            # Only zeros have a mean of zero, so a mask finer than the cells is read at about one pixel a cell.
             factor = max(1, min(opened.height // cell_shape[0], opened.width // cell_shape[1]))
             whole = Box(0, 0, ceil_div(opened.height, factor), ceil_div(opened.width, factor))
             pixels = np.asarray(opened.read_scaled(whole, factor).any(axis=-1))
@@ -92,18 +92,18 @@ def _from_pixels(
             f"{image.width:,} x {image.height:,}; a mask has the extent of its image"
         )
     starts = [(np.arange(n) * cell * s).astype(np.int64) for n, s in zip(cell_shape, scale, strict=True)]
-    # Between one cell's first pixel and the next one's; where cells are finer than pixels, the pixel they begin in.
+    # From one cell's first pixel to the next one's; if cells are finer than pixels, the pixel in which a cell begins.
     rows = np.maximum.reduceat(pixels, starts[0].clip(max=pixels.shape[0] - 1), axis=0)
     return np.maximum.reduceat(rows, starts[1].clip(max=pixels.shape[1] - 1), axis=1)
 
 
 def _from_polygons(polygons: list[Any], cell: int, cell_shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Cells that a polygon meets: drawn, and near its border asked one by one."""
+    """Cells that intersect a polygon: filled by rasterisation, then tested exactly near the border."""
     inside = np.zeros(cell_shape, np.uint8)
-    # What lies further out than a cell is cut off: it would not fit the numbers of those who draw.
+    # Clipped to the image and one cell around it: larger coordinates overflow OpenCV's int32.
     frame = box(-cell, -cell, (cell_shape[1] + 1) * cell, (cell_shape[0] + 1) * cell)
     for polygon in _parts(shapely.intersection(polygons, frame)):
-        # Positions of cells are those of their centres.
+        # The rasteriser's integer coordinates are centres of cells.
         rings = [np.asarray(ring.coords)[:, :2] / cell - 0.5 for ring in (polygon.exterior, *polygon.interiors)]
         cv2.fillPoly(inside, [np.rint(ring * 2**_SHIFT).astype(np.int32) for ring in rings], 1, shift=_SHIFT)
     around = np.ones((3, 3), np.uint8)
@@ -134,20 +134,20 @@ def _polygons(path: Path, image: Image) -> list[Any]:
         raise ValueError(f"{path} holds no polygon; expected the outlines of what is to be analysed")
     crs = named_crs(loaded) if isinstance(loaded, dict) else None
     placed, note = in_pixels(np.array(polygons), crs, image.geo, image.shape[:2], str(path))
-    if note is not None and image.geo is None:  # that its own system is read needs no word
+    if note is not None and image.geo is None:  # no warning if the image's own system was used
         warnings.warn(note, stacklevel=3)
     return _parts(placed)
 
 
 def _geometries(loaded: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Polygons of features, of a collection or bare, with their places; all else is left out."""
+    """Polygons of features, collections or bare geometries, with their place in the file; the rest is left out."""
     kind = loaded.get("type") if isinstance(loaded, dict) else None
     features = loaded.get("features") if kind == "FeatureCollection" else loaded
     for number, feature in enumerate(features if isinstance(features, list) else [features], 1):
         geometry = feature.get("geometry", feature) if isinstance(feature, dict) else None
         several = geometry.get("geometries") if isinstance(geometry, dict) else None
         for each in several if isinstance(several, list) else [geometry]:
-            # An empty one is legal, and nothing.
+            # Empty coordinates are legal GeoJSON.
             if isinstance(each, dict) and each.get("type") in ("Polygon", "MultiPolygon") and each.get("coordinates"):
                 yield f"feature {number}", each
 

@@ -1,9 +1,9 @@
 """Unsupervised scan: interest is rarity in this image, or poor prediction of fine codes from coarse ones.
 
-The encoder of an autoencoder scans the image; its codes are grouped into kinds, and a code far from every kind is
-rare. A small random sample of cells is read at full resolution too, and teaches the refiner what is usual there: where
-the fine codes of like cells are badly predicted by their coarse code, a close look is likely to show something that the
-scan could not see.
+The encoder of an autoencoder scans the image. A mixture model groups its codes into kinds (clusters); a code far from
+every kind is rare. A small random sample of cells is also read at full resolution. The refiner learns from it what is
+usual there, and a regression predicts fine codes from coarse ones: if it predicts a cell badly, refining the cell is
+likely to show something that the scan cannot resolve.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
 
-# Cells read at full resolution: one in so many, within limits, so that the sample stays a small share of the cost.
+# Cells read at full resolution: one in 32, within limits, so that the sample stays a small share of the cost.
 _SAMPLED_SHARE, _LEAST_SAMPLED, _MOST_SAMPLED = 32, 32, 768
-# Where a budget is tight, fewer; but of fewer than these, no cell could ever be among the rarest 0.5 %.
+# Fewest cells if the budget is small: with a smaller sample no cell can rank among the rarest 0.5 %.
 _LEAST_AFFORDED = 16
 _SAMPLED_CODES = 50_000
-# A cell counts as interesting by the far tail of either measure: the noisy-or of the ranks to this power.
+# Interest is the noisy-or of the two ranks to this power, so the far tail of either measure suffices.
 _TAIL = 16
 
 
 def exploration_macs(model: Model, full_shape: tuple[int, int], dense: Plan) -> int:
     """Multiply-adds of the exhaustive pass with a refiner that learns: scan, sample, and every cell refined.
 
-    A cell is rare or not by the image's own sample, so that nobody can do without. Columns count as what they took on
-    the images that they were trained on.
+    Scan and sample are included because rarity is relative to the image's own sample. Columns are counted at their
+    cost on the training images.
 
     Parameters
     ----------
@@ -51,20 +51,20 @@ def exploration_macs(model: Model, full_shape: tuple[int, int], dense: Plan) -> 
     full_shape : tuple of int
         Height and width of the image in pixels.
     dense : Plan
-        Windows that together hold every cell to refine.
+        Windows that together cover every cell to refine.
     """
     refining = dense.macs(model.window_macs)
     return least_exploration_macs(model, full_shape, refining) + refining
 
 
 def least_exploration_macs(model: Model, full_shape: tuple[int, int], most_macs: int) -> int:
-    """Multiply-adds of scan and sample, without which no cell can be said to be rare; parameters as in `explore`."""
+    """Multiply-adds of scan and sample, the least that rarity takes; parameters as in `explore`."""
     height, width = model.cell_shape(full_shape)
     return scan_macs(model, full_shape) + _sampled(height * width, model, most_macs) * model.window_macs(1, 1)
 
 
 def _sampled(cells: int, model: Model, most_macs: int) -> int:
-    """Cells to sample, of so many."""
+    """Number of cells to sample."""
     usual = max(_LEAST_SAMPLED, min(_MOST_SAMPLED, cells // _SAMPLED_SHARE))
     return min(cells, usual, max(_LEAST_AFFORDED, most_macs // 2 // model.window_macs(1, 1)))
 
@@ -72,7 +72,7 @@ def _sampled(cells: int, model: Model, most_macs: int) -> int:
 def explore(
     image: Image, model: Model, runtime: Runtime, seed: int, tick: Tick | None = None, *, most_macs: int
 ) -> tuple[Scan, NoveltyModel]:
-    """Scan an image and learn from it alone what is worth a closer look.
+    """Scan an image and learn from it alone which cells are worth refining.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def explore(
         With a `NoveltyRefiner`.
     runtime : Runtime
     seed : int
-        Of the random sample.
+        For the random sample.
     tick : callable, optional
         Called with blocks done and blocks in all.
     most_macs : int
@@ -90,7 +90,7 @@ def explore(
     Returns
     -------
     Scan
-        Its cost holds the full-resolution sample too.
+        Its cost includes the full-resolution sample.
     NoveltyModel
     """
     refiner, failures = model.refiner, list[str]()
@@ -109,14 +109,14 @@ def explore(
     unexplained = _unexplained(flat[chosen].astype(np.float32), fine, flat)
     tails = [_rank(v) ** _TAIL for v in (rarity.numpy(), unexplained)]
     interest = (1 - (1 - tails[0]) * (1 - tails[1])).reshape(shape).astype(np.float32)
-    scan = Scan(interest, _loudest(flat, usual).reshape(*shape, FIRED), macs, tuple(failures))
+    scan = Scan(interest, _most_deviant(flat, usual).reshape(*shape, FIRED), macs, tuple(failures))
     return scan, refiner.learn(measures, seed)
 
 
 def _codes(
     image: Image, model: Model, runtime: Runtime, failures: list[str], tick: Tick | None
 ) -> tuple[NDArray[np.float16], int]:
-    """Codes of all cells (cell height, cell width, d), in half precision to hold large images, and their cost."""
+    """Codes of all cells (cell height, cell width, d), float16 to save memory, and their multiply-adds."""
     shape = model.cell_shape((image.height, image.width))
     codes = np.zeros((*shape, model.base.reader.out_channels), np.float16)
     macs = 0
@@ -129,7 +129,7 @@ def _codes(
 def _fine_codes(
     image: Image, model: Model, refiner: NoveltyRefiner, runtime: Runtime, cells: NDArray[np.intp]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.intp], int]:
-    """Full-resolution codes (m, f * f, d) of cells that can be read, how they are measured, which, and the cost."""
+    """Fine codes (m, f * f, d) and measures (m, f * f, k) of the readable cells, their rows, and the multiply-adds."""
     measuring = Measuring(refiner, runtime, partial(normalised, model=model, runtime=runtime))
     fine = model.geometry.fine
     boxes = [Box(y, x, y + 1, x + 1).scale(fine * refiner.stride).expand(refiner.margin) for y, x in cells.tolist()]
@@ -166,18 +166,18 @@ def _unexplained(
     slope = ridge(coarse, log_error, strength=10.0)
     expected = np.full(len(everywhere), slope[-1, 0])
     for column, weight in zip(everywhere.T, slope[:-1, 0], strict=True):
-        expected += column * weight  # a product of matrices is rounded by the number of threads
+        expected += column * weight  # not a matrix product: its rounding depends on the number of threads
     return expected
 
 
 def _rank(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of values that are smaller."""
+    """Share of all values that are smaller than each."""
     ordered = np.sort(values)
     return (np.searchsorted(ordered, values) / len(values)).astype(np.float32)
 
 
-def _loudest(codes: NDArray[np.float16], usual: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The code's entries that stray most from their mean, for each cell; (n, 3)."""
+def _most_deviant(codes: NDArray[np.float16], usual: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Entries of each cell's code with the largest absolute z-scores; (n, 3)."""
     mean, scale = usual.mean(axis=0), usual.std(axis=0) + 1e-6
     best = np.empty((len(codes), FIRED), np.uint8)
     for start in range(0, len(codes), 1 << 18):

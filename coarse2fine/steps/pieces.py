@@ -1,8 +1,9 @@
-"""A long refinement in pieces, which can be kept when it is interrupted, and done by several processes."""
+"""Refinement in pieces: units of work that a checkpoint stores and that several processes can share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,32 +17,33 @@ from coarse2fine.steps.refine import ROUND_PIXELS, Refinement, rounds, window_pi
 
 PIECE_PIXELS = 2**26
 """Pixels of a piece, halos included: some seconds of work."""
-# Within a round, windows that lie in one square of so many cells come after each other.
+# Side in cells of the squares by which the windows of a round are grouped.
 _NEARBY_CELLS = 256
 
 
 def refine_in_pieces(
-    plan: Plan, model: Model, kept: Checkpoint, refine: Callable[..., Refinement], tick: Tick | None = None
+    plan: Plan, model: Model, checkpoint: Checkpoint, refine: Callable[..., Refinement], tick: Tick | None = None
 ) -> Refinement:
-    """Refine a plan piece by piece, the best first; what is kept of an earlier run is not done again.
+    """Refine a plan piece by piece, the best first; pieces in the checkpoint are not refined again.
 
     Parameters
     ----------
     plan : Plan
     model : Model
-    kept : Checkpoint
+    checkpoint : Checkpoint
     refine : callable
-        Refines a plan; takes `tick` too.
+        Refines a plan; also takes `tick`.
     tick : callable, optional
         Called with windows done and windows in all.
     """
     pieces = list(cut(plan, model))
     if len(pieces) == 1:
-        return kept.refine_or_load(plan, lambda whole: refine(whole, tick=tick))
+        return checkpoint.refine_or_load(plan, lambda whole: refine(whole, tick=tick))
     parts: list[Refinement] = []
     before = 0
     for rows in pieces:
-        part = kept.refine_or_load(plan.take(rows), lambda piece: refine(piece, tick=_after(before, len(plan), tick)))  # noqa: B023
+        shown = _after(before, len(plan), tick)
+        part = checkpoint.refine_or_load(plan.take(rows), partial(refine, tick=shown))
         parts.append(part)
         before += len(rows)
         if tick:
@@ -52,9 +54,9 @@ def refine_in_pieces(
 
 
 def cut(plan: Plan, model: Model) -> Iterator[NDArray[np.intp]]:
-    """Rows of each piece of a plan, which depend on the plan alone; a small plan is one piece.
+    """Rows of each piece of a plan, a function of plan and model alone; a small plan is one piece.
 
-    The best windows are in the first pieces; pieces of one round are compact, so that few chunks are read for two.
+    The best windows are in the first pieces. Pieces of one round are compact, so that they share few chunks.
     """
     pixels = window_pixels(plan, model)
     if pixels.sum() <= PIECE_PIXELS:
@@ -72,7 +74,7 @@ def _after(before: int, total: int, tick: Tick | None) -> Tick | None:
 
 
 def _joined(parts: list[Refinement], pieces: list[NDArray[np.intp]], plan: Plan, model: Model) -> Refinement:
-    """Each fine cell once, in raster order: of windows that overlap, those of the first piece count."""
+    """The parts as one refinement: each fine cell once, in raster order, from the first piece that holds it."""
     every = Candidates.concatenate([part.candidates for part in parts])
     return Refinement(
         candidates=every.distinct(plan.cell_shape[1] * model.geometry.fine),

@@ -1,4 +1,4 @@
-"""Windows to refine, best first, and what they cost."""
+"""Plans: windows to refine, best first, and their cost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from coarse2fine.tiling.summed_area import rectangle_sums, summed_area
 MERGED_SIDES = (8, 16, 32)
 DENSE_SIDE = 128
 _GATHERED = 2**22
-# Longest sides of rectangles tried where only a part of the image is to be covered, besides `DENSE_SIDE`; the smallest
-# if they are not too many.
+# Longest sides of rectangles tried besides `DENSE_SIDE` to cover a part of an image; the small ones only if they are at
+# most `_MOST_SMALL`.
 _PART_SIDES, _SMALL_SIDES, _MOST_SMALL = (64, *reversed(MERGED_SIDES)), (4, 2, 1), 2**16
 WindowMacs = Callable[[int, int], int]
 """Multiply-adds of a window by its height and width in cells."""
@@ -38,7 +38,7 @@ class Plan:
         Cells of the image.
     fired : ndarray, uint8, (n, f), optional
         High-level features that fired at the most interesting cell of each window, strongest first; 255 for none. None
-        where no scan told.
+        if there was no scan.
     """
 
     cell_corners: NDArray[np.int64]
@@ -57,18 +57,18 @@ class Plan:
 
     @classmethod
     def empty(cls, cell_shape: tuple[int, int]) -> Plan:
-        """No window at all."""
+        """A plan without windows."""
         return cls(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64), np.zeros(0, np.float32), cell_shape)
 
     def by_shape(self) -> Iterator[tuple[tuple[int, int], NDArray[np.intp]]]:
-        """Each shape (height, width) that windows have, and the rows of those that have it, in order."""
+        """Each shape (height, width) of windows, with the rows that have it, in order."""
         most = int(self.sides.max(initial=0)) + 1
         shapes, which = np.unique(self.sides[:, 0] * most + self.sides[:, 1], return_inverse=True)
         for number, shape in enumerate(shapes.tolist()):
             yield divmod(shape, most), np.flatnonzero(which == number)
 
     def joined(self, other: Plan) -> Plan:
-        """These windows, then those of another plan of the same image; unexplained."""
+        """These windows, then those of another plan of the same image, without `fired`."""
         return Plan(
             np.concatenate([self.cell_corners, other.cell_corners]),
             np.concatenate([self.sides, other.sides]),
@@ -98,22 +98,22 @@ class Plan:
         return replace(self, fired=names)
 
     def costs(self, window_macs: WindowMacs) -> NDArray[np.int64]:
-        """Multiply-adds of each window, halo included, by what a window of a given shape takes."""
+        """Multiply-adds of each window, halo included."""
         found = np.zeros(len(self), np.int64)
         for shape, rows in self.by_shape():
             found[rows] = window_macs(*shape)
         return found
 
     def macs(self, window_macs: WindowMacs) -> int:
-        """Multiply-adds of all windows, halos included, by what a window of a given shape takes."""
+        """Multiply-adds of all windows, halos included."""
         return sum(window_macs(*shape) * len(rows) for shape, rows in self.by_shape())
 
     def touching(self, cells: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """Rows of the windows that cover any of some cells, given as a map of shape `cell_shape`."""
+        """Rows of the windows that cover any true cell of a map of shape `cell_shape`."""
         return _holding(self, summed_area(cells))
 
     def covered(self) -> NDArray[np.bool_]:
-        """Map of the cells that some window covers; shape `cell_shape`."""
+        """Map of the cells that the windows cover; shape `cell_shape`."""
         cover = np.zeros(self.cell_shape, bool)
         for (height, width), rows in self.by_shape():
             chosen = self.cell_corners[rows]
@@ -128,13 +128,13 @@ class Plan:
 
 
 def _holding(plan: Plan, table: NDArray[np.int32]) -> NDArray[np.intp]:
-    """Rows of the windows that cover any of the cells of a summed-area table."""
+    """Rows of the windows that cover any true cell of a map, given its summed-area table."""
     high = np.minimum(plan.cell_corners + plan.sides, plan.cell_shape)
     return np.flatnonzero(rectangle_sums(table, plan.cell_corners, high))
 
 
 def cover(cells: NDArray[np.bool_], window_macs: WindowMacs, most: int = DENSE_SIDE) -> Plan:
-    """Certain cells, in even rectangles of the size that costs least.
+    """Cover cells with even rectangles of the size that costs least.
 
     Parameters
     ----------
@@ -162,10 +162,10 @@ def dense_plan(cell_shape: tuple[int, int]) -> Plan:
 
 
 def _rectangles(low: NDArray[np.int64], high: NDArray[np.int64], cell_shape: tuple[int, int], most: int) -> Plan:
-    """Cells from `low` to `high` (y, x), each once, in as few rectangles as may be.
+    """Cells from `low` to `high` (y, x), each once, in as few rectangles as possible.
 
-    A halo is paid for once a rectangle, so few are cheap, whatever their shapes. The last of a row or column ends
-    where the part does: there are four shapes at most.
+    Each rectangle adds a halo, so fewer cost less. The last of a row or column is cut at `high`: there are at most four
+    shapes.
     """
     starts = [np.arange(a, b, even(b - a, most)) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
     lengths = [np.diff(s, append=b) for s, b in zip(starts, high.tolist(), strict=True)]
@@ -174,5 +174,5 @@ def _rectangles(low: NDArray[np.int64], high: NDArray[np.int64], cell_shape: tup
 
 
 def _squares(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First cells and sides of the squares that rows (y, x, side) stand for."""
+    """First cells and sides of squares given as rows (y, x, side)."""
     return rows[:, :2], np.repeat(rows[:, 2:], 2, axis=1)

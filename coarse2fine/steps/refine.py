@@ -1,4 +1,4 @@
-"""The costly look at a little: the refiner on the chosen windows at full resolution, best first."""
+"""Refinement: the refiner on the chosen windows at full resolution, best first."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from coarse2fine.tiling.window_reader import WindowReader
 
 ROUND_PIXELS = 2**28
 HURRIED_PIXELS = 2**20
-"""Pixels of the first round where time may end the work: what is read in the order of chunks is not best first."""
+"""Pixels of the first round if there is a deadline: within a round windows are read by chunk, not best first."""
 _BATCH_PIXELS = 600_000
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What the refinement found.
+    """Result of a refinement.
 
     Parameters
     ----------
@@ -41,11 +41,11 @@ class Refinement:
     macs : int
         Multiply-adds spent, halos and specialists included.
     failures : tuple of str
-        Why windows, or parts of them, could not be read; such parts were seen as grey.
+        Why windows, or parts of them, could not be read; such parts were filled with grey.
     interrupted : bool
         Whether Ctrl-C ended it early.
     late : bool
-        Whether the deadline did.
+        Whether the deadline ended it early.
     """
 
     candidates: Candidates
@@ -57,7 +57,7 @@ class Refinement:
 
     @property
     def cut(self) -> bool:
-        """Whether windows were left out that could have been read."""
+        """Whether it ended early, so that windows may be left."""
         return self.interrupted or self.late
 
 
@@ -76,7 +76,7 @@ def refine(
 ) -> Refinement:
     """Run the refiner on every window of the plan, best first.
 
-    Ctrl-C ends it early: what was refined up to then is the best that could be had for its cost, and is returned.
+    Ctrl-C ends it early, and what was refined until then is returned.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def refine(
     batch_size : int, optional
         Windows that are refined at once; by default by their size.
     capped : bool
-        The plan takes no more multiply-adds than is expected of it, see `RunningRefiner.rations`.
+        Whether the plan may cost no more multiply-adds than expected, see `RunningRefiner.rations`.
     """
     found: list[Candidates] = []
     done: list[NDArray[np.intp]] = []
@@ -124,7 +124,7 @@ def refine(
     finished = np.concatenate(done) if done else np.zeros(0, np.intp)
     candidates = _distinct(Candidates.concatenate(found), model, image)
     if interrupted:
-        # Cells of the batch at hand may have waited, but their windows do not count as refined.
+        # The refiner may hold candidates of the batch that was interrupted, whose windows do not count as refined.
         covered = plan.take(finished).covered()
         candidates = candidates.take(covered[tuple(candidates.cells.T // model.geometry.fine)])
     return Refinement(candidates, finished, running.macs_spent, tuple(reader.failures), interrupted, late)
@@ -133,7 +133,7 @@ def refine(
 def context_of(
     model: Model, runtime: Runtime, fine_shape: tuple[int, int], floor: float, learned: Any = None
 ) -> ImageContext:
-    """What a model's refiner is told of an image; parameters as in `ImageContext`."""
+    """The `ImageContext` of a model's refiner; parameters as there."""
     return ImageContext(runtime, partial(normalised, model=model, runtime=runtime), fine_shape, floor, learned)
 
 
@@ -146,7 +146,7 @@ def _answers(
     first: int,
     batch_size: int | None,
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
-    """What is settled, the rows of the plan that were refined, and how many were tried, by batch."""
+    """Settled candidates, refined rows of the plan, and number of windows tried, by batch."""
     for shape, rows in _rounds(plan, model, first):
         corners, most = plan.cell_corners[rows], None if rations is None else rations[rows]
         for candidates, index, tried in _windows(reader, running, model, corners, shape, most, batch_size):
@@ -154,9 +154,9 @@ def _answers(
 
 
 def _rounds(plan: Plan, model: Model, first: int) -> Iterator[tuple[tuple[int, int], NDArray[np.intp]]]:
-    """Windows of one shape at a time, and the shape; the best of the plan in the first rounds.
+    """Windows by round and shape: the shape, and the rows of the plan.
 
-    Within a round windows are read in the order of the stored chunks.
+    Within a round, windows are read in the order of the stored chunks.
     """
     for rows in rounds(plan, model, first):
         for shape, index in plan.take(rows).by_shape():
@@ -166,7 +166,7 @@ def _rounds(plan: Plan, model: Model, first: int) -> Iterator[tuple[tuple[int, i
 def rounds(plan: Plan, model: Model, first: int) -> Iterator[NDArray[np.intp]]:
     """Rows of the plan, best first, in rounds that double in pixels.
 
-    So few chunks are decoded again in a later round, and stopping early loses little of what is best.
+    Doubling keeps the chunks few that a later round decodes again, and an early stop still has the best windows.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def _windows(
     rations: NDArray[np.int64] | None,
     batch_size: int | None,
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
-    """What is settled, the windows that were refined, and how many were tried, batch by batch, of one shape."""
+    """Settled candidates, refined windows, and number of windows tried, by batch, for windows of one shape."""
     refiner, fine = model.refiner, model.geometry.fine
     boxes = [
         Box(y, x, y + shape[0], x + shape[1]).scale(fine * refiner.stride).expand(refiner.margin)

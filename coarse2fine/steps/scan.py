@@ -1,4 +1,4 @@
-"""The cheap look at everything: the base on the whole image at low resolution, block by block with halo."""
+"""Scan: the base, after cheaper cascade stages if there are any, on the image at low resolution."""
 
 from __future__ import annotations
 
@@ -25,31 +25,30 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
 
 BLOCK_PIXELS = 1024
-# Sides of smaller blocks that are tried for a part of an image; reading one counts as scanning so many pixels more.
+# Sides of smaller blocks that are tried for a part of an image; reading a block counts as scanning 128**2 pixels more.
 _PART_PIXELS, _READING_PIXELS = (512, 256, 128, 64), 128**2
 _BATCH_PIXELS = 600_000
-# Squares of a zoom's plan: a cell of the level above, and these many by as many, where that is cheaper.
+# Sides of merged squares in a plan for the next cascade stage, in cells of the stage before it.
 _SQUARES = (2, 4, 8, 16, 32)
-# Naming the features that fired takes as long as a third of the net. It is for windows, each by its best cell: one that
-# is less likely than any cell, and by so much than the threshold of windows, is never the best of one.
+# Naming the features that fired takes a third of the net's time, and only the best cell of each window needs it. Cells
+# below both the prior and this share of tau are never the best of a window.
 _NAMED_FROM = 1 / 8
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What the look at the whole image saw.
+    """Result of a scan.
 
     Parameters
     ----------
     interest : ndarray, float32, (cell height, cell width)
         Probability that refining the cell finds something.
     fired : ndarray, uint8, (cell height, cell width, 3)
-        High-level features that spoke loudest, strongest first; 255 where none did, and in cells that are far from
-        interesting.
+        High-level features that fired, strongest first; 255 for none, and in cells of very low interest.
     macs : int
         Multiply-adds spent, halos included.
     failures : tuple of str
-        Why parts could not be read; they were seen as grey, or not at all where a whole block was lost.
+        Why parts could not be read; they were filled with grey, or left out if the whole block was unreadable.
     """
 
     interest: NDArray[np.float32]
@@ -59,16 +58,16 @@ class Scan:
 
     @classmethod
     def none(cls) -> Scan:
-        """No scan at all: empty maps."""
+        """No scan: maps of no cells."""
         return cls.empty((0, 0))
 
     @classmethod
     def empty(cls, cell_shape: tuple[int, int]) -> Scan:
-        """Nothing seen yet."""
+        """Maps of an image before the first block: no interest, no features."""
         return cls(np.zeros(cell_shape, np.float32), np.full((*cell_shape, FIRED), NO_FEATURE, np.uint8), 0)
 
     def enter(self, cell_corners: NDArray[np.int64], high: Tensor, logit: Tensor, level: CascadeStage) -> None:
-        """Write what equal blocks of cells show into the maps; what lies beyond these is left out.
+        """Write the answers for blocks of one shape into the maps; cells beyond the maps are left out.
 
         Parameters
         ----------
@@ -100,18 +99,18 @@ def look(
     *,
     inside: NDArray[np.bool_] | None = None,
 ) -> Scan:
-    """Scan the whole image with a model that knows what it seeks, level by level where the zoom has several.
+    """Scan an image with a fitted model, cascade stage by cascade stage.
 
     Parameters
     ----------
     image : Image
     model : Model
-        With firing rules; see `coarse2fine.steps.novelty` for one that learns from the image.
+        With firing rules; see `coarse2fine.steps.novelty` for models without.
     runtime : Runtime
     tick : callable, optional
-        Called with blocks done and blocks in all, of each level.
+        Called with blocks done and blocks in all, for each stage.
     inside : ndarray, bool, (cell height, cell width), optional
-        Blocks without any of these cells of the model are not looked at, and none but these more closely.
+        Cells to analyse: blocks without any are not scanned, and no other cells are passed on to the next stage.
     """
     seen = survey_level(image, model, runtime, model.levels[0], tick, inside=inside)
     for level, closer in pairwise(model.levels):
@@ -125,7 +124,7 @@ def look(
 
 
 def _any_of(cells: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
-    """Whether some of each rectangle of so many cells are true."""
+    """Whether any cell of each rectangle of `height` x `width` cells is true."""
     rows = np.logical_or.reduceat(cells, np.arange(0, cells.shape[0], height), axis=0)
     return np.logical_or.reduceat(rows, np.arange(0, cells.shape[1], width), axis=1)
 
@@ -139,7 +138,7 @@ def survey_level(
     *,
     inside: NDArray[np.bool_] | None = None,
 ) -> Scan:
-    """Look at the whole image with one level, whatever the others say.
+    """Scan the whole image with one cascade stage.
 
     Parameters
     ----------
@@ -162,13 +161,14 @@ def survey_level(
 
 
 def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: CascadeStage) -> Plan:
-    """Squares in cells of the next level, together all that a level wants to have looked at more closely.
+    """Squares that the next cascade stage has to scan, in its cells.
 
     Parameters
     ----------
     interest : ndarray, float32, (cell height, cell width)
-        Of the level's cells.
+        In cells of `level`.
     level, closer : CascadeStage
+        The stage that made the interest, and the next one.
     """
     ratio, spec = level.cell // closer.cell, closer.net.spec
     plan = choose(interest, 1, window_macs=lambda h, w: spec.macs(h * ratio, w * ratio), tau=level.tau, merged=_SQUARES)
@@ -179,7 +179,7 @@ def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: Cascad
 def _look_closer(
     image: Image, model: Model, runtime: Runtime, level: CascadeStage, plan: Plan, before: Scan, tick: Tick | None
 ) -> Scan:
-    """Look at the squares of a plan alone; elsewhere there is nothing of interest."""
+    """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = runtime.place(level.net), level.net.spec
     scan, macs, done = Scan.empty(level.cell_shape(image.shape[:2])), before.macs, 0
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
@@ -212,7 +212,7 @@ def features(
     level: CascadeStage | None = None,
     inside: NDArray[np.bool_] | None = None,
 ) -> Iterator[tuple[Box, Tensor, Tensor, int]]:
-    """High-level activations and answers of the base, or of another level, block by block.
+    """High-level activations and answers of the base, or of another cascade stage, block by block.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def features(
     tick : callable, optional
         Called with blocks done and blocks in all.
     failures : list of str, optional
-        Takes the reasons why parts of blocks could not be read; these are grey, and blocks of nothing else left out.
+        Takes the reasons why parts could not be read; they are grey, and blocks without any readable part left out.
     level : CascadeStage, optional
         By default the base's.
     inside : ndarray, bool, (cell height, cell width), optional
@@ -246,7 +246,7 @@ def features(
     net = runtime.place(level.net)
     spec = net.spec
     (height, width), grid = _blocks(model, level, image.shape[:2], inside)
-    # All blocks have one shape; what reaches beyond the image repeats its edge and is cropped from the answer.
+    # All blocks have one shape; beyond the image the reader repeats the edge, which is cropped from the answer.
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
     cost = spec.macs(height, width)
     seen = False
@@ -273,7 +273,7 @@ def features(
 
 
 def scan_macs(model: Model, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None = None) -> int:
-    """Multiply-adds that the first look at an image of so many pixels takes, halos included: the least of a scan."""
+    """Multiply-adds of the first cascade stage on an image, halos included: the least of a scan."""
     level = model.levels[0]
     (height, width), grid = _blocks(model, level, full_shape, inside)
     return len(grid) * level.net.spec.macs(height, width)
@@ -282,9 +282,9 @@ def scan_macs(model: Model, full_shape: tuple[int, int], inside: NDArray[np.bool
 def _blocks(
     model: Model, level: CascadeStage, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None
 ) -> tuple[tuple[int, int], list[Box]]:
-    """Shape of the blocks that are scanned at once, and those with cells inside, in cells of the level.
+    """Shape of the blocks, and the blocks with cells inside, in cells of the stage.
 
-    Of a part of the image that is scattered, smaller blocks take less; each is read by itself, which counts too.
+    Smaller blocks cost less if the part to analyse is scattered; the price counts the separate reads too.
     """
     cell_shape, spec = level.cell_shape(full_shape), level.net.spec
     if inside is None or inside.all():
@@ -308,7 +308,7 @@ def _blocks(
 
 
 def _block_shape(level: CascadeStage, cell_shape: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """Cells of a block of a plane that is scanned at once, of at most so many pixels a side."""
+    """Cells (height, width) of a block of at most about `pixels` pixels a side."""
     spec = level.net.spec
     height, width = (ceil_div(even(n, max(8, pixels // spec.stride)), spec.align) * spec.align for n in cell_shape)
     return height, width

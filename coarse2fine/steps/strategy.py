@@ -1,4 +1,4 @@
-"""How a model decides where to look closely: by a rule that was fitted, or by what is unusual in the image at hand."""
+"""Scan strategies: by a fitted firing rule, or by what is unusual in the image at hand."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class FittedScan:
     Attributes
     ----------
     default_share : float or None
-        Share of the exhaustive pass's multiply-adds that is spent without limits; None if a threshold decides.
+        Share of the exhaustive pass's multiply-adds that is spent if no limit is given; None if a threshold decides.
     needed : bool
-        Whether the refiner cannot do without the scan, even if every cell is refined.
+        Whether the refiner needs the scan even if every cell is refined.
     """
 
     default_share: float | None = None
@@ -47,12 +47,12 @@ class FittedScan:
         full_shape : tuple of int
             Height and width of the image in pixels.
         dense : Plan
-            Windows that together hold every cell to refine.
+            Windows that together cover every cell to refine.
         """
         return dense.macs(self._model.refiner_macs)
 
     def least_macs(self, full_shape: tuple[int, int], inside: NDArray[np.bool_], most_macs: int) -> int:  # noqa: ARG002
-        """Multiply-adds that the scan takes at least; parameters as in `scan`."""
+        """Least multiply-adds of the scan; parameters as in `scan`."""
         return scan_macs(self._model, full_shape, inside)
 
     def scan(
@@ -64,7 +64,7 @@ class FittedScan:
         most_macs: int,  # noqa: ARG002
         tick: Tick | None = None,
     ) -> tuple[Scan, Any]:
-        """Look at the whole image.
+        """Scan the whole image.
 
         Parameters
         ----------
@@ -73,9 +73,9 @@ class FittedScan:
         inside : ndarray, bool, (cell height, cell width)
             Cells to analyse.
         seed : int
-            Of what is chosen at random.
+            For random choices.
         most_macs : int
-            Multiply-adds for all that comes after the scan of the plane.
+            Multiply-adds left for everything after the scan of the plane.
         tick : callable, optional
             Called with blocks done and blocks in all.
 
@@ -83,13 +83,13 @@ class FittedScan:
         -------
         Scan
         learned : object
-            What the refiner has to know of the image; None if nothing.
+            Context that the refiner needs from the image; None if it needs none.
         """
         return look(image, self._model, runtime, tick, inside=inside), None
 
 
 class NoveltyScan(FittedScan):
-    """A scan that learns from the whole image what is usual there, see `coarse2fine.steps.novelty`."""
+    """Unsupervised scan, which learns from the image what is usual there; see `coarse2fine.steps.novelty`."""
 
     default_share = EXPLORE_BUDGET
     needed = True
@@ -113,5 +113,5 @@ class NoveltyScan(FittedScan):
 
 
 def strategy_of(model: Model) -> FittedScan:
-    """How a model scans."""
+    """The scan strategy of a model."""
     return NoveltyScan(model) if model.refiner.learns else FittedScan(model)

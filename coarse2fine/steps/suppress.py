@@ -1,4 +1,4 @@
-"""From refined cells to regions: one finding an object, no duplicate at a window's border, near-linear in number."""
+"""Suppression of duplicates and grouping of cells into areas, near-linear in the number of candidates."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from shapely import STRtree, box
 
 from coarse2fine.models.candidates import Candidates
 
-# Of two boxes of one class; of two classes; and of two classes, one wholly within the other: below that it is another
-# thing, above it is the same place under two names.
+# IoU above which two boxes are one object: of one class; of two classes; of two classes, one wholly within the other.
 _OVERLAP, _OVERLAP_OF_CLASSES, _OVERLAP_WITHIN = 0.3, 0.5, 0.8
 
 
 def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> Candidates:
-    """Greedy non-maximum suppression within each class: of two boxes of one object the better one stays.
+    """Greedy non-maximum suppression: from boxes of one object only the best remains.
 
     Two boxes of one class are taken for one object if their IoU exceeds 0.3, or if their centres are less than one fine
     cell apart and less than the side of the smaller (the root of its area): boxes smaller than a cell, read in
-    neighbouring cells, overlap little. Of two classes, they are one object if their IoU exceeds 0.5, or 0.8 if one lies
+    neighbouring cells, overlap little. Boxes of two classes are one object if their IoU exceeds 0.5, or 0.8 if one lies
     wholly within the other, so that a find within a larger one of another class stays. Overlapping pairs come from a
-    spatial index, so the work grows with the pairs, not with the square of the boxes.
+    spatial index, so the work grows with the number of overlapping pairs.
 
     Parameters
     ----------
     candidates : Candidates
-        In raster order; of equal scores the first wins.
+        In raster order; the first wins between equal scores.
     group : ndarray, int64, (n,), optional
-        Candidates of different groups leave each other alone.
+        Candidates of different groups do not suppress each other.
     """
     if len(candidates) < 2:
         return candidates
@@ -38,7 +37,7 @@ def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> 
     if group is not None:
         apart &= group[first] == group[second]
     first, second = first[apart], second[apart]
-    # Ties fall to the lower index, which is raster order, whatever order the windows came in.
+    # Ties go to the lower index, raster order, so the result does not depend on the order of the windows.
     count = len(candidates)
     rank = np.empty(count, np.int64)
     rank[np.lexsort((np.arange(count), -candidates.scores))] = np.arange(count)
@@ -63,8 +62,8 @@ def repeats(candidates: Candidates, known: Candidates) -> NDArray[np.bool_]:
 def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDArray[np.int64]:
     """Number of the area that each candidate belongs to.
 
-    Cells of one class belong together where they share an edge; with a `reach` of more than one, cells of any class
-    do that lie within so many rows and columns of each other.
+    With a `reach` of 1, cells of one class that share an edge form an area; with more, cells of any class at most
+    `reach` rows and columns apart do.
 
     Parameters
     ----------
@@ -92,7 +91,7 @@ def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDAr
 
 
 def _same(a: Candidates, b: Candidates) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of two tables of candidates that are likely to be of one object."""
+    """Pairs of rows of two tables of candidates that are likely to be of one object."""
     mine, others = (box(*each.boxes.astype(np.float64).T[[1, 0, 3, 2]]) for each in (a, b))
     first, second = STRtree(others).query(mine)
     same = _same_object(a.take(first), b.take(second))

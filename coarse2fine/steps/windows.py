@@ -1,4 +1,4 @@
-"""Equal windows at the local maxima of the expected number of finds, best first."""
+"""Search for windows: equal squares at the local maxima of the expected number of finds, best first."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def best_windows(
     tau : float
         Expected finds that a window must exceed.
     most : int, optional
-        Windows that are enough.
+        Most windows to return.
 
     Returns
     -------
     cell_corners : ndarray, int64, (n, 2)
     scores : ndarray, float32, (n,)
-        Expected finds; what better windows cover counts for them alone.
+        Expected finds, without the cells that windows of earlier rounds cover.
     """
     left = interest.astype(np.float32, copy=True)
     ripple = _ripple(left.shape)
@@ -49,7 +49,7 @@ def best_windows(
         for dy in range(side):
             for dx in range(side):
                 left[peaks[:, 0] + dy, peaks[:, 1] + dx] = 0
-        # What is left can only be worse than the best of this round; once enough windows beat that, stop.
+        # Later rounds find only lower scores: a window must beat the `most`-th best so far.
         if most is not None and found > most:
             floor = max(floor, float(np.partition(np.concatenate(scores), -most)[-most]))
     else:
@@ -64,7 +64,7 @@ def best_windows(
 
 
 def _ripple(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A slight fixed pattern, which repeats in rows: equal neighbours (flat areas) would else all be maxima."""
+    """A slight fixed pattern that breaks ties: otherwise all cells of a flat area would be maxima."""
     tile = 1 + 1e-4 * np.random.default_rng(0).random((min(251, shape[0]), min(257, shape[1])), np.float32)
     return np.tile(tile, (1, ceil_div(shape[1], tile.shape[1])))[:, : shape[1]]
 
@@ -72,9 +72,9 @@ def _ripple(shape: tuple[int, ...]) -> NDArray[np.float32]:
 def _peaks(
     left: NDArray[np.float32], ripple: NDArray[np.float32], side: int, floor: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """First cells of the windows that expect more than all near them and than a floor, in raster order; and how much.
+    """First cells and sums of the windows that are local maxima above a floor, in raster order.
 
-    Band by band: maps as large as the image's own would be fresh memory each time, which takes longer than the sums.
+    It works band by band: allocating maps as large as the image's takes longer than the sums.
     """
     height, width = (n - side + 1 for n in left.shape)
     kernel = np.ones((2 * side - 1, 2 * side - 1), np.uint8)
@@ -98,7 +98,7 @@ def _peaks(
 
 
 def _aligned(left: NDArray[np.float32], side: int, floor: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What is left, in windows on a grid: a long smooth slope has one local maximum a round, and would never end."""
+    """Remaining windows above a floor, on a grid: a long smooth slope yields only one local maximum a round."""
     height, width = left.shape
     ys, xs = (np.minimum(np.arange(0, n, side), n - side) for n in (height, width))
     sums = cv2.boxFilter(left, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
