@@ -1,1 +1,1 @@
-"""What answers a closer look at windows: the protocol of it, the built-in kinds, and others by name."""
+"""Refiners: their protocol, the built-in kinds, and a registry of others by name."""

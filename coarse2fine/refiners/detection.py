@@ -1,7 +1,7 @@
-"""The built-in refine net and its specialists, which learn from annotations what to find.
+"""Detection: the built-in refine net and its specialists, trained on annotations.
 
-Routing depends only on what a cell itself shows, so any windows give the same result. Unsure cells wait until a batch
-of them is full.
+Routing depends only on the cell's features, so any tiling gives the same result. Unsure cells wait in a queue until a
+batch is full.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from coarse2fine.refiners.protocol import ImageContext, RunningRefiner
 class DetectionRefiner(NetRefiner):
     """A net that gives a class and a box for each fine cell, see `coarse2fine.models.box_head`.
 
-    Specialists answer where it is unsure: groups where their features fire, and after them the tree.
+    Specialists correct its answer in unsure cells: first groups, if their features fire, then the tree.
     """
 
     kind: ClassVar[str] = "detect"
-    # Windows are chosen where there is something to be unsure of.
+    # Chosen windows hold more unsure cells than the average window.
     aside: ClassVar[float] = 3
 
     def start(self, context: ImageContext) -> RunningDetection:
@@ -51,7 +51,7 @@ class RunningDetection(RunningRefiner):
         self._net = context.runtime.place(refiner.net)
         self._groups = None if refiner.groups is None else refiner.groups.runner(context.runtime)
         self._queue = None if refiner.tree is None else refiner.tree.runner(context.runtime, weakly(self._settle))
-        # By key: the cell, and the net's own answer to it.
+        # By key: the cell, and the net's own answer.
         self._waiting: dict[int, tuple[tuple[int, int], Tensor]] = {}
         self._settled: list[Candidates] = []
         self._returned = Candidates.empty()
@@ -60,7 +60,7 @@ class RunningDetection(RunningRefiner):
 
     @property
     def macs_spent(self) -> int:
-        """Multiply-adds of the net, specialists and routing up to now."""
+        """Multiply-adds of net, specialists and routing up to now."""
         return self._macs + sum(each.macs_spent for each in (self._groups, self._queue) if each is not None)
 
     @torch.inference_mode()
@@ -69,8 +69,8 @@ class RunningDetection(RunningRefiner):
     ) -> Candidates:
         """Refine windows of one shape; see `RunningRefiner`.
 
-        Rations, (n, 2), are cells of each window that groups and the tree may be asked about; the others keep the net's
-        own answer.
+        Rations, (n, 2), are the most cells of each window that groups and the tree may run on; other cells keep the
+        net's own answer.
         """
         x = self._context.normalise(pixels)
         if self._groups is None and self._queue is None:
@@ -87,18 +87,18 @@ class RunningDetection(RunningRefiner):
         if self._queue is not None:
             assert self._refiner.tree is not None
             unsure = self._refiner.tree.gate.unsure(classes) & inside
-            self._ask(x, features, out, corners, _within(unsure, rations, 1))
+            self._enqueue(x, features, out, corners, _within(unsure, rations, 1))
         self._settled.append(self._read(out, corners))
         return self._taken()
 
     def flush(self) -> Candidates:
-        """Ask the specialists for all that waits."""
+        """Run the specialists on all waiting cells."""
         if self._queue is not None:
             self._queue.flush()
         return self._taken()
 
     def abandon(self) -> Candidates:
-        """What waits, by the net's own answer, and what was returned last: an interruption may have lost both."""
+        """Waiting cells with the net's own answer, and what was returned last: an interruption may have lost both."""
         if self._waiting:
             cells, outs = zip(*self._waiting.values(), strict=True)
             self._waiting = {}
@@ -106,10 +106,10 @@ class RunningDetection(RunningRefiner):
         return Candidates.concatenate([self._returned, self._taken()])
 
     def rations(self, fine_sides: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """Cells of each window that groups and the tree may be asked about, (n, 2), for what is set aside.
+        """Most cells of each window, (n, 2), that groups and the tree may run on within the multiply-adds set aside.
 
-        Each window has its own part, and what a part leaves of a whole cell goes to the next of the plan: the answer
-        is then the same in whatever order the windows are read.
+        Each window has its own share, and fractions of a cell carry over to the next window of the plan, so the answer
+        does not depend on the order in which windows are read.
         """
         cells = fine_sides.prod(axis=1)
         dearest = (
@@ -137,8 +137,10 @@ class RunningDetection(RunningRefiner):
         ]
         return (inside[0][:, :, None] & inside[1][:, None]).to(out.device)
 
-    def _ask(self, x: Tensor, features: list[Tensor], out: Tensor, corners: NDArray[np.int64], wanted: Tensor) -> None:
-        """Send cells on their way, and take them out of the answer."""
+    def _enqueue(
+        self, x: Tensor, features: list[Tensor], out: Tensor, corners: NDArray[np.int64], wanted: Tensor
+    ) -> None:
+        """Put cells in the tree's queue, and take them out of the net's answer."""
         assert self._refiner.tree is not None
         assert self._queue is not None
         n, top, left = torch.nonzero(wanted, as_tuple=True)
@@ -156,7 +158,7 @@ class RunningDetection(RunningRefiner):
         self._queue.put(keys, sources, rows, own[:, :-BOX_CHANNELS])
 
     def _settle(self, done: Answered) -> None:
-        """Read cells that come back."""
+        """Read the tree's answers to cells."""
         keys = done.keys.tolist()
         cells, outs = zip(*(self._waiting[key] for key in keys), strict=True)
         whole = torch.cat([done.answers, torch.stack(outs)[:, -BOX_CHANNELS:]], dim=1)
@@ -164,7 +166,7 @@ class RunningDetection(RunningRefiner):
         node = dict(zip(cells, done.nodes.tolist(), strict=True))
         nodes = np.array([node[y, x] for y, x in found.cells.tolist()], np.int32)
         self._settled.append(replace(found, nodes=nodes))
-        # Only now: Ctrl-C may come at any time.
+        # Removed last: Ctrl-C may come at any time.
         for key in keys:
             del self._waiting[key]
 
@@ -175,7 +177,7 @@ class RunningDetection(RunningRefiner):
 
 
 def _within(wanted: Tensor, rations: NDArray[np.int64] | None, column: int) -> Tensor:
-    """The first of those wanted in each window, as many as its ration has."""
+    """The first wanted cells of each window, in raster order, within its ration."""
     if rations is None:
         return wanted
     most = torch.from_numpy(rations[:, column, None]).to(wanted.device)

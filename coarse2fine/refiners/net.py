@@ -1,4 +1,4 @@
-"""What the built-in refiners have in common: a net of convolutions, and specialists for some of its cells."""
+"""Base of the built-in refiners: a convolutional net, with specialists for some of its cells."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PREFIX = "refiner."
 
 @dataclass(frozen=True)
 class NetRefiner(Refiner):
-    """A net of convolutions that refines.
+    """A convolutional net that refines.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class NetRefiner(Refiner):
     groups: SpecialistGroups | None = None
 
     aside: ClassVar[float] = 1
-    """How many times the multiply-adds expected of specialists a plan leaves room for."""
+    """Factor on the expected multiply-adds of specialists that a plan leaves room for."""
 
     @property
     def channels(self) -> int:  # type: ignore[override]
@@ -59,30 +59,30 @@ class NetRefiner(Refiner):
 
     @property
     def specialists(self) -> tuple[SpecialistGroups | SpecialistTree, ...]:  # type: ignore[override]
-        """All there are."""
+        """The groups and the tree, if present."""
         return tuple(each for each in (self.groups, self.tree) if each is not None)
 
     @property
     def macs_per_cell(self) -> float:
-        """Multiply-adds of the net for a fine cell of an endless window: no halo at all."""
+        """Multiply-adds of the net for a fine cell, without halo."""
         return self.net.spec.macs_per_cell
 
     def macs(self, height: int, width: int) -> int:
         return self.net.spec.macs(height, width)
 
     def expected_macs(self, height: int, width: int) -> int:
-        """Multiply-adds of one window: halo, and what specialists may take."""
+        """Multiply-adds of one window, with its halo and the multiply-adds set aside for specialists."""
         aside = sum(self.aside * each.macs_per_cell for each in self.specialists)
         return self.macs(height, width) + round(aside * height * width)
 
     def macs_per_second(self, context: ImageContext) -> float:
-        """Speed of the net alone, measured here."""
+        """Speed of the net alone, measured on this machine."""
         net, runtime = context.runtime.place(self.net), context.runtime
         side = self.net.spec.input_size(TIMED_SIDE)
         window = torch.zeros((1, self.channels, side, side), device=runtime.device, dtype=runtime.dtype)
         macs, start = 0, 0.0
         with torch.inference_mode():
-            net(window)  # the first call also plans
+            net(window)  # warm-up: the first call is slower
             start = time.perf_counter()
             while time.perf_counter() - start < TIMED_SECONDS:
                 net(window)[0, 0, 0, 0].item()
@@ -114,7 +114,7 @@ class NetRefiner(Refiner):
 
     @classmethod
     def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], base: Base, **more: Any) -> Self:
-        """Build from what a model file holds; without weights of its own the net is the base.
+        """Build from the arrays and the description in a model file; without weights of its own the net is the base.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class NetRefiner(Refiner):
         text : mapping
         base : Base
         **more
-            Parts that a kind has beside those of all.
+            Further fields of the subclass.
         """
         net = base
         if own := under(arrays, _PREFIX):

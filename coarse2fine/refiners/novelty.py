@@ -1,7 +1,7 @@
-"""The encoder of an autoencoder as a refiner: what is rare in the image at hand, by what a sample of it shows.
+"""Novelty: the encoder of an autoencoder as a refiner that finds what is rare compared with a sample of the image.
 
-Fine cells are measured by their codes; or, in a model with kinds of its own, by how well columns paint them, see
-`coarse2fine.specialists.kinds`, and are rare within their kind.
+Fine cells are measured by their codes. In a model with kinds of its own they are measured by how well columns
+reconstruct them, and are rare within their kind; see `coarse2fine.specialists.kinds`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from coarse2fine.specialists.tree import SpecialistTree
 
 KINDS = 8
 LABELS = tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS))
-"""Of a model whose kinds are those of each image."""
-_DECODER = "painter"
-# Surprises are compared in steps: a sampled cell that is refined too, in a window of another shape, is rounded
-# otherwise in its last bits, and must not by that alone surpass itself.
+"""Labels of a model whose kinds are learned from each image."""
+_DECODER = "painter"  # name in model files
+# Surprises are compared in steps of 1/1024: the last bits of a cell's surprise differ between windows of other shapes,
+# and a sampled cell that is refined too must not rank above itself.
 _STEPS = 1024
 
 
@@ -41,7 +41,7 @@ class NoveltyModel:
     Parameters
     ----------
     mixture : Mixture
-        Kinds of fine codes; of a model with kinds of its own, of what it measures.
+        Kinds of fine codes; in a model with kinds of its own, of its measures.
     sample : Tensor, float32, (n,)
         Surprises of a random sample of fine codes, increasing.
     """
@@ -52,12 +52,12 @@ class NoveltyModel:
 
 @dataclass(frozen=True)
 class NoveltyRefiner(NetRefiner):
-    """An encoder whose codes are rare or usual.
+    """An encoder whose codes are ranked by rarity.
 
     Parameters
     ----------
     decoder : ndarray, float32, (d + 1, p), optional
-        What the code paints before the tree or the groups do; given with one of them.
+        Linear reconstruction from the code, which the tree or the groups improve; given with one of them.
     """
 
     decoder: NDArray[np.float32] | None = None
@@ -70,11 +70,11 @@ class NoveltyRefiner(NetRefiner):
 
     def __post_init__(self) -> None:
         if (self.decoder is None) != (self.columns is None):
-            raise ValueError("expected columns and what the code alone paints, or neither")
+            raise ValueError("expected columns and a decoder, or neither")
 
     @property
     def columns(self) -> SpecialistTree | SpecialistGroups | None:
-        """What paints cells of each kind."""
+        """Specialists that reconstruct the cells of each kind."""
         return self.groups if self.tree is None else self.tree
 
     def start(self, context: ImageContext) -> RunningNovelty:
@@ -91,12 +91,12 @@ class NoveltyRefiner(NetRefiner):
         return super().load(arrays, text, base, decoder=decoder, **more)
 
     def learn(self, measures: NDArray[np.float32], seed: int) -> NoveltyModel:
-        """What is usual among the fine cells of a sample.
+        """Model of the usual fine cells, from a sample.
 
         Parameters
         ----------
         measures : ndarray, float32, (m, f * f, k)
-            What `Measuring` gave.
+            From `Measuring`.
         seed : int
         """
         rows = measures.reshape(-1, measures.shape[-1])
@@ -111,7 +111,7 @@ class NoveltyRefiner(NetRefiner):
 
 
 class Measuring:
-    """The encoder, and the columns if there are any, at work.
+    """The encoder, with the columns if there are any, ready to run.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class Measuring:
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """Codes of all fine cells of a batch, and what is measured of them.
+        """Codes and measures of all fine cells of a batch.
 
         Parameters
         ----------
@@ -147,7 +147,7 @@ class Measuring:
         -------
         codes : Tensor, float, (n, d, height, width)
         measures : Tensor, float, (n, k, height, width)
-            The same; or what columns measure, and behind it the number of the kind.
+            The codes; or the measures of columns, and last the number of the kind.
         """
         x = self._normalise(pixels)
         if self._kinds is None:
@@ -161,13 +161,13 @@ class Measuring:
 
 
 class RunningNovelty(RunningRefiner):
-    """The encoder and what it knows of the image, ready to run.
+    """The encoder with the novelty model of the image, ready to run.
 
     Parameters
     ----------
     refiner : NoveltyRefiner
     context : ImageContext
-        With a `NoveltyModel` that was learned.
+        With a `NoveltyModel` as `learned`.
     """
 
     def __init__(self, refiner: NoveltyRefiner, context: ImageContext) -> None:
@@ -196,28 +196,28 @@ def _stepped(surprise: Tensor) -> Tensor:
     return torch.round(surprise * _STEPS) / _STEPS
 
 
-def read_novelties(out: Tensor, corners: NDArray[np.int64], odd: NoveltyModel, floor: float) -> Candidates:
+def read_novelties(out: Tensor, corners: NDArray[np.int64], novelty: NoveltyModel, floor: float) -> Candidates:
     """Cells of a batch of windows that are rarer than the share `floor` of the image's own sample.
 
     Parameters
     ----------
     out : Tensor, float, (n, d, h, w)
-        Fine codes; or what columns measure, and behind it the number of the kind.
+        Fine codes; or the measures of columns, and last the number of the kind.
     corners : ndarray, int64, (n, 2)
         Fine-grid index of each window's first cell.
-    odd : NoveltyModel
+    novelty : NoveltyModel
     floor : float
-        Least score, the share of the sample that is less surprising.
+        Least score, which is the share of the sample with a lower surprise.
     """
     n, d, h, w = out.shape
     cells_of = out.permute(0, 2, 3, 1).reshape(-1, d)
-    if d == odd.mixture.means.shape[1]:
-        surprise, kind = odd.mixture.surprise(cells_of)
+    if d == novelty.mixture.means.shape[1]:
+        surprise, kind = novelty.mixture.surprise(cells_of)
     else:
         kind = cells_of[:, -1].long()
-        surprise = odd.mixture.within(cells_of[:, :-1], kind)
-    rank = torch.searchsorted(odd.sample.to(out.device), _stepped(surprise))
-    scores = (rank / (len(odd.sample) + 1)).reshape(n, h, w)
+        surprise = novelty.mixture.within(cells_of[:, :-1], kind)
+    rank = torch.searchsorted(novelty.sample.to(out.device), _stepped(surprise))
+    scores = (rank / (len(novelty.sample) + 1)).reshape(n, h, w)
     row, y, x = torch.nonzero(scores >= floor, as_tuple=True)
     rows = row.cpu().numpy()
     cells = np.stack([corners[rows, 0] + y.cpu().numpy(), corners[rows, 1] + x.cpu().numpy()], axis=1).astype(np.int32)

@@ -1,7 +1,7 @@
-"""What a refiner is: the part of a model that answers a closer look at windows of an image.
+"""Protocol of refiners: the part of a model that runs on the chosen windows at full resolution.
 
-Windows are squares and rectangles of cells of the scan, anywhere in the image. A refiner divides them into fine cells,
-reads each window with a halo in a plane of its own, and tells in which fine cells it found something.
+Windows are rectangles of cells of the scan, anywhere in the image. A refiner divides them into fine cells, reads each
+window with a halo at a resolution of its own, and returns the fine cells in which it found something.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 
 TIMED_SIDE, TIMED_SECONDS = 32, 0.3
-"""Fine cells along a side of the window on which a refiner's speed is measured, and for how long."""
+"""Side, in fine cells, of the window on which a refiner's speed is measured; and seconds that this takes."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,20 @@ class Label:
 
 @dataclass(frozen=True)
 class ImageContext:
-    """What a refiner is told of an image before its first window.
+    """Facts of an image that a refiner gets before its first window.
 
     Parameters
     ----------
     runtime : Runtime
         Device and number format.
     normalise : callable
-        From uint8 pixels (n, h, w, c) to what the model's own nets read: a tensor (n, c, h, w) on the device.
+        From uint8 pixels (n, h, w, c) to the input of the model's nets: a tensor (n, c, h, w) on the device.
     fine_shape : tuple of int
-        Fine cells of the image, (height, width). Windows may reach beyond; candidates there are left out.
+        Fine cells of the image, (height, width). Windows may reach beyond; candidates there are dropped.
     floor : float
         Least score of a candidate.
     learned : object
-        What the scan learned from this image, for refiners that learn; None for the others.
+        Model of the image from the scan, for refiners that learn; None for others.
     """
 
     runtime: Runtime
@@ -73,26 +73,26 @@ class RunningRefiner(Protocol):
     def __call__(
         self, pixels: NDArray[np.uint8], corners: NDArray[np.int64], rations: NDArray[np.int64] | None = None
     ) -> Candidates:
-        """Look at windows of one shape. A window's answer must not depend on the others in its batch.
+        """Refine windows of one shape. A window's answer must not depend on the others in its batch.
 
         Parameters
         ----------
         pixels : ndarray, uint8, (n, h, w, channels)
-            With the halo, in the refiner's plane. The image's edge is repeated beyond its borders.
+            With the halo, at the refiner's resolution. The image's edge is repeated beyond its borders.
         corners : ndarray, int64, (n, 2)
             Fine-grid index (y, x) of each window's first fine cell.
         rations : ndarray, int64, (n, k), optional
-            Rows of what `rations` gave; by default nothing is rationed.
+            These windows' rows from `rations`; without them, spending has no limit.
 
         Returns
         -------
         Candidates
-            Of these windows and those before, as far as they are settled; in fine cells of the image.
+            Those settled since the last call, of these windows and earlier ones, in fine cells of the image.
         """
         ...
 
     def rations(self, fine_sides: NDArray[np.int64]) -> NDArray[np.int64] | None:  # noqa: ARG002
-        """How much each window of a plan may spend, so that the plan costs no more than `Refiner.expected_macs`.
+        """Limits for each window of a plan, so that the plan costs no more than `Refiner.expected_macs`.
 
         Parameters
         ----------
@@ -102,30 +102,30 @@ class RunningRefiner(Protocol):
         Returns
         -------
         ndarray, int64, (n, k), or None
-            Passed on to the calls, row by row; None if windows always take what is expected.
+            Passed to the calls, row by row; None if windows always cost what is expected.
         """
         return None
 
     def flush(self) -> Candidates:
-        """What is not settled yet, after the last window."""
+        """Settle and return the remaining candidates, after the last window."""
         return Candidates.empty()
 
     def abandon(self) -> Candidates:
-        """The same at once after an interruption, with what was returned last, which may have been lost."""
+        """Return the remaining candidates at once after an interruption, and the last ones, which may be lost."""
         return Candidates.empty()
 
 
 class Refiner(Protocol):
-    """What answers a closer look; to be subclassed, so that a kind states only what it has of its own.
+    """Part of a model that runs on windows at full resolution; a kind subclasses it and overrides the defaults.
 
     Attributes
     ----------
     kind : str
         Name of the kind in model files, see `coarse2fine.register_refiner`.
     labels : tuple of Label
-        Classes of what it finds; `Candidates.labels` are indices into them.
+        Classes of finds; `Candidates.labels` are indices into them.
     channels : int
-        Of the pixels it is given: 1 (grey) or 3 (RGB).
+        Channels of its input pixels: 1 (grey) or 3 (RGB).
     downsample : int
         Full-resolution pixels per pixel of the plane that it reads.
     stride : int
@@ -133,13 +133,14 @@ class Refiner(Protocol):
     margin : int
         Halo on every side of a window, in pixels of the plane.
     reach : int
-        Cells of areas that are found at most so many cells apart are one area; only those of one label if it is 1.
+        Largest distance, in fine cells, at which cells of areas are joined to one area; 1 joins only cells of one
+        label that share an edge.
     named : bool
         Whether labels are names; if not, results describe them from the image.
     learns : bool
-        Whether it has to learn from each image what is usual there, and so has no finds that could be missed.
+        Whether it learns from each image what is usual there. Recall is then undefined.
     specialists : sequence of SpecialistTree or SpecialistGroups
-        Small nets that answer certain cells in its place.
+        Small nets that run on certain cells.
     """
 
     kind: ClassVar[str]
@@ -154,7 +155,7 @@ class Refiner(Protocol):
     specialists: Sequence[SpecialistTree | SpecialistGroups] = ()
 
     def macs(self, height: int, width: int) -> int:
-        """Multiply-adds of one window of so many fine cells, halo included."""
+        """Multiply-adds of one window of `height` x `width` fine cells, halo included."""
         ...
 
     def start(self, context: ImageContext) -> RunningRefiner:
@@ -162,41 +163,41 @@ class Refiner(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What a model file says of it, as JSON values; the names that `Model.save` writes itself are taken."""
+        """Description for model files, as JSON values, without the names that `Model.save` writes itself."""
         ...
 
     def arrays(self, base: Base) -> dict[str, NDArray[Any]]:  # noqa: ARG002
-        """Its numbers by name, each beginning with ``"refiner."``; weights of the base are in the file already."""
+        """Arrays for model files; names begin with ``"refiner."``. Weights of the base are already in the file."""
         return {}
 
     def expected_macs(self, height: int, width: int) -> int:
-        """Multiply-adds of one window with what is expected beside `macs`: the price by which windows are chosen."""
+        """Multiply-adds by which windows are chosen: `macs` and the expected cost of specialists or the like."""
         return self.macs(height, width)
 
     @property
     def macs_per_cell(self) -> float:
-        """Multiply-adds for a fine cell of a large window."""
+        """Multiply-adds per fine cell of a large window."""
         return self.macs(TIMED_SIDE, TIMED_SIDE) / TIMED_SIDE**2
 
     def macs_per_second(self, context: ImageContext) -> float:
-        """Speed, measured here on windows of `TIMED_SIDE` fine cells."""
+        """Speed, measured on this machine with windows of `TIMED_SIDE` fine cells a side."""
         running = self.start(context)
         side = TIMED_SIDE * self.stride + 2 * self.margin
         pixels, corner = np.zeros((1, side, side, self.channels), np.uint8), np.zeros((1, 2), np.int64)
-        running(pixels, corner)  # the first call also plans
+        running(pixels, corner)  # warm-up: the first call is slower
         before, start = running.macs_spent, time.perf_counter()
         while time.perf_counter() - start < TIMED_SECONDS:
             running(pixels, corner)
         return (running.macs_spent - before) / (time.perf_counter() - start)
 
     def details(self) -> list[str]:
-        """Lines that a printed model says of it."""
+        """Lines on the refiner in a printed model."""
         return []
 
     def route(self, node: int) -> tuple[int, ...]:  # noqa: ARG002
-        """Nodes of a tree of specialists on the way to a candidate's node."""
+        """Path through the tree of specialists to a candidate's node."""
         return ()
 
 
 Load = Callable[[Mapping[str, NDArray[Any]], Mapping[str, Any], Base], Refiner]
-"""From the arrays and the description in a model file, and the model's base, to a refiner."""
+"""Function that makes a refiner of the arrays and the description in a model file, and the model's base."""

@@ -1,4 +1,4 @@
-"""Kinds of refiners by name, as model files call them."""
+"""Registry of refiners by the name of their kind in model files."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _KINDS: Registry[Load] = Registry("coarse2fine.refiners")
 
 
 def register_refiner(kind: str, load: Load) -> None:
-    """Let model files hold refiners of another kind.
+    """Register another kind of refiner for model files.
 
     Parameters
     ----------
     kind : str
-        The `kind` of such refiners, see `coarse2fine.refiners.protocol.Refiner`.
+        Its `kind`, see `coarse2fine.refiners.protocol.Refiner`.
     load : callable
-        From the arrays (mapping of str to ndarray) and the description (mapping of JSON values) in a model file, and
-        the model's base, to the refiner: undoes its `arrays` and `describe`. Model files come from strangers: nothing
-        in them must be executed.
+        Takes the arrays (mapping of str to ndarray) and the description (mapping of JSON values) in a model file, and
+        the model's base; returns the refiner. It is the inverse of `arrays` and `describe`. Model files are untrusted:
+        nothing in them may be executed.
 
     Notes
     -----
-    A package registers without being imported through an entry point of the group ``coarse2fine.refiners``: its name
-    is the kind, and its value a module that calls this function.
+    A package that its user does not import registers through an entry point of the group ``coarse2fine.refiners``: the
+    entry point's name is the kind, its value a module that calls this function.
     """
     _KINDS.register(kind, load)
 
@@ -35,12 +35,12 @@ register_refiner(NoveltyRefiner.kind, NoveltyRefiner.load)
 
 
 def find_refiner(kind: str) -> Load:
-    """What loads refiners of a kind.
+    """The function that loads refiners of a kind.
 
     Raises
     ------
     ValueError
-        If no package here has that kind.
+        If no installed package has that kind.
     """
     load = _KINDS.find(kind)
     if load is None:
