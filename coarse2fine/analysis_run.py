@@ -1,4 +1,4 @@
-"""One analysis, step by step: what each step of the story may spend, and what it spends it on."""
+"""Steps of one analysis: what each may spend, and on which windows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from coarse2fine.steps.strategy import strategy_of
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.stats import ReadStats
 
-# Sides of windows that are tried within a number of cells, if the model's own cost more than may be spent.
+# Sides of windows, in cells, tried with a limit on cells if the model's own windows cost more than may be spent.
 _LARGER = (4, 8, 16, 32)
 
 
@@ -46,8 +46,8 @@ class AnalysisRun:
     image : Image
     model : Model
     config : Config
-    kept : Checkpoint
-        What is there of an earlier run.
+    checkpoint : Checkpoint
+        Partial results, which are not computed again.
     mask : path or ndarray, bool, (h, w), optional
 
     Attributes
@@ -62,9 +62,9 @@ class AnalysisRun:
     """
 
     def __init__(
-        self, image: Image, model: Model, config: Config, kept: Checkpoint, mask: MaskSource | None = None
+        self, image: Image, model: Model, config: Config, checkpoint: Checkpoint, mask: MaskSource | None = None
     ) -> None:
-        self._image, self._model, self._config, self._kept = image, model, config, kept
+        self._image, self._model, self._config, self._checkpoint = image, model, config, checkpoint
         self._deadline = None if config.seconds is None else time.perf_counter() + config.seconds
         self.runtime = Runtime.choose(config.device, config.precision)
         self.threshold = model.threshold if config.threshold is None else config.threshold
@@ -76,7 +76,7 @@ class AnalysisRun:
         self.pilot = Pilot.none(self.cell_shape)
         self._whole = config.exhaustive or self._may_refine_all()
         self.sample = self._checked_sample()
-        self.asked = bool(self.sample or config.recall)
+        self.audits = bool(self.sample or config.recall)
 
     def _checked_sample(self) -> float:
         """Share of the exhaustive pass's multiply-adds for a random sample."""
@@ -91,7 +91,7 @@ class AnalysisRun:
         return 0.0
 
     def _may_refine_all(self) -> bool:
-        """Whether a number of cells, and no other limit, is given that leaves out none."""
+        """Whether the only limit is a number of cells that allows for all."""
         cells = self._config.cells
         if cells is None or cells < self.inside.sum() or self._strategy.needed:
             return False
@@ -99,29 +99,29 @@ class AnalysisRun:
         return rest.exhaustive or not rest.limited
 
     def look(self, tick: Tick | None) -> tuple[Scan, Any]:
-        """The scan, and what the refiner has to know of the image."""
+        """The scan, and the context that the refiner learns from the image, or None."""
         strategy = self._strategy
-        if not strategy.needed and (self._whole or self._scan_is_dear() or not self._pays()):
-            # Every cell is refined anyway: a scan would only cost.
+        if not strategy.needed and (self._whole or self._scan_exceeds_all() or not self._pays()):
+            # Every cell is refined anyway, so a scan would save nothing.
             self._whole = True
             return Scan.none(), None
         most = self._most_after_scan()
         self._check_pays(strategy.least_macs(self._image.shape[:2], self.inside, most))
-        scan, learned = self._kept.scan_or_load(
+        scan, learned = self._checkpoint.scan_or_load(
             lambda: strategy.scan(self._image, self.runtime, self.inside, self._config.seed, most, tick)
         )
         return self._masked(scan), learned
 
     def _most_after_scan(self) -> int:
-        """Multiply-adds for all that comes after the scan of the plane."""
+        """Multiply-adds left for everything after the scan of the plane."""
         most = self._dense().macs(self._model.window_macs)
         if self._config.budget is None:
             return most
         left = int(self._config.budget * self.exhaustive_macs) - scan_macs(self._model, self._image.shape[:2])
         return min(most, left)
 
-    def _scan_is_dear(self) -> bool:
-        """Whether the scan alone would take more than the exhaustive pass, which no limit forbids."""
+    def _scan_exceeds_all(self) -> bool:
+        """Whether the scan alone would cost more than the exhaustive pass, and no limit excludes that pass."""
         config = self._config
         default = config.budget is None and config.cells is None and config.recall is None
         return default and scan_macs(self._model, self._image.shape[:2], self.inside) > self.exhaustive_macs
@@ -138,11 +138,11 @@ class AnalysisRun:
         return self._config.recall is not None and not self._config.limited and not self._whole
 
     def _pays(self) -> bool:
-        """Whether a scan pays: always, but for a recall for which refining everything seems to cost less."""
+        """Whether a scan pays: always, except if refining everything seems cheaper for certifying a recall."""
         config, macs = self._config, self._dense().macs(self._model.window_macs)
         if config.recall is None or not self._prices_first:
             return True
-        bare = self._standing(
+        bare = self._audit_state(
             np.zeros(self.cell_shape, np.float32),
             ~self.inside,
             Candidates.empty(),
@@ -152,19 +152,19 @@ class AnalysisRun:
         self.pilot = pilot or self.pilot
         return scan_pays(pilot, scan_macs(self._model, self._image.shape[:2], self.inside), macs)
 
-    def _standing(
+    def _audit_state(
         self,
         interest: NDArray[np.float32],
         covered: NDArray[np.bool_],
         candidates: Candidates,
         refine: Callable[[Plan], Refinement],
     ) -> AuditState:
-        """What is known, a pilot included."""
+        """State of the audit, including the pilot's finds."""
         at = AuditState(self._model, interest, covered, candidates, self.threshold, refine, self._config.cap)
         return at.with_more(self.pilot.candidates, self.pilot.covered) if self.pilot.macs else at
 
     def choose(self, scan: Scan) -> Plan:
-        """Where to look again."""
+        """The windows to refine."""
         plan = self._choose(scan)
         return plan if self.inside.all() else plan.take(plan.touching(self.inside))
 
@@ -185,58 +185,58 @@ class AnalysisRun:
         left = self._left(scan)
         if config.recall is None:
             return chosen(budget_macs=left)
-        # A certification needs an audit too; it begins with further windows, if these make both together cheaper.
+        # The other half is for the audit, which itself begins with further windows if that makes the whole cheaper.
         return chosen(budget_macs=left // 2, tau=model.tau)
 
     def _left(self, scan: Scan) -> int:
-        """Multiply-adds for windows."""
+        """Multiply-adds left for windows."""
         share, usual = self._config.budget, self._strategy.default_share
         if share is None and usual is None:
             return int(MOST_OVER * self._dense().macs(self._model.window_macs)) - scan.macs
         self._check_pays(scan.macs, self.sample)
         left = int(((share or usual or 0) - self.sample) * self.exhaustive_macs) - scan.macs
-        # In a small image the scan and its sample may cost all that; half of it is for a closer look all the same.
+        # In a small image the scan and its sample may use up the default share; half of it is for windows all the same.
         return left if share is not None else max(left, int((usual or 0) / 2 * self.exhaustive_macs))
 
     def _few(self, scan: Scan, cells: int) -> Plan:
-        """Within a number of cells the smallest windows; if they cost too much, of any size those that promise most."""
+        """The smallest windows within `cells`; if they cost too much, those of the size that covers most interest."""
         window, macs, left = self._model.window, self._model.window_macs, self._left(scan)
         plan = choose(scan.interest, window, window_macs=macs, budget_cells=cells)
         if not len(plan) or plan.macs(macs) <= left:
             return plan
         if self._config.budget is None:
-            left = max(left, int(plan.costs(macs)[0]))  # a scan is there to be followed by a closer look
+            left = max(left, int(plan.costs(macs)[0]))  # at least one window after a scan
         sides = (window, *(side for side in _LARGER if side > window and side**2 <= cells))
         plans = [choose(scan.interest, s, window_macs=macs, budget_macs=left, budget_cells=cells) for s in sides]
         return max(plans, key=lambda each: float(scan.interest[each.covered()].sum()))
 
     def _cheapest(self, plan: Plan) -> Plan:
-        """A plan, or the exhaustive pass if that costs less than the plan and the sample of what it leaves out."""
+        """The plan, or the exhaustive pass if that costs less than the plan and its audit."""
         dense = self._dense()
         macs = plan.macs(self._model.window_macs) + self.sample * self.exhaustive_macs
         return plan if macs < dense.macs(self._model.window_macs) else dense
 
     def refine(self, plan: Plan, learned: Any, tick: Tick | None = None) -> Refinement:
-        """The closer look; in pieces that are kept, unless time may cut it short."""
+        """Refine a plan: in pieces that the checkpoint stores, or without it if there is a deadline."""
         closely = self._closely(learned)
         if self._deadline is not None:
             fine = closely(plan, tick=tick, deadline=self._deadline)
         else:
-            fine = refine_in_pieces(plan, self._model, self._kept, closely, tick)
+            fine = refine_in_pieces(plan, self._model, self._checkpoint, closely, tick)
         if self.inside.all():
             return fine
         y, x = fine.candidates.cells.T // self._model.geometry.fine
         return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
 
     def _refine_more(self, plan: Plan, learned: Any, tick: Tick | None) -> Refinement:
-        """A closer look that nobody planned: none if time is over."""
+        """Refine further windows for an audit: none after the deadline."""
         if self._deadline is not None and time.perf_counter() >= self._deadline:
             return Refinement(Candidates.empty(), np.zeros(0, np.intp), 0, (), late=True)
         return self.refine(plan, learned, tick)
 
     def refine_piece(self, plan: Plan, learned: Any) -> Refinement:
-        """One piece of it."""
-        return self._kept.refine_or_load(plan, self._closely(learned))
+        """Refine one piece of a plan, or load it from the checkpoint."""
+        return self._checkpoint.refine_or_load(plan, self._closely(learned))
 
     def _closely(self, learned: Any) -> Callable[..., Refinement]:
         return partial(
@@ -251,33 +251,33 @@ class AnalysisRun:
         )
 
     def audit(self, scan: Scan, plan: Plan, fine: Refinement, learned: Any, tick: Tick | None = None) -> Audited:
-        """What is certified or sampled after a scan and a closer look; neither if work was cut short before."""
+        """Certify or sample after scan and refinement; neither if the refinement was cut short."""
         interest = scan.interest if scan.interest.size else np.zeros(self.cell_shape, np.float32)
         again = partial(self._refine_more, learned=learned, tick=tick)
         covered = plan.take(fine.done).covered() | ~self.inside
-        standing = self._standing(interest, covered, fine.candidates, again)
+        state = self._audit_state(interest, covered, fine.candidates, again)
         config = self._config
         if config.recall is not None and not fine.cut:
             most = MOST_OVER * self._dense().macs(self._model.window_macs)
             share = math.inf if config.budget is None else config.budget * self.exhaustive_macs
             left = int(min(most, share)) - scan.macs - fine.macs - self.pilot.macs
-            return certify(standing, config.recall, confidence=config.confidence, seed=config.seed, most_macs=left)
+            return certify(state, config.recall, confidence=config.confidence, seed=config.seed, most_macs=left)
         macs = int(self.sample * self.exhaustive_macs)
         if fine.cut or not macs:
-            return Audited.none(standing, None if config.recall is None and not macs else config.confidence)
-        return survey(standing, macs, confidence=config.confidence, seed=config.seed, if_telling=config.audit is None)
+            return Audited.none(state, None if config.recall is None and not macs else config.confidence)
+        return survey(state, macs, confidence=config.confidence, seed=config.seed, if_telling=config.audit is None)
 
-    def told(self, audit: Audit) -> Audit | None:
-        """What is worth saying of recall: nothing where nobody asked and nothing came of it."""
+    def reported_audit(self, audit: Audit) -> Audit | None:
+        """The audit for the result; None without one, or if one by default gave no estimate."""
         usual = self._config.recall is None and self._config.audit is None
-        return None if not self.asked or (usual and math.isnan(audit.missed)) else audit
+        return None if not self.audits or (usual and math.isnan(audit.missed)) else audit
 
     def cost(self, scan: Scan, fine: Refinement, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
-        """The account."""
+        """Cost of the analysis."""
         refined = int((audited.refined & self.inside).sum())
         exhaustive = self.exhaustive_macs
         if self._strategy.needed and self._whole and refined == self.inside.sum():
-            # What columns take depends on the image, and this was its exhaustive pass.
+            # The cost of columns depends on the image, and this run was the exhaustive pass: use its true cost.
             exhaustive = scan.macs + fine.macs
         return Cost(
             scan_macs=scan.macs,

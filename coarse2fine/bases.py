@@ -1,4 +1,4 @@
-"""Bases by the text that a model file holds of them."""
+"""Registry of bases by the prefix of their text in model files."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _BASES: Registry[tuple[Parse, Build]] = Registry("coarse2fine.bases")
 
 
 def register_base(prefix: str, parse: Parse, build: Build) -> None:
-    """Let models scan with bases of another kind.
+    """Register another kind of base, the net that scans.
 
     Parameters
     ----------
     prefix : str
-        What the text of such a base, ``str(base.spec)``, begins with before a colon: a Python identifier.
+        Prefix of its text, ``str(base.spec)``, before a colon: a Python identifier.
     parse : callable
-        From the channels of the input image (int) and the text to a `coarse2fine.models.base.BaseSpec`; raises a
-        ValueError if the text does not describe one. Model files come from strangers: the text must not be executed.
+        Takes the channels of the input image (int) and the text; returns a `coarse2fine.models.base.BaseSpec`, or
+        raises a ValueError if the text does not describe one. Model files are untrusted: the text may not be executed.
     build : callable
-        From that to a `coarse2fine.models.base.Base` with weights yet to be filled in.
+        Takes that; returns a `coarse2fine.models.base.Base` whose weights are filled in later.
 
     Notes
     -----
-    A package registers without being imported through an entry point of the group ``coarse2fine.bases``: its name is
-    the prefix, and its value a module that calls this function.
+    A package that its user does not import registers through an entry point of the group ``coarse2fine.bases``: the
+    entry point's name is the prefix, its value a module that calls this function.
 
     Raises
     ------
@@ -56,19 +56,19 @@ def prefix_of(text: str) -> str | None:
 
 
 def unfitted(channels: int, text: str) -> Callable[[], Base]:
-    """A function that makes the base that a text describes: one of a registered kind, or a built-in net.
+    """A function that makes the base that a text describes: a registered kind, or a built-in net.
 
     Raises
     ------
     ValueError
-        If the text describes none.
+        If the text describes no base.
     """
     if (prefix := prefix_of(text)) is None:
         stack = StackSpec.parse(channels, text)
         return lambda: ConvStack(stack)
     found = _BASES.find(prefix)
     if found is None:
-        raise ValueError(f"no base of the kind {prefix:.40}: is registered here; install the package that has it")
+        raise ValueError(f"no base of the kind {prefix:.40} is registered here; install the package that has it")
     parse, build = found
     spec = parse(channels, text)
     return lambda: build(spec)

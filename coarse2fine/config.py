@@ -1,7 +1,7 @@
-"""The parameters of an analysis, in one place: names, types, defaults, help texts and checks.
+"""Parameters of an analysis: names, types, defaults, help texts and checks.
 
-The command line and the signatures of `analyze` and `analyze_folder` are made of the fields of `Config`. Only the
-standard library is imported, so that the command's help is there at once.
+The command line and the signatures of `analyze` and `analyze_folder` are generated from the fields of `Config`. No
+third-party module is imported, so that the command's help appears at once.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_ty
 from coarse2fine.models.precision import Precision
 
 Cap = Literal["seen", "certain"]
-"""Most finds in a block of skipped cells: by the sizes of the finds seen, or for certain."""
+"""Assumed maximum of finds in a block of skipped cells: by the sizes of the finds seen, or without assumption."""
 
 AUDIT = 0.01
 """Share of the exhaustive pass's multiply-adds for the audit of an analysis that has no other limit."""
 
-# They change speed and rounding, or nothing.
+# Parameters that change only speed and rounding.
 _NOT_STATED = ("device", "precision", "batch_size")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class AnalysisOptions(TypedDict, total=False):
-    """The fields of `Config` as keyword arguments, for type checkers and editors: neither reads them off a dataclass.
+    """The fields of `Config` as keyword arguments, for type checkers and editors, which cannot derive them.
 
-    A test holds that names and types are those of `Config`.
+    A test checks that names and types match `Config`.
     """
 
     budget: float | None
@@ -47,9 +47,9 @@ class AnalysisOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The parameters of `analyze` as one value, which can be stored and sent; see there for what they mean.
+    """The parameters of `analyze` as one value that can be stored and sent; `analyze` documents them.
 
-    The texts beside the types are the command line's help.
+    The annotated texts are the command line's help.
 
     Raises
     ------
@@ -60,16 +60,16 @@ class Config:
     budget: Annotated[float | None, "most to spend, as a share of the exhaustive pass; 1 is that pass"] = None
     cells: Annotated[int | None, "most cells to refine"] = None
     seconds: Annotated[float | None, "time after which no further window of an image is refined"] = None
-    recall: Annotated[float | None, "of the exhaustive pass's finds, to be certified, such as 0.95"] = None
-    confidence: Annotated[float, "of what is said of recall (default: %(default)s)"] = 0.95
-    audit: Annotated[float | None, "share of the exhaustive pass for a random sample of what was skipped"] = None
+    recall: Annotated[float | None, "recall of the exhaustive pass's finds to certify, such as 0.95"] = None
+    confidence: Annotated[float, "confidence of the bounds on recall (default: %(default)s)"] = 0.95
+    audit: Annotated[float | None, "share of the exhaustive pass for a random sample of skipped cells"] = None
     cap: Annotated[
-        Cap, "most finds in a block, for --recall and --audit: by the sizes seen (default), or with nothing assumed"
+        Cap, "most finds in a block, for --recall and --audit: by the sizes seen (default), or without assumption"
     ] = "seen"
     threshold: Annotated[float | None, "probability from which a find is reported"] = None
-    seed: Annotated[int, "of what is chosen at random (default: %(default)s)"] = 0
-    device: Annotated[str | None, "torch device (default: the best there is)"] = None
-    precision: Annotated[Precision, "number format; auto (default) takes bfloat16 if the hardware has it"] = "auto"
+    seed: Annotated[int, "seed of random choices (default: %(default)s)"] = 0
+    device: Annotated[str | None, "torch device (default: the best available)"] = None
+    precision: Annotated[Precision, "number format; auto (default) takes bfloat16 if the hardware supports it"] = "auto"
     batch_size: Annotated[int | None, "windows refined at once (default: by their size)"] = None
 
     def __post_init__(self) -> None:
@@ -109,54 +109,54 @@ class Config:
 
     @property
     def limited(self) -> bool:
-        """Whether budget, cells or seconds are given; all that are given hold."""
+        """Whether budget, cells or seconds are given; if several are, all apply."""
         return any(limit is not None for limit in (self.budget, self.cells, self.seconds))
 
     @property
     def exhaustive(self) -> bool:
-        """Whether every cell is to be refined, so that nothing has to be chosen."""
+        """Whether the budget asks for every cell to be refined."""
         return self.budget is not None and self.budget >= 1 and self.cells is None and self.seconds is None
 
     @property
     def sample(self) -> float:
-        """Share of the exhaustive pass's multiply-adds for a random sample, if the model has a recall to speak of."""
+        """Share of the exhaustive pass's multiply-adds for a random sample, if recall is defined for the model."""
         if self.audit is None:
             return 0.0 if self.limited or self.recall is not None else AUDIT
         return self.audit
 
     def parameters(self) -> dict[str, Any]:
-        """What an analysis states of them, as JSON values; device and precision are in its runtime."""
+        """The parameters that a result records, as JSON values; device and precision are in its runtime."""
         stated = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_STATED}
         return {**stated, "seed": int(self.seed)}
 
 
 def check_seed(seed: int) -> None:
-    """Raise a ValueError for what no random generator begins with."""
+    """Raise a ValueError if a seed is no whole number of at least 0."""
     if seed % 1 != 0 or seed < 0:
         raise ValueError(f"seed must be a whole number, 0 or more; got {seed!r}")
 
 
 def takes_options(function: _Function) -> _Function:
-    """Show the fields of `Config`, with defaults, in the signature of a function that ends in ``**options``.
+    """Decorate a function that ends in ``**options``: its signature shows the fields of `Config`, with defaults.
 
-    They stand before the function's own keyword-only parameters.
+    They come before the function's own keyword-only parameters.
     """
     hints, whole = get_type_hints(Config), inspect.signature(function)
     own = [p for p in whole.parameters.values() if p.kind is not p.VAR_KEYWORD]
     shared = [p.replace(annotation=hints[p.name]) for p in inspect.signature(Config).parameters.values()]
-    # Stable: what is not keyword-only comes first, then what is shared.
+    # Stable sort: positional parameters come first, then shared keyword-only ones.
     shown = sorted([*own, *shared], key=lambda p: (p.kind, p.name not in hints))
     function.__signature__ = whole.replace(parameters=shown)  # type: ignore[attr-defined]
     return function
 
 
 def config_of(function: Callable[..., Any], options: AnalysisOptions) -> Config:
-    """The ``**options`` of a function that `takes_options`.
+    """The `Config` from the ``**options`` of a function that `takes_options`.
 
     Raises
     ------
     TypeError
-        If the function has no such parameters; names those that it has.
+        If the function has no such parameters; the message lists its parameters.
     ValueError
         See `Config`.
     """

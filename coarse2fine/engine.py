@@ -1,4 +1,4 @@
-"""The story: look at everything cheaply, look closely at a little, give one answer in full-resolution pixels."""
+"""Analysis of an image: scan at low resolution, refine the chosen windows, return regions in full-resolution pixels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def analyze(
     progress: bool = False,
     **options: Unpack[AnalysisOptions],
 ) -> Analysis:
-    """Analyse an image of any size at a small share of the exhaustive pass's cost.
+    """Analyse an image of any size for a small share of the exhaustive pass's cost.
 
     Parameters
     ----------
@@ -45,44 +45,44 @@ def analyze(
         A fitted model, its file, or the name of an embedded one ("generic", "digits", "craters").
     budget : float, optional
         Most that may be spent, as a share of the exhaustive pass's multiply-adds; all of it is spent, on the best
-        windows first. 1.0 or more is the exhaustive pass itself (the generic model's holds its scan, its sample and its
-        columns). By default a fitted model refines what its calibrated threshold chooses, and the generic one spends
-        0.2, or more on a small image, whose sample costs more.
+        windows first. 1.0 or more is the exhaustive pass itself (the generic model's includes its scan, its sample and
+        its columns). By default a fitted model refines what its calibrated threshold chooses, and the generic one
+        spends 0.2, or more on a small image, whose sample costs more.
     cells : int, optional
-        Most cells that may be refined, the best first; fewer if such a number, scattered, would cost more than refining
-        all.
+        Most cells that may be refined, the best first; fewer if refining them in scattered windows would cost more than
+        refining all.
     seconds : float, optional
         Time after which no further window is refined; the scan is not cut short.
     recall : float, optional
-        Share of what the exhaustive pass would find in this image that is to be found for certain: more is refined
-        until a bound that holds with `confidence` allows an end, or nothing is left, or a limit is reached. The
-        fewer the finds, the more of the image that takes. Of a `budget` windows leave half to the audit.
+        Recall to certify, relative to the exhaustive pass's finds in this image: more is refined until a lower bound
+        that holds with `confidence` reaches it, or nothing is left, or a limit is reached. The fewer the finds, the
+        more of the image must be refined. Windows leave half of a `budget` to the audit.
     confidence : float
-        Probability, over random choices, with which what the result says of its recall is true.
+        Probability, over random choices, that the stated bounds on recall hold.
     audit : float, optional
-        Share of the exhaustive pass's multiply-adds for a random sample of what was skipped, from which recall is
-        estimated; a part of `budget`. By default 0.01 for a fitted model where neither a limit nor `recall` is given
-        and finds are enough for so small a sample to tell anything.
+        Share of the exhaustive pass's multiply-adds for a random sample of skipped cells, from which recall is
+        estimated; a part of `budget`. By default 0.01 for a fitted model if neither a limit nor `recall` is given and
+        there are enough finds for a sample of this size to be informative.
     cap : {"seen", "certain"}
-        The most finds that a block of skipped cells can hold, on which what `recall` and `audit` say rests: as many as
-        lie side by side by the sizes of those seen, which the result then states as its assumption; or one in every
+        Assumed maximum of finds in a block of skipped cells, on which `recall` and `audit` depend. "seen": as many as
+        fit side by side with the sizes of the finds seen; the result states this assumption. "certain": one in every
         fine cell, which assumes nothing and costs more.
     threshold : float, optional
         Probability from which a find is reported; by default the model's own.
     seed : int
-        Of what is chosen at random: the generic model's sample, and audits.
+        For random choices: the generic model's sample, and audits.
     device : str, optional
-        A torch device; by default the best there is.
+        A torch device; by default the best available.
     precision : {"auto", "fp32", "bf16"}
-        Number format; "auto" takes bfloat16 where the hardware has it.
+        Number format; "auto" takes bfloat16 if the hardware supports it.
     batch_size : int, optional
         Windows that are refined at once; by default by their size.
     channels, value_range : optional
-        How to read the image, see `open_image`; by default as the model's images were read, if it allows that.
+        How to read the image, see `open_image`; by default like the images that the model was fitted on, if possible.
     mask : path or ndarray, bool, (h, w), optional
-        What is to be analysed: GeoJSON with polygons, or an image of the same extent at any resolution that is not
-        black there. Costs and recall are then of that part; a fitted model's scan leaves out what is far from it, the
-        generic one's learns from everything.
+        Part to analyse: GeoJSON with polygons, or an image of the same extent at any resolution that is not black
+        there. Costs and recall then refer to that part. A fitted model's scan leaves out blocks far from it; the
+        generic one's learns from the whole image.
     progress : bool
         Whether to show a progress bar.
 
@@ -93,7 +93,7 @@ def analyze(
     Warns
     -----
     UserWarning
-        If the image is read otherwise than the model's were: see `Analysis.notes`.
+        If the image is read otherwise than the images that the model was fitted on: see `Analysis.notes`.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def analyze(
     ModelError
         If the model cannot be loaded.
     TypeError
-        If a parameter's name is unknown; the message lists those that there are.
+        If a parameter's name is unknown; the message lists the known ones.
     ValueError
         If the budget does not pay for the scan, or parameters are out of range or contradict each other.
     """
@@ -122,11 +122,11 @@ def run_analysis(
     config: Config,
     *,
     steps: Steps,
-    kept: Checkpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     mask: MaskSource | None = None,
     model_sha256: str | None = None,
 ) -> Analysis:
-    """The analysis itself; see `analyze`.
+    """Run an analysis; see `analyze`.
 
     Parameters
     ----------
@@ -134,9 +134,9 @@ def run_analysis(
     model : Model
     config : Config
     steps : Steps
-        Told of progress.
-    kept : Checkpoint, optional
-        What is there of an earlier run is not done again.
+        Progress display.
+    checkpoint : Checkpoint, optional
+        Partial results, which are not computed again.
     mask : path or ndarray, bool, (h, w), optional
     model_sha256 : str, optional
         Hash of the model's file.
@@ -144,7 +144,7 @@ def run_analysis(
     opened = open_image(image)
     clock, before = Clock(), opened.stats.snapshot()
     with _closed_on_failure(opened, mine=opened is not image):
-        run = AnalysisRun(opened, model, config, kept or Checkpoint(), mask)
+        run = AnalysisRun(opened, model, config, checkpoint or Checkpoint(), mask)
         with clock("scan"):
             scan, learned = run.look(steps.task("scan"))
         with clock("choose"):
@@ -152,7 +152,7 @@ def run_analysis(
         with clock("refine"):
             fine = run.refine(plan, learned, steps.task("refine"))
         with clock("audit"):
-            audited = run.audit(scan, plan, fine, learned, steps.task("audit") if run.asked else None)
+            audited = run.audit(scan, plan, fine, learned, steps.task("audit") if run.audits else None)
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
         kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
@@ -165,7 +165,7 @@ def run_analysis(
         refined=audited.refined & run.inside,
         cell=model.geometry.cell,
         cost=run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds),
-        audit=run.told(audited.audit),
+        audit=run.reported_audit(audited.audit),
         complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
         provenance={
@@ -178,7 +178,7 @@ def run_analysis(
 
 @contextmanager
 def _closed_on_failure(image: Image, *, mine: bool) -> Iterator[None]:
-    """Whoever opened the image closes it when nobody else can: then no analysis holds it."""
+    """Close an image that was opened here if the analysis fails, because no result then holds it."""
     try:
         yield
     except BaseException:

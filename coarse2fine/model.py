@@ -1,4 +1,4 @@
-"""A model: a cascade of scans, the last of them the base's, and one refiner for what they choose."""
+"""Models: a cascade of scans, the last of them the base's, and a refiner for the windows that they choose."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.writing.atomic import replace_file
 
 MOST_PIXELS = 2**16
-"""Longest side of a cell, and of whatever else a model measures in pixels or cells."""
+"""Largest size that a model may state in pixels or cells."""
 _LEAST_STD = 1e-6
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the planes of a model hang together.
+    """Resolutions of a model's planes, and its cells.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class CascadeStage:
-    """One step of the zoom: a net that looks at one plane of the image, and a rule that says where to look closer.
+    """A scan at one resolution: a net on one plane of the image, and a rule that chooses cells for the next stage.
 
     Parameters
     ----------
@@ -75,14 +75,14 @@ class CascadeStage:
     downsample : int
         Full-resolution pixels per pixel of the plane.
     firing : Firing or None
-        How the net's activations choose; None in a model that learns it from each image.
+        Rule from the net's activations to probabilities; None in a model that learns it from each image.
     tau : float
-        Probability of a find from which a cell is looked at more closely.
+        Probability of a find from which the next stage scans a cell.
 
     Raises
     ------
     ValueError
-        If the net's stride does not make such cells.
+        If the net's stride does not give cells of this size.
     """
 
     net: Base
@@ -104,7 +104,7 @@ class CascadeStage:
 
 @dataclass(frozen=True)
 class Model:
-    """What `fit` returns and `analyze` runs.
+    """Model that `fit` returns and `analyze` runs.
 
     Parameters
     ----------
@@ -113,11 +113,11 @@ class Model:
     mean, std : tuple of float
         Normalisation of each channel, of pixels in 0..1.
     base : Base
-        The net that scans: a built-in `ConvStack`, a `Backbone` of timm, or one of a kind that was registered.
+        The net that scans: a built-in `ConvStack`, a `Backbone` from timm, or a registered kind.
     refiner : Refiner
-        What answers a closer look, and what its answers mean.
+        The part that runs on the chosen windows, with the labels of its finds.
     firing : Firing or None
-        How the base's activations choose; None if the refiner learns from each image what is usual there.
+        Rule from the base's activations to probabilities; None if the refiner learns from each image what is usual.
     threshold : float
         Probability from which the refiner's answer counts as found.
     tau : float
@@ -125,8 +125,8 @@ class Model:
     window : int
         Side of the smallest window, in cells.
     cascade : tuple of CascadeStage
-        Cheaper scans that come before the base's, the coarsest first: each looks, and the base after them, only where
-        the one before it found reason to. Their cells are whole numbers of the next one's.
+        Cheaper scans before the base's, coarsest first. Each stage, and then the base, scans only the cells that the
+        one before it chose. Cell sides are multiples of the next stage's.
     provenance : mapping
         Training data, seed, figures; JSON values.
     """
@@ -183,7 +183,7 @@ class Model:
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """Classes of what is found."""
+        """Classes of finds."""
         return self.refiner.labels
 
     @property
@@ -203,17 +203,17 @@ class Model:
 
     @property
     def levels(self) -> tuple[CascadeStage, ...]:
-        """All steps of the zoom up to the base, which is the last."""
+        """All stages of the cascade; the last is the base's."""
         g = self.geometry
         return (*self.cascade, CascadeStage(self.base, g.cell, g.scan_downsample, self.firing, self.tau))
 
     def refiner_macs(self, cell_height: int, cell_width: int) -> int:
-        """Multiply-adds of the refiner alone on one window of so many cells, halo included."""
+        """Multiply-adds of the refiner without specialists on one window, halo included; sides in cells."""
         fine = self.geometry.fine
         return self.refiner.macs(cell_height * fine, cell_width * fine)
 
     def window_macs(self, cell_height: int, cell_width: int) -> int:
-        """Multiply-adds of refining one window of so many cells: halo, and what specialists may take."""
+        """Multiply-adds of refining one window, with halo and what is set aside for specialists; sides in cells."""
         fine = self.geometry.fine
         return self.refiner.expected_macs(cell_height * fine, cell_width * fine)
 
@@ -227,7 +227,7 @@ class Model:
         Parameters
         ----------
         path : path
-            By custom ``.c2f``. An existing file is replaced.
+            Usually with the suffix ``.c2f``. An existing file is replaced.
         """
         target = Path(path)
         if not target.parent.is_dir():
@@ -306,7 +306,7 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
 
 
 def _describe(level: CascadeStage, prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    """What a model file says of a level; its arrays are added."""
+    """Description of a cascade stage in a model file; adds its arrays to `arrays`."""
     assert level.firing is not None
     arrays |= weights(level.net, prefix) | firing_arrays(level.firing, f"{prefix}firing.")
     return {

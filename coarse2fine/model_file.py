@@ -1,4 +1,4 @@
-"""Parts of a model in its file: nets, the rules that read them, and what a stranger's file must hold to be believed."""
+"""Parts of a model file: nets, firing rules, and the checks of files from untrusted sources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TEXT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("channels", "window"), (int,)),
     **dict.fromkeys(("threshold", "tau"), _NUMBER),
 }
-"""What a description must hold, and of which types."""
+"""Required entries of a description, and their types."""
 
 
 def read_model_file(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -37,7 +37,7 @@ def read_model_file(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
     Raises
     ------
     ModelError
-        If the file is none, is no model, is damaged, or is of another format version.
+        If the file does not exist, is no model, is damaged, or has another format version.
     """
     try:
         with open_regular(path) as file, BufferedReader(file) as stream:
@@ -47,7 +47,7 @@ def read_model_file(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
 
 
 def check_text(text: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a description lacks something, or something in it is of another type."""
+    """Raise a ValueError if a description lacks an entry, or one has the wrong type."""
     for name, types in _TEXT.items():
         value = text.get(name)
         if not isinstance(value, types) or isinstance(value, bool):
@@ -59,22 +59,22 @@ def check_text(text: Mapping[str, Any]) -> None:
 def filled(make: Callable[[], Net], arrays: Arrays) -> Net:
     """A net with the weights of a file, in evaluation mode.
 
-    It is made without memory first: a text of a few words can ask for any amount.
+    Shapes are compared on torch's meta device first, which takes no memory: a short description can state any size.
 
     Parameters
     ----------
     make : callable
-        Makes the net, on whatever device is the default.
+        Makes the net on the default device.
     arrays : mapping of str to ndarray
-        By the names of the net's own state.
+        By the names in the net's `state_dict`.
 
     Raises
     ------
     ValueError
-        If the file does not hold just these weights, in these shapes.
+        If the arrays are not exactly the net's weights, in their shapes.
     """
     with torch.device("meta"):
-        # A file holds a single number as an array of one.
+        # Model files store scalars as arrays of one element.
         expected = {name: tuple(value.shape) or (1,) for name, value in make().state_dict().items()}
     found = {name: array.shape or (1,) for name, array in arrays.items()}
     if found != expected:
@@ -94,7 +94,7 @@ def weights(net: nn.Module, prefix: str) -> dict[str, NDArray[Any]]:
 
 
 def firing_arrays(firing: Firing, prefix: str) -> dict[str, NDArray[Any]]:
-    """The tables of a rule by name."""
+    """The arrays of a firing rule by name."""
     arrays: dict[str, NDArray[Any]] = {
         f"{prefix}features": firing.features,
         f"{prefix}raw_knots": firing.raw_knots,
@@ -107,7 +107,7 @@ def firing_arrays(firing: Firing, prefix: str) -> dict[str, NDArray[Any]]:
 
 
 def firing_of(arrays: Arrays, text: Mapping[str, Any], prefix: str, net: Base) -> Firing:
-    """Build the rule that reads a net from what `firing_arrays` gave, and its description."""
+    """Build the firing rule of a net from the arrays that `firing_arrays` made, and its description."""
     own = under(arrays, prefix)
     width = net.reader.in_channels
     if own["features"].max(initial=0) >= width:

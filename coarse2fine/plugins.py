@@ -1,4 +1,4 @@
-"""Parts that other packages add: by a call, or by an entry point that is read when its name is first asked for."""
+"""Registry for parts that other packages add, by a call or by an entry point that is loaded when its name is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Registry(Generic[Part]):
     Parameters
     ----------
     group : str
-        Of the entry points. One of them names a module that registers the part when it is imported.
+        Group of entry points. Each names a module that registers a part when it is imported.
     """
 
     def __init__(self, group: str) -> None:
@@ -26,7 +26,7 @@ class Registry(Generic[Part]):
         self._parts[name] = part
 
     def find(self, name: str) -> Part | None:
-        """The part of a name; None if no package here has it."""
+        """The part with a name; None if no installed package has it."""
         if name not in self._parts:
             for point in entry_points(group=self._group, name=name):
                 point.load()

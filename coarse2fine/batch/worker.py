@@ -58,7 +58,7 @@ def analyze_opened(job: Job, image: Image, steps: Steps) -> Analysis:
         model,
         job.config,
         steps=steps,
-        kept=checkpoint_of(job, image),
+        checkpoint=checkpoint_of(job, image),
         mask=job.item.mask,
         model_sha256=job.model.sha256,
     )

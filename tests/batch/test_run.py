@@ -710,9 +710,9 @@ def test_work_in_pieces_equals_work_at_once(
     assert len(list(cut(whole.plan, model))) > 3
     plain = run_analysis(pixels, model, config, steps=Progress(shown=False))
     with pytest.raises(KeyboardInterrupt):
-        run_analysis(pixels, model, config, steps=Progress(shown=False), kept=Counting(tmp_path, 3))
+        run_analysis(pixels, model, config, steps=Progress(shown=False), checkpoint=Counting(tmp_path, 3))
     again = Counting(tmp_path, 10**6)
-    resumed = run_analysis(pixels, model, config, steps=Progress(shown=False), kept=again)
+    resumed = run_analysis(pixels, model, config, steps=Progress(shown=False), checkpoint=again)
     assert again.reused == 4  # the scan too
     assert resumed.regions == plain.regions
     assert resumed.cost.macs == plain.cost.macs == whole.cost.macs

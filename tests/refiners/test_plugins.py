@@ -118,7 +118,7 @@ def test_a_base_of_others_is_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.provenance["base"] == "mean:4"
     again = load_model(found.save(tmp_path / "mean.c2f"))
     assert analyze(pixels, again, precision="fp32").regions == analyze(pixels, found, precision="fp32").regions
-    with pytest.raises(ValueError, match="no base of the kind mine: is registered here"):
+    with pytest.raises(ValueError, match="no base of the kind mine is registered here"):
         fit(pixels, known, **{**options, "base": "mine:4"})
 
 
