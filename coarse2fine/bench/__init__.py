@@ -1,1 +1,1 @@
-"""Benchmarks: what the engine saves, what it misses, and how fast it reads, beside its rivals."""
+"""Benchmark on annotated scenes: cost and recall of the engine, compared with baselines."""

@@ -1,4 +1,4 @@
-"""Certifications and samples, with what refining finds looked up: what they cost, and whether what they say is true."""
+"""Audits on a scene with looked-up refinements: their cost, and whether their confidence statements hold."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ AUDIT_SEEDS = 10
 
 
 def audit_runs(lookup: SceneLookup, scene: str, seed: int) -> list[AuditRun]:
-    """Audit the model's default windows, several times for each recall to certify and for the usual sample.
+    """Audit the model's default windows, `AUDIT_SEEDS` times for each recall to certify and for the default sample.
 
     Parameters
     ----------
     lookup : SceneLookup
-        Of a scene in which the exhaustive pass finds something.
+        For a scene in which the exhaustive pass finds something.
     scene : str
     seed : int
     """
     model, interest = lookup.model, lookup.scan.interest
     plan = choose(interest, model.window, window_macs=model.window_macs, tau=model.tau)
     fine = lookup.refine(plan)
-    standing = AuditState(model, interest, plan.covered(), fine.candidates, model.threshold, lookup.refine)
+    state = AuditState(model, interest, plan.covered(), fine.candidates, model.threshold, lookup.refine)
     spent = lookup.scan.macs + fine.macs
     sample = int(AUDIT * lookup.exhaustive_macs)
     runs = []
@@ -42,13 +42,13 @@ def audit_runs(lookup: SceneLookup, scene: str, seed: int) -> list[AuditRun]:
         for recall in TARGETS:
             audited, before = _certified(lookup, recall, draw)
             runs.append(_run(lookup, audited, before, f"{recall:g}", scene, seed, draw))
-        audited = survey(standing, sample, confidence=CONFIDENCE, seed=draw, if_telling=True)
+        audited = survey(state, sample, confidence=CONFIDENCE, seed=draw, if_telling=True)
         runs.append(_run(lookup, audited, spent, SAMPLE, scene, seed, draw))
     return runs
 
 
 class _Known(Checkpoint):
-    """A scan that was made, and what windows find, looked up."""
+    """A checkpoint that holds the scan and the refinement of any windows, from a look-up."""
 
     def __init__(self, lookup: SceneLookup) -> None:
         self._lookup = lookup
@@ -61,7 +61,7 @@ class _Known(Checkpoint):
 
 
 def _certified(lookup: SceneLookup, recall: float, draw: int) -> tuple[Audited, int]:
-    """An analysis towards a recall, and what it spends before the audit."""
+    """The audit of an analysis that certifies a recall, and the multiply-adds spent before it."""
     config = Config(recall=recall, confidence=CONFIDENCE, seed=draw)
     run = AnalysisRun(lookup.image, lookup.model, config, _Known(lookup))
     scan, read = run.look(None)

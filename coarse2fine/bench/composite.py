@@ -1,4 +1,4 @@
-"""A large scene made of smaller ones: tiles of annotated scenes, turned, and between them ground without objects."""
+"""Composite scenes: tiles of annotated scenes, rotated or mirrored, on a background without objects."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _FADE = 16
 
 @dataclass(frozen=True)
 class Composition:
-    """What a composite is to be.
+    """Parameters of a composite.
 
     Parameters
     ----------
     megapixels : float
-        Its least size.
+        Least size.
     density : float
-        Share of its tiles that are scenes; the rest is ground without objects.
+        Share of the tiles that are scenes; the rest is background without objects.
 
     Raises
     ------
@@ -58,17 +58,18 @@ class Composition:
 
 @dataclass(frozen=True)
 class Tile:
-    """A square piece of a scene, laid in one of the eight ways.
+    """A square part of a scene in one of eight orientations.
 
     Parameters
     ----------
     scene : int
+        Index of the scene.
     cut : Box
-        Where it comes from, in the scene's pixels.
+        Source, in the scene's pixels.
     orientation : int
-        1 to 8, as EXIF has them; 1 is upright.
+        EXIF orientation, 1 to 8; 1 is upright.
     place : Box
-        Where it goes, in the composite's pixels.
+        Target, in the composite's pixels.
     """
 
     scene: int
@@ -77,7 +78,7 @@ class Tile:
     place: Box
 
     def points(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where points (n, 2) of the scene, (x, y), come to lie."""
+        """Points (n, 2) of the scene, (x, y), in the composite's pixels."""
         turn, side = Turn.of(self.orientation), self.cut.width
         x, y = (xy - (self.cut.x0, self.cut.y0)).T[:: -1 if turn.transpose else 1]
         x = side - x if turn.mirror_x else x
@@ -85,7 +86,7 @@ class Tile:
         return np.stack([x + self.place.x0, y + self.place.y0], axis=1)
 
     def pixels(self, scene: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Its pixels (side, side, channels), turned; a view."""
+        """Pixels (side, side, channels) of the tile in its orientation; a view."""
         cut = self.cut
         return Turn.of(self.orientation).apply(scene[cut.y0 : cut.y1, cut.x0 : cut.x1])
 
@@ -101,9 +102,9 @@ def compose(
 ) -> BenchScene:
     """Write a composite as OME-Zarr in chunks of 256 pixels.
 
-    Without ground tiles are as large as the smallest scene allows; on ground they are of 512 pixels at most, so that
-    objects are scattered, and fade into it. Where they fade, and where a cut leaves less than half of an object, are
-    areas to ignore.
+    Without background, tiles are as large as the smallest scene allows. On a background they have at most 512 pixels a
+    side, so that objects are scattered, and fade into it. Fading borders, and objects of which a cut leaves less than
+    half, are areas to ignore.
 
     Parameters
     ----------
@@ -112,10 +113,10 @@ def compose(
     path : Path
         Target; must not exist.
     rotate : bool
-        Whether what is seen may be turned and mirrored.
+        Whether tiles may be rotated and mirrored.
     seed : int
     occupied : sequence of ndarray, float64, (n, 4)
-        Boxes of each scene that ground must not hold, beside those of its annotations.
+        Boxes (y0, x0, y1, x1) of each scene to keep out of the background, besides its annotations.
 
     Returns
     -------
@@ -124,7 +125,7 @@ def compose(
     Raises
     ------
     ValueError
-        If the scenes hold no place without objects for the ground to be made of.
+        If the scenes hold no place without objects for the background.
     """
     pixels = _read(scenes)
     side = min(min(p.shape[:2]) for p in pixels)
@@ -145,7 +146,7 @@ def compose(
 
 
 def _read(scenes: Sequence[BenchScene]) -> list[NDArray[np.uint8]]:
-    """All scenes whole, of one number of channels."""
+    """Pixels of all scenes, with the same number of channels."""
     pixels = []
     for scene in scenes:
         with open_image(scene.image) as image:
@@ -157,7 +158,7 @@ def _read(scenes: Sequence[BenchScene]) -> list[NDArray[np.uint8]]:
 def _lay(
     pixels: Sequence[NDArray[np.uint8]], composition: Composition, side: int, *, rotate: bool, rng: np.random.Generator
 ) -> tuple[int, int, list[Tile]]:
-    """Rows and columns of tiles, and those tiles that are scenes: each scene as often as any other, cut anywhere."""
+    """Rows and columns of the grid, and the tiles with scenes: all scenes equally often, cut at random."""
     wanted = composition.megapixels * 1e6
     rows = math.ceil(math.sqrt(wanted) / side)
     columns = math.ceil(wanted / (rows * side**2))
@@ -179,7 +180,7 @@ def _painter(
     tiles: Sequence[Tile], pixels: Sequence[NDArray[np.uint8]], ground: EmptyGround | None
 ) -> Callable[[Box], NDArray[np.uint8]]:
     channels = pixels[0].shape[2]
-    # On ground, scenes fade in: a hard border would look like an object.
+    # Scenes fade into a background: a hard border would look like an object.
     weight = fading(tiles[0].cut.width, _FADE if ground is not None else 0)
 
     def paint(full_box: Box) -> NDArray[np.uint8]:
@@ -203,7 +204,7 @@ def _painter(
 def _features(
     tiles: Sequence[Tile], scenes: Sequence[BenchScene], full_shape: tuple[int, int], faded: int
 ) -> Iterator[dict[str, Any]]:
-    """Annotations of all tiles as GeoJSON; where a tile fades they do not hold."""
+    """Annotations of all tiles as GeoJSON; fading borders are areas to ignore."""
     limited = any(s.truth.regions for s in scenes)
     for tile in tiles:
         truth, cut = scenes[tile.scene].truth, tile.cut
@@ -216,7 +217,7 @@ def _features(
             yield from _moved(tile, REGION, area, frame)
         if faded:
             yield from _moved(tile, IGNORE, frame.difference(frame.buffer(-faded, join_style="mitre")), frame)
-    if limited:  # the ground is known to hold nothing
+    if limited:  # the background counts as annotated: it holds no object
         ground = box(0, 0, full_shape[1], full_shape[0])
         for tile in tiles:
             place = tile.place
@@ -226,7 +227,7 @@ def _features(
 
 
 def _moved(tile: Tile, label: str, geometry: Any, frame: Any) -> Iterator[dict[str, Any]]:
-    """What a cut leaves of an annotation, where the tile goes."""
+    """The part of an annotation inside a cut, in the composite's pixels."""
     if not geometry.intersects(frame):
         return
     inside = geometry.intersection(frame)

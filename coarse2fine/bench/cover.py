@@ -1,4 +1,4 @@
-"""Which squares of a grid are touched: stored chunks by windows with their halo, cells by objects."""
+"""Squares of a grid that boxes touch: stored chunks by windows with their halo, cells by objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 
 ASSUMED_CHUNK = 256
-"""Side of a chunk, in pixels, where an image is stored whole."""
+"""Assumed side of a chunk, in pixels, if an image is stored whole."""
 _WHOLE = ("array", "png", "jpeg", "webp", "bmp", "jpeg2000")
 
 
@@ -21,7 +21,7 @@ def stored_whole(image: Image) -> bool:
 
 
 def chunk_shape(image: Image) -> tuple[int, int]:
-    """Height and width of a stored chunk of full resolution, or what is assumed where there are none."""
+    """Height and width of a stored chunk of full resolution, or the assumed one if there are none."""
     return (ASSUMED_CHUNK, ASSUMED_CHUNK) if stored_whole(image) else image.levels[0].chunk
 
 
@@ -53,7 +53,7 @@ def touched(boxes: NDArray[np.float64], shape: tuple[int, int], step: tuple[int,
     inside = np.all(high > low, axis=1)
     y0, x0 = np.floor(low[inside] / step).astype(np.int64).T
     y1, x1 = np.ceil(high[inside] / step).astype(np.int64).T
-    # Corners of each box raise and lower a running sum over the grid.
+    # 2-D difference array: its cumulative sum counts the boxes on each square.
     counts = np.zeros((rows + 1, columns + 1), np.int64)
     for y, x, sign in ((y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)):
         np.add.at(counts, (y, x), sign)

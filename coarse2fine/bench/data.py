@@ -1,4 +1,4 @@
-"""What the scenes benchmark runs on: annotated images, and which of them are kept for the test."""
+"""Data of the scenes benchmark: annotated images, and their split into training and test."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class BenchScene:
     name : str
         Unique within one benchmark.
     image : Path or ndarray
-        What `open_image` opens.
+        As for `open_image`.
     annotations : Path or dict
-        GeoJSON, as `fit` takes it.
+        GeoJSON, as for `fit`.
     truth : Annotations
         The same, read and clipped to the image.
     """
@@ -44,7 +44,7 @@ class BenchScene:
 
 @dataclass(frozen=True)
 class Split:
-    """Scenes to fit on, and scenes to test on, which nothing was fitted or chosen on."""
+    """Scenes to fit on, and held-out scenes to test on."""
 
     train: tuple[BenchScene, ...]
     test: tuple[BenchScene, ...]
@@ -56,7 +56,7 @@ def load_scenes(folder: Path) -> tuple[list[BenchScene], list[str]]:
     Parameters
     ----------
     folder : Path
-        Where it holds folders named "images" and "annotations", the one is beside the other.
+        If it holds folders "images" and "annotations", these are used.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def load_scenes(folder: Path) -> tuple[list[BenchScene], list[str]]:
 
 
 def digit_split(side: int = DIGIT_SIDE) -> Split:
-    """Two synthetic scenes to fit on, and one of other handwriting on other ground to test on."""
+    """Two synthetic scenes to fit on, and one with held-out handwriting and another background to test on."""
     return Split(
         (_digits("digits-1", 201, "train", side), _digits("digits-2", 202, "train", side)),
         (_digits("digits-test", 301, "held-out", side),),
@@ -116,7 +116,7 @@ def _digits(name: str, seed: int, handwriting: Handwriting, side: int) -> BenchS
 
 
 def splits(scenes: Sequence[BenchScene], test: Sequence[str], folds: int) -> list[Split]:
-    """Leave scenes out: those named, or else every scene once, in folds.
+    """Split scenes into training and test: by the named test scenes, or by cross-validation.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def splits(scenes: Sequence[BenchScene], test: Sequence[str], folds: int) -> lis
     test : sequence of str
         Names of the test scenes; empty for folds.
     folds : int
-        At least 2; where there are fewer scenes, each is a fold.
+        At least 2; if there are fewer scenes, each is a fold.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def splits(scenes: Sequence[BenchScene], test: Sequence[str], folds: int) -> lis
 
 
 def named(scenes: Sequence[BenchScene], names: Sequence[str]) -> tuple[BenchScene, ...]:
-    """The scenes of these names, in the scenes' own order.
+    """The scenes with these names, in the order of `scenes`.
 
     Raises
     ------

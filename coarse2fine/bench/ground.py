@@ -1,4 +1,4 @@
-"""Ground without objects, of any size, from the places of some scenes where there is nothing."""
+"""Background without objects, of any size, made of empty places of scenes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.orientation import Turn
 from coarse2fine.tiling.summed_area import summed_area
 
-# The larger the patches, the fewer their borders; of those found at least so many are wanted.
+# Sides of patches, the largest first: they have the fewest borders. A side is taken if it gives `_LEAST_PATCHES`.
 _SIDES = (256, 192, 128, 96, 64, 48, 32)
 _LEAST_PATCHES = 64
 _MOST_PATCHES = 400
@@ -27,25 +27,25 @@ def find_patches(
     occupied: Sequence[NDArray[np.float64]],
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """Squares of the scenes in which nothing is, and which were annotated.
+    """Annotated squares of the scenes that hold no object.
 
     Parameters
     ----------
     pixels : sequence of ndarray, uint8, (h, w, c)
     truths : sequence of Annotations
     occupied : sequence of ndarray, float64, (n, 4)
-        Further boxes (y0, x0, y1, x1) to avoid, in each scene; or none at all.
+        Further boxes (y0, x0, y1, x1) to avoid in each scene; may be empty.
     rng : numpy Generator
 
     Returns
     -------
     ndarray, uint8, (n, side, side, c)
-        As large as can be had in some number.
+        The largest side with at least 64 patches, or else the one with most; at most 400 patches.
 
     Raises
     ------
     ValueError
-        If there is no such place.
+        If there is no such square.
     """
     boxes = occupied or [np.zeros((0, 4))] * len(pixels)
     free = [~_taken(p.shape[:2], t, b) for p, t, b in zip(pixels, truths, boxes, strict=True)]
@@ -58,8 +58,8 @@ def find_patches(
             break
     if best is None:
         raise ValueError(
-            f"the scenes hold no place of {_SIDES[-1]} x {_SIDES[-1]} px without objects to make ground of; leave out "
-            "the density"
+            f"the scenes hold no place of {_SIDES[-1]} x {_SIDES[-1]} px without objects to make a background of; "
+            "leave out the density"
         )
     side, corners = best
     patches = np.stack([pixels[s][y : y + side, x : x + side] for s, y, x in corners[:_MOST_PATCHES].tolist()])
@@ -67,7 +67,7 @@ def find_patches(
 
 
 def _evened(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """All of one mean colour: steps between patches would look like objects."""
+    """Patches shifted to one mean colour: steps between them would look like objects."""
     means = patches.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
     shifted = patches + (np.median(means, axis=0) - means)
     evened: NDArray[np.uint8] = np.rint(shifted).clip(0, 255).astype(np.uint8)
@@ -75,7 +75,7 @@ def _evened(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _taken(shape: tuple[int, ...], truth: Annotations, boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Squares of `_GRID` pixels, the last that are not whole left out, where something is or nobody has looked."""
+    """Squares of `_GRID` pixels (whole ones only) that hold, or border on, an object or an unannotated place."""
     height, width = shape[0] // _GRID * _GRID, shape[1] // _GRID * _GRID
     bounds = np.array([a.full_bounds for a in truth.objects], np.float64).reshape(-1, 4)
     around = np.concatenate([bounds, boxes]) + np.array([-_GRID, -_GRID, _GRID, _GRID])
@@ -87,7 +87,7 @@ def _taken(shape: tuple[int, ...], truth: Annotations, boxes: NDArray[np.float64
 
 
 def _empty_squares(free: Sequence[NDArray[np.bool_]], side: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Squares of free ground (scene, y, x) in pixels, in random order, which overlap by half at most."""
+    """Free squares (scene, y, x), in pixels, in random order; they overlap by half at most."""
     found = []
     for scene, there in enumerate(free):
         if min(there.shape) < side:
@@ -112,13 +112,13 @@ def fading(side: int, fade: int) -> NDArray[np.float32]:
 
 
 class EmptyGround:
-    """Patches laid at random on a grid without end, each fading into its neighbours; a pure function of position.
+    """Random patches on an unbounded grid, blended with their neighbours; a pure function of position.
 
     Parameters
     ----------
     patches : ndarray, uint8, (n, side, side, c)
     orientations : sequence of int
-        Ways to lay them, as EXIF has them.
+        EXIF orientations to choose from.
     seed : int
     """
 
@@ -135,7 +135,7 @@ class EmptyGround:
         total = np.zeros((full_box.height, full_box.width, self._patches.shape[3]), np.float32)
         for row in range(full_box.y0 // step, full_box.y1 // step + 2):
             for column in range(full_box.x0 // step, full_box.x1 // step + 2):
-                # Neighbours overlap by the fade; there their weights add up to 1.
+                # Neighbours overlap by the width of the fade, where their weights add up to 1.
                 place = Box(0, 0, side, side).shift((row - 1) * step, (column - 1) * step)
                 common = place.intersect(full_box)
                 if common is not None:

@@ -1,7 +1,7 @@
-"""One model on one scene: the nets run once, and what any windows would find is looked up.
+"""Look-up of refinements on one scene: the nets run once, and any plan's finds follow without running them again.
 
 A window's answer equals that of the exhaustive pass at the same cells, since all convolutions are valid and centred.
-So the exhaustive pass's candidates in the cells that a plan covers are what refining that plan finds.
+So refining a plan finds the exhaustive pass's candidates in the cells that the plan covers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import Image
 
 OBJECT_CELL = 16
-"""Side in pixels of the squares in which it is counted how much of a scene objects cover."""
+"""Side, in pixels, of the squares by which the area that objects cover is counted."""
 
 
 def answer(image: Image, plan: Plan, model: Model, runtime: Runtime) -> Refinement:
-    """What the refine net says in the windows of a plan; ImageError if something cannot be read.
+    """Refinement of all windows of a plan.
 
-    If it was cut short it is no measurement: then KeyboardInterrupt.
+    Raises
+    ------
+    ImageError
+        If something cannot be read.
+    KeyboardInterrupt
+        If it was cut short, and so is no measurement.
     """
     fine = refine(image, plan, model, runtime, floor=model.threshold)
     if fine.failures:
@@ -44,7 +49,7 @@ def answer(image: Image, plan: Plan, model: Model, runtime: Runtime) -> Refineme
 
 
 class SceneLookup:
-    """The exhaustive pass and the scan of one scene, and what follows from them without running a net again.
+    """The exhaustive pass and the scan of one scene, and look-ups from them.
 
     Parameters
     ----------
@@ -58,12 +63,12 @@ class SceneLookup:
     ----------
     cell_shape : tuple of int
     exhaustive_macs : int
-        Of the exhaustive pass, halos included.
+        Multiply-adds of the exhaustive pass, halos included.
     scan : Scan
     reference : tuple of Region
-        What the exhaustive pass finds.
+        Finds of the exhaustive pass.
     whole : Quality
-        Its own.
+        Quality of the exhaustive pass.
     """
 
     def __init__(self, model: Model, image: Image, truth: Annotations, runtime: Runtime) -> None:
@@ -78,13 +83,13 @@ class SceneLookup:
         self.whole = self.quality(self.reference)
 
     def refine(self, plan: Plan) -> Refinement:
-        """What `refine` finds in the windows of a plan, and its cost; nothing is run."""
+        """The result of `refine` on a plan, with its cost, looked up."""
         return Refinement(
             self.within(plan.covered()), np.arange(len(plan)), plan.macs(self.model.window_macs), failures=()
         )
 
     def regions(self, candidates: Candidates) -> tuple[Region, ...]:
-        """The finds in full-resolution pixels, as an analysis has them."""
+        """Regions from candidates, in full-resolution pixels, as an analysis returns them."""
         return conclude(candidates, self.model, Scan.none(), self.image, self.model.threshold)
 
     def quality(self, regions: Sequence[Region]) -> Quality:
@@ -93,7 +98,7 @@ class SceneLookup:
         return Quality(found, labels.recall, labels.precision)
 
     def point(self, plan: Plan, scan_macs: int) -> Point:
-        """Windows of a plan, chosen at a cost of so many multiply-adds."""
+        """Cost and quality of a plan whose choice took `scan_macs` multiply-adds."""
         fine = self.refine(plan)
         return Point(
             **vars(self.quality(self.regions(fine.candidates))),
@@ -103,11 +108,11 @@ class SceneLookup:
         )
 
     def covered(self, full_boxes: NDArray[np.float64]) -> float:
-        """Share of the squares of `OBJECT_CELL` pixels that boxes (n, 4) touch."""
+        """Share of the squares with a side of `OBJECT_CELL` pixels that boxes (n, 4) touch."""
         step = (OBJECT_CELL, OBJECT_CELL)
         return float(touched(full_boxes.reshape(-1, 4), (self.image.height, self.image.width), step).mean())
 
     def within(self, covered: NDArray[np.bool_]) -> Candidates:
-        """Candidates of the exhaustive pass in the cells of a map."""
+        """Candidates of the exhaustive pass in the true cells of a map."""
         cells = self.candidates.cells // self.model.geometry.fine
         return self.candidates.take(covered[cells[:, 0], cells[:, 1]])

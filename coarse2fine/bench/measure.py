@@ -1,4 +1,4 @@
-"""One model on one scene that it has not seen: ours and the rivals, what they cost and what they find."""
+"""Measurement of one model on one held-out scene: cost and quality of our method and the rivals (baselines)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def measure(
     probe: Probe | None = None,
     tick: Tick | None = None,
 ) -> Measurement:
-    """Measure one model on one scene it has not seen.
+    """Measure one model on one held-out scene.
 
     Parameters
     ----------
@@ -59,18 +59,18 @@ def measure(
         A "detect" model.
     scene : BenchScene
     seed : int
-        Of the random rivals.
+        For the random rivals.
     budgets : sequence of float
         Shares of the exhaustive pass's multiply-adds, each below 1.
     probe : Probe, optional
-        The rival that was fitted on the scenes that the model was fitted on; left out if there is none.
+        The rival that learns, fitted on the same scenes as the model; left out if None.
     tick : callable, optional
         Called with steps done and steps in all.
 
     Raises
     ------
     ValueError
-        If the model is of another kind.
+        If the model learns from each image.
     """
     if model.refiner.learns:
         raise ValueError(
@@ -85,7 +85,7 @@ def measure(
             tick(done, total)
 
     with open_image(scene.image) as image:
-        # This also decodes the image and warms the nets up, so that no timed run pays for it.
+        # This also decodes the image and warms up the nets, so that no timed run includes either.
         lookup = SceneLookup(model, image, scene.truth, Runtime.choose())
         step()
         timed = _timed(lookup, scene)
@@ -118,7 +118,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Recorder:
-    """Makes outcomes on one scene; from the costs of two runs that were measured follow the seconds of others."""
+    """Outcomes on one scene; seconds of look-ups are estimated from the costs of two measured runs."""
 
     lookup: SceneLookup
     scene: str
@@ -137,7 +137,7 @@ class _Recorder:
         return Outcome(**vars(point), **self._named(OURS, key), seconds=cost.seconds, measured=True)
 
     def estimated(self, method: Method, key: str, point: Point) -> Outcome:
-        """The refine net's seconds at the speed of the measured runs, and those of all else."""
+        """Outcome with seconds interpolated: those of the refiner by multiply-adds, the rest from the default run."""
         default, whole = self.default, self.exhaustive
         macs, seconds = [0, default.refine_macs], [0.0, default.refine_seconds]
         if whole.refine_macs > default.refine_macs:
@@ -150,7 +150,7 @@ class _Recorder:
         return Outcome(**vars(point), **self._named(method.name, key), seconds=taken, measured=False)
 
     def swept(self, method: Method, budgets: Sequence[float]) -> Iterator[Outcome]:
-        """The least cost of each recall, of the exhaustive pass's finds and of the labels that it finds; budgets."""
+        """Outcomes at the least cost of each recall, against both references, and within each budget."""
         for reference in _REFERENCES:
             most = getattr(self.lookup.whole, f"recall_{reference}")
             for recall in RECALLS if most > 0 else ():
@@ -188,9 +188,9 @@ class _Recorder:
 
 
 def _timed(lookup: SceneLookup, scene: BenchScene) -> dict[str, Analysis]:
-    """Ours at its default and the exhaustive pass, the public way, in turn; of each the run of median time."""
+    """Runs of median time of our default and of the exhaustive pass, interleaved, through `analyze`."""
     runs: dict[str, list[Analysis]] = {DEFAULT: [], EXHAUSTIVE: []}
-    # An image that is stored in chunks is opened anew, so that each run decodes what it needs.
+    # An image stored in chunks is opened again, so that each run decodes its chunks.
     source = lookup.image if stored_whole(lookup.image) else scene.image
     for _ in range(_TIMED_RUNS):
         for key, budget in ((DEFAULT, None), (EXHAUSTIVE, 1.0)):
@@ -202,7 +202,7 @@ def _timed(lookup: SceneLookup, scene: BenchScene) -> dict[str, Analysis]:
 
 
 def _analyzed(lookup: SceneLookup, source: ImageSource, budget: float | None) -> Analysis:
-    """A real run, without audit; if something was not read (ImageError), or it was cut short, it is no measurement."""
+    """A real run without audit; raises ImageError if something was not read, KeyboardInterrupt if it was cut short."""
     analysis = analyze(source, lookup.model, budget=budget, audit=0)
     if analysis.failures:
         raise ImageError(f"{len(analysis.failures)} part(s) could not be read, the first: {analysis.failures[0]}")
@@ -212,7 +212,7 @@ def _analyzed(lookup: SceneLookup, source: ImageSource, budget: float | None) ->
 
 
 def _check(lookup: SceneLookup, scene: str) -> tuple[float, list[str]]:
-    """Share of a real run's finds that are those looked up for the cells that it refined, and a note unless all are."""
+    """Agreement of a real run's finds with those looked up for the cells that it refined; a note if below 1."""
     budget = lookup.scan.macs / lookup.exhaustive_macs + _CHECKED_SHARE
     if budget >= 1:
         return float("nan"), []

@@ -1,4 +1,4 @@
-"""Ours and the rivals on one scene: each an interest map, through the same windows and the same refine net."""
+"""Our method and the rivals on one scene: each is an interest map, with the same windows and the same refiner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.grid import blocks
 from coarse2fine.tiling.image import Image
 
-try:  # here, not where it is used: a missing extra is reported before long work
+try:  # on import, so that a missing extra is reported before long work
     from skimage.filters import threshold_otsu
 except ImportError as error:
     raise MissingExtraError("scikit-image", "the benchmark of scenes", "benchmark") from error
@@ -32,23 +32,23 @@ Reference = Literal["exhaustive", "labels"]
 
 OURS = "ours"
 TILE_CELLS = 32
-"""Side of the windows of "tiles": a square that large pays little for its halo."""
+"""Side of the windows of "tiles", in cells: large enough for a small share of halo."""
 _BLOCK_CELLS, _RIVAL_WINDOW = 128, 2
 _FIRST_SHARE, _STEP, _FINEST = 2e-3, 1.35, 1.01
 
 
 class Sweep:
-    """A method's windows on one scene, best first, cut off anywhere; each cut is looked up when asked for.
+    """Cost and quality of a method's best `n` windows on one scene, for any `n`, looked up when needed.
 
     Parameters
     ----------
     lookup : SceneLookup
     interest : ndarray, float32, (cell height, cell width)
-        What the method ranks cells by.
+        Rank of cells.
     window : int
-        Side of its smallest windows, in cells.
+        Side of the smallest windows, in cells.
     scan_macs : int
-        Multiply-adds that its choice takes.
+        Multiply-adds of the choice.
     """
 
     def __init__(self, lookup: SceneLookup, interest: NDArray[np.float32], window: int, scan_macs: int) -> None:
@@ -56,7 +56,7 @@ class Sweep:
         self._side = min(window, *lookup.cell_shape)
         self._corners, self._scores = best_windows(interest, self._side, 0.0)
         self._points: dict[int, Point] = {}
-        # Whatever is left when its windows end, or cost more than everything, the exhaustive pass finds.
+        # Fallback if the windows end, or cost more than refining everything: the exhaustive pass.
         self._everything = lookup.point(dense_plan(lookup.cell_shape), scan_macs)
         # The first step takes a small share of the exhaustive pass's cost.
         each = lookup.model.window_macs(self._side, self._side)
@@ -67,18 +67,18 @@ class Sweep:
             self._at(min(count, len(self._scores)))
 
     def points(self) -> list[Point]:
-        """Those looked up so far and the exhaustive pass, the cheapest first."""
+        """Points looked up so far and the exhaustive pass, the cheapest first."""
         return sorted([*self._points.values(), self._everything], key=lambda p: p.share)
 
     def least(self, reference: Reference, recall: float) -> Point:
-        """The cheapest point that reaches a recall, within a hundredth of its windows.
+        """The cheapest point that reaches a recall, with at most 1 % more windows than needed.
 
         Parameters
         ----------
         reference : {"exhaustive", "labels"}
-            What recall is measured against.
+            Reference of the recall.
         recall : float
-            At most the exhaustive pass's own.
+            At most that of the exhaustive pass.
         """
 
         def enough(point: Point) -> bool:
@@ -110,11 +110,11 @@ class Method:
     name : str
     lookup : SceneLookup
     interest : ndarray, float32, (cell height, cell width)
-        What it ranks cells by.
+        Rank of cells.
     windows : sequence of int
-        Sides of its smallest windows, in cells; what is cheapest of these counts.
+        Sides of the smallest windows, in cells; the best of these counts.
     scan_macs : int
-        Multiply-adds that its choice takes.
+        Multiply-adds of the choice.
     """
 
     def __init__(
@@ -130,15 +130,15 @@ class Method:
         self._sweeps = [Sweep(lookup, interest, window, scan_macs) for window in windows]
 
     def points(self) -> list[list[Point]]:
-        """What was looked up so far, for each size of windows."""
+        """Points looked up so far, for each size of windows."""
         return [sweep.points() for sweep in self._sweeps]
 
     def least(self, reference: Reference, recall: float) -> Point:
-        """The cheapest way to a recall."""
+        """The cheapest point that reaches a recall; see `Sweep.least`."""
         return min((s.least(reference, recall) for s in self._sweeps), key=lambda p: p.share)
 
     def within(self, macs: int) -> Point | None:
-        """The most that is found for so many multiply-adds in all; None where the choice alone takes more."""
+        """The point of highest recall within `macs` in all; None if the choice alone takes more."""
         if macs < self.scan_macs:
             return None
         left, lookup = macs - self.scan_macs, self._lookup
@@ -150,29 +150,29 @@ class Method:
         return max(found, key=lambda p: np.nan_to_num(p.recall_exhaustive))
 
     def above(self, tau: float) -> Point:
-        """The windows above a threshold, as `analyze` takes them."""
+        """The point of the windows above a threshold, as `analyze` chooses them."""
         lookup = self._lookup
         plan = choose(self._interest, self._windows[0], window_macs=lookup.model.window_macs, tau=tau)
         return lookup.point(plan, self.scan_macs)
 
 
 def methods(lookup: SceneLookup, probe: Probe | None, seed: int) -> Iterator[Method]:
-    """Ours first, then the rivals, whose maps count as free.
+    """Our method, then the rivals, whose maps count as free.
 
     Parameters
     ----------
     lookup : SceneLookup
     probe : Probe, optional
-        Fitted on the scenes that the model was fitted on; left out where there is none.
+        Fitted on the same scenes as the model; left out if None.
     seed : int
-        Of the random rivals.
+        For the random rivals.
     """
     model, image, shape = lookup.model, lookup.image, lookup.cell_shape
     yield Method(OURS, lookup, lookup.scan.interest, (model.window,), lookup.scan.macs)
     windows = tuple(sorted({_RIVAL_WINDOW, model.window}))
     if probe is not None:
         yield Method("probe", lookup, probe.interest(image, model), windows)
-    # Squares: a window's sum then follows its strongest edge.
+    # Squared, so that a window's sum follows its strongest edge.
     yield Method("gradient", lookup, gradient_interest(image, model) ** 2, windows)
     there, chance = filled(image, model), random_interest(shape, seed)
     yield Method("mask", lookup, there * chance, windows)
@@ -183,7 +183,7 @@ def methods(lookup: SceneLookup, probe: Probe | None, seed: int) -> Iterator[Met
 
 
 def random_interest(cell_shape: tuple[int, int], seed: int) -> NDArray[np.float32]:
-    """Cells in random order."""
+    """Interest that ranks cells in random order."""
     return np.random.default_rng(seed).random(cell_shape, np.float32)
 
 
@@ -200,7 +200,7 @@ def gradient_interest(image: Image, model: Model) -> NDArray[np.float32]:
 def filled(image: Image, model: Model) -> NDArray[np.bool_]:
     """Cells that are not empty.
 
-    A cell is empty where the standard deviation of the grey pixels in it and its eight neighbours, at the scan's
+    A cell is empty if the standard deviation of the grey pixels in it and its eight neighbours, at the scan's
     resolution, is not above Otsu's threshold over the image (Otsu 1979).
     """
     shape = model.cell_shape((image.height, image.width))
@@ -216,7 +216,7 @@ def filled(image: Image, model: Model) -> NDArray[np.bool_]:
 
 
 def oracle_interest(cells: NDArray[np.int64], cell_shape: tuple[int, int]) -> NDArray[np.float32]:
-    """The number of the exhaustive pass's own finds in each cell: what no method can know, and the most to be had.
+    """Number of the exhaustive pass's finds in each cell: the upper bound on any method.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The rival that learns: logistic regression on plain statistics of each cell's pixels."""
+"""The rival that learns: logistic regression on statistics of each cell's pixels."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Probe:
     Parameters
     ----------
     mean, std : ndarray, float64, (f,)
-        Of the statistics on the cells it was fitted on.
+        Mean and standard deviation of the statistics over the training cells.
     weights : ndarray, float64, (f + 1,)
-        The bias last.
+        Weights, the bias last.
     """
 
     mean: NDArray[np.float64]
@@ -53,10 +53,10 @@ class Probe:
 
 
 def statistics(image: Image, model: Model, cell_box: Box) -> NDArray[np.float32]:
-    """What is plain to see in each cell of a block, at the scan's resolution.
+    """Statistics of the pixels of each cell of a block, at the scan's resolution.
 
-    Mean, standard deviation, minimum, maximum, and largest gradient (Sobel) and Laplacian of the cell's pixels; then of
-    the 3 x 3 cells around it; of each channel; then the logarithm of one plus each.
+    They are mean, standard deviation, minimum, maximum, and largest gradient (Sobel) and Laplacian of the cell's
+    pixels, the same of the 3 x 3 cells around it, for each channel, and the logarithm of one plus each.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def statistics(image: Image, model: Model, cell_box: Box) -> NDArray[np.float32]
 
 
 def _of_plane(plane: NDArray[np.uint8], side: int) -> list[NDArray[np.float32]]:
-    """Maps (h, w) of a block of (h + 2) x (w + 2) cells with a margin of one pixel."""
+    """Statistics, as maps (h, w), of a block of (h + 2) x (w + 2) cells with a margin of one pixel."""
     grey = plane.astype(np.float32)
     slopes = [cv2.Sobel(grey, cv2.CV_32F, dx, 1 - dx, scale=1 / 8) for dx in (0, 1)]
     curve = np.abs(cv2.Laplacian(grey, cv2.CV_32F))
@@ -102,16 +102,16 @@ def _spread(mean: NDArray[np.float32], square: NDArray[np.float32]) -> NDArray[n
 
 
 def fit_probe(images: Iterable[Image], model: Model, runtime: Runtime, seed: int) -> Probe:
-    """Fit to the refine net's exhaustive answer: which cells hold a find.
+    """Fit a probe to predict which cells hold a find of the exhaustive pass.
 
     Parameters
     ----------
     images : iterable of Image
-        The scenes that the model was fitted on.
+        Scenes that the model was fitted on.
     model : Model
     runtime : Runtime
     seed : int
-        Of the choice of cells, where there are very many.
+        For the choice of training cells, if there are more than 300,000.
     """
     known, target = [], []
     for image in images:
@@ -125,14 +125,14 @@ def fit_probe(images: Iterable[Image], model: Model, runtime: Runtime, seed: int
             target.append(there[cell_box.y0 : cell_box.y1, cell_box.x0 : cell_box.x1].ravel())
     x, y = np.concatenate(known).astype(np.float64), np.concatenate(target).astype(np.float64)
     if len(y) > _MOST_CELLS:
-        kept = np.random.default_rng(seed).permutation(len(y))[:_MOST_CELLS]
-        x, y = x[kept], y[kept]
+        chosen = np.random.default_rng(seed).permutation(len(y))[:_MOST_CELLS]
+        x, y = x[chosen], y[chosen]
     mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
     return Probe(mean, std, _regression((x - mean) / std, y))
 
 
 def _regression(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights, the bias last, of least cross-entropy with a slight decay."""
+    """Weights, the bias last, that minimise cross-entropy with weight decay."""
 
     def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         logit = x @ weights[:-1] + weights[-1]

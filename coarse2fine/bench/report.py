@@ -1,4 +1,4 @@
-"""What the scenes benchmark says: tables, a flat mapping of figures, and a picture."""
+"""Report of the scenes benchmark: tables, a flat mapping of figures, and a plot."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ _GOALS = (0.9, 0.95, 0.99)
 
 @dataclass
 class Report:
-    """What a benchmark has measured, and what is needed to repeat it.
+    """Results of a benchmark, and the settings to repeat it.
 
     Parameters
     ----------
     measurements : tuple of Measurement
         One for each scene and seed.
     notes : tuple of str
-        What was left out, and why.
+        Remarks, such as what was left out and why.
     folds : tuple of mapping
         Names of the scenes to fit and to test on.
     seeds : tuple of int
@@ -80,7 +80,7 @@ class Report:
         self.audits = [a for m in self.measurements for a in m.audits]
 
     def figures(self) -> dict[str, float]:
-        """Means by name, and their spread, "..._sd", where there is one; what is not defined in any run is left out."""
+        """Means by name, and standard deviations, "..._sd", of two runs or more; undefined figures are left out."""
         return outcome_figures(self.outcomes) | audit_figures(self.audits) | scene_figures(self.facts)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What the scenes benchmark measures, and the figures that follow."""
+"""Results of the scenes benchmark, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TRIVIAL = tuple(name for name in METHODS if name not in ("ours", "oracle"))
 
 @dataclass(frozen=True)
 class Quality:
-    """What some finds are worth.
+    """Recall and precision of a set of finds.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Point(Quality):
-    """Windows of a plan: what they cost and what they find.
+    """Cost and quality of the windows of a plan.
 
     Parameters
     ----------
@@ -70,16 +70,16 @@ class Outcome(Point):
     method : str
         A key of `METHODS`.
     key : str
-        What decided on the cost. "0.10": a share of the exhaustive pass's. "1.00": the exhaustive pass. "default",
-        "fixed@0.95": the model's own threshold, and that set when it was fitted for a recall; of a rival, the least
-        cost of the recall that ours had with it. "exhaustive@0.95", "labels@0.95": the least cost of that recall of
-        the exhaustive pass's finds, or of the labels that it finds.
+        Rule that set the cost. "0.10": a share of the exhaustive pass's. "1.00": the exhaustive pass. "default",
+        "fixed@0.95": the model's own threshold, or the one calibrated for a recall in fitting; for a rival, the least
+        cost at the recall that ours reached with it. "exhaustive@0.95", "labels@0.95": the least cost of that recall,
+        of the exhaustive pass's finds, or of the labels that it finds.
     scene : str
     seed : int
     seconds : float
         Wall-clock time.
     measured : bool
-        Whether that was measured; else it is estimated from what was.
+        Whether `seconds` was measured; otherwise it is estimated from measured runs.
     """
 
     method: str
@@ -92,13 +92,13 @@ class Outcome(Point):
 
 @dataclass(frozen=True)
 class RecallCurve:
-    """Recall of the exhaustive pass's finds against cost, of one method on one scene.
+    """Recall of the exhaustive pass's finds against cost, for one method on one scene.
 
     Parameters
     ----------
     method : str
     share, recall : tuple of float
-        Growing: the most that is found for so much.
+        Increasing costs, and the highest recall up to each.
     """
 
     method: str
@@ -107,7 +107,7 @@ class RecallCurve:
 
     @classmethod
     def of(cls, method: str, sweeps: Sequence[Sequence[Point]]) -> RecallCurve:
-        """The best of several sweeps at each cost, each in proportion between its points."""
+        """The best of several sweeps at each cost, with linear interpolation between points."""
         share = np.unique([p.share for points in sweeps for p in points])
         recall = np.zeros(len(share))
         for points in sweeps:
@@ -116,14 +116,14 @@ class RecallCurve:
         return cls(method, tuple(share.tolist()), tuple(np.maximum.accumulate(recall).tolist()))
 
     def within(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What is found for each cost, between the points in proportion; NaN below the first."""
+        """Recall at each cost, by linear interpolation; NaN below the first point."""
         return np.interp(shares, self.share, self.recall, left=np.nan)
 
 
 def mean_curve(curves: Sequence[RecallCurve]) -> dict[str, NDArray[np.float64]]:
-    """The mean of several curves of one method where all are defined: "share", "recall" and "sd", each (n,).
+    """Mean of several curves of one method at costs where all are defined: "share", "recall" and "sd", each (n,).
 
-    From 0.1 % of the exhaustive pass's cost to where the last of them ends; the spread of one curve is 0.
+    Costs run from 0.1 % of the exhaustive pass's to the largest of any curve; "sd" of a single curve is 0.
     """
     end = max(c.share[-1] for c in curves)
     share = np.append(np.geomspace(1e-3, end, _CURVE_POINTS)[:-1], end)
@@ -136,7 +136,7 @@ def mean_curve(curves: Sequence[RecallCurve]) -> dict[str, NDArray[np.float64]]:
 
 @dataclass(frozen=True)
 class SceneFacts:
-    """What a scene is to a model.
+    """Properties of a scene, and of a model's runs on it.
 
     Parameters
     ----------
@@ -144,22 +144,22 @@ class SceneFacts:
     seed : int
     megapixels : float
     labelled, finds : int
-        Labelled objects, and what the exhaustive pass finds.
+        Numbers of labelled objects, and of the exhaustive pass's finds.
     label_recall, label_precision : float
-        Of the exhaustive pass.
+        Recall and precision of the exhaustive pass against the labels.
     labels_cover, finds_cover : float
-        Share of the cells of 16 x 16 pixels that they touch.
+        Share of the squares of 16 x 16 pixels that labelled objects, or the finds, touch.
     scan_share : float
         Multiply-adds of the scan as a share of the exhaustive pass's.
     chunks_assumed : bool
         Whether the image is stored whole, so that chunks of 256 x 256 pixels are assumed.
     chunks_decoded : float
-        Chunks that the measured run at the model's default decoded, again and again if it had to, for each chunk
-        stored at full resolution; NaN if the image is stored whole.
+        Chunks that the measured run at the model's default decoded, repeats included, per chunk stored at full
+        resolution; NaN if the image is stored whole.
     scan_seconds, choose_seconds, refine_seconds, conclude_seconds : float
-        Of that run.
+        Wall-clock times of that run's steps.
     agreement : float
-        Share of a real run's finds that were as looked up; NaN if none was made.
+        Share of a real run's finds that equal the looked-up ones; NaN without such a run.
     """
 
     scene: str
@@ -191,17 +191,17 @@ class AuditRun:
         The recall to certify, such as "0.95", or "sample" for the random sample of an analysis that has no limit.
     scene : str
     seed, audit_seed : int
-        Of all else, and of what the audit draws.
+        Seed of the benchmark's run, and seed of the audit's random choices.
     share : float
         Multiply-adds in all, audit included, as a share of the exhaustive pass's.
     recall : float
-        Share of the exhaustive pass's finds that were found by its end.
+        Share of the exhaustive pass's finds that were found after the audit.
     least, most : float
-        What the audit says of it.
+        Bounds on `recall` that the audit states.
     held : bool
-        Whether that is true.
+        Whether `recall` lies within them.
     told : bool
-        Whether anything was said: with too few finds a sample tells nothing, and none is drawn.
+        Whether the audit stated bounds: with too few finds a sample is not informative, and none is drawn.
     """
 
     kind: str
@@ -218,7 +218,7 @@ class AuditRun:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one model on one scene, with notes on what could not be."""
+    """Measurements of one model on one scene, with notes."""
 
     facts: SceneFacts
     outcomes: tuple[Outcome, ...]
@@ -228,7 +228,7 @@ class Measurement:
 
 
 def mean(name: str, values: Iterable[float]) -> dict[str, float]:
-    """The mean of those that are defined, and their spread, "..._sd", if there are two; nothing if none is."""
+    """Mean of the defined values, and standard deviation, "..._sd", of two or more; empty if none is defined."""
     defined = [v for v in values if not math.isnan(v)]
     if not defined:
         return {}
@@ -237,9 +237,9 @@ def mean(name: str, values: Iterable[float]) -> dict[str, float]:
 
 
 def outcome_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Means by name, such as "ours/0.10/recall_exhaustive", and their spread.
+    """Means by name, such as "ours/0.10/recall_exhaustive", and their standard deviations.
 
-    "times_fewer" is one over the mean share; "best_rival/KEY/share" the least mean share of the trivial rivals.
+    "times_fewer" is one over the mean share; "best_rival/KEY/share" is the least mean share among the trivial rivals.
     "ours/default/times_faster" and "times_fewer_macs" compare with the exhaustive pass, halo included, on the same
     scene; times are medians of interleaved runs.
     """
@@ -265,7 +265,7 @@ def outcome_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def audit_figures(audits: Sequence[AuditRun]) -> dict[str, float]:
-    """Of each kind of audit, such as "certified@0.95/held" (share of runs that spoke true) and ".../share"."""
+    """Figures of each kind of audit, such as "certified@0.95/held" (share of runs whose bounds held)."""
     figures: dict[str, float] = {}
     for kind in dict.fromkeys(a.kind for a in audits):
         name = audit_name(kind)
@@ -287,12 +287,12 @@ def audit_name(kind: str) -> str:
 
 
 def scene_figures(facts: Sequence[SceneFacts]) -> dict[str, float]:
-    """Means over scenes and seeds of what the scenes are, such as "scenes/finds_cover"."""
+    """Means over scenes and seeds of the properties of scenes, such as "scenes/finds_cover"."""
     measures = [f.name for f in fields(SceneFacts) if f.name not in ("scene", "seed", "chunks_assumed")]
     return {k: v for m in measures for k, v in mean(f"scenes/{m}", [getattr(f, m) for f in facts]).items()}
 
 
 def best_rival(figures: Mapping[str, float], key: str) -> str | None:
-    """Name of the trivial rival of the least mean share."""
+    """Name of the trivial rival with the least mean share."""
     shares = {m: figures[f"{m}/{key}/share"] for m in _TRIVIAL if f"{m}/{key}/share" in figures}
     return min(shares, key=lambda m: shares[m]) if shares else None

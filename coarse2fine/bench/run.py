@@ -1,4 +1,4 @@
-"""Benchmarks: what choosing where to look saves, and what it misses, beside the trivial rivals."""
+"""Scenes benchmark: cost and recall of choosing windows, compared with trivial rivals (baselines)."""
 
 from __future__ import annotations
 
@@ -44,30 +44,30 @@ def benchmark_scenes(
     models: Path | None = None,
     progress: bool = True,
 ) -> Report:
-    """Fit on some scenes; test on the others, on which nothing was chosen, beside trivial rivals.
+    """Fit on some scenes, and test on held-out ones, compared with trivial rivals.
 
     Parameters
     ----------
     data : Path, optional
         Folder of images with GeoJSON of the same names beside them; without it, synthetic scenes of digits.
     test : sequence of str
-        Names of the test scenes; by default every scene is left out once, in folds.
+        Names of the test scenes; by default every scene is held out once, in folds.
     folds : int
-        At least 2; where there are fewer scenes, each is a fold.
+        At least 2; if there are fewer scenes, each is a fold.
     seeds : int
-        How often all of it is done, each time with another seed.
+        Number of repetitions, each with another seed.
     steps : int
         Optimisation steps of each net.
     quick : bool
-        Only the first of the folds.
+        Whether to run only the first fold.
     model : str, optional
         A fitted model to test instead of fitting any; all scenes are then tested, or those of `test`.
     composite : Composition, optional
-        Makes one large scene out of the test scenes of a fold.
+        If given, one large scene is made of the test scenes of a fold.
     folder : Path, optional
-        Where that is stored while it is needed; by default where temporary files go.
+        Folder for the composite while it is needed; by default that of temporary files.
     models : Path, optional
-        Folder in which fitted models are kept, and found again by a later run with the same data, seed and steps.
+        Folder for fitted models; a later run with the same data, seed and steps loads them.
     progress : bool
 
     Returns
@@ -94,7 +94,7 @@ def benchmark_scenes(
             probe = _probe(part, fitted, seed)
             scenes = part.test
             if composite is not None:
-                # With empty ground one is made for each model, which finds nothing there; else once for a fold.
+                # A composite with background depends on the model, which must find nothing in the background.
                 key = number, seed if composite.density < 1 else 0
                 if key not in made:
                     target = Path(scratch) / f"fold-{number}-{key[1]}.zarr"
@@ -107,7 +107,7 @@ def benchmark_scenes(
                     tick = bars.task(f"{title}: {scene.name}")
                     found.append(measure(fitted, scene, seed, probe=probe, tick=tick))
     if not parts[0].train:
-        notes.append("no scene is left to fit the rival probe on: it is left out")
+        notes.append("the rival probe is left out: there is no scene to fit it on")
     notes += about + [note for m in found for note in m.notes]
     if any(m.facts.chunks_assumed for m in found):
         notes.append("images that are stored whole count as if in chunks of 256 x 256 pixels")
@@ -122,8 +122,8 @@ def benchmark_scenes(
 
 
 def _occupied(scene: BenchScene, model: Model) -> NDArray[np.float64]:
-    """Boxes of what is labelled and of what the model's exhaustive pass finds, or nearly does."""
-    # Turned and shifted, what lies just below the threshold comes above it here and there.
+    """Boxes of labelled objects, and of the exhaustive pass's finds down to a tenth of the model's threshold."""
+    # Scores just below the threshold may exceed it after rotation and shift.
     low = _NEARLY * model.threshold
     with analyze(scene.image, model, budget=1.0, threshold=low, audit=0) as analysis:
         finds = np.array([r.full_box for r in analysis.regions], np.float64).reshape(-1, 4)
@@ -131,13 +131,13 @@ def _occupied(scene: BenchScene, model: Model) -> NDArray[np.float64]:
 
 
 def _about(scene: BenchScene, composition: Composition, *, turned: bool) -> str:
-    tiles = f"a COMPOSITE, not a real scene: tiles cut from the test scenes at random{', turned' if turned else ''}"
+    tiles = f"a COMPOSITE, not a real scene: tiles cut from the test scenes at random{', rotated' if turned else ''}"
     if composition.density == 1:
         return f"{scene.name} is {tiles}"
     return (
-        f"{scene.name} is {tiles}, on {composition.density:.1%} of its places; the rest is ground made of places "
-        "of these scenes in which neither labels nor the exhaustive pass of the model under test have anything, even "
-        "at a tenth of its threshold"
+        f"{scene.name} is {tiles}, on {composition.density:.1%} of its area; the rest is background made of places "
+        "of these scenes without labels and without finds of the tested model's exhaustive pass, even at a tenth of "
+        "its threshold"
     )
 
 
@@ -165,13 +165,13 @@ def _parts(
 
 
 def _fitted(train: Sequence[BenchScene], path: Path | None, **options: Any) -> Model:
-    """A model fitted on some scenes, or found at `path` as an earlier run has left it."""
+    """A model fitted on scenes, or loaded from `path` if an earlier run saved it with the same settings."""
     wanted = {"scenes": [s.name for s in train], "steps": options["steps"], "seed": options["seed"]}
     if path is not None and path.exists():
         found = load_model(path)
         if all(found.provenance.get(key) == value for key, value in wanted.items()):
             return found
-    # Specialists are measured by themselves.
+    # Specialists have a benchmark of their own.
     model = fit([s.image for s in train], [s.annotations for s in train], specialists=None, **options)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def _fitted(train: Sequence[BenchScene], path: Path | None, **options: Any) -> M
 
 
 def _probe(part: Split, model: Model, seed: int) -> Probe | None:
-    """The rival that learns, fitted on what the model was; None without such scenes."""
+    """The rival that learns, fitted on the same scenes as the model; None without such scenes."""
     if not part.train or model.refiner.learns:
         return None
 

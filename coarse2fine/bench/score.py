@@ -21,7 +21,7 @@ _SAME_IOU = 0.5
 
 @dataclass(frozen=True)
 class LabelScore:
-    """Objects found, finds that are none (but for those where nobody has annotated), and objects in all."""
+    """Counts of found objects, of false alarms (in annotated areas), and of all objects."""
 
     hits: int
     false_alarms: int
@@ -40,17 +40,17 @@ class LabelScore:
 
 
 class Labelled:
-    """The labelled objects of a scene, with which finds are paired.
+    """The labelled objects of a scene, to be matched with finds.
 
-    A find counts where its centre lies within a cell, or half the object's longer side if that is more, of the
-    object's centre. Areas, which have no natural number, are left out on both sides. Objects too large for the refine
-    net count as missed like any other.
+    A find matches an object if their centres are at most a cell apart, or half the object's longer side if that is
+    more. Areas, which have no natural number, are left out on both sides. Objects too large for the refiner count as
+    missed like any other.
 
     Parameters
     ----------
     truth : Annotations
     model : Model
-        Tells the size of a cell and which classes are areas.
+        Gives the size of a cell, and which classes are areas.
     """
 
     def __init__(self, truth: Annotations, model: Model) -> None:
@@ -63,7 +63,7 @@ class Labelled:
         self._counted = self._annotated(*self._centre.T)
 
     def score(self, regions: Sequence[Region]) -> LabelScore:
-        """Pair finds with objects of their class, one to one."""
+        """Match finds with objects of their class, one to one."""
         found = [r for r in regions if r.label not in self._areas]
         found_centre = np.array([r.full_centre for r in found], np.float64).reshape(-1, 2)
         scores = np.array([r.score for r in found], np.float32)
@@ -78,7 +78,7 @@ class Labelled:
 
 
 def object_boxes(truth: Annotations, model: Model) -> NDArray[np.float64]:
-    """Bounds (y0, x0, y1, x1) of the labelled objects; points are given the size that was typical in fitting."""
+    """Bounds (y0, x0, y1, x1) of the labelled objects; points get the median size from fitting."""
     bounds = np.array([a.full_bounds for a in truth.objects], np.float64).reshape(-1, 4)
     half = float(model.provenance.get("median_size", 0.0)) / 2
     bounds[[a.is_point for a in truth.objects]] += np.array([-half, -half, half, half])
@@ -86,7 +86,7 @@ def object_boxes(truth: Annotations, model: Model) -> NDArray[np.float64]:
 
 
 def against_exhaustive(regions: Sequence[Region], reference: Sequence[Region], cell: int) -> float:
-    """Share of the exhaustive pass's finds that were found again; NaN where it found nothing.
+    """Share of the exhaustive pass's finds that were found again; NaN if it found none.
 
     Two finds are the same if they are of one class and their centres lie within half a cell, or their boxes overlap
     by IoU > 0.5; each counts once (a maximum matching).
@@ -103,7 +103,7 @@ def against_exhaustive(regions: Sequence[Region], reference: Sequence[Region], c
         return 0.0
     found = np.array([r.full_box for r in regions], np.float64)
     there = np.array([r.full_box for r in reference], np.float64)
-    # Boxes grown by half a cell meet wherever either rule can hold.
+    # Boxes grown by half a cell intersect whenever either rule can hold.
     grown = there + np.array([-0.5, -0.5, 0.5, 0.5]) * cell
     j, i = shapely.STRtree(_boxes(grown)).query(_boxes(found), predicate="intersects")
     low, high = np.maximum(found[j, :2], there[i, :2]), np.minimum(found[j, 2:], there[i, 2:])

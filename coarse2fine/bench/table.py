@@ -1,4 +1,4 @@
-"""The tables of the scenes benchmark, for a terminal of 130 columns."""
+"""Tables of the scenes benchmark, for a terminal of 130 columns."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _EXPLAINED = (
     "fewer: one over that; cells: share refined; chunks: share of the stored chunks of full resolution that windows "
     "with their halos touch; sec: wall-clock time, estimated (~) from the measured runs' seconds per multiply-add. All "
     "but the measured runs are look-ups of the exhaustive pass's answer in the cells chosen, which refining them would "
-    "give too. Rivals go through the same refine net, in windows of 2 cells or the model's, whichever is cheaper; "
-    "their maps count as free. Where a method does not get there, or only for more, it makes the exhaustive pass. "
+    "give too. Rivals use the same refine net, in windows of 2 cells or the model's, whichever is cheaper; "
+    "their maps count as free. If a method does not reach a recall, or only for more, the exhaustive pass counts. "
     "Mean +- sd over scenes and seeds."
 )
 
 
 def lines(figures: Figures, facts: Sequence[SceneFacts], audits: Sequence[AuditRun]) -> list[str]:
-    """All tables and what explains them."""
+    """All tables and their explanation."""
     parts = [
         _scenes(facts),
         _measured(figures),
@@ -83,7 +83,7 @@ def _seconds(figures: Figures, name: str) -> str:
 
 
 def _scenes(facts: Sequence[SceneFacts]) -> list[str]:
-    """What each scene is, or all are in the mean where they are many; means over seeds."""
+    """Properties of each scene, or their mean if there are more than `_MOST_SCENES`; means over seeds."""
     names = list(dict.fromkeys(f.scene for f in facts))
     groups = {name: [f for f in facts if f.scene == name] for name in names}
     if len(names) > _MOST_SCENES:
@@ -134,7 +134,7 @@ def _measured(figures: Figures) -> list[str]:
 
 
 def _decoded(figures: Figures) -> str:
-    """How often chunks were decoded, where there are any."""
+    """Chunks decoded per stored chunk, if the image is stored in chunks."""
     if "scenes/chunks_decoded" not in figures:
         return ""
     return f"; it decoded {figures['scenes/chunks_decoded']:.2f} chunks for each stored at full resolution"
@@ -146,7 +146,7 @@ def _budgets(figures: Figures) -> list[str]:
     keys = [key for key in keys if key != EXHAUSTIVE]
     if not keys:
         return []
-    table = ["recall of the exhaustive pass's finds for so much of its multiply-adds in all"]
+    table = ["recall of the exhaustive pass's finds at a share of its multiply-adds"]
     table.append(_row(_BUDGETS, "method", [f"{float(key):.0%}" for key in keys]))
     for method in _present(figures, keys):
         cells = [_share(figures, f"{method}/{key}/recall_exhaustive") for key in keys]
@@ -159,7 +159,7 @@ def _least(figures: Figures, reference: str) -> list[str]:
     names = _present(figures, keys)
     if not names:
         return []
-    title = f"least cost of a recall {_REFERENCES[reference]} (swept on the scene itself: the best case of all)"
+    title = f"least cost of a recall {_REFERENCES[reference]} (swept on the test scene itself: a best case)"
     head = _GROUP.format("total", "fewer", "cells", "chunks", "sec")
     above = [f"{f' {recall:.0%} ':-^{len(head)}}" for recall in RECALLS]
     table = [title, "  ".join([" " * 8, *above]), "  ".join([f"{'method':<8}", *[head] * len(keys)])]
@@ -179,7 +179,7 @@ def _fixed(figures: Figures) -> list[str]:
     if not keys:
         return []
     table = [
-        "thresholds set by fitting for a recall, none on the scene; beside it the trivial rival that is cheapest there",
+        "thresholds calibrated for a recall in fitting, not on the test scene; last, the cheapest trivial rival",
         _FIXED.format(
             *("set for", "found", "labels", "total", "fewer", "cells", "chunks", "sec", "best rival", "ratio")
         ),
@@ -205,7 +205,7 @@ def _fixed(figures: Figures) -> list[str]:
 def _audited(figures: Figures, audits: Sequence[AuditRun]) -> list[str]:
     if not audits:
         return []
-    head = ("audited", "runs", "total", "fewer", "true recall", "least", "stated", "told", "held")
+    head = ("audited", "runs", "total", "fewer", "true recall", "least", "stated", "reported", "held")
     table = ["audited recall (the default's windows first; confidence 95 %)", _AUDIT.format(*head)]
     for kind in dict.fromkeys(a.kind for a in audits):
         name = audit_name(kind)
@@ -227,7 +227,7 @@ def _audited(figures: Figures, audits: Sequence[AuditRun]) -> list[str]:
                 f"{figures[f'{name}/held']:.1%}" if f"{name}/held" in figures else "-",
             )
         )
-    return [*table, "least: of all runs; told: runs that said anything; held: of these, runs that spoke true"]
+    return [*table, "least: of all runs; reported: runs that stated bounds; held: share of these whose bounds held"]
 
 
 def _present(figures: Figures, keys: Iterable[str]) -> list[str]:
