@@ -90,14 +90,14 @@ class Report:
         return "\n".join([title, *lines(self.figures(), self.facts, self.audits), *notes])
 
     def save(self, folder: Path, json: Path) -> list[Path]:
-        """Write the figures to `json`, and the picture, ``scenes.png``, into a folder; both folders must exist."""
+        """Write the figures to `json`, and the plot, ``scenes.png``, into a folder; both folders must exist."""
         names = list(dict.fromkeys(f.scene for f in self.facts))
         shown = ", ".join(names) if len(names) <= 3 else f"{len(names)} scenes"
         picture = plot(folder / "scenes.png", f"{shown}; {len(self.seeds)} seed(s)", self.curves, self.figures())
         return [write_json(json, self.summary()), picture]
 
     def summary(self) -> dict[str, Any]:
-        """All of it as JSON values; what is undefined is null in records and missing from `figures`."""
+        """The report as JSON values; undefined values are null in records and missing from `figures`."""
         return summary("scenes", self.figures(), self.seeds, self.parameters, self.notes) | {
             "folds": list(self.folds),
             "scenes": [_record(f) for f in self.facts],
@@ -107,7 +107,7 @@ class Report:
         }
 
     def _mean_curves(self) -> dict[str, dict[str, list[float]]]:
-        """Recall of the exhaustive pass's finds against cost, of each method, as in the picture."""
+        """Recall of the exhaustive pass's finds against cost, for each method, as in the plot."""
         table = {}
         for method in dict.fromkeys(c.method for c in self.curves):
             mean = mean_curve([c for c in self.curves if c.method == method])
@@ -128,7 +128,7 @@ def summary(
     notes: Sequence[str],
     packages: Sequence[str] = ("torch", "numpy", "scipy", "scikit-image"),
 ) -> dict[str, Any]:
-    """What every benchmark records as JSON values, with the machine and the versions of those packages installed."""
+    """The common record of all benchmarks, as JSON values, with the machine and the versions of installed packages."""
     machine = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -152,7 +152,7 @@ def summary(
 
 
 def _cpu() -> str:
-    """The processor's name; Linux tells it in a file only."""
+    """The processor's name, on Linux from ``/proc/cpuinfo``, the only source there."""
     table = Path("/proc/cpuinfo")
     if table.is_file():
         for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -162,7 +162,7 @@ def _cpu() -> str:
 
 
 def plot(path: Path, title: str, curves: Sequence[RecallCurve], figures: Mapping[str, float]) -> Path:
-    """Draw recall of the exhaustive pass's finds against all multiply-adds, one line a method, and what was certified.
+    """Plot recall of the exhaustive pass's finds against all multiply-adds: one line a method, and certified recalls.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def plot(path: Path, title: str, curves: Sequence[RecallCurve], figures: Mapping
     title : str
     curves : sequence of RecallCurve
     figures : mapping
-        As the report has them.
+        From `Report.figures`.
     """
     figure = Figure(figsize=(9, 6.8), dpi=130)
     FigureCanvasAgg(figure)
@@ -201,7 +201,7 @@ def plot(path: Path, title: str, curves: Sequence[RecallCurve], figures: Mapping
 
 
 def _line(axes: Any, method: str, text: str, curves: Sequence[RecallCurve]) -> None:
-    """The mean over runs, from where all are defined, and a band of one standard deviation."""
+    """Plot the mean over runs, at costs where all are defined, and a band of one standard deviation."""
     mean, ours = mean_curve(curves), method == "ours"
     line, width = ":" if method == "oracle" else "-", 2.4 if ours else 1.4
     colour, label = _COLOURS[method], f"{method}: {text}"
@@ -212,7 +212,7 @@ def _line(axes: Any, method: str, text: str, curves: Sequence[RecallCurve]) -> N
 
 
 def _points(axes: Any, figures: Mapping[str, float]) -> None:
-    """The default, thresholds set by fitting, certified recalls, and the exhaustive pass."""
+    """Plot the default, thresholds calibrated in fitting, certified recalls, and the exhaustive pass."""
     fixed = sorted({name.split("/")[1] for name in figures if name.startswith("ours/fixed@")})
     certified = sorted({name.split("/")[0] for name in figures if name.startswith("certified@")})
     for name in certified:
@@ -220,7 +220,7 @@ def _points(axes: Any, figures: Mapping[str, float]) -> None:
         text = f"{float(name.partition('@')[2]):.0%}"
         axes.annotate(text, at, xytext=(0, -15), textcoords="offset points", fontsize=8, ha="center", zorder=8)
     kinds = (
-        ("o", "#0060c0", 6, "ours, thresholds set by fitting", [f"ours/{key}" for key in fixed], "recall_exhaustive"),
+        ("o", "#0060c0", 6, "ours, calibrated thresholds", [f"ours/{key}" for key in fixed], "recall_exhaustive"),
         ("*", "#c02020", 13, "ours at its default", [f"ours/{DEFAULT}"], "recall_exhaustive"),
         ("D", "#e06000", 7, "certified, audit included (true recall)", certified, "recall"),
         ("P", "#202020", 10, "exhaustive pass", [f"ours/{EXHAUSTIVE}"], "recall_exhaustive"),

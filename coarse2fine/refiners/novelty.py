@@ -36,7 +36,7 @@ _STEPS = 1024
 
 @dataclass(frozen=True)
 class NoveltyModel:
-    """What is usual at full resolution in this image.
+    """Model of what is usual at full resolution in one image.
 
     Parameters
     ----------
