@@ -254,8 +254,8 @@ def test_a_composite_stands_in_for_the_scenes_of_a_fold_and_is_removed(
     code = run(script, monkeypatch, "--data", folder, "--model", model, "--quick", "--out", out, *made)
     assert code == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "is a COMPOSITE, not a real scene: tiles cut from the test scenes at random, turned, on 50.0%" in printed
-    assert "no scene is left to fit the rival probe on" in printed
+    assert "is a COMPOSITE, not a real scene: tiles cut from the test scenes at random, rotated, on 50.0%" in printed
+    assert "the rival probe is left out: there is no scene to fit it on" in printed
     assert sorted(p.name for p in out.iterdir()) == ["scenes.json", "scenes.png"]
     record = json.loads((out / "scenes.json").read_text())
     assert record["figures"]["scenes/megapixels"] >= 0.1
