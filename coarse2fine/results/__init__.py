@@ -1,1 +1,1 @@
-"""What an analysis found and cost: values, files and pictures."""
+"""Results of an analysis, with their cost: values, files and pictures."""

@@ -67,17 +67,17 @@ _PACKED_FROM = 50_000
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found in an image, where it was sought, and what that cost.
+    """Result of an analysis: the finds in an image, the windows that were refined, and the cost.
 
     Parameters
     ----------
     image : Image
         The image, open; close it when done (or use the analysis as a context manager).
     regions : tuple of Region
-        The finds in full-resolution pixels, the surest first.
+        The finds in full-resolution pixels, the highest score first.
     interest : ndarray, float32, (cell height, cell width)
-        What the scan expected of each cell; empty (0, 0) after a fitted model's exhaustive pass, which needs no
-        scan.
+        Interest of each cell according to the scan, 0 to 1; empty (0, 0) after a fitted model's exhaustive pass,
+        which needs no scan.
     plan : Plan
         The windows chosen, best first.
     refined : ndarray, bool, (cell height, cell width)
@@ -85,14 +85,13 @@ class Analysis:
     cell : int
         Side of a cell in full-resolution pixels.
     cost : Cost
-        The account.
     audit : Audit or None
-        What is known of recall against the exhaustive pass; None where that was not asked for.
+        Estimate of recall against the exhaustive pass; None if none was requested.
     complete : bool
-        False where the work was interrupted (then the windows refined are the best of the plan) or something could
+        False if the work was interrupted (then the windows refined are the best of the plan) or something could
         not be read.
     failures : tuple of str
-        Why parts of the image could not be read, each reason once.
+        Reasons why parts of the image could not be read, each once.
     provenance : mapping
         Model, parameters, versions; JSON values.
     """
@@ -125,7 +124,7 @@ class Analysis:
         if self.kinds:
             lines += [f"       {self.named(label)}" for label in sorted(self.kinds)]
             lines.append(
-                f"chosen {len(self.plan):,} windows, by how rare and how badly explained they are in this image"
+                f"chosen {len(self.plan):,} windows, by rarity in this image and by the scan's prediction error"
             )
         elif chosen := self.chosen_by:
             lead = ", ".join(f"{name} {share:.0%}" for name, share in list(chosen.items())[:_NAMED])
@@ -141,18 +140,18 @@ class Analysis:
         return "\n".join(map(printable, lines))
 
     def _repr_html_(self) -> str:
-        """A small picture and the account, for notebooks."""
+        """A small picture and the text, for notebooks."""
         try:
             picture = encoded(self._thumbnail(), ".jpg")
-        except ImageError:  # the image is closed, or not here
+        except ImageError:  # the image is closed or missing
             picture = None
         return notebook_html(str(self).splitlines(), picture)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """In what the image was read as the model's images were, or otherwise, and what had to be mended in it.
+        """Differences from the model's images in how this one was read, and repairs of its pixels.
 
-        What was assumed on opening it is in `image.notes`.
+        Assumptions made on opening it are in `image.notes`.
         """
         return tuple(self.provenance.get("notes", ()))
 
@@ -173,17 +172,17 @@ class Analysis:
 
     @property
     def labels(self) -> dict[str, int]:
-        """How many regions there are of each class that was found, the most frequent first."""
+        """Number of regions of each class, the most frequent first."""
         counts = Counter(region.label for region in self.regions)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @property
     def kinds(self) -> dict[str, dict[str, Any]]:
-        """What sets each label apart and where to see it, if nobody named it; see `coarse2fine.steps.traits`."""
+        """Traits and an example of each label that is an unnamed kind; see `coarse2fine.steps.traits`."""
         return dict(self.provenance.get("kinds", {}))
 
     def named(self, label: str) -> str:
-        """A label, and what sets it apart if nobody named it, such as ``"kind 6 (darker, smoother)"``."""
+        """A label, with its traits if it is an unnamed kind, such as ``"kind 6 (darker, smoother)"``."""
         traits = self.kinds.get(label, {}).get("traits")
         return f"{label} ({traits})" if traits else label
 
@@ -197,12 +196,12 @@ class Analysis:
         return {feature_name(f): count / len(self.plan) for count, f in shares if f != NO_FEATURE}
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw where it was sought, what was found, and the busiest place at full resolution.
+        """Draw the chosen windows, the finds, and the place with the most finds at full resolution.
 
         Parameters
         ----------
         path : path
-            A PNG, PDF or SVG file, by its ending.
+            A PNG, PDF or SVG file, by its suffix.
         """
         from coarse2fine.results.figure import Picture  # noqa: PLC0415 (matplotlib is slow to import)
 
@@ -215,30 +214,30 @@ class Analysis:
         return target
 
     def to(self, path: str | os.PathLike[str]) -> Path:
-        """Write a file of the kind that its name ends in.
+        """Write a file in the format of its suffix.
 
         ``.geojson``: `to_geojson`, in pixels; ``.json``: `to_coco` (either with ``.gz``); ``.csv``: `to_csv`;
         ``.parquet``: `to_parquet`; ``.h5``: `to_h5`, without features; ``.zarr``: `to_ome_zarr`; ``.png``, ``.pdf``
-        and ``.svg``: `plot`; and those of `coarse2fine.register_exporter`.
+        and ``.svg``: `plot`; others by `coarse2fine.register_exporter`.
 
         Raises
         ------
         ValueError
-            If the ending is of no kind; the message lists those there are.
+            If the suffix is unknown; the message lists the known ones.
         """
         target = Path(path)
         exporter_for(target)(target, self)
         return target
 
     def to_geojson(self, path: str | os.PathLike[str], *, world: bool = False) -> Path:
-        """Write the regions as GeoJSON; gzipped where the name ends in ``.gz``.
+        """Write the regions as GeoJSON; gzipped if the name ends in ``.gz``.
 
         Parameters
         ----------
         path : path
         world : bool
-            In the world coordinates of a georeferenced image, for GIS programs; by default in full-resolution pixels,
-            for QuPath.
+            Whether to write world coordinates of a georeferenced image, for GIS programs; the default is
+            full-resolution pixels, for QuPath.
 
         Raises
         ------
@@ -268,14 +267,14 @@ class Analysis:
     def to_h5(
         self, path: str | os.PathLike[str], model: str | os.PathLike[str] | Model | None = None, *, tile: int = 256
     ) -> Path:
-        """Write the tiles that were worth a closer look as HDF5, as CLAM and TRIDENT do (extra ``features``).
+        """Write the tiles with refined windows as HDF5, in the layout of CLAM and TRIDENT (extra ``features``).
 
         Parameters
         ----------
         path : path
         model : path, str or Model, optional
-            Whose refine net describes each tile: ``features`` holds the means of its high-level features. Without
-            one there are ``coords`` alone, from which the encoders of those tools go on.
+            Its refine net describes each tile: ``features`` holds the means of the high-level features. Without a
+            model only ``coords`` are written, the input of those tools' encoders.
         tile : int
             Side of a tile in full-resolution pixels. Tiles lie on a regular grid; those with a refined window in them
             are written.
@@ -283,7 +282,7 @@ class Analysis:
         Raises
         ------
         ImageError
-            If features are asked for and the image is not there.
+            If features are requested and the image is missing.
         MissingExtraError
             If h5py is not installed.
         ModelError
@@ -298,13 +297,13 @@ class Analysis:
         return write_patches(path, patches, self.image)
 
     def to_anndata(self, model: str | os.PathLike[str] | Model, *, tile: int = 256) -> AnnData:
-        """Tiles as `to_h5` writes them, with features, as an annotated table (extra ``anndata``).
+        """The tiles of `to_h5`, with features, as an annotated table (extra ``anndata``).
 
         Parameters
         ----------
         model : path, str or Model
         tile : int
-            See `to_h5`, also for what may go wrong.
+            See `to_h5`, also for the errors.
         """
         anndata_module()
         patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
@@ -317,18 +316,18 @@ class Analysis:
         return write_maps(path, maps)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write all of it into a folder, made where needed.
+        """Write everything into a folder, which is created if it is missing.
 
-        ``analysis.json`` (what, how, at what cost), ``tiles.parquet`` and ``tiles.csv`` (where it was sought),
-        ``regions.geojson`` (what was found, for QuPath), ``regions_world.geojson`` (on the map, of a georeferenced
-        image), ``maps.ome.zarr`` (maps and labels), ``overview.png``, ``thumbnail.jpg`` and ``timing.json``. With more
-        than 50,000 regions the GeoJSON is gzipped (``.geojson.gz``). Equal analyses write equal files, but for
-        ``timing.json``. Each file appears whole or not at all, ``analysis.json`` last; files of other names are left
-        alone.
+        ``analysis.json`` (provenance, parameters, cost), ``tiles.parquet`` and ``tiles.csv`` (the windows),
+        ``regions.geojson`` (the finds, for QuPath), ``regions_world.geojson`` (in world coordinates, for a
+        georeferenced image), ``maps.ome.zarr`` (maps and labels), ``overview.png``, ``thumbnail.jpg`` and
+        ``timing.json``. With more than 50,000 regions the GeoJSON is gzipped (``.geojson.gz``). Equal analyses write
+        equal files, except ``timing.json``. Each file is written completely or not at all, ``analysis.json`` last;
+        files of other names are not touched.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        (target / ANALYSIS).unlink(missing_ok=True)  # until all is written, this is no whole result
+        (target / ANALYSIS).unlink(missing_ok=True)  # without it the folder is not a complete result
         table = self.tiles_table
         write_parquet(target / TILES, table)
         write_csv(target / TILES_CSV, table)
@@ -349,22 +348,22 @@ class Analysis:
         ----------
         folder : path
         image : path, ndarray or Image, optional
-            The image, if it was moved or was an array. By default it is found where it was, and opened when pixels
-            are asked for: without them the result is read where the image is not.
+            The image, if it was moved or was an array. By default it is opened at its recorded place, and only when
+            pixels are needed, so a result can be loaded without its image.
 
         Raises
         ------
         FileNotFoundError
-            If the folder holds no whole result.
+            If the folder holds no complete result.
         ImageError
-            If `image` cannot be opened, or is another one.
+            If `image` cannot be opened, or its shape is not that of the result.
         ValueError
-            If files of the result are damaged, missing or of something else.
+            If files of the result are damaged, missing or from another program.
         """
         return cls(**read_result(Path(folder), image))
 
     def summary(self) -> dict[str, Any]:
-        """All but maps, pixels and what differs from run to run, as JSON values."""
+        """Everything except maps, pixels and what differs from run to run, as JSON values."""
         return {
             "image": record_of(self.image),
             "regions": len(self.regions),
@@ -389,7 +388,7 @@ class Analysis:
             self.to_geojson(folder / f"{name}{packed}", world=name == WORLD_REGIONS)
         for name in (REGIONS, WORLD_REGIONS):
             for ending in ("", ".gz"):
-                if name not in names or ending != packed:  # of an earlier result
+                if name not in names or ending != packed:  # from an earlier result
                     (folder / f"{name}{ending}").unlink(missing_ok=True)
 
     def _title(self) -> str:

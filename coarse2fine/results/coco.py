@@ -1,4 +1,4 @@
-"""Finds as COCO JSON, which most tools for detection exchange; streamed."""
+"""Finds as COCO JSON, the common exchange format of detection tools; streamed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from coarse2fine.tiling.writing.atomic import replacing_stream
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in one image.
+    """The finds in one image.
 
     Parameters
     ----------
     name : str
-        Of the image's file.
+        Name of the image's file.
     full_shape : tuple of int
         Height and width.
     regions : tuple of Region, or Path
-        The finds, or the file that they are in, read when it is their turn.
+        The finds, or the file that holds them, read when they are written.
     labels : tuple of str
         Their classes.
     """
@@ -45,13 +45,13 @@ def write_coco(path: str | os.PathLike[str], images: Sequence[Found]) -> Path:
     """Write finds as a COCO data set.
 
     Each has ``bbox`` [x, y, width, height] and ``segmentation``, its outline or the corners of its box, in
-    full-resolution pixels, ``area``, ``score`` and ``iscrowd`` 0. Categories are numbered from 1 by name, images and
-    annotations in their order. An existing file is replaced once the new one is complete.
+    full-resolution pixels, ``area``, ``score`` and ``iscrowd`` 0. Ids count from 1: categories sorted by name, images
+    and annotations in their order. An existing file is replaced once the new one is complete.
 
     Parameters
     ----------
     path : path-like
-        File to write; compressed with gzip when the name ends in ``.gz``. Its folder must exist.
+        File to write; gzipped if the name ends in ``.gz``. Its folder must exist.
     images : sequence of Found
 
     Returns
@@ -84,19 +84,19 @@ def write_coco(path: str | os.PathLike[str], images: Sequence[Found]) -> Path:
 
 
 def write_results_coco(path: str | os.PathLike[str], results: Sequence[Path]) -> Path:
-    """Write results that were saved as one COCO data set, an image for each; images of one name keep their paths.
+    """Write saved results as one COCO data set, one image each; images with equal names keep their paths.
 
     Parameters
     ----------
     path : path-like
         See `write_coco`.
     results : sequence of Path
-        Folders that `Analysis.save` wrote.
+        Folders written by `Analysis.save`.
 
     Raises
     ------
     FileNotFoundError
-        If there are none, or one holds no whole result.
+        If there are none, or one holds no complete result.
     ValueError
         If one is damaged.
     """
@@ -127,7 +127,7 @@ def result_folders(folder: Path) -> list[Path]:
 
 
 def file_name(place: str | os.PathLike[str] | None, name: str) -> str:
-    """What COCO calls an image: the name of its file, or of what was no file."""
+    """Name of an image in COCO: that of its file, or the given name if it has no file."""
     if place is None:
         return name
     return str(place).partition("?")[0].rpartition("/")[2] if is_url(place) else Path(place).name

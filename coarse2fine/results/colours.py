@@ -9,15 +9,15 @@ import math
 import re
 
 _LIGHTNESS = (0.36, 0.46, 0.56)  # readable on white paper as well as on a dark scene
-_GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this share of a circle never come close to where one was before
+_GOLDEN = (math.sqrt(5) - 1) / 2  # hues this share of the circle apart never come close to an earlier one
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 
 
 @functools.lru_cache(maxsize=4096)
 def label_colour(label: str) -> tuple[int, int, int]:
-    """Colour of a label: the same in every run and every place, whatever other labels there are.
+    """Colour of a label; it depends on nothing but the label.
 
-    Labels that differ by a number at their end, such as "kind 4" and "kind 5", get colours far apart.
+    Labels that differ by a number at their end, such as "kind 4" and "kind 5", get distant colours.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What an analysis cost, and what the exhaustive pass would have."""
+"""Cost of an analysis, and of the exhaustive pass."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """The account of one analysis; multiply-adds include the scan and every halo.
+    """Cost of one analysis; multiply-adds include the scan and every halo.
 
     Parameters
     ----------
     scan_macs, refine_macs, audit_macs : int
-        Multiply-adds of the base on the whole image (with its sample, if a model was fitted to nothing), and of the
-        refine net on the chosen windows and for the audit.
+        Multiply-adds of the base on the whole image (and, for a model without labels, of its sample), of the refine
+        net on the chosen windows, and of the audit.
     exhaustive_macs : int
-        Multiply-adds of the refine net on every cell, halos of the exhaustive pass's windows included. A model that was
-        fitted to nothing measures each cell by a sample of the image itself: scan, sample and columns are then part of
-        it.
+        Multiply-adds of the refine net on every cell, including the halos of the exhaustive pass's windows. A model
+        without labels compares each cell with a sample of the image: scan, sample and columns are then included.
     cells, cells_refined : int
-        Cells of the image, and those that were refined.
+        Number of cells of the image, and of those refined.
     scan_seconds, choose_seconds, refine_seconds, audit_seconds, conclude_seconds : float
         Wall-clock time of each step.
     chunks, bytes : int
-        Stored chunks decoded, and the bytes they hold when decoded.
+        Stored chunks decoded, and their decoded size.
     fetched : int
-        Stored bytes that came from the file or crossed the network, as far as they are counted.
+        Stored bytes read from the file or the network, if the reader counts them.
     """
 
     scan_macs: int
@@ -48,12 +47,12 @@ class Cost:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds in all."""
+        """Total multiply-adds."""
         return self.scan_macs + self.refine_macs + self.audit_macs
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time in all."""
+        """Total wall-clock time."""
         looking = self.scan_seconds + self.choose_seconds + self.refine_seconds + self.audit_seconds
         return looking + self.conclude_seconds
 
@@ -64,13 +63,13 @@ class Cost:
 
     @property
     def saved(self) -> float:
-        """Share of the exhaustive pass's multiply-adds that were not spent; negative when more were."""
+        """Share of the exhaustive pass's multiply-adds that were saved; negative if more were spent."""
         return 1.0 - self.share
 
     @property
     def speedup(self) -> float:
-        """How many times fewer multiply-adds than the exhaustive pass."""
-        return self.exhaustive_macs / max(self.macs, 1)  # nothing was spent where Ctrl-C came at once
+        """Ratio of the exhaustive pass's multiply-adds to those spent."""
+        return self.exhaustive_macs / max(self.macs, 1)  # nothing was spent if Ctrl-C came at once
 
     def __str__(self) -> str:
         return (
@@ -81,7 +80,7 @@ class Cost:
 
 
 class Clock:
-    """Seconds of each step, under the names of `Cost`."""
+    """Stopwatch of the steps; `seconds` has the names of `Cost`'s fields."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Exporters: what writes an analysis into a file, by the ending of its name; own ones and those of other packages."""
+"""Exporters, which write an analysis into a file, by suffix: built-in, registered, or of other packages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Exporter: TypeAlias = Callable[[Path, Any], object]
-"""Called with the path to write and the `Analysis`; what it returns is ignored."""
+"""Called with the path to write and the `Analysis`; the return value is ignored."""
 
 GROUP = "coarse2fine.exporters"
-"""Entry points of installed packages, each named as its suffix."""
+"""Group of entry points of installed packages; the name of each is its suffix."""
 
 # Methods of an analysis.
 _BUILT_IN = {
@@ -31,23 +31,22 @@ _registered: dict[str, Exporter] = {}
 
 
 def register_exporter(suffix: str, write: Exporter) -> None:
-    """Make `Analysis.to` write files of a suffix by a function of yours, in this process.
+    """Let `Analysis.to` call a function for files with a given suffix, in this process.
 
-    It is taken before exporters of installed packages (entry points of the group ``coarse2fine.exporters``, each named
-    as its suffix and loaded when a file of that suffix is written), and those before the built-in ones.
+    It takes precedence over exporters of installed packages (entry points of the group ``coarse2fine.exporters``, named
+    by their suffix and loaded when such a file is written), and these over the built-in ones.
 
     Parameters
     ----------
     suffix : str
-        Ending of a file's name with its dot, such as ``".kml"``; letters of either case are the same. Where several
-        fit a name, the longest is taken.
+        Suffix with its dot, such as ``".kml"``; case does not matter. If several fit a name, the longest is taken.
     write : callable
         Called as ``write(path, analysis)`` with a `Path` and an `Analysis`.
 
     Raises
     ------
     ValueError
-        If the suffix does not begin with a dot, or is nothing else.
+        If the suffix does not begin with a dot, or is only a dot.
     """
     if not suffix.startswith(".") or len(suffix) < 2:
         raise ValueError(f"expected the ending of a name such as '.kml', got {suffix!r}")
@@ -55,12 +54,12 @@ def register_exporter(suffix: str, write: Exporter) -> None:
 
 
 def exporter_for(path: Path) -> Exporter:
-    """The exporter of a file's name; see `register_exporter`.
+    """Exporter for a file's suffix; see `register_exporter`.
 
     Raises
     ------
     ValueError
-        If there is none; the message lists the suffixes that are known.
+        If there is none; the message lists the known suffixes.
     """
     installed = {point.name.lower(): point for point in entry_points(group=GROUP)}
     known = {*_registered, *installed, *_BUILT_IN}

@@ -1,4 +1,4 @@
-"""The picture of an analysis: where it was sought, what was found, and one place at full resolution."""
+"""Picture of an analysis: the chosen windows, the finds, and one place at full resolution."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from coarse2fine.tiling.window_reader import salvage
 _ZOOM = 384
 _LEGEND_ENTRIES = 14
 _NAME_POINTS = 6.5
-_TRAITS = 72  # letters of a line of a legend
-# Windows of fewer dots than this are filled: their outlines would cover what they frame.
+_TRAITS = 72  # characters of a line of a legend
+# Windows of fewer dots than this are filled: their outlines would cover their content.
 _DOTTED = 12
-# Full-resolution pixels of an example, at least.
+# Least side of an example in full-resolution pixels.
 _EXAMPLE = 96
 _MOST_DRAWN = 20_000
-"""Windows and regions, the best of each: more would cover the page, and take minutes to draw."""
+"""Most windows, and most regions, that are drawn, the best of each: more would take minutes."""
 _BLUE = "#00c8f0"
 _DPI = 110
 _WIDE = 1.8
-"""Width over height from which panels lie one above the other."""
+"""Ratio of width to height from which panels are stacked."""
 _GAP, _BAR, _HEAD, _TITLE = 0.15, 0.8, 0.45, 0.3
-"""Inches: between panels, for the colour bar, and above all panels and each."""
+"""Inches: between panels, for the colour bar, for the page's title and for a panel's."""
 _SAVED: dict[str, dict[str, Any]] = {
-    # A fifth of the time for a file that is a tenth larger.
+    # A fifth of the time, for a file a tenth larger.
     "png": {"pil_kwargs": {"compress_level": 1}},
     "pdf": {"metadata": {"CreationDate": None}},
     "svg": {"metadata": {"Date": None}},
 }
-# Blue and cyan come last: windows are drawn in such a colour.
+# Blue and cyan come last: windows are drawn in a similar colour.
 _ORDER = (1, 3, 2, 4, 6, 8, 5, 7, 0, 9)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """All that the picture shows.
+    """Content of the picture.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Picture:
     regions : sequence of Region
     title : str
     kinds : mapping of str to tuple of str and sequence of float
-        Of labels that nobody named: what sets them apart, and the box of an example.
+        Traits, and the box of an example, of labels that are unnamed kinds.
     """
 
     image: Image
@@ -88,7 +88,7 @@ class Picture:
         if kind not in _SAVED:
             raise ValueError(f"a picture is drawn into a file that ends in .png, .pdf or .svg, got .{kind}")
         with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "coarse2fine", "text.parse_math": False}):
-            # Not every font has every letter of a name; and a dollar in one is a dollar.
+            # Fonts may lack characters of a name; a dollar sign in one is no formula.
             warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
             return self._draw(path, kind)
 
@@ -106,7 +106,7 @@ class Picture:
         self._draw_sought(sought, overview, page.beside(figure, 0))
         _show(found, overview, full)
         self._draw_regions(found, self.regions[:_MOST_DRAWN], colours, max(full.height, full.width) / 130)
-        found.set_title(f"what was found: {len(self.regions):,}", fontsize=10)
+        found.set_title(f"finds: {len(self.regions):,}", fontsize=10)
         self._draw_zoom(near, colours)
         if self.kinds:
             self._draw_examples(
@@ -117,12 +117,12 @@ class Picture:
                 figure, [Patch(color=colours[label], label=name) for label, name in zip(shown, names, strict=True)]
             )
         figure.suptitle(self.title, fontsize=12, y=1 - 0.12 / page.height, va="top")
-        # Without a date and with fixed names inside, equal results are equal files.
+        # Without dates and random names, equal results give equal files.
         figure.savefig(path, format=kind, **_SAVED[kind])
         return path
 
     def _overview(self, page: _Page) -> NDArray[np.uint8]:
-        """The whole image in about the dots it is drawn with: drawing more takes most of the time."""
+        """The whole image at about the resolution of a panel: drawing a larger one takes most of the time."""
         whole = self.overview[0]
         share = page.dots / max(whole.shape[:2])
         if share >= 1:
@@ -142,7 +142,7 @@ class Picture:
         alpha = np.clip(heat * 3, 0, 0.75)
         shown = axes.imshow(heat, cmap=HEAT, alpha=alpha, vmin=0, vmax=max(float(heat.max()), 1e-6))
         shown.set_extent(_extent(full))
-        axes.figure.colorbar(shown, cax=beside, label="interest, seen by the scan")
+        axes.figure.colorbar(shown, cax=beside, label="interest, from the scan")
         if len(self.plan) and np.median(self.plan.sides) * self.cell < _DOTTED * downsample:
             self._dot_windows(axes, downsample)
         else:
@@ -150,10 +150,10 @@ class Picture:
                 PolyCollection(self._windows(full), facecolors="none", edgecolors=_BLUE, linewidths=0.7)
             )
         share = self.plan.covered().mean()
-        axes.set_title(f"where to look again: {len(self.plan):,} windows, {share:.2%} of the image", fontsize=10)
+        axes.set_title(f"chosen: {len(self.plan):,} windows, {share:.2%} of the image", fontsize=10)
 
     def _dot_windows(self, axes: Any, downsample: float) -> None:
-        """Fill windows too small for an outline by their own interest, the best on top: outlines would hide it."""
+        """Fill windows that are too small for outlines with the colour of their interest, the best on top."""
         y, x = (self.plan.cell_corners + self.plan.sides / 2).T * self.cell
         worst_first = slice(None, None, -1)
         across = float(np.median(self.plan.sides)) * self.cell / downsample * 72 / _DPI
@@ -184,7 +184,7 @@ class Picture:
             axes.add_collection(PolyCollection(shapes, facecolors=[fill], edgecolors=[colour], linewidths=1.4))
 
     def _draw_zoom(self, axes: Any, colours: dict[str, Any]) -> None:
-        """Show the busiest place as it is: the windows read there, and the finds with their names."""
+        """Show the place with the most finds at full resolution, with the windows, and the finds with their names."""
         box = self._busiest()
         pixels = salvage(self.image.read, box)
         _show(axes, pixels[..., 0] if pixels.shape[-1] == 1 else pixels, box)
@@ -195,9 +195,9 @@ class Picture:
         axes.set_title(f"full resolution, {box.width} x {box.height} px at x {box.x0:,}, y {box.y0:,}", fontsize=10)
 
     def _name_regions(self, axes: Any, regions: Sequence[Region], box: Box, colours: dict[str, Any]) -> None:
-        """Names of the surest regions, inside the panel and where no other name is."""
+        """Write names of regions, the best first, inside the panel and beside each other."""
         alone = len(colours) == 1  # then the name is in the legend
-        scale = box.width / axes.bbox.width * _DPI / 72  # full-resolution pixels for a point
+        scale = box.width / axes.bbox.width * _DPI / 72  # full-resolution pixels per point
         height, taken = 1.5 * _NAME_POINTS * scale, np.zeros((0, 4))
         for region in regions:
             name = f"{region.score:.2f}" if alone else f"{region.label} {region.score:.2f}"
@@ -223,11 +223,11 @@ class Picture:
             )
 
     def _traits(self, label: str) -> list[str]:
-        """A line of what sets a label apart that nobody named; none for others."""
+        """Lines with the traits of an unnamed kind; none for other labels."""
         return textwrap.wrap(self.kinds[label][0], _TRAITS) if label in self.kinds else []
 
     def _draw_examples(self, figure: Figure, page: _Page, rows: Sequence[tuple[str, Any, str]]) -> None:
-        """A legend with a picture of each kind."""
+        """Draw a legend with a picture of each kind."""
         for number, (label, colour, name) in enumerate(rows):
             axes = page.example(figure, number, len(rows))
             y0, x0, y1, x1 = self.kinds[label][1]
@@ -241,7 +241,7 @@ class Picture:
             axes.text(1.12, 0.5, name, transform=axes.transAxes, fontsize=8, va="center")
 
     def _busiest(self) -> Box:
-        """A square of the image with many finds; without finds, around the best window."""
+        """The square of the image with the most finds; without finds, one around the best window."""
         height, width = min(_ZOOM, self.image.height), min(_ZOOM, self.image.width)
         if self.regions:
             centres = np.array([r.full_centre for r in self.regions[:_MOST_DRAWN]])
@@ -258,9 +258,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Page:
-    """Where the parts of the picture lie, in inches: three panels in a row, or one above the other where they are wide.
+    """Layout in inches: three panels in a row, or stacked if they are wide.
 
-    Places are reckoned beforehand, since having them found by trial means drawing everything twice.
+    It is computed, since matplotlib's own layout would draw everything twice.
     """
 
     panel_width: float
@@ -270,7 +270,7 @@ class _Page:
 
     @classmethod
     def of(cls, ratio: float, longest_name: int) -> _Page:
-        """For an image of a ratio of height to width, and names of so many letters."""
+        """Layout for an image's ratio of height to width, and the longest name in characters."""
         legend = min(5.0, 0.75 + 0.085 * longest_name) if longest_name else 0.0
         if ratio < 1 / _WIDE:
             return cls(12.0, 12.0 * ratio, stacked=True, legend_width=max(legend, _BAR))
@@ -305,7 +305,7 @@ class _Page:
         return self._axes(figure, self._left(number) + self.panel_width + 0.08, self._bottom(number), 0.14)
 
     def legend(self, figure: Figure, handles: Sequence[Patch]) -> None:
-        """Right of the panels, below the colour bar where there is one."""
+        """Draw the legend right of the panels."""
         left = self.width - self.legend_width - _GAP / 2
         bottom = self._bottom(1) + self.panel_height / 2
         place = left / self.width, bottom / self.height
@@ -333,7 +333,7 @@ class _Page:
 
 
 def _colours(regions: Sequence[Region]) -> dict[str, Any]:
-    """Colours that are told apart on a page, by the order of the labels."""
+    """Distinct colours, in the order of the labels."""
     labels = sorted({r.label for r in regions})
     if len(labels) <= len(_ORDER):
         return {label: mpl.colormaps["tab10"](_ORDER[i]) for i, label in enumerate(labels)}

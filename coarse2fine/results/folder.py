@@ -1,4 +1,4 @@
-"""The folder of a result: which files there are, and what is read back from them."""
+"""The folder of a result: names of its files, and reading them back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
 
 ANALYSIS = "analysis.json"
-"""Written last: a folder that holds it is a whole result."""
+"""Written last: a folder that holds it is a complete result."""
 TIMING = "timing.json"
 TILES, TILES_CSV = "tiles.parquet", "tiles.csv"
 REGIONS, WORLD_REGIONS = "regions.geojson", "regions_world.geojson"
@@ -32,10 +32,10 @@ MAPS = "maps.ome.zarr"
 OVERVIEW, THUMBNAIL = "overview.png", "thumbnail.jpg"
 REPORT = "report.html"
 NOT_ALWAYS = (REGIONS, f"{REGIONS}.gz", WORLD_REGIONS, f"{WORLD_REGIONS}.gz", REPORT)
-"""Files that some results have and others have not."""
+"""Optional files of a result."""
 
 
-# Seconds differ from run to run, and what was read with what the cache still held.
+# Seconds, and counts of reads, which depend on the cache, differ from run to run.
 _SECONDS = tuple(f.name for f in dataclasses.fields(Cost) if f.type == "float")
 _VARYING = (*_SECONDS, "chunks", "bytes", "fetched")
 _KNOWN = {"image", "regions", "labels", "windows", "chosen_by", "cells", "audit", "complete", "failures", "cost"}
@@ -50,7 +50,7 @@ def read_result(folder: Path, image: ImageSource | None = None) -> dict[str, Any
         raise
     except (ArithmeticError, EOFError, LookupError, OSError, TypeError, ValueError, zlib.error) as error:
         raise ValueError(
-            f"{folder} holds no result that can be read ({type(error).__name__}: {error}); analyse the image again"
+            f"the result in {folder} cannot be read ({type(error).__name__}: {error}); analyse the image again"
         ) from error
 
 
@@ -73,35 +73,35 @@ def _stored(folder: Path, record: Mapping[str, Any], image: ImageSource | None) 
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What ``analysis.json`` of a result says.
+    """Content of a result's ``analysis.json``.
 
     Raises
     ------
     FileNotFoundError
-        If the folder holds no whole result.
+        If the folder holds no complete result.
     ValueError
-        If the file is damaged, or of something else.
+        If the file is damaged, or from another program.
     """
     path = folder / ANALYSIS
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no whole result ({ANALYSIS} is missing); analyse the image again")
+        raise FileNotFoundError(f"{folder} holds no complete result ({ANALYSIS} is missing); analyse the image again")
     try:
         record = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); analyse the image again") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path} is none of coarse2fine's; analyse the image again")
+        raise ValueError(f"{path} was not written by coarse2fine; analyse the image again")
     return record
 
 
 def regions_file(folder: Path) -> Path:
-    """The regions of a result, compressed or not."""
+    """File of a result's regions, compressed or not."""
     packed = folder / f"{REGIONS}.gz"
     return packed if packed.is_file() else folder / REGIONS
 
 
 def provenance(model: Model, sha256: str | None, runtime: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Where an analysis comes from, as JSON values."""
+    """Provenance of an analysis, as JSON values."""
     return {
         "model": {
             "name": model.name,
@@ -123,7 +123,7 @@ def cost_json(cost: Cost) -> dict[str, Any]:
 
 
 def timing_json(cost: Cost) -> dict[str, Any]:
-    """What differs from run to run: seconds, and what was read from the file."""
+    """The part of the cost that differs from run to run: seconds, and counts of reads."""
     return {"seconds": cost.seconds, **{name: getattr(cost, name) for name in _VARYING}}
 
 
@@ -155,7 +155,7 @@ def _given(image: ImageSource, record: Mapping[str, Any]) -> Image:
     opened = open_image(image)
     if list(opened.shape) != record["shape"]:
         raise ImageError(
-            f"{opened.name} is another image than the one of the result: expected {tuple(record['shape'])} "
+            f"{opened.name} is not the image of the result: expected {tuple(record['shape'])} "
             f"(height, width, channels), got {opened.shape}"
         )
     return opened
@@ -168,15 +168,15 @@ def _cost(record: Mapping[str, Any], timing: Path) -> Cost:
 
 
 def pooled_audit(facts: Iterable[Mapping[str, Any]]) -> tuple[Audit, int] | None:
-    """What is known of recall in many images together, and of how many of them; None if nothing is worth saying.
+    """Recall over many images together, and the number of images it covers; None if nothing can be claimed.
 
-    Images that were refined whole are known, but say nothing of those that were not sampled: if others were neither,
-    and none was sampled, nothing is claimed.
+    Images that were refined completely say nothing about images that were not sampled: if some are neither, and none
+    was sampled, nothing is claimed.
 
     Parameters
     ----------
     facts : iterable of mapping
-        Of each image that has results; "audit" as `Audit.to_json` makes it, or None, or missing.
+        One for each image that has results; "audit" as `Audit.to_json` writes it, or None, or missing.
     """
     every = [Audit.from_json(each["audit"]) if each.get("audit") else None for each in facts]
     audits = [audit for audit in every if audit is not None and audit.sampled]

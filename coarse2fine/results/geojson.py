@@ -1,4 +1,4 @@
-"""Regions as GeoJSON: in pixels, as QuPath opens it, and on the map, as GIS programs do; streamed either way."""
+"""Regions as GeoJSON: in pixels for QuPath, or in world coordinates for GIS programs; both streamed."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ Ring = list[tuple[float, float]]
 def write_geojson(
     path: str | os.PathLike[str], regions: Sequence[Region], *, metadata: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write regions as a GeoJSON FeatureCollection of detections, as QuPath opens it.
+    """Write regions as a GeoJSON FeatureCollection of detections, for QuPath.
 
-    Features are written one a line, a few thousand at a time. An identifier depends on label and coordinates only, so
+    Features are written one per line, a few thousand at a time. An identifier depends on label and coordinates only, so
     it is the same in the next run. An existing file is replaced once the new one is complete.
 
     Parameters
     ----------
     path : path-like
-        File to write; compressed with gzip when the name ends in ``.gz``. Its folder must exist.
+        File to write; gzipped if the name ends in ``.gz``. Its folder must exist.
     regions : sequence of Region
-        What to write; coordinates become (x, y) full-resolution pixels.
+        Coordinates are written as (x, y) in full-resolution pixels.
     metadata : mapping, optional
         Stored with the collection as the member ``coarse2fine``; see
         `coarse2fine.results.json_file.write_json` for the values allowed.
@@ -59,7 +59,7 @@ def write_geojson(
     FileNotFoundError, IsADirectoryError
         If the folder does not exist, or `path` is a folder.
     ValueError, TypeError
-        If `metadata` holds NaN, infinity or something that is not JSON.
+        If `metadata` holds NaN, infinity or a value that JSON does not have.
     """
     target = Path(path)
     more = "" if metadata is None else f'"coarse2fine": {_dumps(plain(metadata, "metadata", target))}, '
@@ -67,18 +67,18 @@ def write_geojson(
 
 
 def write_world_geojson(path: str | os.PathLike[str], regions: Sequence[Region], geo: GeoReference) -> Path:
-    """Write regions as GeoJSON in world coordinates, as QGIS, GDAL and other GIS programs open it.
+    """Write regions as GeoJSON in world coordinates, for QGIS, GDAL and other GIS programs.
 
-    Longitudes and latitudes (EPSG:4326) are what GeoJSON means by itself. Other coordinates are written as the image
-    has them, with the member ``crs`` that GDAL writes and reads; it is null where the image defines its own system.
+    GeoJSON's default is longitude and latitude (EPSG:4326). Other coordinates are written in the image's system, with
+    the member ``crs`` that GDAL writes and reads; it is null if the image defines its own system.
 
     Parameters
     ----------
     path : path-like
-        File to write; compressed with gzip when the name ends in ``.gz``. Its folder must exist.
+        File to write; gzipped if the name ends in ``.gz``. Its folder must exist.
     regions : sequence of Region
     geo : GeoReference
-        Of the image.
+        Georeference of the image.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def write_world_geojson(path: str | os.PathLike[str], regions: Sequence[Region],
 
 
 def read_regions(path: str | os.PathLike[str]) -> tuple[Region, ...]:
-    """Read what `write_geojson` wrote, to the last digit.
+    """Read regions that `write_geojson` wrote, exactly.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def read_regions(path: str | os.PathLike[str]) -> tuple[Region, ...]:
     Raises
     ------
     ValueError
-        If the file was written by something else; `coarse2fine.annotations.read` reads GeoJSON of any kind.
+        If the file was written by another program; `coarse2fine.annotations.read` reads any GeoJSON.
     """
     source = Path(path)
     with contextlib.ExitStack() as stack:
@@ -117,7 +117,7 @@ def read_regions(path: str | os.PathLike[str]) -> tuple[Region, ...]:
             return tuple(_region(json.loads(line.rstrip("\n,"))) for line in lines if line.startswith(_HEAD))
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{source} holds other regions than coarse2fine writes ({error}); save them again"
+                f"the regions in {source} were not written by coarse2fine ({error}); save them again"
             ) from None
 
 
@@ -149,7 +149,7 @@ def _notes(fired: tuple[str, ...], route: tuple[int, ...], outlined: bool) -> st
 
 
 def _detection(region: Region) -> str:
-    # Formatted by hand, and what repeats is put into words once: several times as fast as `json.dumps` of it all.
+    # Formatted by hand with repeated parts cached: several times as fast as `json.dumps`.
     ring = _text(_ring(region))
     notes = _notes(region.fired, region.route, region.outline is not None)
     return (
@@ -163,7 +163,7 @@ def _detection(region: Region) -> str:
 def _on_the_map(region: Region, geo: GeoReference) -> str:
     a, b, c, d, e, f = geo.transform
     ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in _ring(region)]
-    if _turns_clockwise(ring):  # GeoJSON wants an outer ring to turn left
+    if _turns_clockwise(ring):  # GeoJSON's outer rings are counter-clockwise
         ring.reverse()
     properties = {"label": region.label, "score": float(region.score), "fired": "; ".join(region.fired)}
     return (
@@ -181,12 +181,12 @@ def _ring(region: Region) -> Ring:
 
 
 def _text(ring: Ring) -> str:
-    """As `json.dumps` writes it."""
+    """The ring as `json.dumps` writes it."""
     return f"[{', '.join([f'[{x!r}, {y!r}]' for x, y in ring])}]"
 
 
 def _identifier(label: str, ring: str) -> str:
-    """UUID, version 5, of label and place: as `uuid.uuid5`, without its checks."""
+    """UUID, version 5, of label and coordinates; equal to `uuid.uuid5`, but faster."""
     name = f"[{_dumps(label)}, {ring}]".encode("utf-8", NOT_UNICODE)
     digest = hashlib.sha1(_NAMESPACE + name, usedforsecurity=False).hexdigest()
     variant = "89ab"[int(digest[16], 16) & 3]
@@ -194,7 +194,7 @@ def _identifier(label: str, ring: str) -> str:
 
 
 def _turns_clockwise(ring: Ring) -> bool:
-    """Whether a closed ring turns right where y points up, by twice its signed area."""
+    """Whether a closed ring is clockwise with y pointing up, by twice its signed area."""
     return sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in itertools.pairwise(ring)) < 0
 
 

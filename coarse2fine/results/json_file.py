@@ -1,4 +1,4 @@
-"""Records as JSON, each whole or not at all, and the colour of a class."""
+"""Records as JSON, written completely or not at all, and safe cells of CSV tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coarse2fine.terminal import printable
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
 NOT_UNICODE = "backslashreplace"
-"""How halves of characters, as in names of files that are not Unicode, are written: as JSON's own escapes."""
+"""Encoding error handler: surrogates, as in file names that are not Unicode, become JSON's escapes."""
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -26,7 +26,7 @@ def write_json(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> Path
     Parameters
     ----------
     path : path-like
-        File to write; compressed with gzip when the name ends in ``.gz``. Its folder must exist.
+        File to write; gzipped if the name ends in ``.gz``. Its folder must exist.
     payload : mapping
         May hold, at any depth: mappings, lists, tuples, dataclasses, paths, NumPy scalars and arrays, texts,
         finite numbers, truth values and None.
@@ -41,9 +41,9 @@ def write_json(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> Path
     FileNotFoundError, IsADirectoryError
         If the folder does not exist, or `path` is a folder.
     ValueError
-        If a number is NaN or infinite; the message says where in the record.
+        If a number is NaN or infinite; the message names its place in the record.
     TypeError
-        If a value is of another type; the message says where in the record.
+        If a value is of another type; the message names its place in the record.
     """
     target = Path(path)
     text = json.dumps(plain(payload, "", target), allow_nan=False, ensure_ascii=False, indent=2)
@@ -53,10 +53,9 @@ def write_json(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> Path
 
 
 def csv_cell(value: Any) -> Any:
-    """A value as a cell of a CSV: a text that a spreadsheet would take for a formula begins with an apostrophe.
+    """A value as a cell of a CSV: a text that a spreadsheet would run as a formula is prefixed with an apostrophe.
 
-    Control characters and the ends of lines are written as escapes: not every program that reads a table, or shows it
-    in a terminal, is proof against them.
+    Control characters and line ends are escaped: some readers of tables, and terminals, do not handle them safely.
     """
     if not isinstance(value, str):
         return value
@@ -65,7 +64,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def plain(value: Any, place: str, target: Path) -> Any:
-    """Turn a value into JSON's own types; `place` is where it stands, for the message."""
+    """Convert a value to JSON's types; `place` is its path in the record, for messages."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Maps and labels as one OME-Zarr 0.5 image: what was expected, refined and found in each cell; regions as pixels."""
+"""Maps and labels as one OME-Zarr 0.5 image: interest, refinement and finds of each cell; regions as pixels."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _LABEL_CHUNK = 1024
 
 @dataclass(frozen=True)
 class Maps:
-    """What the maps of an analysis are made of.
+    """Source of an analysis's maps.
 
     Parameters
     ----------
     name : str
-        Of the image.
+        Name of the image.
     full_shape : tuple of int
         Height and width of the image.
     mpp : tuple of float or None
@@ -42,7 +42,7 @@ class Maps:
     cell : int
         Side of a cell in full-resolution pixels.
     interest : ndarray, float32, (cell height, cell width)
-        Empty (0, 0) where there was no scan.
+        Empty (0, 0) if there was no scan.
     refined : ndarray, bool, (cell height, cell width)
     regions : sequence of Region
     """
@@ -57,18 +57,18 @@ class Maps:
 
 
 def write_maps(path: str | os.PathLike[str], maps: Maps) -> Path:
-    """Write an OME-Zarr image of three channels, with two images of labels.
+    """Write an OME-Zarr image of three channels, with two label images.
 
-    The image has one pixel a cell, float32: ``interest``, what the scan expected (0 to 1); ``refined``, 1 where the
-    refine net looked; ``found``, the score of the surest region with its centre there. Coarser levels hold the greatest
-    value of 2 x 2. Its labels have the image's own resolution: ``regions``, the number of the region, counted from 1
-    in their order, and ``classes``, the number of its class, which the metadata name and colour. Chunks in which
-    nothing was found, or looked at, are not stored.
+    The image has one pixel per cell, float32: ``interest``, from the scan (0 to 1); ``refined``, 1 for refined cells;
+    ``found``, the highest score of the regions with their centre there. Coarser levels hold the maximum of 2 x 2. The
+    labels have full resolution: ``regions``, the number of the region, counted from 1 in their order, and
+    ``classes``, the number of its class; names and colours of classes are in the metadata. Empty chunks are not
+    stored.
 
     Parameters
     ----------
     path : path-like
-        Folder to write, by custom ``.ome.zarr``; one that exists is replaced once the new one is complete.
+        Folder to write, usually named ``.ome.zarr``; an existing one is replaced once the new one is complete.
     maps : Maps
 
     Returns
@@ -79,7 +79,7 @@ def write_maps(path: str | os.PathLike[str], maps: Maps) -> Path:
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If the folder around it does not exist, or `path` is a file.
+        If its parent folder does not exist, or `path` is a file.
     """
     target = Path(path)
     with replacing_folder(target) as temporary:
@@ -90,7 +90,7 @@ def write_maps(path: str | os.PathLike[str], maps: Maps) -> Path:
 
 
 def read_maps(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Interest and refined cells, each (cell height, cell width), of an image that `write_maps` wrote."""
+    """Interest and refined cells, each (cell height, cell width), from an image written by `write_maps`."""
     array: Any = zarr.open_array(Path(path) / "0", mode="r")
     interest, refined = (np.asarray(array[CHANNELS.index(name)], np.float32) for name in ("interest", "refined"))
     return interest, refined > 0
@@ -98,7 +98,7 @@ def read_maps(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], NDArra
 
 def _write_cells(group: zarr.Group, maps: Maps) -> None:
     sizes = [maps.refined.shape]
-    while len(sizes) < len(level_sizes(*maps.full_shape)):  # labels want as many levels as their image
+    while len(sizes) < len(level_sizes(*maps.full_shape)):  # labels and image must have equally many levels
         sizes.append((ceil_div(sizes[-1][0], 2), ceil_div(sizes[-1][1], 2)))
     levels = [
         _create(group, str(level), (len(CHANNELS), *size), (1, _CHUNK, _CHUNK), np.float32, ("c", "y", "x"))
@@ -127,7 +127,7 @@ def _write_cells(group: zarr.Group, maps: Maps) -> None:
 
 
 def _cell_levels(count: int, maps: Maps) -> dict[str, Any]:
-    """Scales and places of the levels, so that cells lie over the pixels they stand for."""
+    """Multiscale metadata of the cells' levels, aligned with the full-resolution pixels."""
     unit = {} if maps.mpp is None else {"unit": "micrometer"}
     axes = [{"name": "c", "type": "channel"}, *({"name": axis, "type": "space", **unit} for axis in "yx")]
     datasets = []
@@ -142,7 +142,7 @@ def _cell_levels(count: int, maps: Maps) -> dict[str, Any]:
 
 
 def _strips(maps: Maps) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The channels (3, h, w) of a row of chunks after the other, each with its first row."""
+    """Channels (3, h, w) of each row of chunks, with its first row."""
     height, width = maps.refined.shape
     centres = np.array([region.full_centre for region in maps.regions]).reshape(-1, 2) // maps.cell
     y, x = centres.astype(np.int64).T
@@ -159,7 +159,7 @@ def _strips(maps: Maps) -> Iterator[tuple[int, NDArray[np.float32]]]:
 
 
 def _greatest(planes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Largest of 2 x 2 values of each plane; an odd last row or column stands alone."""
+    """Maximum of 2 x 2 values of each plane; an odd last row or column is padded with zeros."""
     height, width = planes.shape[1:]
     planes = np.pad(planes, ((0, 0), (0, height % 2), (0, width % 2)))
     rows = np.maximum(planes[:, ::2], planes[:, 1::2])
@@ -189,7 +189,7 @@ def _write_labels(group: zarr.Group, maps: Maps) -> None:
 
 
 def _create_labels(group: zarr.Group, name: str, maps: Maps, dtype: Any, more: dict[str, Any]) -> list[Any]:
-    """The empty levels of an image of labels."""
+    """Create the empty levels of a label image."""
     labels = group.create_group(name)
     sizes = level_sizes(*maps.full_shape)
     described = multiscales(len(sizes), 1, maps.mpp, name)
@@ -201,7 +201,7 @@ def _create_labels(group: zarr.Group, name: str, maps: Maps, dtype: Any, more: d
 
 
 def _fill_levels(levels: list[Any], touched: Iterable[Box]) -> None:
-    """Write the coarser levels: the upper left of 2 x 2 pixels, where something may be."""
+    """Write the coarser levels of touched chunks: the upper left of 2 x 2 pixels."""
     places = {(box.y0 // _LABEL_CHUNK, box.x0 // _LABEL_CHUNK) for box in touched}
     for finer, coarser in pairwise(levels):
         places = {(row // 2, column // 2) for row, column in places}

@@ -1,4 +1,4 @@
-"""What a notebook shows of a result."""
+"""HTML view of a result in notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small pictures of a large image: the whole at a size fit for a page, and what is laid over it."""
+"""Small pictures of a large image: overview, interest overlay and thumbnail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_MARKS = 20_000
 
 
 def read_overview(image: Image) -> tuple[NDArray[np.uint8], int]:
-    """The whole image at a size fit for a page, (h, w) or (h, w, 3), black where damaged, and its downsample."""
+    """Overview of the image, (h, w) or (h, w, 3), at most `PAGE_SIDE` pixels, black where damaged; its downsample."""
     downsample = ceil_div(max(image.height, image.width), PAGE_SIDE)
     whole = Box(0, 0, ceil_div(image.height, downsample), ceil_div(image.width, downsample))
     pixels = salvage(partial(image.read_scaled, downsample=downsample), whole)
@@ -50,12 +50,12 @@ def heat_pixels(values: NDArray[np.float32], highest: float) -> NDArray[np.uint8
     ----------
     values : ndarray, float32, (h, w)
     highest : float
-        Value that gets the strongest colour.
+        Value with the strongest colour.
 
     Returns
     -------
     ndarray, uint8, (h, w, 4)
-        Blue, green, red and opacity, as OpenCV wants them.
+        Blue, green, red and opacity, OpenCV's order.
     """
     scaled = np.clip(values / max(highest, 1e-6), 0, 1)
     coloured: NDArray[np.uint8] = _heat_table()[(scaled * 255).astype(np.uint8)]
@@ -76,7 +76,7 @@ def thumbnail(
     cell : int
         Side of a cell in full-resolution pixels.
     regions : sequence of Region
-        The surest first.
+        The highest score first.
 
     Returns
     -------

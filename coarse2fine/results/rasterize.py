@@ -1,4 +1,4 @@
-"""Regions as numbered pixels, chunk by chunk: only chunks that a region meets are ever in memory."""
+"""Regions as numbered pixels, one chunk at a time: memory holds only chunks that regions touch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from coarse2fine.tiling.geometry import Box
 def region_chunks(
     regions: Sequence[Region], full_shape: tuple[int, int], chunk: int
 ) -> Iterator[tuple[Box, NDArray[np.uint32]]]:
-    """Paint regions into the chunks of an image that they meet.
+    """Rasterize regions into the chunks of an image that they touch.
 
     A pixel belongs to a region if its centre lies inside; a box too thin to hold any gets the row or column of pixels
-    under its own centre. Where regions overlap, the first of them is on top.
+    under its own centre. If regions overlap, the first is on top.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def region_chunks(
         return
     boxes = _pixel_boxes(np.array([region.full_box for region in regions], np.float64), full_shape)
     index, rows, columns = _meetings(boxes, chunk)
-    # The first region is painted last.
+    # The first region is drawn last.
     order = np.lexsort((-index, columns, rows))
     index, rows, columns = index[order], rows[order], columns[order]
     borders = np.flatnonzero((np.diff(rows) != 0) | (np.diff(columns) != 0)) + 1
@@ -52,7 +52,7 @@ def region_chunks(
 
 
 def fill_outline(outline: NDArray[np.float64], box: Box) -> NDArray[np.bool_]:
-    """Which pixels of a box have their centre inside an outline (even-odd rule).
+    """Mask of a box's pixels whose centres lie inside an outline (even-odd rule).
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def fill_outline(outline: NDArray[np.float64], box: Box) -> NDArray[np.bool_]:
 
 
 def _pixel_boxes(full_boxes: NDArray[np.float64], full_shape: tuple[int, int]) -> NDArray[np.int64]:
-    """Pixels (y0, x0, y1, x1) whose centres lie in boxes, one at least along each axis, inside the image."""
+    """Pixels (y0, x0, y1, x1) whose centres lie in boxes, at least one along each axis, inside the image."""
     size = np.array(full_shape)
     centre = np.clip(np.floor((full_boxes[:, :2] + full_boxes[:, 2:]) / 2), 0, size - 1)
     low, high = np.ceil(full_boxes[:, :2] - 0.5), np.ceil(full_boxes[:, 2:] - 0.5)
@@ -94,7 +94,7 @@ def _pixel_boxes(full_boxes: NDArray[np.float64], full_shape: tuple[int, int]) -
 
 
 def _meetings(boxes: NDArray[np.int64], chunk: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Each pair of a box and a chunk that meet: index of the box, row and column of the chunk."""
+    """Pairs of boxes and chunks that overlap: index of the box, row and column of the chunk."""
     first, last = boxes[:, :2] // chunk, (boxes[:, 2:] - 1) // chunk
     size = last - first + 1
     count = size.prod(axis=1)
@@ -104,7 +104,7 @@ def _meetings(boxes: NDArray[np.int64], chunk: int) -> tuple[NDArray[np.int64], 
 
 
 def _within(count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, ... up to each count, one after the other."""
+    """0, 1, ... up to each count (exclusive), concatenated."""
     ends = np.cumsum(count)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - count, count)
 

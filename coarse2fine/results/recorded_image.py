@@ -1,4 +1,4 @@
-"""What is known of an image, kept with a result: the image itself is opened when its pixels are asked for."""
+"""Metadata of an image stored with a result; the image itself is opened when pixels are needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from coarse2fine.tiling.value_range import ValueRange
 
 
 def record_of(image: Image) -> dict[str, Any]:
-    """All that is known of an image without its pixels, as JSON values."""
+    """Metadata of an image, as JSON values."""
     local = image.path is not None
     return {
         "name": image.name,
@@ -50,12 +50,12 @@ def record_of(image: Image) -> dict[str, Any]:
 
 
 class RecordedImage(Image):
-    """An image that is known from a record; see `Image`.
+    """An image restored from its metadata; see `Image`.
 
     Parameters
     ----------
     record : mapping
-        What `record_of` gave, after JSON.
+        Output of `record_of`, as read back from JSON.
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ class RecordedImage(Image):
         return self._image().array(level)
 
     def _image(self) -> Image:
-        """The image itself, opened by the first thread that wants pixels."""
+        """The image itself, opened at the first call."""
         with self._opening:
             if self._closed:
                 raise self._closed_error()
@@ -115,7 +115,7 @@ class RecordedImage(Image):
     def _open(self) -> Image:
         if self.location is None:
             raise ImageError(
-                "the result is of an array that was not saved with it; pass its pixels: "
+                "the result's image was an array, which was not saved; pass its pixels: "
                 "Analysis.load(folder, image=array)"
             )
         if self.path is None and MASK in self.location:
@@ -133,7 +133,7 @@ class RecordedImage(Image):
         if image.shape != self.shape:
             image.close()
             raise ImageError(
-                f"{self.location} is another image than the one of the result: expected {self.shape} "
+                f"{self.location} is not the image of the result: expected {self.shape} "
                 f"(height, width, channels), got {image.shape}; analyse it again"
             )
         return image

@@ -1,4 +1,4 @@
-"""The windows of a plan as a table, one row each, as Parquet and CSV."""
+"""Table of a plan's windows, one row each, as Parquet and CSV."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 _SEPARATOR = "; "
 
 Table: TypeAlias = Mapping[str, NDArray[Any]]
-"""Columns of one length by name; those of texts have the dtype object."""
+"""Columns of equal length by name; text columns have dtype object."""
 
 
 def tiles_table(
     plan: Plan, cell: int, full_shape: tuple[int, int], refined: NDArray[np.bool_], regions: Sequence[Region]
 ) -> Table:
-    """The windows of a plan, best first, one row each.
+    """Table of a plan's windows, best first.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def write_parquet(path: str | os.PathLike[str], table: Table) -> Path:
 def write_csv(path: str | os.PathLike[str], table: Table) -> Path:
     """Write a table as CSV in UTF-8; an existing file is replaced once the new one is complete."""
     target = Path(path)
-    # A score keeps the digits of its own precision.
+    # `astype` keeps as many digits as a score's precision has.
     columns = [map(csv_cell, c) if c.dtype == object else c.astype(str).tolist() for c in table.values()]
     with replacing(target) as temporary, temporary.open("x", encoding="utf-8", newline="") as text:
         writer = csv.writer(text, lineterminator="\n")
@@ -108,7 +108,7 @@ def write_csv(path: str | os.PathLike[str], table: Table) -> Path:
 
 
 def read_plan(path: str | os.PathLike[str], cell: int, cell_shape: tuple[int, int], *, scanned: bool) -> Plan:
-    """The plan of which `write_parquet` wrote the table.
+    """Read a plan back from the table that `write_parquet` wrote.
 
     Parameters
     ----------
@@ -117,11 +117,11 @@ def read_plan(path: str | os.PathLike[str], cell: int, cell_shape: tuple[int, in
         Side of a cell in full-resolution pixels.
     cell_shape : tuple of int
     scanned : bool
-        Whether a scan told which features fired.
+        Whether a scan recorded which features fired.
     """
     import pyarrow.parquet as pq  # noqa: PLC0415 (slow to import)
 
-    # Results of earlier versions hold squares, and one column for their sides.
+    # Results of earlier versions hold squares, with one column for their sides.
     shape = ("side", "side") if "side" in pq.read_schema(path).names else ("height", "width")
     table = pq.read_table(path, columns=[*dict.fromkeys(("full_y0", "full_x0", *shape, "score", "fired"))])
     y, x, height, width, scores = (table.column(name).to_numpy() for name in ("full_y0", "full_x0", *shape, "score"))
@@ -131,7 +131,7 @@ def read_plan(path: str | os.PathLike[str], cell: int, cell_shape: tuple[int, in
 
 
 def _names(plan: Plan) -> list[str]:
-    """Names of the features that fired in each window; put together once for each combination."""
+    """Names of the features that fired in each window; joined once per combination."""
     if plan.fired is None or not len(plan):
         return [""] * len(plan)
     rows, which = np.unique(plan.fired, axis=0, return_inverse=True)

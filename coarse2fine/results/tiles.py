@@ -1,4 +1,4 @@
-"""The tiles that were worth a closer look as HDF5, laid out as CLAM and TRIDENT lay out theirs."""
+"""Tiles with refined windows as HDF5, in the layout of CLAM and TRIDENT."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MAGNIFICATIONS = (80, 60, 40, 20, 10, 5)
 _MICRONS_AT_ONE = 10.0
-"""Objectives are named so that one of 40x gives about 0.25 microns per pixel."""
+"""Microns per pixel at magnification 1: a 40x objective gives about 0.25."""
 _NEAR = 1.3
 _BATCH_PIXELS = 2_000_000
 _CHUNK_ROWS = 1024
@@ -36,14 +36,14 @@ _CHUNK_ROWS = 1024
 
 @dataclass(frozen=True)
 class Patches:
-    """Equal squares of an image, and what a net says of each.
+    """Equal squares of an image, and features of each.
 
     Parameters
     ----------
     side : int
-        In full-resolution pixels.
+        Side of a square in full-resolution pixels.
     full_corners : ndarray, int64, (n, 2)
-        (y, x) of each; those at the far edges may reach beyond the image.
+        (y, x) of each; the last row and column may reach beyond the image.
     features : ndarray, float32, (n, d), optional
     """
 
@@ -68,7 +68,7 @@ def interesting_patches(chosen: NDArray[np.bool_], cell: int, side: int) -> Patc
     """
     if side < 1:
         raise ValueError(f"expected tiles of at least 1 pixel, got {side}")
-    # By a summed-area table: a list of the chosen cells of a gigapixel would take gigabytes.
+    # A summed-area table, since a list of the chosen cells of a gigapixel would take gigabytes.
     table = summed_area(chosen)
     (top, bottom), (left, right) = (_cells_under(length, cell, side) for length in chosen.shape)
     by_row = table[bottom] - table[top]
@@ -76,13 +76,13 @@ def interesting_patches(chosen: NDArray[np.bool_], cell: int, side: int) -> Patc
 
 
 def _cells_under(length: int, cell: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first cell under each square along one axis, and the one after the last."""
+    """First cell under each square along one axis, and the cell after its last."""
     starts = np.arange(0, length * cell, side)
     return starts // cell, np.minimum((starts + side - 1) // cell + 1, length)
 
 
 def with_features(patches: Patches, image: Image, model: Model, runtime: Runtime) -> Patches:
-    """The squares with the mean of the refine net's high-level features; those that cannot be read are left out.
+    """Add the mean of the refine net's high-level features; squares that cannot be read are left out.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ def with_features(patches: Patches, image: Image, model: Model, runtime: Runtime
 def write_patches(path: str | os.PathLike[str], patches: Patches, image: Image) -> Path:
     """Write squares as HDF5: ``coords``, (n, 2) int64, (x, y) at full resolution, and ``features``, (n, d) float32.
 
-    The attributes of ``coords`` are those that CLAM and TRIDENT write and ask for, so that their encoders can go on
-    from here. Magnifications are written where the size of a pixel is one of an objective's.
+    The attributes of ``coords`` are those that CLAM and TRIDENT write and require, so that their encoders can read the
+    file. Magnifications are written if the pixel size is near that of an objective.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def write_patches(path: str | os.PathLike[str], patches: Patches, image: Image) 
 
 
 def as_anndata(patches: Patches, image: Image) -> AnnData:
-    """Squares with features as an annotated table, as scanpy and squidpy take it.
+    """Squares with features as an annotated table, for scanpy and squidpy.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def as_anndata(patches: Patches, image: Image) -> AnnData:
 
 
 def h5py_module() -> Any:
-    """The package h5py, an extra; asked for before the work on what it is to write.
+    """The package h5py, an extra; callers import it before long work, so that its absence shows at once.
 
     Raises
     ------
@@ -202,14 +202,14 @@ def anndata_module() -> Any:
 def _means(
     boxes: list[Box], cells: int, image: Image, model: Model, runtime: Runtime
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-    """Batches of those that can be read: which, and the mean over their cells."""
+    """Indices of readable boxes, and mean features over their cells, by batches."""
     net = runtime.place(net_of(model.refiner))
     batch_size = max(1, _BATCH_PIXELS // boxes[0].area) if boxes else 1
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         for batch in reader.batches(boxes, batch_size):
             with torch.inference_mode():
                 high = net.high(normalised(batch.pixels, model, runtime)).float()
-            rim = (high.shape[-1] - cells) // 2  # what the last stage alone looks at
+            rim = (high.shape[-1] - cells) // 2  # margin that only the last stage reads
             inner = high[..., rim : rim + cells, rim : rim + cells]
             means = inner.mean(dim=(2, 3)).cpu().numpy()
             yield batch.index[~batch.failed], means[~batch.failed]
@@ -245,7 +245,7 @@ def _attributes(side: int, image: Image) -> dict[str, Any]:
 
 
 def _magnification(mpp: float) -> int | None:
-    """The objective that pixels of this size come from; None where there is none near."""
+    """Magnification of the objective with the nearest pixel size; None if none is near."""
     found = _MICRONS_AT_ONE / mpp
     nearest = min(_MAGNIFICATIONS, key=lambda m: max(m / found, found / m))
     return nearest if max(nearest / found, found / nearest) <= _NEAR else None

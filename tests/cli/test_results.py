@@ -105,4 +105,4 @@ def test_view_until_interrupted(result: Path) -> None:
 
 def test_view_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["view", str(tmp_path)]) == 1
-    assert "holds no whole result" in capsys.readouterr().err
+    assert "holds no complete result" in capsys.readouterr().err

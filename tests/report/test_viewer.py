@@ -294,7 +294,7 @@ def test_names_with_odd_letters(server: ViewServer, result: Path) -> None:
 
 
 def test_what_is_no_single_result_is_refused(result: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no whole result"):
+    with pytest.raises(FileNotFoundError, match="holds no complete result"):
         serve(tmp_path, open_browser=False)
     with pytest.raises(FileNotFoundError, match="holds 1 results; view one of them, such as"):
         serve(result.parent, open_browser=False)

@@ -131,7 +131,7 @@ def test_a_result_is_read_where_the_image_is_not(picture: Path, detector: Model,
     with pytest.raises(ImageError, match=r"another image .* expected \(300, 400, 3\) .* got \(30, 40, 1\)"):
         Analysis.load(tmp_path / "out", image=tmp_path / "other.png")
     (tmp_path / "other.png").rename(picture)
-    with pytest.raises(ImageError, match="is another image than the one of the result"):
+    with pytest.raises(ImageError, match="is not the image of the result"):
         loaded.image.read(WHOLE)
 
 
@@ -174,7 +174,7 @@ def test_chosen_channels_are_read_again(detector: Model, tmp_path: Path) -> None
 
 
 def test_an_unfinished_result_is_none(picture: Path, detector: Model, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no whole result \(analysis.json is missing\)"):
+    with pytest.raises(FileNotFoundError, match=r"holds no complete result \(analysis.json is missing\)"):
         Analysis.load(tmp_path)
     with analyze(picture, detector, budget=0.5) as analysis:
         folder = analysis.save(tmp_path / "out")

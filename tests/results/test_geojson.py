@@ -201,7 +201,7 @@ def test_an_identifier_is_a_uuid_of_label_and_place(tmp_path: Path) -> None:
 def test_foreign_geojson_is_not_taken_for_a_result(tmp_path: Path) -> None:
     path = tmp_path / "r.geojson"
     path.write_text('{"type": "FeatureCollection", "features": [\n{"type": "Feature", "geometry": null}\n]}\n')
-    with pytest.raises(ValueError, match="holds other regions than coarse2fine writes"):
+    with pytest.raises(ValueError, match="were not written by coarse2fine"):
         read_regions(path)
 
 
