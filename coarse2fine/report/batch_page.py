@@ -1,4 +1,4 @@
-"""One HTML page about a folder of results: what became of each image, and what all of it found and cost."""
+"""One HTML page about a folder of results: the outcome of each image, and finds and cost of all."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Row:
     Parameters
     ----------
     facts : mapping
-        As ``batch.json`` has them.
+        Its entry in ``batch.json``.
     link : str or None
-        Address of its own page, or else of its folder, seen from the batch's page.
+        Relative address of its own page, or else of its folder.
     picture : str or None
         A data URI.
     recall : str
-        Empty where nothing is known.
+        Empty if unknown.
     """
 
     facts: Mapping[str, Any]
@@ -60,54 +60,54 @@ class Row:
 
     @property
     def failure(self) -> str:
-        """What went wrong; empty where all went well."""
+        """The error; empty if there was none."""
         return str(self.facts.get("error", "")).removeprefix(f"{self.facts['source']}: ")
 
 
 def write_folder_report(folder: str | os.PathLike[str], image: str | None = None) -> Path:
-    """Write ``report.html`` into a folder of results: that of an image, or of a batch with one for each image.
+    """Write ``report.html`` for one result, or for a batch and each of its images.
 
     Parameters
     ----------
     folder : path-like
-        What `Analysis.save` wrote, or ``coarse2fine analyze`` of many images.
+        Folder written by `Analysis.save`, or by ``coarse2fine analyze`` of many images.
     image : str, optional
         The image of a single result, if it was moved.
 
     Returns
     -------
     Path
-        The page; of a batch, the one that leads to the others.
+        The page; for a batch, the one with links to the others.
 
     Raises
     ------
     FileNotFoundError
         If the folder holds no results.
     ImageError
-        If `image` cannot be opened, or is another one.
+        If `image` cannot be opened, or its shape is not that of the result.
     ValueError
-        If an image is given for several results, or what a batch or a single result says of itself is damaged.
+        If an image is given for several results, or the record of a batch or a single result is damaged.
     """
     source = Path(folder)
     if (source / ANALYSIS).is_file():
         return _report(source, image)
     if image is not None:
-        raise ValueError(f"{source} holds no single result, but {image} is the image of one; name its folder")
+        raise ValueError(f"{source} is no single result, but an image ({image}) was given; name the result's folder")
     for result in _results(source):
         try:
             _report(result)
-        except (OSError, ValueError) as error:  # the others have their pages
+        except (OSError, ValueError) as error:  # go on with the others
             _LOG.warning("%s has no page: %s", printable(result), printable(error))
     return write_batch_report(source)
 
 
 def write_batch_report(folder: str | os.PathLike[str]) -> Path:
-    """Write ``report.html`` into the folder of a batch; nothing is read of the images themselves.
+    """Write ``report.html`` into the folder of a batch; the images themselves are not read.
 
     Parameters
     ----------
     folder : path-like
-        Holds ``batch.json``, or those of the parts of a batch, or at least the folders of results.
+        Holds ``batch.json``, or the records of a batch's shards, or at least folders of results.
 
     Returns
     -------
@@ -149,7 +149,7 @@ def write_batch_report(folder: str | os.PathLike[str]) -> Path:
 
 
 def _results(folder: Path) -> Iterator[Path]:
-    """Folders of results within a folder, however deep; hidden ones hold work that is not done."""
+    """Folders of results below a folder; hidden ones hold unfinished work."""
     for place, inner, names in os.walk(folder):
         inner[:] = [] if ANALYSIS in names else sorted(name for name in inner if not name.startswith("."))
         if ANALYSIS in names:
@@ -166,19 +166,19 @@ def _report(folder: Path, image: str | None = None) -> Path:
 
 
 def remove_shards(folder: Path) -> None:
-    """Remove the records of parts of a batch: the whole of it was run since."""
+    """Remove the records of a batch's shards, after a run of the whole batch."""
     for path in folder.glob(_SHARDS):
         path.with_suffix(".csv").unlink(missing_ok=True)
         path.unlink()
 
 
 def _facts(folder: Path) -> list[Mapping[str, Any]]:
-    """What is known of each image, the last that was said of it."""
+    """The most recent record of each image."""
     whole, shards = folder / _BATCH, sorted(folder.glob(_SHARDS), key=lambda path: path.stat().st_mtime_ns)
     if not (shards or whole.is_file()):
         found = sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
         return [_stored_facts(path) for path in found]
-    # A run of the whole removes what shards said before, so that those which are there came later.
+    # A run of the whole batch removes records of shards, so the shards there are more recent.
     said = {facts["name"]: facts for path in ([whole] if whole.is_file() else []) + shards for facts in _said(path)}
     return [said[name] for name in (sorted(said) if shards else said)]
 
@@ -191,7 +191,7 @@ def _said(path: Path) -> list[Mapping[str, Any]]:
             return list(results)
     except (AttributeError, LookupError, TypeError, ValueError):
         pass
-    raise ValueError(f"{path} is damaged, or none of coarse2fine's; remove it, or run the same command again")
+    raise ValueError(f"{path} is damaged, or was not written by coarse2fine; remove it, or run the same command again")
 
 
 def _stored_facts(folder: Path) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def _stored_facts(folder: Path) -> dict[str, Any]:
         status, failure = state_of(facts)
         place = record["image"]["path"] or record["image"]["name"]
         return {"name": folder.name, "source": place, "status": status, "error": failure, **facts}
-    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:  # the others are told of
-        told = f"no result that can be read ({type(error).__name__}: {error}); analyse the image again"
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:  # the page shows the others
+        told = f"the result cannot be read ({type(error).__name__}: {error}); analyse the image again"
         return {"name": folder.name, "source": str(folder), "status": "failed", "error": told}
 
 
@@ -216,7 +216,7 @@ def _row(folder: Path, facts: Mapping[str, Any]) -> Row:
 
 
 def _thumbnail(path: Path) -> str | None:
-    """A small version of the small picture."""
+    """The thumbnail, at most 144 pixels wide and high, as a data URI."""
     if not path.is_file():
         return None
     pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_REDUCED_COLOR_2)

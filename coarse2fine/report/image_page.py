@@ -1,4 +1,4 @@
-"""One HTML page that tells an analysis: it needs no network, and no name in it can be executed."""
+"""One HTML page about an analysis: it needs no network, and names in it are escaped."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Example:
-    """A place of a kind that nobody named: what the kind is like, its colour, and a picture as a data URI."""
+    """An example of an unnamed kind: its name with traits, its colour, and a picture as a data URI."""
 
     name: str
     colour: str
@@ -62,15 +62,15 @@ class Tile:
     Parameters
     ----------
     rank : int
-        Place in the plan, from 1.
+        Rank in the plan, from 1.
     score : float
     box : Box
-        What is shown, in full-resolution pixels.
+        The part of the image shown, in full-resolution pixels.
     window : Box
     picture : str
         A data URI.
     fired, route : tuple
-        Names of the features that fired; numbers of the specialists taken.
+        Names of the features that fired; numbers of the specialists used.
     layers : list of Layer
         The regions in it.
     """
@@ -88,9 +88,9 @@ class Tile:
 def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
     """Write one self-contained HTML page about an analysis.
 
-    It shows the image with interest, windows and regions, which can be switched; the best windows at full resolution,
-    with the features that fired and the route taken; what it cost, what failed, and how it was made. Where the image
-    cannot be read any more, the page says so and shows all the rest. Equal analyses make equal pages.
+    It shows the image with interest, windows and regions as layers; the best windows at full resolution, with the
+    features that fired and the route; cost, failures and provenance. If the image cannot be read any more, the page
+    says so and shows the rest. Equal analyses give equal pages.
 
     Parameters
     ----------
@@ -136,12 +136,12 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
 
 
 def layers(regions: Sequence[Region], least: float) -> list[Layer]:
-    """The surest regions by class, the most frequent first; those that are too small to be seen are drawn larger.
+    """The best regions by class, the most frequent class first; those too small to be seen are drawn larger.
 
     Parameters
     ----------
     regions : sequence of Region
-        The surest first.
+        The highest score first.
     least : float
         Smallest side of a shape, in full-resolution pixels.
     """
@@ -156,12 +156,12 @@ def layers(regions: Sequence[Region], least: float) -> list[Layer]:
 
 
 def colour(label: str) -> str:
-    """Colour of a class in CSS's notation."""
+    """Colour of a class in CSS notation."""
     return "#{:02x}{:02x}{:02x}".format(*label_colour(label))
 
 
 def recall_text(audit: Audit) -> str:
-    """What is known of recall, in a few characters; bounds are never rounded to the better side."""
+    """Bounds on recall in a few characters, rounded outwards."""
     low, high = audit.recall_interval
     least = math.floor(low * 100)
     if audit.target is not None:
@@ -190,7 +190,7 @@ def _rectangles(plan: Plan, cell: int, least: float) -> str:
 
 
 def _picture(analysis: Analysis) -> dict[str, Any]:
-    """The image and the interest over it."""
+    """The overview, and the interest as an overlay."""
     pixels, downsample = analysis.overview
     heat = None
     if analysis.interest.size:
@@ -206,7 +206,7 @@ def _bgr(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _gallery(analysis: Analysis) -> list[Tile]:
-    """The best windows whose surroundings do not repeat each other."""
+    """The best windows, without those that an earlier tile shows."""
     image, plan = analysis.image, analysis.plan
     centres = np.array([region.full_centre for region in analysis.regions]).reshape(-1, 2)
     near = cKDTree(centres) if len(centres) else None
@@ -230,7 +230,7 @@ def _gallery(analysis: Analysis) -> list[Tile]:
 
 
 def _examples(analysis: Analysis) -> list[Example]:
-    """The surest region of each kind that nobody named."""
+    """The best region of each unnamed kind."""
     found = []
     for label, kind in analysis.kinds.items():
         y0, x0, y1, x1 = kind["example"]
@@ -246,7 +246,7 @@ def _fired(plan: Plan, rank: int) -> tuple[str, ...]:
 
 
 def _holds(box: Box, window: Box) -> bool:
-    """Whether the middle of a window is shown already."""
+    """Whether a box contains the centre of a window."""
     y, x = _centre(window)
     return box.y0 <= y < box.y1 and box.x0 <= x < box.x1
 
@@ -261,7 +261,7 @@ def _centre(box: Box) -> tuple[float, float]:
 
 
 def _around(window: Box, image: Image) -> Box:
-    """A square around a window, inside the image where it can be."""
+    """A square around a window, shifted into the image, and clipped if it is larger."""
     side = max(_TILE_SIDE, window.height, window.width)
     height, width = min(side, image.height), min(side, image.width)
     y, x = _centre(window)
@@ -271,7 +271,7 @@ def _around(window: Box, image: Image) -> Box:
 
 
 def _crop(image: Image, box: Box) -> str:
-    """Pixels of a box; at full resolution but for very large windows."""
+    """Pixels of a box as a data URI; at full resolution except for very large windows."""
     shrink = ceil_div(max(box.height, box.width), 2 * _TILE_SIDE)
     part = Box(box.y0 // shrink, box.x0 // shrink, ceil_div(box.y1, shrink), ceil_div(box.x1, shrink))
     try:
@@ -282,7 +282,7 @@ def _crop(image: Image, box: Box) -> str:
 
 
 def _spending(analysis: Analysis) -> list[tuple[str, int, float]]:
-    """What was spent on what: name, multiply-adds, and the share of the bar."""
+    """Cost of each step: name, multiply-adds, and share of the bar."""
     cost = analysis.cost
     whole = max(cost.exhaustive_macs, cost.macs)
     steps = (("scan", cost.scan_macs), ("refinement", cost.refine_macs), ("audit", cost.audit_macs))
@@ -290,7 +290,7 @@ def _spending(analysis: Analysis) -> list[tuple[str, int, float]]:
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, str]]:
-    """How it was made, a line each."""
+    """Properties of the image and provenance, by name."""
     image = analysis.image
     facts = [
         ("image", image.location or "an array"),

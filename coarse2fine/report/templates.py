@@ -1,4 +1,4 @@
-"""HTML from the templates that come with the package; every value is escaped."""
+"""HTML from the package's templates; every value is escaped."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template in; texts are escaped, numbers are written with thousands apart."""
+    """Fill a template in; texts are escaped."""
     return _environment().get_template(template).render(**values)
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Fill in the template of a whole page, which holds its style and its script."""
+    """Fill in the template of a self-contained page, with style and script."""
     script = asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"style": asset("report.css"), "script": script, "script_hash": digest, "version": __version__}
@@ -30,12 +30,12 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def asset(name: str) -> str:
-    """Text of a file that comes with the package."""
+    """Text of a file of the package."""
     return files("coarse2fine.report").joinpath(_FOLDER, name).read_text("utf-8")
 
 
 def data_uri(content: bytes, ending: str) -> str:
-    """A picture within a page."""
+    """A picture as a data URI."""
     return f"data:{_TYPES[ending]};base64,{base64.b64encode(content).decode()}"
 
 
@@ -54,6 +54,6 @@ def _environment() -> jinja2.Environment:
 
 
 def _percent(share: float) -> str:
-    """Three digits, and never "0 %" of something."""
+    """A share in percent, with three significant digits, so that a small one is not "0 %"."""
     value = share * 100
     return f"{value:,.0f} %" if value >= 100 else f"{value:.3g} %"

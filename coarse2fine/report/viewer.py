@@ -1,4 +1,4 @@
-"""A result in the browser: the image down to its full resolution, with what was found over it, from this machine."""
+"""Local web server that shows a result: the image down to full resolution, with interest, windows and regions."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ _POLICY = (
 _DRAWN_AT_ONCE = 4
 _BEST_WINDOWS = 200
 _IDLE_SECONDS = 30
-# Connections that may wait to be taken; the system's usual 5 drops some of a browser's.
+# Listen backlog; with the usual 5 some connections of a browser are dropped.
 _WAITING = 1024
 _LAST_PORT = 65535
 
 
 class ViewServer(ThreadingHTTPServer):
-    """Serves one result; a context manager.
+    """Server of one result; a context manager.
 
     Parameters
     ----------
     analysis : Analysis
         Stays open.
     folder : Path
-        Of the result; its files, but none in folders within, can be downloaded.
+        Folder of the result; its files can be downloaded, those in subfolders cannot.
     host : str
     port : int
         0 for any that is free.
@@ -80,17 +80,17 @@ class ViewServer(ThreadingHTTPServer):
         self.info = json.dumps(_info(analysis, self.tiles, self.folder)).encode()
         self.drawing = threading.BoundedSemaphore(_DRAWN_AT_ONCE)
         self.names = _names(host)
-        # Other users of this machine can connect too, but do not know what to ask for.
+        # Other users of this machine can connect too, but do not know the path.
         self.secret = secrets.token_urlsafe(16)
 
     @property
     def url(self) -> str:
-        """Where to look at it."""
+        """Address of the page."""
         host = str(self.server_address[0])
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/{self.secret}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: browsers hang up on tiles that have left the screen."""
+        """Ignore errors: browsers close connections for tiles that have left the screen."""
 
 
 def serve(
@@ -110,8 +110,8 @@ def serve(
     image : path, ndarray or Image, optional
         The image, if it was moved.
     host : str
-        Address to listen at; by default this machine alone can see it. There is no password but the address that is
-        printed, which cannot be guessed.
+        Address to listen at; by default only this machine can connect. There is no password: access needs the printed
+        address, which cannot be guessed.
     port : int
         0 for any that is free.
     open_browser : bool
@@ -119,7 +119,7 @@ def serve(
     Raises
     ------
     FileNotFoundError
-        If the folder holds no whole result.
+        If the folder holds no complete result.
     OSError
         If the port is taken, or there is no such host here.
     ValueError
@@ -149,11 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE_SECONDS
 
     def do_GET(self) -> None:
-        """Answer with a page, a tile, a fact or a file of the result."""
+        """Answer with a page, a tile, the objects at a point, or a file of the result."""
         parts = urlsplit(self.path)
         secret, _, rest = parts.path.removeprefix("/").partition("/")
         path = f"/{rest}"
-        # Another site may have its name lead here; then the browser still says that name.
+        # DNS rebinding: another site's name may resolve to this address; the Host header still has that name.
         if self.server.names is not None and _host_of(self.headers.get("Host", "")) not in self.server.names:
             self._answer(HTTPStatus.FORBIDDEN, b"wrong host", "text/plain")
         elif not secrets.compare_digest(secret.encode(), self.server.secret.encode()):
@@ -197,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(HTTPStatus.OK, told.encode(), "application/json")
 
     def _file(self, name: str) -> None:
-        """A file that lies in the folder of the result itself, and is none of its hidden ones."""
+        """Send a file of the result's folder, not of subfolders; hidden files and links are refused."""
         if name not in _files(self.server.folder):
             self._missing()
             return
@@ -232,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _info(analysis: Analysis, tiles: Tiles, folder: Path) -> dict[str, Any]:
-    """What the page needs to know."""
+    """Data of the page, as JSON values."""
     image = analysis.image
     return {
         "name": image.name,
@@ -242,7 +242,7 @@ def _info(analysis: Analysis, tiles: Tiles, folder: Path) -> dict[str, Any]:
         "overlap": OVERLAP,
         "lastLevel": tiles.last_level,
         "closer": CLOSER,
-        "version": secrets.token_hex(4),  # what the browser keeps of another result is not taken for this one's
+        "version": secrets.token_hex(4),  # keeps the browser from showing cached tiles of another result
         "mpp": image.mpp[1] if image.mpp is not None else None,
         "scanned": bool(analysis.interest.size),
         "summary": [
@@ -263,7 +263,7 @@ def _info(analysis: Analysis, tiles: Tiles, folder: Path) -> dict[str, Any]:
 
 
 def _unreadable(analysis: Analysis) -> list[str]:
-    """Why there is nothing to see beneath the overlays, if so."""
+    """Reason why the image cannot be shown, if there is one."""
     try:
         analysis.image.array()
     except ImageError as error:
@@ -272,12 +272,12 @@ def _unreadable(analysis: Analysis) -> list[str]:
 
 
 def _files(folder: Path) -> set[str]:
-    """Names of the files of a result; links are none of them, since they may lead anywhere."""
+    """Names of a result's files, without hidden files and links, which may lead anywhere."""
     return {p.name for p in folder.iterdir() if p.is_file() and not p.is_symlink() and not p.name.startswith(".")}
 
 
 def _names(host: str) -> frozenset[str] | None:
-    """Hosts that a browser may ask for; None, all of them, where others are meant to look."""
+    """Allowed values of the Host header; None, any, if the server listens to other machines."""
     local = host == "localhost"
     if not local:
         try:

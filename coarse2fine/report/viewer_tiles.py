@@ -1,4 +1,4 @@
-"""Tiles of an image and of what is laid over it, drawn when they are asked for."""
+"""Tiles of an image and its overlays, drawn on request."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from coarse2fine.tiling.window_reader import salvage
 
 TILE = 512
 OVERLAP = 1
-"""Pixels that tiles share with each neighbour, so that no seam shows where they are enlarged."""
+"""Pixels that tiles share with each neighbour, so that no seam shows when they are enlarged."""
 CLOSER = 3
-"""Levels beyond full resolution in which overlays are drawn, so that lines stay thin where pixels are enlarged."""
+"""Levels beyond full resolution at which overlays are drawn, so that lines stay thin when pixels are enlarged."""
 LAYERS = ("image", "interest", "windows", "regions")
 _CACHE_BYTES = 64 * 2**20
 _CYAN = (240, 200, 0, 255)  # blue, green, red, opacity
@@ -36,20 +36,20 @@ _DAMAGED = 64
 
 
 class Shapes:
-    """Boxes and outlines that are found by place and drawn into tiles; safe to use from several threads.
+    """Boxes and outlines with a spatial index, drawn into tiles; safe to use from several threads.
 
     Parameters
     ----------
     boxes : ndarray, float64, (n, 4)
         (y0, x0, y1, x1) in full-resolution pixels, the most important first.
     kinds : ndarray, int64, (n,)
-        Row of `colours` of each.
+        Row in `colours` of each.
     colours : sequence of tuple
         Blue, green, red and opacity.
     outlines : mapping
-        Corners (y, x), for those that are no boxes.
+        Corners (y, x) of outlines by index; other shapes are boxes.
     thickness : int
-        Of lines, in pixels of a tile.
+        Line width in pixels of a tile.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Shapes:
         self._lock = threading.Lock()
 
     def touching(self, y0: float, x0: float, y1: float, x1: float) -> NDArray[np.int64]:
-        """Indices of those whose box meets another, increasing."""
+        """Indices of shapes whose box overlaps the given one, increasing."""
         with self._lock:
             return np.sort(self._tree.query(shapely.box(x0, y0, x1, y1)))
 
     def draw(self, box: Box, downsample: float, hidden: frozenset[int] = frozenset()) -> NDArray[np.uint8]:
-        """What lies in a box of the plane made `downsample` times smaller, (h, w, 4); hidden kinds are left out."""
+        """Draw a box of the plane downsampled `downsample` times, (h, w, 4); hidden kinds are left out."""
         canvas = np.zeros((box.height, box.width, 4), np.uint8)
         seen = box.expand(self._thickness + 1)
         index = self.touching(*(v * downsample for v in (seen.y0, seen.x0, seen.y1, seen.x1)))
@@ -90,7 +90,7 @@ class Shapes:
         return canvas
 
     def _dot(self, canvas: NDArray[np.uint8], corners: NDArray[np.float64], index: NDArray[np.int64]) -> None:
-        """Mark those too small to be drawn to scale by two pixels square; the most important last."""
+        """Mark shapes too small to be drawn to scale by 2 x 2 pixels; the most important last."""
         colours = self._colours[self._kinds[index]][::-1]
         centres = np.floor((corners[::-1, :2] + corners[::-1, 2:]) / 2).astype(np.int64)
         for step in np.ndindex(2, 2):
@@ -125,7 +125,7 @@ class Tiles:
         self._kept = _Kept(_CACHE_BYTES)
 
     def tile(self, layer: str, level: int, row: int, column: int, hidden: frozenset[int] = frozenset()) -> bytes | None:
-        """A tile as the bytes of a JPEG (of the image) or a PNG file; None where there is none.
+        """A tile as the bytes of a JPEG (for the image) or PNG file; None if there is no such tile.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ class Tiles:
         return encoded(self._shapes[layer].draw(box, downsample, hidden), ".png")
 
     def at(self, y: float, x: float) -> dict[str, Any]:
-        """What lies under a point of the image, in full-resolution pixels; JSON values, at most 20 of each kind."""
+        """Regions and windows at a point in full-resolution pixels, at most 20 of each, as JSON values."""
         regions, windows = (self._shapes[name].touching(y, x, y, x)[:_MOST_TOLD] for name in ("regions", "windows"))
         return {
             "regions": [self._told(i) for i in regions.tolist()],
@@ -194,7 +194,7 @@ class Tiles:
         return encoded(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)) if colour else pixels, ".jpg", 90)
 
     def _interest(self, box: Box, downsample: float) -> NDArray[np.uint8]:
-        """The greatest interest under each pixel."""
+        """Maximum interest of the cells under each pixel, as colours (h, w, 4)."""
         cells, side = self._analysis.interest, self._analysis.cell
         if not cells.size:
             return np.zeros((box.height, box.width, 4), np.uint8)
@@ -203,13 +203,13 @@ class Tiles:
             for low, high in ((box.y0, box.y1), (box.x0, box.x1))
         )
         y1, x1 = (math.ceil(high * downsample / side) for high in (box.y1, box.x1))
-        # Where several pixels lie in one cell, each of them gets that cell.
+        # `reduceat` gives each of several pixels in one cell that cell's value.
         by_row = np.maximum.reduceat(cells[rows[0] : y1, columns[0] : x1], rows - rows[0], axis=0)
         return heat_pixels(np.maximum.reduceat(by_row, columns - columns[0], axis=1), self._highest)
 
 
 class _Kept:
-    """The tiles used last, up to a number of bytes."""
+    """Cache of the most recently used tiles, up to a number of bytes."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -177,7 +177,7 @@ def test_failures_of_a_batch_are_listed(batch: Path) -> None:
     }
     (batch / "batch.json").write_text(json.dumps({"results": [facts, bad]}), "utf-8")
     page = Page(write_batch_report(batch))
-    for part in ("What failed", f"bad{ODD}.svs", f"File {ODD}", "empty", "10 %", "done, incomplete"):
+    for part in ("Failures", f"bad{ODD}.svs", f"File {ODD}", "empty", "10 %", "done, incomplete"):
         assert part in page.text
     assert page.text.count(f"bad{ODD}.svs") == 1  # not again in the error
     (batch / "batch.json").rename(batch / "batch-1-of-2.json")
@@ -188,7 +188,7 @@ def test_failures_of_a_batch_are_listed(batch: Path) -> None:
 @pytest.mark.parametrize("text", ["{nope", "[]", "{}", '{"results": [{}]}', '{"results": [3]}'])
 def test_a_record_that_is_damaged_is_named(batch: Path, text: str) -> None:
     (batch / "batch.json").write_text(text)
-    with pytest.raises(ValueError, match=r"batch\.json is damaged, or none of coarse2fine's"):
+    with pytest.raises(ValueError, match=r"batch\.json is damaged, or was not written by coarse2fine"):
         write_folder_report(batch)
 
 
@@ -196,7 +196,7 @@ def test_a_record_that_is_damaged_is_named(batch: Path, text: str) -> None:
 def test_a_result_that_is_damaged_hides_no_other(batch: Path, text: str) -> None:
     (batch / "one" / "analysis.json").write_text(text)
     page = Page(write_folder_report(batch))
-    assert "no result that can be read" in page.text
+    assert "the result cannot be read" in page.text
     assert any("two%20%232" in link for link in page.links)
 
 

@@ -17,7 +17,7 @@ async function start() {
   part("regionCount").textContent = number(info.labels.reduce((sum, label) => sum + label.count, 0));
   const hidden = new Set();
 
-  // Overlays are finer than the image: their lines stay thin where its pixels are enlarged.
+  // Overlays have a finer resolution than the image: their lines stay thin when its pixels are enlarged.
   const closer = (layer) => (layer === "image" ? 0 : info.closer);
   const source = (layer) => ({
     width: info.width * 2 ** closer(layer),
@@ -109,7 +109,7 @@ async function start() {
   info.best.forEach((window, index) => {
     const row = made("li");
     const button = made("button");
-    button.append(made("span", "", number(index + 1)), made("span", "fired", window.fired || "no feature named"), made("span", "count", window.score.toFixed(2)));
+    button.append(made("span", "", number(index + 1)), made("span", "fired", window.fired || "no feature"), made("span", "count", window.score.toFixed(2)));
     button.title = `${window.finds} found; ${window.score.toFixed(2)} expected; ${window.fired}`;
     button.addEventListener("click", () => goTo(index));
     row.append(button);
