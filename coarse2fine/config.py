@@ -57,8 +57,8 @@ class Config:
         If parameters are out of range or contradict each other.
     """
 
-    budget: Annotated[float | None, "most to spend, as a share of the exhaustive pass; 1 is that pass"] = None
-    cells: Annotated[int | None, "most cells to refine"] = None
+    budget: Annotated[float | None, "limit on cost as a share of the exhaustive pass; 1 is that pass"] = None
+    cells: Annotated[int | None, "limit on refined cells"] = None
     seconds: Annotated[float | None, "time after which no further window of an image is refined"] = None
     recall: Annotated[float | None, "recall of the exhaustive pass's finds to certify, such as 0.95"] = None
     confidence: Annotated[float, "confidence of the bounds on recall (default: %(default)s)"] = 0.95

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from coarse2fine.batch.request import BatchRequest
 
 _EPILOG = """\
-An image is analysed in this process, a batch by one process a core or by the workers of a Dask scheduler. What is done
-already is not done again: after a crash or Ctrl-C the same command goes on. Of a batch each image has a folder of its
-own in the output, and batch.json and batch.csv say what became of each; where one failed the exit status is 1.
+A single image is analysed in this process, a batch by one process per core or by the workers of a Dask scheduler.
+Finished images are skipped: after a crash or Ctrl-C the same command continues. In a batch each image has its own
+folder in the output; batch.json and batch.csv list the outcomes; if an image failed, the exit status is 1.
 """
 
 
@@ -28,14 +28,14 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("-m", "--model", default="generic", help="a .c2f file or an embedded model (default: generic)")
-    parser.add_argument("--overwrite", action="store_true", help="do again what is done already")
+    parser.add_argument("--overwrite", action="store_true", help="analyse finished images again")
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and what that would take")
+    parser.add_argument("--dry-run", action="store_true", help="only estimate work, time and memory")
     add_opening(parser)
     parser.add_argument(
-        "--mask", type=Path, help="what to analyse: GeoJSON or an image; or a folder of them, of the images' names"
+        "--mask", type=Path, help="area to analyse: GeoJSON or an image, or a folder of them, named as the images"
     )
-    limits = parser.add_argument_group("what to spend, how sure to be")
+    limits = parser.add_argument_group("limits, recall and threshold")
     add_fields(limits, "budget", "cells", "seconds", "recall", "confidence", "audit", "cap", "threshold")
     _add_batch(parser.add_argument_group("batches"))
     add_common(parser)
@@ -45,14 +45,14 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
 
 def _add_batch(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "-n", "--workers", type=int, help="processes (default: one a core; 0: this process alone, one after another)"
+        "-n", "--workers", type=int, help="processes (default: one per core; 0: this process, one image after another)"
     )
-    group.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler to use, such as tcp://host:8786")
-    group.add_argument("--shard", type=_shard, metavar="I/N", help="do only the I-th of N equal parts")
+    group.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler to use, such as tcp://host:8786")
+    group.add_argument("--shard", type=_shard, metavar="I/N", help="analyse only the I-th of N equal parts")
     group.add_argument("--split", action="store_true", help="refine each very large image by all workers together")
-    group.add_argument("--time-limit", type=float, metavar="SECONDS", help="give up an image that takes longer")
+    group.add_argument("--time-limit", type=float, metavar="SECONDS", help="abort an image that takes longer")
     group.add_argument(
-        "--on-error", choices=("skip", "fail"), default="skip", help="go on after a failure (default), or stop"
+        "--on-error", choices=("skip", "fail"), default="skip", help="continue after a failure (default), or stop"
     )
 
 

@@ -1,4 +1,4 @@
-"""``coarse2fine benchmark``: what choosing where to look saves and misses on one's own scenes."""
+"""``coarse2fine benchmark``: cost saved and finds missed on the user's scenes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coarse2fine.terminal import say, say_lines
 
-SCENES = "leave scenes out: recall against multiply-adds, chunks and seconds, beside the trivial rivals; audits"
+SCENES = "recall against multiply-adds, chunks and seconds on held-out scenes, compared with simple methods; audits"
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
@@ -19,33 +19,37 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
 def add_scenes(scenes: argparse.ArgumentParser) -> None:
     """Add the arguments of the benchmark of scenes."""
     scenes.add_argument("--data", type=Path, help="folder of images and GeoJSON (default: synthetic scenes of digits)")
-    scenes.add_argument("--test", nargs="+", default=[], metavar="NAME", help="test scenes; all others are fitted on")
-    scenes.add_argument("--folds", type=int, default=4, help="else every scene is left out once (default: 4)")
+    scenes.add_argument(
+        "--test", nargs="+", default=[], metavar="NAME", help="test scenes; models are fitted to all others"
+    )
+    scenes.add_argument(
+        "--folds", type=int, default=4, help="without --test, folds in which each scene is held out once (default: 4)"
+    )
     scenes.add_argument("--seeds", type=int, help="number of seeds (default: 5; 1 with --quick)")
     scenes.add_argument("--steps", type=int, help="optimisation steps of each net (default: 1000; 300 with --quick)")
     scenes.add_argument("--quick", action="store_true", help="one seed, one fold, few steps: under five minutes")
-    scenes.add_argument("--model", metavar="FILE", help="test this model; fit none")
+    scenes.add_argument("--model", metavar="FILE", help="test this model instead of fitting one")
     scenes.add_argument(
-        "--models", type=Path, metavar="DIR", help="keep fitted models, and use those of an earlier run"
+        "--models", type=Path, metavar="DIR", help="store fitted models here, and reuse those of an earlier run"
     )
     scenes.add_argument(
-        "--composite", type=float, metavar="MPX", help="make one scene of so many megapixels of a fold's"
+        "--composite", type=float, metavar="MPX", help="join each fold's test scenes into one of this many megapixels"
     )
     scenes.add_argument(
-        "--density", type=float, metavar="SHARE", help="share of a composite that is scenes; the rest is empty ground"
+        "--density", type=float, metavar="SHARE", help="share of a composite covered by scenes; the rest is background"
     )
-    add_output(scenes, "folder of the picture, and of a composite while it is needed")
+    add_output(scenes, "folder of the picture, and of composites during the run")
     scenes.set_defaults(run=_scenes)
 
 
 def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
-    """Add where a benchmark writes."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="for the figures (default: NAME.json in --out)")
+    """Add the options for a benchmark's output."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file of the figures (default: NAME.json in --out)")
     parser.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help=f"{folder} (default: bench)")
 
 
 def made_place(parsed: argparse.Namespace) -> Path:
-    """The file for figures, once its folder and that of pictures are there: long work must not end for want of them."""
+    """Create the folders of figures and pictures before the long work; returns the file for figures."""
     json: Path = parsed.json or parsed.out / f"{parsed.name}.json"
     for folder in (parsed.out, json.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,7 @@ def _scenes(arguments: argparse.Namespace) -> None:
     json = made_place(arguments)
     seeds, steps = (1, 300) if arguments.quick else (5, 1000)
     if arguments.composite is None and arguments.density is not None:
-        raise ValueError("--density is of a composite: give --composite too")
+        raise ValueError("--density applies to a composite: give --composite too")
     density = 1.0 if arguments.density is None else arguments.density
     report = benchmark_scenes(
         arguments.data,

@@ -1,4 +1,4 @@
-"""``coarse2fine doctor``: what a bug report needs, and whether the installation works."""
+"""``coarse2fine doctor``: versions and devices for a bug report, and a self-test."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "COAR
 
 
 def doctor_command() -> int:
-    """Print what there is, and test it on a small image."""
+    """Print versions, settings and devices, and analyse a small image; returns the exit status."""
     say(f"coarse2fine {__version__}, Python {platform.python_version()}, {platform.platform()}")
     say(f"packages   {', '.join(f'{name} {found}' for name in _PACKAGES if (found := _version(name)))}")
     missing = [extra for extra, module in _EXTRAS.items() if find_spec(module) is None]
@@ -67,7 +67,7 @@ def doctor_command() -> int:
 
 
 def _self_test() -> int:
-    """Analyse a small image with a bright square in it, from a file of a name that is not plain ASCII."""
+    """Analyse a small image with a bright square, from a file with a non-ASCII name."""
     pixels = np.random.default_rng(0).integers(90, 110, (512, 512, 3), dtype=np.uint8)
     pixels[200:280, 300:380] = 250
     start = time.perf_counter()
@@ -78,7 +78,7 @@ def _self_test() -> int:
             with open_image(path) as image:
                 analysis = run_analysis(image, load_model("generic"), Config(), steps=steps)
                 analysis.save(Path(folder) / "out")
-    except Exception as error:  # noqa: BLE001 (what is wrong with this machine is what is wanted)
+    except Exception as error:  # noqa: BLE001 (any error is the result of the test)
         say(f"self-test  FAILED: {type(error).__name__}: {error}")
         return 1
     boxes = [region.full_box for region in analysis.regions]

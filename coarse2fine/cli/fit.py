@@ -9,34 +9,44 @@ from coarse2fine.cli.options import add_common, add_reading, check_writable
 from coarse2fine.terminal import say, say_lines
 
 SPECIALISTS = ("heads", "tree", "activity", "both", "auto", "none")
-"""What ``--specialists`` takes."""
+"""Values of ``--specialists``."""
 
 
 def add_fit(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("images", help="an image, a folder or a glob (in quotes)")
     parser.add_argument(
-        "annotations", help="of the same names, or one file for all: a file, a folder or a glob (in quotes)"
+        "annotations", help="named as the images, or one file for all: a file, a folder or a glob (in quotes)"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="model file to write, such as boards.c2f")
     add_reading(parser)
-    parser.add_argument("--upright", action="store_true", help="objects have a right way up: do not turn them")
+    parser.add_argument(
+        "--upright", action="store_true", help="objects have a fixed orientation: train without rotations"
+    )
     parser.add_argument(
         "--object-size", type=float, help="side of an object in pixels, for annotations that are points"
     )
-    parser.add_argument("--base", metavar="timm:NAME", help="network that scans (default: a small built-in one)")
-    parser.add_argument("--base-weights", metavar="FILE", help='its weights, or "none" (default: those of timm\'s hub)')
+    parser.add_argument("--base", metavar="timm:NAME", help="network of the scan (default: a small built-in one)")
+    parser.add_argument(
+        "--base-weights", metavar="FILE", help='weights of --base, or "none" (default: those of timm\'s hub)'
+    )
     parser.add_argument("--width", type=float, default=1.0, help="factor on the built-in base's channels (default: 1)")
     parser.add_argument("--search", action="store_true", help="try several scan resolutions, cell sizes and widths")
-    parser.add_argument("--minimise", choices=("macs", "seconds"), default="macs", help="what is cheap (default: macs)")
+    parser.add_argument(
+        "--minimise", choices=("macs", "seconds"), default="macs", help="cost to minimise (default: macs)"
+    )
     parser.add_argument(
         "--specialists",
         choices=SPECIALISTS,
         default="auto",
-        help="small nets for kinds of cells (default: auto, those that surely help)",
+        help="small nets for kinds of cells (default: auto, those that help significantly)",
     )
-    parser.add_argument("--cache", type=Path, help="folder in which specialists go on after an interruption")
-    parser.add_argument("--recall", type=float, default=0.97, help="of the exhaustive pass's finds (default: 0.97)")
+    parser.add_argument(
+        "--cache", type=Path, help="folder from which training of specialists resumes after an interruption"
+    )
+    parser.add_argument(
+        "--recall", type=float, default=0.97, help="share of the exhaustive pass's finds (default: 0.97)"
+    )
     parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
     add_common(parser)
     parser.set_defaults(run=_fit)

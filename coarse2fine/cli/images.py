@@ -14,7 +14,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", help="a file, a Zarr folder or an address")
     add_opening(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write, such as scene.zarr")
-    parser.add_argument("--workers", type=int, help="threads (default: one a processor)")
+    parser.add_argument("--workers", type=int, help="threads (default: one per processor)")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=_convert)
 
@@ -42,13 +42,13 @@ def _convert(parsed: argparse.Namespace) -> None:
             image = open_image(parsed.image, mpp=parsed.mpp, channels=parsed.channels, value_range=parsed.value_range)
             made = convert(image, parsed.output, workers=parsed.workers, progress=tick)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("; run the same command again to go on from here") from None
+        raise KeyboardInterrupt("; run the same command again to continue") from None
     height, width, channels = made.shape
     say(f"{width:,} x {height:,} px, {channels} channel(s), {made.levels} level(s), {made.seconds:,.1f} s")
     if made.resumed:
-        say(f"{made.resumed:,} of {made.shards:,} shards were there already")
+        say(f"{made.resumed:,} of {made.shards:,} shards were kept from an earlier run")
     for failure in made.failures:
-        say(f"black: {failure}")
+        say(f"unreadable, written black: {failure}")
     say(f"written {made.path}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``coarse2fine COMMAND``, of which ``coarse2fine --help`` lists the commands."""
+"""The command line, ``coarse2fine COMMAND``; ``coarse2fine --help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        By default those of the process.
+        Default: those of the process.
 
     Returns
     -------
     int
-        0, 1 where the input is at fault (one line on standard error says how) or an image of a batch failed, 130 after
-        Ctrl-C.
+        0; 1 if the input is at fault (with one line on standard error) or an image of a batch failed; 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Names of images are printed, also where a terminal or a pipe has no such characters.
+        # Names of images are printed even if the terminal or pipe cannot encode their characters.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"coarse2fine: {printable(message)}\n"
@@ -54,21 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="coarse2fine", description="Look at a gigapixel image cheaply everywhere, closely only where it matters."
+        prog="coarse2fine", description="Scan a gigapixel image at low resolution; refine only the windows that matter."
     )
     parser.add_argument("--version", action="version", version=f"coarse2fine {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_analyze(commands.add_parser("analyze", help="analyse an image, or a folder of them"))
+    add_analyze(commands.add_parser("analyze", help="analyse an image, or a folder of images"))
     add_report(commands.add_parser("report", help="write results as one HTML page"))
     add_view(commands.add_parser("view", help="show a result in the browser, down to full resolution"))
-    add_tiles(commands.add_parser("tiles", help="write the interesting tiles as HDF5, for CLAM, TRIDENT and others"))
-    add_coco(commands.add_parser("coco", help="write what was found as one COCO JSON file, of a batch too"))
+    add_tiles(
+        commands.add_parser("tiles", help="write the tiles with refined windows as HDF5, for CLAM, TRIDENT and others")
+    )
+    add_coco(commands.add_parser("coco", help="write the finds of an image or a batch as one COCO JSON file"))
     add_fit(commands.add_parser("fit", aliases=["train"], help="fit a model to annotated scenes"))
     add_convert(commands.add_parser("convert", help="convert an image to an OME-Zarr pyramid"))
-    add_info(commands.add_parser("info", help="what an image file holds"))
-    add_models(commands.add_parser("models", help="the models that come with the package"))
-    add_benchmark(commands.add_parser("benchmark", help="measure what is saved and missed on your own scenes"))
-    doctor = commands.add_parser("doctor", help="versions, devices, codecs and a self-test: what a bug report needs")
+    add_info(commands.add_parser("info", help="show size, levels and microns per pixel of an image"))
+    add_models(commands.add_parser("models", help="list the embedded models"))
+    add_benchmark(commands.add_parser("benchmark", help="measure cost saved and finds missed on your own scenes"))
+    doctor = commands.add_parser(
+        "doctor", help="show versions, devices and codecs for a bug report, and run a self-test"
+    )
     doctor.set_defaults(run=_doctor)
     return parser
 

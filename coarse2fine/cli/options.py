@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coarse2fine.config import Config
 
 
 def add_fields(parser: argparse._ActionsContainer, *names: str, short: str = "") -> None:
-    """Add options for parameters of an analysis; type, choices, default and help are those of the field of `Config`."""
+    """Add options for parameters of an analysis; type, choices, default and help come from the field of `Config`."""
     hints = get_type_hints(Config, include_extras=True)
     for name in names:
         hint, text = get_args(hints[name])
@@ -23,26 +23,26 @@ def add_fields(parser: argparse._ActionsContainer, *names: str, short: str = "")
 
 
 def config_from(parsed: argparse.Namespace) -> Config:
-    """What a command with options for all parameters of an analysis was given."""
+    """Parameters of an analysis from a command line that has options for all of them."""
     return Config(**{field.name: getattr(parsed, field.name) for field in fields(Config)})
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that computes takes."""
+    """Add the options of every command that computes."""
     add_fields(parser, "seed", "device", "precision")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
 def add_opening(parser: argparse.ArgumentParser) -> None:
-    """Add how images are opened."""
-    parser.add_argument("--mpp", type=float, help="microns per pixel, instead of what the file says")
+    """Add the options for opening images."""
+    parser.add_argument("--mpp", type=float, help="microns per pixel, instead of the file's")
     add_reading(parser)
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add how their samples are read."""
+    """Add the options for reading samples of images."""
     parser.add_argument(
-        "--channels", type=int, nargs="+", metavar="N", help="the one or three channels to use, counted from 0"
+        "--channels", type=int, nargs="+", metavar="N", help="one or three channels to use, counted from 0"
     )
     parser.add_argument(
         "--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="stored values that become black and white"
@@ -50,12 +50,12 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """The result's place is checked first: an hour of work must not end at a folder that cannot be written.
+    """Check before the work that the results' folder can be created and written.
 
     Raises
     ------
     OSError
-        If there can be no such folder.
+        If it cannot.
     """
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not place.is_dir():
@@ -64,6 +64,6 @@ def check_place(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """See `check_place`."""
+    """Raise a PermissionError if a folder cannot be written."""
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"writing into {folder} is not permitted; name another folder")
+        raise PermissionError(f"no permission to write into {folder}; name another folder")

@@ -1,4 +1,4 @@
-"""``coarse2fine report | view | tiles | coco``: what can be done with results that are there."""
+"""``coarse2fine report | view | tiles | coco``: commands on stored results."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def add_view(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("result", type=Path, help="folder of a result")
     parser.add_argument("--image", help="the image, if it was moved")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)"
+        "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)"
     )
-    parser.add_argument("--port", type=int, default=0, help="default: any that is free")
+    parser.add_argument("--port", type=int, default=0, help="port to listen at (default: any that is free)")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     parser.set_defaults(run=_view)
 
@@ -32,7 +32,7 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("result", type=Path, help="folder of a result")
     parser.add_argument("-o", "--output", type=Path, required=True, help="HDF5 file to write, such as tiles.h5")
-    parser.add_argument("-m", "--model", help="model whose refine net describes each tile (default: coordinates alone)")
+    parser.add_argument("-m", "--model", help="model whose refine net describes each tile (default: only coordinates)")
     parser.add_argument("--tile", type=int, default=256, help="side of a tile in full-resolution pixels (default: 256)")
     parser.add_argument("--image", help="the image, if it was moved")
     parser.set_defaults(run=_tiles)

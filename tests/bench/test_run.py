@@ -269,7 +269,7 @@ def test_a_density_without_a_composite_is_refused(
     script: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(script, monkeypatch, "--data", folder, "--density", "0.5", "--out", folder) == 1
-    assert "--density is of a composite" in capsys.readouterr().err
+    assert "--density applies to a composite" in capsys.readouterr().err
 
 
 def test_a_bad_folder_gives_one_clear_line(

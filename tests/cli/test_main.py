@@ -93,9 +93,9 @@ def test_an_interrupted_convert_says_how_to_go_on(
         assert main(command) == 130
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "coarse2fine: interrupted; run the same command again to go on from here\n"
+    assert captured.err == "coarse2fine: interrupted; run the same command again to continue\n"
     assert main(command) == 0
-    assert "1 of 1 shards were there already" in capsys.readouterr().out
+    assert "1 of 1 shards were kept from an earlier run" in capsys.readouterr().out
 
 
 def test_info_and_models(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
