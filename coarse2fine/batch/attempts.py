@@ -1,4 +1,4 @@
-"""Attempts at a part of a job, counted on disk: a worker that dies cannot tell of its own."""
+"""Attempts at a part of a job, counted on disk: a worker that dies cannot report them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGE = "coarse2fine"
 
 
 class Attempts:
-    """Attempts at a part of a job in this run, and the stacks left by a worker that died of it."""
+    """Attempts at a part of a job in this run, and the stacks that a dying worker wrote."""
 
     def __init__(self, job: Job, unit: str) -> None:
         self._job = job
@@ -26,13 +26,13 @@ class Attempts:
         return before
 
     def end(self) -> None:
-        """Forget the attempts: the worker lives, so they cannot have killed it."""
+        """Forget the attempts: the worker survived them."""
         for path in (self._path, self.stacks):
             path.unlink(missing_ok=True)
         tidy(self._job)
 
     def last_stacks(self) -> str:
-        """Stacks of the worker's threads when it was ended; empty if it could not write them."""
+        """Stacks of the last worker's threads at its end; empty if it could not write them."""
         try:
             text = self.stacks.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:

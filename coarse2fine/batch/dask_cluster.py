@@ -1,4 +1,4 @@
-"""Workers: a cluster of processes on this machine, or any Dask scheduler by its address."""
+"""Workers: a cluster of processes on this machine, or those of any Dask scheduler."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from coarse2fine.batch.job import Job, Record
 from coarse2fine.batch.worker import analyze_item, guarded, prepare_item, refine_piece
 
 _SETTINGS = {
-    # Dask cannot spill what a task holds, and a pause would not make it less; beyond the limit the worker ends.
+    # Dask cannot spill memory that a task holds, and a pause would not reduce it; beyond the limit the worker ends.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
-    # `Attempts` counts instead, so that a task that only waits at a worker that dies is not blamed.
+    # `Attempts` counts instead: Dask also counts tasks that were only queued at a worker that dies.
     "distributed.scheduler.allowed-failures": 10,
     "distributed.worker.multiprocessing-method": "spawn",
     "distributed.comm.timeouts.connect": "60s",
-    # On a busy machine a worker takes long to come back; one that does not is replaced by `revive`.
+    # On a busy machine a worker restarts slowly; `revive` replaces one that does not.
     "distributed.deploy.lost-worker-timeout": "60s",
-    # Scheduler and workers open a port for web pages each: these pages are left out, anyone here could read them.
+    # Scheduler and workers serve web pages, which every user of this machine could read: none are served.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
 }
@@ -45,11 +45,11 @@ def topic(run: str) -> str:
 
 @contextlib.contextmanager
 def connected(scheduler: str | None, workers: int, memory_limit: str | float | None = None) -> Iterator[Client]:
-    """A client of a scheduler, or of a local cluster of so many processes, which ends with the context.
+    """Connect to a scheduler, or to a local cluster, which ends with the context.
 
-    Whoever can talk to a scheduler or a worker can run code in it. Those of a local cluster listen on the loopback
-    interface, which every user of the machine can reach, so they speak TLS and accept only the holder of a key that
-    is made for the cluster and is never written to disk.
+    Whoever can connect to a scheduler or a worker can run code in it. Those of a local cluster listen on the loopback
+    interface, which every user of the machine can reach, so they use TLS and accept only the holder of a key that is
+    made for the cluster and never written to disk.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def connected(scheduler: str | None, workers: int, memory_limit: str | float | N
 
 @contextlib.contextmanager
 def shared(client: Client) -> Iterator[str]:
-    """The address of a client's scheduler, to which this process can connect again while the context lasts."""
+    """Address of a client's scheduler, to which this process can open more connections within the context."""
     own = client.security
     held = {"ca-file": own.tls_ca_file, "client.cert": own.tls_client_cert, "client.key": own.tls_client_key}
     with dask.config.set({f"distributed.comm.tls.{name}": value for name, value in held.items()}):
@@ -101,7 +101,7 @@ def shared(client: Client) -> Iterator[str]:
 
 
 def revive(client: Client) -> None:
-    """Replace workers of a local cluster that died and did not come back."""
+    """Replace workers of a local cluster that died and did not restart."""
     if isinstance(client.cluster, LocalCluster):
         client.cluster.scale(len(client.cluster.worker_spec))
 
@@ -118,7 +118,7 @@ class IgnoreSigint(WorkerPlugin):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Dask's messages on workers that die: records say it."""
+    """Silence Dask's messages on workers that die, which records report."""
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.nanny", "tornado.application")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -136,7 +136,7 @@ def analyze_task(job: Job) -> Record | int:
 
 
 def prepare_task(job: Job) -> Record | int:
-    """Task: one image, or where it is large its scan alone; then the pieces of its refinement."""
+    """Task: one image, or only the scan of a large one, whose pieces are tasks of their own."""
     return guarded(_threaded(job), "scan", lambda: prepare_item(job, _StepEvents(job)))
 
 
@@ -146,7 +146,7 @@ def piece_task(job: Job, number: int) -> Record | int:
 
 
 def _threaded(job: Job) -> Job:
-    """The job with the worker's own number of threads, where it has none."""
+    """The job, with the worker's number of threads if it has none."""
     return job if job.threads else replace(job, threads=get_worker().state.nthreads)
 
 

@@ -21,7 +21,7 @@ from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.storage.redact import redact
 
-# Formats that are decoded whole when they are opened.
+# Formats that are decoded completely on opening.
 _WHOLE = {"png", "jpeg", "webp", "bmp", "jpeg2000"}
 # Maps of interest, features and windows, and the memory of choosing.
 _BYTES_A_CELL = 40
@@ -39,13 +39,13 @@ class Expected:
     shape : tuple of int
         Height, width and channels; empty if it cannot be opened.
     least_macs, most_macs : int
-        Multiply-adds of the scan alone, and the most there can be.
+        Multiply-adds of the scan alone, and the upper bound.
     memory : int
         Bytes beyond those of the process.
     problem : str
-        Reason why it cannot be opened.
+        Reason why it cannot be opened; empty if it can.
     done : bool
-        Whether its results are there already.
+        Whether its results exist already.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Estimate:
     ----------
     images : tuple of Expected
     workers : int
-        Processes at a time; 0 if a scheduler has them.
+        Processes at a time; 0 with a scheduler.
     macs_per_second : float
-        Speed of one process with the refine net, measured here.
+        Speed of one process with the refine net, measured on this machine.
     base_memory : int
-        Bytes of a process with its libraries and the model.
+        Bytes of a process with libraries and model.
     """
 
     images: tuple[Expected, ...]
@@ -96,22 +96,20 @@ class Estimate:
         bad = sum(bool(image.problem) for image in self.images)
         done = sum(image.done for image in self.images)
         lines = [str(image) for image in self.images]
-        lines.append(f"{len(todo):,} image(s) to do, {done:,} done already, {bad:,} that cannot be read")
+        lines.append(f"{len(todo):,} image(s) to do, {done:,} done already, {bad:,} unreadable")
         if todo:
             macs = [sum(i.least_macs for i in todo), sum(i.most_macs for i in todo)]
             hours = " to ".join(_duration(m / self.macs_per_second / max(1, self.workers)) for m in macs)
-            speed = f"{max(1, self.workers)} process(es) of {self.macs_per_second / 1e9:,.0f} GMAC/s as measured here"
-            lines.append(
-                f"cost   {macs[0] / 1e9:,.1f} (the scans alone) to {macs[1] / 1e9:,.1f} GMAC (all that may be)"
-            )
-            lines.append(f"time   {hours} of arithmetic on {speed}; reading comes on top")
+            speed = f"{max(1, self.workers)} process(es) of {self.macs_per_second / 1e9:,.0f} GMAC/s, measured here"
+            lines.append(f"cost   {macs[0] / 1e9:,.1f} (the scans alone) to {macs[1] / 1e9:,.1f} GMAC (upper bound)")
+            lines.append(f"time   {hours} of arithmetic on {speed}; reading not included")
             each = self.base_memory + max(image.memory for image in todo)
-            lines.append(f"memory up to {each / 1e9:.1f} GB a process")
+            lines.append(f"memory up to {each / 1e9:.1f} GB per process")
         return "\n".join(map(printable, lines))
 
 
 def estimate(request: BatchRequest) -> Estimate:
-    """Open every image of a batch, and add up.
+    """Open every image of a batch, and add up the estimates.
 
     Raises
     ------
@@ -144,7 +142,7 @@ def _expected(job: Job) -> Expected:
 
 
 def _least_and_most(model: Model, config: Config, full_shape: tuple[int, int]) -> tuple[int, int]:
-    """Multiply-adds of the scan, and the most that an analysis may take; a mask is not known yet."""
+    """Multiply-adds of the scan, and an upper bound for the analysis, both without the mask."""
     dense = dense_plan(model.cell_shape(full_shape))
     strategy = strategy_of(model)
     scan = 0 if config.exhaustive and not strategy.needed else scan_macs(model, full_shape)

@@ -1,4 +1,4 @@
-"""Find the images that files, folders, globs, lists and addresses name, and name the folder of each one's results."""
+"""Find images by files, folders, globs, lists and addresses, and name the folders of their results."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from coarse2fine.tiling.storage.regular import read_regular
 from coarse2fine.tiling.storage.remote import is_url
 
 LISTS = (".txt", ".csv", ".tsv")
-"""Name endings of lists of images."""
+"""Suffixes of lists of images."""
 # Characters that Windows does not allow in names.
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 _COLUMNS = ("path", "mpp", "model")
 _DELIMITERS = (",", "\t", ";")
 _MOST_BYTES = 2**28
-# Names of what lies beside the results.
+# Names of the batch's own files beside the folders of results.
 _TAKEN = ("batch.json", "batch.csv", "report.html")
 
 
@@ -40,13 +40,13 @@ class Item:
     source : str
         Absolute path, or address.
     mpp : float, optional
-        Microns per pixel, if the list says it.
+        Microns per pixel, if the list has it.
     model : str, optional
-        Model to use, if the list says it: a file or the name of an embedded one.
+        Model to use, if the list has it: a file or the name of an embedded one.
     name : str
-        Name of the folder of its results.
+        Name of its results' folder.
     mask : str, optional
-        File of the part that is to be analysed.
+        File of the area to analyse.
     """
 
     source: str
@@ -62,19 +62,19 @@ def find_items(sources: PathLike | Sequence[PathLike]) -> list[Item]:
     Parameters
     ----------
     sources : path, address or sequence of these
-        Images, folders, globs (``**`` reaches into folders), addresses, and lists: text with one image a line, or
-        CSV, divided by commas, semicolons or tabs, with the columns path and, where wanted, mpp and model. Paths in
-        a list start at its folder. What a list names need not exist: it is found missing when it is its turn.
+        Images, folders, globs (``**`` matches subfolders), addresses, and lists: text with one image per line, or
+        CSV, separated by commas, semicolons or tabs, with the columns path and, optionally, mpp and model. Paths in
+        a list are relative to its folder. Images in a list need not exist: they fail when they are opened.
 
     Returns
     -------
     list of Item
-        In order, each image once; names are unique, also where case does not count.
+        In order, each image once; names are unique, also without regard to case.
 
     Raises
     ------
     FileNotFoundError
-        If a source leads to nothing.
+        If a source matches nothing.
     ValueError
         If a list cannot be read as one.
     """
@@ -83,12 +83,12 @@ def find_items(sources: PathLike | Sequence[PathLike]) -> list[Item]:
         raise FileNotFoundError("expected at least one image, folder, glob, list or address, got none")
     found = {item.source: item for source in several for item in _expand(source)}
     if not found:
-        raise FileNotFoundError(f"{several[0]} leads to nothing but results; name images")
+        raise FileNotFoundError(f"{several[0]} contains only results; name images")
     return _named(list(found.values()))
 
 
 def is_one_image(sources: Sequence[PathLike]) -> bool:
-    """Whether a single image is named, not a folder, glob or list of them."""
+    """Whether the sources are a single image, not a folder, glob or list."""
     if len(sources) != 1:
         return False
     if is_url(sources[0]):
@@ -101,7 +101,7 @@ def is_one_image(sources: Sequence[PathLike]) -> bool:
 
 
 def sharded(items: Sequence[Item], shard: tuple[int, int] | None) -> list[Item]:
-    """Every N-th item from the I-th on, of shard (I, N), counted from 1; all without a shard.
+    """Every N-th item from the I-th on, counted from 1, for shard (I, N); all items without a shard.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def sharded(items: Sequence[Item], shard: tuple[int, int] | None) -> list[Item]:
 
 
 def with_masks(items: Sequence[Item], masks: PathLike) -> list[Item]:
-    """The items with the masks of the same names.
+    """Add to each item the mask with its name.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def with_masks(items: Sequence[Item], masks: PathLike) -> list[Item]:
     without = [item.source for item in items if Path(_file_name(item.source)).stem.casefold() not in by_name]
     if without:
         raise FileNotFoundError(
-            f"{masks} holds no mask of the name of {redact(without[0])} (of {len(without):,} images in all)"
+            f"{masks} holds no mask named as {redact(without[0])}; masks of {len(without):,} image(s) are missing"
         )
     return [replace(item, mask=by_name[Path(_file_name(item.source)).stem.casefold()]) for item in items]
 
@@ -156,7 +156,7 @@ def _expand(source: PathLike) -> Iterator[Item]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a picture was written by an analysis, as a glob finds them where results lie among the images."""
+    """Whether a picture was written by an analysis; globs find such pictures if results lie among the images."""
     pictures = {OVERVIEW, THUMBNAIL, MAPS}
     return any(p.name in pictures and (p.parent / ANALYSIS).is_file() for p in (path, *path.parents))
 
@@ -164,7 +164,7 @@ def _is_result(path: Path) -> bool:
 def _listed(path: Path) -> Iterator[Item]:
     try:
         content = read_regular(path, _MOST_BYTES)
-        # A byte order mark says which of the encodings of Windows' programs it is; without one it is UTF-8.
+        # Windows programs may write UTF-16, with a byte order mark; without one it is UTF-8.
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -182,12 +182,12 @@ def _listed(path: Path) -> Iterator[Item]:
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    """Entries that name an image, counted from 1."""
+    """Entries with an image, counted from 1."""
     if path.suffix.lower() == ".txt":
         rows = [{"path": line.strip()} for line in text.split("\n") if line.strip() and line.strip()[0] != "#"]
     else:
         lines = text.splitlines()
-        # Spreadsheets say so themselves, or else the header does: no column's name has one of these in it.
+        # Spreadsheets may state the delimiter; otherwise the header shows it: column names contain none.
         if lines and (said := re.fullmatch(r"sep=(.)", lines[0].strip())):
             delimiter, text = said[1], "\n".join(lines[1:])
         else:
@@ -202,7 +202,7 @@ def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
             rows = [{name: (row.get(name) or "").strip() for name in _COLUMNS} for row in table]
         except csv.Error as error:
             raise ValueError(f"{path}: expected a table as CSV ({error}); save it again as such") from error
-        if delimiter == ";":  # where it divides columns, a comma divides decimals
+        if delimiter == ";":  # such tables use decimal commas
             rows = [{**row, "mpp": row["mpp"].replace(",", ".")} for row in rows]
         rows = [row for row in rows if row["path"]]
     if not rows:
@@ -223,7 +223,7 @@ def _number(text: str | None, where: str) -> float | None:
 
 
 def _named(items: list[Item]) -> list[Item]:
-    """File names; with a digest of the whole path where several images share one."""
+    """Name items by file; names shared by several get a digest of the whole path."""
     names = [_file_name(item.source) for item in items]
     wholes = [identity(item.source) if is_url(item.source) else item.source for item in items]
     times = Counter(name.casefold() for name in (*names, *_TAKEN))
@@ -235,7 +235,7 @@ def _named(items: list[Item]) -> list[Item]:
 
 def _file_name(source: str) -> str:
     last = source.partition("?")[0].rstrip("/").rpartition("/")[2] if is_url(source) else Path(source).name
-    # Names that are not Unicode can be opened, but neither sent nor written down.
+    # Names that are not Unicode can be opened, but neither sent nor written as text.
     name = _FORBIDDEN.sub("_", last.encode("utf-8", "replace").decode()).rstrip(" .") or "image"
     return f"_{name}" if name.startswith(".") else name
 

@@ -1,4 +1,4 @@
-"""Jobs, which travel to workers, and records, which come back; both are small."""
+"""Jobs, which are sent to workers, and records, which are returned; both are small."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from coarse2fine.tiling.storage.remote import is_url
 from coarse2fine.tiling.value_range import check_range
 
 Status = Literal["done", "damaged", "failed", "timeout", "killed", "waiting"]
-"""Whole; whole but for parts of the image that cannot be read; an error; too slow; its worker died; not done yet."""
+"""Complete; complete except unreadable parts; an error; over the time limit; its worker died; not done yet."""
 
 KEEP_FROM = 2**27
-"""Pixels of an image from which on its scan and the pieces of its refinement are kept while it is being analysed."""
+"""Least pixels of an image whose partial work (scan, refined pieces) is stored during the analysis."""
 
 # Parameters that change speed, not results.
 _NO_MATTER = ("batch_size",)
@@ -36,12 +36,12 @@ _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
 
 @lru_cache(maxsize=4)
 def loaded(spec: ModelSpec) -> Model:
-    """The model; loaded once in a process.
+    """The model, loaded once per process.
 
     Raises
     ------
     ModelError
-        If the file is missing or damaged, or is another one than when the batch began.
+        If the file is missing or damaged, or was changed since the batch began.
     """
     if ModelSpec.of(spec.path) != spec:
         raise ModelError(f"{spec.path} was changed while the batch ran; run the same command again")
@@ -50,14 +50,14 @@ def loaded(spec: ModelSpec) -> Model:
 
 @dataclass(frozen=True)
 class Opening:
-    """How images are opened.
+    """Options for opening images.
 
     Parameters
     ----------
     mpp : float, optional
-        Microns per pixel instead of what a file says.
+        Microns per pixel, instead of the file's.
     channels : int or sequence of int, optional
-        Stored channels to read; by default those that the model's images were read by.
+        Stored channels to read; by default those of the model's images.
     value_range : (float, float), optional
         Stored values that become black and white; by default those of the model's images.
 
@@ -89,24 +89,24 @@ class Job:
     ----------
     item : Item
     out : str
-        Folder of the batch, which every worker must reach.
+        Folder of the batch, which every worker must have access to.
     folder : str
-        Folder of the results in it; empty where the results lie in `out` itself.
+        Folder of the results in it; empty if the results lie in `out` itself.
     model : ModelSpec
     config : Config
     opening : Opening
     key : str
         Hash of the input's identity, the model, the configuration and this version.
     run : str
-        Name of the batch run; attempts are counted within one.
+        Name of the batch run; attempts are counted per run.
     threads : int
         Threads for arithmetic.
     time_limit : float, optional
         Seconds after which the worker is ended.
     keep_from : int
-        Pixels from which on partial work is kept.
+        Least pixels of an image whose partial work is stored.
     report : bool
-        Whether a page is written with the results.
+        Whether to write a page with the results.
     """
 
     item: Item
@@ -123,7 +123,7 @@ class Job:
     report: bool = True
 
     def open(self) -> Image:
-        """Open the image: read as it was asked for, or else as the model's images were.
+        """Open the image with the job's options, or else as the model's images were opened.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class Job:
 
     @property
     def work(self) -> Path:
-        """Folder in which they are made, and partial work is kept."""
+        """Folder of partial work, and of results until they are complete."""
         return Path(self.out) / ".batch" / (self.folder or "image") / self.key[:16]
 
 
@@ -156,17 +156,17 @@ class Record:
     name : str
         Name of its results' folder.
     source : str
-        Path or address; passwords and signatures are left out of it and of the texts.
+        Path or address; passwords and signatures are removed from it and from the texts.
     status : str
         See `Status`.
     error : str
-        One line; empty where all went well.
+        One line; empty without an error.
     traceback : str
-        Traceback of the error, or stacks of the worker when it was ended.
+        Traceback of the error, or stacks of the worker at its end.
     facts : mapping
         Figures of the result, as JSON values; the same in every run.
     seconds : float
-        Time that it took in this run.
+        Duration in this run.
     fatal : bool
         Whether every other image would fail for the same reason.
     """
@@ -191,15 +191,15 @@ class Record:
         return self.status in {"done", "damaged"}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that is the same in every run, as JSON values."""
+        """The record without what differs from run to run, as JSON values."""
         texts = {name: text for name in ("error", "traceback") if (text := getattr(self, name))}
         return {"name": self.name, "source": self.source, "status": self.status, **self.facts, **texts}
 
 
 def key_of(item: Item, model: ModelSpec, config: Config, opening: Opening) -> str:
-    """Hash of all that a result depends on; a file is known by its name, size and time of change.
+    """Hash of everything that a result depends on; a file is identified by name, size and time of change.
 
-    An address is known by all but its password and what a cloud signs anew each time: see `identity`.
+    An address is identified without its password and temporary signatures: see `identity`.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
     path = Path(item.source)
@@ -211,7 +211,7 @@ def key_of(item: Item, model: ModelSpec, config: Config, opening: Opening) -> st
 
 @lru_cache(maxsize=16)
 def _content(path: str) -> str:
-    """Hash of a mask's content; of a Zarr, of all its files."""
+    """Hash of a mask's content, for a Zarr of all its files."""
     digest = hashlib.sha256()
     whole = Path(path)
     for file in sorted(whole.rglob("*")) if whole.is_dir() else [whole]:
@@ -224,7 +224,7 @@ def _content(path: str) -> str:
 
 
 def _stamps(path: Path) -> list[tuple[str, int, int]]:
-    """Size and time of change of a file, or of a Zarr's metadata; nothing where there is no such file."""
+    """Name, size and time of change of a file, or of a Zarr's metadata files; empty if there is none."""
     files = [path]
     if path.is_dir():
         files = sorted(p for n in _ZARR_METADATA for p in (path / n, *path.glob(f"*/{n}")))

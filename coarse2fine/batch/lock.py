@@ -10,15 +10,15 @@ from coarse2fine.tiling.writing.lock import locked
 
 SINGLE = "image"
 """Name of the run of a single image, whose results lie in the folder itself."""
-# Another run holds a lock for a moment when it checks whether it is free.
+# Other runs hold a lock briefly while they check whether it is free.
 _LOCK_SECONDS = 1.0
 
 
 @contextlib.contextmanager
 def exclusive_lock(out: Path, name: str) -> Iterator[None]:
-    """Hold a lock that keeps other runs away from a folder; that of a run that was killed is free.
+    """Lock a folder against other runs; the lock of a killed run is free.
 
-    Shards of a batch may run at the same time; shards and the whole of it may not.
+    Shards of a batch may run at the same time; a shard and the whole batch may not.
 
     Parameters
     ----------
@@ -52,6 +52,6 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _apart(one: str, other: str) -> bool:
-    """Whether two runs never have an image in common: different shards of as many."""
+    """Whether two runs never share an image: different shards out of the same number."""
     _, shards, of = one.partition("-of-")
     return bool(shards) and other.partition("-of-")[2] == of

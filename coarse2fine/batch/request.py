@@ -24,10 +24,11 @@ class Workers:
     Parameters
     ----------
     workers : int, optional
-        Processes on this machine; by default one for each core, or a single one where there is an accelerator.
-        0 is this process alone, which a bad file may take down with it.
+        Processes on this machine; by default one per core, or a single one with an accelerator. 0 is this process
+        alone, which a bad file may crash.
     scheduler : str, optional
-        Address of a Dask scheduler instead, such as ``tcp://host:8786``; its workers must see the same files.
+        Address of a Dask scheduler instead, such as ``tcp://host:8786``; its workers must have access to the same
+        files.
     shard : (int, int), optional
         (I, N): only the I-th of N equal parts of the batch, counted from 1.
     split : bool
@@ -64,16 +65,16 @@ class Workers:
 
     @property
     def here(self) -> bool:
-        """Whether this process does everything, one image after another."""
+        """Whether this process analyses everything, one image after another."""
         return self.workers == 0
 
     @property
     def name(self) -> str:
-        """Name of the record of what they do."""
+        """Name of the record of their outcomes."""
         return "batch" if self.shard is None else f"batch-{self.shard[0]}-of-{self.shard[1]}"
 
     def processes(self, images: int, config: Config) -> int:
-        """Processes of a local cluster for so many images."""
+        """Number of processes of a local cluster for a number of images."""
         if self.workers:
             return self.workers
         if Runtime.choose(config.device, config.precision).device.type != "cpu":
@@ -81,7 +82,7 @@ class Workers:
         return cores() if self.split else min(cores(), images)
 
     def threads(self, images: int, config: Config) -> int:
-        """Threads of arithmetic of each worker; 0 for as many as a scheduler gives it."""
+        """Threads for arithmetic of each worker; 0 for a scheduler's own number."""
         if self.scheduler is not None:
             return 0
         return max(1, cores() // (1 if self.here else max(1, self.processes(images, config))))
@@ -89,23 +90,23 @@ class Workers:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """All that a batch is asked for.
+    """Parameters of a batch.
 
     Parameters
     ----------
     items : sequence of Item
-        The whole batch, of which `workers` may do a part.
+        The whole batch; `workers` may have a shard of it.
     out : Path
         Folder of the results.
     model : path, str or Model
-        For items without one of their own.
+        Model for items without one of their own.
     config : Config
     workers : Workers
     opening : Opening
     flat : bool
         Whether the results of a single item lie in `out` itself.
     report : bool
-        Whether to write ``report.html``, of each image and of all.
+        Whether to write ``report.html`` for each image and for the batch.
     """
 
     items: Sequence[Item]
@@ -127,7 +128,7 @@ class BatchRequest:
         OSError
             If `out` cannot be written.
         ValueError
-            If results would lie in the place of an image.
+            If results would replace an image.
         """
         items, out = sharded(self.items, self.workers.shard), self.out.absolute()
         names = {item.model for item in items}
@@ -153,14 +154,14 @@ class BatchRequest:
             )
             if not is_url(item.source) and job.target == Path(item.source).absolute():
                 raise ValueError(
-                    f"the results of {item.source} would lie in its own place; name another folder than {out}"
+                    f"the results of {item.source} would replace the image; name another folder than {out}"
                 )
             jobs.append(job)
         return jobs
 
 
 def _spec(model: PathLike | Model, out: Path) -> ModelSpec:
-    """A model in memory is stored beside the results, where every worker finds it."""
+    """Reference to a model file; a model in memory is stored beside the results, accessible to every worker."""
     if not isinstance(model, Model):
         return ModelSpec.of(model)
     folder = out / ".batch"

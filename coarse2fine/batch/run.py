@@ -1,4 +1,4 @@
-"""The story of a batch: find the images, leave out what is done, analyse the rest, sum up."""
+"""Run of a batch: find the images, skip finished ones, analyse the rest, summarise."""
 
 from __future__ import annotations
 
@@ -47,41 +47,41 @@ def analyze_folder(
     progress: bool = False,
     **options: Unpack[AnalysisOptions],
 ) -> BatchResult:
-    """Analyse many images; whatever happens to one of them, the others are done.
+    """Analyse many images; a failure of one does not stop the others.
 
-    What is done already, with the same model and parameters, is not done again: after a crash or Ctrl-C the same call
-    goes on from there. Each image has a folder of its own in `out`, as `Analysis.save` writes it; ``batch.json`` and
-    ``batch.csv`` say what became of each.
+    Images already finished with the same model and parameters are skipped: after a crash or Ctrl-C the same call
+    continues. Each image has its own folder in `out`, written by `Analysis.save`; ``batch.json`` and ``batch.csv``
+    list the outcomes.
 
     Parameters
     ----------
     images : path, address or sequence of these
-        Images, folders, globs, addresses, and lists: text with one image a line, or CSV with the columns path and,
-        where wanted, mpp and model.
+        Images, folders, globs, addresses, and lists: text with one image per line, or CSV with the columns path and,
+        optionally, mpp and model.
     out : path
-        Folder of the results, made where needed.
+        Folder of the results, created if missing.
     model : path, str or Model
         A fitted model, its file, or the name of an embedded one.
     budget, cells, seconds, recall, confidence, audit, cap, threshold, seed, device, precision, batch_size
-        Of each image, as in `analyze`; so are `channels` and `value_range`.
+        See `analyze`; they apply to each image, as do `channels` and `value_range`.
     mpp : float, optional
-        Microns per pixel, instead of what files say; that of a list comes first.
+        Microns per pixel, instead of the files'; a list's value takes precedence.
     mask : path, optional
-        A folder or glob of masks of the images' names, or one for all of them; see `analyze`.
+        A folder or glob of masks named as the images, or one for all of them; see `analyze`.
     workers : int, optional
-        Processes on this machine, by default one for each core; 0 is this process alone.
+        Processes on this machine, by default one per core; 0 is this process alone.
     scheduler : str, optional
         Address of a Dask scheduler to use instead.
     split : bool
         Whether a very large image is refined by all workers together.
     time_limit : float, optional
-        Seconds after which an image is given up.
+        Seconds after which an image is aborted.
     overwrite : bool
-        Do again what is done already.
+        Whether to analyse finished images again.
     report : bool
-        Whether to write ``report.html``, of each image and of all.
+        Whether to write ``report.html`` for each image and for the batch.
     on_error : {"skip", "fail"}
-        Whether to go on after an image that fails.
+        Whether to continue after a failure, or to stop.
     progress : bool
         Whether to show progress.
 
@@ -92,15 +92,15 @@ def analyze_folder(
     Raises
     ------
     FileNotFoundError
-        If `images` leads to nothing.
+        If `images` matches nothing.
     ModelError
         If a model cannot be loaded.
     TypeError
-        If a parameter's name is unknown; the message lists those that there are.
+        If a parameter's name is unknown; the message lists the known ones.
     ValueError
         If a list cannot be read, or parameters are out of range or contradict each other.
     OSError
-        If `out` cannot be written, another run is writing into it, or there is no such scheduler.
+        If `out` cannot be written, another run is writing into it, or the scheduler cannot be reached.
     """
     config, items = config_of(analyze_folder, options), find_items(images)
     request = BatchRequest(
@@ -123,7 +123,7 @@ def run_batch(
     Raises
     ------
     KeyboardInterrupt
-        After Ctrl-C; says how far the batch is.
+        After Ctrl-C; the message says how many images are left.
     OSError
         If `out` cannot be written, or another run is writing into it.
     """
@@ -164,7 +164,7 @@ def _run(
 
 
 def _save(batch: BatchResult, workers: Workers) -> None:
-    # A full disk is what a record tells of already.
+    # If the disk is full, a record says so already.
     with suppress(OSError) if any(record.fatal for record in batch.records) else nullcontext():
         batch.save(workers.name)
         if workers.shard is None:
@@ -172,7 +172,7 @@ def _save(batch: BatchResult, workers: Workers) -> None:
 
 
 def _records(jobs: Sequence[Job], workers: Workers, bars: BatchProgress) -> Generator[Record, None, None]:
-    """Each job's record when it is done, which the journal notes."""
+    """Yield each job's record when it is done, and log it."""
     if not jobs:
         return
     with closing(_done_here(jobs, bars) if workers.here else _done_by_workers(jobs, workers, bars)) as made:
@@ -191,7 +191,7 @@ def _done_here(jobs: Sequence[Job], bars: BatchProgress) -> Generator[Record, No
 
 
 def _done_by_workers(jobs: Sequence[Job], workers: Workers, bars: BatchProgress) -> Generator[Record, None, None]:
-    # Dask takes a while to load, which a single image can do without.
+    # Dask is slow to import, and this process alone does not need it.
     from coarse2fine.batch.dask_cluster import connected, topic  # noqa: PLC0415
     from coarse2fine.batch.schedule import run_jobs  # noqa: PLC0415
 
@@ -215,7 +215,7 @@ def _line(record: Record) -> str:
 def _note(out: Path, record: Record) -> None:
     entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "image": record.name, "status": record.status}
     text = json.dumps({**entry, "seconds": round(record.seconds, 3)})
-    with suppress(OSError):  # a full disk is told of elsewhere
+    with suppress(OSError):  # a full disk is reported elsewhere
         (out / ".batch").mkdir(exist_ok=True)
         with (out / ".batch" / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(text + "\n")

@@ -16,13 +16,13 @@ from coarse2fine.batch.dask_cluster import analyze_task, piece_task, prepare_tas
 from coarse2fine.batch.job import Job, Record
 from coarse2fine.batch.worker import failed
 
-# Beyond one for each thread, so that no worker waits for the next task to travel.
+# Tasks per thread; more than 1, so that no worker waits for its next task to be sent.
 _AHEAD = 1.5
 _COUNT_SECONDS = 2.0
-# Each of these is ten workers that died; a worker that begins counts for itself.
+# Each stands for ten workers that died before they began; later deaths are counted by `Attempts`.
 _MOST_KILLED = 3
 _NEVER_BEGAN = (
-    "workers died before they began (as a rule because each has too little memory): start fewer, such as with -n 1"
+    "workers died before they began (usually because each has too little memory): start fewer, such as with -n 1"
 )
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def run_jobs(client: Client, jobs: Sequence[Job], *, split: bool) -> Generator[R
 
 
 class _Schedule:
-    """The tasks that wait and those that were submitted."""
+    """Waiting and submitted tasks of a batch."""
 
     def __init__(self, client: Client, units: Sequence[_Unit]) -> None:
         self._client = client
@@ -80,26 +80,26 @@ class _Schedule:
                 continue
             for future in done:
                 record = self._next(self._submitted.pop(future), future)
-                # Otherwise it would be done again if the worker that holds the record dies later.
+                # Otherwise Dask would repeat the task if the worker that holds the record dies later.
                 future.release()
                 if record is not None:
                     yield record
 
     def cancel(self) -> None:
-        """Take back the submitted tasks."""
+        """Cancel all tasks."""
         self._waiting.clear()
         self._client.cancel(list(self._submitted))
         self._submitted.clear()
 
     def _window(self) -> int:
-        """Number of tasks to have submitted; workers may come and go."""
+        """Number of tasks to submit at a time, by the current number of workers."""
         if time.monotonic() - self._counted > _COUNT_SECONDS:
             self._counted = time.monotonic()
             self._threads = sum(self._client.nthreads().values())
             revive(self._client)
             if not (self._threads or self._warned or self._client.cluster):
                 self._warned = True
-                _LOG.warning("no worker has come to %s yet: the batch waits", self._client.scheduler.address)
+                _LOG.warning("no worker is connected to %s yet: the batch waits", self._client.scheduler.address)
         return max(2, round(_AHEAD * self._threads))
 
     def _submit(self, unit: _Unit) -> None:
@@ -109,7 +109,7 @@ class _Schedule:
         self._submitted[self._client.submit(unit.task, unit.job, *unit.arguments, key=key, pure=False)] = unit
 
     def _next(self, unit: _Unit, future: Future) -> Record | None:
-        """The record, if this was all of an image; else what remains of it is submitted first."""
+        """The record, if the image is finished; otherwise its next tasks are put first in the queue."""
         job = unit.job
         if job.item.name in self._finished:
             return None
@@ -118,13 +118,13 @@ class _Schedule:
         except KilledWorker:
             self._killed[job.item.name] += 1
             if self._killed[job.item.name] < _MOST_KILLED:
-                self._waiting.append(unit)  # as a rule it has only waited at workers that died
+                self._waiting.append(unit)  # usually it was only queued at workers that died
                 return None
             made = job.record("killed", _NEVER_BEGAN)
         except Exception as error:
             if future.status != "error":
                 raise  # the scheduler is gone
-            made = failed(job, "all", error, 0.0)  # a worker that cannot even begin, such as one of another version
+            made = failed(job, "all", error, 0.0)  # the worker cannot begin, for example in another version
         if isinstance(made, Record):
             self._finished.add(job.item.name)
             return made

@@ -1,4 +1,4 @@
-"""A single image in this process: its results lie in the folder itself."""
+"""Analysis of a single image in this process; its results lie in the output folder itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from coarse2fine.results.analysis import Analysis
 
 
 def analyze_single(request: BatchRequest, *, overwrite: bool = False, progress: bool = False) -> Analysis | None:
-    """Analyse the only image of a flat request and write its results; None if they are there already.
+    """Analyse the only image of a flat request and write its results; None if they exist already.
 
-    Its failures are those of `analyze`. After Ctrl-C what was refined by then is written, and the next run goes on.
+    After Ctrl-C the windows refined so far are written, and the next run continues.
 
     Raises
     ------

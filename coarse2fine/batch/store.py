@@ -1,4 +1,4 @@
-"""Results of a batch on disk: found again if they are whole, and put in place in one step."""
+"""Results of a batch on disk: reused if they are complete, and moved into place when written."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from coarse2fine.tiling.storage.remote import is_url
 from coarse2fine.tiling.writing.atomic import sync_folder
 
 RECORD = "record.json"
-"""Written last: a folder with it holds whole results."""
+"""Written last: a folder with it holds complete results."""
 _LOG = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
 
 def done_before(job: Job) -> Record | None:
-    """The record of an earlier run whose results are there; None where there is anything to do."""
+    """The record of an earlier run whose results exist; None if the image has to be analysed."""
     try:
         stored = json.loads((job.target / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(stored, dict) or stored.pop("key", None) != job.key:
         return None
-    if stored["failures"] and is_url(job.item.source):  # a network may do better next time
+    if stored["failures"] and is_url(job.item.source):  # network failures may be temporary
         return None
     return record_of(job, stored)
 
 
 def reuse_result(job: Job) -> Record | None:
-    """The record of `done_before`; if the image was moved since, its results are told its new place."""
+    """The record of `done_before`; if the image was moved since, its path in the results is updated."""
     record = done_before(job)
     if record is None or is_url(job.item.source):
         return record
@@ -62,19 +62,19 @@ def record_of(job: Job, facts: Mapping[str, Any], seconds: float = 0.0) -> Recor
 
 
 def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any]:
-    """Write the results to a temporary place and give them their own; returns the facts.
+    """Write the results to a temporary folder and move them into place; returns the facts.
 
     Parameters
     ----------
     job : Job
     analysis : Analysis
     whole : bool
-        Whether the image is done; partial work is kept otherwise.
+        Whether the image is finished; otherwise partial work is kept.
 
     Raises
     ------
     OSError
-        If they cannot be written; then nothing of them is in their place, or no record says that they are whole.
+        If they cannot be written; then no record marks the results as complete.
     """
     job.work.mkdir(parents=True, exist_ok=True)
     temporary = job.work / f"result-{uuid.uuid4().hex[:8]}"
@@ -98,7 +98,7 @@ def commit(job: Job, analysis: Analysis, *, whole: bool = True) -> dict[str, Any
 
 @contextlib.contextmanager
 def warn_on_error(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Log an error in something that a result can do without; only errors of the kinds `but` are raised."""
+    """Log errors in something optional; only errors of the types `but` are raised."""
     try:
         yield
     except but:
@@ -120,7 +120,7 @@ def _move(temporary: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(target)
         return
-    # This takes several steps; but a folder without these does not count as whole.
+    # This takes several steps, but a folder without these two files does not count as complete.
     last = (ANALYSIS, RECORD)
     for name in last + tuple(name for name in NOT_ALWAYS if not (temporary / name).exists()):
         (target / name).unlink(missing_ok=True)
@@ -132,7 +132,7 @@ def _move(temporary: Path, target: Path) -> None:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether the disk is full: then every other image would fail too."""
+    """Whether the disk is full, so that every other image would fail too."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True

@@ -1,4 +1,4 @@
-"""The outcome of a batch: a text, a record and a table."""
+"""Outcome of a batch, as text, record and table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BatchResult:
     out : Path
         Folder of the results.
     before : int
-        Number of images that were done already.
+        Number of images finished by earlier runs.
     provenance : mapping
         Models, parameters, versions; JSON values.
     """
@@ -49,17 +49,17 @@ class BatchResult:
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """Images without whole results, and those of which parts cannot be read."""
+        """Images without complete results, and images with unreadable parts."""
         return tuple(record for record in self.records if record.status != "done")
 
     @property
     def ok(self) -> bool:
-        """Whether every image is done, and whole."""
+        """Whether every image is done, without unreadable parts."""
         return not self.failed
 
     @property
     def audit(self) -> Audit | None:
-        """Recall over the images that were sampled or refined whole; None if none was sampled."""
+        """Recall over the images that were sampled or completely refined; None if none was sampled."""
         return None if self._pooled is None else self._pooled[0]
 
     @cached_property
@@ -68,12 +68,12 @@ class BatchResult:
 
     @property
     def regions(self) -> int:
-        """Regions of all images."""
+        """Number of regions in all images."""
         return self._sum("regions")
 
     @property
     def share(self) -> float:
-        """Multiply-adds as a share of the exhaustive passes' over the images that have results."""
+        """Multiply-adds as a share of the exhaustive pass's, over the images with results."""
         return self._sum("macs") / max(self._sum("exhaustive_macs"), 1)
 
     def _sum(self, name: str) -> int:
@@ -82,7 +82,7 @@ class BatchResult:
     def __str__(self) -> str:
         counts = Counter(record.status for record in self.records)
         done = counts.pop("done", 0)
-        parts = [f"{done:,} done" + (f" ({self.before:,} of them before)" if self.before else "")]
+        parts = [f"{done:,} done" + (f" ({self.before:,} of them by earlier runs)" if self.before else "")]
         parts += [f"{number:,} {status}" for status, number in sorted(counts.items())]
         lines = [f"{len(self.records):,} image(s): {', '.join(parts)}"]
         if any(record.has_result for record in self.records):
@@ -129,12 +129,12 @@ class BatchResult:
 
     def to_coco(self, path: str | os.PathLike[str]) -> Path:
         """Write the finds of all images as one COCO data set; see `coarse2fine.results.coco.write_coco`."""
-        flat = (self.out / ANALYSIS).is_file()  # the results of one image lie in the folder itself
+        flat = (self.out / ANALYSIS).is_file()  # a single image's results lie in the folder itself
         names = [record.name for record in self.records if record.has_result]
         return write_results_coco(path, [self.out if flat else self.out / name for name in names])
 
     def save(self, name: str = "batch") -> list[Path]:
-        """Write the record and the table into the folder of the results."""
+        """Write the record and the table into the results' folder."""
         record, table = self.out / f"{name}.json", self.out / f"{name}.csv"
         write_json(record, self.summary())
         with replacing_stream(table) as stream:

@@ -1,4 +1,4 @@
-"""One image in a worker: whatever happens to it becomes a record."""
+"""Analysis of one image in a worker; every outcome becomes a record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from coarse2fine.steps.checkpoint import Checkpoint, StoredCheckpoint
 from coarse2fine.steps.pieces import cut
 from coarse2fine.tiling.image import Image
 
-# Threads of arithmetic and the watchdog belong to the whole process.
+# The number of threads and the watchdog are global to the process.
 _ONE_AT_A_TIME = threading.Lock()
 _TIMED_OUT = "Timeout ("
 
@@ -36,7 +36,7 @@ def analyze_item(job: Job, steps: Steps) -> Record:
     Raises
     ------
     Exception
-        Whatever the analysis raises.
+        Any error of the analysis.
     KeyboardInterrupt
         If Ctrl-C ended it early; partial work on a large image is kept.
     """
@@ -65,17 +65,17 @@ def analyze_opened(job: Job, image: Image, steps: Steps) -> Analysis:
 
 
 def was_cut(job: Job, analysis: Analysis) -> bool:
-    """Whether Ctrl-C ended it before the time that it was given."""
+    """Whether Ctrl-C ended it; always False with a limit in seconds, which ends it too."""
     return not (analysis.complete or analysis.failures or job.config.seconds)
 
 
 def checkpoint_of(job: Job, image: Image) -> Checkpoint:
-    """Partial work, which is kept of large images alone."""
+    """Storage for partial work; only large images have it."""
     return StoredCheckpoint(job.work) if image.height * image.width >= job.keep_from else Checkpoint()
 
 
 def guarded(job: Job, unit: str, work: Callable[[], Record | int]) -> Record | int:
-    """Do some work on an image in a worker of its own; errors, and the deaths of earlier workers, become records.
+    """Do work on an image in a worker; errors, and the deaths of earlier workers, become records.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def failed(job: Job, unit: str, error: Exception, seconds: float) -> Record:
 
 
 def prepare_item(job: Job, steps: Steps) -> Record | int:
-    """Scan an image and count the pieces of its refinement; analyse an image that is not large at once."""
+    """Scan a large image and count the pieces of its refinement; analyse a smaller image completely."""
     with job.open() as image:
         if image.height * image.width >= job.keep_from and job.config.seconds is None:
             run = _stored_run(job, image)
@@ -141,7 +141,7 @@ def _stored_run(job: Job, image: Image) -> AnalysisRun:
 
 
 def set_threads(count: int) -> None:
-    """Threads of arithmetic; images are decoded in others."""
+    """Set the number of threads for arithmetic; images are decoded in other threads."""
     torch.set_num_threads(count)
     cv2.setNumThreads(0 if count == 1 else count)
 
@@ -155,12 +155,12 @@ def _lost(job: Job, unit: str, status: Status, error: str, stacks: str) -> Recor
 def _why(stacks: str) -> str:
     if stacks.startswith("Fatal Python error"):
         return f" ({stacks.partition(chr(10))[0]})"
-    return " (as a rule because it needed more memory than there is)"
+    return " (usually because memory ran out)"
 
 
 @contextlib.contextmanager
 def _watched(stacks: Path, time_limit: float | None) -> Iterator[None]:
-    """Have the process write its threads' stacks when it crashes, is told to end, or takes too long; then it ends."""
+    """Write the threads' stacks when the process crashes, gets SIGTERM or exceeds the time limit, which ends it."""
     with stacks.open("w", encoding="utf-8") as file:
         faulthandler.enable(file)
         if hasattr(faulthandler, "register"):

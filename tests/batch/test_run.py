@@ -241,7 +241,7 @@ def test_what_is_done_is_not_done_again(
     second = analyze_folder(folder, out, model_file, workers=0)
     assert begun == ["a bad one.tif", "bild 1.png"]  # what failed may do better today
     assert second.before == 2
-    assert "2 of them before" in str(second)
+    assert "2 of them by earlier runs" in str(second)
     assert second.summary() == first.summary()
     assert contents(out) == before
     begun.clear()
@@ -336,7 +336,7 @@ def test_ctrl_c_says_how_to_go_on(
         "waiting": 2,
     }
     assert main(command) == 1
-    assert "3 done (1 of them before), 1 failed" in capsys.readouterr().out
+    assert "3 done (1 of them by earlier runs), 1 failed" in capsys.readouterr().out
 
 
 def test_recall_is_pooled(tmp_path: Path, sparse: Model, digits: Any) -> None:
@@ -379,7 +379,7 @@ def test_a_dry_run_says_what_would_be_done(
     printed = capsys.readouterr().out
     assert "cannot be read: " in printed
     assert "a bad one.tif" in printed
-    assert "3 image(s) to do, 0 done already, 1 that cannot be read" in printed
+    assert "3 image(s) to do, 0 done already, 1 unreadable" in printed
     assert not out.exists()
     items = find_items(folder)
     budget = estimate(BatchRequest(items, out, model_file, Config(budget=0.5)))
@@ -525,14 +525,14 @@ def test_results_among_the_images_are_no_images(folder: Path, model_file: Path) 
     for _ in range(2):
         batch = analyze_folder(f"{folder}/**/*.png", folder / "out", model_file, workers=0)
         assert sorted(statuses(batch)) == ["bild 0.png", "bild 1.png", "bild 2.png"]
-    with pytest.raises(FileNotFoundError, match="leads to nothing but results"):
+    with pytest.raises(FileNotFoundError, match="contains only results"):
         find_items(f"{folder}/out/*/*.png")
     assert len(find_items(folder / "out" / "bild 0.png" / "overview.png")) == 1
 
 
 def test_results_never_lie_in_the_place_of_an_image(tmp_path: Path, make_image: MakeImage, model_file: Path) -> None:
     path = write_png(tmp_path / "in" / "a.png", make_image(64, 64))
-    with pytest.raises(ValueError, match="would lie in its own place; name another folder"):
+    with pytest.raises(ValueError, match="would replace the image; name another folder"):
         analyze_folder(tmp_path / "in", tmp_path / "in", model_file, workers=0)
     assert sorted(p.name for p in path.parent.iterdir()) == ["a.png"]
 

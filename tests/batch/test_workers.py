@@ -202,7 +202,7 @@ def test_a_scheduler_without_workers_is_told_of(
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty:
         threading.Timer(3.0, empty.scale, (1,)).start()
         batch = analyze_folder(tmp_path / "in", tmp_path / "out", "digits", scheduler=empty.scheduler_address)
-        assert f"no worker has come to {empty.scheduler_address} yet" in caplog.text
+        assert f"no worker is connected to {empty.scheduler_address} yet" in caplog.text
     assert batch.ok
 
 

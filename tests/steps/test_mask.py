@@ -196,7 +196,7 @@ def test_masks_of_a_batch(tmp_path: Path, make_image: MakeImage, detector: Model
     items = with_masks(find_items(tmp_path / "in"), tmp_path / "masks" / "a.png")
     assert {item.mask for item in items} == {str(tmp_path / "masks" / "a.png")}
     (tmp_path / "masks" / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no mask of the name of .*b.png \(of 1 images in all\)"):
+    with pytest.raises(FileNotFoundError, match=r"holds no mask named as .*b.png; masks of 1 image\(s\) are missing"):
         with_masks(find_items(tmp_path / "in"), tmp_path / "masks")
 
 
