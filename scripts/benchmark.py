@@ -1,4 +1,4 @@
-"""Measure what coarse to fine saves and misses, how fast it reads, and more: ``python scripts/benchmark.py NAME``.
+"""Measure cost saved and finds missed, reading speed and more: ``python scripts/benchmark.py NAME``.
 
 ``--help`` lists the names; ``scenes`` is ``coarse2fine benchmark scenes``.
 """

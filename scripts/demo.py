@@ -1,4 +1,4 @@
-"""Make a gigapixel scene of handwritten digits once, analyse it, and compare: ``python scripts/demo.py``."""
+"""Make a gigapixel scene of handwritten digits, analyse it, and compare: ``python scripts/demo.py``."""
 
 from __future__ import annotations
 

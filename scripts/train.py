@@ -1,8 +1,8 @@
-"""Train the models that come with the package: ``python scripts/train.py NAME --data DIR [-o FILE]``.
+"""Train the embedded models: ``python scripts/train.py NAME --data DIR [-o FILE]``.
 
 digits   handwritten digits in cluttered scenes; needs scikit-learn, no data folder.
 craters  Mars craters; DIR/mars holds the scenes and annotations of aliFrancis/mars-crater-catalogue (CC BY 4.0).
-generic  no labels; DIR/mars, DIR/rbc/images and DIR/formats hold images, scikit-image and the digit scenes add more.
+generic  no labels; images in DIR/mars, DIR/rbc/images and DIR/formats, of scikit-image, and a scene of digits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from coarse2fine.fitting.explorer import fit_explorer
 from coarse2fine.tiling.geometry import Box
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
-# A crater that one annotator of six has seen is neither a crater nor background.
+# A crater that only one of six annotators marked counts neither as a crater nor as background.
 LEAST_CONFIDENCE = 2
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the training images")
     parser.add_argument("--steps", type=int, help="optimisation steps of each net")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path, help="by default the embedded model itself")
+    parser.add_argument("-o", "--output", type=Path, help="model file to write (default: the embedded model)")
     arguments = parser.parse_args()
     options = {"seed": arguments.seed, "name": arguments.name}
     if arguments.steps:
@@ -43,17 +43,17 @@ def main() -> None:
 
 
 def digits(_: Path, options: dict[str, Any]) -> c2f.Model:
-    """Three scenes of training handwriting; what the demo shows is other handwriting on other ground."""
+    """Fit to three scenes of training handwriting; the demo has other handwriting on other backgrounds."""
     scenes = [DigitScene(4096, 4096, digits=500, clutter=1200, seed=s, handwriting="train") for s in (101, 102, 103)]
     images = [scene.block(Box(0, 0, 4096, 4096)) for scene in scenes]
-    # Writing has a right way up: a six is no nine. Most of the cost is the scan's, so high recall costs little.
-    # Embedded models are small: no specialists.
+    # No rotation, which would make a six a nine. Most of the cost is the scan, so high recall costs little.
+    # No specialists: embedded models are small.
     defaults = {"rotate": False, "recall": 0.99, "steps": 1500, "specialists": None}
     return c2f.fit(images, [s.annotations() for s in scenes], **{**defaults, **options})
 
 
 def craters(data: Path, options: dict[str, Any]) -> c2f.Model:
-    """All eight scenes; craters that only one annotator marked are left out."""
+    """Fit to all eight scenes; craters that only one annotator marked are ignored."""
     paths = sorted((data / "mars").glob("*.png"))
     annotations = [_confident(json.loads(p.with_suffix(".geojson").read_text())) for p in paths]
     return c2f.fit(paths, annotations, **{"steps": 1500, "specialists": None, **options})
@@ -67,7 +67,7 @@ def _confident(collection: dict[str, Any]) -> dict[str, Any]:
 
 
 def generic(data: Path, options: dict[str, Any]) -> c2f.Model:
-    """Planets, blood, tissue, satellite scenes, photographs and paper."""
+    """Fit to planets, blood, tissue, satellite scenes, photographs and paper."""
     paths = [*sorted((data / "mars").glob("*.png")), *sorted((data / "formats").iterdir())]
     paths += sorted((data / "rbc" / "images").iterdir())[:24]
     images: list[Any] = [c2f.open_image(p) for p in paths]

@@ -1,10 +1,10 @@
-"""Measure what coarse to fine saves and misses, how fast it reads, and more: ``python scripts/benchmark.py NAME``.
+"""Measure cost saved and finds missed, reading speed and more: ``python scripts/benchmark.py NAME``.
 
-scenes       what users run too: ``coarse2fine benchmark scenes``.
-io           reads per second, chunks decoded, memory and conversion, beside the bare codec and other readers.
-export       merging, writing and showing up to a million objects: seconds, bytes, and how they grow.
+scenes       the same as ``coarse2fine benchmark scenes``.
+io           reads per second, chunks decoded, memory and conversion, compared with the bare codec and other readers.
+export       merging, writing and drawing up to a million objects: seconds, bytes, and their growth.
 batch        folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
-specialists  their kinds beside controls: errors against multiply-adds, paired tests, costs; novelty without labels.
+specialists  specialists against controls: errors against multiply-adds, paired tests, costs; novelty without labels.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ _EXPECTED = (OSError, ImportError, ValueError)
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run one benchmark: print its table, write its JSON; `given` are the arguments, by default the process's."""
+    """Run one benchmark, print its table and write its JSON; `given` are the arguments, by default the process's."""
     parser = argparse.ArgumentParser(
         prog="benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="NAME", dest="name")
     add_scenes(commands.add_parser("scenes", help=SCENES))
     io = commands.add_parser("io", help="reading and conversion")
-    io.add_argument("--data", type=Path, help="folder of real slides; the SVS files in it are read too")
+    io.add_argument("--data", type=Path, help="folder of real slides, whose SVS files are read too")
     _add(io, _io, "smaller images, fewer rounds: under three minutes", "images are made, up to 6 GB (2 with --quick)")
-    export = commands.add_parser("export", help="very many objects")
+    export = commands.add_parser("export", help="export of very many objects")
     _add(export, _export, "up to a hundred thousand: under a minute", "files are made, up to 1 GB")
-    batch = commands.add_parser("batch", help="folders of images")
+    batch = commands.add_parser("batch", help="analysis of folders of images")
     _add(batch, _batch, "fewer images and kills: under five minutes", "images are made, up to 2 GB")
-    each = commands.add_parser("specialists", help="specialists and their controls")
+    each = commands.add_parser("specialists", help="specialists against controls")
     each.add_argument(
-        "--data", type=Path, help="folder with one for each data set: .npz, or images and GeoJSON (default: digits)"
+        "--data", type=Path, help="folder with a subfolder per data set: .npz, or images and GeoJSON (default: digits)"
     )
     each.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
-    each.add_argument("--steps", type=int, help="most steps of each net (default: 4000; 300 with --quick)")
+    each.add_argument("--steps", type=int, help="limit on steps of each net (default: 4000; 300 with --quick)")
     _add(
         each,
         _specialists,
         "one seed, few variants: under five minutes",
-        "a second run with the same data trains only what is missing",
+        "results are kept: a second run with the same data trains only missing nets",
     )
     arguments = parser.parse_args(given)
     try:
@@ -68,10 +68,10 @@ def main(given: Sequence[str] | None = None) -> int:
 def _add(
     parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], SectionReport], quick: str, out: str
 ) -> None:
-    """Add what all benchmarks take."""
+    """Add the options of all benchmarks for developers."""
     parser.add_argument("--quick", action="store_true", help=quick)
     if make is not _specialists:
-        parser.add_argument("--seed", type=int, default=0, help="of whatever is random (default: 0)")
+        parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     add_output(parser, f"folder in which {out}")
 
     def run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""How long it takes to merge, write and show very many objects, and how that grows with their number."""
+"""Benchmark of merging, writing and drawing very many objects: time, and its growth with their number."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from coarse2fine.steps.suppress import suppress
 from coarse2fine.tiling.geometry import Box, ceil_div
 
 _CELL, _CLASSES = 16, 5
-# Pixels of image side that each object has to itself in the mean, and the share that is found twice.
+# Mean distance of objects in pixels, and the share that is found twice.
 _SPACING, _DUPLICATES = 40, 0.3
 _ENOUGH_SECONDS = 10.0
 _EXPLAINED = (
-    "Objects of 10 to 30 pixels lie at random in an image with one in every 40 x 40 pixels; 30 % of them are found "
-    "twice, as by neighbouring windows. Seconds are those of all cores together. Growth is the power of the number "
-    "with which the time goes, from one size to the next: 1 is linear.",
+    "Objects of 10 to 30 pixels lie at random in an image, one per 40 x 40 pixels in the mean; 30 % of them are found "
+    "twice, as by neighbouring windows. Seconds are processor time of all cores. Growth is the exponent of time "
+    "against the number of objects, from one size to the next: 1 is linear.",
 )
 
 
 def benchmark_export(folder: Path, *, sizes: Sequence[int], rounds: int, seed: int = 0) -> SectionReport:
     """Measure merging, writing, reading and drawing for growing numbers of objects.
 
-    Files are made in `folder` and removed again. The median of so many rounds counts; of fewer if they take long.
+    Files are made in `folder` and removed again. Times are medians of `rounds` rounds, or fewer if they take long.
     """
     seconds: dict[str, float] = {}
     space: dict[str, float] = {}
@@ -54,7 +54,7 @@ def benchmark_export(folder: Path, *, sizes: Sequence[int], rounds: int, seed: i
 
 
 def _work(size: int, seed: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """What is measured, by name, on objects at random and the plan that found them."""
+    """Functions to measure, by name, on random objects and the plan that found them."""
     rng = np.random.default_rng(seed)
     side = int(_SPACING * math.sqrt(size))
     shape = (ceil_div(side, _CELL),) * 2

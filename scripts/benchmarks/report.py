@@ -1,4 +1,4 @@
-"""Report of a developers' benchmark: figures by name, each section of them a table."""
+"""Report of a developers' benchmark: figures by name, one table per section."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Section:
     figures : mapping
         Numbers by "row/column"; a row's name may have slashes in it.
     notes : sequence of str
-        What was left out or is out of the ordinary.
+        Omissions and unusual conditions.
     """
 
     title: str
@@ -53,7 +53,7 @@ def _shown(value: float) -> str:
 
 @dataclass(frozen=True)
 class SectionReport:
-    """All sections, with what is needed to repeat them.
+    """All sections, with the parameters to repeat them.
 
     Parameters
     ----------
@@ -63,9 +63,9 @@ class SectionReport:
     parameters : mapping
         JSON values.
     explained : sequence of str
-        What was measured, and how.
+        Description of the measurements.
     notes : sequence of str
-        Besides those of the sections.
+        Notes besides those of the sections.
     """
 
     benchmark: str

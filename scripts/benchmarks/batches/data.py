@@ -1,4 +1,4 @@
-"""Images for the benchmark of batches: good ones, and broken ones of twelve kinds."""
+"""Images for the benchmark of batches: good ones, and twelve kinds of broken ones."""
 
 from __future__ import annotations
 

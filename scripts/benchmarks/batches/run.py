@@ -1,4 +1,4 @@
-"""The benchmark of batches: what breaks them, and what more workers bring."""
+"""Benchmark of batches: failures, scaling and overhead."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from coarse2fine.config import Config
 from coarse2fine.progress import Progress, Tick
 
 _EXPLAINED = (
-    "kills: after each the same command is run again; compared are all files but timing.json, which holds seconds, "
-    "and the batch's page, which names the folder. "
-    "A run that ends well before there were kills enough is compared too, and begun anew.",
-    "scaling: wall time of a batch by a scheduler that is there already, in turn with one worker and with two. "
-    "overhead: wall time of one worker less the time of its images, per image.",
+    "kills: after each the same command is run again; all files are compared, except timing.json, which holds "
+    "seconds, and the batch's page, which names the folder. "
+    "A run that finishes before there were enough kills is compared too, and started again.",
+    "scaling: wall time of a batch by a running scheduler, alternately with one worker and with two. "
+    "overhead: wall time of one worker minus the time of its images, per image.",
 )
 _SIDE, _SCALED_SIDE, _OTHERS = 512, 2048, 8
-# Work is kept of images from 2^27 pixels on.
+# Partial work is stored for images from 2^27 pixels on.
 _LARGE_SIDE = 11_776
 _BOMB_SIDE, _MEMORY = 26_000, 1.5e9
 _SMALL_DISK, _LARGE_DISK = "3m", "256m"
@@ -48,7 +48,7 @@ _LONGEST = 1800.0
 
 @dataclass(frozen=True)
 class BatchScale:
-    """How many images are done of which one in ten is broken, meanwhile kills happen, and by one worker and by two."""
+    """Numbers of images in the parts of the benchmark: one in ten broken, under kills, by one worker and by two."""
 
     images: int
     kills: int
@@ -62,9 +62,9 @@ QUICK = BatchScale(120, 4, 8, 8, 3)
 
 
 def benchmark_batch(out: Path, *, scale: BatchScale = FULL, seed: int = 0) -> SectionReport:
-    """Measure batches on images made on the spot, in a folder in `out`, which exists, that is removed at the end.
+    """Measure batches on generated images, in a temporary folder in `out`, which must exist.
 
-    The seed decides on the moments and victims of kills. ValueError if results are not what they have to be.
+    The seed determines the times and targets of kills. ValueError if results are wrong.
     """
     with Progress(True) as bars, tempfile.TemporaryDirectory(prefix="scratch-", dir=out) as scratch:
         place = Path(scratch).absolute()
@@ -79,7 +79,7 @@ def benchmark_batch(out: Path, *, scale: BatchScale = FULL, seed: int = 0) -> Se
 
 
 def broken_files(folder: Path, images: int) -> Section:
-    """One image in ten is broken; all good ones are to be done, and all bad ones named."""
+    """Analyse a folder in which one image in ten is broken: good ones must be done, and bad ones named."""
     bad = write_broken(folder / "in", images // 10)
     good = write_good(folder / "in", _SIDE, images - len(bad))
     start = time.perf_counter()
@@ -100,7 +100,7 @@ def broken_files(folder: Path, images: int) -> Section:
 
 
 def kills(folder: Path, images: int, number: int, seed: int, tick: Tick) -> Section:
-    """Workers and the command itself are killed at random moments, and the command is run again until all is done."""
+    """Kill workers and the command at random times, and run the command again until all images are done."""
     write_good(folder / "in", _SIDE, images)
     write_large(folder / "in" / "large.zarr", _LARGE_SIDE)
     options, start = ("-n", "2", "--budget", "1"), time.perf_counter()
@@ -109,7 +109,7 @@ def kills(folder: Path, images: int, number: int, seed: int, tick: Tick) -> Sect
     expected, killed = contents(folder / "calm"), Counter[str]()
     rng, runs, rounds, status = np.random.default_rng(seed), 0, 0, None
     while status != 0 or killed.total() < number:
-        if status == 0:  # all is done before it was killed often enough: begin anew
+        if status == 0:  # finished before enough kills: start again
             if contents(folder / "out") != expected:
                 raise ValueError("after kills the files are not those of an undisturbed run")
             shutil.rmtree(folder / "out")
@@ -131,14 +131,14 @@ def kills(folder: Path, images: int, number: int, seed: int, tick: Tick) -> Sect
 
 
 def scaling(folder: Path, images: int, rounds: int, tick: Tick) -> Section:
-    """The same images by one worker and by two, in turn; what a worker does not spend on images is overhead."""
+    """Analyse the same images alternately by one worker and by two; overhead is time not spent on images."""
     write_plain_tiffs(folder / "in", _SCALED_SIDE, images)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     overheads = []
     with connected(None, 1) as one, connected(None, 2) as two:
         clients = {1: one, 2: two}
         for client in clients.values():
-            _timed(folder, client)  # loads the model, and all else
+            _timed(folder, client)  # warms up: loads the model and libraries
         for number in range(rounds):
             for workers, client in clients.items():
                 batch, taken = _timed(folder, client)
@@ -160,12 +160,12 @@ def _timed(folder: Path, client: Client) -> tuple[BatchResult, float]:
         batch = run_batch(BatchRequest(items, Path(out), MODEL, Config(budget=1.0), workers))
         taken = time.perf_counter() - start
     if not batch.ok:
-        raise ValueError(f"images that are good were not done: {batch}")
+        raise ValueError(f"good images were not done: {batch}")
     return batch, taken
 
 
 def out_of_memory(folder: Path, images: int) -> Section:
-    """A file that needs more memory than its worker has."""
+    """Analyse a file that needs more memory than its worker has."""
     good = write_good(folder / "in", _SIDE, images)
     write_bomb(folder / "in" / "bomb.bmp", _BOMB_SIDE)
     workers = Workers(workers=2, memory_limit=_MEMORY)
@@ -181,7 +181,7 @@ def out_of_memory(folder: Path, images: int) -> Section:
 
 
 def full_disk(folder: Path, images: int) -> Section:
-    """Results go to a disk that is too small, which is then made larger."""
+    """Write results to a disk that is too small, and again when it is larger."""
     title = f"{images} images, a disk of {_SMALL_DISK}B for the results"
     write_good(folder / "in", _SIDE, images)
     with _small_disk(folder / "disk") as reason:
@@ -213,7 +213,7 @@ def _small_disk(place: Path) -> Iterator[str]:
     """Mount a small disk in memory; yields the reason if that cannot be done."""
     place.mkdir(parents=True)
     if sys.platform != "linux" or os.geteuid() != 0:
-        yield "mounting a small disk takes Linux and its administrator"
+        yield "mounting a small disk needs Linux and root"
     elif made := _mount("-t", "tmpfs", "-o", f"size={_SMALL_DISK}", "tmpfs", str(place)):
         yield made
     else:
@@ -238,7 +238,7 @@ def _command(images: Path, out: Path, *options: str) -> list[str]:
 
 
 def _analyze(images: Path, out: Path, *options: str) -> tuple[int, str]:
-    """Run the command line as users do; its exit status, and all it printed."""
+    """Run the command line as users do; returns its exit status and output."""
     command = _command(images, out, *options)
     done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, check=False)
     return done.returncode, done.stdout + done.stderr
@@ -247,7 +247,7 @@ def _analyze(images: Path, out: Path, *options: str) -> tuple[int, str]:
 def run_and_kill(
     arguments: Sequence[str], killed: Counter[str], most: int, rng: np.random.Generator, pause: float
 ) -> int | None:
-    """Run a command, and kill it or one of its workers at random moments, `pause` seconds apart in the mean.
+    """Run a command, and kill it or one of its workers at random times, `pause` seconds apart in the mean.
 
     Counts in `killed` up to `most`. Returns the exit status, None if it was killed.
     """
@@ -284,7 +284,7 @@ def _workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file of a batch's results by its path in the folder, but for times, partial work and the batch's page."""
+    """Files of a batch's results by path in the folder, except times, partial work and the batch's page."""
     files = [p for p in out.rglob("*") if p.is_file() and p.name != "timing.json" and p != out / "report.html"]
     found = {path.relative_to(out): path for path in files}
     return {name.as_posix(): path.read_bytes() for name, path in sorted(found.items()) if name.parts[0] != ".batch"}

@@ -1,4 +1,4 @@
-"""One task in a process of its own, to see how much memory it takes.
+"""One task in a process of its own, to measure its memory.
 
 ``python -P child.py TASK [PATH ...]`` prints the process's peak memory in bytes and the seconds that the task took, as
 JSON. It imports what reading needs and nothing else.
@@ -46,10 +46,10 @@ TASKS: dict[str, Callable[..., None]] = {"import": lambda: None, "tiles": tiles,
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process held at most; not on Windows."""
+    """Peak memory of this process in bytes; not on Windows."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # On Linux `getrusage` counts what the parent held when it started this process.
+        # On Linux `getrusage` includes the memory that the parent held when it started this process.
         return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
     import resource  # noqa: PLC0415 (not on Windows)
 

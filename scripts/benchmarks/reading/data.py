@@ -1,4 +1,4 @@
-"""Images for the benchmark of reading: photo-like pixels in several containers, made by none of our own writers."""
+"""Images for the benchmark of reading: photo-like pixels in several containers, not made by our own writers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _photo(rng: np.random.Generator) -> NDArray[np.uint8]:
     for scale in (512, 256, 128, 64, 32, 16, 8, 4, 2):
         nodes = TILE // scale + 2
         grid = rng.standard_normal((nodes, nodes, 3), dtype=np.float32)
-        # Channels of photographs resemble each other.
+        # Channels of photographs are correlated.
         grid = 0.35 * grid + grid.mean(axis=2, keepdims=True)
         pixels += cv2.resize(grid, (TILE, TILE), interpolation=cv2.INTER_CUBIC) * np.float32(scale**0.25)
     pixels *= rng.uniform(35, 65) / pixels.std()
@@ -50,7 +50,7 @@ def mosaic(tiles: NDArray[np.uint8], side: int, seed: int) -> NDArray[np.uint8]:
 
 
 def write_svs(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write what Aperio scanners do: JPEG tiles of 256, a thumbnail, and levels 4 and 16 times smaller."""
+    """Write a file like Aperio scanners: JPEG tiles of 256, a thumbnail, and levels 4 and 16 times smaller."""
     height, width = pixels.shape[:2]
     text = _APERIO.format(width=width, height=height, tile=SVS_TILE, quality=JPEG_QUALITY)
     plain: dict[str, Any] = {**_jpeg(), "metadata": None, "software": False, "description": text}

@@ -1,4 +1,4 @@
-"""What is measured on large images: chunks decoded on a walk over tiles, conversion, and peak memory of both."""
+"""Measurements on large images: chunks decoded on a walk over tiles, conversion, and peak memory of both."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from coarse2fine.tiling.window_reader import WindowReader
 
 HALO = 32
 CLUSTER_SIDES = (16, 8, 4, 1)
-"""Tiles along the side of a cluster; there are as many tiles of each kind."""
+"""Tiles along the side of a cluster; each kind of walk has equally many tiles."""
 _BATCH = 16
-# Different chunks that the bare encoder is given, over and over; turns of a conversion and of the encoder.
+# Different chunks that the bare encoder compresses repeatedly; turns of a conversion and of the encoder.
 _CHUNKS, _TURNS = 64, 3
 
 
@@ -90,7 +90,7 @@ def measure_walk(path: Path, *, tiles: int, threads: int, seed: int) -> Section:
 
 def in_child(task: str, *arguments: object) -> dict[str, float]:
     """Do a task of `child` in a fresh process; OSError with the last line that it printed if it fails."""
-    # -P: the working directory is no place to import from.
+    # -P: do not import from the working directory.
     command = [sys.executable, "-P", child.__file__, task, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8", errors="replace")
     if done.returncode:
@@ -117,12 +117,12 @@ def measure_memory(images: Mapping[float, Path], converted: Mapping[float, Path]
 
 
 def measure_conversion(source: Path, scratch: Path, *, threads: int) -> Section:
-    """Megapixels a second that a conversion takes in, in turn with the bare encoder."""
+    """Megapixels per second of a conversion, alternating with the bare encoder."""
     target = scratch / "converted.zarr"
     with open_image(source) as image:
         count = ceil_div(image.height, SIDE) * ceil_div(image.width, SIDE)
         size = f"{image.height} x {image.width} pixels"
-        # As the conversion compresses them: (3, 512, 512).
+        # The shape of chunks in the conversion: (3, 512, 512).
         boxes = itertools.islice(blocks(image.height, image.width, SIDE), _CHUNKS)
         chunks = [np.moveaxis(image.read(box), -1, 0).tobytes() for box in boxes]
     megapixels = count * SIDE**2 / 1e6

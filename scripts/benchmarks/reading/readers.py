@@ -1,4 +1,4 @@
-"""Ways to read boxes of one file: ours, the bare decoder, and the readers that people use now."""
+"""Ways to read boxes of one file: coarse2fine, the bare decoder, and other common readers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from coarse2fine.tiling.opening import open_image
 
 Read: TypeAlias = Callable[[Box], Any]
 Opener: TypeAlias = Callable[[int], AbstractContextManager[Read]]
-"""Opens a file to be read from so many threads."""
+"""Opens a file for reading from a number of threads."""
 
 METHODS = {
     "ours": "open_image, one Image for all threads, Image.read: (h, w, 3) uint8",
-    "limit": "the codec alone (imagecodecs) on the chunks that a read touches, from bytes in memory; nothing is kept",
+    "limit": "the codec alone (imagecodecs) on the chunks that a read touches, from bytes in memory, without a cache",
     "tifffile": "zarr.open(page.aszarr(maxworkers=threads)), one slice a read",
     "zarr": "zarr-python, one slice a read; chunk-wise concurrency 1 with one thread, else its default",
     "openslide": "read_region; its RGBA is not converted",
@@ -40,7 +40,7 @@ class Subject(NamedTuple):
     Parameters
     ----------
     name, title : str
-        Part of the figures' names, and what it is.
+        Part of the figures' names, and description.
     shape, chunk : tuple of int
         Height and width in pixels, of the full resolution and of its chunks.
     openers : mapping
@@ -105,7 +105,7 @@ def zarr_subject(name: str, title: str, path: Path, level: str = "") -> Subject:
     subject = Subject(name, title, (array.shape[y], array.shape[x]), (array.chunks[y], array.chunks[x]), openers)
 
     def encoded(row: int, column: int) -> bytes:
-        """What the chunk is stored as, its pixels in their own order."""
+        """The chunk as it is stored, with its pixels in stored order."""
         (height, width), whole = subject.chunk, Box(0, 0, *subject.chunk)
         pixels = _slice(array, planes, whole.shift(row * height, column * width))
         return bytes(imagecodecs.zstd_encode(np.ascontiguousarray(pixels).tobytes(), _ZSTD_LEVEL))
@@ -123,7 +123,7 @@ def _optional(name: str) -> ModuleType | None:
 
 
 def _limit(subject: Subject, load: Callable[[int, int], bytes], decode: Callable[[bytes], Any]) -> Opener:
-    """The bare decoder, on bytes that lie in memory once they were read."""
+    """The bare decoder, on bytes that are kept in memory once read."""
     stored: dict[tuple[int, int], bytes] = {}
 
     def read(box: Box) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The benchmark of reading: speed, chunks decoded, memory and conversion, beside the bare codec and other readers."""
+"""Benchmark of reading: speed, chunks decoded, memory and conversion, against the bare codec and other readers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from coarse2fine.progress import Progress
 
 _EXPLAINED = (
     "reads/s: median of interleaved turns (each method in turn, round after round), the file in the system's cache; "
-    "each turn opens the file anew, which is not counted, and touches no chunk twice. ours over it: ratio of the "
+    "each turn reopens the file, which is not counted, and touches no chunk twice. ours over it: ratio of the "
     "medians, with the quartiles of the rounds' ratios. "
-    "The process has freed a large block before, as any has that handles batches of images; in one that has not, "
-    "chunks that are kept cost page faults besides.",
+    "The process has freed a large block before, as any process that handles batches of images; in others, cached "
+    "chunks cost additional page faults.",
     *(f"{name}: {text}." for name, text in METHODS.items()),
     "walk: least chunks are those that the tiles and their halos touch, each counted once; without_reader is what "
     "reading tile by tile would decode.",
@@ -38,20 +38,20 @@ _EXPLAINED = (
 
 @dataclass(frozen=True)
 class IoScale:
-    """How much is measured.
+    """Extent of the measurements.
 
     Parameters
     ----------
     side : int
-        Of the images whose reads are timed, in pixels: a multiple of 512.
+        Side of the images whose reads are timed, in pixels: a multiple of 512.
     rounds : int
         Turns of each method.
     reads : tuple of int
-        In a turn, at least and at most.
+        Least and most reads in a turn.
     tiles : int
         Tiles of a walk.
     gigapixels : tuple of float
-        Sizes of three images whose peak memory is measured; that of conversion, and its speed, on a quarter of each.
+        Sizes of three images for peak memory of reading; a quarter of each for memory and speed of conversion.
     """
 
     side: int
@@ -61,7 +61,7 @@ class IoScale:
     gigapixels: tuple[float, float, float]
 
 
-# Different tiles that the images are made of.
+# Number of different tiles in the images.
 _PHOTOS = 64
 FULL = IoScale(8192, 7, (48, 256), 1024, (0.25, 1.0, 4.0))
 QUICK = IoScale(4096, 5, (32, 256), 256, (0.06, 0.25, 1.0))
@@ -70,10 +70,9 @@ QUICK = IoScale(4096, 5, (32, 256), 256, (0.06, 0.25, 1.0))
 def benchmark_io(
     out: Path, *, data: Path | None = None, scale: IoScale = FULL, seed: int = 0, progress: bool = True
 ) -> SectionReport:
-    """Measure reading and conversion on images made on the spot, and reading on the SVS files in `data`.
+    """Measure reading and conversion on generated images, and reading on the SVS files in `data`.
 
-    Images are made in a folder in `out`, which exists, that is removed at the end. FileNotFoundError if `data` holds no
-    SVS.
+    Images are made in a temporary folder in `out`, which must exist. FileNotFoundError if `data` holds no SVS.
     """
     slides = [] if data is None else expand_paths(data, (".svs",))
     threads = sorted({1, cores()})
@@ -101,7 +100,7 @@ def benchmark_io(
 
 
 def _made(folder: Path, tiles: NDArray[np.uint8], side: int, seed: int) -> list[Callable[[], Subject]]:
-    """The same tiles in several containers, each written when it is its turn."""
+    """The same tiles in several containers, each written when it is needed."""
     pixels = mosaic(tiles, side, seed)
 
     def tiff() -> Subject:

@@ -1,4 +1,4 @@
-"""Reads per second, ours and others', on one file."""
+"""Reads per second of coarse2fine and other readers on one file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 SIDE = 512
 MOST_DIFFERENCE = 1.0
-"""Grey levels, in the mean, by which another reader's pixels may differ unremarked: JPEG decoders round differently."""
+"""Mean difference of another reader's pixels in grey levels that causes no note: JPEG decoders round differently."""
 
 
 def read_side(chunk: int) -> int:
@@ -62,7 +62,7 @@ def in_threads(work: Callable[[Item], object], items: Sequence[Item], threads: i
 
 
 def reads_per_second(opener: Opener, boxes: Sequence[Box], threads: int, least: int) -> float:
-    """Read all boxes from a freshly opened file, as often as gives `least` reads; opening is not counted."""
+    """Read all boxes from a freshly opened file, repeatedly up to `least` reads; opening is not counted."""
     passes, seconds = ceil_div(least, len(boxes)), 0.0
     for _ in range(passes):
         with opener(threads) as read:
@@ -84,7 +84,7 @@ def measure_speed(
     patterns = {"aligned": aligned(subject, reads[1], rng), "unaligned": unaligned(subject, reads[1], rng)}
     if not patterns["unaligned"]:
         raise ValueError(f"{subject.title}: {subject.shape[0]} x {subject.shape[1]} pixels are too few to measure")
-    # glibc's allocator learns from a freed block, as in every process that handles batches of images; before that
+    # glibc's allocator adapts to a freed block, as in every process that handles batches of images; before that
     # each chunk costs page faults, and how much was freed depends on what was made here.
     np.ones(31 * 2**20, np.uint8)
     openers = dict(subject.openers)
@@ -111,7 +111,7 @@ def measure_speed(
 
 
 def _warm_up(name: str, openers: dict[str, Opener], patterns: Mapping[str, Sequence[Box]]) -> list[str]:
-    """Read all once, so that the system holds the file in memory; drop methods that fail, compare pixels with ours."""
+    """Read everything once to fill the system's cache; drop methods that fail, compare pixels with ours."""
     few = [box for boxes in patterns.values() for box in boxes[:2]]
     notes = []
     with openers["ours"](1) as read:

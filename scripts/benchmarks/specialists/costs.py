@@ -1,4 +1,4 @@
-"""What the machinery of specialists costs: training on workers, dispatch, and running only where something fires."""
+"""Cost of specialists beyond their arithmetic: training on workers, dispatch, and running only where features fire."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from coarse2fine.models.threads import ThreadPool
 
 _COLUMNS, _CLASSES = 12, 10
 _DENSITY, _BLOB, _GROUPS = 0.05, 8, 4
-# Pairs that come at a time, and how often they come.
+# Pairs per batch, and number of batches.
 _PUT, _PUTS = 384, 48
 
 
 class _Place:
-    """Where columns are timed: over the refine net that `fit` makes of photographs, as an analysis has it.
+    """Setting in which columns are timed: the refine net that `fit` makes for photographs.
 
     Columns are as `fit` makes them, or have `top` channels in their last stage.
     """
@@ -49,14 +49,14 @@ class _Place:
         self.base, self.layout = self.runtime.place(net), ColumnInputs.of(spec, twins)
 
     def columns(self, count: int) -> list[Column]:
-        """Columns that add something."""
+        """Columns with random readers, whose output is not zero."""
         columns = [Column(self.layout.spec, self.layout.twins, _CLASSES) for _ in range(count)]
         for column in columns:
             nn.init.normal_(column.reader.weight)
         return [self.runtime.place(column) for column in columns]
 
     def maps(self, count: int, cells: int, rng: np.random.Generator) -> list[Tensor]:
-        """What columns read of so many blocks of so many cells along a side."""
+        """Inputs of columns for `count` random blocks of `cells` x `cells`."""
         side = self.base.spec.input_size(cells + 2 * self.layout.border)
         pixels = rng.integers(0, 256, (count, side, side, 3), np.uint8)
         x = self.runtime.pixels(pixels, np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32))
@@ -69,7 +69,7 @@ _TOPS = {"narrow": None, "full_size": 128}
 
 
 def measure_costs(folder: Path, *, rounds: int, epochs: int, cells: int) -> Section:
-    """Measure training with columns of so many epochs of their own, dispatch, and activity on cells x cells."""
+    """Measure training of columns with `epochs` of their own, dispatch, and activity on cells x cells."""
     one, two = (training_seconds(folder, epochs, workers) for workers in (1, 2))
     figures = {"costs/training/seconds_1": one, "costs/training/seconds_2": two, "costs/training/speedup": one / two}
     for name, top in _TOPS.items():
@@ -86,12 +86,12 @@ def measure_costs(folder: Path, *, rounds: int, epochs: int, cells: int) -> Sect
 
 
 def training_seconds(folder: Path, epochs: int, workers: int) -> float:
-    """Seconds in which so many processes train the columns of a tree, from nothing."""
+    """Seconds in which a number of processes trains the columns of a tree from scratch."""
     options = TrainingOptions(epochs=1, own_epochs=epochs)
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own, connected(None, workers) as client:
         experiment = Experiment(tiles_of_digits(), 0, Path(own), 60, options)
         store, twins, spec = experiment.store(), experiment.twins(), experiment.design(TOP // 2)
-        # Imports are paid for before the clock runs.
+        # Imports are not timed.
         client.run(_warm, str(store.folder))
         start = time.perf_counter()
         grow(store, twins, [spec], options, clusters=_COLUMNS)
@@ -100,12 +100,12 @@ def training_seconds(folder: Path, epochs: int, workers: int) -> float:
 
 def _warm(folder: str) -> None:
     ItemStore(folder)
-    # The first step of all takes seconds.
+    # Warm-up: the very first step takes seconds.
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
 
 
 def dispatch_overheads(place: _Place, rounds: int) -> dict[str, float]:
-    """Time of sending cells to columns of their own, over that of one column for all in dense batches, less 1.
+    """Time of sending cells to columns of their own, relative to one column for all in dense batches, minus 1.
 
     All read maps that the base has just computed. Dense batches are run one after the other, on all threads; and, to
     see what the queue alone costs, side by side as the queue does.
@@ -145,7 +145,7 @@ def _ignore(done: Done) -> None:
 
 
 def activity_figures(place: _Place, rounds: int, cells: int) -> dict[str, float]:
-    """The speed-up of running columns only where something fires, as it is and of the ideal; and what it saves."""
+    """Speed-up of running columns only where features fire, also as a share of the ideal, and the saving."""
     rng = np.random.default_rng(0)
     columns = place.columns(_GROUPS)
     blobs = rng.random((1, _GROUPS, cells // _BLOB, cells // _BLOB)) < _DENSITY
@@ -163,7 +163,7 @@ def activity_figures(place: _Place, rounds: int, cells: int) -> dict[str, float]
 
 
 def _ratios(first: Callable[[], object], second: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of one over seconds of the other, in turn; the first round warms up."""
+    """Ratio of the times of two functions, run alternately; the first round warms up."""
     found = []
     for _ in range(rounds + 1):
         times = []

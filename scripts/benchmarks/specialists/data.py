@@ -1,4 +1,4 @@
-"""What the specialists benchmark runs on: labelled tiles of one size, from arrays or cut from annotated images."""
+"""Data of the specialists benchmark: labelled tiles of one size, from arrays or cut from annotated images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from coarse2fine.tiling.errors import ImageError, MissingExtraError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 
-# What one cell of the benchmark's nets sees.
+# Receptive field of one cell of the benchmark's nets.
 SIDE = 38
 TRAIN, HELD, TEST = 0, 1, 2
 MIXED = "mixed"
@@ -36,12 +36,12 @@ class TileSet:
     name : str
     tiles : ndarray, uint8, (n, SIDE, SIDE, c)
     labels, domains : ndarray, int64, (n,)
-        Class, and the data set that each came from.
+        Class, and data set of origin.
     units, groups : ndarray, int64, (n,)
         Tiles of one unit, such as an image, are never split between training and test; those of one group are not
         independent.
     test, turns : ndarray, bool, (n,)
-        Tiles of which the figures come, and nothing else; those that have no upright.
+        Tiles for the test figures only; tiles without a fixed orientation.
     classes : tuple of str
     """
 
@@ -59,7 +59,7 @@ class TileSet:
         return len(self.labels)
 
     def parts(self, seed: int) -> NDArray[np.int8]:
-        """Whether each tile trains, is held back, or tests, (n,); the test is the same for all seeds."""
+        """Part of each tile, (n,): training, held out, or test; the test is the same for all seeds."""
         held = np.zeros(len(self), bool)
         for domain in np.unique(self.domains):
             held |= _drawn(self.units, ~self.test & (self.domains == domain), seed + 1, _SHARE / (1 - _SHARE))
@@ -67,14 +67,14 @@ class TileSet:
 
 
 def _drawn(units: NDArray[np.int64], among: NDArray[np.bool_], seed: int, share: float) -> NDArray[np.bool_]:
-    """A share of the units of some tiles, at random."""
+    """A random share of the units of some tiles."""
     known = np.unique(units[among])
     chosen = np.random.default_rng(seed).permutation(known)[: max(1, round(share * len(known)))]
     return np.isin(units, chosen) & among
 
 
 def tiles_of_digits() -> TileSet:
-    """The 1,797 handwritten digits that come with scikit-learn, three times enlarged."""
+    """The 1,797 handwritten digits of scikit-learn, enlarged three times."""
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import
     except ImportError as error:
@@ -88,7 +88,7 @@ def tiles_of_digits() -> TileSet:
 
 
 def load_tile_sets(folder: Path) -> tuple[list[TileSet], list[str]]:
-    """A set for each folder within one, and one of all of them together.
+    """Load a set from each subfolder, and one of all together.
 
     A folder holds a ``.npz`` of arrays x_train, y_train, x_test and y_test, or annotated images. Annotations of several
     classes give a tile for each; of one class, tiles with and without it. Returns a note on each folder left out, too;
@@ -109,7 +109,7 @@ def load_tile_sets(folder: Path) -> tuple[list[TileSet], list[str]]:
 
 
 def mixed(sets: Sequence[TileSet]) -> TileSet:
-    """All sets in one, with their classes apart: domains in one folder."""
+    """Join all sets as domains of one, keeping their classes apart."""
     labels: list[NDArray[np.int64]] = []
     classes: list[str] = []
     for each in sets:
@@ -129,7 +129,7 @@ def mixed(sets: Sequence[TileSet]) -> TileSet:
 
 
 def _apart(tables: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Numbers of all tables, none in two of them."""
+    """Renumber tables so that no number occurs in two of them."""
     first = np.cumsum([0, *(int(table.max()) + 1 for table in tables[:-1])])
     return np.concatenate([table + start for table, start in zip(tables, first.tolist(), strict=True)])
 
@@ -192,7 +192,7 @@ def _cut(folder: Path) -> TileSet:
 
 
 def _spacing(scenes: Sequence[BenchScene]) -> float:
-    """Side of a tile around a point: about what lies between it and the nearest; a tile's own side for boxes."""
+    """Side of a tile around a point, by the distance to the nearest other; `SIDE` for boxes."""
     near = []
     for scene in scenes:
         points = [a.full_bounds[:2] for a in scene.truth.objects if a.is_point]
@@ -204,7 +204,7 @@ def _spacing(scenes: Sequence[BenchScene]) -> float:
 def _elsewhere(
     shape: Sequence[int], centres: NDArray[np.float64], sides: NDArray[np.float64], seed: int
 ) -> NDArray[np.float64]:
-    """As many places at which no object's middle half lies."""
+    """Equally many places without the middle half of any object."""
     rng = np.random.default_rng(seed)
     found = rng.uniform(0, shape[:2], (4 * len(centres), 2))
     distance, nearest = cKDTree(centres).query(found)

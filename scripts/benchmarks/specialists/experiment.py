@@ -1,4 +1,4 @@
-"""One data set and one seed: a base at its plateau, what specialists learn from it, and their answers in the test."""
+"""One data set and one seed: a fully trained base, specialists trained on it, and their test errors."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from coarse2fine.models.gate import Gate
 CLUSTERS = 12
 UNSURE = Gate(0.0, 0.98, exclusive=True)
 _CHUNK = 512
-# Columns learn from each tile as it is and from so many augmented ones: the base knows it as it is too well.
+# Augmented copies of each tile for columns: the base fits the original tiles too well.
 _COPIES = 2
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors of one way of answering in the test.
+    """Test errors of one variant.
 
     Parameters
     ----------
     wrong : ndarray, bool, (n,)
-        Of each tile of the test.
+        One for each tile of the test.
     macs, asked : float
-        Multiply-adds, all included, and columns that were asked, for a tile in the mean.
+        Total multiply-adds, and columns run, per tile in the mean.
     """
 
     wrong: NDArray[np.bool_]
@@ -50,9 +50,9 @@ class Errors:
 
 
 class Experiment:
-    """A data set with a seed, which decides on the split and on all training, and a folder for stores of items.
+    """A data set with a seed, which determines the split and all training, and a folder for stores of items.
 
-    Each net is trained end to end for `steps`; with several domains the root of their number times as many.
+    Each net is trained end to end for `steps`, times the square root of the number of domains.
     """
 
     def __init__(self, tiles: TileSet, seed: int, folder: Path, steps: int, options: TrainingOptions) -> None:
@@ -62,16 +62,16 @@ class Experiment:
         self._trained: dict[tuple[str, int], ConvStack] = {}
 
     def net(self, spec: StackSpec, *, times: int = 1) -> ConvStack:
-        """A net, trained once, for so many times the steps."""
+        """A net, trained once, for `times` as many steps."""
         key = str(spec), times
         if key not in self._trained:
-            # Domains share much of what they teach.
+            # Domains have much in common.
             steps = round(self.steps * times * math.sqrt(len(np.unique(self.tiles.domains))))
             self._trained[key] = train_net(self.tiles, self.parts, spec, steps=steps, seed=self.seed)
         return self._trained[key]
 
     def base(self, width: float = 1.0) -> ConvStack:
-        """The base, with so many times its channels."""
+        """The base, with `width` times its channels."""
         return self.net(stack(self.tiles, width))
 
     def twins(self, width: float = 1.0) -> FeatureMaps:
@@ -87,9 +87,9 @@ class Experiment:
         return Column(spec, self.twins(), len(self.tiles.classes)).macs(1, 1)
 
     def store(self, width: float = 1.0, *, unsure: bool = False) -> ItemStore:
-        """What the base has to say of all tiles, and of what is made of those that train, computed once.
+        """Store of the base's outputs for all tiles and for augmented training tiles, computed once.
 
-        With `unsure`, of those that train there are only the tiles of which the base is unsure.
+        With `unsure`, training tiles are only those of which the base is unsure.
         """
         folder = self.folder / f"items-{width:g}-{'unsure' if unsure else 'all'}"
         try:
@@ -99,7 +99,7 @@ class Experiment:
             return ItemStore.write(folder, parts, loss="softmax", name=f"{self.seed} {width:g} {unsure}")
 
     def _looks(self) -> Iterator[tuple[NDArray[np.intp], int]]:
-        """All tiles as they are, and then those that train, augmented."""
+        """All original tiles, and then augmented training tiles."""
         for copy in range(_COPIES + 1):
             rows = np.flatnonzero(self.parts == TRAIN) if copy else np.arange(len(self.tiles))
             yield from ((rows[start : start + _CHUNK], copy) for start in range(0, len(rows), _CHUNK))
@@ -130,10 +130,10 @@ class Experiment:
         unsure: bool = False,
         routed: bool = True,
     ) -> dict[str, Errors]:
-        """Grow columns, one spec a depth, and ask all of them where the base, `width` times as wide, is unsure.
+        """Grow columns, one spec per depth, and run all of them where the base, `width` times as wide, is unsure.
 
-        "judged": pruned and gated on held tiles. Clusters, so many at the first depth, are of `vectors`, (n, d), if
-        these are given. With `unsure` columns learn only from tiles of which the base is unsure; unless `routed`,
+        "judged": pruned and gated on held-out tiles. Clusters, with their number at the first depth, are of `vectors`,
+        (n, d), if given. With `unsure` columns learn only from tiles of which the base is unsure; unless `routed`,
         finding the column costs nothing.
         """
         store = self.store(width, unsure=unsure)
@@ -150,7 +150,7 @@ class Experiment:
         return found
 
     def activity(self, spec: ColumnSpec) -> dict[str, Errors]:
-        """Columns for groups of features that fire together, as "tree" has them."""
+        """Columns for groups of features that fire together; results as for "tree"."""
         store, base = self.store(), self.base().spec.macs(1, 1)
         grown = grow_groups(store, self.twins(), spec, self.options)
         items, parts = self._labelled(store)
@@ -166,7 +166,7 @@ class Experiment:
         return found
 
     def _labelled(self, store: ItemStore) -> tuple[Items, NDArray[np.int8]]:
-        """Items to be judged by, with what they are; and the part that each is of."""
+        """Held-out items for pruning and gating with their classes, and the part of each item."""
         tile = store.table("group")
         part, items = self.parts[tile], store.read(last=1)
         held = (part == HELD) & UNSURE.unsure(items.answers).numpy()
@@ -192,7 +192,7 @@ def macs_of(grown: Grown, gate: Gate, tree: FeatureTree, *, routed: bool = True)
     spent, answers = np.zeros(count, np.int64), grown.answers[0]
     going, at = np.ones(count, bool), np.full(count, ROOT)
     own = np.array([0, *(grown.columns[node].macs(1, 1) for node in range(1, len(tree)))])
-    # A node is worth routing to only where some column may follow.
+    # Routing goes only to nodes with a column below them.
     followed = np.array([bool(tree.kept[tree.children(node)].any()) for node in range(len(tree))])
     routing = np.array([centres.size for centres in tree.centres]) * followed * routed
     for nodes, after in zip(grown.nodes.T, grown.answers[1:], strict=True):

@@ -16,27 +16,27 @@ from coarse2fine.models.conv_stack import ConvStack, StackSpec
 _WIDTHS = (4, 8, 16, 32)
 TOP = _WIDTHS[-1]
 _BATCH, _RATE, _DECAY = 128, 3e-3, 1e-2
-# How often the tiles held back are looked at.
+# Evaluations on held-out tiles.
 _LOOKS = 20
 # Augmentation: radians, a logarithm, and a share of half the side.
 _TILT, _ENLARGED, _MOVED = 0.17, 0.1, 0.1
 
 
 def stack(tiles: TileSet, width: float) -> StackSpec:
-    """A net for one cell, with so many times the base's channels."""
+    """A net for one cell, with a multiple of the base's channels."""
     a, b, c, d = (max(1, round(w * width)) for w in _WIDTHS)
     text = f"4/2:{a} 4/2:{b} 4/2:{c} 3:{d} 1:{len(tiles.classes)}"
     return StackSpec.parse(tiles.tiles.shape[-1], text)
 
 
 def stack_of(tiles: TileSet, macs: float) -> StackSpec:
-    """The net whose multiply-adds for a tile come nearest to a number."""
+    """The net with the multiply-adds per tile nearest to a number."""
     widths = np.geomspace(0.1, 8, 400)
     return min((stack(tiles, float(w)) for w in widths), key=lambda spec: abs(spec.macs(1, 1) - macs))
 
 
 def inputs(tiles: NDArray[np.uint8]) -> Tensor:
-    """What nets read, (n, c, SIDE, SIDE)."""
+    """Input of nets, (n, c, SIDE, SIDE)."""
     return torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
@@ -47,9 +47,9 @@ def answers_of(net: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 def train_net(tiles: TileSet, parts: NDArray[np.int8], spec: StackSpec, *, steps: int, seed: int) -> ConvStack:
-    """Train a net on tiles that never look twice the same; the best on the tiles held back is kept.
+    """Train a net on augmented tiles, and keep the best state on held-out tiles.
 
-    `parts` are those of `TileSet.parts`; the rate of so many steps rises and falls once.
+    `parts` are those of `TileSet.parts`; the learning rate rises and falls once over the steps.
     """
     rows, held = np.flatnonzero(parts == TRAIN), np.flatnonzero(parts == HELD)
     rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def train_net(tiles: TileSet, parts: NDArray[np.int8], spec: StackSpec, *, steps
 
 
 def augmented(x: Tensor, turns: NDArray[np.bool_], rng: np.random.Generator) -> Tensor:
-    """Tiles (n, c, h, w), float32, a little turned and moved; those in `turns`, (n,), in all eight ways."""
+    """Tiles (n, c, h, w), float32, slightly rotated and moved; those in `turns`, (n,), in all eight orientations."""
     n = len(x)
     angle = rng.uniform(-_TILT, _TILT, n) + np.pi / 2 * rng.integers(0, 4, n) * turns
     mirror = np.where(turns & (rng.random(n) < 0.5), -1.0, 1.0)

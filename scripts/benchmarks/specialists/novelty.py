@@ -1,4 +1,4 @@
-"""Novelty without labels: our ways of finding them beside exhaustive scoring with the same features."""
+"""Novelty without labels: coarse2fine's methods against exhaustive scoring with the same features."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 
-# Of all cells, what a memory bank holds.
+# Share of all cells in a memory bank.
 _BANKED = 0.1
 _ENCODER, _PLAIN, _BANK = "generic", "k-means", "memory bank"
 _DRAWS = 2000
@@ -43,7 +43,7 @@ _DRAWS = 2000
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Scores of all cells, and the multiply-adds they took, over those of the encoder run everywhere."""
+    """Scores of all cells, and multiply-adds relative to those of the encoder run everywhere."""
 
     scores: NDArray[np.float64]
     cost: float
@@ -63,9 +63,9 @@ Method = Callable[[Planted, int], Scored]
 
 
 def measure_novelty(data: Path | None, seeds: int) -> Section:
-    """Plant novelties in pictures (see `load_pictures`), and see which cells each method finds most novel.
+    """Plant novelties in pictures (see `load_pictures`), and rank all cells by each method.
 
-    Each seed plants elsewhere, tests on other pictures of a folder, and trains kinds anew.
+    Each seed plants at other places, tests on other pictures of a folder, and trains new kinds.
     """
     runtime = Runtime.choose("cpu")
     model = _without_kinds(load_model(_ENCODER))
@@ -83,7 +83,7 @@ def measure_novelty(data: Path | None, seeds: int) -> Section:
 
 
 def _without_kinds(model: Model) -> Model:
-    """The encoder alone: kinds are learned anew, from pictures that nothing is planted in."""
+    """The encoder alone; kinds are learned again, from pictures without planted novelties."""
     return replace(model, refiner=NoveltyRefiner(net_of(model.refiner), LABELS, model.refiner.downsample))
 
 
@@ -114,7 +114,7 @@ def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> d
         for what, columns, kinds in (("alone", False, False), ("kinds", False, True), ("columns", True, False)):
             name = "painting alone" if what == "alone" else f"painting, {what}"
             methods[name] = partial(_painting, models["tree"], runtime, columns, kinds)
-    # Of a way that does not surely help, of which a warning told, nothing is left to measure.
+    # Specialists that do not help significantly were removed, with a warning: there is nothing to measure.
     for name, each in ((name, each) for name, each in models.items() if name == _PLAIN or each.refiner.specialists):
         methods[f"{name}, everywhere"] = partial(_explored, each, runtime, None)
         methods[f"{name}, {EXPLORE_BUDGET:.0%}"] = partial(_explored, each, runtime, EXPLORE_BUDGET)
@@ -147,7 +147,7 @@ def _chance(planted: Planted, seed: int) -> Scored:
 
 
 def _painting(model: Model, runtime: Runtime, columns: bool, kinds: bool, planted: Planted, _: int) -> Scored:
-    """What is left of a model with a tree of kinds without its columns, its kinds, or both."""
+    """Scores of a model with a tree of kinds, without its columns, its kinds, or both."""
     refiner = model.refiner
     assert isinstance(refiner, NoveltyRefiner)
     assert refiner.decoder is not None
@@ -163,10 +163,9 @@ def _painting(model: Model, runtime: Runtime, columns: bool, kinds: bool, plante
 
 
 def _bank(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Scored:
-    """Distance to the nearest of a sample of the picture's own cells, but itself.
+    """Distance to the nearest other cell in a sample of the picture's cells.
 
-    As PatchCore has it (Roth et al. 2022, arXiv:2106.08265), with one picture that is mostly normal instead of many
-    that surely are.
+    PatchCore (Roth et al. 2022, arXiv:2106.08265), with one mostly normal picture instead of many normal ones.
     """
     rows = _features(model, runtime, planted).reshape(planted.odd.size, -1)
     rng = np.random.default_rng(seed)
@@ -190,12 +189,12 @@ def _scored(scores: NDArray[np.floating], macs: int, model: Model, planted: Plan
 
 
 def _explored(model: Model, runtime: Runtime, budget: float | None, planted: Planted, seed: int) -> Scored:
-    """What `analyze` makes of it, before any threshold; cells that are not refined come last."""
+    """Scores of `analyze`, before any threshold; cells that are not refined come last."""
     with open_image(planted.pixels) as image:
         plan = dense_plan(model.cell_shape(image.shape[:2]))
         scan, odd = explore(image, model, runtime, seed, most_macs=plan.macs(model.window_macs))
         if budget is not None:
-            # As `analyze` has it without a budget of the user's.
+            # The budget of `analyze` by default.
             everything = exploration_macs(model, image.shape[:2], plan)
             left = max(int(budget * everything) - scan.macs, int(budget / 2 * everything))
             plan = choose(scan.interest, model.window, window_macs=model.window_macs, budget_macs=left)
@@ -222,7 +221,7 @@ def _section(found: Mapping[str, list[Ranking]], count: int, seeds: int) -> Sect
 
 
 def _interval(values: NDArray[np.float64], pictures: NDArray[np.int64]) -> tuple[float, float]:
-    """95 % interval of a mean, by drawing pictures anew."""
+    """95 % bootstrap interval of a mean, over pictures."""
     _, index = np.unique(pictures, return_inverse=True)
     sums, counts = np.bincount(index, values), np.bincount(index)
     drawn = np.random.default_rng(0).integers(0, len(sums), (_DRAWS, len(sums)))

@@ -1,4 +1,4 @@
-"""Pictures with planted novelties: something small that does not belong, at places that are known."""
+"""Pictures with planted novelties: small changes at known places."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ SIZES = 24, 96
 _SIDE, _COUNT, _TRIES = 768, 5, 50
 _LEAST_CHANGED = 1 / 8
 _FOLDER_LEARNED, _FOLDER_TESTED = 4, 3
-# The least side of a picture, and the least share of a square that must be changed.
+# Least side of a picture, and least share of a square's pixels that must change.
 _LEAST = 128
 _SEEN: dict[Sort, float] = {"texture": 0.5, "blur": 0.3, "line": 0.03, "negative": 0.5}
 
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """A picture and where something was planted.
+    """A picture and the cells of planted novelties.
 
     Parameters
     ----------
     pixels : ndarray, uint8, (h, w, 3)
     odd : ndarray, bool, (cell height, cell width)
-        Cells of whose pixels at least an eighth was changed.
+        Cells with at least an eighth of their pixels changed.
     counts : ndarray, bool, (cell height, cell width)
-        These, and cells that lie in none of the squares.
+        Cells that count in the figures: these, and cells outside the squares.
     """
 
     pixels: NDArray[np.uint8]
@@ -58,10 +58,10 @@ class Pictures(NamedTuple):
 
 
 def load_pictures(data: Path | None, seed: int) -> Pictures:
-    """Pictures that come with scikit-image, and some of each folder of annotated images in `data`.
+    """Pictures of scikit-image, and some of each folder of annotated images in `data`.
 
-    The seed decides which of these are learned from, and which are tested on. Those too small to plant anything in are
-    left out.
+    The seed determines which of these are for training and which for the test. Pictures that are too small are left
+    out.
     """
     learned, tested = ([p for name in names for p in _bundled(name)] for names in (_LEARNED, _TESTED))
     for folder in sorted(p for p in data.iterdir() if p.is_dir()) if data is not None else ():
@@ -77,7 +77,7 @@ def load_pictures(data: Path | None, seed: int) -> Pictures:
 
 
 def _bundled(name: str) -> list[NDArray[np.uint8]]:
-    """A picture of scikit-image; none where it would have to be fetched first."""
+    """A picture of scikit-image; none if it would have to be downloaded."""
     try:
         return [_colour(getattr(skimage.data, name)())]
     except (OSError, RuntimeError, ImportError):
@@ -103,7 +103,7 @@ def plant(
     cell: int,
     rng: np.random.Generator,
 ) -> Planted:
-    """Change squares of `size` pixels in a picture (h, w, 3), and tell the cells of `cell` pixels that hold them.
+    """Change squares of `size` pixels in a picture (h, w, 3), and mark the cells of `cell` pixels that hold them.
 
     "texture" is a piece of one of `others`, of the same mean and contrast; "blur" is less sharp; "line" has a bright
     line; "negative" exchanges dark and bright.
@@ -114,7 +114,7 @@ def plant(
         y, x = (int(rng.integers(cell, n - size - cell)) for n in pixels.shape[:2])
         where = np.s_[y : y + size, x : x + size]
         square = np.clip(_changed(pixels[where].astype(np.float64), sort, others, rng), 0, 255).astype(np.uint8)
-        # Where all is of one colour, nothing can be told from it.
+        # In an area of one colour a change may not be visible.
         if inside[where].any() or (square != pixels[where]).any(axis=2).mean() < _SEEN[sort]:
             continue
         found[where], inside[where], planted = square, True, planted + 1

@@ -15,7 +15,7 @@ from benchmarks.specialists.variants import JUDGED, VARIANTS
 _DRAWS = 2000
 EXPLAINED = (
     *(f"{name}: {variant.text}; control: {variant.control}." for name, variant in VARIANTS.items()),
-    f"NAME/{JUDGED}: the same, with columns pruned and a gate set by the tiles held back; else every tile of which the "
+    f"NAME/{JUDGED}: the same, with columns pruned and a gate set on held-out tiles; otherwise every tile of which the "
     "base is unsure (below 98 %) is sent down the whole tree.",
     "Errors of the test, mean +- sd over seeds, which change the split into training and held back too; extra: "
     "multiply-adds beyond the base's, columns and routing, mean over tiles; asked: columns asked of a tile. "
@@ -28,16 +28,16 @@ EXPLAINED = (
 
 
 class Paired(NamedTuple):
-    """How much more one way errs than another on the same tiles.
+    """Paired difference in errors of two variants on the same tiles.
 
     Parameters
     ----------
     difference : float
-        Of the shares of errors, mean over seeds.
+        Difference of error rates, mean over seeds.
     low, high : float
-        95 % interval, by drawing groups of tiles anew.
+        95 % interval, by a bootstrap over groups of tiles.
     p : float
-        Two-sided, of the same draws.
+        Two-sided, of the same bootstrap.
     """
 
     difference: float
@@ -60,7 +60,7 @@ class Paired(NamedTuple):
         return cls(float(each.mean()), float(low), float(high), min(1.0, 2 * (beyond + 1) / (_DRAWS + 1)))
 
     def figures(self, name: str) -> dict[str, float]:
-        """By name, with "..._low", "..._high" and "..._p"."""
+        """Figures by name, with "..._low", "..._high" and "..._p"."""
         return {name: self.difference, f"{name}_low": self.low, f"{name}_high": self.high, f"{name}_p": self.p}
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of specialists: every kind of them beside controls, on labelled tiles, and what they cost."""
+"""Benchmark of specialists: all variants against controls on labelled tiles, and their cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPTIONS = TrainingOptions()
 
 @dataclass(frozen=True)
 class SpecialistsScale:
-    """Seeds, steps of each net trained end to end, variants, "base" among them, and how costs are measured."""
+    """Seeds, steps of each net trained end to end, variants including "base", and settings of the cost measurement."""
 
     seeds: int
     steps: int
@@ -46,8 +46,8 @@ def benchmark_specialists(
 ) -> SectionReport:
     """Train all variants on each data set in `data` (see `load_tile_sets`; the digits) and seed, and compare them.
 
-    The errors of each variant are a file in `out`, an existing folder, and a second run trains only what is missing.
-    Nothing there tells other data of the same name from these: then take another folder.
+    The errors of each variant are stored in `out`, an existing folder, and a second run trains only missing variants.
+    Data sets are identified by name: use another folder for other data of the same name.
     """
     if scale.seeds < 1 or scale.steps < 1:
         raise ValueError(f"expected at least one seed and one step, got {scale.seeds} and {scale.steps}")
@@ -87,7 +87,7 @@ def _described(tiles: TileSet) -> str:
 def _run(
     tiles: TileSet, seed: int, home: Path, scale: SpecialistsScale, say: Callable[[str], None]
 ) -> dict[str, Errors]:
-    """Errors on one data set with one seed by name; those that are there are read."""
+    """Errors on one data set with one seed by name; stored ones are read."""
     folder = home / f"{tiles.name}-{scale.steps}" / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(tiles, seed, folder, scale.steps, scale.options)

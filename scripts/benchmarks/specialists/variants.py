@@ -1,4 +1,4 @@
-"""Ways of answering that the specialists benchmark compares, with the control that each must beat."""
+"""Variants that the specialists benchmark compares, with the control that each must beat."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Answer = Callable[[Experiment], Mapping[str, Errors]]
 
 
 class Variant(NamedTuple):
-    """A way of answering: what it is, how to get its errors, and the variant that it must beat."""
+    """A variant: its description, the function that gets its errors, and the variant that it must beat."""
 
     text: str
     run: Answer
@@ -33,7 +33,7 @@ def _as_dear(experiment: Experiment) -> Mapping[str, Errors]:
 
 
 def _noise(experiment: Experiment) -> NDArray[np.float32]:
-    """Vectors whose clusters mean nothing, and are about equal."""
+    """Random vectors, whose clusters are meaningless and about equal in size."""
     rng = np.random.default_rng(experiment.seed)
     return rng.standard_normal((len(experiment.tiles), 8)).astype(np.float32)
 
@@ -47,7 +47,7 @@ def _heads(clusters: int) -> Answer:
 
 
 def _shared(experiment: Experiment) -> Mapping[str, Errors]:
-    """One column for all, found for nothing, and trained for as many epochs as one that is followed by its own."""
+    """One column for all tiles, without cost of routing, trained for as many epochs as a shared and an own column."""
     options = experiment.options
     together = replace(options, epochs=options.epochs + options.own_epochs, own_epochs=0)
     specs, vectors = [experiment.design(_NARROW)], _noise(experiment)
@@ -64,7 +64,7 @@ def _tree(experiment: Experiment) -> Mapping[str, Errors]:
 
 
 def _medium(experiment: Experiment) -> Mapping[str, Errors]:
-    """Full-size columns over a base of half the channels: what is left of the refine net is to choose among them."""
+    """Full-size columns over a base of half the channels, which mainly chooses among them."""
     # Columns that do most of the work are trained for twice the epochs.
     longer = replace(
         experiment.options, epochs=2 * experiment.options.epochs, own_epochs=2 * experiment.options.own_epochs
@@ -77,15 +77,15 @@ VARIANTS: Mapping[str, Variant] = {
     "longer": Variant(
         "the base, trained for twice as long", lambda e: e.end_to_end(e.net(stack(e.tiles, 1.0), times=2))
     ),
-    "net_columns": Variant("a net as dear as base and column", _as_dear),
+    "net_columns": Variant("a net with the cost of base and column", _as_dear),
     "heads_6": Variant("at most 6 cluster heads", _heads(6)),
     "heads_32": Variant("at most 32 cluster heads", _heads(32)),
     "shared": Variant("one column for all", _shared),
-    "random": Variant("at most 12 columns, tiles dealt at random", _random, "shared"),
+    "random": Variant("at most 12 columns, tiles assigned at random", _random, "shared"),
     "columns": Variant("at most 12 columns", _columns(_NARROW), "shared"),
     "columns_32": Variant("at most 32 columns", _columns(_NARROW, 32), "shared"),
     "unsure": Variant(
-        "at most 12 columns, trained on tiles of which the base is unsure alone",
+        "at most 12 columns, trained only on tiles of which the base is unsure",
         _columns(_NARROW, unsure=True),
         "shared",
     ),
