@@ -51,7 +51,7 @@ def test_an_image_that_was_moved(
     assert main(["report", str(result), "--image", str(moved)]) == 0
     assert "data:image/jpeg" in (result / "report.html").read_text("utf-8")
     assert main(["report", str(result.parent), "--image", str(moved)]) == 1
-    assert "holds no single result" in capsys.readouterr().err
+    assert "is no single result" in capsys.readouterr().err
 
 
 def test_tiles(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
