@@ -19,8 +19,8 @@ EXPLAINED = (
     "base is unsure (below 98 %) is sent down the whole tree.",
     "Errors of the test, mean +- sd over seeds, which change the split into training and held out too; extra: "
     "multiply-adds beyond the base's, columns and routing, mean over tiles; asked: columns run per tile. "
-    "than_base, than_control: more errors, paired, with 95 % intervals and p by a bootstrap over groups of tiles (images "
-    "or blocks of them); they do not hold for other data sets.",
+    "than_base, than_control: more errors, paired, with 95 % interval and p by a bootstrap over groups of tiles "
+    "(images or blocks of them); they do not hold for other data sets.",
     "Novelty: squares of pictures are changed, and all cells ranked; AP is the average precision, AUROC the area under "
     "the ROC curve. The memory bank (as in PatchCore) and the Gaussian (as in PaDiM) read the same encoder's features "
     "of every cell; ours with a share of the cost leave most cells out, which come last.",
