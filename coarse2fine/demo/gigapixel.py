@@ -46,7 +46,7 @@ class Score:
     def __str__(self) -> str:
         return (
             f"{self.right:,} of {self.true:,} digits found ({self.right / self.true:.1%}), "
-            f"{self.found - self.right:,} false alarms, {self.named / max(self.right, 1):.1%} of them named rightly"
+            f"{self.found - self.right:,} false alarms, {self.named / max(self.right, 1):.1%} of the found ones classified correctly"
         )
 
 
@@ -66,7 +66,7 @@ def run(folder: Path, side: int) -> None:
     print(f"scene      {side:,} x {side:,} px = {side**2 / 1e9:.2f} gigapixel, {path}")
     model = load_model("digits")
     with analyze(path, model, progress=True) as analysis:
-        print(f"look       {len(scene.objects):,} digits among {len(scene.clutter):,} marks that are none")
+        print(f"scene      {len(scene.objects):,} digits and {len(scene.clutter):,} look-alikes")
         print(f"found      {score(analysis, scene)}")
         cost = analysis.cost
         share = cost.cells_refined / cost.cells
@@ -80,7 +80,9 @@ def run(folder: Path, side: int) -> None:
             f"time       {cost.seconds:.1f} s (scan {cost.scan_seconds:.1f}, choose {cost.choose_seconds:.1f}, refine "
             f"{cost.refine_seconds:.1f}) against an estimated {seconds:.0f} s: {seconds / cost.seconds:.1f}x less"
         )
-        print(f"           (estimate: {_SAMPLED_BLOCKS} random blocks of this scene refined whole, scaled to all)")
+        print(
+            f"           (estimate: {_SAMPLED_BLOCKS} random blocks of this scene refined completely, scaled to the whole)"
+        )
         print(f"read       {cost.bytes / 1e6:,.0f} MB decoded of {side**2 * 4 / 3 / 1e6:,.0f} in the pyramid")
         analysis.save(folder)
     print(f"picture    {(folder / 'overview.png').resolve()}")
