@@ -46,7 +46,7 @@ class Score:
     def __str__(self) -> str:
         return (
             f"{self.right:,} of {self.true:,} digits found ({self.right / self.true:.1%}), "
-            f"{self.found - self.right:,} false alarms, {self.named / max(self.right, 1):.1%} of the found ones classified correctly"
+            f"{self.found - self.right:,} false alarms, {self.named / max(self.right, 1):.1%} of them in the right class"
         )
 
 
@@ -80,9 +80,7 @@ def run(folder: Path, side: int) -> None:
             f"time       {cost.seconds:.1f} s (scan {cost.scan_seconds:.1f}, choose {cost.choose_seconds:.1f}, refine "
             f"{cost.refine_seconds:.1f}) against an estimated {seconds:.0f} s: {seconds / cost.seconds:.1f}x less"
         )
-        print(
-            f"           (estimate: {_SAMPLED_BLOCKS} random blocks of this scene refined completely, scaled to the whole)"
-        )
+        print(f"           (estimate: {_SAMPLED_BLOCKS} random blocks of this scene, scaled to all of it)")
         print(f"read       {cost.bytes / 1e6:,.0f} MB decoded of {side**2 * 4 / 3 / 1e6:,.0f} in the pyramid")
         analysis.save(folder)
     print(f"picture    {(folder / 'overview.png').resolve()}")
