@@ -45,8 +45,9 @@ class Score:
 
     def __str__(self) -> str:
         return (
-            f"{self.right:,} of {self.true:,} digits found ({self.right / self.true:.1%}), "
-            f"{self.found - self.right:,} false alarms, {self.named / max(self.right, 1):.1%} of them in the right class"
+            f"{self.right:,} of {self.true:,} digits ({self.right / self.true:.1%}), "
+            f"{self.named / max(self.right, 1):.1%} of these in the right class; "
+            f"{self.found - self.right:,} false alarms"
         )
 
 
@@ -66,7 +67,7 @@ def run(folder: Path, side: int) -> None:
     print(f"scene      {side:,} x {side:,} px = {side**2 / 1e9:.2f} gigapixel, {path}")
     model = load_model("digits")
     with analyze(path, model, progress=True) as analysis:
-        print(f"scene      {len(scene.objects):,} digits and {len(scene.clutter):,} look-alikes")
+        print(f"objects    {len(scene.objects):,} digits and {len(scene.clutter):,} look-alikes")
         print(f"found      {score(analysis, scene)}")
         cost = analysis.cost
         share = cost.cells_refined / cost.cells
