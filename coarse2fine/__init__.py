@@ -1,4 +1,4 @@
-"""Look at a gigapixel image cheaply everywhere, and closely only where it matters."""
+"""Scan a gigapixel image at low resolution, and refine only the windows that matter."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
