@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 from coarse2fine.models.precision import Precision
@@ -45,6 +46,9 @@ class AnalysisOptions(TypedDict, total=False):
     batch_size: int | None
 
 
+_NUMBERS = ("budget", "cells", "seconds", "recall", "confidence", "audit", "threshold", "seed", "batch_size")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The parameters of `analyze` as one value that can be stored and sent; `analyze` documents them.
@@ -73,10 +77,14 @@ class Config:
     batch_size: Annotated[int | None, "windows refined at once (default: by their size)"] = None
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ValueError(f"{name} must be a number, got {value!r:.60}")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold must be a probability between 0 and 1, got {self.threshold}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be a number of windows, at least 1; got {self.batch_size}")
+        if self.batch_size is not None and (self.batch_size < 1 or self.batch_size % 1 != 0):
+            raise ValueError(f"batch_size must be a whole number of windows, at least 1; got {self.batch_size}")
         check_seed(self.seed)
         self._check_limits()
         self._check_recall()

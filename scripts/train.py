@@ -12,8 +12,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import skimage.data
-
 import coarse2fine as c2f
 from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.fitting.explorer import fit_explorer
@@ -71,6 +69,8 @@ def generic(data: Path, options: dict[str, Any]) -> c2f.Model:
     paths = [*sorted((data / "mars").glob("*.png")), *sorted((data / "formats").iterdir())]
     paths += sorted((data / "rbc" / "images").iterdir())[:24]
     images: list[Any] = [c2f.open_image(p) for p in paths]
+    import skimage.data  # noqa: PLC0415 (an extra)
+
     names = (
         "astronaut",
         "coffee",

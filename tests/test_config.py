@@ -216,3 +216,10 @@ def test_shares_of_the_generic_model_are_of_what_its_exhaustive_pass_takes(
     assert usual.exhaustive_macs == pytest.approx(whole.macs, rel=0.005)
     assert usual.share <= 1.0
     assert analyze(pixels, "generic", budget=0.9, mask=mask, precision="fp32").cost.share <= 0.905
+
+
+@pytest.mark.parametrize("name", ["budget", "cells", "seconds", "threshold", "seed", "batch_size"])
+@pytest.mark.parametrize("value", ["0.1", True])
+def test_a_number_is_expected_of_a_number(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a number"):
+        Config(**{name: value})  # type: ignore[arg-type]

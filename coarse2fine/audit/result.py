@@ -185,13 +185,14 @@ class Audit:
         return self.target is not None and self.recall_interval[0] >= self.target
 
     @classmethod
-    def pooled(cls, audits: Sequence[Audit], *, confidence: float = 0.95, target: float | None = None) -> Audit:
+    def pooled(cls, audits: Sequence[Audit | None], *, confidence: float = 0.95, target: float | None = None) -> Audit:
         """Audit of many images together, with a far narrower interval than those of single images.
 
         Parameters
         ----------
-        audits : sequence of Audit
-            Audits of analyses without a `recall` of their own.
+        audits : sequence of Audit or None
+            Audits of analyses without a `recall` of their own. Analyses without an audit (None) are left out: what is
+            said then holds for the other images.
         confidence : float
             Probability with which the pooled interval holds.
         target : float, optional
@@ -200,18 +201,20 @@ class Audit:
         Raises
         ------
         ValueError
-            If one of them has no sample, or certified a recall of its own: its stopping depends on its draws.
+            If none has an audit, or one has no sample or certified a recall of its own: its stopping depends on its
+            draws.
         """
-        if not all(audit.sampled for audit in audits):
+        made = [audit for audit in audits if audit is not None]
+        if not made or not all(audit.sampled for audit in made):
             raise ValueError("only random samples can be pooled: analyse every image with audit=0.01, without recall")
-        parts = [part for audit in audits for part in audit.kinds]
+        parts = [part for audit in made for part in audit.kinds]
         kinds = [kind for kind in _NAMES if any(part.kind == kind for part in parts)]
-        sides = {audit.side for audit in audits if audit.blocks}
+        sides = {audit.side for audit in made if audit.blocks}
         return cls(
             tuple(_pooled(kind, parts, shared_confidence(confidence, len(kinds))) for kind in kinds),
             confidence=confidence,
-            blocks=sum(a.blocks for a in audits),
-            audited=sum(a.audited for a in audits),
+            blocks=sum(a.blocks for a in made),
+            audited=sum(a.audited for a in made),
             side=sides.pop() if len(sides) == 1 else 0,
             target=target,
         )
@@ -239,7 +242,9 @@ class Audit:
     def from_json(cls, record: Mapping[str, Any]) -> Audit:
         """Inverse of `to_json`."""
         names = ("confidence", "blocks", "audited", "side", "target")
-        return cls(tuple(map(Part.from_json, record["kinds"])), **{name: record[name] for name in names})
+        # Version 0.1 counted objects and cells of areas together, in the audit itself.
+        kinds = record.get("kinds") or [{**record, "kind": "object", "certain": False}]
+        return cls(tuple(map(Part.from_json, kinds)), **{name: record[name] for name in names})
 
     def __str__(self) -> str:
         work = f"{self.audited:,} of {self.blocks:,} skipped blocks audited" if self.blocks else "nothing was skipped"

@@ -35,7 +35,7 @@ _PACKAGES = (
 _CODECS = ("jpeg8", "jpeg2k", "lzw", "zstd", "deflate", "webp", "png", "lerc", "jpegxl", "jpegxr")
 _EXTRAS = {
     "openslide": "openslide",
-    "remote": "fsspec",
+    "remote": "aiohttp",
     "tensorstore": "tensorstore",
     "demo": "sklearn",
     "features": "h5py",

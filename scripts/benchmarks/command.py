@@ -19,7 +19,6 @@ from benchmarks.batches import run as batches
 from benchmarks.exporting import benchmark_export
 from benchmarks.reading import run as reading
 from benchmarks.report import SectionReport
-from benchmarks.specialists import run as specialists
 from coarse2fine.cli.benchmark import SCENES, add_output, add_scenes, made_place
 from coarse2fine.terminal import say, say_lines
 
@@ -98,6 +97,8 @@ def _batch(given: argparse.Namespace) -> SectionReport:
 
 
 def _specialists(given: argparse.Namespace) -> SectionReport:
+    from benchmarks.specialists import run as specialists  # noqa: PLC0415 (needs an extra)
+
     scale = specialists.QUICK if given.quick else specialists.FULL
     asked = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
     return specialists.benchmark_specialists(given.out, data=given.data, scale=replace(scale, **asked))

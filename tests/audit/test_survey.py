@@ -334,6 +334,20 @@ def test_audits_are_pooled(detector: Model) -> None:
     single = certify(world.standing(), 0.9, confidence=0.95, seed=0).audit
     with pytest.raises(ValueError, match=r"only random samples can be pooled: analyse every image with audit=0\.01"):
         Audit.pooled([*audits, single])
+    assert Audit.pooled([None, *audits, None], target=0.7) == whole
+    with pytest.raises(ValueError, match="only random samples can be pooled"):
+        Audit.pooled([None])
+
+
+def test_audits_of_version_0_1_are_read(detector: Model) -> None:
+    record = {
+        **{"found": 61, "missed": 2.5, "missed_interval": [0, 9], "recall": 0.96, "recall_interval": [0.87, 1.0]},
+        **{"confidence": 0.95, "cap": 3, "blocks": 256, "audited": 20, "side": 8, "target": None, "certified": False},
+        "sample": None,
+    }
+    audit = Audit.from_json(record)
+    assert (audit.found, audit.missed, audit.missed_interval, audit.cap) == (61, 2.5, (0, 9), 3)
+    assert Audit.from_json(audit.to_json()) == audit
 
 
 def test_too_few_objects_end_at_the_exhaustive_pass(detector: Model) -> None:
