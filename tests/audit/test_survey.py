@@ -341,8 +341,18 @@ def test_audits_are_pooled(detector: Model) -> None:
 
 def test_audits_of_version_0_1_are_read(detector: Model) -> None:
     record = {
-        **{"found": 61, "missed": 2.5, "missed_interval": [0, 9], "recall": 0.96, "recall_interval": [0.87, 1.0]},
-        **{"confidence": 0.95, "cap": 3, "blocks": 256, "audited": 20, "side": 8, "target": None, "certified": False},
+        "found": 61,
+        "missed": 2.5,
+        "missed_interval": [0, 9],
+        "recall": 0.96,
+        "recall_interval": [0.87, 1.0],
+        "confidence": 0.95,
+        "cap": 3,
+        "blocks": 256,
+        "audited": 20,
+        "side": 8,
+        "target": None,
+        "certified": False,
         "sample": None,
     }
     audit = Audit.from_json(record)
