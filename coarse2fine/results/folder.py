@@ -84,7 +84,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / ANALYSIS
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no complete result ({ANALYSIS} is missing); analyse the image again")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}: expected the folder of a result")
+        parts = sorted(found.parent for found in folder.glob(f"*/{ANALYSIS}"))
+        remedy = (
+            f"name one of the {len(parts):,} results in it, such as {parts[0]}" if parts else "analyse the image again"
+        )
+        raise FileNotFoundError(f"{folder} holds no complete result ({ANALYSIS} is missing); {remedy}")
     try:
         record = json.loads(path.read_text("utf-8"))
     except ValueError as error:

@@ -176,8 +176,12 @@ def test_chosen_channels_are_read_again(detector: Model, tmp_path: Path) -> None
 def test_an_unfinished_result_is_none(picture: Path, detector: Model, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no complete result \(analysis.json is missing\)"):
         Analysis.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        Analysis.load(tmp_path / "nothing")
     with analyze(picture, detector, budget=0.5) as analysis:
         folder = analysis.save(tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="name one of the 1 results in it, such as .*out"):
+        Analysis.load(tmp_path)
         broken = replace(analysis, regions=(*analysis.regions, Region("a", 0.5, (0, 0, 5, 5))))
         (folder / "overview.png").unlink()
         (folder / "overview.png").mkdir()
