@@ -180,8 +180,8 @@ def test_an_unfinished_result_is_none(picture: Path, detector: Model, tmp_path: 
         Analysis.load(tmp_path / "nothing")
     with analyze(picture, detector, budget=0.5) as analysis:
         folder = analysis.save(tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="name one of the 1 results in it, such as .*out"):
-        Analysis.load(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"name one of the 1 results in it, such as .*out"):
+            Analysis.load(tmp_path)
         broken = replace(analysis, regions=(*analysis.regions, Region("a", 0.5, (0, 0, 5, 5))))
         (folder / "overview.png").unlink()
         (folder / "overview.png").mkdir()
