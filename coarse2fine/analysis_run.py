@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ class AnalysisRun:
         cell = model.geometry.cell
         self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
         self._strategy = strategy_of(model)
-        self.exhaustive_macs = self._strategy.exhaustive_macs(image.shape[:2], self._dense())
+        self.exhaustive_macs = self._strategy.exhaustive_macs(image.shape[:2], self._dense)
         self.pilot = Pilot.none(self.cell_shape)
         self._whole = config.exhaustive or self._may_refine_all()
         self.sample = self._checked_sample()
@@ -114,7 +114,7 @@ class AnalysisRun:
 
     def _most_after_scan(self) -> int:
         """Multiply-adds left for everything after the scan of the plane."""
-        most = self._dense().macs(self._model.window_macs)
+        most = self._dense_macs
         if self._config.budget is None:
             return most
         left = int(self._config.budget * self.exhaustive_macs) - scan_macs(self._model, self._image.shape[:2])
@@ -127,11 +127,22 @@ class AnalysisRun:
         return default and scan_macs(self._model, self._image.shape[:2], self.inside) > self.exhaustive_macs
 
     def _masked(self, scan: Scan) -> Scan:
-        return scan if self.inside.all() else replace(scan, interest=scan.interest * self.inside)
+        return scan if self._unmasked else replace(scan, interest=scan.interest * self.inside)
 
+    @cached_property
+    def _unmasked(self) -> bool:
+        """Whether every cell is to be analysed."""
+        return bool(self.inside.all())
+
+    @cached_property
     def _dense(self) -> Plan:
         """The exhaustive pass."""
-        return dense_plan(self.cell_shape) if self.inside.all() else cover(self.inside, self._model.window_macs)
+        return dense_plan(self.cell_shape) if self._unmasked else cover(self.inside, self._model.window_macs)
+
+    @cached_property
+    def _dense_macs(self) -> int:
+        """Multiply-adds of the exhaustive pass, with what specialists may take."""
+        return self._dense.macs(self._model.window_macs)
 
     @property
     def _prices_first(self) -> bool:
@@ -139,7 +150,7 @@ class AnalysisRun:
 
     def _pays(self) -> bool:
         """Whether a scan pays: always, except if refining everything seems cheaper for certifying a recall."""
-        config, macs = self._config, self._dense().macs(self._model.window_macs)
+        config, macs = self._config, self._dense_macs
         if config.recall is None or not self._prices_first:
             return True
         bare = self._audit_state(
@@ -166,12 +177,12 @@ class AnalysisRun:
     def choose(self, scan: Scan) -> Plan:
         """The windows to refine."""
         plan = self._choose(scan)
-        return plan if self.inside.all() else plan.take(plan.touching(self.inside))
+        return plan if self._unmasked else plan.take(plan.touching(self.inside))
 
     def _choose(self, scan: Scan) -> Plan:
         config, model = self._config, self._model
         if self._whole:
-            return self._dense()
+            return self._dense
         if config.cells is not None:
             return self._few(scan, config.cells)
         chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs)
@@ -180,7 +191,7 @@ class AnalysisRun:
             if config.recall is not None:
                 pilot = self.pilot if self._prices_first else None
                 spent = scan.macs + self.pilot.macs
-                return affordable(plan, pilot, spent, self._dense(), model.window_macs)
+                return affordable(plan, pilot, spent, self._dense, model.window_macs)
             return plan if config.limited else self._cheapest(plan)
         left = self._left(scan)
         if config.recall is None:
@@ -192,7 +203,7 @@ class AnalysisRun:
         """Multiply-adds left for windows."""
         share, usual = self._config.budget, self._strategy.default_share
         if share is None and usual is None:
-            return int(MOST_OVER * self._dense().macs(self._model.window_macs)) - scan.macs
+            return int(MOST_OVER * self._dense_macs) - scan.macs
         self._check_pays(scan.macs, self.sample)
         left = int(((share or usual or 0) - self.sample) * self.exhaustive_macs) - scan.macs
         # In a small image the scan and its sample may use up the default share; half of it is for windows all the same.
@@ -212,9 +223,8 @@ class AnalysisRun:
 
     def _cheapest(self, plan: Plan) -> Plan:
         """The plan, or the exhaustive pass if that costs less than the plan and its audit."""
-        dense = self._dense()
         macs = plan.macs(self._model.window_macs) + self.sample * self.exhaustive_macs
-        return plan if macs < dense.macs(self._model.window_macs) else dense
+        return plan if macs < self._dense_macs else self._dense
 
     def refine(self, plan: Plan, learned: Any, tick: Tick | None = None) -> Refinement:
         """Refine a plan: in pieces that the checkpoint stores, or without it if there is a deadline."""
@@ -223,7 +233,7 @@ class AnalysisRun:
             fine = closely(plan, tick=tick, deadline=self._deadline)
         else:
             fine = refine_in_pieces(plan, self._model, self._checkpoint, closely, tick)
-        if self.inside.all():
+        if self._unmasked:
             return fine
         y, x = fine.candidates.cells.T // self._model.geometry.fine
         return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
@@ -258,7 +268,7 @@ class AnalysisRun:
         state = self._audit_state(interest, covered, fine.candidates, again)
         config = self._config
         if config.recall is not None and not fine.cut:
-            most = MOST_OVER * self._dense().macs(self._model.window_macs)
+            most = MOST_OVER * self._dense_macs
             share = math.inf if config.budget is None else config.budget * self.exhaustive_macs
             left = int(min(most, share)) - scan.macs - fine.macs - self.pilot.macs
             return certify(state, config.recall, confidence=config.confidence, seed=config.seed, most_macs=left)

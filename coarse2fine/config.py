@@ -46,9 +46,6 @@ class AnalysisOptions(TypedDict, total=False):
     batch_size: int | None
 
 
-_NUMBERS = ("budget", "cells", "seconds", "recall", "confidence", "audit", "threshold", "seed", "batch_size")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The parameters of `analyze` as one value that can be stored and sent; `analyze` documents them.
@@ -136,6 +133,9 @@ class Config:
         """The parameters that a result records, as JSON values; device and precision are in its runtime."""
         stated = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_STATED}
         return {**stated, "seed": int(self.seed)}
+
+
+_NUMBERS = tuple(name for name, hint in get_type_hints(Config).items() if {int, float} & {hint, *get_args(hint)})
 
 
 def check_seed(seed: int) -> None:

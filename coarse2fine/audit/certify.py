@@ -208,14 +208,14 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
         expected, seems = blocks.expected[kind], bound.kinds[kind].hoped
         promising = seems > _HOPEFUL * max(allowed[kind], 1)
         planned = _promising(expected[unknown], seems, allowed[kind]) if promising else bound.planned_draws(allowed)
-        left = most_macs - blocks.macs
+        left, rest = most_macs - blocks.macs, blocks.rest_macs
         # Only half of the planned blocks: their finds improve the next plan.
         count = min(
             max(_LEAST_DRAWS, ceil_div(planned, 2)), bound.unknown, int(min(left / blocks.macs_each, len(blocks)))
         )
         # Large rectangles cost nothing extra if all is refined in the end.
         goal = 1 - _HOPEFUL * allowed[kind] / seems if promising else 0.0
-        pieces = _pieces(blocks, planned, count, goal, left)
+        pieces = _pieces(blocks, planned, count, goal, left, rest)
         if len(pieces):
             looked = blocks.look_widely(pieces)
             if looked is None:
@@ -224,7 +224,7 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
             bound.know(looked[0][fresh], looked[1][:, fresh])
             unknown[looked[0]] = False
             continue
-        if _rather_all(blocks, planned, count, left):
+        if _rather_all(blocks, planned, count, left, rest):
             blocks.look_at_rest()
             return
         if count < 1:
@@ -241,9 +241,9 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
         unknown[index] = False
 
 
-def _rather_all(blocks: Blocks, planned: int, count: int, left: float) -> bool:
+def _rather_all(blocks: Blocks, planned: int, count: int, left: float, rest: int) -> bool:
     """Whether to refine all that is left now: if that is cheaper, or will soon be unaffordable and draws may not do."""
-    rest, macs = blocks.rest_macs, planned * blocks.macs_each
+    macs = planned * blocks.macs_each
     last = rest > left - count * blocks.macs_each
     return rest <= left and (macs >= rest or (last and macs * _WARY >= left))
 
@@ -255,7 +255,7 @@ def _promising(expected: NDArray[np.float64], seems: float, allowed: int) -> int
     return int(np.searchsorted(np.cumsum(order), enough)) + 1
 
 
-def _pieces(blocks: Blocks, planned: int, count: int, goal: float, left: float) -> Plan:
+def _pieces(blocks: Blocks, planned: int, count: int, goal: float, left: float, rest: int) -> Plan:
     """Rectangles to refine instead of single blocks, if blocks cost more or too much; else none.
 
     Parameters
@@ -267,8 +267,10 @@ def _pieces(blocks: Blocks, planned: int, count: int, goal: float, left: float) 
         Share of the expected misses that the rectangles must hold; 0 if draws are to bound them.
     left : float
         Multiply-adds that may be spent.
+    rest : int
+        Multiply-adds of all that is not refined yet.
     """
-    price, rest = planned * blocks.macs_each, blocks.rest_macs
+    price = planned * blocks.macs_each
     best, least, most = Plan.empty(blocks.cell_shape), min(price, left), 0.0
     # If not all that is left is affordable, refine as much as is, with a reserve to audit the remainder, if blocks cost
     # more than everything, or if after the next round the affordable part would no longer be nearly all.

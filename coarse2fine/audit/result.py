@@ -81,14 +81,7 @@ class Part:
             sample["least_cap"] = None
         return {
             "kind": self.kind,
-            "found": self.found,
-            "missed": None if math.isnan(self.missed) else self.missed,
-            "missed_interval": list(self.missed_interval),
-            "recall": None if math.isnan(self.recall) else self.recall,
-            "recall_interval": list(self.recall_interval),
-            "confidence": self.confidence,
-            "cap": self.cap,
-            "certain": self.certain,
+            **_stated(self),
             "sample": sample,
         }
 
@@ -222,14 +215,7 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """The audit as JSON values, with the samples that pooling needs; see `from_json`."""
         return {
-            "found": self.found,
-            "missed": None if math.isnan(self.missed) else self.missed,
-            "missed_interval": list(self.missed_interval),
-            "recall": None if math.isnan(self.recall) else self.recall,
-            "recall_interval": list(self.recall_interval),
-            "confidence": self.confidence,
-            "cap": self.cap,
-            "certain": self.certain,
+            **_stated(self),
             "blocks": self.blocks,
             "audited": self.audited,
             "side": self.side,
@@ -333,6 +319,20 @@ class Audited:
         nothing = Audit((), confidence=0.0, blocks=0, audited=0, side=0)
         audit = nothing if confidence is None else _unknown(Blocks(standing), confidence)
         return cls(audit, standing.candidates, standing.covered, Plan.empty(standing.cell_shape), 0, (), False)
+
+
+def _stated(of: Part | Audit) -> dict[str, Any]:
+    """The members that a part and a whole audit have alike, as JSON values."""
+    return {
+        "found": of.found,
+        "missed": None if math.isnan(of.missed) else of.missed,
+        "missed_interval": list(of.missed_interval),
+        "recall": None if math.isnan(of.recall) else of.recall,
+        "recall_interval": list(of.recall_interval),
+        "confidence": of.confidence,
+        "cap": of.cap,
+        "certain": of.certain,
+    }
 
 
 def _pooled(kind: Kind, parts: Sequence[Part], confidence: float) -> Part:

@@ -17,10 +17,10 @@ import numpy as np
 
 from coarse2fine.audit.result import Audit
 from coarse2fine.report.image_page import colour, recall_text, write_report
-from coarse2fine.report.templates import data_uri, render_page
+from coarse2fine.report.templates import render_page
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.folder import ANALYSIS, REPORT, THUMBNAIL, facts_of, pooled_audit, read_record, state_of
-from coarse2fine.results.overlays import encoded
+from coarse2fine.results.overlays import data_uri, encoded
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.writing.atomic import replacing_stream

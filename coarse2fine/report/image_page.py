@@ -17,10 +17,10 @@ from scipy.spatial import cKDTree
 from coarse2fine.audit.result import Audit
 from coarse2fine.models.firing import NO_FEATURE, feature_name
 from coarse2fine.region import Region
-from coarse2fine.report.templates import data_uri, render_page
+from coarse2fine.report.templates import render_page
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.colours import label_colour
-from coarse2fine.results.overlays import encoded, heat_pixels, to_overview
+from coarse2fine.results.overlays import data_uri, encoded, heat_pixels, to_overview
 from coarse2fine.steps.plan import Plan
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, ceil_div

@@ -13,7 +13,6 @@ import jinja2
 from coarse2fine._version import __version__
 
 _FOLDER = "web"
-_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
 
 def render(template: str, **values: Any) -> str:
@@ -32,11 +31,6 @@ def render_page(template: str, **values: Any) -> str:
 def asset(name: str) -> str:
     """Text of a file of the package."""
     return files("coarse2fine.report").joinpath(_FOLDER, name).read_text("utf-8")
-
-
-def data_uri(content: bytes, ending: str) -> str:
-    """A picture as a data URI."""
-    return f"data:{_TYPES[ending]};base64,{base64.b64encode(content).decode()}"
 
 
 @cache

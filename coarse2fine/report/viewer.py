@@ -20,7 +20,7 @@ from coarse2fine.report.templates import asset
 from coarse2fine.report.viewer_tiles import CLOSER, LAYERS, OVERLAP, TILE, Tiles
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.colours import label_colour
-from coarse2fine.results.folder import ANALYSIS
+from coarse2fine.results.folder import ANALYSIS, results_within
 from coarse2fine.terminal import say
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.opening import ImageSource
@@ -126,7 +126,7 @@ def serve(
         If there is no such port, or the result is damaged.
     """
     folder = Path(result)
-    parts = sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
+    parts = results_within(folder)
     if parts and not (folder / ANALYSIS).is_file():
         raise FileNotFoundError(f"{folder} holds {len(parts):,} results; view one of them, such as {parts[0]}")
     with Analysis.load(folder, image) as analysis, ViewServer(analysis, folder, host, port) as server:

@@ -12,7 +12,7 @@ from typing import Any
 
 from coarse2fine._version import __version__
 from coarse2fine.region import Region
-from coarse2fine.results.folder import ANALYSIS, read_record, regions_file
+from coarse2fine.results.folder import ANALYSIS, read_record, regions_file, results_within
 from coarse2fine.results.geojson import read_regions
 from coarse2fine.results.json_file import NOT_UNICODE
 from coarse2fine.tiling.storage.remote import is_url
@@ -120,7 +120,7 @@ def result_folders(folder: Path) -> list[Path]:
     FileNotFoundError
         If it holds none.
     """
-    found = [folder] if (folder / ANALYSIS).is_file() else sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
+    found = [folder] if (folder / ANALYSIS).is_file() else results_within(folder)
     if not found:
         raise FileNotFoundError(f"{folder} holds no results; expected what `coarse2fine analyze` wrote")
     return found

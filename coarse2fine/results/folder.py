@@ -72,6 +72,11 @@ def _stored(folder: Path, record: Mapping[str, Any], image: ImageSource | None) 
     }
 
 
+def results_within(folder: Path) -> list[Path]:
+    """Folders directly inside a folder that hold a result, as those of a batch."""
+    return sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """Content of a result's ``analysis.json``.
 
@@ -86,7 +91,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}: expected the folder of a result")
-        parts = sorted(found.parent for found in folder.glob(f"*/{ANALYSIS}"))
+        parts = results_within(folder)
         remedy = (
             f"name one of the {len(parts):,} results in it, such as {parts[0]}" if parts else "analyse the image again"
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
+
+from coarse2fine.results.overlays import data_uri
 
 
 def notebook_html(lines: Sequence[str], picture: bytes | None) -> str:
@@ -20,8 +21,7 @@ def notebook_html(lines: Sequence[str], picture: bytes | None) -> str:
     first, *rest = (escape(line) for line in lines)
     shown = ""
     if picture is not None:
-        source = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
-        shown = f'<img src="{source}" alt="" style="max-width:320px;border-radius:6px">'
+        shown = f'<img src="{data_uri(picture, ".jpg")}" alt="" style="max-width:320px;border-radius:6px">'
     text = "<br>".join([f"<b>{first}</b>", *rest])
     return (
         '<div style="display:flex;gap:16px;align-items:flex-start;flex-wrap:wrap">'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from functools import cache, partial
 
@@ -17,6 +18,7 @@ from coarse2fine.tiling.window_reader import salvage
 
 PAGE_SIDE = 1400
 HEAT = "YlOrRd"
+_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 _THUMBNAIL_SIDE = 512
 _LEAST_MARK = 3
 _MOST_MARKS = 20_000
@@ -105,6 +107,11 @@ def encoded(pixels: NDArray[np.uint8], ending: str, quality: int = 85) -> bytes:
     """Pixels (blue, green, red) as the bytes of a ".jpg" or ".png" file."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if ending == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     return cv2.imencode(ending, pixels, options)[1].tobytes()
+
+
+def data_uri(content: bytes, ending: str) -> str:
+    """The bytes of a ".jpg" or ".png" file as a data URI, for pages."""
+    return f"data:{_TYPES[ending]};base64,{base64.b64encode(content).decode()}"
 
 
 @cache
