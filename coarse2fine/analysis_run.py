@@ -74,7 +74,7 @@ class AnalysisRun:
         self._strategy = strategy_of(model)
         self.exhaustive_macs = self._strategy.exhaustive_macs(image.shape[:2], self._dense)
         self.pilot = Pilot.none(self.cell_shape)
-        self._whole = config.exhaustive or self._may_refine_all()
+        self._whole = config.exhaustive or self._may_refine_all() or self._needs_no_scan()
         self.sample = self._checked_sample()
         self.audits = bool(self.sample or config.recall)
 
@@ -97,6 +97,10 @@ class AnalysisRun:
             return False
         rest = replace(self._config, cells=None)
         return rest.exhaustive or not rest.limited
+
+    def _needs_no_scan(self) -> bool:
+        """Whether a scan does not pay with this model, and nothing limits the analysis."""
+        return not (self._model.refiner.screened or self._config.limited)
 
     def look(self, tick: Tick | None) -> tuple[Scan, Any]:
         """The scan, and the context that the refiner learns from the image, or None."""
@@ -137,7 +141,10 @@ class AnalysisRun:
     @cached_property
     def _dense(self) -> Plan:
         """The exhaustive pass."""
-        return dense_plan(self.cell_shape) if self._unmasked else cover(self.inside, self._model.window_macs)
+        model = self._model
+        if self._unmasked:
+            return dense_plan(self.cell_shape, model.longest_window)
+        return cover(self.inside, model.window_macs, model.longest_window)
 
     @cached_property
     def _dense_macs(self) -> int:
@@ -185,7 +192,9 @@ class AnalysisRun:
             return self._dense
         if config.cells is not None:
             return self._few(scan, config.cells)
-        chosen = partial(choose, scan.interest, model.window, window_macs=model.window_macs)
+        chosen = partial(
+            choose, scan.interest, model.window, window_macs=model.window_macs, longest=model.longest_window
+        )
         if config.budget is None and self._strategy.default_share is None:
             plan = chosen(tau=model.tau)
             if config.recall is not None:
@@ -217,7 +226,8 @@ class AnalysisRun:
             return plan
         if self._config.budget is None:
             left = max(left, int(plan.costs(macs)[0]))  # at least one window after a scan
-        sides = (window, *(side for side in _LARGER if side > window and side**2 <= cells))
+        most = min(math.isqrt(cells), self._model.longest_window)
+        sides = (window, *(side for side in _LARGER if window < side <= most))
         plans = [choose(scan.interest, s, window_macs=macs, budget_macs=left, budget_cells=cells) for s in sides]
         return max(plans, key=lambda each: float(scan.interest[each.covered()].sum()))
 

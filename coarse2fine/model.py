@@ -26,6 +26,8 @@ from coarse2fine.terminal import printable
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.writing.atomic import replace_file
 
+DENSE_SIDE = 128
+"""Longest side of a window in cells."""
 MOST_PIXELS = 2**16
 """Largest size that a model may state in pixels or cells."""
 _LEAST_STD = 1e-6
@@ -206,6 +208,12 @@ class Model:
         """All stages of the cascade; the last is the base's."""
         g = self.geometry
         return (*self.cascade, CascadeStage(self.base, g.cell, g.scan_downsample, self.firing, self.tau))
+
+    @property
+    def longest_window(self) -> int:
+        """Longest side, in cells, of a window that the refiner takes."""
+        longest = self.refiner.longest
+        return DENSE_SIDE if longest is None else max(1, longest // self.geometry.fine)
 
     def refiner_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of the refiner without specialists on one window, halo included; sides in cells."""

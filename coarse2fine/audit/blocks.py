@@ -15,7 +15,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.steps.plan import Plan, cover
 from coarse2fine.steps.refine import Refinement
-from coarse2fine.steps.suppress import repeats, suppress
+from coarse2fine.refiners.suppress import repeats, suppress
 
 BLOCK_SIDES = (1, 2, 4, 8, 16)
 # Candidates from which double counting at block borders is estimated.
@@ -92,8 +92,13 @@ class AuditState:
         return replace(self, covered=self.covered | covered, candidates=every.distinct(width))
 
     def finds(self) -> Candidates:
-        """Candidates at or above the threshold: each object once, and every fine cell of an area."""
+        """Candidates at or above the threshold: each object once, and every fine cell of an area.
+
+        If the refiner finds each object in one fine cell only, nothing is suppressed, so that counts are additive.
+        """
         sure = self.candidates.take(self.candidates.scores >= self.threshold)
+        if self.model.refiner.counts_once:
+            return sure
         area = self.model.areas[sure.labels]
         return Candidates.concatenate([suppress(sure.take(~area)), sure.take(area)])
 
@@ -143,9 +148,10 @@ class Blocks:
         skipped = _per_block(self._skipped, self.side)
         self._columns = skipped.shape[1]
         self._numbers = np.flatnonzero(skipped)
-        most = skipped.ravel()[self._numbers] * model.geometry.fine**2
+        most = skipped.ravel()[self._numbers] * model.geometry.fine**2 * model.refiner.most_in_cell
         self.caps = np.minimum(np.array(caps, np.float64)[:, None], most)
-        self.certain = tuple(cap >= (self.side * model.geometry.fine) ** 2 for cap in caps)
+        certain = (self.side * model.geometry.fine) ** 2 * model.refiner.most_in_cell
+        self.certain = tuple(cap >= certain for cap in caps)
         hoped = _per_block(np.where(self._skipped, standing.interest, 0), self.side).ravel()[self._numbers]
         self.expected = _shares(standing, known)[:, None] * hoped
         self._found: list[Candidates] = []
@@ -209,7 +215,7 @@ class Blocks:
             Share of each in the finds that the scan expects in all of them.
         """
         left, model = ~self._refined, self._at.model
-        plan = cover(left, model.window_macs, side)
+        plan = cover(left, model.window_macs, min(side, model.longest_window))
         hoped = np.where(left, self._at.interest, 0)
         # The scan may be blind to objects: add the mean expectation to every cell.
         hoped += left * max(hoped.sum(dtype=np.float64) / max(left.sum(), 1), 1e-9)
@@ -268,10 +274,13 @@ class Blocks:
         return sure.take(self._skipped[cells[:, 0], cells[:, 1]])
 
     def _rest(self) -> Plan:
-        return cover(~self._refined, self._at.model.window_macs)
+        model = self._at.model
+        return cover(~self._refined, model.window_macs, model.longest_window)
 
     def _once(self, fresh: Candidates) -> Candidates:
         """Each object once in its block, without those known before the audit; all fine cells of areas."""
+        if self._at.model.refiner.counts_once:
+            return fresh
         area = self._at.model.areas[fresh.labels]
         objects = suppress(fresh.take(~area), self._home(fresh.take(~area)))
         return Candidates.concatenate([objects.take(~repeats(objects, self._known)), fresh.take(area)])
@@ -313,13 +322,15 @@ def _best_side(standing: AuditState, known: Candidates) -> tuple[int, tuple[int,
 
 
 def _cap(model: Model, kind: Kind, objects: Candidates, side: int, distance: float) -> int:
-    fine = side * model.geometry.fine
+    fine, most = side * model.geometry.fine, model.refiner.most_in_cell
     # Every cell of an area is a find.
-    return fine**2 if kind == "area" else object_cap(objects, fine, distance)
+    return fine**2 * most if kind == "area" else object_cap(objects, fine, distance, most)
 
 
 def _repeated(standing: AuditState, side: int) -> float:
     """Mean number of times that an object is counted, since each block that it touches may count it."""
+    if standing.model.refiner.counts_once:
+        return 1.0
     near = standing.candidates.take(np.arange(min(_ENOUGH, len(standing.candidates))))
     near = near.take((near.scores >= standing.threshold) & ~standing.model.areas[near.labels])
     block = near.cells.astype(np.int64) // (side * standing.model.geometry.fine)

@@ -56,6 +56,9 @@ def fullest(finds: Candidates, side: int) -> int:
     return int(np.unique(block, axis=0, return_counts=True)[1].max(initial=0)) if len(block) else 0
 
 
-def object_cap(objects: Candidates, side: int, distance: float) -> int:
-    """Most objects at least `distance` apart in a square, and no less than seen; both lengths in fine cells."""
-    return int(min(side**2, max(packed(side, distance), fullest(objects, side))))
+def object_cap(objects: Candidates, side: int, distance: float, most: int = 1) -> int:
+    """Most objects at least `distance` apart in a square, and no less than seen; both lengths in fine cells.
+
+    `most` is the largest number of objects in a fine cell.
+    """
+    return int(min(most * side**2, max(packed(side, distance), fullest(objects, side))))

@@ -135,8 +135,9 @@ class _Work:
     def extend(self) -> None:
         """Refine further windows if that lowers the total cost with the audit; or all that is left, if that does."""
         plan, price = self._extension()
-        everything = cover(~self.standing.covered, self.standing.model.window_macs)
-        rest = everything.macs(self.standing.model.window_macs)
+        model = self.standing.model
+        everything = cover(~self.standing.covered, model.window_macs, model.longest_window)
+        rest = everything.macs(model.window_macs)
         if _SAVES * rest <= price and rest <= self.left:
             plan = everything
         if not len(plan):

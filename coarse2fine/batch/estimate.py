@@ -143,7 +143,7 @@ def _expected(job: Job) -> Expected:
 
 def _least_and_most(model: Model, config: Config, full_shape: tuple[int, int]) -> tuple[int, int]:
     """Multiply-adds of the scan, and an upper bound for the analysis, both without the mask."""
-    dense = dense_plan(model.cell_shape(full_shape))
+    dense = dense_plan(model.cell_shape(full_shape), model.longest_window)
     strategy = strategy_of(model)
     scan = 0 if config.exhaustive and not strategy.needed else scan_macs(model, full_shape)
     whole = strategy.exhaustive_macs(full_shape, dense)

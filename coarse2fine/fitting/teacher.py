@@ -17,7 +17,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine import refine
-from coarse2fine.steps.suppress import suppress
+from coarse2fine.refiners.suppress import suppress
 
 FLOOR = 0.05
 _MOST_PARTS = 1024

@@ -18,6 +18,7 @@ from torch import Tensor
 from coarse2fine.models.base import Base
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.refiners.suppress import suppress
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 
@@ -106,6 +107,14 @@ class RunningRefiner(Protocol):
         """
         return None
 
+    def failures(self) -> tuple[str, ...]:
+        """Why windows could not be refined, each reason once."""
+        return ()
+
+    def failed(self, count: int) -> NDArray[np.bool_]:
+        """Which of the `count` windows of the last call could not be refined; they have no candidates."""
+        return np.zeros(count, bool)
+
     def flush(self) -> Candidates:
         """Settle and return the remaining candidates, after the last window."""
         return Candidates.empty()
@@ -141,6 +150,17 @@ class Refiner(Protocol):
         Whether it learns from each image what is usual there. Recall is then undefined.
     specialists : sequence of SpecialistTree or SpecialistGroups
         Small nets that run on certain cells.
+    counts_once : bool
+        Whether each object is found in one fine cell only, the one that holds its centre. If not, duplicates are
+        suppressed before finds are counted.
+    most_in_cell : int
+        Most finds in a fine cell.
+    longest : int or None
+        Longest side, in fine cells, of a window that is read at once; larger windows are divided. None for no limit.
+    batch_windows : int or None
+        Windows that are refined at once; None for a number by their size.
+    screened : bool
+        Whether a scan before it pays. If not, every cell is refined, unless a limit is given.
     """
 
     kind: ClassVar[str]
@@ -153,6 +173,11 @@ class Refiner(Protocol):
     named: ClassVar[bool] = True
     learns: ClassVar[bool] = False
     specialists: Sequence[SpecialistTree | SpecialistGroups] = ()
+    counts_once: ClassVar[bool] = False
+    most_in_cell: int = 1
+    longest: int | None = None
+    batch_windows: int | None = None
+    screened: bool = True
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds of one window of `height` x `width` fine cells, halo included."""
@@ -178,6 +203,16 @@ class Refiner(Protocol):
     def macs_per_cell(self) -> float:
         """Multiply-adds per fine cell of a large window."""
         return self.macs(TIMED_SIDE, TIMED_SIDE) / TIMED_SIDE**2
+
+    def suppress(self, candidates: Candidates) -> Candidates:
+        """The finds of a result: of each object only one.
+
+        Parameters
+        ----------
+        candidates : Candidates
+            Objects, in raster order.
+        """
+        return suppress(candidates)
 
     def macs_per_second(self, context: ImageContext) -> float:
         """Speed, measured on this machine with windows of `TIMED_SIDE` fine cells a side."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.model import DENSE_SIDE
 from coarse2fine.steps.plan import MERGED_SIDES, Plan, WindowMacs, _squares, dense_plan
 from coarse2fine.steps.windows import best_windows
 
@@ -26,6 +27,7 @@ def choose(
     budget_macs: int | None = None,
     budget_cells: int | None = None,
     merged: tuple[int, ...] = MERGED_SIDES,
+    longest: int = DENSE_SIDE,
 ) -> Plan:
     """Cover the interesting cells with windows.
 
@@ -44,8 +46,11 @@ def choose(
         `tau` is taken, or all cells if that is cheaper.
     merged : tuple of int
         Sides of the larger squares, increasing multiples.
+    longest : int
+        Longest side of a window, in cells.
     """
     side = min(window, *interest.shape)
+    merged = tuple(large for large in merged if large <= longest) or (side,)
     if budget_cells is not None:
         side = min(side, math.isqrt(budget_cells))  # the budget may be less than one usual window
     while budget_macs is not None and side > 1 and window_macs(side, side) > budget_macs:
@@ -69,7 +74,7 @@ def choose(
 
     if budget_macs is not None or budget_cells is not None:
         return _most(best, len(scores), affordable)
-    plan, everything = best(len(scores)), dense_plan(interest.shape)
+    plan, everything = best(len(scores)), dense_plan(interest.shape, longest)
     # If nearly all cells are interesting, the exhaustive pass costs less than single windows and misses nothing.
     return plan if plan.macs(window_macs) < everything.macs(window_macs) else everything
 

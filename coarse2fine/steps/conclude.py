@@ -11,7 +11,7 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.firing import NO_FEATURE, feature_name
 from coarse2fine.region import Region
 from coarse2fine.steps.scan import Scan
-from coarse2fine.steps.suppress import clusters, suppress
+from coarse2fine.refiners.suppress import clusters
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 
@@ -36,7 +36,7 @@ def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, thr
     sure = candidates.take(candidates.scores >= threshold)
     width = ceil_div(image.width, model.geometry.fine_cell)
     area = model.areas[sure.labels]
-    objects = suppress(sure.take(~area))
+    objects = model.refiner.suppress(sure.take(~area))
     regions = _objects(objects, model, scan, image) + _areas(sure.take(area), model, scan, image, width)
     return tuple(sorted(regions, key=lambda r: (-r.score, r.full_box)))
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.model import DENSE_SIDE
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.grid import even
 from coarse2fine.tiling.summed_area import rectangle_sums, summed_area
 
 MERGED_SIDES = (8, 16, 32)
-DENSE_SIDE = 128
 _GATHERED = 2**22
 # Longest sides of rectangles tried besides `DENSE_SIDE` to cover a part of an image; the small ones only if they are at
 # most `_MOST_SMALL`.
@@ -108,6 +108,25 @@ class Plan:
         """Multiply-adds of all windows, halos included."""
         return sum(window_macs(*shape) * len(rows) for shape, rows in self.by_shape())
 
+    def divided(self, side: int) -> tuple[Plan, NDArray[np.intp]]:
+        """The windows cut into parts of at most `side` cells a side, and the row that each part comes from."""
+        if not (self.sides > side).any():
+            return self, np.arange(len(self))
+        corners, sides, owners = [], [], []
+        for (height, width), rows in self.by_shape():
+            steps = np.stack(np.meshgrid(np.arange(0, height, side), np.arange(0, width, side), indexing="ij"), axis=-1)
+            steps = steps.reshape(-1, 2)
+            corners.append((self.cell_corners[rows, None] + steps).reshape(-1, 2))
+            sides.append(np.tile(np.minimum(side, np.array((height, width)) - steps), (len(rows), 1)))
+            owners.append(np.repeat(rows, len(steps)))
+        owner = np.concatenate(owners)
+        order = np.argsort(owner, kind="stable")
+        owner = owner[order]
+        parts = Plan(
+            np.concatenate(corners)[order], np.concatenate(sides)[order], self.scores[owner], self.cell_shape
+        )
+        return parts, owner
+
     def touching(self, cells: NDArray[np.bool_]) -> NDArray[np.intp]:
         """Rows of the windows that cover any true cell of a map of shape `cell_shape`."""
         return _holding(self, summed_area(cells))
@@ -142,7 +161,7 @@ def cover(cells: NDArray[np.bool_], window_macs: WindowMacs, most: int = DENSE_S
     window_macs : callable
         Multiply-adds of a window of a given height and width.
     most : int
-        Longest side of a rectangle in cells, 8 or more.
+        Longest side of a rectangle in cells.
     """
     if not cells.any():
         return Plan.empty(cells.shape)
@@ -150,15 +169,15 @@ def cover(cells: NDArray[np.bool_], window_macs: WindowMacs, most: int = DENSE_S
     rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
     low, high = np.array([rows[0], columns[0]]), np.array([rows[-1], columns[-1]]) + 1
     small = [side for side in _SMALL_SIDES if (high - low).prod() <= _MOST_SMALL * side**2]
-    sides = [side for side in (DENSE_SIDE, *_PART_SIDES, *small) if side <= most]
+    sides = [side for side in (DENSE_SIDE, *_PART_SIDES, *small) if side <= most] or [most]
     plans = [_rectangles(low, high, cells.shape, side) for side in sides]
     holding = [plan.take(_holding(plan, table)) for plan in plans]
     return min(holding, key=lambda plan: plan.macs(window_macs))
 
 
-def dense_plan(cell_shape: tuple[int, int]) -> Plan:
-    """The exhaustive pass: every cell once, in even rectangles of at most `DENSE_SIDE` cells a side."""
-    return _rectangles(np.zeros(2, np.int64), np.array(cell_shape), cell_shape, DENSE_SIDE)
+def dense_plan(cell_shape: tuple[int, int], most: int = DENSE_SIDE) -> Plan:
+    """The exhaustive pass: every cell once, in even rectangles of at most `most` cells a side."""
+    return _rectangles(np.zeros(2, np.int64), np.array(cell_shape), cell_shape, most)
 
 
 def _rectangles(low: NDArray[np.int64], high: NDArray[np.int64], cell_shape: tuple[int, int], most: int) -> Plan:

@@ -85,7 +85,7 @@ def refine(
     model : Model
     runtime : Runtime
     tick : callable, optional
-        Called with windows done and windows in all.
+        Called with windows done and windows in all; windows longer than the refiner takes count by their parts.
     floor : float
         Least score of a candidate.
     learned : object, optional
@@ -104,30 +104,53 @@ def refine(
     cell = model.geometry.fine_cell
     fine_shape = (ceil_div(image.height, cell), ceil_div(image.width, cell))
     running = model.refiner.start(context_of(model, runtime, fine_shape, floor, learned))
-    rations = running.rations(plan.sides * model.geometry.fine) if capped else None
+    parts, owner = plan.divided(model.longest_window)
+    rations = running.rations(parts.sides * model.geometry.fine) if capped else None
     with WindowReader(image, downsample=model.geometry.refine_downsample, fill=fill_value(model)) as reader:
         try:
             first = HURRIED_PIXELS if deadline is not None else ROUND_PIXELS
-            for candidates, rows, tried in _answers(reader, plan, model, running, rations, first, batch_size):
+            for candidates, rows, tried in _answers(reader, parts, model, running, rations, first, batch_size):
                 found.append(candidates)
                 done.append(rows)
                 count += tried
                 if tick:
-                    tick(count, len(plan))
-                late = deadline is not None and time.perf_counter() >= deadline and count < len(plan)
+                    tick(count, len(parts))
+                late = deadline is not None and time.perf_counter() >= deadline and count < len(parts)
                 if late:
                     break
             found.append(running.flush())
         except KeyboardInterrupt:
             interrupted = True
             found.append(running.abandon())
-    finished = np.concatenate(done) if done else np.zeros(0, np.intp)
+    finished = _whole(np.concatenate(done), owner) if done else np.zeros(0, np.intp)
     candidates = _distinct(Candidates.concatenate(found), model, image)
-    if interrupted:
-        # The refiner may hold candidates of the batch that was interrupted, whose windows do not count as refined.
+    if interrupted or late or len(finished) < len(plan):
+        # The refiner may hold candidates of windows that were not refined completely and do not count as refined.
         covered = plan.take(finished).covered()
         candidates = candidates.take(covered[tuple(candidates.cells.T // model.geometry.fine)])
-    return Refinement(candidates, finished, running.macs_spent, tuple(reader.failures), interrupted, late)
+    failures = tuple(dict.fromkeys((*reader.failures, *running.failures())))
+    return Refinement(candidates, finished, running.macs_spent, failures, interrupted, late)
+
+
+def _whole(done: NDArray[np.intp], owner: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Windows of which all parts are done, in order of their last part.
+
+    Parameters
+    ----------
+    done : ndarray, int64, (m,)
+        Parts that were refined, in order.
+    owner : ndarray, int64, (p,)
+        The window of each part.
+    """
+    if len(owner) and owner[-1] == len(owner) - 1:  # every window is one part
+        return done
+    parts = np.bincount(owner)
+    mine = owner[done]
+    windows, first = np.unique(mine[::-1], return_index=True)
+    order = np.argsort(-first, kind="stable")
+    windows = windows[order]
+    whole: NDArray[np.intp] = windows[np.bincount(mine, minlength=len(parts))[windows] == parts[windows]]
+    return whole
 
 
 def context_of(
@@ -206,13 +229,14 @@ def _windows(
         for y, x in cell_corners.tolist()
     ]
     usual = max(1, _BATCH_PIXELS // boxes[0].area)
-    for batch in reader.batches(boxes, batch_size or usual):
+    for batch in reader.batches(boxes, batch_size or refiner.batch_windows or usual):
         good, index = ~batch.failed, batch.index[~batch.failed]
         candidates = Candidates.empty()
         if len(index):
             most = None if rations is None else rations[index]
             pixels = as_channels(batch.pixels[good], refiner.channels)
             candidates = running(pixels, cell_corners[index] * fine, most)
+            index = index[~running.failed(len(index))]
         yield candidates, index, len(batch.index)
 
 

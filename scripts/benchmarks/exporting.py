@@ -18,7 +18,7 @@ from coarse2fine.results.geojson import read_regions, write_geojson
 from coarse2fine.results.maps import Maps, write_maps
 from coarse2fine.results.tables import tiles_table, write_parquet
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.suppress import suppress
+from coarse2fine.refiners.suppress import suppress
 from coarse2fine.tiling.geometry import Box, ceil_div
 
 _CELL, _CLASSES = 16, 5

@@ -31,7 +31,7 @@ from coarse2fine.results.folder import pooled_audit
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan, dense_plan
 from coarse2fine.steps.refine import Refinement
-from coarse2fine.steps.suppress import suppress
+from coarse2fine.refiners.suppress import suppress
 from tests.refining import relabelled
 
 MakeImage = Callable[..., NDArray[np.uint8]]

@@ -17,7 +17,7 @@ from torchvision.ops import nms
 
 from coarse2fine.fitting.matching import best_f1_threshold, match
 from coarse2fine.models.candidates import Candidates
-from coarse2fine.steps.suppress import clusters, repeats, suppress
+from coarse2fine.refiners.suppress import clusters, repeats, suppress
 
 
 def scene(seed: int, height: int, width: int, share: float, levels: int) -> tuple[Candidates, NDArray[np.int64]]:

@@ -1,0 +1,1 @@
+"""Experts: the user's own models, run on the chosen tiles of a fixed grid."""

@@ -1,0 +1,411 @@
+"""Experts: a user's own model with its tiles, its labels, and how to make it again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+
+from coarse2fine.experts.adapter import Adapter, Kind, Pixels, find_adapter
+from coarse2fine.experts.errors import ExpertError
+from coarse2fine.refiners.protocol import Label
+
+_MOST_TILE = 8192
+# Cells in which maps are reported, along a side of a tile.
+_MAP_CELLS = 64
+_MOST_FINDS = 300
+_BATCH_PIXELS = 4_000_000
+_MOST_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A user's own model as the refiner of a model; made by `coarse2fine.expert`.
+
+    Parameters
+    ----------
+    spec : str
+        Text from which another process makes it again; empty for an object of this process.
+    options : mapping
+        Options of the adapter, JSON values.
+    kind : {"boxes", "map", "classes", "vectors"}
+    labels : tuple of Label
+    tile : int
+        Side of a tile in pixels of its plane. Tiles lie on one grid from (0, 0).
+    context : int
+        Pixels that are read around a tile; finds in them belong to the neighbours.
+    downsample : int
+        Full-resolution pixels per pixel of its plane.
+    cell : int
+        Side, in pixels of the plane, of the cells in which maps are reported; the tile itself for other kinds.
+    confidence : float
+        Least score of a find.
+    most : int
+        Most finds in a tile, for audits without assumptions.
+    overlap : float
+        IoU, and intersection over the smaller box, from which boxes of one class in neighbouring tiles are one object.
+    batch : int
+        Tiles in one call.
+    sha256 : str
+        Hash of its weights or code; empty if unknown.
+    tile_macs : int
+        Multiply-adds for a tile; 0 if not measured yet.
+    estimated : bool
+        Whether `tile_macs` was estimated from time, since the multiply-adds cannot be counted.
+    call : callable, optional
+        Takes tiles, uint8 (n, tile + 2 context, tile + 2 context, 3), RGB. None if a model file was loaded and nobody
+        named the expert yet.
+    module : object, optional
+        The ``torch.nn.Module`` inside, if any.
+    interest : callable, optional
+        For vectors: takes them, float32 (n, d); returns how interesting each is, from 0 to 1.
+    """
+
+    spec: str
+    options: Mapping[str, Any]
+    kind: Kind
+    labels: tuple[Label, ...]
+    tile: int
+    context: int
+    downsample: int
+    cell: int
+    confidence: float
+    most: int
+    overlap: float
+    batch: int
+    sha256: str = ""
+    tile_macs: int = 0
+    estimated: bool = False
+    call: Callable[[Pixels], Any] | None = field(default=None, compare=False, repr=False)
+    module: Any = field(default=None, compare=False, repr=False)
+    interest: Callable[[Any], Any] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        numbers = (self.tile, self.downsample, self.cell, self.batch, self.most)
+        if not all(isinstance(n, int) and n > 0 for n in numbers) or not 0 <= self.context <= _MOST_TILE:
+            raise ExpertError(f"expected whole numbers of at least 1, and a context of at least 0, got {self}")
+        if self.tile > _MOST_TILE or self.tile % self.cell:
+            raise ExpertError(
+                f"expected a tile of at most {_MOST_TILE} px that holds whole cells, got {self.tile} and {self.cell}"
+            )
+        if self.kind not in get_args(Kind) or not self.labels or not 0 < self.confidence < 1:
+            raise ExpertError(f"expected a kind, labels and a confidence between 0 and 1, got {self}")
+
+    @property
+    def read_side(self) -> int:
+        """Side of a tile as it is read, context included, in pixels of its plane."""
+        return self.tile + 2 * self.context
+
+    @property
+    def name(self) -> str:
+        """Short name for messages."""
+        return self.spec or getattr(self.call, "__name__", "") or type(self.call).__name__
+
+    def __call__(self, pixels: Pixels) -> Any:
+        """The raw answer for tiles.
+
+        Parameters
+        ----------
+        pixels : ndarray, uint8, (n, tile + 2 context, tile + 2 context, 3)
+
+        Raises
+        ------
+        ExpertError
+            If a model file was loaded and the expert was not named.
+        """
+        if self.call is None:
+            raise ExpertError(
+                f"this model runs the expert {self.spec or 'of the process that fitted it'!r}, and files name code that "
+                f"only you may start: give it again, such as analyze(..., expert={self.spec or 'your_model'!r})"
+            )
+        return self.call(pixels)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values for a model file."""
+        kept = {f: getattr(self, f) for f in _STORED}
+        return {**kept, "options": dict(self.options), "labels": [asdict(label) for label in self.labels]}
+
+    @classmethod
+    def described(cls, text: Mapping[str, Any]) -> Expert:
+        """The expert of a model file, without its call."""
+        labels = tuple(Label(**each) for each in text["labels"])
+        return cls(**{name: text[name] for name in _STORED}, options=dict(text["options"]), labels=labels)
+
+    def check(self, image: Any = None) -> Any:
+        """Try the expert on tiles of an image; see `coarse2fine.experts.check.check_expert`."""
+        from coarse2fine.experts.check import check_expert  # noqa: PLC0415 (it opens images, which this module need not)
+
+        return check_expert(self, image)
+
+
+_STORED = (
+    "spec",
+    "kind",
+    "tile",
+    "context",
+    "downsample",
+    "cell",
+    "confidence",
+    "most",
+    "overlap",
+    "batch",
+    "sha256",
+    "tile_macs",
+    "estimated",
+)
+
+
+def expert(
+    model: Any,
+    *,
+    kind: Kind | None = None,
+    tile: int = 512,
+    context: int = 0,
+    downsample: int = 1,
+    labels: Sequence[str] | None = None,
+    areas: bool | None = None,
+    confidence: float = 0.5,
+    cell: int | None = None,
+    most: int = _MOST_FINDS,
+    overlap: float = 0.5,
+    batch: int | None = None,
+    interest: Callable[[Any], Any] | str | None = None,
+    **options: Any,
+) -> Expert:
+    """Make an expert of your own model, to be run on the tiles where it would find something.
+
+    Parameters
+    ----------
+    model : str, callable or torch.nn.Module
+        ``"ultralytics:best.pt"``, ``"onnx:unet.onnx"``, ``"torchvision:NAME"``, ``"sahi:TYPE"``, ``"timm:NAME"``,
+        ``"pt2:FILE"``; or ``"package.module:function"``, which is called with `options` and returns a callable; or an
+        object: a callable that takes uint8 RGB tiles (n, h, w, 3), or a `torch.nn.Module` whose logits are a map.
+    kind : {"boxes", "map", "classes", "vectors"}, optional
+        Form of the answer: objects of each tile, a map (n, k, h, w), classes (n, k), or vectors (n, d) for each tile.
+        By default what the adapter knows, else "boxes".
+    tile : int
+        Side of a tile in pixels of the expert's plane. Tiles lie on one grid from (0, 0), edges are padded.
+    context : int
+        Pixels read around each tile. Objects whose centre lies in them belong to the neighbour.
+    downsample : int
+        Full-resolution pixels per pixel of the expert's plane.
+    labels : sequence of str, optional
+        Names of the classes, in the order of the model's numbers; by default what the model tells, else one: "find".
+    areas : bool, optional
+        Whether finds are areas (joined over tiles) instead of objects (counted). By default maps, classes and vectors
+        are; a map of objects is divided into connected parts.
+    confidence : float
+        Least score of a find, between 0 and 1.
+    cell : int, optional
+        Side of the cells in which maps of areas are reported, a divisor of `tile`; by default a 64th of it.
+    most : int
+        Most finds in a tile, which audits without assumptions need.
+    overlap : float
+        IoU, or share of the smaller box, from which boxes of one class in neighbouring tiles are one object.
+    batch : int, optional
+        Tiles in one call; by default by their size. `Expert.check` measures the best.
+    interest : callable or "package.module:function", optional
+        For vectors: takes them, float32 (n, d); returns how interesting each is, from 0 to 1.
+    **options
+        For the adapter, or for the function that makes the model.
+
+    Returns
+    -------
+    Expert
+
+    Raises
+    ------
+    ExpertError
+        If the model cannot be made, or a parameter is missing or out of range.
+    """
+    adapter, spec = _adapter(model, options)
+    kind = kind or adapter.kind or "boxes"
+    if kind not in get_args(Kind):
+        raise ExpertError(f'expected the kind "boxes", "map", "classes" or "vectors", got {kind!r}')
+    names = tuple(labels or adapter.labels or ("find",))
+    areal = kind != "boxes" if areas is None else areas
+    if kind == "vectors" and interest is None:
+        raise ExpertError("vectors need interest=, a function that says how interesting each is, from 0 to 1")
+    side = tile + 2 * context
+    made = Expert(
+        spec=spec,
+        options=_json_options(options, interest) if spec else {},
+        kind=kind,
+        labels=tuple(Label(str(name), "area" if areal else "object") for name in names),
+        tile=tile,
+        context=context,
+        downsample=downsample,
+        cell=(cell or _map_cell(tile)) if kind == "map" and areal else tile,
+        confidence=confidence,
+        most=most,
+        overlap=overlap,
+        batch=batch or adapter.batch or max(1, min(_MOST_BATCH, _BATCH_PIXELS // side**2)),
+        sha256=adapter.sha256,
+        call=adapter.call,
+        module=adapter.module,
+        interest=_resolved(interest) if isinstance(interest, str) else interest,
+    )
+    return replace(made, batch=min(made.batch, adapter.batch)) if adapter.batch else made
+
+
+def _map_cell(tile: int) -> int:
+    """The largest divisor of a tile that is at most a 64th of it."""
+    return max(n for n in range(1, max(1, tile // _MAP_CELLS) + 1) if tile % n == 0)
+
+
+def _json_options(options: Mapping[str, Any], interest: Any) -> dict[str, Any]:
+    kept = dict(options) | ({"interest": interest} if isinstance(interest, str) else {})
+    try:
+        json.dumps(kept, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ExpertError(
+            f"the options of an expert that is named by a text must be JSON values ({error}); "
+            "give names and numbers, and make objects in a function of your own: 'package.module:function'"
+        ) from error
+    return kept
+
+
+def _adapter(model: Any, options: Mapping[str, Any]) -> tuple[Adapter, str]:
+    """The adapter, and the text from which it can be made again; empty for objects."""
+    if isinstance(model, str):
+        return _of_text(model, options), model
+    if options:
+        raise ExpertError(f"unknown option {min(options)!r}: an object takes none, options are for models named by a text")
+    if isinstance(model, Adapter):
+        return model, ""
+    if _is_module(model):
+        from coarse2fine.experts.adapters.torch_module import module_adapter  # noqa: PLC0415 (torch is slow to import)
+
+        return module_adapter(model), ""
+    if not callable(model):
+        raise ExpertError(f"expected a text, a callable or a torch.nn.Module as the expert, got {type(model).__name__}")
+    return Adapter(model), ""
+
+
+def _is_module(model: Any) -> bool:
+    return any(base.__module__.startswith("torch.nn") for base in type(model).__mro__)
+
+
+def _of_text(text: str, options: Mapping[str, Any]) -> Adapter:
+    prefix, colon, rest = text.partition(":")
+    if not colon or not prefix or not rest:
+        raise ExpertError(f"expected 'adapter:model' or 'package.module:function' as the expert, got {text!r}")
+    build = find_adapter(prefix) if prefix.isidentifier() else None
+    if build is not None:
+        return build(rest, **options)
+    made = _resolved(text)
+    made = made(**options) if not _takes_tiles(made, options) else made
+    if isinstance(made, Adapter):
+        return made
+    if _is_module(made):
+        from coarse2fine.experts.adapters.torch_module import module_adapter  # noqa: PLC0415 (torch is slow to import)
+
+        return replace(module_adapter(made), sha256=_code_hash(text, options))
+    if not callable(made):
+        raise ExpertError(f"{text} returned {type(made).__name__}, expected a callable that takes tiles")
+    return Adapter(made, sha256=_code_hash(text, options))
+
+
+def _takes_tiles(found: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a function is the model itself, not one that makes it: it has one parameter without a default."""
+    if options or inspect.isclass(found):
+        return False
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) == 1
+
+
+def _resolved(text: str) -> Any:
+    """The object that ``package.module:name`` names."""
+    module, _, name = text.partition(":")
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        raise ExpertError(
+            f"no adapter and no module {module!r} for the expert {text!r} ({error}); it must be importable here, and in "
+            "every worker of a batch"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ExpertError(f"{module} has no {name!r}, which the expert {text!r} names")
+        found = getattr(found, part)
+    return found
+
+
+def _code_hash(text: str, options: Mapping[str, Any]) -> str:
+    """Hash of the source file of a named function and its options, which stands for the model that it makes."""
+    module = import_module(text.partition(":")[0])
+    path = getattr(module, "__file__", None)
+    code = Path(path).read_bytes() if path and Path(path).is_file() else b""
+    return hashlib.sha256(code + json.dumps(dict(options), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file of weights.
+
+    Raises
+    ------
+    ExpertError
+        If it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ExpertError(f"the expert's file {path} cannot be read ({error.strerror or error})") from error
+
+
+def again(known: Expert, given: Expert | str) -> Expert:
+    """The expert of a model file, with the call of the one that the user gives.
+
+    Parameters
+    ----------
+    known : Expert
+        As the file describes it.
+    given : Expert or str
+        The same expert; a text is made with the file's options.
+
+    Raises
+    ------
+    ExpertError
+        If it has another hash, tile or labels than at fitting.
+    """
+    if isinstance(given, str):
+        options = {k: v for k, v in known.options.items() if k != "interest"}
+        names = [label.name for label in known.labels]
+        given = expert(
+            given,
+            kind=known.kind,
+            tile=known.tile,
+            context=known.context,
+            downsample=known.downsample,
+            labels=names,
+            confidence=known.confidence,
+            interest=known.options.get("interest"),
+            **options,
+        )
+    if known.sha256 and given.sha256 and known.sha256 != given.sha256:
+        raise ExpertError(
+            f"the expert {given.name} has the hash {given.sha256[:12]}, but the model was fitted with {known.sha256[:12]} "
+            f"({known.spec or 'an object'}): give the file it was fitted with, or fit again"
+        )
+    for name in ("kind", "tile", "context", "downsample"):
+        mine, theirs = getattr(known, name), getattr(given, name)
+        if mine != theirs:
+            raise ExpertError(f"the expert {given.name} has the {name} {theirs!r}, but the model was fitted with {mine!r}")
+    if [a.name for a in known.labels] != [b.name for b in given.labels]:
+        raise ExpertError(
+            f"the expert {given.name} has the labels {[b.name for b in given.labels]}, but the model was fitted with "
+            f"{[a.name for a in known.labels]}"
+        )
+    return replace(known, call=given.call, module=given.module, interest=given.interest, batch=given.batch)
+
+
