@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from coarse2fine.batch.run import analyze_folder
     from coarse2fine.batch.summary import BatchResult
     from coarse2fine.engine import analyze
+    from coarse2fine.experts.adapter import Adapter, register_expert
+    from coarse2fine.experts.errors import ExpertError
+    from coarse2fine.experts.expert import Expert, expert
     from coarse2fine.fitting.fit import fit
     from coarse2fine.model import Geometry, Model, load_model
     from coarse2fine.models.errors import ModelError
@@ -28,11 +31,14 @@ if TYPE_CHECKING:
     from coarse2fine.tiling.opening import open_image
 
 __all__ = [
+    "Adapter",
     "Analysis",
     "AnnotationError",
     "Audit",
     "BatchResult",
     "Cost",
+    "Expert",
+    "ExpertError",
     "Format",
     "Geometry",
     "Image",
@@ -44,10 +50,12 @@ __all__ = [
     "analyze",
     "analyze_folder",
     "convert",
+    "expert",
     "fit",
     "load_model",
     "open_image",
     "register_base",
+    "register_expert",
     "register_exporter",
     "register_format",
     "register_refiner",
@@ -55,11 +63,14 @@ __all__ = [
 
 # Each is imported when it is first asked for, so that `import coarse2fine` and the command's help take no time.
 _HOMES = {
+    "Adapter": "coarse2fine.experts.adapter",
     "Analysis": "coarse2fine.results.analysis",
     "AnnotationError": "coarse2fine.annotations.read",
     "Audit": "coarse2fine.audit.result",
     "BatchResult": "coarse2fine.batch.summary",
     "Cost": "coarse2fine.results.cost",
+    "Expert": "coarse2fine.experts.expert",
+    "ExpertError": "coarse2fine.experts.errors",
     "Format": "coarse2fine.tiling.formats.registry",
     "Geometry": "coarse2fine.model",
     "Image": "coarse2fine.tiling.image",
@@ -70,10 +81,12 @@ _HOMES = {
     "analyze": "coarse2fine.engine",
     "analyze_folder": "coarse2fine.batch.run",
     "convert": "coarse2fine.tiling.conversion.convert",
+    "expert": "coarse2fine.experts.expert",
     "fit": "coarse2fine.fitting.fit",
     "load_model": "coarse2fine.model",
     "open_image": "coarse2fine.tiling.opening",
     "register_base": "coarse2fine.bases",
+    "register_expert": "coarse2fine.experts.adapter",
     "register_exporter": "coarse2fine.results.exporters",
     "register_format": "coarse2fine.tiling.formats.registry",
     "register_refiner": "coarse2fine.refiners.registry",

@@ -10,6 +10,7 @@ from typing import Unpack
 from coarse2fine.analysis_run import AnalysisRun
 from coarse2fine.bundle import ModelSpec
 from coarse2fine.config import AnalysisOptions, Config, config_of, takes_options
+from coarse2fine.experts.expert import Expert
 from coarse2fine.model import Model, load_model
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.remembered import notes_on, open_for, warn_of
@@ -32,6 +33,7 @@ def analyze(
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
     mask: MaskSource | None = None,
+    expert: Expert | str | None = None,
     progress: bool = False,
     **options: Unpack[AnalysisOptions],
 ) -> Analysis:
@@ -83,6 +85,9 @@ def analyze(
         Part to analyse: GeoJSON with polygons, or an image of the same extent at any resolution that is not black
         there. Costs and recall then refer to that part. A fitted model's scan leaves out blocks far from it; the
         generic one's learns from the whole image.
+    expert : Expert or str, optional
+        Your own model that a model file of ``fit(..., expert=...)`` runs: a file may not start code, so name it again,
+        see `coarse2fine.expert`.
     progress : bool
         Whether to show a progress bar.
 
@@ -110,6 +115,8 @@ def analyze(
     with Progress(progress) as bars:
         sha256 = None if isinstance(model, Model) else ModelSpec.of(model).sha256
         loaded = load_model(model)
+        if expert is not None:
+            loaded = loaded.with_expert(expert)
         opened = open_for(loaded, image, channels=channels, value_range=value_range)
         with _closed_on_failure(opened, mine=opened is not image):
             warn_of(loaded, opened)

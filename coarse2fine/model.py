@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from coarse2fine._version import __version__
 from coarse2fine.bases import unfitted
 from coarse2fine.bundle import check_finite, locate, packed, under
+from coarse2fine.experts.expert import Expert, again
+from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of, read_model_file, weights
 from coarse2fine.models.base import Base
 from coarse2fine.models.errors import ModelError
@@ -214,6 +216,28 @@ class Model:
         """Longest side, in cells, of a window that the refiner takes."""
         longest = self.refiner.longest
         return DENSE_SIDE if longest is None else max(1, longest // self.geometry.fine)
+
+    @property
+    def expert(self) -> Expert | None:
+        """The user's model that refines, if it is one."""
+        return self.refiner.expert if isinstance(self.refiner, ExpertRefiner) else None
+
+    def with_expert(self, given: Expert | str) -> Model:
+        """A copy with the expert that it was fitted with, so that it can run.
+
+        Parameters
+        ----------
+        given : Expert or str
+            The expert, or its text, see `coarse2fine.expert`.
+
+        Raises
+        ------
+        ModelError
+            If the model was not fitted with an expert, or with another one.
+        """
+        if not isinstance(self.refiner, ExpertRefiner):
+            raise ModelError(f"{self.name} was not fitted with an expert: leave out expert, or fit(..., expert=...)")
+        return replace(self, refiner=replace(self.refiner, expert=again(self.refiner.expert, given)))
 
     def refiner_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of the refiner without specialists on one window, halo included; sides in cells."""

@@ -31,6 +31,7 @@ FLOORS = (
     ("model_file",),
     ("specialists",),
     ("refiners",),
+    ("experts",),
     ("model",),
     ("preprocess", "remembered"),
     ("steps",),

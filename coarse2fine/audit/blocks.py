@@ -13,9 +13,9 @@ from coarse2fine.audit.caps import object_cap, spacing
 from coarse2fine.config import Cap
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
+from coarse2fine.refiners.suppress import repeats, suppress
 from coarse2fine.steps.plan import Plan, cover
 from coarse2fine.steps.refine import Refinement
-from coarse2fine.refiners.suppress import repeats, suppress
 
 BLOCK_SIDES = (1, 2, 4, 8, 16)
 # Candidates from which double counting at block borders is estimated.

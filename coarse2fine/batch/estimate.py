@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from coarse2fine.batch.job import Job, loaded
+from coarse2fine.batch.job import Job, model_of
 from coarse2fine.batch.request import BatchRequest
 from coarse2fine.batch.store import done_before
 from coarse2fine.config import Config
@@ -118,7 +118,7 @@ def estimate(request: BatchRequest) -> Estimate:
     """
     jobs, config, workers = request.jobs(), request.config, request.workers
     runtime = Runtime.choose(config.device, config.precision)
-    speed = _speed(loaded(jobs[0].model), runtime) if jobs else 1.0
+    speed = _speed(model_of(jobs[0]), runtime) if jobs else 1.0
     number = 0 if workers.scheduler is not None else workers.processes(len(jobs), config)
     memory = psutil.Process().memory_info().rss
     return Estimate(tuple(_expected(job) for job in jobs), number, speed, memory)
@@ -128,7 +128,7 @@ def _expected(job: Job) -> Expected:
     name, source = job.item.name, redact(job.item.source)
     if done_before(job) is not None:
         return Expected(name, source, done=True)
-    model, config = loaded(job.model), job.config
+    model, config = model_of(job), job.config
     try:
         with job.open() as image:
             shape, kind = image.shape, image.format

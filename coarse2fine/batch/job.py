@@ -15,6 +15,7 @@ from coarse2fine._version import __version__
 from coarse2fine.batch.inputs import Item
 from coarse2fine.bundle import ModelSpec
 from coarse2fine.config import Config
+from coarse2fine.experts.expert import Expert
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.errors import ModelError
 from coarse2fine.remembered import open_for
@@ -35,17 +36,25 @@ _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
 
 
 @lru_cache(maxsize=4)
-def loaded(spec: ModelSpec) -> Model:
-    """The model, loaded once per process.
+def loaded(spec: ModelSpec, expert: str | None = None) -> Model:
+    """The model, loaded once per process, with the expert that a text names.
 
     Raises
     ------
     ModelError
-        If the file is missing or damaged, or was changed since the batch began.
+        If the file is missing or damaged, or was changed since the batch began; or if the expert cannot be made.
     """
     if ModelSpec.of(spec.path) != spec:
         raise ModelError(f"{spec.path} was changed while the batch ran; run the same command again")
-    return load_model(spec.path)
+    model = load_model(spec.path)
+    return model if expert is None else model.with_expert(expert)
+
+
+def model_of(job: Job) -> Model:
+    """The job's model, with its expert if it has one; see `loaded`."""
+    if isinstance(job.expert, Expert):
+        return loaded(job.model).with_expert(job.expert)
+    return loaded(job.model, job.expert)
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,8 @@ class Job:
         Least pixels of an image whose partial work is stored.
     report : bool
         Whether to write a page with the results.
+    expert : str or Expert, optional
+        The expert that the model runs; an object only in the process that made it.
     """
 
     item: Item
@@ -121,6 +132,7 @@ class Job:
     time_limit: float | None = None
     keep_from: int = KEEP_FROM
     report: bool = True
+    expert: str | Expert | None = None
 
     def open(self) -> Image:
         """Open the image with the job's options, or else as the model's images were opened.
@@ -130,7 +142,7 @@ class Job:
         ImageError
             If it cannot be opened.
         """
-        return open_for(loaded(self.model), self.item.source, **asdict(self.opening))
+        return open_for(model_of(self), self.item.source, **asdict(self.opening))
 
     def record(self, status: Status, error: str = "", traceback: str = "", **more: Any) -> Record:
         """A record of the job's image."""

@@ -11,6 +11,7 @@ from coarse2fine.batch.inputs import Item, sharded
 from coarse2fine.batch.job import KEEP_FROM, Job, Opening, cores, key_of
 from coarse2fine.bundle import ModelSpec
 from coarse2fine.config import Config
+from coarse2fine.experts.expert import Expert
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.paths import PathLike
@@ -107,6 +108,8 @@ class BatchRequest:
         Whether the results of a single item lie in `out` itself.
     report : bool
         Whether to write ``report.html`` for each image and for the batch.
+    expert : Expert or str, optional
+        The expert that the model runs; by default the one that a model in memory has.
     """
 
     items: Sequence[Item]
@@ -117,6 +120,7 @@ class BatchRequest:
     opening: Opening = field(default_factory=Opening)
     flat: bool = False
     report: bool = True
+    expert: Expert | str | None = None
 
     def jobs(self) -> list[Job]:
         """The work on each item, in order.
@@ -128,8 +132,9 @@ class BatchRequest:
         OSError
             If `out` cannot be written.
         ValueError
-            If results would replace an image.
+            If results would replace an image, or other processes cannot make the expert.
         """
+        expert = self._sendable_expert()
         items, out = sharded(self.items, self.workers.shard), self.out.absolute()
         names = {item.model for item in items}
         specs = {name: _spec(self.model, out) if name is None else ModelSpec.of(name) for name in names}
@@ -151,6 +156,7 @@ class BatchRequest:
                 time_limit=self.workers.time_limit,
                 keep_from=KEEP_FROM,
                 report=self.report,
+                expert=expert,
             )
             if not is_url(item.source) and job.target == Path(item.source).absolute():
                 raise ValueError(
@@ -158,6 +164,20 @@ class BatchRequest:
                 )
             jobs.append(job)
         return jobs
+
+    def _sendable_expert(self) -> Expert | str | None:
+        """The expert as its text, by which workers make it; an object if this process does all the work."""
+        given = self.expert
+        if given is None and isinstance(self.model, Model) and self.model.expert and self.model.expert.call:
+            given = self.model.expert
+        if not isinstance(given, Expert) or self.workers.here or self.flat:
+            return given
+        if not given.spec:
+            raise ValueError(
+                f"other processes cannot make the expert {given.name}, an object of this one: give workers=0, or name "
+                "it by a text, such as 'package.module:function'"
+            )
+        return given.spec
 
 
 def _spec(model: PathLike | Model, out: Path) -> ModelSpec:

@@ -18,6 +18,7 @@ from coarse2fine.batch.store import reuse_result, warn_on_error
 from coarse2fine.batch.summary import BatchResult
 from coarse2fine.batch.worker import analyze_item, failed
 from coarse2fine.config import AnalysisOptions, Config, config_of, takes_options
+from coarse2fine.experts.expert import Expert
 from coarse2fine.model import Model
 from coarse2fine.paths import PathLike
 from coarse2fine.progress import BatchProgress
@@ -36,6 +37,7 @@ def analyze_folder(
     mpp: float | None = None,
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
+    expert: Expert | str | None = None,
     mask: PathLike | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -66,6 +68,9 @@ def analyze_folder(
         See `analyze`; they apply to each image, as do `channels` and `value_range`.
     mpp : float, optional
         Microns per pixel, instead of the files'; a list's value takes precedence.
+    expert : Expert or str, optional
+        Your own model that a model of `fit(..., expert=...)` runs; workers make it from its text, and an object needs
+        ``workers=0``.
     mask : path, optional
         A folder or glob of masks named as the images, or one for all of them; see `analyze`.
     workers : int, optional
@@ -111,6 +116,7 @@ def analyze_folder(
         workers=Workers(workers, scheduler, None, split, time_limit),
         opening=Opening(mpp, channels, value_range),
         report=report,
+        expert=expert,
     )
     return run_batch(request, overwrite=overwrite, on_error=on_error, progress=progress)
 

@@ -16,7 +16,7 @@ import torch
 
 from coarse2fine.analysis_run import AnalysisRun
 from coarse2fine.batch.attempts import MOST_ATTEMPTS, Attempts
-from coarse2fine.batch.job import Job, Record, Status, loaded
+from coarse2fine.batch.job import Job, Record, Status, model_of
 from coarse2fine.batch.store import commit, is_full, record_of
 from coarse2fine.engine import run_analysis
 from coarse2fine.progress import Steps
@@ -52,7 +52,7 @@ def analyze_item(job: Job, steps: Steps) -> Record:
 
 def analyze_opened(job: Job, image: Image, steps: Steps) -> Analysis:
     """Analyse a job's image; partial work of an earlier run is used."""
-    model = loaded(job.model)
+    model = model_of(job)
     return run_analysis(
         image,
         model,
@@ -122,7 +122,7 @@ def prepare_item(job: Job, steps: Steps) -> Record | int:
         if image.height * image.width >= job.keep_from and job.config.seconds is None:
             run = _stored_run(job, image)
             scan, _ = run.look(steps.task("scan"))
-            return len(list(cut(run.choose(scan), loaded(job.model))))
+            return len(list(cut(run.choose(scan), model_of(job))))
     return analyze_item(job, steps)
 
 
@@ -132,12 +132,12 @@ def refine_piece(job: Job, number: int) -> int:
         run = _stored_run(job, image)
         scan, learned = run.look(None)
         plan = run.choose(scan)
-        run.refine_piece(plan.take(list(cut(plan, loaded(job.model)))[number]), learned)
+        run.refine_piece(plan.take(list(cut(plan, model_of(job)))[number]), learned)
     return number
 
 
 def _stored_run(job: Job, image: Image) -> AnalysisRun:
-    return AnalysisRun(image, loaded(job.model), job.config, StoredCheckpoint(job.work), job.item.mask)
+    return AnalysisRun(image, model_of(job), job.config, StoredCheckpoint(job.work), job.item.mask)
 
 
 def set_threads(count: int) -> None:

@@ -28,6 +28,7 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("-m", "--model", default="generic", help="a .c2f file or an embedded model (default: generic)")
+    parser.add_argument("--expert", metavar="SPEC", help="your own model that the model file runs; see `fit --help`")
     parser.add_argument("--overwrite", action="store_true", help="analyse finished images again")
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--dry-run", action="store_true", help="only estimate work, time and memory")
@@ -72,7 +73,15 @@ def analyze_command(parsed: argparse.Namespace) -> int:
     if parsed.mask is not None:
         items = with_masks(items, parsed.mask)
     request = BatchRequest(
-        items, parsed.output, parsed.model, config, workers, opening, flat=one, report=not parsed.no_report
+        items,
+        parsed.output,
+        parsed.model,
+        config,
+        workers,
+        opening,
+        flat=one,
+        report=not parsed.no_report,
+        expert=parsed.expert,
     )
     if parsed.dry_run:
         found = estimate(request)

@@ -17,8 +17,8 @@ _BOXES, _SCORES, _LABELS = ("boxes", "xyxy", "bbox"), ("scores", "confidence"), 
 _MASKS, _POLYGONS = ("masks", "mask"), ("polygons", "outlines")
 _MASKED = 0.5
 _FORMS = (
-    "expected for each tile a mapping or an object with boxes (m, 4) as x0, y0, x1, y1 in pixels of the tile, scores (m,) "
-    "and labels (m,), or an array (m, 6) of these"
+    "expected for each tile a mapping or an object with boxes (m, 4) as x0, y0, x1, y1 in pixels of the tile, "
+    "scores (m,) and labels (m,), or an array (m, 6) of these"
 )
 
 
@@ -127,7 +127,8 @@ def _check_probabilities(found: Floats, wanted: str) -> None:
     low, high = float(found.min(initial=0)), float(found.max(initial=0))
     if low < -1e-3 or high > 1 + 1e-3:
         raise ExpertError(
-            f"the expert returned values from {low:.3g} to {high:.3g}; {wanted}, such as the sigmoid or softmax of logits"
+            f"the expert returned values from {low:.3g} to {high:.3g}; {wanted}, such as the sigmoid or softmax of "
+            "logits"
         )
 
 
@@ -138,7 +139,9 @@ def _array(value: Any, what: str) -> Floats:
     try:
         found = np.asarray(value, np.float32)
     except (TypeError, ValueError) as error:
-        raise ExpertError(f"the expert returned {type(value).__name__} for {what}, expected an array ({error})") from error
+        raise ExpertError(
+            f"the expert returned {type(value).__name__} for {what}, expected an array ({error})"
+        ) from error
     return found
 
 
@@ -153,10 +156,14 @@ def _boxes(item: Any, labels: Sequence[str]) -> Boxes:
         named = {"boxes": table[:, :4], "scores": table[:, 4], "labels": table[:, 5] if table.shape[1] > 5 else None}
     xyxy = _array(named["boxes"], "boxes").reshape(-1, 4)
     count = len(xyxy)
-    scores = _array(named["scores"], "scores").reshape(-1) if named["scores"] is not None else np.ones(count, np.float32)
+    scores = (
+        _array(named["scores"], "scores").reshape(-1) if named["scores"] is not None else np.ones(count, np.float32)
+    )
     classes = _classes(named["labels"], count, labels)
     if not len(scores) == len(classes) == count:
-        raise ExpertError(f"the expert returned {count} boxes, {len(scores)} scores and {len(classes)} labels; {_FORMS}")
+        raise ExpertError(
+            f"the expert returned {count} boxes, {len(scores)} scores and {len(classes)} labels; {_FORMS}"
+        )
     _check_boxes(xyxy, scores)
     return Boxes(xyxy, scores.clip(0, 1), classes, _outlines(named.get("masks"), named.get("polygons"), count))
 
@@ -164,11 +171,14 @@ def _boxes(item: Any, labels: Sequence[str]) -> Boxes:
 def _named(item: Any) -> dict[str, Any] | None:
     """The parts of a mapping or an object under the names of this module; None if it is neither."""
     if isinstance(item, Mapping):
+
         def part(names: Sequence[str]) -> Any:
             return next((item[name] for name in names if item.get(name) is not None), None)
     else:
+
         def part(names: Sequence[str]) -> Any:
             return next((v for name in names if (v := getattr(item, name, None)) is not None), None)
+
         if isinstance(item, (np.ndarray, list, tuple)) or hasattr(item, "detach"):
             return None
     boxes = part(_BOXES)

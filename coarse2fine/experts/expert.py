@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-
 from coarse2fine.experts.adapter import Adapter, Kind, Pixels, find_adapter
 from coarse2fine.experts.errors import ExpertError
 from coarse2fine.refiners.protocol import Label
@@ -121,8 +120,8 @@ class Expert:
         """
         if self.call is None:
             raise ExpertError(
-                f"this model runs the expert {self.spec or 'of the process that fitted it'!r}, and files name code that "
-                f"only you may start: give it again, such as analyze(..., expert={self.spec or 'your_model'!r})"
+                f"this model runs the expert {self.spec or 'of the process that fitted it'!r}, and a file may not "
+                f"start code: give it again, such as analyze(..., expert={self.spec or 'your_model'!r})"
             )
         return self.call(pixels)
 
@@ -276,7 +275,9 @@ def _adapter(model: Any, options: Mapping[str, Any]) -> tuple[Adapter, str]:
     if isinstance(model, str):
         return _of_text(model, options), model
     if options:
-        raise ExpertError(f"unknown option {min(options)!r}: an object takes none, options are for models named by a text")
+        raise ExpertError(
+            f"unknown option {min(options)!r}: an object takes none, options are for models named by a text"
+        )
     if isinstance(model, Adapter):
         return model, ""
     if _is_module(model):
@@ -330,8 +331,8 @@ def _resolved(text: str) -> Any:
         found = import_module(module)
     except ImportError as error:
         raise ExpertError(
-            f"no adapter and no module {module!r} for the expert {text!r} ({error}); it must be importable here, and in "
-            "every worker of a batch"
+            f"no adapter and no module {module!r} for the expert {text!r} ({error}); it must be importable here, and "
+            "in every worker of a batch"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -394,18 +395,18 @@ def again(known: Expert, given: Expert | str) -> Expert:
         )
     if known.sha256 and given.sha256 and known.sha256 != given.sha256:
         raise ExpertError(
-            f"the expert {given.name} has the hash {given.sha256[:12]}, but the model was fitted with {known.sha256[:12]} "
-            f"({known.spec or 'an object'}): give the file it was fitted with, or fit again"
+            f"the expert {given.name} has the hash {given.sha256[:12]}, but the model was fitted with "
+            f"{known.sha256[:12]} ({known.spec or 'an object'}): give the file it was fitted with, or fit again"
         )
     for name in ("kind", "tile", "context", "downsample"):
         mine, theirs = getattr(known, name), getattr(given, name)
         if mine != theirs:
-            raise ExpertError(f"the expert {given.name} has the {name} {theirs!r}, but the model was fitted with {mine!r}")
+            raise ExpertError(
+                f"the expert {given.name} has the {name} {theirs!r}, but the model was fitted with {mine!r}"
+            )
     if [a.name for a in known.labels] != [b.name for b in given.labels]:
         raise ExpertError(
             f"the expert {given.name} has the labels {[b.name for b in given.labels]}, but the model was fitted with "
             f"{[a.name for a in known.labels]}"
         )
     return replace(known, call=given.call, module=given.module, interest=given.interest, batch=given.batch)
-
-

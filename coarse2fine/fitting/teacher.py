@@ -15,9 +15,9 @@ from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
+from coarse2fine.refiners.suppress import suppress
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine import refine
-from coarse2fine.refiners.suppress import suppress
 
 FLOOR = 0.05
 _MOST_PARTS = 1024

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.firing import NO_FEATURE, feature_name
+from coarse2fine.refiners.suppress import clusters
 from coarse2fine.region import Region
 from coarse2fine.steps.scan import Scan
-from coarse2fine.refiners.suppress import clusters
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 
@@ -47,19 +47,32 @@ def _objects(found: Candidates, model: Model, scan: Scan, image: Image) -> list[
     full = np.clip(full, 0, high)
     solid = np.all(full[:, 2:] - full[:, :2] > 0, axis=1)
     names = _fired(scan, found.cells // model.geometry.fine)
+    outlines = (_ring(corners, model.geometry.fine_cell, high) for corners in found.outlines())
     return [
-        Region(model.labels[label].name, min(score, 1.0), (y0, x0, y1, x1), None, fired, model.refiner.route(node))
-        for label, score, (y0, x0, y1, x1), fired, node, ok in zip(
+        Region(model.labels[label].name, min(score, 1.0), (y0, x0, y1, x1), ring, fired, model.refiner.route(node))
+        for label, score, (y0, x0, y1, x1), fired, node, ok, ring in zip(
             found.labels.tolist(),
             found.scores.tolist(),
             full.tolist(),
             names,
             found.nodes.tolist(),
             solid.tolist(),
+            outlines,
             strict=True,
         )
         if ok
     ]
+
+
+def _ring(
+    corners: NDArray[np.float32], fine_cell: int, high: NDArray[np.int64]
+) -> tuple[tuple[float, float], ...] | None:
+    """An outline in full-resolution pixels, within the image; None if there is none."""
+    if len(corners) < 3:
+        return None
+    full = np.clip(corners.astype(np.float64) * fine_cell, 0, high[:2])
+    full = full[np.any(full != np.roll(full, 1, axis=0), axis=1)]
+    return tuple((y, x) for y, x in full.tolist()) if len(full) > 2 else None
 
 
 def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int) -> list[Region]:

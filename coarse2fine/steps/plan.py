@@ -122,9 +122,7 @@ class Plan:
         owner = np.concatenate(owners)
         order = np.argsort(owner, kind="stable")
         owner = owner[order]
-        parts = Plan(
-            np.concatenate(corners)[order], np.concatenate(sides)[order], self.scores[owner], self.cell_shape
-        )
+        parts = Plan(np.concatenate(corners)[order], np.concatenate(sides)[order], self.scores[owner], self.cell_shape)
         return parts, owner
 
     def touching(self, cells: NDArray[np.bool_]) -> NDArray[np.intp]:

@@ -1,0 +1,224 @@
+"""The refiner that runs an expert on the chosen tiles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.experts.errors import ExpertError
+from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.finds import read_answer
+from coarse2fine.experts.suppress import suppress_across
+from coarse2fine.models.base import Base
+from coarse2fine.models.candidates import Candidates
+from coarse2fine.refiners.protocol import TIMED_SECONDS, ImageContext, Label, Refiner, RunningRefiner
+from coarse2fine.refiners.registry import register_refiner
+
+# Tiles that may fail, with none that succeeds, before the analysis ends: the expert is wrong, not the tiles.
+_FAILURES = 16
+
+
+@dataclass(frozen=True)
+class ExpertRefiner(Refiner):
+    """An expert on tiles of a fixed grid.
+
+    Parameters
+    ----------
+    expert : Expert
+    screened : bool
+        Whether the forecast says that a scan before it pays.
+    """
+
+    expert: Expert
+    screened: bool = True
+    kind: ClassVar[str] = "expert"
+    counts_once: ClassVar[bool] = True
+    channels: ClassVar[int] = 3  # type: ignore[misc]
+
+    @property
+    def labels(self) -> tuple[Label, ...]:  # type: ignore[override]
+        """Classes of finds."""
+        return self.expert.labels
+
+    @property
+    def downsample(self) -> int:  # type: ignore[override]
+        """Full-resolution pixels per pixel of the expert's plane."""
+        return self.expert.downsample
+
+    @property
+    def stride(self) -> int:  # type: ignore[override]
+        """Side of a fine cell in pixels of the plane: a tile, or a cell of the map."""
+        return self.expert.cell
+
+    @property
+    def margin(self) -> int:  # type: ignore[override]
+        """Pixels of context around a tile."""
+        return self.expert.context
+
+    @property
+    def cells(self) -> int:
+        """Fine cells along a side of a tile."""
+        return self.expert.tile // self.expert.cell
+
+    @property
+    def longest(self) -> int:  # type: ignore[override]
+        """A window is one tile."""
+        return self.cells
+
+    @property
+    def most_in_cell(self) -> int:  # type: ignore[override]
+        """Most finds in a fine cell: those of a tile, unless it holds several cells."""
+        return self.expert.most if self.expert.labels[0].kind == "object" else 1
+
+    @property
+    def batch_windows(self) -> int:  # type: ignore[override]
+        """Tiles in one call."""
+        return self.expert.batch
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-adds of the tiles that cover a window of fine cells."""
+        return -(-height // self.cells) * -(-width // self.cells) * max(1, self.expert.tile_macs)
+
+    def start(self, context: ImageContext) -> RunningExpert:
+        return RunningExpert(self.expert, self.cells, context)
+
+    def describe(self) -> dict[str, Any]:
+        return {"expert": self.expert.describe(), "screened": self.screened}
+
+    @classmethod
+    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], base: Base) -> ExpertRefiner:  # noqa: ARG003
+        """The refiner of a model file; nothing that the file names is imported."""
+        return cls(Expert.described(text["expert"]), bool(text["screened"]))
+
+    @property
+    def macs_per_cell(self) -> float:
+        """Multiply-adds per fine cell."""
+        return max(1, self.expert.tile_macs) / self.cells**2
+
+    def macs_per_second(self, context: ImageContext) -> float:  # noqa: ARG002
+        """Speed, measured on this machine with grey tiles."""
+        side = self.expert.read_side
+        pixels = np.full((min(4, self.expert.batch), side, side, 3), 128, np.uint8)
+        self.expert(pixels)
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < TIMED_SECONDS:
+            self.expert(pixels)
+            count += len(pixels)
+        return count * max(1, self.expert.tile_macs) / (time.perf_counter() - start)
+
+    def suppress(self, candidates: Candidates) -> Candidates:
+        """Of boxes of one class in different tiles that are one object only the best."""
+        return suppress_across(candidates, self.expert.overlap)
+
+    def details(self) -> list[str]:
+        e = self.expert
+        macs = f"{e.tile_macs / 1e9:,.2f} GMAC a tile" + (" (estimated from time)" if e.estimated else "")
+        return [f"expert {e.name}: tiles of {e.tile} px with {e.context} px of context at 1/{e.downsample}, {macs}"]
+
+
+class RunningExpert(RunningRefiner):
+    """An expert at work on one image.
+
+    Parameters
+    ----------
+    expert : Expert
+    cells : int
+        Fine cells along a side of a tile.
+    context : ImageContext
+    """
+
+    def __init__(self, expert: Expert, cells: int, context: ImageContext) -> None:
+        if expert.call is None:
+            expert(np.zeros((0, 0, 0, 3), np.uint8))  # says that the expert must be named
+        self._expert, self._cells, self._floor = expert, cells, context.floor
+        self._batch = expert.batch
+        self._tiles = self._good = 0
+        self._failures: dict[str, None] = {}
+        self._failed: NDArray[np.bool_] = np.zeros(0, bool)
+
+    @property
+    def macs_spent(self) -> int:
+        return self._tiles * max(1, self._expert.tile_macs)
+
+    def failures(self) -> tuple[str, ...]:
+        return tuple(self._failures)
+
+    def failed(self, count: int) -> NDArray[np.bool_]:
+        return self._failed if len(self._failed) == count else np.zeros(count, bool)
+
+    def __call__(
+        self,
+        pixels: NDArray[np.uint8],
+        corners: NDArray[np.int64],
+        rations: NDArray[np.int64] | None = None,  # noqa: ARG002
+    ) -> Candidates:
+        """Run the expert on tiles; see `RunningRefiner`.
+
+        A tile on which it raises an error, or whose answer cannot be read, has no finds and is named in `failures`.
+
+        Raises
+        ------
+        ExpertError
+            If the first tiles fail, and none succeeds.
+        """
+        self._failed = np.zeros(len(pixels), bool)
+        found: list[Candidates] = []
+        start = 0
+        while start < len(pixels):
+            rows = slice(start, min(start + self._batch, len(pixels)))
+            answer = self._asked(np.ascontiguousarray(pixels[rows]), corners[rows])
+            if answer is None:  # out of memory: half the batch
+                continue
+            candidates, failed = answer
+            found.append(candidates)
+            self._failed[rows] = failed
+            start = rows.stop
+        return Candidates.concatenate(found)
+
+    def _asked(
+        self, pixels: NDArray[np.uint8], corners: NDArray[np.int64]
+    ) -> tuple[Candidates, NDArray[np.bool_]] | None:
+        """Candidates, and which tiles failed; None if the batch was halved instead."""
+        self._tiles += len(pixels)
+        try:
+            found = read_answer(self._expert, self._expert(pixels), corners, self._floor)
+        except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+            if _out_of_memory(error) and len(pixels) > 1:
+                self._batch = max(1, len(pixels) // 2)
+                self._tiles -= len(pixels)
+                self._failures[f"the expert ran out of memory: batches of {self._batch} tiles from here"] = None
+                return None
+            if len(pixels) == 1:
+                return self._noted(corners[0], error)
+            parts = [self._asked(pixels[i : i + 1], corners[i : i + 1]) for i in range(len(pixels))]
+            self._tiles -= len(pixels)
+            every = [part for part in parts if part is not None]
+            return Candidates.concatenate([part[0] for part in every]), np.concatenate([part[1] for part in every])
+        self._good += len(pixels)
+        return found, np.zeros(len(pixels), bool)
+
+    def _noted(self, corner: NDArray[np.int64], error: Exception) -> tuple[Candidates, NDArray[np.bool_]]:
+        """No finds: the tile failed."""
+        e = self._expert
+        y, x = (corner * e.cell * e.downsample).tolist()
+        what = str(error) if isinstance(error, ExpertError) else f"{type(error).__name__}: {error}"
+        self._failures[f"the expert failed on the tile at y={y}, x={x}: {what:.300}"] = None
+        if not self._good and len(self._failures) >= _FAILURES:
+            raise ExpertError(
+                f"the expert {e.name} failed on each of the first {_FAILURES} tiles; the last: {what:.500}"
+            )
+        return Candidates.empty(), np.ones(1, bool)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return (
+        isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "OutOfMemory" in type(error).__name__
+    )
+
+
+register_refiner(ExpertRefiner.kind, ExpertRefiner.load)
