@@ -1,4 +1,8 @@
-"""Model files: a safetensors file with the description as JSON in its header. Nothing in it is executable."""
+"""Container of a model file: safetensors, with the description as JSON in its header. Nothing in it is executable.
+
+What the arrays and the description are is decided by `Model.save` and the refiner's `describe` and `arrays`; their
+parts are in `coarse2fine.model_file`.
+"""
 
 from __future__ import annotations
 

@@ -7,17 +7,17 @@ from numpy.typing import NDArray
 
 from coarse2fine.model import Model
 from coarse2fine.steps.plan import Plan
+from coarse2fine.tiling.formats.raster_header import RASTERS
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 
 ASSUMED_CHUNK = 256
 """Assumed side of a chunk, in pixels, if an image is stored whole."""
-_WHOLE = ("array", "png", "jpeg", "webp", "bmp", "jpeg2000")
 
 
 def stored_whole(image: Image) -> bool:
     """Whether the image can only be decoded all at once."""
-    return image.format in _WHOLE
+    return image.format == "array" or image.format in RASTERS
 
 
 def chunk_shape(image: Image) -> tuple[int, int]:

@@ -247,6 +247,8 @@ _READERS: dict[str, Callable[[bytes], RasterHeader]] = {
     "bmp": _bmp,
     "jpeg2000": _jpeg2000,
 }
+RASTERS = frozenset(_READERS)
+"""Names of the formats that are decoded whole, as in `Image.format`."""
 
 
 def exif_orientation(exif: bytes) -> int:
