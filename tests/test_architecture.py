@@ -9,12 +9,13 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import floors
 import pytest
+from floors import FLOORS, PARTS, imported
 
 import coarse2fine
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("tiling", "models")
 CORE = sorted(p for p in (ROOT / "coarse2fine").rglob("*.py") if not set(PARTS) & set(p.relative_to(ROOT).parts))
 INNER = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
@@ -22,43 +23,11 @@ FILES = [*CORE, *INNER, *SCRIPTS]
 PIXELS = {"numpy", "cv2", "zarr", "numcodecs", "dask", "tifffile", "imagecodecs", "platformdirs", "filelock"}
 EXTRAS = {"aiohttp", "fsspec", "openslide", "tensorstore"}
 TENSORS = {"cv2", "numpy", "torch", "timm", "scipy", "safetensors"}
-# The floors of `coarse2fine`, the lowest first: a file imports from its own room and from lower floors. What shares a
-# floor does not know of each other.
-FLOORS = (
-    ("_environment", "_version", "terminal", "plugins", "region", "tiling", "models"),
-    ("paths",),
-    ("bases", "config", "progress", "bundle", "annotations"),
-    ("model_file",),
-    ("specialists",),
-    ("refiners",),
-    ("experts",),
-    ("model",),
-    ("preprocess", "remembered"),
-    ("steps",),
-    ("audit",),
-    ("fitting",),
-    ("results",),
-    ("report", "analysis_run"),
-    ("engine",),
-    ("batch", "demo"),
-    ("bench",),
-    ("cli",),
-    ("__init__", "__main__"),
-)
-
-
-def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Each imported module and its level (1: from the same folder)."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, 0) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or "", node.level
 
 
 def roots(path: Path) -> set[str]:
     """Third-party packages."""
-    found = {name.partition(".")[0] for name, level in imports(path) if not level}
+    found = {name.partition(".")[0] for name, level in imported(path) if not level}
     return found - set(sys.stdlib_module_names)
 
 
@@ -69,37 +38,40 @@ def name_of(path: Path) -> str:
 def modules(path: Path) -> Iterator[str]:
     """Full names of what a file imports, relative imports resolved."""
     parts = list(path.relative_to(ROOT).parent.parts)
-    for name, level in imports(path):
+    for name, level in imported(path):
         yield ".".join([*parts[: len(parts) - level + 1], name]) if level else name
 
 
 @pytest.mark.parametrize("path", [p for p in INNER if p.is_relative_to(ROOT / "tiling")], ids=name_of)
 def test_tiling_knows_pixels_only(path: Path) -> None:
     assert roots(path) <= PIXELS | EXTRAS
-    assert all(name.startswith("tiling") for name, level in zip(modules(path), imports(path), strict=True) if level[1])
+    assert all(name.startswith("tiling") for name, level in zip(modules(path), imported(path), strict=True) if level[1])
 
 
 @pytest.mark.parametrize("path", [p for p in INNER if p.is_relative_to(ROOT / "models")], ids=name_of)
 def test_models_know_tensors_only(path: Path) -> None:
     assert roots(path) <= TENSORS
-    assert all(level <= 1 for _, level in imports(path))
-    assert not {name for name, _ in imports(path)} & {"os", "pathlib", "json", "io"}
+    assert all(level <= 1 for _, level in imported(path))
+    assert not {name for name, _ in imported(path)} & {"os", "pathlib", "json", "io"}
 
 
 @pytest.mark.parametrize("path", CORE, ids=name_of)
 def test_files_import_from_lower_floors(path: Path) -> None:
     assert not roots(path) & {"scripts", "tests", "tiling", "models", "benchmarks"}
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    room = path.relative_to(ROOT / "coarse2fine").parts[0].removesuffix(".py")
-    for name, level in imports(path):
-        found = name.split(".")
-        if found[0] == "coarse2fine" and not level and len(found) > 1:
-            assert found[1] == room or floor[found[1]] < floor[room], f"{room} imports {name}"
+    room = floors.room_of(path.relative_to(ROOT).parts)
+    for _, other in floors.imports_between({room: [path]}):
+        assert floor[other] < floor[room], f"{room} imports {other}"
+
+
+def test_picture_of_the_floors_is_current() -> None:
+    picture = (ROOT / "docs" / "architecture.svg").read_text("utf-8")
+    assert picture == floors.draw(ROOT), "draw it again: python scripts/floors.py --draw docs/architecture.svg"
 
 
 def test_the_core_has_no_import_cycle() -> None:
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in CORE if path.stem != "__init__"}
-    graph = {name: {n for n, _ in imports(path)} & set(names.values()) for path, name in names.items()}
+    graph = {name: {n for n, _ in imported(path)} & set(names.values()) for path, name in names.items()}
     while graph:
         leaves = {name for name, needs in graph.items() if not needs & graph.keys()}
         assert leaves, f"these modules import each other: {sorted(graph)}"
@@ -126,7 +98,7 @@ def test_every_third_party_package_is_declared() -> None:
     }
     used = {root for path in FILES for root in roots(path)} - {"coarse2fine", "benchmarks"}
     # Of numcodecs, an extra that our shards need: zarr has it too, but may leave it.
-    used |= {"google-crc32c"} if any("numcodecs.checksum32" in dict(imports(path)) for path in FILES) else set()
+    used |= {"google-crc32c"} if any("numcodecs.checksum32" in dict(imported(path)) for path in FILES) else set()
     assert {known_as.get(name, name) for name in used} <= declared
 
 
