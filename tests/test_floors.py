@@ -36,6 +36,7 @@ def checkout(tmp_path: Path) -> Path:
         "coarse2fine/low/__init__.py": "'''Low < high.'''\n",
         "coarse2fine/low/part.py": "from coarse2fine.low import other\n\ndef f():\n    from coarse2fine import a\n",
         "coarse2fine/low/other.py": "from coarse2fine.top import a\nfrom coarse2fine.tiling import box\nimport numpy\n",
+        "tests/tiling/test_box.py": "import coarse2fine\n",
         "tiling/__init__.py": "",
         "tiling/box.py": "from .. import tiling\n",
     }
@@ -51,6 +52,7 @@ def test_a_checkout_is_described(checkout: Path, capsys: pytest.CaptureFixture[s
     assert "4 rooms on 3 floors; 5 imports of other rooms" in lines
     assert "upward imports: 1" in lines
     assert "coarse2fine 5 11" in lines
+    assert "tests 1 1" in lines
     assert "tiling 2 1" in lines
 
 
