@@ -19,10 +19,9 @@ from coarse2fine.steps.scan import scan_macs
 from coarse2fine.steps.strategy import strategy_of
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.formats.raster_header import RASTERS
 from coarse2fine.tiling.storage.redact import redact
 
-# Formats that are decoded completely on opening.
-_WHOLE = {"png", "jpeg", "webp", "bmp", "jpeg2000"}
 # Maps of interest, features and windows, and the memory of choosing.
 _BYTES_A_CELL = 40
 
@@ -136,7 +135,7 @@ def _expected(job: Job) -> Expected:
         return Expected(name, source, problem=str(error))
     cell_shape = model.cell_shape(shape[:2])
     scan, most = _least_and_most(model, config, (shape[0], shape[1]))
-    whole = shape[0] * shape[1] * shape[2] if kind in _WHOLE else 0
+    whole = shape[0] * shape[1] * shape[2] if kind in RASTERS else 0
     memory = 2 * whole + _BYTES_A_CELL * cell_shape[0] * cell_shape[1]
     return Expected(name, source, shape, scan, most, memory)
 
