@@ -8,6 +8,8 @@ from typing import Any
 from coarse2fine.models.backbone import Backbone, BackboneSpec
 from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
+from coarse2fine.models.pooled import PREFIX as POOLED
+from coarse2fine.models.pooled import PooledSpec, PooledStack
 from coarse2fine.models.timm_text import PREFIX
 from coarse2fine.plugins import Registry
 
@@ -47,6 +49,7 @@ def register_base(prefix: str, parse: Parse, build: Build) -> None:
 
 
 register_base(TIMM, BackboneSpec.parse, Backbone)
+register_base(POOLED, PooledSpec.parse, PooledStack)
 
 
 def prefix_of(text: str) -> str | None:

@@ -159,8 +159,12 @@ class Model:
                 f"the refiner's stride {stride} at 1/{plane} does not make {g.fine_cell} px at 1/{g.refine_downsample}"
             )
         for level, closer in pairwise(self.levels):
-            if level.cell % (closer.cell * closer.net.spec.align) or level.cell == closer.cell:
-                raise ValueError(f"cells of {level.cell} px are not whole numbers of the next level's {closer.cell} px")
+            finer = level.cell > closer.cell or level.downsample > closer.downsample
+            if level.cell % (closer.cell * closer.net.spec.align) or not finer:
+                raise ValueError(
+                    f"cells of {level.cell} px at 1/{level.downsample} cannot come before {closer.cell} px at "
+                    f"1/{closer.downsample}: expected a multiple of the next stage's cells, or a coarser plane"
+                )
 
     def _check_numbers(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:

@@ -123,7 +123,7 @@ def firing_arrays(firing: Firing, prefix: str) -> dict[str, NDArray[Any]]:
 def firing_of(arrays: Arrays, text: Mapping[str, Any], prefix: str, net: Base) -> Firing:
     """Build the firing rule of a net from the arrays that `firing_arrays` made, and its description."""
     own = under(arrays, prefix)
-    width = net.reader.in_channels
+    width = net.high_channels
     if own["features"].max(initial=0) >= width:
         raise ValueError(f"a rule reads feature {own['features'].max()} of a net that has {width}")
     curves = tuple(Curve(own[f"{i}.edges"], own[f"{i}.precision"]) for i in range(len(own["features"])))

@@ -68,6 +68,11 @@ class Base(nn.Module, ABC):
             A block with its halo: `spec.input_size` of its cells.
         """
 
+    @property
+    def high_channels(self) -> int:
+        """Channels of the high-level map."""
+        return self.reader.in_channels
+
     def high(self, x: Tensor) -> Tensor:
         """The last of `features` alone, which takes less memory."""
         return self.features(x)[-1]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from coarse2fine.experts.errors import ExpertError
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.finds import read_answer
+from coarse2fine.experts.forecast import Forecast
 from coarse2fine.experts.suppress import suppress_across
 from coarse2fine.models.base import Base
 from coarse2fine.models.candidates import Candidates
@@ -30,12 +31,12 @@ class ExpertRefiner(Refiner):
     Parameters
     ----------
     expert : Expert
-    screened : bool
-        Whether the forecast says that a scan before it pays.
+    forecast : Forecast, optional
+        What a scan before it is expected to save; None before it is known.
     """
 
     expert: Expert
-    screened: bool = True
+    forecast: Forecast | None = None
     kind: ClassVar[str] = "expert"
     counts_once: ClassVar[bool] = True
     channels: ClassVar[int] = 3  # type: ignore[misc]
@@ -88,12 +89,19 @@ class ExpertRefiner(Refiner):
         return RunningExpert(self.expert, self.cells, context)
 
     def describe(self) -> dict[str, Any]:
-        return {"expert": self.expert.describe(), "screened": self.screened}
+        forecast = None if self.forecast is None else self.forecast.to_json()
+        return {"expert": self.expert.describe(), "forecast": forecast}
 
     @classmethod
     def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], base: Base) -> ExpertRefiner:  # noqa: ARG003
         """The refiner of a model file; nothing that the file names is imported."""
-        return cls(Expert.described(text["expert"]), bool(text["screened"]))
+        forecast = text["forecast"]
+        return cls(Expert.described(text["expert"]), None if forecast is None else Forecast.from_json(forecast))
+
+    @property
+    def screened(self) -> bool:  # type: ignore[override]
+        """Whether the forecast says that a scan before the expert pays."""
+        return self.forecast is None or self.forecast.pays
 
     @property
     def macs_per_cell(self) -> float:
@@ -118,7 +126,8 @@ class ExpertRefiner(Refiner):
     def details(self) -> list[str]:
         e = self.expert
         macs = f"{e.tile_macs / 1e9:,.2f} GMAC a tile" + (" (estimated from time)" if e.estimated else "")
-        return [f"expert {e.name}: tiles of {e.tile} px with {e.context} px of context at 1/{e.downsample}, {macs}"]
+        lines = [f"expert {e.name}: tiles of {e.tile} px with {e.context} px of context at 1/{e.downsample}, {macs}"]
+        return lines + ([] if self.forecast is None else self.forecast.lines())
 
 
 class RunningExpert(RunningRefiner):

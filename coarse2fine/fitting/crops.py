@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from coarse2fine.model import Geometry
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.preprocess import as_channels
+from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.orientation import Turn
 
 
@@ -55,3 +58,19 @@ class Recipe:
         """Vary contrast, brightness and, for colour images, tint."""
         tint = rng.normal(0, 0.1, (self.channels, 1, 1)) if self.channels > 1 else 0.0
         return (planes * rng.uniform(0.8, 1.25) + rng.normal(0, 0.2) + tint).astype(np.float32)
+
+
+def normalisation(
+    images: Sequence[Image], channels: int, downsample: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of each channel, pixels in 0..1, from a 3 x 3 grid of blocks in each scene."""
+    samples = []
+    for image in images:
+        height, width = ceil_div(image.height, downsample), ceil_div(image.width, downsample)
+        side = min(512, height, width)
+        for y in np.linspace(0, height - side, 3).astype(int).tolist():
+            for x in np.linspace(0, width - side, 3).astype(int).tolist():
+                block = image.read_scaled(Box(y, x, y + side, x + side), downsample)
+                samples.append(as_channels(block, channels).reshape(-1, channels)[::7])
+    pixels = np.concatenate(samples).astype(np.float32) / 255
+    return pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 0.02)

@@ -17,15 +17,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from coarse2fine.annotations.read import Annotations
 from coarse2fine.bases import TIMM, prefix_of, unfitted
 from coarse2fine.config import check_seed
+from coarse2fine.experts.expert import Expert
 from coarse2fine.fitting.base import train_base
 from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, calibrate, calibrates_on_all
 from coarse2fine.fitting.cascade import add_glances, measure_price, scan_candidates
-from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.crops import Recipe, normalisation
 from coarse2fine.fitting.geometry import (
     FINE_STRIDE,
     STRIDES,
@@ -39,24 +39,24 @@ from coarse2fine.fitting.geometry import (
     smallest_side,
 )
 from coarse2fine.fitting.hold_out import check_cells, check_objects, hold_back
-from coarse2fine.fitting.pairs import Sources, load_pairs
+from coarse2fine.fitting.pairs import Sources, load_images, load_pairs
 from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.scene import PART, LeftOut, Scene
 from coarse2fine.fitting.specialists.add import MODES, Mode, add_specialists
 from coarse2fine.fitting.teacher import Answers, exhaustive_answer
 from coarse2fine.fitting.timm_weights import Weights, make_backbone
+from coarse2fine.fitting.watching.fit import EXPECTED, WatchRecipe, fit_expert
+from coarse2fine.fitting.watching.watch import WatchLimit
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.precision import Precision
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.timm_text import parse_network
-from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Progress
 from coarse2fine.refiners.detection import DetectionRefiner
 from coarse2fine.refiners.protocol import Label
 from coarse2fine.remembered import KEY, Remembered
-from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 
 _HELD_SHARE = 0.2
@@ -68,8 +68,10 @@ _EXPECTED = (_FIRST + _EACH_BASE, _FIRST + 4 * _EACH_BASE)
 
 def fit(
     images: Sources,
-    annotations: Sources,
+    annotations: Sources | None = None,
     *,
+    expert: Expert | None = None,
+    watch: float | str = 0.1,
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
     rotate: bool = True,
@@ -100,7 +102,13 @@ def fit(
         see `coarse2fine.annotations.read.read_annotations`. Polygons, boxes and points in full-resolution pixels,
         each with a class. Areas of class ``Ignore*`` are left out; if there are areas of class ``Region*``, only the
         pixels inside them count as annotated. All other pixels without annotation count as background. For images that
-        are not files, one annotation each, in order.
+        are not files, one annotation each, in order. None if an expert is watched instead.
+    expert : Expert, optional
+        Your own model, see `coarse2fine.expert`: instead of learning from annotations, the scan learns where it finds
+        something, and `analyze` runs it there. Of the other parameters only `channels`, `value_range`, `rotate`,
+        `recall`, `steps`, `seed`, `name`, `device`, `precision` and `progress` then have a meaning.
+    watch : float or str
+        Share of the tiles on which the expert runs while it is watched, or a time, such as ``"20min"``.
     channels, value_range : optional
         How to read the images, see `open_image`. The model stores what was read, and analyses read images alike.
     rotate : bool
@@ -171,6 +179,11 @@ def fit(
     _check(recall, steps, seed, object_size, base, base_weights, specialists)
     _check_scan(geometry, width)
     runtime = Runtime.choose(device, precision)
+    if expert is not None:
+        watching = WatchRecipe(WatchLimit.parse(watch), recall, steps, rotate, seed, name)
+        return _watched(images, annotations, expert, watching, runtime, channels, value_range, progress=progress)
+    if annotations is None:
+        raise ValueError("there is nothing to learn from: give annotations, or an expert to watch (see expert=)")
     pairs = load_pairs(images, annotations, channels, value_range)
     labels = find_labels([a for _, a in pairs])
     sizes = measure([a for _, a in pairs], labels, object_size)
@@ -178,7 +191,7 @@ def fit(
     depth = 1 if all(image.channels == 1 for image, _ in pairs) else 3
     spec = refiner_spec(depth, labels, sizes, planes)
     scenes, lost = _scenes(pairs, labels, planes, spec, sizes, seed, strict=planes is not geometry)
-    mean, std = _normalisation([image for image, _ in pairs], depth, planes.scan_downsample)
+    mean, std = normalisation([image for image, _ in pairs], depth, planes.scan_downsample)
     # The refine net's cells are the base's, unless a search finds larger ones.
     fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
     recipe = Recipe(fine, spec, depth, mean, std, rotate, steps, seed, width)
@@ -205,6 +218,26 @@ def fit(
     cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
     origin = _origin(recipe, scenes, sizes, lost) | _origin_of_base(base, base_weights)
     return replace(best.model, provenance={**best.model.provenance, **draft.provenance, **origin, **known, **cost})
+
+
+def _watched(
+    images: Sources,
+    annotations: Sources | None,
+    expert: Expert,
+    recipe: WatchRecipe,
+    runtime: Runtime,
+    channels: int | Sequence[int] | None,
+    value_range: tuple[float, float] | None,
+    *,
+    progress: bool,
+) -> Model:
+    """A model around an expert; see `fit`."""
+    if annotations is not None:
+        raise ValueError("an expert is watched without annotations: give one of the two")
+    opened = load_images(images, channels, value_range)
+    with Progress(progress, EXPECTED) as bars, torch.random.fork_rng(devices=[]):
+        model = fit_expert(opened, expert, recipe, runtime, bars)
+    return replace(model, provenance={**model.provenance, KEY: Remembered.of(opened).to_json()})
 
 
 def _scenes(
@@ -358,19 +391,3 @@ def _check_scan(geometry: Geometry | str | None, width: float) -> None:
         )
     if geometry.cell // geometry.scan_downsample not in STRIDES:
         raise ValueError(f"a cell must be 1, 2, 4 or 8 pixels of the plane that is scanned, got {geometry}")
-
-
-def _normalisation(
-    images: Sequence[Image], channels: int, downsample: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation of each channel, pixels in 0..1, from a 3 x 3 grid of blocks in each scene."""
-    samples = []
-    for image in images:
-        height, width = ceil_div(image.height, downsample), ceil_div(image.width, downsample)
-        side = min(512, height, width)
-        for y in np.linspace(0, height - side, 3).astype(int).tolist():
-            for x in np.linspace(0, width - side, 3).astype(int).tolist():
-                block = image.read_scaled(Box(y, x, y + side, x + side), downsample)
-                samples.append(as_channels(block, channels).reshape(-1, channels)[::7])
-    pixels = np.concatenate(samples).astype(np.float32) / 255
-    return pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 0.02)

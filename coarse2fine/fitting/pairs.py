@@ -55,3 +55,20 @@ def load_pairs(
     if not any(annotated.objects for _, annotated in pairs):
         raise AnnotationError("the annotations hold no object of any class: there is nothing to learn from")
     return pairs
+
+
+def load_images(
+    images: Sources, channels: int | Sequence[int] | None = None, value_range: tuple[float, float] | None = None
+) -> list[Image]:
+    """Open the images of a fit without annotations; parameters as in `load_pairs`.
+
+    Raises
+    ------
+    ImageError
+        If one cannot be read.
+    """
+    if isinstance(images, np.ndarray | Image):
+        sources: list[Any] = [images]
+    else:
+        sources = list(expand_paths(images)) if isinstance(images, str | os.PathLike) else list(images)
+    return open_alike(sources, channels, value_range)

@@ -12,13 +12,13 @@ import numpy as np
 
 from benchmarks.report import Section, SectionReport
 from coarse2fine.models.candidates import Candidates
+from coarse2fine.refiners.suppress import suppress
 from coarse2fine.region import Region
 from coarse2fine.report.viewer_tiles import TILE, Shapes
 from coarse2fine.results.geojson import read_regions, write_geojson
 from coarse2fine.results.maps import Maps, write_maps
 from coarse2fine.results.tables import tiles_table, write_parquet
 from coarse2fine.steps.plan import Plan
-from coarse2fine.refiners.suppress import suppress
 from coarse2fine.tiling.geometry import Box, ceil_div
 
 _CELL, _CLASSES = 16, 5

@@ -27,11 +27,11 @@ from coarse2fine.fitting.matching import match
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.refiners.protocol import Label
+from coarse2fine.refiners.suppress import suppress
 from coarse2fine.results.folder import pooled_audit
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan, dense_plan
 from coarse2fine.steps.refine import Refinement
-from coarse2fine.refiners.suppress import suppress
 from tests.refining import relabelled
 
 MakeImage = Callable[..., NDArray[np.uint8]]

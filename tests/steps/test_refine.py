@@ -28,10 +28,10 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.refiners.protocol import Label
+from coarse2fine.refiners.suppress import suppress
 from coarse2fine.steps import plan as planning
 from coarse2fine.steps import refine
 from coarse2fine.steps.plan import Plan, dense_plan
-from coarse2fine.refiners.suppress import suppress
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.opening import open_image
 from tests.refining import built_in, net, relabelled

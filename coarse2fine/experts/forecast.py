@@ -1,0 +1,107 @@
+"""Forecast of what a scan saves before an expert, from the tiles that were watched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+PAYS_FROM = 1.3
+"""Least saving for which tiles are chosen; below it the expert runs everywhere."""
+
+Interval = tuple[float, float, float]
+"""Estimate, and the ends of its 90 % interval."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a scan is expected to save on images like those of the fit.
+
+    Parameters
+    ----------
+    tiles, watched : int
+        Tiles of the fit's images, and those on which the expert ran.
+    held_finds : int
+        Finds in held-out tiles, on which thresholds are set.
+    with_finds : (float, float, float)
+        Share of the tiles that hold a find: estimate and interval. An ideal choice costs no less.
+    chosen : mapping of str to (float, float, float)
+        Share of the tiles that are chosen, by the recall of the expert's own exhaustive finds.
+    saving : mapping of str to (float, float, float)
+        Factor by which the cost of scan and expert is lower than the expert's everywhere, by recall.
+    scan_cost : float
+        Cost of the scan as a share of the expert's everywhere.
+    recall : float
+        Recall of the default threshold.
+    half_tile : float or None
+        Cost of an ideal choice among tiles of half the side, as a share of the expert's everywhere at the present
+        side; None if the expert does not say where finds lie.
+    """
+
+    tiles: int
+    watched: int
+    held_finds: int
+    with_finds: Interval
+    chosen: Mapping[str, Interval]
+    saving: Mapping[str, Interval]
+    scan_cost: float
+    recall: float
+    half_tile: float | None = None
+
+    @property
+    def pays(self) -> bool:
+        """Whether choosing tiles is expected to pay at the default recall."""
+        return self.saving[f"{self.recall:g}"][0] >= PAYS_FROM
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values for a model file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, text: Mapping[str, Any]) -> Self:
+        """The forecast of a model file."""
+        tables = {name: {key: _interval(v) for key, v in dict(text[name]).items()} for name in ("chosen", "saving")}
+        half = text["half_tile"]
+        return cls(
+            tiles=int(text["tiles"]),
+            watched=int(text["watched"]),
+            held_finds=int(text["held_finds"]),
+            with_finds=_interval(text["with_finds"]),
+            scan_cost=float(text["scan_cost"]),
+            recall=float(text["recall"]),
+            half_tile=None if half is None else float(half),
+            **tables,
+        )
+
+    def lines(self) -> list[str]:
+        """The forecast in words."""
+        share, low, high = self.with_finds
+        said = [
+            f"forecast from {self.watched:,} of {self.tiles:,} tiles watched: {share:.2%} of the tiles hold a find "
+            f"({low:.2%} to {high:.2%})"
+        ]
+        said += [
+            f"{float(recall):.0%} of the finds for {1 / best:.1%} of the cost: {best:.1f} times less "
+            f"({worst:.1f} to {top:.1f})"
+            for recall, (best, worst, top) in self.saving.items()
+        ]
+        if not self.pays:
+            said.append(
+                f"no use here: below {PAYS_FROM} times less the expert runs everywhere, unless a budget or a number of "
+                "cells is given"
+            )
+        if self.half_tile is not None and self.half_tile < _WORTH_HALVING * share:
+            said.append(
+                f"tiles of half the side would save more: an ideal choice would cost {self.half_tile:.2%} instead of "
+                f"{share:.2%}"
+            )
+        return said
+
+
+# Ratio of the ideal costs below which smaller tiles are suggested.
+_WORTH_HALVING = 0.8
+
+
+def _interval(values: Any) -> Interval:
+    best, low, high = map(float, values)
+    return best, low, high

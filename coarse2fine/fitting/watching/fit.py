@@ -1,0 +1,308 @@
+"""Fitting of a model around an expert, from its answers on some tiles of the images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coarse2fine.experts.check import check_expert
+from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.forecast import Forecast
+from coarse2fine.experts.refiner import ExpertRefiner
+from coarse2fine.fitting.crops import normalisation
+from coarse2fine.fitting.watching.calibrate import (
+    RECALLS,
+    HeldTiles,
+    Screen,
+    calibrated_stage,
+    share_with_finds,
+)
+from coarse2fine.fitting.watching.samples import tile_samples
+from coarse2fine.fitting.watching.scan import ScanPlan, plan_scan, train_scan
+from coarse2fine.fitting.watching.tiles import unwatched
+from coarse2fine.fitting.watching.watch import Watched, WatchLimit, watch
+from coarse2fine.model import CascadeStage, Geometry, Model
+from coarse2fine.models.candidates import Candidates
+from coarse2fine.models.pooled import PooledStack
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.progress import Progress
+from coarse2fine.steps.scan import survey_level
+from coarse2fine.tiling.image import Image
+
+# Shares of the watched tiles by round: after each the scan is trained again and says where to look next.
+_ROUNDS = (0.4, 0.3, 0.3)
+# Steps of an intermediate training, as a share of the last one's.
+_SHORT = 0.3
+# Most that scans may cost, as shares of the expert: the first, and a closer one where the first fires.
+_SCAN_COST, _CLOSE_COST = 0.02, 0.15
+# Pixels of the scan along a small find; and scan pixels along a tile if finds have no place in it.
+_FIND_PIXELS, _TILE_PIXELS = 7.0, 64.0
+# A closer scan is kept if it lowers the cost by this factor.
+_GAIN = 0.93
+EXPECTED = (
+    ("trying the expert", 0.03),
+    ("watching", 0.25),
+    ("scan", 0.08),
+    ("watching", 0.2),
+    ("scan", 0.08),
+    ("watching", 0.2),
+    ("scan", 0.2),
+    ("closer scan", 0.2),
+)
+
+
+@dataclass(frozen=True)
+class WatchRecipe:
+    """Settings of a fit by watching.
+
+    Parameters
+    ----------
+    watch : WatchLimit
+    recall : float
+        Recall of the expert's exhaustive finds for which the default threshold is set.
+    steps : int
+        Optimisation steps of a scan.
+    rotate : bool
+        Whether finds stay finds when turned or mirrored.
+    seed : int
+    name : str
+    """
+
+    watch: WatchLimit
+    recall: float
+    steps: int
+    rotate: bool
+    seed: int
+    name: str
+
+
+def fit_expert(images: Sequence[Image], expert: Expert, recipe: WatchRecipe, runtime: Runtime, bars: Progress) -> Model:
+    """Fit a scan that chooses the tiles on which an expert finds something.
+
+    Parameters
+    ----------
+    images : sequence of Image
+    expert : Expert
+    recipe : WatchRecipe
+    runtime : Runtime
+        Of the scan.
+    bars : Progress
+
+    Raises
+    ------
+    ExpertError
+        If the expert cannot run.
+    ValueError
+        If it finds nothing in the watched tiles.
+    """
+    tick = bars.task("trying the expert")
+    checked = check_expert(expert, max(images, key=lambda image: image.height * image.width))
+    tick(1, 1)
+    for line in str(checked).splitlines():
+        if line.startswith("WARNING: "):
+            warnings.warn(line.removeprefix("WARNING: "), stacklevel=3)
+    fitting = _Fitting(images, replace(checked.expert, batch=expert.batch), recipe, runtime, bars)
+    fitting.watch_rounds(checked.seconds)
+    return fitting.model()
+
+
+class _Fitting:
+    def __init__(
+        self, images: Sequence[Image], expert: Expert, recipe: WatchRecipe, runtime: Runtime, bars: Progress
+    ) -> None:
+        self._expert, self._recipe, self._runtime, self._bars = expert, recipe, runtime, bars
+        self._channels = 1 if all(image.channels == 1 for image in images) else 3
+        self._tile = expert.tile * expert.downsample
+        first = self._scan_plan(self._tile / _TILE_PIXELS, expert.tile_macs * _SCAN_COST)
+        self._mean, self._std = normalisation(images, self._channels, first.downsample)
+        self._draft = self._model(first, PooledStack(first.spec).eval())
+        self._scenes = unwatched(images, self._draft, recipe.seed)
+        self._rng = np.random.default_rng([recipe.seed, 1])
+        self._watched: list[Watched] = []
+
+    @property
+    def _total(self) -> int:
+        return sum(scene.tried.size for scene in self._scenes)
+
+    def _scan_plan(self, downsample: float, most: float, *, close: bool = False) -> ScanPlan:
+        return plan_scan(self._tile, self._channels, max(1.0, downsample), most, close=close)
+
+    def _model(self, plan: ScanPlan, net: PooledStack) -> Model:
+        expert = self._expert
+        geometry = Geometry(self._tile, plan.downsample, expert.downsample, expert.tile // expert.cell)
+        return Model(
+            name=self._recipe.name,
+            geometry=geometry,
+            mean=tuple(map(float, self._mean)),
+            std=tuple(map(float, self._std)),
+            base=net,
+            refiner=ExpertRefiner(expert),
+            threshold=expert.confidence,
+            window=1,
+        )
+
+    def watch_rounds(self, seconds_each: float) -> None:
+        """Watch the expert, round by round, and train the scan in between."""
+        count = self._recipe.watch.tiles(self._total, seconds_each)
+        interests = None
+        for number, share in enumerate(_ROUNDS):
+            if interests is not None or number == 0:
+                tick = self._bars.task("watching")
+                seen = watch(self._scenes, interests, share * count, self._draft, self._runtime, self._rng, tick)
+                self._scenes = list(seen.scenes)
+                self._watched.append(seen)
+            if number + 1 < len(_ROUNDS) and self._found():
+                interests = self._interests(int(self._recipe.steps * _SHORT))
+        if not self._found():
+            tried = sum(int(scene.tried.sum()) for scene in self._scenes)
+            raise ValueError(
+                f"the expert found nothing in {tried:,} of {self._total:,} tiles, so there is nothing to learn: watch "
+                f"more tiles, lower confidence={self._expert.confidence:g}, or give images in which it finds something"
+            )
+
+    def _found(self) -> int:
+        return sum(len(scene.found) for scene in self._scenes)
+
+    def _interests(self, steps: int) -> list[NDArray[np.float32]] | None:
+        """Probability of a find in each tile by a quickly trained scan; None if it cannot be trained yet."""
+        trained = self._trained(self._first_plan(), steps, "scan")
+        if trained is None:
+            return None
+        stage, model, _ = trained
+        return [
+            survey_level(s.image, model, self._runtime, stage).interest[: s.shape[0], : s.shape[1]]
+            for s in self._scenes
+        ]
+
+    def _first_plan(self) -> ScanPlan:
+        return self._scan_plan(self._usual_downsample(), self._expert.tile_macs * _SCAN_COST)
+
+    def _usual_downsample(self) -> float:
+        """Plane on which a small find has enough pixels."""
+        if self._expert.kind not in ("boxes", "map"):
+            return self._tile / _TILE_PIXELS
+        found = Candidates.concatenate([scene.found for scene in self._scenes])
+        sides = np.sqrt((found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1)) * self._draft.geometry.fine_cell
+        small = float(np.quantile(sides, 0.1)) if len(sides) else self._tile / 8
+        return max(
+            1.0, max(small, self._draft.geometry.fine_cell if self._draft.geometry.fine > 1 else 1) / _FIND_PIXELS
+        )
+
+    def _trained(
+        self, plan: ScanPlan, steps: int, name: str
+    ) -> tuple[CascadeStage, Model, tuple[HeldTiles, NDArray[np.float32]]] | None:
+        """A trained and calibrated stage, its model, and the held-out tiles with their probabilities."""
+        samples = tile_samples(self._scenes, self._draft, plan.spec, plan.downsample, self._rng)
+        if not samples.positive.any():
+            return None
+        net = train_scan(
+            plan,
+            samples,
+            self._runtime,
+            mean=self._mean,
+            std=self._std,
+            rotate=self._recipe.rotate,
+            steps=max(10, steps),
+            seed=self._recipe.seed,
+            tick=self._bars.task(name),
+        )
+        model = self._model(plan, net)
+        tiles = HeldTiles.of(self._scenes, model.geometry.fine)
+        stage = CascadeStage(net, model.geometry.cell, plan.downsample, None, 0.0)
+        stage, interest = calibrated_stage(self._scenes, tiles, model, stage, self._runtime, self._recipe.seed)
+        return stage, replace(model, firing=stage.firing), (tiles, interest)
+
+    def model(self) -> Model:
+        """The model: one scan, or a closer one after it, whichever costs less in all."""
+        trained = self._trained(self._first_plan(), self._recipe.steps, "scan")
+        if trained is None:
+            raise ValueError("all finds lie in held-out tiles, so there is nothing to learn from: watch more tiles")
+        stage, model, (tiles, first) = trained
+        single = Screen(tiles, first, first, self._cost(stage))
+        best, screen = model, single
+        closer = self._closer(stage, tiles, first)
+        if closer is not None and self._at_target(closer[1]) < _GAIN * self._at_target(single):
+            best, screen = closer
+        return self._finished(best, screen)
+
+    def _at_target(self, screen: Screen) -> float:
+        return screen.thresholds(self._recipe.recall)[3]
+
+    def _cost(self, stage: CascadeStage) -> float:
+        """Cost of a stage for a tile of a large image, as a share of the expert's."""
+        return stage.net.spec.macs_per_cell / self._expert.tile_macs
+
+    def _closer(
+        self, first: CascadeStage, tiles: HeldTiles, interest: NDArray[np.float32]
+    ) -> tuple[Model, Screen] | None:
+        """The model with a closer scan of the tiles in which the first one fires; None if it would cost too much."""
+        plan = self._scan_plan(first.downsample / 2, self._expert.tile_macs * _CLOSE_COST, close=True)
+        if plan.downsample > first.downsample or plan.tile_macs > _CLOSE_COST * self._expert.tile_macs:
+            return None
+        trained = self._trained(plan, self._recipe.steps, "closer scan") if plan.downsample < first.downsample else None
+        if trained is None:
+            return None
+        stage, model, (_, last) = trained
+        cost = stage.net.spec.macs(1, 1) / self._expert.tile_macs
+        return replace(model, cascade=(first,)), Screen(tiles, interest, last, self._cost(first), cost)
+
+    def _finished(self, model: Model, screen: Screen) -> Model:
+        """The model with its thresholds and its forecast."""
+        recipe, recalls = self._recipe, sorted({*RECALLS, self._recipe.recall})
+        low, tau, _, _ = screen.thresholds(recipe.recall)
+        taus = {f"{r:g}": screen.thresholds(r)[1] for r in recalls}
+        figures = {f"{r:g}": screen.forecast(r, recipe.seed) for r in recalls}
+        forecast = Forecast(
+            tiles=self._total,
+            watched=sum(int(scene.tried.sum()) for scene in self._scenes),
+            held_finds=screen.tiles.found,
+            with_finds=share_with_finds(screen.tiles, recipe.seed),
+            chosen={r: chosen for r, (chosen, _) in figures.items()},
+            saving={r: saving for r, (_, saving) in figures.items()},
+            scan_cost=screen.first_cost,
+            recall=recipe.recall,
+            half_tile=self._half_tile(),
+        )
+        cascade = tuple(replace(stage, tau=low) for stage in model.cascade)
+        return replace(
+            model,
+            tau=tau,
+            cascade=cascade,
+            refiner=ExpertRefiner(self._expert, forecast),
+            provenance=self._provenance(taus, calibrated_on_training=screen.tiles.on_training),
+        )
+
+    def _provenance(self, taus: dict[str, float], *, calibrated_on_training: bool) -> dict[str, Any]:
+        return {
+            "scenes": [scene.image.name for scene in self._scenes],
+            "recall_target": self._recipe.recall,
+            "taus": taus,
+            "steps": self._recipe.steps,
+            "seed": self._recipe.seed,
+            "rotate": self._recipe.rotate,
+            "watched_seconds": round(sum(each.seconds for each in self._watched), 2),
+            "calibrated_on_training": calibrated_on_training,
+            "runtime": self._runtime.name,
+            "torch": str(torch.__version__),
+        }
+
+    def _half_tile(self) -> float | None:
+        """Cost of an ideal choice of tiles of half the side, as a share of the expert's at the present side."""
+        expert = self._expert
+        if expert.kind not in ("boxes", "map") or expert.tile % 2:
+            return None
+        fine, seen, total = self._draft.geometry.fine, 0.0, 0.0
+        for scene in self._scenes:
+            middle = (scene.found.boxes[:, :2] + scene.found.boxes[:, 2:]) / 2 / fine
+            tile = scene.found.cells // fine
+            halves = np.unique(np.concatenate([tile, middle - tile >= 0.5], axis=1).astype(np.int64), axis=0)
+            seen += float(scene.weight[halves[:, 0], halves[:, 1]].sum())
+            total += float(scene.weight.sum())
+        side = expert.tile // 2 + 2 * expert.context
+        return seen / max(total, 1e-9) * (side / expert.read_side) ** 2
