@@ -176,14 +176,11 @@ def fit(
     ValueError
         If a parameter is out of range.
     """
-    _check(recall, steps, seed, object_size, base, base_weights, specialists)
-    _check_scan(geometry, width)
+    _check(recall, steps, seed, object_size, base, base_weights, specialists, geometry, width)
     runtime = Runtime.choose(device, precision)
     if expert is not None:
         watching = WatchRecipe(WatchLimit.parse(watch), recall, steps, rotate, seed, name)
         return _watched(images, annotations, expert, watching, runtime, channels, value_range, progress=progress)
-    if annotations is None:
-        raise ValueError("there is nothing to learn from: give annotations, or an expert to watch (see expert=)")
     pairs = load_pairs(images, annotations, channels, value_range)
     labels = find_labels([a for _, a in pairs])
     sizes = measure([a for _, a in pairs], labels, object_size)
@@ -192,12 +189,9 @@ def fit(
     spec = refiner_spec(depth, labels, sizes, planes)
     scenes, lost = _scenes(pairs, labels, planes, spec, sizes, seed, strict=planes is not geometry)
     mean, std = normalisation([image for image, _ in pairs], depth, planes.scan_downsample)
-    # The refine net's cells are the base's, unless a search finds larger ones.
-    fine = replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=min(planes.scan_downsample, planes.fine_cell))
-    recipe = Recipe(fine, spec, depth, mean, std, rotate, steps, seed, width)
+    recipe = Recipe(_fine_planes(planes), spec, depth, mean, std, rotate, steps, seed, width)
     with Progress(progress, _EXPECTED[geometry == "search"]) as bars, torch.random.fork_rng(devices=[]):
-        usual = replace(recipe, geometry=planes)
-        planned = scan_candidates(usual, built_in=base is None) if geometry == "search" else [usual]
+        planned = _planned(replace(recipe, geometry=planes), search=geometry == "search", built_in=base is None)
         check_cells(scenes, min(each.geometry.cell for each in planned))
         # Before any training, so that a fault of the network or its weights is reported at once.
         backbones = [_backbone(each, base, base_weights) for each in planned]
@@ -238,6 +232,16 @@ def _watched(
     with Progress(progress, EXPECTED) as bars, torch.random.fork_rng(devices=[]):
         model = fit_expert(opened, expert, recipe, runtime, bars)
     return replace(model, provenance={**model.provenance, KEY: Remembered.of(opened).to_json()})
+
+
+def _fine_planes(planes: Geometry) -> Geometry:
+    """Planes with the refine net's cells, which are the base's unless a search finds larger ones."""
+    scan = min(planes.scan_downsample, planes.fine_cell)
+    return replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=scan)
+
+
+def _planned(usual: Recipe, *, search: bool, built_in: bool) -> list[Recipe]:
+    return scan_candidates(usual, built_in=built_in) if search else [usual]
 
 
 def _scenes(
@@ -361,7 +365,10 @@ def _check(
     base: str | None,
     base_weights: Weights,
     specialists: str | None,
+    geometry: Geometry | str | None,
+    width: float,
 ) -> None:
+    _check_scan(geometry, width)
     if not 0 < recall < 1:
         raise ValueError(f"recall must lie between 0 and 1, got {recall}")
     if steps % 1 != 0 or steps < 10:

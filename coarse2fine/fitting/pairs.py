@@ -19,7 +19,7 @@ Sources = str | os.PathLike[str] | NDArray[Any] | Image | dict[str, Any] | Seque
 
 def load_pairs(
     images: Sources,
-    annotations: Sources,
+    annotations: Sources | None,
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> list[tuple[Image, Annotations]]:
@@ -34,7 +34,11 @@ def load_pairs(
     ------
     AnnotationError, ImageError
         If one cannot be read, they do not match, or nothing is annotated.
+    ValueError
+        If there are no annotations.
     """
+    if annotations is None:
+        raise ValueError("there is nothing to learn from: give annotations, or an expert to watch (see expert=)")
     images = [images] if isinstance(images, np.ndarray | Image) else images
     by_name = isinstance(images, str | os.PathLike) or all(isinstance(i, str | os.PathLike) for i in images)
     texts: Any = [annotations] if isinstance(annotations, dict) else annotations
