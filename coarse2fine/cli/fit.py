@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from coarse2fine.cli.experts import add_expert_options, expert_from, watch_from
 from coarse2fine.cli.options import add_common, add_reading, check_writable
 from coarse2fine.terminal import say, say_lines
 
@@ -16,7 +17,9 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("images", help="an image, a folder or a glob (in quotes)")
     parser.add_argument(
-        "annotations", help="named as the images, or one file for all: a file, a folder or a glob (in quotes)"
+        "annotations",
+        nargs="?",
+        help="named as the images, or one file for all: a file, a folder or a glob (in quotes); none with --expert",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="model file to write, such as boards.c2f")
     add_reading(parser)
@@ -48,6 +51,10 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
         "--recall", type=float, default=0.97, help="share of the exhaustive pass's finds (default: 0.97)"
     )
     parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
+    add_expert_options(parser.add_argument_group("your own model, watched instead of annotations"), "--expert")
+    parser.add_argument(
+        "--watch", default="0.1", help='share of the tiles on which the expert is watched, or a time: "20min" (0.1)'
+    )
     add_common(parser)
     parser.set_defaults(run=_fit)
 
@@ -63,6 +70,8 @@ def _fit(parsed: argparse.Namespace) -> None:
     model = fit(
         parsed.images,
         parsed.annotations,
+        expert=expert_from(parsed, parsed.expert) if parsed.expert else None,
+        watch=watch_from(parsed.watch),
         channels=parsed.channels,
         value_range=parsed.value_range,
         rotate=not parsed.upright,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from coarse2fine._version import __version__
 from coarse2fine.cli.analyze import add_analyze
 from coarse2fine.cli.benchmark import add_benchmark
+from coarse2fine.cli.experts import add_expert
 from coarse2fine.cli.fit import add_fit
 from coarse2fine.cli.images import add_convert, add_info, add_models
 from coarse2fine.cli.results import add_coco, add_report, add_tiles, add_view
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_coco(commands.add_parser("coco", help="write the finds of an image or a batch as one COCO JSON file"))
     add_fit(commands.add_parser("fit", aliases=["train"], help="fit a model to annotated scenes"))
+    add_expert(commands.add_parser("expert", help="try your own model on tiles of an image: answers, seconds, memory"))
     add_convert(commands.add_parser("convert", help="convert an image to an OME-Zarr pyramid"))
     add_info(commands.add_parser("info", help="show size, levels and microns per pixel of an image"))
     add_models(commands.add_parser("models", help="list the embedded models"))

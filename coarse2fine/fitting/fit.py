@@ -39,13 +39,13 @@ from coarse2fine.fitting.geometry import (
     smallest_side,
 )
 from coarse2fine.fitting.hold_out import check_cells, check_objects, hold_back
-from coarse2fine.fitting.pairs import Sources, load_images, load_pairs
+from coarse2fine.fitting.pairs import Sources, load_pairs
 from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.scene import PART, LeftOut, Scene
 from coarse2fine.fitting.specialists.add import MODES, Mode, add_specialists
 from coarse2fine.fitting.teacher import Answers, exhaustive_answer
 from coarse2fine.fitting.timm_weights import Weights, make_backbone
-from coarse2fine.fitting.watching.fit import EXPECTED, WatchRecipe, fit_expert
+from coarse2fine.fitting.watching.fit import WatchRecipe, fit_expert
 from coarse2fine.fitting.watching.watch import WatchLimit
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.base import Base
@@ -179,8 +179,8 @@ def fit(
     _check(recall, steps, seed, object_size, base, base_weights, specialists, geometry, width)
     runtime = Runtime.choose(device, precision)
     if expert is not None:
-        watching = WatchRecipe(WatchLimit.parse(watch), recall, steps, rotate, seed, name)
-        return _watched(images, annotations, expert, watching, runtime, channels, value_range, progress=progress)
+        watching = WatchRecipe(expert, WatchLimit.parse(watch), recall, steps, rotate, seed, name)
+        return fit_expert(images, annotations, watching, runtime, channels, value_range, progress=progress)
     pairs = load_pairs(images, annotations, channels, value_range)
     labels = find_labels([a for _, a in pairs])
     sizes = measure([a for _, a in pairs], labels, object_size)
@@ -207,31 +207,10 @@ def fit(
         ]
         best = min(found, key=lambda each: each.cost)
         best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
-    tried = {_scan_of(each.model): each.cost for each in found}
     known = {"runtime": runtime.name, "torch": str(torch.__version__), "calibrated_on_training": self_calibrated}
-    cost = {"minimised": minimise, "cost": best.cost, "cost_without_glances": tried}
+    cost = {"minimised": minimise, "cost": best.cost} | _tried(found)
     origin = _origin(recipe, scenes, sizes, lost) | _origin_of_base(base, base_weights)
     return replace(best.model, provenance={**best.model.provenance, **draft.provenance, **origin, **known, **cost})
-
-
-def _watched(
-    images: Sources,
-    annotations: Sources | None,
-    expert: Expert,
-    recipe: WatchRecipe,
-    runtime: Runtime,
-    channels: int | Sequence[int] | None,
-    value_range: tuple[float, float] | None,
-    *,
-    progress: bool,
-) -> Model:
-    """A model around an expert; see `fit`."""
-    if annotations is not None:
-        raise ValueError("an expert is watched without annotations: give one of the two")
-    opened = load_images(images, channels, value_range)
-    with Progress(progress, EXPECTED) as bars, torch.random.fork_rng(devices=[]):
-        model = fit_expert(opened, expert, recipe, runtime, bars)
-    return replace(model, provenance={**model.provenance, KEY: Remembered.of(opened).to_json()})
 
 
 def _fine_planes(planes: Geometry) -> Geometry:
@@ -313,6 +292,11 @@ def _calibrated(
     return calibrate(model, setting, bars.task("calibrating"))
 
 
+def _tried(found: Sequence[Calibrated]) -> dict[str, Any]:
+    """Provenance: the cost with each scan that was tried."""
+    return {"cost_without_glances": {_scan_of(each.model): each.cost for each in found}}
+
+
 def _scan_of(model: Model) -> str:
     g, spec = model.geometry, model.base.spec
     return f"scan 1/{g.scan_downsample}, cells of {g.cell} px, {spec.macs_per_cell / g.cell**2 / 1e3:.2f} kMAC a pixel"
@@ -349,10 +333,8 @@ def _origin(recipe: Recipe, scenes: Sequence[Scene], sizes: Sizes, lost: Sequenc
 
 def _origin_of_base(base: str | None, weights: Weights) -> dict[str, Any]:
     """Provenance of a base that is no built-in net."""
-    if base is None:
-        return {}
-    if prefix_of(base) != TIMM:
-        return {"base": base}
+    if base is None or prefix_of(base) != TIMM:
+        return {} if base is None else {"base": base}
     source = "timm's hub" if weights is None else Path(weights).name
     return {"base": base, "base_weights": source, "timm": version("timm")}
 

@@ -16,6 +16,7 @@ from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.forecast import Forecast
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.fitting.crops import normalisation
+from coarse2fine.fitting.pairs import Sources, load_images
 from coarse2fine.fitting.watching.calibrate import (
     RECALLS,
     HeldTiles,
@@ -32,6 +33,7 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.pooled import PooledStack
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
+from coarse2fine.remembered import KEY, Remembered
 from coarse2fine.steps.scan import survey_level
 from coarse2fine.tiling.image import Image
 
@@ -45,7 +47,7 @@ _SCAN_COST, _CLOSE_COST = 0.02, 0.15
 _FIND_PIXELS, _TILE_PIXELS = 7.0, 64.0
 # A closer scan is kept if it lowers the cost by this factor.
 _GAIN = 0.93
-EXPECTED = (
+_EXPECTED = (
     ("trying the expert", 0.03),
     ("watching", 0.25),
     ("scan", 0.08),
@@ -63,6 +65,7 @@ class WatchRecipe:
 
     Parameters
     ----------
+    expert : Expert
     watch : WatchLimit
     recall : float
         Recall of the expert's exhaustive finds for which the default threshold is set.
@@ -74,6 +77,7 @@ class WatchRecipe:
     name : str
     """
 
+    expert: Expert
     watch: WatchLimit
     recall: float
     steps: int
@@ -82,34 +86,47 @@ class WatchRecipe:
     name: str
 
 
-def fit_expert(images: Sequence[Image], expert: Expert, recipe: WatchRecipe, runtime: Runtime, bars: Progress) -> Model:
+def fit_expert(
+    images: Sources,
+    annotations: Sources | None,
+    recipe: WatchRecipe,
+    runtime: Runtime,
+    channels: int | Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    *,
+    progress: bool,
+) -> Model:
     """Fit a scan that chooses the tiles on which an expert finds something.
 
     Parameters
     ----------
-    images : sequence of Image
-    expert : Expert
+    images, annotations, channels, value_range, progress
+        See `coarse2fine.fit`.
     recipe : WatchRecipe
     runtime : Runtime
         Of the scan.
-    bars : Progress
 
     Raises
     ------
     ExpertError
         If the expert cannot run.
     ValueError
-        If it finds nothing in the watched tiles.
+        If it finds nothing in the watched tiles, or there are annotations too.
     """
-    tick = bars.task("trying the expert")
-    checked = check_expert(expert, max(images, key=lambda image: image.height * image.width))
-    tick(1, 1)
-    for line in str(checked).splitlines():
-        if line.startswith("WARNING: "):
-            warnings.warn(line.removeprefix("WARNING: "), stacklevel=3)
-    fitting = _Fitting(images, replace(checked.expert, batch=expert.batch), recipe, runtime, bars)
-    fitting.watch_rounds(checked.seconds)
-    return fitting.model()
+    if annotations is not None:
+        raise ValueError("an expert is watched without annotations: give one of the two")
+    opened = load_images(images, channels, value_range)
+    with Progress(progress, _EXPECTED) as bars, torch.random.fork_rng(devices=[]):
+        tick = bars.task("trying the expert")
+        checked = check_expert(recipe.expert, max(opened, key=lambda image: image.height * image.width))
+        tick(1, 1)
+        for line in str(checked).splitlines():
+            if line.startswith("WARNING: "):
+                warnings.warn(line.removeprefix("WARNING: "), stacklevel=3)
+        fitting = _Fitting(opened, replace(checked.expert, batch=recipe.expert.batch), recipe, runtime, bars)
+        fitting.watch_rounds(checked.seconds)
+        model = fitting.model()
+    return replace(model, provenance={**model.provenance, KEY: Remembered.of(opened).to_json()})
 
 
 class _Fitting:
