@@ -210,5 +210,5 @@ def weighted_quantile(values: NDArray[np.float32], weights: Floats, share: float
     order = np.argsort(values[use], kind="stable")
     below = np.cumsum(weights[use][order]) / weights[use].sum()
     index = int(np.searchsorted(below, share + 1e-12, side="right"))
-    # Slightly below, so that the deciding value itself is included.
-    return float(values[use][order][min(index, len(order) - 1)]) * (1 - 1e-3)
+    # The next number below, so that the deciding value itself is included.
+    return float(np.nextafter(values[use][order][min(index, len(order) - 1)], np.float32(-1)))
