@@ -23,9 +23,9 @@ from coarse2fine.tiling.orientation import Turn
 
 # The net of a closer scan at a finer plane: a field of 58 pixels.
 _CLOSE = "4/2:16 3:24 4/2:48 3:64 3:64 4/2:128 3:128 1:128 1:1"
-_WIDTHS = (4.0, 3.0, 2.0, 1.5, 1.0, 0.5)
+_WIDTHS = (2.0, 1.5, 1.0, 0.5)
 _MOST_CHANNELS = 248
-_BATCH_PIXELS, _BATCH = 400_000, (4, 32)
+_BATCH_PIXELS, _BATCH = 250_000, (4, 32)
 _GRAIN = 0.1
 
 
