@@ -18,6 +18,7 @@ from coarse2fine.audit.pilot import MOST_OVER, Pilot, affordable, scan_pays
 from coarse2fine.audit.result import Audit, Audited
 from coarse2fine.audit.survey import survey
 from coarse2fine.config import Config
+from coarse2fine.experts.errors import ExpertError
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
@@ -74,6 +75,7 @@ class AnalysisRun:
         self._strategy = strategy_of(model)
         self.exhaustive_macs = self._strategy.exhaustive_macs(image.shape[:2], self._dense)
         self.pilot = Pilot.none(self.cell_shape)
+        self._notes: dict[str, None] = {}
         self._whole = config.exhaustive or self._may_refine_all() or self._needs_no_scan()
         self.sample = self._checked_sample()
         self.audits = bool(self.sample or config.recall)
@@ -243,6 +245,7 @@ class AnalysisRun:
             fine = closely(plan, tick=tick, deadline=self._deadline)
         else:
             fine = refine_in_pieces(plan, self._model, self._checkpoint, closely, tick)
+        self._notes |= dict.fromkeys(fine.notes)
         if self._unmasked:
             return fine
         y, x = fine.candidates.cells.T // self._model.geometry.fine
@@ -256,7 +259,21 @@ class AnalysisRun:
 
     def refine_piece(self, plan: Plan, learned: Any) -> Refinement:
         """Refine one piece of a plan, or load it from the checkpoint."""
-        return self._checkpoint.refine_or_load(plan, self._closely(learned))
+        fine = self._checkpoint.refine_or_load(plan, self._closely(learned))
+        self._notes |= dict.fromkeys(fine.notes)
+        return fine
+
+    def check_refined(self, plan: Plan, fine: Refinement) -> None:
+        """Raise an ExpertError if the refiner failed on every window of the plan: the image is not the reason."""
+        if 0 < len(plan) == fine.refused:
+            raise ExpertError(f"nothing could be refined, {len(plan):,} of {len(plan):,} failed: {fine.failures[-1]}")
+
+    def notes(self, candidates: Candidates) -> list[str]:
+        """Notes of the refiner on its work and its finds."""
+        cell = self._model.geometry.fine_cell
+        shape = (self._image.height / cell, self._image.width / cell)
+        sure = candidates.take(candidates.scores >= self.threshold)
+        return [*self._notes, *self._model.refiner.notes(sure, shape)]
 
     def _closely(self, learned: Any) -> Callable[..., Refinement]:
         return partial(

@@ -158,6 +158,7 @@ def run_analysis(
             plan = run.choose(scan)
         with clock("refine"):
             fine = run.refine(plan, learned, steps.task("refine"))
+            run.check_refined(plan, fine)
         with clock("audit"):
             audited = run.audit(scan, plan, fine, learned, steps.task("audit") if run.audits else None)
     with clock("conclude"):
@@ -178,7 +179,7 @@ def run_analysis(
         provenance={
             **provenance(model, model_sha256, run.runtime.name, {**config.parameters(), "threshold": run.threshold}),
             **({"kinds": kinds} if kinds else {}),
-            **notes_on(model, opened),
+            **notes_on(model, opened, run.notes(audited.candidates)),
         },
     )
 

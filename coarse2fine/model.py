@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from coarse2fine._version import __version__
 from coarse2fine.bases import unfitted
 from coarse2fine.bundle import check_finite, locate, packed, under
-from coarse2fine.experts.expert import Expert, again
+from coarse2fine.experts.again import again
+from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of, read_model_file, weights
 from coarse2fine.models.base import Base
@@ -157,6 +158,10 @@ class Model:
         if plane != g.refine_downsample or stride * plane != g.fine_cell:
             raise ValueError(
                 f"the refiner's stride {stride} at 1/{plane} does not make {g.fine_cell} px at 1/{g.refine_downsample}"
+            )
+        if self.expert is not None and self.expert.tile * plane != g.cell:
+            raise ValueError(
+                f"the expert's tiles of {self.expert.tile} px at 1/{plane} are not the cells of {g.cell} px"
             )
         for level, closer in pairwise(self.levels):
             finer = level.cell > closer.cell or level.downsample > closer.downsample

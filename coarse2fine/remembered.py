@@ -181,9 +181,9 @@ def _again(
     return image
 
 
-def notes_on(model: Model, image: Image) -> dict[str, list[str]]:
-    """Notes of an analysis on model and image, under the key "notes"; empty if there are none."""
-    notes = [*_likenesses(model, image), *differences(model, image), *image.damage.notes]
+def notes_on(model: Model, image: Image, more: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Notes of an analysis on model, image and what `more` says, under the key "notes"; empty if there are none."""
+    notes = [*_likenesses(model, image), *differences(model, image), *image.damage.notes, *more]
     return {"notes": notes} if notes else {}
 
 

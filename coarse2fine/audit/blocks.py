@@ -156,6 +156,8 @@ class Blocks:
         self.expected = _shares(standing, known)[:, None] * hoped
         self._found: list[Candidates] = []
         self._refined = standing.covered.copy()
+        # With the cells that could not be refined, which hold no finds and are not tried again.
+        self._tried = standing.covered.copy()
         self.macs = 0
         self.failures: tuple[str, ...] = ()
         self.cut = self.exhausted = False
@@ -214,7 +216,7 @@ class Blocks:
         shares : ndarray, float64, (n,)
             Share of each in the finds that the scan expects in all of them.
         """
-        left, model = ~self._refined, self._at.model
+        left, model = ~self._tried, self._at.model
         plan = cover(left, model.window_macs, min(side, model.longest_window))
         hoped = np.where(left, self._at.interest, 0)
         # The scan may be blind to objects: add the mean expectation to every cell.
@@ -234,13 +236,13 @@ class Blocks:
         self._refine(plan)
         if self.cut:
             return None
-        self.exhausted = bool(self._refined.all())
+        self.exhausted = bool(self._tried.all())
         index = np.flatnonzero(self._whole() & ~before)
         return index, self._held(index)
 
     def _whole(self) -> NDArray[np.bool_]:
         """Mask of the blocks that have no cell left to refine."""
-        return np.asarray(_per_block(~self._refined, self.side).ravel()[self._numbers] == 0)
+        return np.asarray(_per_block(~self._tried, self.side).ravel()[self._numbers] == 0)
 
     def _held(self, index: Counts) -> Counts:
         """Finds (k, n) of each kind in refined blocks."""
@@ -258,11 +260,15 @@ class Blocks:
         self.exhausted = not self.cut
 
     def _refine(self, plan: Plan) -> None:
+        # By single windows of the refiner: one that fails must not take the others of its block with it.
+        plan = plan.divided(self._at.model.longest_window)[0]
         fine = self._at.refine(plan)
         self.macs += fine.macs
         self.failures = tuple(dict.fromkeys(self.failures + fine.failures))
         self.cut |= fine.cut
         self._refined |= plan.take(fine.done).covered()
+        if not fine.cut:
+            self._tried |= plan.covered()
         self._found.append(fine.candidates)
 
     def _fresh(self, numbers: Counts) -> Candidates:
@@ -275,7 +281,7 @@ class Blocks:
 
     def _rest(self) -> Plan:
         model = self._at.model
-        return cover(~self._refined, model.window_macs, model.longest_window)
+        return cover(~self._tried, model.window_macs, model.longest_window)
 
     def _once(self, fresh: Candidates) -> Candidates:
         """Each object once in its block, without those known before the audit; all fine cells of areas."""

@@ -193,7 +193,13 @@ class _Work:
         yield Plan.empty(at.cell_shape)
         left = np.where(at.covered, 0, self._interest).astype(np.float32)
         for share in _DEEPER:
-            plan = choose(left, model.window, window_macs=model.window_macs, tau=model.tau * share)
+            plan = choose(
+                left,
+                model.window,
+                window_macs=model.window_macs,
+                tau=model.tau * share,
+                longest=model.longest_window,
+            )
             if len(plan):
                 yield plan
 

@@ -76,6 +76,7 @@ class Pilot:
         plan = _squares(~standing.covered, standing.model, exhaustive_macs, seed)
         if not len(plan):
             return None
+        plan = plan.divided(standing.model.longest_window)[0]
         fine = standing.refine(plan)
         if fine.interrupted:
             raise KeyboardInterrupt  # there is no result yet

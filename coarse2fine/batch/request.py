@@ -172,12 +172,12 @@ class BatchRequest:
             given = self.model.expert
         if not isinstance(given, Expert) or self.workers.here or self.flat:
             return given
-        if not given.spec:
+        if not given.spec or (given.interest and "interest" not in given.options):
             raise ValueError(
-                f"other processes cannot make the expert {given.name}, an object of this one: give workers=0, or name "
-                "it by a text, such as 'package.module:function'"
+                f"other processes cannot make the expert {given.name}, as it or its interest is an object of this one: "
+                "give workers=0, or name it by a text, such as 'package.module:function'"
             )
-        return given.spec
+        return given.text
 
 
 def _spec(model: PathLike | Model, out: Path) -> ModelSpec:

@@ -21,7 +21,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("image", help="a file, a Zarr folder or an address")
+    parser.add_argument("image", help="an image file, a Zarr folder or an address; or a model file")
     parser.set_defaults(run=_info)
 
 
@@ -55,8 +55,13 @@ def _convert(parsed: argparse.Namespace) -> None:
 
 
 def _info(parsed: argparse.Namespace) -> None:
+    from coarse2fine.bundle import SUFFIX
+    from coarse2fine.model import load_model
     from coarse2fine.tiling.opening import open_image
 
+    if parsed.image.endswith(SUFFIX):
+        say_lines(load_model(parsed.image))
+        return
     with open_image(parsed.image) as image:
         say(f"{image.name}: {image.format}, {image.width:,} x {image.height:,} px, {image.channels} channel(s)")
         scale = "unknown" if image.mpp is None else f"{image.mpp[0]:g} x {image.mpp[1]:g} (y, x)"

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add_fit(commands.add_parser("fit", aliases=["train"], help="fit a model to annotated scenes"))
     add_expert(commands.add_parser("expert", help="try your own model on tiles of an image: answers, seconds, memory"))
     add_convert(commands.add_parser("convert", help="convert an image to an OME-Zarr pyramid"))
-    add_info(commands.add_parser("info", help="show size, levels and microns per pixel of an image"))
+    add_info(commands.add_parser("info", help="show size, levels and microns per pixel of an image, or a model"))
     add_models(commands.add_parser("models", help="list the embedded models"))
     add_benchmark(commands.add_parser("benchmark", help="measure cost saved and finds missed on your own scenes"))
     doctor = commands.add_parser(

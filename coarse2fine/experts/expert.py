@@ -95,6 +95,18 @@ class Expert:
             )
         if self.kind not in get_args(Kind) or not self.labels or not 0 < self.confidence < 1:
             raise ExpertError(f"expected a kind, labels and a confidence between 0 and 1, got {self}")
+        if not (0 < self.overlap <= 1 and isinstance(self.tile_macs, int) and self.tile_macs >= 0):
+            raise ExpertError(f"expected an overlap between 0 and 1 and a number of multiply-adds, got {self}")
+        if not (isinstance(self.spec, str) and isinstance(self.sha256, str)):
+            raise ExpertError(f"expected texts as spec and sha256, got {self.spec!r:.60} and {self.sha256!r:.60}")
+        kinds = {label.kind for label in self.labels}
+        if len(kinds) > 1 or (self.kind == "boxes" and kinds != {"object"}):
+            raise ExpertError("expected labels of one kind, and objects for boxes: give areas=True only for maps")
+
+    @property
+    def finds_objects(self) -> bool:
+        """Whether a tile can hold several finds: boxes, or the parts of a map."""
+        return self.kind == "boxes" or (self.kind == "map" and self.labels[0].kind == "object")
 
     @property
     def read_side(self) -> int:
@@ -104,7 +116,14 @@ class Expert:
     @property
     def name(self) -> str:
         """Short name for messages."""
-        return self.spec or getattr(self.call, "__name__", "") or type(self.call).__name__
+        if self.spec or self.call is None:
+            return self.spec or "of the process that fitted it"
+        return getattr(self.call, "__name__", "") or type(self.call).__name__
+
+    @property
+    def text(self) -> str:
+        """Text from which other processes make it again: its spec, and its options as JSON if it has any."""
+        return f"{self.spec} {json.dumps(dict(self.options), sort_keys=True)}" if self.options else self.spec
 
     def __call__(self, pixels: Pixels) -> Any:
         """The raw answer for tiles.
@@ -121,7 +140,7 @@ class Expert:
         if self.call is None:
             raise ExpertError(
                 f"this model runs the expert {self.spec or 'of the process that fitted it'!r}, and a file may not "
-                f"start code: give it again, such as analyze(..., expert={self.spec or 'your_model'!r})"
+                f"start code: give it again, such as analyze(..., expert={self.spec or 'your_model'!r}), or --expert"
             )
         return self.call(pixels)
 
@@ -244,7 +263,7 @@ def expert(
         confidence=confidence,
         most=most,
         overlap=overlap,
-        batch=batch or adapter.batch or max(1, min(_MOST_BATCH, _BATCH_PIXELS // side**2)),
+        batch=batch or adapter.batch or max(1, min(_MOST_BATCH, _BATCH_PIXELS // max(1, side**2))),
         sha256=adapter.sha256,
         call=adapter.call,
         module=adapter.module,
@@ -362,51 +381,3 @@ def file_hash(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ExpertError(f"the expert's file {path} cannot be read ({error.strerror or error})") from error
-
-
-def again(known: Expert, given: Expert | str) -> Expert:
-    """The expert of a model file, with the call of the one that the user gives.
-
-    Parameters
-    ----------
-    known : Expert
-        As the file describes it.
-    given : Expert or str
-        The same expert; a text is made with the file's options.
-
-    Raises
-    ------
-    ExpertError
-        If it has another hash, tile or labels than at fitting.
-    """
-    if isinstance(given, str):
-        options = {k: v for k, v in known.options.items() if k != "interest"}
-        names = [label.name for label in known.labels]
-        given = expert(
-            given,
-            kind=known.kind,
-            tile=known.tile,
-            context=known.context,
-            downsample=known.downsample,
-            labels=names,
-            confidence=known.confidence,
-            interest=known.options.get("interest"),
-            **options,
-        )
-    if known.sha256 and given.sha256 and known.sha256 != given.sha256:
-        raise ExpertError(
-            f"the expert {given.name} has the hash {given.sha256[:12]}, but the model was fitted with "
-            f"{known.sha256[:12]} ({known.spec or 'an object'}): give the file it was fitted with, or fit again"
-        )
-    for name in ("kind", "tile", "context", "downsample"):
-        mine, theirs = getattr(known, name), getattr(given, name)
-        if mine != theirs:
-            raise ExpertError(
-                f"the expert {given.name} has the {name} {theirs!r}, but the model was fitted with {mine!r}"
-            )
-    if [a.name for a in known.labels] != [b.name for b in given.labels]:
-        raise ExpertError(
-            f"the expert {given.name} has the labels {[b.name for b in given.labels]}, but the model was fitted with "
-            f"{[a.name for a in known.labels]}"
-        )
-    return replace(known, call=given.call, module=given.module, interest=given.interest, batch=given.batch)

@@ -40,7 +40,7 @@ def read_answer(expert: Expert, answer: Any, corners: NDArray[np.int64], floor: 
         return _objects(expert, found, corners)
     if expert.kind == "map":
         maps = read_map(answer, count, len(names), expert.read_side)
-        if expert.labels[0].kind == "object":
+        if expert.finds_objects:
             found = [_owned(expert, _components(planes, floor), floor) for planes in maps]
             return _objects(expert, found, corners)
         return _areas(expert, maps, corners, floor)
@@ -55,11 +55,11 @@ def _interest(expert: Expert, answer: Any, count: int) -> Floats:
 
 
 def _owned(expert: Expert, boxes: Boxes, floor: float) -> Boxes:
-    """The objects of a tile at or above a score whose centre lies in its core, best first."""
+    """The best objects of a tile, `most` of them, at or above a score whose centre lies in its core, best first."""
     centre = (boxes.xyxy[:, :2] + boxes.xyxy[:, 2:]) / 2 - expert.context
     mine = ((centre >= 0) & (centre < expert.tile)).all(axis=1) & (boxes.scores >= floor)
     rows = np.flatnonzero(mine)
-    rows = rows[np.argsort(-boxes.scores[rows], kind="stable")]
+    rows = rows[np.argsort(-boxes.scores[rows], kind="stable")][: expert.most]
     outlines = None if boxes.outlines is None else tuple(boxes.outlines[i] for i in rows.tolist())
     return Boxes(boxes.xyxy[rows], boxes.scores[rows], boxes.labels[rows], outlines)
 
@@ -151,3 +151,33 @@ def check_normalised(boxes: list[Boxes], side: int) -> None:
             f"all boxes of the expert lie within {every.max():.2g} px: they seem to be shares of the tile; multiply by "
             f"{side}"
         )
+
+
+def notes_on_finds(expert: Expert, candidates: Candidates, fine_shape: tuple[float, float]) -> list[str]:
+    """Notes on objects that touch the edge of what was read, and on tiles with as many objects as are kept.
+
+    The edge of the image cuts nothing that is known, so it does not count.
+
+    Parameters
+    ----------
+    expert : Expert
+    candidates : Candidates
+        Objects of tiles, before suppression, in fine cells, which are tiles.
+    fine_shape : (float, float)
+        Height and width of the image in fine cells.
+    """
+    if not (expert.finds_objects and len(candidates)):
+        return []
+    said = []
+    margin, pixel = expert.context / expert.tile, 1 / expert.tile
+    low, high = candidates.cells - margin, candidates.cells + 1 + margin
+    cut = (low > 0) & (candidates.boxes[:, :2] < low + pixel)
+    cut |= (high < np.array(fine_shape)) & (candidates.boxes[:, 2:] > high - pixel)
+    if count := int(cut.any(axis=1).sum()):
+        said.append(
+            f"{count:,} of {len(candidates):,} finds touch the edge of what was read around their tile and may be cut: "
+            f"a context above {expert.context} px would show more of them"
+        )
+    if full := int((candidates.ranks == expert.most - 1).sum()):
+        said.append(f"{full:,} tiles hold {expert.most:,} finds, and may hold more: only the best are kept")
+    return said

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.experts.errors import ExpertError
 from coarse2fine.experts.expert import Expert
-from coarse2fine.experts.finds import read_answer
+from coarse2fine.experts.finds import notes_on_finds, read_answer
 from coarse2fine.experts.forecast import Forecast
 from coarse2fine.experts.suppress import suppress_across
 from coarse2fine.models.base import Base
@@ -20,8 +20,9 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.refiners.protocol import TIMED_SECONDS, ImageContext, Label, Refiner, RunningRefiner
 from coarse2fine.refiners.registry import register_refiner
 
-# Tiles that may fail, with none that succeeds, before the analysis ends: the expert is wrong, not the tiles.
-_FAILURES = 16
+# Tiles that may fail, with none that succeeds, before the analysis ends: the expert is wrong, not the tiles. Fewer may
+# be the empty corner of a slide.
+_FAILURES = 256
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class ExpertRefiner(Refiner):
     @property
     def most_in_cell(self) -> int:  # type: ignore[override]
         """Most finds in a fine cell: those of a tile, unless it holds several cells."""
-        return self.expert.most if self.expert.labels[0].kind == "object" else 1
+        return self.expert.most if self.expert.finds_objects else 1
 
     @property
     def batch_windows(self) -> int:  # type: ignore[override]
@@ -123,6 +124,10 @@ class ExpertRefiner(Refiner):
         """Of boxes of one class in different tiles that are one object only the best."""
         return suppress_across(candidates, self.expert.overlap)
 
+    def notes(self, candidates: Candidates, fine_shape: tuple[float, float]) -> list[str]:
+        """Notes on finds that may be cut, and on tiles that may hold more of them."""
+        return notes_on_finds(self.expert, candidates, fine_shape)
+
     def details(self) -> list[str]:
         e = self.expert
         macs = f"{e.tile_macs / 1e9:,.2f} GMAC a tile" + (" (estimated from time)" if e.estimated else "")
@@ -148,6 +153,7 @@ class RunningExpert(RunningRefiner):
         self._batch = expert.batch
         self._tiles = self._good = 0
         self._failures: dict[str, None] = {}
+        self._notes: dict[str, None] = {}
         self._failed: NDArray[np.bool_] = np.zeros(0, bool)
 
     @property
@@ -156,6 +162,9 @@ class RunningExpert(RunningRefiner):
 
     def failures(self) -> tuple[str, ...]:
         return tuple(self._failures)
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._notes)
 
     def failed(self, count: int) -> NDArray[np.bool_]:
         return self._failed if len(self._failed) == count else np.zeros(count, bool)
@@ -173,7 +182,7 @@ class RunningExpert(RunningRefiner):
         Raises
         ------
         ExpertError
-            If the first tiles fail, and none succeeds.
+            If the first 256 tiles fail.
         """
         self._failed = np.zeros(len(pixels), bool)
         found: list[Candidates] = []
@@ -197,31 +206,45 @@ class RunningExpert(RunningRefiner):
         try:
             found = read_answer(self._expert, self._expert(pixels), corners, self._floor)
         except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
-            if _out_of_memory(error) and len(pixels) > 1:
-                self._batch = max(1, len(pixels) // 2)
-                self._tiles -= len(pixels)
-                self._failures[f"the expert ran out of memory: batches of {self._batch} tiles from here"] = None
-                return None
             if len(pixels) == 1:
                 return self._noted(corners[0], error)
-            parts = [self._asked(pixels[i : i + 1], corners[i : i + 1]) for i in range(len(pixels))]
             self._tiles -= len(pixels)
-            every = [part for part in parts if part is not None]
-            return Candidates.concatenate([part[0] for part in every]), np.concatenate([part[1] for part in every])
+            if _out_of_memory(error):
+                self._batch = max(1, len(pixels) // 2)
+                self._notes[f"the expert ran out of memory: batches of {self._batch} tiles from there on"] = None
+                return None
+            return self._one_by_one(pixels, corners, error)
         self._good += len(pixels)
         return found, np.zeros(len(pixels), bool)
+
+    def _one_by_one(
+        self, pixels: NDArray[np.uint8], corners: NDArray[np.int64], error: Exception
+    ) -> tuple[Candidates, NDArray[np.bool_]]:
+        """The tiles of a batch that failed, each alone; if all of them succeed, later ones are run alone too."""
+        parts = [self._asked(pixels[i : i + 1], corners[i : i + 1]) for i in range(len(pixels))]
+        every = [part for part in parts if part is not None]
+        failed = np.concatenate([part[1] for part in every])
+        if not failed.any():
+            self._batch = 1
+            self._notes[
+                f"the expert fails on batches but not on single tiles, so they are run alone: {_said(error)}"
+            ] = None
+        return Candidates.concatenate([part[0] for part in every]), failed
 
     def _noted(self, corner: NDArray[np.int64], error: Exception) -> tuple[Candidates, NDArray[np.bool_]]:
         """No finds: the tile failed."""
         e = self._expert
         y, x = (corner * e.cell * e.downsample).tolist()
-        what = str(error) if isinstance(error, ExpertError) else f"{type(error).__name__}: {error}"
-        self._failures[f"the expert failed on the tile at y={y}, x={x}: {what:.300}"] = None
+        self._failures[f"the expert failed on the tile at y={y}, x={x}: {_said(error)}"] = None
         if not self._good and len(self._failures) >= _FAILURES:
-            raise ExpertError(
-                f"the expert {e.name} failed on each of the first {_FAILURES} tiles; the last: {what:.500}"
-            )
+            raise ExpertError(f"the expert {e.name} failed on each of the first {_FAILURES} tiles: {_said(error)}")
         return Candidates.empty(), np.ones(1, bool)
+
+
+def _said(error: Exception) -> str:
+    """The beginning of an error's text; its type too, unless it is one of ours."""
+    text = str(error) if isinstance(error, ExpertError) else f"{type(error).__name__}: {error}"
+    return f"{text:.300}"
 
 
 def _out_of_memory(error: Exception) -> bool:

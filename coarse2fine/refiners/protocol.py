@@ -111,6 +111,10 @@ class RunningRefiner(Protocol):
         """Why windows could not be refined, each reason once."""
         return ()
 
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the result on how windows were refined, each once; they do not make it incomplete."""
+        return ()
+
     def failed(self, count: int) -> NDArray[np.bool_]:
         """Which of the `count` windows of the last call could not be refined; they have no candidates."""
         return np.zeros(count, bool)
@@ -227,6 +231,18 @@ class Refiner(Protocol):
 
     def details(self) -> list[str]:
         """Lines on the refiner in a printed model."""
+        return []
+
+    def notes(self, candidates: Candidates, fine_shape: tuple[float, float]) -> list[str]:  # noqa: ARG002
+        """Notes on the finds of a result.
+
+        Parameters
+        ----------
+        candidates : Candidates
+            Finds, before suppression.
+        fine_shape : (float, float)
+            Height and width of the image in fine cells, fractions included.
+        """
         return []
 
     def route(self, node: int) -> tuple[int, ...]:  # noqa: ARG002

@@ -117,8 +117,9 @@ def _looked(arrays: Arrays) -> Looked:
 
 def _fine_arrays(fine: Refinement) -> Arrays:
     found = {f"found_{name}": value for name, value in vars(fine.candidates).items()}
-    return {**found, "done": fine.done, "macs": np.array(fine.macs)}
+    return {**found, "done": fine.done, "macs": np.array(fine.macs), "notes": np.array(fine.notes, np.str_)}
 
 
 def _fine(arrays: Arrays) -> Refinement:
-    return Refinement(Candidates(**under(arrays, "found_")), arrays["done"], int(arrays["macs"]), ())
+    notes = tuple(arrays["notes"].tolist()) if "notes" in arrays else ()
+    return Refinement(Candidates(**under(arrays, "found_")), arrays["done"], int(arrays["macs"]), (), notes=notes)

@@ -49,7 +49,7 @@ def choose(
     longest : int
         Longest side of a window, in cells.
     """
-    side = min(window, *interest.shape)
+    side = min(window, longest, *interest.shape)
     merged = tuple(large for large in merged if large <= longest) or (side,)
     if budget_cells is not None:
         side = min(side, math.isqrt(budget_cells))  # the budget may be less than one usual window

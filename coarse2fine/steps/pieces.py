@@ -82,4 +82,6 @@ def _joined(parts: list[Refinement], pieces: list[NDArray[np.intp]], plan: Plan,
         macs=sum(part.macs for part in parts),
         failures=tuple(dict.fromkeys(failure for part in parts for failure in part.failures)),
         interrupted=any(part.interrupted for part in parts),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        refused=sum(part.refused for part in parts),
     )

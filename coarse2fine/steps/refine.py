@@ -46,6 +46,10 @@ class Refinement:
         Whether Ctrl-C ended it early.
     late : bool
         Whether the deadline ended it early.
+    notes : tuple of str
+        Notes of the refiner on how windows were refined.
+    refused : int
+        Windows that were read, but which the refiner could not refine.
     """
 
     candidates: Candidates
@@ -54,6 +58,8 @@ class Refinement:
     failures: tuple[str, ...]
     interrupted: bool = False
     late: bool = False
+    notes: tuple[str, ...] = ()
+    refused: int = 0
 
     @property
     def cut(self) -> bool:
@@ -99,7 +105,7 @@ def refine(
     """
     found: list[Candidates] = []
     done: list[NDArray[np.intp]] = []
-    count = 0
+    count = refused = 0
     interrupted = late = False
     cell = model.geometry.fine_cell
     fine_shape = (ceil_div(image.height, cell), ceil_div(image.width, cell))
@@ -109,10 +115,11 @@ def refine(
     with WindowReader(image, downsample=model.geometry.refine_downsample, fill=fill_value(model)) as reader:
         try:
             first = HURRIED_PIXELS if deadline is not None else ROUND_PIXELS
-            for candidates, rows, tried in _answers(reader, parts, model, running, rations, first, batch_size):
+            for candidates, rows, tried, bad in _answers(reader, parts, model, running, rations, first, batch_size):
                 found.append(candidates)
                 done.append(rows)
                 count += tried
+                refused += bad
                 if tick:
                     tick(count, len(parts))
                 late = deadline is not None and time.perf_counter() >= deadline and count < len(parts)
@@ -129,7 +136,7 @@ def refine(
         covered = plan.take(finished).covered()
         candidates = candidates.take(covered[tuple(candidates.cells.T // model.geometry.fine)])
     failures = tuple(dict.fromkeys((*reader.failures, *running.failures())))
-    return Refinement(candidates, finished, running.macs_spent, failures, interrupted, late)
+    return Refinement(candidates, finished, running.macs_spent, failures, interrupted, late, running.notes(), refused)
 
 
 def _whole(done: NDArray[np.intp], owner: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -168,12 +175,12 @@ def _answers(
     rations: NDArray[np.int64] | None,
     first: int,
     batch_size: int | None,
-) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
-    """Settled candidates, refined rows of the plan, and number of windows tried, by batch."""
+) -> Iterator[tuple[Candidates, NDArray[np.intp], int, int]]:
+    """Settled candidates, refined rows of the plan, and numbers of windows tried and refused, by batch."""
     for shape, rows in _rounds(plan, model, first):
         corners, most = plan.cell_corners[rows], None if rations is None else rations[rows]
-        for candidates, index, tried in _windows(reader, running, model, corners, shape, most, batch_size):
-            yield candidates, rows[index], tried
+        for candidates, index, *numbers in _windows(reader, running, model, corners, shape, most, batch_size):
+            yield candidates, rows[index], numbers[0], numbers[1]
 
 
 def _rounds(plan: Plan, model: Model, first: int) -> Iterator[tuple[tuple[int, int], NDArray[np.intp]]]:
@@ -221,8 +228,8 @@ def _windows(
     shape: tuple[int, int],
     rations: NDArray[np.int64] | None,
     batch_size: int | None,
-) -> Iterator[tuple[Candidates, NDArray[np.intp], int]]:
-    """Settled candidates, refined windows, and number of windows tried, by batch, for windows of one shape."""
+) -> Iterator[tuple[Candidates, NDArray[np.intp], int, int]]:
+    """Settled candidates, refined windows, and numbers of windows tried and refused, by batch, for one shape."""
     refiner, fine = model.refiner, model.geometry.fine
     boxes = [
         Box(y, x, y + shape[0], x + shape[1]).scale(fine * refiner.stride).expand(refiner.margin)
@@ -231,13 +238,14 @@ def _windows(
     usual = max(1, _BATCH_PIXELS // boxes[0].area)
     for batch in reader.batches(boxes, batch_size or refiner.batch_windows or usual):
         good, index = ~batch.failed, batch.index[~batch.failed]
-        candidates = Candidates.empty()
+        candidates, refused = Candidates.empty(), 0
         if len(index):
             most = None if rations is None else rations[index]
             pixels = as_channels(batch.pixels[good], refiner.channels)
             candidates = running(pixels, cell_corners[index] * fine, most)
-            index = index[~running.failed(len(index))]
-        yield candidates, index, len(batch.index)
+            failed = running.failed(len(index))
+            index, refused = index[~failed], int(failed.sum())
+        yield candidates, index, len(batch.index), refused
 
 
 def _distinct(candidates: Candidates, model: Model, image: Image) -> Candidates:

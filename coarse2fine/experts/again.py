@@ -1,0 +1,88 @@
+"""Experts of model files, made again from what the user gives."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from coarse2fine.experts.errors import ExpertError
+from coarse2fine.experts.expert import Expert, expert
+
+
+def again(known: Expert, given: Expert | str) -> Expert:
+    """The expert of a model file, with the call of the one that the user gives.
+
+    Parameters
+    ----------
+    known : Expert
+        As the file describes it.
+    given : Expert or str
+        The same expert. A text may end with options as a JSON object, such as ``'onnx:unet.onnx {"layout": "nchw"}'``.
+        Numbers are taken from the file if they are not given; other options could name code or files, which the user
+        must do himself.
+
+    Raises
+    ------
+    ExpertError
+        If it has another hash, tile or labels than at fitting, or if options are missing.
+    """
+    if isinstance(given, str):
+        given = _of_known(known, given)
+    if known.sha256 and given.sha256 and known.sha256 != given.sha256:
+        raise ExpertError(
+            f"the expert {given.name} has the hash {given.sha256[:12]}, but the model was fitted with "
+            f"{known.sha256[:12]} ({known.spec or 'an object'}): give the file it was fitted with, or fit again"
+        )
+    for name in ("kind", "tile", "context", "downsample"):
+        mine, theirs = getattr(known, name), getattr(given, name)
+        if mine != theirs:
+            raise ExpertError(
+                f"the expert {given.name} has the {name} {theirs!r}, but the model was fitted with {mine!r}"
+            )
+    if [a.name for a in known.labels] != [b.name for b in given.labels]:
+        raise ExpertError(
+            f"the expert {given.name} has the labels {[b.name for b in given.labels]}, but the model was fitted with "
+            f"{[a.name for a in known.labels]}"
+        )
+    return replace(known, call=given.call, module=given.module, interest=given.interest, batch=given.batch)
+
+
+def _of_known(known: Expert, text: str) -> Expert:
+    """The expert of a text, with what a model file says of it as far as that cannot name code or files."""
+    spec, options = _with_options(text)
+    harmless = {name: value for name, value in known.options.items() if isinstance(value, (int, float))}
+    if missing := sorted(known.options.keys() - harmless.keys() - options.keys()):
+        whole = replace(known, spec=spec, options={**known.options, **options}).text
+        raise ExpertError(
+            f"the model file sets {', '.join(missing)} of the expert, and a file may not choose what is loaded: if you "
+            f"trust it, give all options, as {whole!r}"
+        )
+    options = harmless | options
+    interest = options.pop("interest", None)
+    made = expert(
+        spec,
+        kind=known.kind,
+        tile=known.tile,
+        context=known.context,
+        downsample=known.downsample,
+        labels=[label.name for label in known.labels],
+        areas=known.labels[0].kind == "area",
+        confidence=known.confidence,
+        interest=interest,
+        **options,
+    )
+    return replace(made, batch=min(made.batch, known.batch))
+
+
+def _with_options(text: str) -> tuple[str, dict[str, Any]]:
+    """A text without the options after it, and these."""
+    spec, brace, rest = text.partition(" {")
+    if not brace:
+        return text, {}
+    try:
+        return spec, dict(json.loads("{" + rest))
+    except ValueError as error:
+        raise ExpertError(
+            f"expected options of the expert as a JSON object, got {brace[1:]}{rest} ({error})"
+        ) from error
