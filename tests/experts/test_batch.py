@@ -35,21 +35,16 @@ def regions(out: Path) -> dict[str, Any]:
     }
 
 
-def test_workers_make_the_expert_from_its_text(package: Path, images: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_expert_is_made_from_its_text(package: Path, images: Path, tmp_path: Path) -> None:  # noqa: F811
     model = model_of(named(floor=110))
     path = model.save(tmp_path / "m.c2f")
     wanted = {f"scene{n}": analyze(images / f"scene{n}.png", model, budget=0.7).regions for n in range(3)}
     assert all(wanted.values())
-    here = analyze_folder(images, tmp_path / "here", path, expert="discs_here:build", workers=0, budget=0.7)
-    assert here.ok
-    assert regions(tmp_path / "here") == wanted
     forget(package)
-    there = analyze_folder(images, tmp_path / "there", path, expert="discs_here:build", workers=2, budget=0.7)
-    assert there.ok, [record.error for record in there.records]
-    assert regions(tmp_path / "there") == wanted
-    live = analyze_folder(images, tmp_path / "live", model, workers=2, budget=0.7)
-    assert live.ok, [record.error for record in live.records]
-    assert regions(tmp_path / "live") == wanted
+    batch = analyze_folder(images, tmp_path / "out", path, expert="discs_here:build", workers=0, budget=0.7)
+    assert batch.ok
+    assert package.read_text() == "x"  # made once
+    assert regions(tmp_path / "out") == wanted
 
 
 def test_an_expert_that_is_missing_or_not_named(package: Path, images: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -69,11 +64,12 @@ def test_live_objects_stay_in_this_process(images: Path, tmp_path: Path) -> None
     made = disc_expert()
     model = model_of(made)
     path = model.save(tmp_path / "m.c2f")
-    for given in ({"model": model}, {"model": path, "expert": made}):
+    givens: tuple[dict[str, Any], ...] = ({"model": model}, {"model": path, "expert": made})
+    for given in givens:
         out = tmp_path / f"out{len(given)}"
         with pytest.raises(ValueError, match="workers=0"):
-            analyze_folder(images, out, **given, workers=2)  # type: ignore[arg-type]
-        batch = analyze_folder(images, out, **given, workers=0, budget=1.0)  # type: ignore[arg-type]
+            analyze_folder(images, out, **given, workers=2)
+        batch = analyze_folder(images, out, **given, workers=0, budget=1.0)
         assert batch.ok
         for name, found in regions(out).items():
             assert found == analyze(images / f"{name}.png", model, budget=1.0).regions
@@ -130,24 +126,25 @@ def test_an_interrupted_batch_goes_on(images: Path, tmp_path: Path, monkeypatch:
         assert found == analyze(images / f"{name}.png", model, budget=1.0).regions
 
 
-def test_split_images_equal_single_ones(
+def test_workers_and_split_images_equal_one_process(
     package: Path,  # noqa: F811
+    images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each worker process refines pieces of the same image, here two."""
-    monkeypatch.setattr("coarse2fine.batch.request.KEEP_FROM", 1)
-    image = scene(640, 640, 60)
-    path = tmp_path / "large.png"
-    cv2.imwrite(str(path), image)
-    model = model_of(named(tile=16, context=120, batch=16))
+    """Two processes make the expert from its text; both refine pieces of the larger image."""
+    monkeypatch.setattr("coarse2fine.batch.request.KEEP_FROM", 2**18)
+    for name in ("scene1", "scene2"):
+        (images / f"{name}.png").unlink()
+    cv2.imwrite(str(images / "large.png"), scene(525, 520, 50))  # 1,089 tiles, each read with much around it
+    model = model_of(named(tile=16, context=120, batch=16, floor=110))
     file = model.save(tmp_path / "m.c2f")
-    options: dict[str, Any] = {"expert": "discs_here:build", "budget": 1.0}
-    split = analyze_folder(path, tmp_path / "split", file, workers=2, split=True, **options)
-    assert split.ok, [record.error for record in split.records]
-    wanted = analyze(path, file, **options)
-    assert len(wanted.regions) > 20
-    assert regions(tmp_path / "split") == {"large": wanted.regions}
+    batch = analyze_folder(images, tmp_path / "out", model, workers=2, split=True, budget=1.0)
+    assert batch.ok, [record.error for record in batch.records]
+    found = regions(tmp_path / "out")
+    assert len(found["large"]) > 20
+    for name, each in found.items():
+        assert each == analyze(images / f"{name}.png", file, expert="discs_here:build", budget=1.0).regions
 
 
 def test_the_command_line(
@@ -195,6 +192,7 @@ def test_the_expert_does_not_wait(tmp_path: Path) -> None:
     threads = threading.active_count()
     with open_image(path) as opened:
         analyze(opened, model, budget=1.0)
+    print(f"busy {sum(b - a for a, b in spans) / (spans[-1][1] - spans[0][0]):.3f}")
     busy = sum(end - start for start, end in spans)
     assert len(spans) == 25
     assert busy / (spans[-1][1] - spans[0][0]) >= 0.9

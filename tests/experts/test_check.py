@@ -67,13 +67,12 @@ def test_answers_that_depend_on_the_batch_are_found() -> None:
 
 def test_the_best_batch_is_measured() -> None:
     def slow(pixels: Pixels) -> Any:
-        time.sleep(0.01 if len(pixels) <= 4 else 0.01 * len(pixels))
+        time.sleep(0.04 if len(pixels) <= 4 else 0.04 * len(pixels))
         return [None] * len(pixels)
 
     found = disc_expert(slow).check(scene(300, 300))
     assert found.expert.batch == 4
-    assert found.seconds == pytest.approx(0.0025, rel=0.5)
-    assert found.seconds_alone == pytest.approx(0.01, rel=0.5)
+    assert 0.01 <= found.seconds < 0.04 <= found.seconds_alone
 
 
 def test_multiply_adds_of_a_module_are_counted() -> None:
