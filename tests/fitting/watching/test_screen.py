@@ -19,12 +19,10 @@ def world(seed: int, count: int = 400, *, even: bool = True) -> tuple[HeldTiles,
     tried[np.flatnonzero(finds)[:3]] = True
     weight = np.where(tried, 1 / chance, 0)
     signal = (finds > 0).astype(np.float32)
-    first, last = (
-        (signal * gain + rng.normal(0, 1, count)).astype(np.float32) for gain in (2.0, 4.0)
-    )
+    first, last = ((signal * gain + rng.normal(0, 1, count)).astype(np.float32) for gain in (2.0, 4.0))
     ranks = [(np.argsort(np.argsort(v)) + 1) / (count + 1) for v in (first, last)]
     tiles = HeldTiles(np.arange(count) // 20, weight, finds, (), on_training=False)
-    return tiles, *(r.astype(np.float32) for r in ranks)
+    return tiles, ranks[0].astype(np.float32), ranks[1].astype(np.float32)
 
 
 @given(st.integers(0, 10_000), st.floats(0, 0.9))
