@@ -34,6 +34,8 @@ class Adapter:
         The ``torch.nn.Module`` inside, whose multiply-adds can be counted.
     batch : int, optional
         Most tiles that the model takes at once.
+    confidence : float, optional
+        Least score of what it returns, if it has a threshold of its own.
     """
 
     call: Callable[[Pixels], Any]
@@ -42,6 +44,7 @@ class Adapter:
     sha256: str = ""
     module: Any = None
     batch: int | None = None
+    confidence: float | None = None
 
 
 Build = Callable[..., Adapter]
@@ -69,7 +72,8 @@ def register_expert(prefix: str, build: Build) -> None:
         Prefix of the text, before a colon: a Python identifier.
     build : callable
         Takes the text after the colon, and the options of `coarse2fine.expert` that it does not know itself, as keyword
-        arguments; returns an `Adapter`.
+        arguments; returns an `Adapter`. If it has parameters named ``kind``, ``side`` or ``confidence``, it also gets
+        the kind and the confidence that the user gave, or None, and the side of the tiles with their context.
 
     Notes
     -----

@@ -51,7 +51,7 @@ def again(known: Expert, given: Expert | str) -> Expert:
 def _of_known(known: Expert, text: str) -> Expert:
     """The expert of a text, with what a model file says of it as far as that cannot name code or files."""
     spec, options = _with_options(text)
-    harmless = {name: value for name, value in known.options.items() if isinstance(value, (int, float))}
+    harmless = {name: value for name, value in known.options.items() if _numbers(value)}
     if missing := sorted(known.options.keys() - harmless.keys() - options.keys()):
         whole = replace(known, spec=spec, options={**known.options, **options}).text
         raise ExpertError(
@@ -73,6 +73,11 @@ def _of_known(known: Expert, text: str) -> Expert:
         **options,
     )
     return replace(made, batch=min(made.batch, known.batch))
+
+
+def _numbers(value: Any) -> bool:
+    """Whether a value is a number, or a list of numbers."""
+    return isinstance(value, (int, float)) or (isinstance(value, list) and all(map(_numbers, value)))
 
 
 def _with_options(text: str) -> tuple[str, dict[str, Any]]:

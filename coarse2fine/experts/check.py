@@ -105,7 +105,7 @@ def check_expert(expert: Expert, image: ImageSource | None = None) -> ExpertChec
     memory = max(0, psutil.Process().memory_info().rss - before)
     if expert.kind == "boxes":
         names = [label.name for label in expert.labels]
-        check_normalised(read_boxes(expert(tried[:best]), len(tried[:best]), names), expert.read_side)
+        check_normalised(read_boxes(expert(tried[:best]), len(tried[:best]), names, expert.read_side), expert.read_side)
     return ExpertCheck(
         expert=measured(replace(expert, batch=best), tried[:1], seconds),
         tiles=len(tried),

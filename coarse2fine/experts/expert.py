@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any, get_args
 
-from coarse2fine.experts.adapter import Adapter, Kind, Pixels, find_adapter
+from coarse2fine.experts.adapter import Kind, Pixels
 from coarse2fine.experts.errors import ExpertError
+from coarse2fine.experts.sources import Wanted, find_model, named_object
 from coarse2fine.refiners.protocol import Label
 
 _MOST_TILE = 8192
@@ -187,7 +185,7 @@ def expert(
     downsample: int = 1,
     labels: Sequence[str] | None = None,
     areas: bool | None = None,
-    confidence: float = 0.5,
+    confidence: float | None = None,
     cell: int | None = None,
     most: int = _MOST_FINDS,
     overlap: float = 0.5,
@@ -202,7 +200,8 @@ def expert(
     model : str, callable or torch.nn.Module
         ``"ultralytics:best.pt"``, ``"onnx:unet.onnx"``, ``"torchvision:NAME"``, ``"sahi:TYPE"``, ``"timm:NAME"``,
         ``"pt2:FILE"``; or ``"package.module:function"``, which is called with `options` and returns a callable; or an
-        object: a callable that takes uint8 RGB tiles (n, h, w, 3), or a `torch.nn.Module` whose logits are a map.
+        object: a callable that takes uint8 RGB tiles (n, h, w, 3), a `torch.nn.Module` whose logits are a map, a
+        SAHI ``DetectionModel``, an Ultralytics model, or a net of torchvision or timm. `docs/experts.md` has them all.
     kind : {"boxes", "map", "classes", "vectors"}, optional
         Form of the answer: objects of each tile, a map (n, k, h, w), classes (n, k), or vectors (n, d) for each tile.
         By default what the adapter knows, else "boxes".
@@ -217,8 +216,8 @@ def expert(
     areas : bool, optional
         Whether finds are areas (joined over tiles) instead of objects (counted). By default maps, classes and vectors
         are; a map of objects is divided into connected parts.
-    confidence : float
-        Least score of a find, between 0 and 1.
+    confidence : float, optional
+        Least score of a find, between 0 and 1; by default the threshold of the model's library if it has one, else 0.5.
     cell : int, optional
         Side of the cells in which maps of areas are reported, a divisor of `tile`; by default a 64th of it.
     most : int
@@ -230,7 +229,8 @@ def expert(
     interest : callable or "package.module:function", optional
         For vectors: takes them, float32 (n, d); returns how interesting each is, from 0 to 1.
     **options
-        For the adapter, or for the function that makes the model.
+        For the adapter, or for the function that makes the model. If that function returns a net, ``mean``, ``std``,
+        ``activation`` and ``device`` say how it is called; ``kwargs``, a mapping, is what the function alone gets.
 
     Returns
     -------
@@ -241,15 +241,15 @@ def expert(
     ExpertError
         If the model cannot be made, or a parameter is missing or out of range.
     """
-    adapter, spec = _adapter(model, options)
-    kind = kind or adapter.kind or "boxes"
-    if kind not in get_args(Kind):
+    if kind is not None and kind not in get_args(Kind):
         raise ExpertError(f'expected the kind "boxes", "map", "classes" or "vectors", got {kind!r}')
+    side = tile + 2 * context
+    adapter, spec = find_model(model, options, Wanted(kind, side, confidence))
+    kind = kind or adapter.kind or "boxes"
     names = tuple(labels or adapter.labels or ("find",))
     areal = kind != "boxes" if areas is None else areas
     if kind == "vectors" and interest is None:
         raise ExpertError("vectors need interest=, a function that says how interesting each is, from 0 to 1")
-    side = tile + 2 * context
     made = Expert(
         spec=spec,
         options=_json_options(options, interest) if spec else {},
@@ -259,14 +259,14 @@ def expert(
         context=context,
         downsample=downsample,
         cell=(cell or _map_cell(tile)) if kind == "map" and areal else tile,
-        confidence=confidence,
+        confidence=confidence or adapter.confidence or 0.5,
         most=most,
         overlap=overlap,
         batch=batch or adapter.batch or max(1, min(_MOST_BATCH, _BATCH_PIXELS // max(1, side**2))),
         sha256=adapter.sha256,
         call=adapter.call,
         module=adapter.module,
-        interest=_resolved(interest) if isinstance(interest, str) else interest,
+        interest=named_object(interest) if isinstance(interest, str) else interest,
     )
     return replace(made, batch=min(made.batch, adapter.batch)) if adapter.batch else made
 
@@ -286,97 +286,3 @@ def _json_options(options: Mapping[str, Any], interest: Any) -> dict[str, Any]:
             "give names and numbers, and make objects in a function of your own: 'package.module:function'"
         ) from error
     return kept
-
-
-def _adapter(model: Any, options: Mapping[str, Any]) -> tuple[Adapter, str]:
-    """The adapter, and the text from which it can be made again; empty for objects."""
-    if isinstance(model, str):
-        return _of_text(model, options), model
-    if options:
-        raise ExpertError(
-            f"unknown option {min(options)!r}: an object takes none, options are for models named by a text"
-        )
-    if isinstance(model, Adapter):
-        return model, ""
-    if _is_module(model):
-        from coarse2fine.experts.adapters.torch_module import module_adapter  # noqa: PLC0415 (torch is slow to import)
-
-        return module_adapter(model), ""
-    if not callable(model):
-        raise ExpertError(f"expected a text, a callable or a torch.nn.Module as the expert, got {type(model).__name__}")
-    return Adapter(model), ""
-
-
-def _is_module(model: Any) -> bool:
-    return any(base.__module__.startswith("torch.nn") for base in type(model).__mro__)
-
-
-def _of_text(text: str, options: Mapping[str, Any]) -> Adapter:
-    prefix, colon, rest = text.partition(":")
-    if not colon or not prefix or not rest:
-        raise ExpertError(f"expected 'adapter:model' or 'package.module:function' as the expert, got {text!r}")
-    build = find_adapter(prefix) if prefix.isidentifier() else None
-    if build is not None:
-        return build(rest, **options)
-    made = _resolved(text)
-    made = made(**options) if not _takes_tiles(made, options) else made
-    if isinstance(made, Adapter):
-        return made
-    if _is_module(made):
-        from coarse2fine.experts.adapters.torch_module import module_adapter  # noqa: PLC0415 (torch is slow to import)
-
-        return replace(module_adapter(made), sha256=_code_hash(text, options))
-    if not callable(made):
-        raise ExpertError(f"{text} returned {type(made).__name__}, expected a callable that takes tiles")
-    return Adapter(made, sha256=_code_hash(text, options))
-
-
-def _takes_tiles(found: Any, options: Mapping[str, Any]) -> bool:
-    """Whether a function is the model itself, not one that makes it: it has one parameter without a default."""
-    if options or inspect.isclass(found):
-        return False
-    try:
-        parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) == 1
-
-
-def _resolved(text: str) -> Any:
-    """The object that ``package.module:name`` names."""
-    module, _, name = text.partition(":")
-    try:
-        found = import_module(module)
-    except ImportError as error:
-        raise ExpertError(
-            f"no adapter and no module {module!r} for the expert {text!r} ({error}); it must be importable here, and "
-            "in every worker of a batch"
-        ) from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ExpertError(f"{module} has no {name!r}, which the expert {text!r} names")
-        found = getattr(found, part)
-    return found
-
-
-def _code_hash(text: str, options: Mapping[str, Any]) -> str:
-    """Hash of the source file of a named function and its options, which stands for the model that it makes."""
-    module = import_module(text.partition(":")[0])
-    path = getattr(module, "__file__", None)
-    code = Path(path).read_bytes() if path and Path(path).is_file() else b""
-    return hashlib.sha256(code + json.dumps(dict(options), sort_keys=True, default=str).encode()).hexdigest()
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file of weights.
-
-    Raises
-    ------
-    ExpertError
-        If it cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ExpertError(f"the expert's file {path} cannot be read ({error.strerror or error})") from error

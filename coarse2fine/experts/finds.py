@@ -36,7 +36,7 @@ def read_answer(expert: Expert, answer: Any, corners: NDArray[np.int64], floor: 
     """
     count, names = len(corners), [label.name for label in expert.labels]
     if expert.kind == "boxes":
-        found = [_owned(expert, boxes, floor) for boxes in read_boxes(answer, count, names)]
+        found = [_owned(expert, boxes, floor) for boxes in read_boxes(answer, count, names, expert.read_side)]
         return _objects(expert, found, corners)
     if expert.kind == "map":
         maps = read_map(answer, count, len(names), expert.read_side)
