@@ -189,7 +189,8 @@ def _classes(given: Any, count: int, labels: Sequence[str]) -> NDArray[np.int64]
     if len(whole) and ((whole != found).any() or whole.min() < 0 or whole.max() >= len(labels)):
         raise ExpertError(
             f"the expert returned the class {_strange(found, labels):g}; it has {len(labels)} labels, from 0 to "
-            f"{len(labels) - 1}: give labels= a name for each class of the model, the background included if it has a number"
+            f"{len(labels) - 1}: give labels= a name for each class of the model, the background included if it has a "
+            "number"
         )
     return whole
 
