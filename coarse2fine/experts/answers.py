@@ -182,7 +182,7 @@ def _classes(given: Any, count: int, labels: Sequence[str]) -> NDArray[np.int64]
     if len(given) and isinstance(given[0], str):
         known = {name: index for index, name in enumerate(labels)}
         if unknown := [name for name in given if name not in known]:
-            raise ExpertError(f"the expert returned the class {unknown[0]!r}; its labels are {', '.join(labels)}")
+            raise ExpertError(f"the expert returned the class {str(unknown[0])!r}; its labels are {', '.join(labels)}")
         return np.array([known[name] for name in given], np.int64)
     found = _array(given, "labels").reshape(-1)
     whole = np.nan_to_num(found, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
