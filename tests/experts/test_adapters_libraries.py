@@ -34,9 +34,7 @@ def read(expert: c2f.Expert, pixels: NDArray[np.uint8]) -> list[Boxes]:
 @pytest.fixture(scope="module")
 def detector() -> Any:
     torch.manual_seed(0)
-    return torchvision.models.get_model(
-        NAME, weights=None, weights_backbone=None, num_classes=3
-    ).eval()
+    return torchvision.models.get_model(NAME, weights=None, weights_backbone=None, num_classes=3).eval()
 
 
 @pytest.fixture
@@ -78,7 +76,9 @@ def test_a_model_of_sahi_by_its_type_and_file(
     }  # fmt: skip
     made = c2f.expert("sahi:torchvision", tile=128, context=16, confidence=0.3, **given)
     assert made.options == given
-    for mine, theirs in zip(read(made, tiles(1)), read(c2f.expert(sahi_model, tile=128, context=16), tiles(1)), strict=True):
+    for mine, theirs in zip(
+        read(made, tiles(1)), read(c2f.expert(sahi_model, tile=128, context=16), tiles(1)), strict=True
+    ):
         np.testing.assert_allclose(mine.xyxy, theirs.xyxy, atol=1e-3)
     with pytest.raises(c2f.ExpertError, match="SAHI cannot make sahi:nothing"):
         c2f.expert("sahi:nothing", tile=128)
@@ -88,14 +88,14 @@ def test_masks_of_sahi_become_polygons() -> None:
     base = pytest.importorskip("sahi.models.base")
     prediction = pytest.importorskip("sahi.prediction")
 
-    class Disc(base.DetectionModel):  # type: ignore[misc]
+    class Disc(base.DetectionModel):  # type: ignore[misc, name-defined]
         def load_model(self) -> None:
             self.model, self.category_mapping = object(), {"7": "disc"}
 
         def perform_inference(self, image: np.ndarray[Any, Any]) -> None:
             self._original_predictions = image
 
-        def _create_object_prediction_list_from_original_predictions(self, *given: Any, **named: Any) -> None:
+        def _create_object_prediction_list_from_original_predictions(self, *_: Any, **__: Any) -> None:
             polygon = [[30, 20, 60, 20, 60, 50, 30, 50]]
             one = prediction.ObjectPrediction(
                 segmentation=polygon, category_id=7, category_name="disc", score=0.9, full_shape=[SIDE, SIDE]
@@ -252,7 +252,10 @@ def test_torchvision_masks_and_masks_of_a_lower_resolution() -> None:
     [
         ({"boxes": np.zeros((4, 5)), "scores": np.zeros(5)}, r"boxes of shape \(4, 5\)"),
         ({"scores": [0.5]}, "dict without boxes"),
-        ({"boxes": [[200, 10, 220, 30]]}, r"box \[200.0, 10.0, 220.0, 30.0\], which lies outside of its tile of 160 px"),
+        (
+            {"boxes": [[200, 10, 220, 30]]},
+            r"box \[200.0, 10.0, 220.0, 30.0\], which lies outside of its tile of 160 px",
+        ),
         ({"boxes": [[0, 0, 9, 9]], "labels": [np.nan]}, "class nan"),
         ({"boxes": [[0, 0, 9, 9]], "labels": [2]}, "class 2; it has 2 labels"),
         ({"boxes": [[0, 0, 9, 9]], "labels": np.array(["c"])}, "class 'c'; its labels are a, b"),

@@ -1,4 +1,4 @@
-"""The adapter of ONNX files: nets of torch with the same weights, torchvision and the files' own libraries are oracles."""
+"""The adapter of ONNX files: torch with the same weights, torchvision and the files' own libraries are oracles."""
 
 from __future__ import annotations
 
@@ -213,7 +213,8 @@ def test_an_exported_yolo_is_decoded_by_its_metadata(tmp_path: Path, monkeypatch
         a = np.column_stack([mine.labels, mine.scores, mine.xyxy])
         b = np.column_stack([theirs.cls, theirs.conf, theirs.xyxy])
         # Scores that are equal up to rounding come in any order.
-        np.testing.assert_allclose(*(each[np.lexsort(each[:, [2, 3, 0]].round(1).T)] for each in (a, b)), atol=1e-2)
+        a, b = (each[np.lexsort(each[:, [2, 3, 0]].round(1).T)] for each in (a, b))
+        np.testing.assert_allclose(a, b, atol=1e-2)
 
 
 def test_the_text_detector_of_rapidocr_as_a_map() -> None:

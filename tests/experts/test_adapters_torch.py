@@ -1,4 +1,4 @@
-"""Adapters of nets of torch, torchvision and timm: the libraries themselves, called on the same tiles, are the oracle."""
+"""Adapters of nets of torch, torchvision and timm: the libraries themselves, called on the same tiles, are oracles."""
 
 from __future__ import annotations
 
