@@ -73,7 +73,7 @@ def test_recipes_are_python(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_recipe_for_cellpose_gives_the_masks_of_cellpose(tmp_path: Path) -> None:
+def test_the_recipe_for_cellpose_gives_the_masks_of_cellpose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = pytest.importorskip("cellpose.models")
     resnet = pytest.importorskip("cellpose.resnet_torch")  # Cellpose 4 has one net only, of 1.2 GB
     torch.manual_seed(0)
@@ -87,8 +87,14 @@ def test_the_recipe_for_cellpose_gives_the_masks_of_cellpose(tmp_path: Path) -> 
     masks = model.eval(list(tiles), diameter=30, normalize={"lowhigh": [0, 255]})[0]
     found = read_boxes(made(tiles), 2, ["cell"], 128)
     counts = [int(plane.max()) for plane in masks]
-    print(counts)
     assert [len(each) for each in found] == counts
+    # A random net hardly finds a cell: the reading of masks is tried on two squares.
+    plane = np.zeros((128, 128), np.uint16)
+    plane[10:30, 20:50], plane[60:90, 70:80] = 1, 2
+    monkeypatch.setattr(models.CellposeModel, "eval", lambda *_, **__: ([plane, plane * 0], None, None))
+    first, second = read_boxes(made(tiles), 2, ["cell"], 128)
+    assert first.xyxy.tolist() == [[20, 10, 50, 30], [70, 60, 80, 90]]
+    assert len(second) == 0
 
 
 @pytest.mark.filterwarnings("default")
