@@ -259,7 +259,7 @@ def expert(
         context=context,
         downsample=downsample,
         cell=(cell or _map_cell(tile)) if kind == "map" and areal else tile,
-        confidence=confidence or adapter.confidence or 0.5,
+        confidence=(adapter.confidence or 0.5) if confidence is None else confidence,
         most=most,
         overlap=overlap,
         batch=batch or adapter.batch or max(1, min(_MOST_BATCH, _BATCH_PIXELS // max(1, side**2))),

@@ -28,7 +28,7 @@ def test_text_makes_the_same_shape_again() -> None:
 
 @pytest.mark.parametrize("text", ["pooled:0 4/2:6 1:1", "pooled:9999 4/2:6 1:1", "pooled:x 4/2:6 1:1", "pooled:2"])
 def test_text_without_a_shape_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="small cells|invalid literal|two stages|unpack"):
+    with pytest.raises(ValueError, match=r"small cells|invalid literal|two stages|unpack"):
         unfitted(1, text)
 
 
