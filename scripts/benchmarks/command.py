@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.batches import run as batches
 from benchmarks.exporting import benchmark_export
 from benchmarks.reading import run as reading
-from benchmarks.report import SectionReport
+from coarse2fine.bench.sections import SectionReport
 from coarse2fine.cli.benchmark import SCENES, add_output, add_scenes, made_place
 from coarse2fine.terminal import say, say_lines
 

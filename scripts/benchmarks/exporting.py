@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from benchmarks.report import Section, SectionReport
+from coarse2fine.bench.sections import Section, SectionReport
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.refiners.suppress import suppress
 from coarse2fine.region import Region

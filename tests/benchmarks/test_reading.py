@@ -18,11 +18,11 @@ from benchmarks.reading.large import HALO, cluster, in_child, measure_walk, touc
 from benchmarks.reading.readers import Opener, Subject, tiff_subject
 from benchmarks.reading.run import IoScale
 from benchmarks.reading.speed import aligned, in_threads, measure_speed, read_side, unaligned
-from benchmarks.report import Section, compared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from coarse2fine.bench.sections import Section, compared
 from coarse2fine.tiling.geometry import Box, Level
 
 SLIDES = Path(__file__).resolve().parents[3] / "shared" / "data" / "formats"

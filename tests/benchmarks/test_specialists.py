@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import command
-from benchmarks.report import Section
 from benchmarks.specialists import costs, nets, run
 from benchmarks.specialists.data import HELD, SIDE, TEST, TRAIN, TileSet, load_tile_sets, tiles_of_digits
 from benchmarks.specialists.experiment import Errors, Experiment, macs_of
@@ -26,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+from coarse2fine.bench.sections import Section
 from coarse2fine.fitting.specialists.grow_tree import grow
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
 from coarse2fine.models.gate import Gate

@@ -22,12 +22,12 @@ import psutil
 from distributed import Client
 
 from benchmarks.batches.data import BROKEN, MODEL, write_bomb, write_broken, write_good, write_large, write_plain_tiffs
-from benchmarks.report import Section, SectionReport, compared
 from coarse2fine.batch.dask_cluster import connected, shared
 from coarse2fine.batch.inputs import find_items
 from coarse2fine.batch.request import BatchRequest, Workers
 from coarse2fine.batch.run import run_batch
 from coarse2fine.batch.summary import BatchResult
+from coarse2fine.bench.sections import Section, SectionReport, compared
 from coarse2fine.config import Config
 from coarse2fine.progress import Progress, Tick
 

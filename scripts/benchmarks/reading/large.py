@@ -19,7 +19,7 @@ import zarr
 from benchmarks.reading import child
 from benchmarks.reading.child import TILE_SIDE, TILES
 from benchmarks.reading.speed import SIDE, in_threads
-from benchmarks.report import Section, compared
+from coarse2fine.bench.sections import Section, compared
 from coarse2fine.tiling.conversion.convert import convert
 from coarse2fine.tiling.geometry import Box, Level, ceil_div
 from coarse2fine.tiling.grid import blocks

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.reading.readers import Opener, Subject
-from benchmarks.report import Section, compared
+from coarse2fine.bench.sections import Section, compared
 from coarse2fine.progress import Tick
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.grid import blocks

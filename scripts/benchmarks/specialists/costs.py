@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.report import Section
 from benchmarks.specialists.data import tiles_of_digits
 from benchmarks.specialists.experiment import Experiment
 from benchmarks.specialists.nets import TOP
 from coarse2fine.batch.dask_cluster import connected
+from coarse2fine.bench.sections import Section
 from coarse2fine.fitting.geometry import WIDE_REFINER
 from coarse2fine.fitting.specialists.add import column_spec
 from coarse2fine.fitting.specialists.grow_tree import grow

@@ -16,8 +16,8 @@ from scipy.ndimage import uniform_filter
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from benchmarks.report import Section
 from benchmarks.specialists.pictures import SIZES, SORTS, Pictures, Planted, load_pictures, plant
+from coarse2fine.bench.sections import Section
 from coarse2fine.fitting.explorer import drawn_from
 from coarse2fine.fitting.explorer_kinds import How, add_kinds
 from coarse2fine.model import Model, load_model

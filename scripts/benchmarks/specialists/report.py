@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import Section
 from benchmarks.specialists.experiment import Errors
 from benchmarks.specialists.variants import JUDGED, VARIANTS
+from coarse2fine.bench.sections import Section
 
 _DRAWS = 2000
 EXPLAINED = (

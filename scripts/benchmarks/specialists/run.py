@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import SectionReport
 from benchmarks.specialists.costs import measure_costs
 from benchmarks.specialists.data import TRAIN, TileSet, load_tile_sets, tiles_of_digits
 from benchmarks.specialists.experiment import Errors, Experiment
 from benchmarks.specialists.novelty import measure_novelty
 from benchmarks.specialists.report import EXPLAINED, section_of
 from benchmarks.specialists.variants import FEW, VARIANTS
+from coarse2fine.bench.sections import SectionReport
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
 from coarse2fine.tiling.writing.atomic import replacing_stream
 

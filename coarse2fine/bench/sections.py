@@ -1,4 +1,4 @@
-"""Report of a developers' benchmark: figures by name, one table per section."""
+"""Report of a benchmark in sections: figures by name, one table per section."""
 
 from __future__ import annotations
 
