@@ -1,0 +1,1 @@
+"""Benchmark of experts: real models behind the scan, on scenes made here."""
