@@ -113,7 +113,7 @@ def measure_expert(
     if expert is None:
         raise ValueError(f"this benchmark is of experts: expected a model fitted with one, got {model.name}")
     with open_image(source) as image:
-        answers = all_answers(expert, image, folder, _identity(source), tick)
+        answers = all_answers(expert, image, folder, identity_of(source), tick)
         ours, each = {}, []
         for goal, tau in _thresholds(model).items():
             row, seconds_per_tile = _ours(model, source, image, answers, tau, seed)
@@ -220,7 +220,7 @@ def _by_tile(cells: NDArray[np.bool_], model: Model, shape: tuple[int, ...]) -> 
     return tiles
 
 
-def _identity(source: ImageSource) -> str:
+def identity_of(source: ImageSource) -> str:
     """Text that stands for a file's pixels; empty for what is no file."""
     if not isinstance(source, str | Path) or not Path(source).exists():
         return ""

@@ -4,6 +4,7 @@ scenes       the same as ``coarse2fine benchmark scenes``.
 io           reads per second, chunks decoded, memory and conversion, compared with the bare codec and other readers.
 export       merging, writing and drawing up to a million objects: seconds, bytes, and their growth.
 batch        folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
+experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
 specialists  specialists against controls: errors against multiply-adds, paired tests, costs; novelty without labels.
 """
 
@@ -40,6 +41,13 @@ def main(given: Sequence[str] | None = None) -> int:
     _add(export, _export, "up to a hundred thousand: under a minute", "files are made, up to 1 GB")
     batch = commands.add_parser("batch", help="analysis of folders of images")
     _add(batch, _batch, "fewer images and kills: under five minutes", "images are made, up to 2 GB")
+    experts = commands.add_parser("experts", help="experts behind the scan")
+    experts.add_argument(
+        "--data", type=Path, help="folder with mars and weights (default: what needs them is left out)"
+    )
+    experts.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
+    experts.add_argument("--pairs", nargs="+", metavar="SCENE/EXPERT", help="only these pairs (default: all)")
+    _add(experts, _experts, "small scenes, three pairs: under five minutes", "scenes, weights and answers are kept")
     each = commands.add_parser("specialists", help="specialists against controls")
     each.add_argument(
         "--data", type=Path, help="folder with a subfolder per data set: .npz, or images and GeoJSON (default: digits)"
@@ -69,7 +77,7 @@ def _add(
 ) -> None:
     """Add the options of all benchmarks for developers."""
     parser.add_argument("--quick", action="store_true", help=quick)
-    if make is not _specialists:
+    if make not in {_specialists, _experts}:
         parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     add_output(parser, f"folder in which {out}")
 
@@ -94,6 +102,15 @@ def _export(given: argparse.Namespace) -> SectionReport:
 
 def _batch(given: argparse.Namespace) -> SectionReport:
     return batches.benchmark_batch(given.out, scale=batches.QUICK if given.quick else batches.FULL, seed=given.seed)
+
+
+def _experts(given: argparse.Namespace) -> SectionReport:
+    from benchmarks.experts import run as experts  # noqa: PLC0415 (needs an extra)
+
+    scale = experts.QUICK if given.quick else experts.FULL
+    asked = {} if given.pairs is None else {"pairs": tuple(given.pairs)}
+    asked |= {} if given.seeds is None else {"seeds": given.seeds}
+    return experts.benchmark_experts(given.out, data=given.data, scale=replace(scale, **asked))
 
 
 def _specialists(given: argparse.Namespace) -> SectionReport:

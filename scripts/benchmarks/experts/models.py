@@ -20,7 +20,7 @@ from coarse2fine.tiling.errors import MissingExtraError
 
 Pixels = NDArray[np.uint8]
 _DETECTOR = "models/ch_PP-OCRv4_det_infer.onnx"
-_UNET_WIDTHS = (16, 32, 64, 128)
+_UNET_WIDTHS = (8, 16, 32, 64)
 RCNN_SIDE = 320
 """Side to which tiles are scaled by the Faster R-CNN's own preprocessing."""
 
@@ -122,7 +122,7 @@ def unet(weights: str) -> Any:
 
 
 def rcnn_module(classes: int = 2) -> nn.Module:
-    """torchvision's Faster R-CNN with MobileNetV3 and FPN for tiles of `RCNN_SIDE`, without weights."""
+    """Torchvision's Faster R-CNN with MobileNetV3 and FPN for tiles of `RCNN_SIDE`, without weights."""
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn  # noqa: PLC0415 (slow to import)
 
     module: nn.Module = fasterrcnn_mobilenet_v3_large_320_fpn(

@@ -120,8 +120,8 @@ def plain_loop(expert: Expert, part: Part) -> Boxes:
 def through_sahi(expert: Expert, part: Part) -> Boxes:
     """SAHI's `get_sliced_prediction`, with greedy suppression by intersection over the smaller box."""
     from sahi.models.base import DetectionModel  # noqa: PLC0415 (an extra)
-    from sahi.prediction import ObjectPrediction  # noqa: PLC0415
     from sahi.predict import get_sliced_prediction  # noqa: PLC0415
+    from sahi.prediction import ObjectPrediction  # noqa: PLC0415
 
     whole = _whole_slice(expert)
 
@@ -170,7 +170,7 @@ def through_sahi(expert: Expert, part: Part) -> Boxes:
 
 
 def through_supervision(expert: Expert, part: Part) -> Boxes:
-    """supervision's `InferenceSlicer`, with suppression by intersection over the smaller box."""
+    """Supervision's `InferenceSlicer`, with suppression by intersection over the smaller box."""
     import supervision as sv  # noqa: PLC0415 (an extra)
 
     whole = _whole_slice(expert)
@@ -223,11 +223,13 @@ def _unpadded(boxes: Boxes, expert: Expert, part: Part) -> Boxes:
 
 
 def same_share(these: Boxes, those: Boxes) -> float:
-    """The lesser of the shares of each set's boxes that have one of the same label in the other; 1 if both are empty."""
+    """The lesser of the shares of each set's boxes that the other has, with the same label; 1 if both are empty."""
     if not len(these) or not len(those):
         return float(len(these) == len(those))
     a, b = (box(*boxes[:, :4].T) for boxes in (these, those))
     first, second = STRtree(b).query(a)
-    ious = np.array([p.intersection(q).area / max(p.union(q).area, 1e-9) for p, q in zip(a[first], b[second], strict=True)])
+    ious = np.array(
+        [p.intersection(q).area / max(p.union(q).area, 1e-9) for p, q in zip(a[first], b[second], strict=True)]
+    )
     same = (ious >= _SAME_IOU) & (these[first, 4] == those[second, 4])
     return min(len(set(first[same].tolist())) / len(these), len(set(second[same].tolist())) / len(those))

@@ -18,7 +18,28 @@ from coarse2fine.tiling.geometry import Box
 # Pixels of the sheet for each mark.
 _PIXELS_FOR = {"paragraph": 12e6, "caption": 6e6, "stamp": 30e6, "drawing": 1.5e6}
 _MOST_FONTS, _APART, _TRIES = 12, 24, 40
-_SYLLABLES = "ka to ri ne sul mer an der vo li ta sen pra chi est um gal or fe wy".split()
+_SYLLABLES = [
+    "ka",
+    "to",
+    "ri",
+    "ne",
+    "sul",
+    "mer",
+    "an",
+    "der",
+    "vo",
+    "li",
+    "ta",
+    "sen",
+    "pra",
+    "chi",
+    "est",
+    "um",
+    "gal",
+    "or",
+    "fe",
+    "wy",
+]
 
 
 @dataclass(frozen=True)
@@ -95,10 +116,8 @@ def _free(rng: np.random.Generator, side: int, shape: tuple[int, ...], corners: 
 @lru_cache(maxsize=1)
 def fonts() -> tuple[str, ...]:
     """Files of some system fonts with Latin letters, at least the one that matplotlib brings."""
-    found = []
-    for path in sorted(font_manager.findSystemFonts(), key=lambda path: (Path(path).name, path)):
-        if path.lower().endswith((".ttf", ".otf")) and _latin(path):
-            found.append(path)
+    every = sorted(font_manager.findSystemFonts(), key=lambda path: (Path(path).name, path))
+    found = [path for path in every if path.lower().endswith((".ttf", ".otf")) and _latin(path)]
     usual: str = font_manager.findfont("DejaVu Sans")
     found = found or [usual]
     step = -(-len(found) // _MOST_FONTS)
