@@ -31,8 +31,8 @@ EXPLAINED = (
     "tiles, share: tiles on which the expert ran, of all tiles. recall: share of the finds of the expert's own "
     "exhaustive pass that these tiles own, counted before suppression between tiles. tmac: 10^12 multiply-adds, the "
     "scan included. expert_seconds, seconds: wall-clock time of the expert's calls, and of everything. "
-    "saving_macs, saving_seconds: exhaustive pass divided by this row. forecast, forecast_low, forecast_high: what "
-    "fitting said of the saving beforehand, with its interval.",
+    "saving_macs, saving_seconds: exhaustive pass divided by this row. forecast, forecast_low, forecast_high, "
+    "forecast_share: what fitting said beforehand of the saving, with its interval, and of the share of tiles.",
     "ours@r: a run of analyze with the threshold that fitting set for a share r of the finds, without audit. oracle@r: "
     "the fewest tiles that own this share. random@r: tiles in random order until they own it. mask: tiles that are not "
     "empty (Otsu's threshold on local contrast). with_find: all tiles with a find. Their seconds are the exhaustive "
@@ -197,10 +197,15 @@ def _with_savings(figures: Mapping[str, float], count: int, model: Model) -> dic
         for column, saving in (("tmac", "saving_macs"), ("seconds", "saving_seconds")):
             if figures[f"{row}/{column}"] > 0:
                 found[f"{row}/{saving}"] = figures[f"exhaustive/{column}"] / figures[f"{row}/{column}"]
-    for goal, values in model.provenance.get("forecast", {}).get("saving", {}).items():
-        if f"ours@{goal}/tiles" in figures:
-            named = zip(("forecast", "forecast_low", "forecast_high"), values, strict=True)
-            found |= {f"ours@{goal}/{name}": float(value) for name, value in named}
+    forecast = model.refiner.forecast if isinstance(model.refiner, ExpertRefiner) else None
+    if forecast is not None:
+        found["with_find/forecast_share"] = forecast.with_finds[0]
+        for goal in GOALS:
+            row = f"ours@{goal:g}"
+            if f"{row}/tiles" in figures and f"{goal:g}" in forecast.saving:
+                found[f"{row}/forecast_share"] = forecast.chosen[f"{goal:g}"][0]
+                named = zip(("forecast", "forecast_low", "forecast_high"), forecast.saving[f"{goal:g}"], strict=True)
+                found |= {f"{row}/{name}": value for name, value in named}
     return found
 
 

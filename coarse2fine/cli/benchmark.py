@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from coarse2fine.cli.experts import add_expert_options, expert_from
 from coarse2fine.terminal import say, say_lines
 
 SCENES = "recall against multiply-adds, chunks and seconds on held-out scenes, compared with simple methods; audits"
+EXPERTS = "your own model behind the scan: tiles, multiply-adds and seconds, forecast beside outcome"
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
     """Add the benchmarks that users run."""
     commands = parser.add_subparsers(required=True, metavar="NAME", dest="name")
     add_scenes(commands.add_parser("scenes", help=SCENES))
+    _add_experts(commands.add_parser("experts", help=EXPERTS))
 
 
 def add_scenes(scenes: argparse.ArgumentParser) -> None:
@@ -40,6 +43,21 @@ def add_scenes(scenes: argparse.ArgumentParser) -> None:
     )
     add_output(scenes, "folder of the picture, and of composites during the run")
     scenes.set_defaults(run=_scenes)
+
+
+def _add_experts(experts: argparse.ArgumentParser) -> None:
+    """Add the arguments of the benchmark of a user's own expert."""
+    experts.add_argument(
+        "--data", type=Path, required=True, help="folder of at least two images; a quarter is for tests"
+    )
+    add_expert_options(experts.add_argument_group("your own model"), "--expert")
+    experts.add_argument("--watch", type=float, default=0.1, help="share of the tiles on which it is watched (0.1)")
+    experts.add_argument(
+        "--seeds", type=int, default=3, help="number of seeds, each with other test images (default: 3)"
+    )
+    experts.add_argument("--steps", type=int, help="optimisation steps of the scan (default: those of fit)")
+    add_output(experts, "folder in which the expert's answers are kept")
+    experts.set_defaults(run=_experts)
 
 
 def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
@@ -80,3 +98,21 @@ def _scenes(arguments: argparse.Namespace) -> None:
     written = report.save(arguments.out, json)
     say_lines(report)
     say(f"written {', '.join(map(str, written))}")
+
+
+def _experts(arguments: argparse.Namespace) -> None:
+    from coarse2fine.bench.expert_run import benchmark_own_expert
+
+    if not arguments.expert:
+        raise ValueError("name your model: --expert adapter:model, or package.module:function")
+    json = made_place(arguments)
+    report = benchmark_own_expert(
+        expert_from(arguments, arguments.expert),
+        arguments.data,
+        seeds=arguments.seeds,
+        watch=arguments.watch,
+        steps=arguments.steps,
+        cache=arguments.out / "answers",
+    )
+    say_lines(report)
+    say(f"written {report.save(json)}")

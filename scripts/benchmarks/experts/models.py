@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +18,7 @@ from coarse2fine.tiling.errors import MissingExtraError
 
 Pixels = NDArray[np.uint8]
 _DETECTOR = "models/ch_PP-OCRv4_det_infer.onnx"
+_LEAST_FACE, _MOST_FACE = (40, 40), (160, 160)
 _UNET_WIDTHS = (8, 16, 32, 64)
 RCNN_SIDE = 320
 """Side to which tiles are scaled by the Faster R-CNN's own preprocessing."""
@@ -55,19 +54,25 @@ def text_detector() -> Callable[[Pixels], NDArray[np.float32]]:
 
 
 def faces(pixels: Pixels) -> list[NDArray[np.float32]]:
-    """Frontal faces by OpenCV's bundled Haar cascade: for each tile (m, 6) of box, score 1 and label 0."""
+    """Frontal faces by the LBP cascade that scikit-image bundles: for each tile (m, 6) of box, score 1 and label 0.
+
+    OpenCV has no cascades any more, from version 5 on.
+    """
     found = []
     for tile in pixels:
-        boxes = np.array(_cascade().detectMultiScale(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY), 1.1, 5), np.float32)
-        x, y, width, height = boxes.reshape(-1, 4).T
-        found.append(np.stack([x, y, x + width, y + height, np.ones_like(x), np.zeros_like(x)], axis=1))
+        boxes = _cascade().detect_multi_scale(tile, 1.2, 1.5, _LEAST_FACE, _MOST_FACE)
+        rows = [(f["c"], f["r"], f["c"] + f["width"], f["r"] + f["height"], 1, 0) for f in boxes]
+        found.append(np.array(rows, np.float32).reshape(-1, 6))
     return found
 
 
 @lru_cache(maxsize=1)
 def _cascade() -> Any:
-    folder: str = cv2.data.haarcascades  # type: ignore[attr-defined]
-    return cv2.CascadeClassifier(os.path.join(folder, "haarcascade_frontalface_default.xml"))  # noqa: PTH118
+    try:
+        from skimage import data, feature  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise MissingExtraError("scikit-image", "the cascade of faces", "benchmark") from error
+    return feature.Cascade(data.lbp_frontal_face_cascade_filename())
 
 
 class UNet(nn.Module):

@@ -22,7 +22,7 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
-_UNET_SIDE, _UNET_BATCH, _UNET_RATE = 96, 8, 2e-3
+_UNET_SIDE, _UNET_BATCH, _UNET_RATE = 64, 8, 2e-3
 _RCNN_BATCH, _RCNN_RATE = 4, 1e-3
 _DIGITS_SIDE, _PIXELS_PER_DIGIT = 2048, 18_000
 # Share of crops that are centred near an object, and the quantile of vectors' lengths at which the unusual begins.
