@@ -221,8 +221,7 @@ def _by_tile(cells: NDArray[np.bool_], model: Model, shape: tuple[int, ...]) -> 
     few = round(times)
     padded = np.zeros((rows * few, columns * few), bool)
     padded[: cells.shape[0], : cells.shape[1]] = cells[: rows * few, : columns * few]
-    tiles: NDArray[np.bool_] = padded.reshape(rows, few, columns, few).any(axis=(1, 3))
-    return tiles
+    return np.asarray(padded.reshape(rows, few, columns, few).any(axis=(1, 3)))
 
 
 def identity_of(source: ImageSource) -> str:

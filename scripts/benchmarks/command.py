@@ -108,9 +108,10 @@ def _experts(given: argparse.Namespace) -> SectionReport:
     from benchmarks.experts import run as experts  # noqa: PLC0415 (needs an extra)
 
     scale = experts.QUICK if given.quick else experts.FULL
-    asked = {} if given.pairs is None else {"pairs": tuple(given.pairs)}
-    asked |= {} if given.seeds is None else {"seeds": given.seeds}
-    return experts.benchmark_experts(given.out, data=given.data, scale=replace(scale, **asked))
+    scale = replace(
+        scale, pairs=tuple(given.pairs or scale.pairs), seeds=scale.seeds if given.seeds is None else given.seeds
+    )
+    return experts.benchmark_experts(given.out, data=given.data, scale=scale)
 
 
 def _specialists(given: argparse.Namespace) -> SectionReport:

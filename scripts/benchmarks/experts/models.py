@@ -175,6 +175,9 @@ class RCNNExpert(nn.Module):
 class EncoderExpert(nn.Module):
     """A timm encoder that takes uint8 tiles (n, h, w, 3), and returns vectors (n, d)."""
 
+    mean: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
@@ -216,8 +219,7 @@ def unusual(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 def _called(module: nn.Module) -> Callable[[Pixels], NDArray[np.float32]]:
     def call(pixels: Pixels) -> NDArray[np.float32]:
         with torch.inference_mode():
-            found: NDArray[np.float32] = module(torch.from_numpy(pixels)).numpy()
-        return found
+            return np.asarray(module(torch.from_numpy(pixels)).numpy(), np.float32)
 
     return call
 

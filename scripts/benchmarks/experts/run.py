@@ -100,10 +100,12 @@ def benchmark_experts(out: Path, *, data: Path | None = None, scale: ExpertScale
     Raises
     ------
     ValueError
-        If a pair is unknown.
+        If a pair is unknown, or there is no seed.
     """
     if unknown := sorted(set(scale.pairs) - set(PAIRS)):
         raise ValueError(f"no pair of scene and expert is named {unknown[0]}; there are {', '.join(PAIRS)}")
+    if scale.seeds < 1:
+        raise ValueError(f"expected at least 1 seed, got {scale.seeds}")
     place = out / "experts"
     place.mkdir(exist_ok=True)
     runs: list[dict[str, float]] = []
@@ -194,8 +196,7 @@ def make_expert(name: str, scene: str, place: Path, data: Path | None, steps: in
     train = training.train_unet if name == "unet" else training.train_rcnn
     tick = bars.task(f"training {name} on {learned}s")
     weights = train(place / f"{name}-{learned}-{steps}.pt", lessons, steps=steps, tick=tick)
-    areas = {"areas": False} if name == "unet" else {}
-    return made(f"{home}:{name}", labels=[learned], weights=str(weights), **areas)
+    return made(f"{home}:{name}", labels=[learned], areas=False, weights=str(weights))
 
 
 def _craters(data: Path | None) -> Sequence[training.Lesson]:

@@ -202,9 +202,9 @@ def _drawing(rng: np.random.Generator) -> NDArray[np.uint8]:
         for radius in range(10, min(height, width) // 2 - 2, int(rng.integers(8, 30))):
             cv2.circle(ink, (width // 2, height // 2), radius, 255, thick, cv2.LINE_AA)
     else:
-        x = np.linspace(3, width - 4, 64)
-        y = height / 2 * (1 + 0.9 * np.sin(x / rng.uniform(20, 90) + rng.uniform(0, 6)))
-        curve = np.stack([x, y.clip(3, height - 4)], axis=1).round().astype(np.int32)
+        across = np.linspace(3, width - 4, 64)
+        down = height / 2 * (1 + 0.9 * np.sin(across / rng.uniform(20, 90) + rng.uniform(0, 6)))
+        curve = np.stack([across, down.clip(3, height - 4)], axis=1).round().astype(np.int32)
         cv2.polylines(ink, [curve], False, 255, thick, cv2.LINE_AA)
     return ink
 

@@ -82,7 +82,8 @@ def train_unet(path: Path, lessons: Sequence[Lesson], *, steps: int, seed: int =
     masks = [_ellipses(lesson) for lesson in lessons]
 
     def loss(net: nn.Module, rng: np.random.Generator) -> torch.Tensor:
-        pixels, wanted = [], []
+        pixels: list[NDArray[np.uint8]] = []
+        wanted: list[NDArray[np.uint8]] = []
         for _ in range(_UNET_BATCH):
             number, y, x = _corner(lessons, _UNET_SIDE, rng)
             turns, flip = int(rng.integers(4)), bool(rng.integers(2))
