@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coarse2fine.demo.digit_scene import DigitScene
+from coarse2fine.demo.digit_scene import DigitScene, Handwriting
 from coarse2fine.engine import analyze
 from coarse2fine.fitting.matching import match
 from coarse2fine.model import Model, load_model
@@ -22,8 +22,8 @@ from coarse2fine.steps.refine import refine
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.writing.pyramid import write_pyramid
 
-# Neither this seed nor this handwriting was seen in training.
-_SEED = 2013
+DEMO_SEED = 2013
+"""Seed of the scene; neither it nor its handwriting was seen in training."""
 _SAMPLED_BLOCKS = 32
 _PIXELS_PER_DIGIT, _PIXELS_PER_CLUTTER = 3.2e6, 0.7e6
 
@@ -88,11 +88,23 @@ def run(folder: Path, side: int) -> None:
     print(f"finds      {(folder / 'regions.geojson').resolve()} (opens in QuPath)")
 
 
-def demo_scene(side: int) -> DigitScene:
-    """Scene of held-out digits and more marks that look like digits at low resolution; hundreds in a gigapixel."""
-    area = side * side
+def demo_scene(
+    side: int, *, seed: int = DEMO_SEED, handwriting: Handwriting = "held-out", crowd: float = 1.0
+) -> DigitScene:
+    """Scene of digits and more marks that look like digits at low resolution; hundreds in a gigapixel.
+
+    Parameters
+    ----------
+    side : int
+        In pixels.
+    seed, handwriting
+        See `DigitScene`; by default those of the demo.
+    crowd : float
+        Number of marks as a multiple of the demo's.
+    """
+    area = side * side * crowd
     digits, clutter = max(3, int(area / _PIXELS_PER_DIGIT)), max(6, int(area / _PIXELS_PER_CLUTTER))
-    return DigitScene(side, side, digits=digits, clutter=clutter, seed=_SEED, handwriting="held-out")
+    return DigitScene(side, side, digits=digits, clutter=clutter, seed=seed, handwriting=handwriting)
 
 
 def score(analysis: Analysis, scene: DigitScene) -> Score:

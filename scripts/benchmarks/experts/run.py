@@ -78,8 +78,10 @@ PAIRS = (
     "pages/text",
     "sheet/faces",
 )
-FULL = ExpertScale(Sizes(32_768, 22_400, 200.0, 6144), 3, 600, None, 0.1, 12, PAIRS)
-QUICK = ExpertScale(Sizes(3072, 3072, 4.0, 1536), 1, 60, 100, 0.3, 3, ("digits/unet", "sheet/text", "pages/text"))
+FULL = ExpertScale(Sizes((32_768, 16_384), (22_400, 11_200), (200.0, 40.0)), 3, 600, None, 0.1, 12, PAIRS)
+QUICK = ExpertScale(
+    Sizes((2048, 2048), (2048, 2048), (4.0, 4.0), 8.0), 1, 40, 60, 0.3, 3, ("digits/unet", "sheet/text", "pages/text")
+)
 
 
 def benchmark_experts(out: Path, *, data: Path | None = None, scale: ExpertScale = FULL) -> SectionReport:

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from benchmarks.experts.sheet import Sheet
 from coarse2fine.bench.composite import Composition, compose
 from coarse2fine.bench.data import BenchScene, load_scenes
-from coarse2fine.demo.digit_scene import DigitScene
-from coarse2fine.demo.gigapixel import demo_scene
+from coarse2fine.demo.digit_scene import Handwriting
+from coarse2fine.demo.gigapixel import DEMO_SEED, demo_scene
 from coarse2fine.tiling.errors import MissingExtraError
 from coarse2fine.tiling.opening import ImageSource
 from coarse2fine.tiling.writing.pyramid import write_pyramid
 
 MARS_TEST = 2
 """Scenes of Mars, the last by name, that only tests use."""
-_PIXELS_PER_DIGIT, _PIXELS_PER_CLUTTER = 1.6e6, 0.7e6
-_DENSITY, _TRAIN_SHEETS, _SHEET_SEED, _PAGE_SCALE = 0.03, 2, 77, 4
+_FITTED, _DENSITY, _SHEET_SEED, _PAGE_SCALE = 2, 0.03, 77, 4
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,18 @@ class Sizes:
 
     Parameters
     ----------
-    digits, sheet : int
-        Sides of the scenes of digits and of text to test on.
-    mars : float
-        Megapixels of the composites of Mars to test on.
-    watched : int
-        Side of each scene to fit on.
+    digits, sheet : (int, int)
+        Sides of the scene to test on, and of each of the two to fit on.
+    mars : (float, float)
+        Megapixels of the composite to test on, and of each of the two to fit on.
+    crowd : float
+        Digits and look-alikes as a multiple of the demo's.
     """
 
-    digits: int
-    sheet: int
-    mars: float
-    watched: int
+    digits: tuple[int, int]
+    sheet: tuple[int, int]
+    mars: tuple[float, float]
+    crowd: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,46 +61,43 @@ class ExpertScene:
 
 
 def digits(folder: Path, sizes: Sizes, seed: int) -> ExpertScene:
-    """The demo's scene; to fit on, two smaller ones of other handwriting, with digits twice as often."""
-    path = folder / f"digits-{sizes.digits}.zarr"
-    if not path.exists():
-        scene = demo_scene(sizes.digits)
-        write_pyramid(path, (scene.height, scene.width, 1), scene.block)
-    side, train = sizes.watched, []
-    for number in range(2):
-        place = folder / f"digits-{side}-{seed}-{number}.zarr"
-        if not place.exists():
-            marks = {"digits": int(side**2 / _PIXELS_PER_DIGIT), "clutter": int(side**2 / _PIXELS_PER_CLUTTER)}
-            scene = DigitScene(side, side, **marks, seed=1000 + 10 * seed + number, handwriting="train")
-            write_pyramid(place, (side, side, 1), scene.block)
-        train.append(place)
-    return ExpertScene("digits", path, train)
+    """The demo's scene, and two of other handwriting and the same density to fit on."""
+    (side, watched), paths = sizes.digits, []
+    wanted: list[tuple[int, int, Handwriting]] = [(side, DEMO_SEED, "held-out")]
+    wanted += [(watched, 1000 + 10 * seed + number, "train") for number in range(_FITTED)]
+    for length, number, handwriting in wanted:
+        path = folder / f"digits-{length}-{sizes.crowd:g}-{number}.zarr"
+        if not path.exists():
+            scene = demo_scene(length, seed=number, handwriting=handwriting, crowd=sizes.crowd)
+            write_pyramid(path, (length, length, 1), scene.block)
+        paths.append(path)
+    return ExpertScene("digits", paths[0], paths[1:])
 
 
 def sheet(folder: Path, sizes: Sizes, seed: int) -> ExpertScene:
     """A sheet of text, and two others to fit on."""
-    sides = {sizes.sheet: [_SHEET_SEED], sizes.watched: [1000 + 10 * seed + n for n in range(_TRAIN_SHEETS)]}
-    paths = {(s, each): folder / f"sheet-{s}-{each}.zarr" for s, seeds in sides.items() for each in seeds}
-    for (side, each), path in paths.items():
+    (side, watched), paths = sizes.sheet, []
+    for length, number in [(side, _SHEET_SEED), *((watched, 1000 + 10 * seed + n) for n in range(_FITTED))]:
+        path = folder / f"sheet-{length}-{number}.zarr"
         if not path.exists():
-            write_pyramid(path, (side, side, 1), Sheet(side, each).block)
-    test, *train = paths.values()
-    return ExpertScene("sheet", test, train)
+            write_pyramid(path, (length, length, 1), Sheet(length, number).block)
+        paths.append(path)
+    return ExpertScene("sheet", paths[0], paths[1:])
 
 
 def mars(folder: Path, sizes: Sizes, seed: int, data: Path, *, dense: bool) -> ExpertScene:
     """A composite of test scenes, dense or scattered on empty ground; to fit on, composites of the other scenes."""
     train, test = mars_scenes(data)
     name, density = ("mars-dense", 1.0) if dense else ("mars-sparse", _DENSITY)
-    megapixels = sizes.watched**2 / 1e6
+    size, watched = sizes.mars
     wanted: dict[str, tuple[Sequence[BenchScene], float, int]] = {
-        f"{name}-{sizes.mars:g}.zarr": (test, sizes.mars, 0),
-        f"{name}-{megapixels:g}-{seed}-0.zarr": (train[::2], megapixels, 10 * seed + 1),
-        f"{name}-{megapixels:g}-{seed}-1.zarr": (train[1::2], megapixels, 10 * seed + 2),
+        f"{name}-{size:g}.zarr": (test, size, 0),
+        f"{name}-{watched:g}-{seed}-0.zarr": (train[::2], watched, 10 * seed + 1),
+        f"{name}-{watched:g}-{seed}-1.zarr": (train[1::2], watched, 10 * seed + 2),
     }
-    for file, (scenes, size, number) in wanted.items():
+    for file, (scenes, megapixels, number) in wanted.items():
         if not (folder / file).exists():
-            compose(scenes, Composition(size, density), folder / file, rotate=True, seed=number)
+            compose(scenes, Composition(megapixels, density), folder / file, rotate=True, seed=number)
     first, *others = (folder / file for file in wanted)
     return ExpertScene(name, first, others)
 
