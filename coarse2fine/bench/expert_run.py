@@ -243,11 +243,21 @@ def mean_figures(runs: Iterable[Mapping[str, float]]) -> tuple[dict[str, float],
     return means, {f"{n}_sd": float(np.std(each, ddof=1)) for n, each in values.items() if len(each) > 1}
 
 
-def sections_of(title: str, runs: Sequence[Mapping[str, float]], notes: Sequence[str] = ()) -> list[Section]:
-    """A section of means, and one of standard deviations if there are several runs."""
+def sections_of(title: str, runs: Sequence[Mapping[str, float]]) -> list[Section]:
+    """Sections of means: choices of tiles, other tools, fits; and one of standard deviations if there are several runs."""
     means, deviations = mean_figures(runs)
-    found = [Section(title, means, notes)]
+    parts = {title: "", f"{title}: other tools": "part", f"{title}: fits": "fit"}
+    found = [
+        Section(named, {name: value for name, value in means.items() if _part_of(name) == part})
+        for named, part in parts.items()
+    ]
+    found = [section for section in found if section.figures]
     return [*found, Section(f"{title}: standard deviations", deviations)] if deviations else found
+
+
+def _part_of(name: str) -> str:
+    """The part of the benchmark that a figure is of: "part", "fit", or empty for choices of tiles."""
+    return next((part for part in name.split("/") if part in {"part", "fit"}), "")
 
 
 def benchmark_own_expert(

@@ -219,7 +219,9 @@ def unusual(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 def _called(module: nn.Module) -> Callable[[Pixels], NDArray[np.float32]]:
     def call(pixels: Pixels) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return np.asarray(module(torch.from_numpy(pixels)).numpy(), np.float32)
+            answer: torch.Tensor = module(torch.from_numpy(pixels))
+        found: NDArray[np.float32] = answer.numpy()
+        return found
 
     return call
 

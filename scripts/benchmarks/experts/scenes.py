@@ -115,9 +115,10 @@ def mars_scenes(data: Path) -> tuple[list[BenchScene], list[BenchScene]]:
 
 
 def pages() -> ExpertScene:
-    """A photograph of a page, enlarged; to fit on, another one and its half."""
-    test, other = _photograph("page"), _photograph("text")
-    return ExpertScene("pages", test, [other, np.ascontiguousarray(other[:, : other.shape[1] // 2])])
+    """The right half of a photograph of a page, enlarged; to fit on, the left half and another photograph."""
+    page = _photograph("page")
+    left, right = (np.ascontiguousarray(half) for half in np.array_split(page, 2, axis=1))
+    return ExpertScene("pages", right, [left, _photograph("text")])
 
 
 def _photograph(name: str) -> NDArray[np.uint8]:
