@@ -244,7 +244,7 @@ def mean_figures(runs: Iterable[Mapping[str, float]]) -> tuple[dict[str, float],
 
 
 def sections_of(title: str, runs: Sequence[Mapping[str, float]]) -> list[Section]:
-    """Sections of means: choices of tiles, other tools, fits; and one of standard deviations if there are several runs."""
+    """Sections of means: choices of tiles, other tools, fits; and one of standard deviations if there are any."""
     means, deviations = mean_figures(runs)
     parts = {title: "", f"{title}: other tools": "part", f"{title}: fits": "fit"}
     found = [

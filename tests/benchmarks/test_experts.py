@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from coarse2fine import Expert, Geometry, Model, expert
 from coarse2fine.bench.expert_answers import all_answers, metered, run_tiles
-from coarse2fine.bench.expert_run import benchmark_own_expert, mean_figures, measure_expert
+from coarse2fine.bench.expert_run import benchmark_own_expert, mean_figures, measure_expert, sections_of
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Curve, Firing
@@ -186,6 +186,13 @@ def test_means_and_deviations_over_runs() -> None:
     means, deviations = mean_figures([{"a": 1.0, "b": 2.0}, {"a": 3.0}])
     assert means == {"a": 2.0, "b": 2.0}
     assert deviations == {"a_sd": pytest.approx(2**0.5)}
+    runs = [{"s/e/mask/tiles": 3.0, "s/e/part/sahi/tiles": 9.0, "s/e/fit/seconds": 1.0}]
+    titles = [(section.title, list(section.figures)) for section in sections_of("all", runs)]
+    assert titles == [
+        ("all", ["s/e/mask/tiles"]),
+        ("all: other tools", ["s/e/part/sahi/tiles"]),
+        ("all: fits", ["s/e/fit/seconds"]),
+    ]
 
 
 def test_a_users_own_model_is_measured(tmp_path: Path, disc_expert: Expert) -> None:
