@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.experts import run, training
-from benchmarks.experts.models import UNet, faces, unet, unusual
+from benchmarks.experts.models import UNet, unet, unusual
 from benchmarks.experts.rivals import RIVALS, Part, compare_rivals, plain_loop, same_share
 from benchmarks.experts.sheet import Sheet
 from numpy.typing import NDArray
@@ -177,9 +177,8 @@ def test_a_trained_net_is_kept_and_becomes_an_expert(tmp_path: Path) -> None:
     assert sum(p.numel() for p in UNet().parameters()) < 300_000
 
 
-def test_interest_of_vectors_and_faces_of_nobody() -> None:
+def test_interest_of_vectors() -> None:
     assert unusual(np.array([[0.0, 0.0], [0.6, 0.8], [30.0, 40.0]], np.float32)) == pytest.approx([0, 0.5, 50 / 51])
-    assert [found.shape for found in faces(np.zeros((2, 64, 64, 3), np.uint8))] == [(0, 6)] * 2
 
 
 def test_means_and_deviations_over_runs() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from coarse2fine.tiling.errors import MissingExtraError
 
 Pixels = NDArray[np.uint8]
 _DETECTOR = "models/ch_PP-OCRv4_det_infer.onnx"
-_LEAST_FACE, _MOST_FACE = (40, 40), (160, 160)
 _UNET_WIDTHS = (8, 16, 32, 64)
 RCNN_SIDE = 320
 """Side to which tiles are scaled by the Faster R-CNN's own preprocessing."""
@@ -51,28 +49,6 @@ def text_detector() -> Callable[[Pixels], NDArray[np.float32]]:
         return np.asarray(session.run(None, {name: x})[0], np.float32).clip(0, 1)
 
     return detect
-
-
-def faces(pixels: Pixels) -> list[NDArray[np.float32]]:
-    """Frontal faces by the LBP cascade that scikit-image bundles: for each tile (m, 6) of box, score 1 and label 0.
-
-    OpenCV has no cascades any more, from version 5 on.
-    """
-    found = []
-    for tile in pixels:
-        boxes = _cascade().detect_multi_scale(tile, 1.2, 1.5, _LEAST_FACE, _MOST_FACE)
-        rows = [(f["c"], f["r"], f["c"] + f["width"], f["r"] + f["height"], 1, 0) for f in boxes]
-        found.append(np.array(rows, np.float32).reshape(-1, 6))
-    return found
-
-
-@lru_cache(maxsize=1)
-def _cascade() -> Any:
-    try:
-        from skimage import data, feature  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise MissingExtraError("scikit-image", "the cascade of faces", "benchmark") from error
-    return feature.Cascade(data.lbp_frontal_face_cascade_filename())
 
 
 class UNet(nn.Module):
@@ -134,7 +110,6 @@ def rcnn_module(classes: int = 2) -> nn.Module:
         weights=None,
         weights_backbone=None,
         num_classes=classes,
-        trainable_backbone_layers=6,
         min_size=RCNN_SIDE,
         max_size=RCNN_SIDE,
         box_score_thresh=0.3,

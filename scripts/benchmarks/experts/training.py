@@ -26,7 +26,7 @@ _UNET_SIDE, _UNET_BATCH, _UNET_RATE = 64, 8, 2e-3
 _RCNN_BATCH, _RCNN_RATE = 4, 1e-3
 _DIGITS_SIDE, _PIXELS_PER_DIGIT = 2048, 18_000
 # Share of crops that are centred near an object, and the quantile of vectors' lengths at which the unusual begins.
-_CENTRED, _USUAL = 0.6, 0.98
+_CENTRED, _USUAL = 0.6, 0.9
 
 
 @dataclass(frozen=True)
