@@ -188,7 +188,8 @@ def encoder(weights: str, usual: str) -> Any:
 def unusual(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Interest of vectors, from 0 to 1: 0.5 at length 1."""
     length = np.linalg.norm(vectors, axis=1)
-    return (length / (1 + length)).astype(np.float32)
+    found: NDArray[np.float32] = (length / (1 + length)).astype(np.float32)
+    return found
 
 
 def _called(module: nn.Module) -> Callable[[Pixels], NDArray[np.float32]]:
@@ -202,6 +203,6 @@ def _called(module: nn.Module) -> Callable[[Pixels], NDArray[np.float32]]:
 
 
 def _hash(*paths: str) -> str:
-    from coarse2fine.experts.expert import file_hash  # noqa: PLC0415
+    from coarse2fine.experts.adapters.weights import file_hash  # noqa: PLC0415
 
     return "".join(file_hash(path)[: 64 // len(paths)] for path in paths)
