@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from coarse2fine.models.batch_queue import BatchQueue, Done, Shapes
 from coarse2fine.models.column import Column
-from coarse2fine.models.column_training import Columns
 from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps, Twin
 from coarse2fine.models.feature_tree import ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
@@ -29,10 +28,10 @@ SPEC = ColumnSpec.parse("4:3 2:5")
 
 def columns_of(count: int, spec: ColumnSpec = SPEC, parent: ColumnSpec | None = None, seed: int = 0) -> list[Column]:
     torch.manual_seed(seed)
-    columns = Columns(spec, TWINS, 2, count, parent=parent)
-    for p in columns.parameters():
+    columns = [Column(spec, TWINS, 2, parent=parent) for _ in range(count)]
+    for p in (p for column in columns for p in column.parameters()):
         nn.init.normal_(p, std=0.3)
-    return [columns.column(k) for k in range(count)]
+    return [column.eval() for column in columns]
 
 
 def items_of(column: Column, count: int, height: int = 2, width: int = 3) -> list[Tensor]:

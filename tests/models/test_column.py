@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from coarse2fine.models.backbone import Backbone, design
 from coarse2fine.models.base import Base
 from coarse2fine.models.column import Column
-from coarse2fine.models.column_training import Columns, NormedColumn
+from coarse2fine.models.column_training import ColumnDifference, NormedColumn
 from coarse2fine.models.conv_stack import ConvStack, StackSpec, Stage
 from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, ColumnStage, FeatureMaps, Twin
 
@@ -265,81 +265,38 @@ def test_a_child_has_its_parents_kernels() -> None:
         Column(ColumnSpec.parse("8:1 2:1 3:1"), COARSE, 1, parent=ColumnSpec.parse("8:1 2:1 1:1"))
 
 
-@pytest.mark.parametrize("rank", [None, 1])
-def test_columns_start_as_their_parents_answer_and_alike(rank: int | None) -> None:
-    torch.manual_seed(0)
-    columns = Columns(ColumnSpec.parse("8:2 2:4 1:6"), COARSE, 3, 4, rank=rank)
-    inputs = maps_for(columns.shared.layout, 4, 4, 5)
-    added, found = columns(inputs, torch.tensor([3, 0, 1, 3, 2]))
-    assert not added.any()
-    torch.testing.assert_close(found, columns.shared(inputs)[1])
-
-
-@pytest.mark.parametrize("rank", [None, 2])
-def test_a_batch_of_many_columns_equals_each_on_its_own(rank: int | None) -> None:
-    parent = ColumnSpec.parse("8:3 2:4 1:6")
-    columns = Columns(parent.narrowed(0.5), COARSE, 3, 4, rank=rank, parent=parent)
-    lively(columns)
-    inputs = maps_for(columns.shared.layout, 2, 4, 7)
-    index = torch.tensor([3, 0, 3, 2, 0, 0, 3])
-    with torch.inference_mode():
-        above = made(parent, COARSE)(inputs)[1]
-        added, found = columns(inputs, index, above)
-        for row, k in enumerate(index.tolist()):
-            rows = slice(row, row + 1)
-            one, own = columns.column(k)([m[rows] for m in inputs], [m[rows] for m in above])
-            torch.testing.assert_close(one, added[rows])
-            torch.testing.assert_close(own[-1], found[-1][rows])
-
-
-def test_a_difference_of_low_rank_has_that_rank_and_can_be_learned() -> None:
-    columns = Columns(ColumnSpec.parse("8:6 2:8 1:9"), COARSE, 5, 2, rank=2)
-    nn.init.normal_(columns.shared.reader.weight)
-    added, _ = columns(maps_for(columns.shared.layout, 2, 2), torch.tensor([0, 1]))
-    added.square().sum().backward()
-    steepest = torch.optim.SGD(columns.parameters(), lr=0.1)
-    steepest.step()
-    for name, weight in columns.weights(0).items():
-        difference = (weight - dict(columns.shared.named_parameters())[name]).detach()
-        assert difference.any()
-        if difference.dim() == 4:
-            assert torch.linalg.matrix_rank(difference.flatten(1), atol=1e-5) <= 2
-
-
-def test_differences_decay_by_a_rate_of_their_own() -> None:
-    columns = Columns(ColumnSpec.parse("8:2 2:2 1:2"), COARSE, 1, 3, rank=1)
-    shared, own = columns.groups(own_decay=0.5, shared_decay=0.0)
-    held = {id(p) for group in (shared, own) for p in group["params"]}
-    assert held == {id(p) for p in columns.parameters() if p.numel()}
-    nn.init.ones_(own["params"][0])
-    before = [p.clone() for p in shared["params"]]
-    optimizer = torch.optim.AdamW([shared, own], lr=0.1)
-    for p in columns.parameters():
-        p.grad = torch.zeros_like(p)
+def test_a_difference_starts_at_zero_and_the_shared_weights_stay() -> None:
+    shared = made(ColumnSpec.parse("8:2 2:4 1:6"), COARSE, 3)
+    before = {name: w.clone() for name, w in shared.state_dict().items()}
+    column = ColumnDifference(shared)
+    inputs = maps_for(shared.layout, 4, 4, 5)
+    torch.testing.assert_close(column(inputs), shared(inputs))
+    optimizer = torch.optim.SGD(column.parameters(), lr=0.1)
+    column(inputs)[0].square().sum().backward()
     optimizer.step()
-    torch.testing.assert_close(own["params"][0].detach(), torch.full_like(own["params"][0], 0.95))
-    torch.testing.assert_close(list(shared["params"]), before)
+    torch.testing.assert_close(shared.state_dict(), before)
+    assert all((w != before[name]).any() for name, w in column.weights().items())
+    plain = Column(shared.layout.spec, COARSE, 3)
+    plain.load_state_dict(column.weights())
+    torch.testing.assert_close(plain(inputs), column(inputs))
 
 
-def test_columns_learn_what_one_for_all_cannot() -> None:
+def test_differences_learn_what_the_shared_weights_cannot() -> None:
     torch.manual_seed(0)
-    columns = Columns(ColumnSpec.parse("@3 1:6"), COARSE, 1, 2)
-    inputs = maps_for(columns.shared.layout, 4, 4, 32)
-    index = torch.arange(32) % 2
-    target = inputs[-1][:, :1] * torch.where(index == 0, 1.0, -1.0)[:, None, None, None]
+    shared = Column(ColumnSpec.parse("@3 1:6"), COARSE, 1)
+    inputs = maps_for(shared.layout, 4, 4, 32)
 
-    def error(parameters: list[dict[str, object]]) -> float:
-        optimizer = torch.optim.AdamW(parameters, lr=0.03)
+    def error(sign: float) -> float:
+        column = ColumnDifference(shared)
+        optimizer = torch.optim.AdamW(column.differences, lr=0.03, weight_decay=0.01)
         for _ in range(120):
-            loss = (columns(inputs, index)[0] - target).square().mean()
+            loss = (column(inputs)[0] - sign * inputs[-1][:, :1]).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         return float(loss.detach())
 
-    groups = columns.groups(own_decay=0.01)
-    assert error(groups[:1]) > 0.8 * float(target.var())
-    assert error(groups) < 0.1
+    assert max(error(1.0), error(-1.0)) < 0.1 * float(inputs[-1][:, :1].var())
 
 
 @given(fitted(), st.booleans())
@@ -383,22 +340,16 @@ def test_a_shrunk_column_adds_a_share() -> None:
         torch.testing.assert_close(again, whole)
 
 
-def test_a_column_without_stages_is_a_linear_reader_for_each_cluster() -> None:
+def test_a_column_without_stages_is_a_linear_reader() -> None:
     spec = ColumnSpec.head(COARSE)
     assert ColumnSpec.parse(str(spec)) == spec
-    heads = Columns(spec, COARSE, 3, 4)
-    assert [t.channels for t in heads.shared.layout.maps] == [4]
+    head = Column(spec, COARSE, 3)
+    assert [t.channels for t in head.layout.maps] == [4]
     high = torch.randn(6, 4, 2, 4)
-    index = torch.tensor([1, 1, 0, 3, 2, 1])
-    assert not heads([high], index)[0].any()
-    lively(heads)
-    with torch.inference_mode():
-        found, stages = heads([high], index)
-        assert stages == []
-        for row, k in enumerate(index.tolist()):
-            weights = heads.weights(k)
-            expected = nn.functional.conv2d(high[row : row + 1], weights["reader.weight"], weights["reader.bias"])
-            torch.testing.assert_close(found[row : row + 1], expected)
-        with FlopCounterMode(display=False) as counter:
-            heads.column(1)([high])
-    assert counter.get_total_flops() == 2 * 6 * heads.column(1).macs(2, 4)
+    assert not head([high])[0].any()
+    lively(head)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        found, stages = head([high])
+    assert stages == []
+    torch.testing.assert_close(found, nn.functional.conv2d(high, head.reader.weight, head.reader.bias))
+    assert counter.get_total_flops() == 2 * 6 * head.macs(2, 4)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from coarse2fine.models.column import Column
-from coarse2fine.models.column_training import Columns
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.feature_groups import NO_GROUP, Groups
 from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps, Twin
@@ -23,10 +22,10 @@ COARSE = FeatureMaps(4, 2, (Twin(3, 1, 40.0), Twin(3, 4, 0.0), Twin(2, 8, 0.0), 
 
 def columns_of(spec: str, twins: FeatureMaps, count: int = 3, out: int = 2) -> list[Column]:
     torch.manual_seed(0)
-    columns = Columns(ColumnSpec.parse(spec), twins, out, count)
-    for p in columns.parameters():
+    columns = [Column(ColumnSpec.parse(spec), twins, out) for _ in range(count)]
+    for p in (p for column in columns for p in column.parameters()):
         nn.init.normal_(p, std=0.3)
-    return [columns.column(k) for k in range(count)]
+    return [column.eval() for column in columns]
 
 
 def maps_for(columns: list[Column], count: int, height: int, width: int, *, last: bool = False) -> list[Tensor]:

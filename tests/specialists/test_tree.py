@@ -26,7 +26,6 @@ from coarse2fine.model import Model
 from coarse2fine.models.box_head import BOX_CHANNELS, read_detections
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.column import Column
-from coarse2fine.models.column_training import Columns
 from coarse2fine.models.feature_groups import Groups
 from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.feature_tree import ROOT, FeatureTree
@@ -48,10 +47,10 @@ GATE = Gate(0.2, 0.8)
 
 def lively(spec: ColumnSpec, twins: FeatureMaps, count: int, parent: ColumnSpec | None, seed: int) -> list[Column]:
     torch.manual_seed(seed)
-    columns = Columns(spec, twins, 2, count, parent=parent)
-    for p in columns.parameters():
+    columns = [Column(spec, twins, 2, parent=parent) for _ in range(count)]
+    for p in (p for column in columns for p in column.parameters()):
         nn.init.normal_(p, std=0.1)
-    return [columns.column(k) for k in range(count)]
+    return [column.eval() for column in columns]
 
 
 def planted(model: Model, *, heads: bool) -> SpecialistTree:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import dask
 import numpy as np
@@ -24,7 +24,7 @@ from coarse2fine.bundle import packed
 from coarse2fine.fitting.specialists.items import Items, ItemStore, Loss, loss_of, squared_of
 from coarse2fine.model_file import read_model_file
 from coarse2fine.models.column import Column
-from coarse2fine.models.column_training import Columns, NormedColumn
+from coarse2fine.models.column_training import ColumnDifference, NormedColumn
 from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps
 from coarse2fine.models.threads import threads_here
 from coarse2fine.tiling.writing.atomic import replace_file
@@ -33,7 +33,6 @@ _BLOCK = 1024
 # Items by which the statistics of batch normalisation are measured.
 _SETTLED = 4096
 _SEEDED = threading.Lock()
-Net = TypeVar("Net")
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,6 @@ class TrainingOptions:
         Items of a step.
     rate : float
         Highest learning rate of AdamW, after a warm-up and before a cosine decay.
-    rank : int, optional
-        Rank of a column's differences, see `Columns`; by default full.
     decay, own_decay : float
         Weight decay of shared weights, and of differences.
     seed : int
@@ -60,7 +57,6 @@ class TrainingOptions:
     own_epochs: int = 2
     batch: int = 128
     rate: float = 3e-3
-    rank: int | None = None
     decay: float = 1e-2
     own_decay: float = 0.3
     seed: int = 0
@@ -224,7 +220,10 @@ def _train_shared(folder: Path, options: TrainingOptions, shape: Shape, classes:
     store = ItemStore(folder)
     # One thread: the order of sums, and so their rounding, does not depend on the machine.
     with threads_here(1):
-        column = _seeded(options, lambda: NormedColumn(shape.spec, shape.twins, shape.classes, parent=shape.parent))
+        # Torch's generator is global to the process: tasks in threads take turns.
+        with _SEEDED, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            column = NormedColumn(shape.spec, shape.twins, shape.classes, parent=shape.parent)
         items, stages, weights = _gathered(store, shape, classes)
         groups = [{"params": list(column.parameters()), "weight_decay": options.decay}]
         _descend(column.train(), groups, items, stages, weights, options, options.epochs, store.loss)
@@ -239,31 +238,12 @@ def _train_own(folder: Path, options: TrainingOptions, shape: Shape, mine: Cohor
     """Train one column's differences from the shared weights, on its own items."""
     store = ItemStore(folder)
     with threads_here(1):
-        columns = _seeded(
-            options, lambda: Columns(shape.spec, shape.twins, shape.classes, 1, rank=options.rank, parent=shape.parent)
-        )
-        columns.shared.load_state_dict(load_column(shape, shared).state_dict())
-        columns.shared.requires_grad_(requires_grad=False)
+        column = ColumnDifference(load_column(shape, shared))
         items, stages, weights = _gathered(store, shape, [mine])
-        groups = columns.groups(own_decay=options.own_decay)[1:]
-
-        def only(inputs: Sequence[Tensor], above: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            answers: tuple[Tensor, list[Tensor]] = columns(
-                inputs, torch.zeros(len(inputs[0]), dtype=torch.int64), above
-            )
-            return answers
-
-        _descend(only, groups, items, stages, weights, options, options.own_epochs, store.loss)
-        replace_file(path, packed(_half(columns.column(0).state_dict()), {}))
+        groups = [{"params": list(column.differences), "weight_decay": options.own_decay}]
+        _descend(column, groups, items, stages, weights, options, options.own_epochs, store.loss)
+        replace_file(path, packed(_half(column.weights()), {}))
     return path
-
-
-def _seeded(options: TrainingOptions, make: Callable[[], Net]) -> Net:
-    """Make a net with random weights from the seed."""
-    # Torch's generator is global to the process: tasks in threads take turns.
-    with _SEEDED, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        return make()
 
 
 def _descend(
