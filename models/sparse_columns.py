@@ -8,7 +8,6 @@ tile size.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ from .batch_queue import BatchQueue, Done, Shapes
 from .column import Column
 from .threads import ThreadPool
 
-_TILES = (2, 4, 8, 16, 32, 64)
 _BATCH_CELLS = 16384
 
 
@@ -34,7 +32,7 @@ class Activity:
     columns : sequence of Column
         One for each group, in evaluation mode.
     tile : int
-        Side of the tiles in cells, a multiple of the base's `align`; it only affects time, see `tune`.
+        Side of the tiles in cells, a multiple of the base's `align`; it only affects time.
 
     Attributes
     ----------
@@ -58,7 +56,7 @@ class Activity:
         Returns
         -------
         Tensor, float, (n, out_channels, cell height, cell width)
-            Without gradients; see `dense`.
+            Without gradients.
         """
         shape = fires.shape[2], fires.shape[3]
         sides = min(self.tile, shape[0]), min(self.tile, shape[1])
@@ -117,42 +115,6 @@ class Activity:
         queue.put(columns.cpu().numpy(), np.arange(len(parts)), sources, rows)
         queue.flush()
         self.macs_spent += queue.macs_spent
-
-
-def dense(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) -> Tensor:
-    """The result of `Activity` by running every column everywhere; differentiable, for training.
-
-    Parameters
-    ----------
-    columns : sequence of Column
-    inputs, fires
-        See `Activity`.
-    """
-    parts = [column(inputs)[0] * fires[:, g, None] for g, column in enumerate(columns)]
-    return torch.stack(parts).sum(dim=0)
-
-
-def tune(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) -> int:
-    """The fastest tile side on this machine, timed on a representative block.
-
-    Parameters
-    ----------
-    columns, inputs, fires
-        See `Activity`.
-    """
-    align = columns[0].layout.twins.align
-    most = max(fires.shape[2:])
-    candidates = [align * n for n in _TILES if align * n // 2 < most] or [align]
-    seconds = {}
-    for tile in candidates:
-        activity = Activity(columns, tile)
-        runs = []
-        for _ in range(4):
-            start = time.perf_counter()
-            activity(inputs, fires)
-            runs.append(time.perf_counter() - start)
-        seconds[tile] = min(runs[1:])  # the first is a warm-up
-    return min(seconds, key=lambda tile: seconds[tile])
 
 
 def _active(fires: Tensor, sides: tuple[int, int]) -> Tensor:

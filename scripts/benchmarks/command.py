@@ -2,10 +2,9 @@
 
 scenes       the same as ``coarse2fine benchmark scenes``.
 io           reads per second, chunks decoded, memory and conversion, compared with the bare codec and other readers.
-export       merging, writing and drawing up to a million objects: seconds, bytes, and their growth.
 batch        folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
 experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
-specialists  specialists against controls: errors against multiply-adds, paired tests, costs; novelty without labels.
+specialists  specialists against controls: errors against multiply-adds, paired tests; novelty without labels.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.batches import run as batches
-from benchmarks.exporting import benchmark_export
 from benchmarks.reading import run as reading
 from coarse2fine.bench.sections import SectionReport
 from coarse2fine.cli.benchmark import SCENES, add_output, add_scenes, made_place
@@ -37,8 +35,6 @@ def main(given: Sequence[str] | None = None) -> int:
     io = commands.add_parser("io", help="reading and conversion")
     io.add_argument("--data", type=Path, help="folder of real slides, whose SVS files are read too")
     _add(io, _io, "smaller images, fewer rounds: under three minutes", "images are made, up to 6 GB (2 with --quick)")
-    export = commands.add_parser("export", help="export of very many objects")
-    _add(export, _export, "up to a hundred thousand: under a minute", "files are made, up to 1 GB")
     batch = commands.add_parser("batch", help="analysis of folders of images")
     _add(batch, _batch, "fewer images and kills: under five minutes", "images are made, up to 2 GB")
     experts = commands.add_parser("experts", help="experts behind the scan")
@@ -93,11 +89,6 @@ def _add(
 def _io(given: argparse.Namespace) -> SectionReport:
     scale = reading.QUICK if given.quick else reading.FULL
     return reading.benchmark_io(given.out, data=given.data, scale=scale, seed=given.seed)
-
-
-def _export(given: argparse.Namespace) -> SectionReport:
-    sizes, rounds = ((1_000, 10_000, 100_000), 1) if given.quick else ((10_000, 100_000, 1_000_000), 3)
-    return benchmark_export(given.out, sizes=sizes, rounds=rounds, seed=given.seed)
 
 
 def _batch(given: argparse.Namespace) -> SectionReport:

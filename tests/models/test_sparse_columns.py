@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.feature_groups import NO_GROUP, Groups
 from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps, Twin
-from coarse2fine.models.sparse_columns import Activity, dense, tune
+from coarse2fine.models.sparse_columns import Activity
 
 BASE = "4/2:3 4/2:4 3:5 1:1"
 COARSE = FeatureMaps(4, 2, (Twin(3, 1, 40.0), Twin(3, 4, 0.0), Twin(2, 8, 0.0), Twin(4, 4, 0.0)))
@@ -26,6 +28,11 @@ def columns_of(spec: str, twins: FeatureMaps, count: int = 3, out: int = 2) -> l
     for p in (p for column in columns for p in column.parameters()):
         nn.init.normal_(p, std=0.3)
     return [column.eval() for column in columns]
+
+
+def dense(columns: Sequence[Column], inputs: Sequence[Tensor], fires: Tensor) -> Tensor:
+    """The result of `Activity` by running every column everywhere."""
+    return torch.stack([column(inputs)[0] * fires[:, g, None] for g, column in enumerate(columns)]).sum(dim=0)
 
 
 def maps_for(columns: list[Column], count: int, height: int, width: int, *, last: bool = False) -> list[Tensor]:
@@ -88,14 +95,6 @@ def test_multiply_adds_are_those_of_torch_and_none_where_nothing_fires() -> None
         activity(inputs, fires)
     assert 2 * activity.macs_spent == counter.get_total_flops()
     assert activity.macs_spent == 2 * columns[0].macs(4, 4)
-
-
-def test_tuning_finds_tiles_that_fit() -> None:
-    columns = columns_of("8:2 2:3 1:4", COARSE)
-    inputs = maps_for(columns, 1, 16, 16)
-    assert tune(columns, inputs, torch.rand(1, 3, 16, 16) < 0.05) in {4, 8, 16}
-    small = maps_for(columns, 1, 2, 2)
-    assert tune(columns, small, torch.ones(1, 3, 2, 2, dtype=torch.bool)) == 2
 
 
 def test_features_that_fire_together_make_a_group() -> None:

@@ -18,10 +18,11 @@ import zarr
 
 from benchmarks.reading import child
 from benchmarks.reading.child import TILE_SIDE, TILES
+from benchmarks.reading.readers import touched
 from benchmarks.reading.speed import SIDE, in_threads
 from coarse2fine.bench.sections import Section, compared
 from coarse2fine.tiling.conversion.convert import convert
-from coarse2fine.tiling.geometry import Box, Level, ceil_div
+from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.grid import blocks
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.window_reader import WindowReader
@@ -56,15 +57,6 @@ def cluster(side: int, tiles: int, plane: tuple[int, int], rng: np.random.Genera
     ]
 
 
-def touched(box: Box, level: Level) -> list[tuple[int, int]]:
-    """Chunks of a level that a box needs."""
-    inner = box.intersect(Box(0, 0, level.height, level.width))
-    assert inner is not None
-    (step_y, step_x) = level.chunk
-    rows = range(inner.y0 // step_y, ceil_div(inner.y1, step_y))
-    return [(row, column) for row in rows for column in range(inner.x0 // step_x, ceil_div(inner.x1, step_x))]
-
-
 def measure_walk(path: Path, *, tiles: int, threads: int, seed: int) -> Section:
     """Count chunks decoded for a tile of an image in chunks of 512, for clusters of several sizes and scattered."""
     figures: dict[str, float] = {}
@@ -73,7 +65,7 @@ def measure_walk(path: Path, *, tiles: int, threads: int, seed: int) -> Section:
     plane = level.height // SIDE, level.width // SIDE
     for side in (side for side in CLUSTER_SIDES if side + 2 <= min(plane)):
         boxes = cluster(side, tiles, plane, np.random.default_rng(seed))
-        every = [cell for box in boxes for cell in touched(box, level)]
+        every = [cell for box in boxes for cell in touched(box, (level.height, level.width), level.chunk)]
         with open_image(path) as image, WindowReader(image, workers=threads) as reader:
             begin = time.perf_counter()
             for _ in reader.batches(boxes, _BATCH):

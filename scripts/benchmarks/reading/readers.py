@@ -53,12 +53,12 @@ class Subject(NamedTuple):
     chunk: tuple[int, int]
     openers: dict[str, Opener]
 
-    def cells(self, box: Box) -> list[tuple[int, int]]:
-        """Rows and columns of the chunks that a box touches."""
-        (step_y, step_x) = self.chunk
-        rows = range(box.y0 // step_y, ceil_div(box.y1, step_y))
-        columns = range(box.x0 // step_x, ceil_div(box.x1, step_x))
-        return [(row, column) for row in rows for column in columns]
+
+def touched(box: Box, shape: tuple[int, int], chunk: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns of the chunks that a box touches in an image of that height and width."""
+    rows = range(max(0, box.y0) // chunk[0], ceil_div(min(box.y1, shape[0]), chunk[0]))
+    columns = range(max(0, box.x0) // chunk[1], ceil_div(min(box.x1, shape[1]), chunk[1]))
+    return [(row, column) for row in rows for column in columns]
 
 
 def missing_extras() -> list[str]:
@@ -128,7 +128,7 @@ def _limit(subject: Subject, load: Callable[[int, int], bytes], decode: Callable
 
     def read(box: Box) -> list[Any]:
         decoded = []
-        for cell in subject.cells(box):
+        for cell in touched(box, subject.shape, subject.chunk):
             if cell not in stored:
                 stored[cell] = load(*cell)
             decoded.append(decode(stored[cell]))

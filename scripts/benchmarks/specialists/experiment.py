@@ -70,33 +70,33 @@ class Experiment:
             self._trained[key] = train_net(self.tiles, self.parts, spec, steps=steps, seed=self.seed)
         return self._trained[key]
 
-    def base(self, width: float = 1.0) -> ConvStack:
-        """The base, with `width` times its channels."""
-        return self.net(stack(self.tiles, width))
+    def base(self) -> ConvStack:
+        """The base."""
+        return self.net(stack(self.tiles))
 
-    def twins(self, width: float = 1.0) -> FeatureMaps:
+    def twins(self) -> FeatureMaps:
         """Its maps."""
-        return FeatureMaps.of(self.base(width))
+        return FeatureMaps.of(self.base())
 
-    def design(self, top: int, *, width: float = 1.0) -> ColumnSpec:
+    def design(self, top: int) -> ColumnSpec:
         """A column over it."""
-        return ColumnSpec.design(self.twins(width), top, first=1)
+        return ColumnSpec.design(self.twins(), top, first=1)
 
     def column_macs(self, spec: ColumnSpec) -> int:
         """Multiply-adds of a column over the base for a tile."""
         return Column(spec, self.twins(), len(self.tiles.classes)).macs(1, 1)
 
-    def store(self, width: float = 1.0, *, unsure: bool = False) -> ItemStore:
+    def store(self, *, unsure: bool = False) -> ItemStore:
         """Store of the base's outputs for all tiles and for augmented training tiles, computed once.
 
         With `unsure`, training tiles are only those of which the base is unsure.
         """
-        folder = self.folder / f"items-{width:g}-{'unsure' if unsure else 'all'}"
+        folder = self.folder / f"items-{'unsure' if unsure else 'all'}"
         try:
             return ItemStore(folder)
         except FileNotFoundError:
-            parts = (self._items(*each, width, unsure) for each in self._looks())
-            return ItemStore.write(folder, parts, loss="softmax", name=f"{self.seed} {width:g} {unsure}")
+            parts = (self._items(*each, unsure) for each in self._looks())
+            return ItemStore.write(folder, parts, loss="softmax", name=f"{self.seed} {unsure}")
 
     def _looks(self) -> Iterator[tuple[NDArray[np.intp], int]]:
         """All original tiles, and then augmented training tiles."""
@@ -104,14 +104,14 @@ class Experiment:
             rows = np.flatnonzero(self.parts == TRAIN) if copy else np.arange(len(self.tiles))
             yield from ((rows[start : start + _CHUNK], copy) for start in range(0, len(rows), _CHUNK))
 
-    def _items(self, rows: NDArray[np.intp], copy: int, width: float, unsure: bool) -> Items:
+    def _items(self, rows: NDArray[np.intp], copy: int, unsure: bool) -> Items:
         x = inputs(self.tiles.tiles[rows])
         if copy:
             x = augmented(x, self.tiles.turns[rows], np.random.default_rng((self.seed, copy, int(rows[0]))))
-        layout = ColumnInputs.of(self.design(1, width=width), self.twins(width))
+        layout = ColumnInputs.of(self.design(1), self.twins())
         small, held = np.zeros((len(rows), 1, 1, 1), np.uint8), self.parts[rows] != TRAIN
         # An item's group is its tile.
-        items = Items.of(self.base(width), layout, x, self._targets(rows), held=held, group=rows, tiles=small)
+        items = Items.of(self.base(), layout, x, self._targets(rows), held=held, group=rows, tiles=small)
         return items.take(np.flatnonzero(items.held | UNSURE.unsure(items.answers).numpy())) if unsure else items
 
     def end_to_end(self, net: ConvStack) -> dict[str, Errors]:
@@ -126,22 +126,21 @@ class Experiment:
         clusters: int = CLUSTERS,
         options: TrainingOptions | None = None,
         vectors: NDArray[np.float32] | None = None,
-        width: float = 1.0,
         unsure: bool = False,
         routed: bool = True,
     ) -> dict[str, Errors]:
-        """Grow columns, one spec per depth, and run all of them where the base, `width` times as wide, is unsure.
+        """Grow columns, one spec per depth, and run all of them where the base is unsure.
 
         "judged": pruned and gated on held-out tiles. Clusters, with their number at the first depth, are of `vectors`,
         (n, d), if given. With `unsure` columns learn only from tiles of which the base is unsure; unless `routed`,
         finding the column costs nothing.
         """
-        store = self.store(width, unsure=unsure)
+        store = self.store(unsure=unsure)
         items, part = self._labelled(store)
         vectors = None if vectors is None else vectors[store.table("group")]
-        grown = grow(store, self.twins(width), specs, options or self.options, clusters=clusters, vectors=vectors)
+        grown = grow(store, self.twins(), specs, options or self.options, clusters=clusters, vectors=vectors)
         judged, within, _ = judge_tree(grown, items, exclusive=True)
-        base, found = self.base(width).spec.macs(1, 1), {}
+        base, found = self.base().spec.macs(1, 1), {}
         for name, each, gate in (("", grown, UNSURE), ("judged", judged, _within(within))):
             tested = each.take(np.flatnonzero(part == TEST))
             answers, asked = tested.answered(gate, tested.tree)

@@ -22,8 +22,8 @@ _LOOKS = 20
 _TILT, _ENLARGED, _MOVED = 0.17, 0.1, 0.1
 
 
-def stack(tiles: TileSet, width: float) -> StackSpec:
-    """A net for one cell, with a multiple of the base's channels."""
+def stack(tiles: TileSet, width: float = 1.0) -> StackSpec:
+    """The base, a net for one cell, or one with a multiple of its channels."""
     a, b, c, d = (max(1, round(w * width)) for w in _WIDTHS)
     text = f"4/2:{a} 4/2:{b} 4/2:{c} 3:{d} 1:{len(tiles.classes)}"
     return StackSpec.parse(tiles.tiles.shape[-1], text)

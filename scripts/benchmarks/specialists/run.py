@@ -1,4 +1,4 @@
-"""Benchmark of specialists: all variants against controls on labelled tiles, and their cost."""
+"""Benchmark of specialists: all variants against controls on labelled tiles, and novelty without labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.specialists.costs import measure_costs
 from benchmarks.specialists.data import TRAIN, TileSet, load_tile_sets, tiles_of_digits
 from benchmarks.specialists.experiment import Errors, Experiment
 from benchmarks.specialists.novelty import measure_novelty
@@ -26,19 +25,16 @@ _OPTIONS = TrainingOptions()
 
 @dataclass(frozen=True)
 class SpecialistsScale:
-    """Seeds, steps of each net trained end to end, variants including "base", and settings of the cost measurement."""
+    """Seeds, steps of each net trained end to end, and variants including "base"."""
 
     seeds: int
     steps: int
     variants: tuple[str, ...]
-    rounds: int
-    epochs: int
-    cells: int
     options: TrainingOptions = _OPTIONS
 
 
-FULL = SpecialistsScale(3, 4000, tuple(VARIANTS), 9, 24, 512)
-QUICK = SpecialistsScale(1, 300, FEW, 5, 6, 128)
+FULL = SpecialistsScale(3, 4000, tuple(VARIANTS))
+QUICK = SpecialistsScale(1, 300, FEW)
 
 
 def benchmark_specialists(
@@ -62,8 +58,6 @@ def benchmark_specialists(
         sections.append(section_of(tiles.name, _described(tiles), tiles.groups[tiles.test], found))
     say("planting novelties")
     sections.append(measure_novelty(data, scale.seeds))
-    say("timing workers, dispatch and activity")
-    sections.append(measure_costs(home, rounds=scale.rounds, epochs=scale.epochs, cells=scale.cells))
     parameters = {"data": data and data.name, **asdict(scale)}
     return SectionReport("specialists", sections, range(scale.seeds), parameters, EXPLAINED, notes)
 

@@ -14,7 +14,7 @@ from benchmarks.specialists.nets import TOP, stack, stack_of
 from coarse2fine.models.feature_maps import ColumnSpec
 
 JUDGED = "judged"
-_NARROW, _HALF = TOP // 4, 0.5
+_NARROW = TOP // 4
 Answer = Callable[[Experiment], Mapping[str, Errors]]
 """Errors by name; the first has no name of its own."""
 
@@ -60,23 +60,12 @@ def _random(experiment: Experiment) -> Mapping[str, Errors]:
 
 def _tree(experiment: Experiment) -> Mapping[str, Errors]:
     spec = experiment.design(_NARROW)
-    return experiment.tree([spec, spec.narrowed(_HALF)])
-
-
-def _medium(experiment: Experiment) -> Mapping[str, Errors]:
-    """Full-size columns over a base of half the channels, which mainly chooses among them."""
-    # Columns that do most of the work are trained for twice the epochs.
-    longer = replace(
-        experiment.options, epochs=2 * experiment.options.epochs, own_epochs=2 * experiment.options.own_epochs
-    )
-    return experiment.tree([experiment.design(TOP, width=_HALF)], options=longer, width=_HALF)
+    return experiment.tree([spec, spec.narrowed(0.5)])
 
 
 VARIANTS: Mapping[str, Variant] = {
     "base": Variant("the base at its plateau", lambda e: e.end_to_end(e.base())),
-    "longer": Variant(
-        "the base, trained for twice as long", lambda e: e.end_to_end(e.net(stack(e.tiles, 1.0), times=2))
-    ),
+    "longer": Variant("the base, trained for twice as long", lambda e: e.end_to_end(e.net(stack(e.tiles), times=2))),
     "net_columns": Variant("a net with the cost of base and column", _as_dear),
     "heads_6": Variant("at most 6 cluster heads", _heads(6)),
     "heads_32": Variant("at most 32 cluster heads", _heads(32)),
@@ -92,6 +81,5 @@ VARIANTS: Mapping[str, Variant] = {
     "tree": Variant("a tree of two steps, half as wide below", _tree, "columns"),
     "activity": Variant("columns for features that fire together", lambda e: e.activity(e.design(_NARROW)), "shared"),
     "full": Variant("at most 12 full-size columns", _columns(TOP), "columns"),
-    "medium": Variant("half the base, a full-size column for each of at most 12 kinds", _medium, "net_columns"),
 }
 FEW = ("base", "longer", "net_columns", "heads_6", "shared", "random", "columns", "tree", "activity")
