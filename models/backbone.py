@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .base import Base
+from .base import Base, round_up
 from .errors import ModelError
 from .timm_text import PREFIX, argument_values, parse_network
 
@@ -100,7 +100,7 @@ class BackboneSpec:
 
     def macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of a block of cells, halo included; sides are rounded up to multiples of `align`."""
-        height, width = (-(-cells // self.align) * self.align for cells in (cell_height, cell_width))
+        height, width = (round_up(cells, self.align) for cells in (cell_height, cell_width))
         return _macs(self, height, width)
 
     @property
@@ -280,7 +280,7 @@ def _offset(spec: BackboneSpec) -> int:
 def _margin(spec: BackboneSpec) -> int:
     """Halo: how far a NaN input propagates, in whole positions of the last stage."""
     last = spec.reductions[-1]
-    half = -(-(MOST_MARGIN + 1) // last) * last
+    half = round_up(MOST_MARGIN + 1, last)
     # Double precision: torch then uses direct algorithms, in which NaN spreads exactly as far as the receptive field.
     net = Backbone(spec).eval().double()
     wide = torch.zeros(1, spec.in_channels, 4 * last, 2 * half, dtype=torch.float64)
@@ -293,7 +293,7 @@ def _margin(spec: BackboneSpec) -> int:
     reach += abs(spec.offset)  # the shift brings the block's border nearer on one side
     if reach > MOST_MARGIN:  # a full halo would cost too much, and most of the gradient lies near the cell
         reach = MOST_MARGIN // 2
-    return -(-reach // last) * last
+    return round_up(reach, last)
 
 
 def _tried(net: Backbone, x: Tensor) -> list[Tensor]:

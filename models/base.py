@@ -8,6 +8,11 @@ from typing import Protocol
 from torch import Tensor, nn
 
 
+def round_up(value: int, step: int) -> int:
+    """The least multiple of `step` that is not below `value`."""
+    return -(-value // step) * step
+
+
 class BaseSpec(Protocol):
     """The shape of a base; a model file holds only its text, `str(spec)`, and the weights."""
 

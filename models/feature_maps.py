@@ -17,6 +17,8 @@ from torch import Tensor
 from .base import Base
 
 _MOST = 4096
+# Factor on a column's channels from one stage to the next.
+_GROWTH = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class ColumnSpec:
         return cls((), len(twins.maps))
 
     @classmethod
-    def design(cls, twins: FeatureMaps, top: int, *, growth: float = 2.0, first: int = 1) -> Self:
+    def design(cls, twins: FeatureMaps, top: int, *, first: int = 1) -> Self:
         """A column whose widths grow from stage to stage, with kernels that need no larger halo than the base.
 
         Parameters
@@ -143,8 +145,6 @@ class ColumnSpec:
             Maps of the base.
         top : int
             Channels of the last stage.
-        growth : float
-            Factor on the channels from one stage to the next.
         first : int
             See `ColumnSpec`.
         """
@@ -156,7 +156,7 @@ class ColumnSpec:
             room = stride + round(2 * (source.halo - own.halo) / source.jump) if own.jump >= source.jump else 1
             most = max(3, 2 * stride)
             kernel = room if room <= most else most - (most - room) % 2
-            stages.append(ColumnStage(kernel, max(1, round(top * growth ** (n + 1 - len(twins.maps))))))
+            stages.append(ColumnStage(kernel, max(1, round(top * _GROWTH ** (n + 1 - len(twins.maps))))))
         return cls(tuple(stages), first)
 
     def narrowed(self, share: float) -> ColumnSpec:

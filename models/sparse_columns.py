@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .base import round_up
 from .batch_queue import BatchQueue, Done, Shapes
 from .column import Column
 from .threads import ThreadPool
@@ -119,7 +120,7 @@ class Activity:
 
 def _active(fires: Tensor, sides: tuple[int, int]) -> Tensor:
     """Tiles with a cell that fires, by group and then in raster order: group, image, and first cell (y, x); (m, 4)."""
-    height, width = (-(-n // side) * side for n, side in zip(fires.shape[2:], sides, strict=True))
+    height, width = (round_up(n, side) for n, side in zip(fires.shape[2:], sides, strict=True))
     padded = functional.pad(fires, (0, width - fires.shape[3], 0, height - fires.shape[2]))
     tiles = padded.view(*fires.shape[:2], height // sides[0], sides[0], width // sides[1], sides[1])
     places = torch.nonzero(tiles.any(dim=5).any(dim=3).transpose(0, 1))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Box
+from .grid import blocks
 from .samples import sample_range
 
 Rule = Literal["type", "given", "file", "depth", "unit", "percentiles"]
@@ -203,7 +204,9 @@ def _seen(shapes: Sequence[tuple[int, int]], chunks: Sequence[tuple[int, int]], 
     for level in sorted({0, coarsest}, reverse=True):
         size, chunk = shapes[level], chunks[level]
         if small and level == coarsest:
-            parts = _intact(values, level, [[Box(0, 0, *size)]]) or _intact(values, level, _pieces(size, chunk))
+            parts = _intact(values, level, [[Box(0, 0, *size)]]) or _intact(
+                values, level, ([box] for box in blocks(*size, chunk))
+            )
         else:
             parts = _intact(values, level, _windows(size, chunk, _SPARSE if small else _DENSE))
         found = np.concatenate(parts) if parts else np.zeros(0)
@@ -224,12 +227,6 @@ def _intact(values: Values, level: int, groups: Iterable[list[Box]]) -> list[NDA
         except Exception:  # noqa: BLE001, S112 (every decoder has errors of its own)
             continue
     return found
-
-
-def _pieces(size: tuple[int, int], chunk: tuple[int, int]) -> Iterator[list[Box]]:
-    """All of a level, chunk by chunk."""
-    for y, x in itertools.product(range(0, size[0], chunk[0]), range(0, size[1], chunk[1])):
-        yield [Box(y, x, min(y + chunk[0], size[0]), min(x + chunk[1], size[1]))]
 
 
 def _windows(size: tuple[int, int], chunk: tuple[int, int], count: int) -> Iterator[list[Box]]:

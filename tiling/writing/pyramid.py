@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
@@ -26,6 +26,9 @@ COARSEST_SIDE = 1024
 
 ZSTD_LEVEL = 2
 """On slides at most a fifth slower than 1 and no larger than 3; grey stored as RGB takes a third of the bytes of 1."""
+
+_WORKERS = 2
+"""Threads; about twice as many blocks are held in memory."""
 
 BlockFunction = Callable[[Box], NDArray[np.uint8]]
 
@@ -90,11 +93,7 @@ def write_pyramid(
     *,
     chunk: int = 512,
     block_size: int = 4096,
-    mpp: float | tuple[float, float] | None = None,
-    name: str | None = None,
-    workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
-    attributes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an OME-Zarr 0.5 image with levels 1, 2, 4, ... until the smaller side is below 1024 pixels.
 
@@ -108,22 +107,13 @@ def write_pyramid(
     shape : (int, int, int)
         Height, width and channels (1 or 3) at full resolution.
     block : callable
-        Returns the (h, w, channels) uint8 pixels of a box of full-resolution pixels. Called from `workers`
-        threads at once.
+        Returns the (h, w, channels) uint8 pixels of a box of full-resolution pixels. Called from two threads at once.
     chunk : int
         Side of a stored chunk.
     block_size : int
         Side of the requested boxes: `chunk` times a power of two.
-    mpp : float or (float, float), optional
-        Microns per full-resolution pixel (y, x).
-    name : str, optional
-        Name of the image; the target's stem by default.
-    workers : int
-        Threads; about twice as many blocks are held in memory.
     progress : callable, optional
         Called in this thread with the number of blocks done and of all blocks.
-    attributes : mapping, optional
-        Further attributes of the group, beside "ome".
 
     Returns
     -------
@@ -139,26 +129,18 @@ def write_pyramid(
         after this or any other error.
     """
     target = Path(path)
-    _check(target, shape, chunk, block_size, attributes)
+    _check(target, shape, chunk, block_size)
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(target) as scratch:
         group = zarr.open_group(scratch, mode="w", zarr_format=3)
         arrays = create_levels(group, shape, chunk)
         writers = [_LevelWriter(array, array.shape[-2], array.shape[-1], shape[2], chunk) for array in arrays]
-        pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else mpp
-        ome = multiscales(len(writers), shape[2], pair, name or target.stem)
-        group.attrs.update({**(attributes or {}), "ome": ome})
-        _fill(writers, block, block_size, workers, progress)
+        group.attrs["ome"] = multiscales(len(writers), shape[2], None, target.stem)
+        _fill(writers, block, block_size, progress)
     return target
 
 
-def _check(
-    target: Path,
-    shape: tuple[int, int, int],
-    chunk: int,
-    block_size: int,
-    attributes: Mapping[str, Any] | None,
-) -> None:
+def _check(target: Path, shape: tuple[int, int, int], chunk: int, block_size: int) -> None:
     check_absent(target)
     if shape[0] < 1 or shape[1] < 1 or shape[2] not in (1, 3):
         raise ValueError(f"expected a shape (height, width, 1 or 3), got {shape}")
@@ -168,8 +150,6 @@ def _check(
     if ceil_div(min(shape[:2]), block_size) > COARSEST_SIDE:
         # A block would have less than one pixel in the coarsest level.
         raise ValueError(f"expected a larger block size than {block_size} for an image of {shape}")
-    if attributes and "ome" in attributes:
-        raise ValueError("the attribute 'ome' is written from the other arguments; leave it out")
 
 
 def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -239,19 +219,18 @@ def _fill(
     writers: list[_LevelWriter],
     block: BlockFunction,
     block_size: int,
-    workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Write all blocks to all levels, a bounded number at a time."""
     height, width = writers[0].height, writers[0].width
     total = ceil_div(height, block_size) * ceil_div(width, block_size)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pyramid")
+    pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="pyramid")
     pending: deque[Future[None]] = deque()
     done = 0
     try:
         for box in blocks(height, width, block_size):
             pending.append(pool.submit(_write_block, writers, box, block))
-            while len(pending) >= 2 * workers or (pending and len(pending) + done == total):
+            while len(pending) >= 2 * _WORKERS or (pending and len(pending) + done == total):
                 pending.popleft().result()
                 done += 1
                 if progress is not None:

@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 
 from coarse2fine.demo.digit_scene import DigitScene
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 
 MODEL = "digits"
 """The model that all parts use."""
@@ -57,7 +57,7 @@ def write_plain_tiffs(folder: Path, side: int, count: int) -> None:
 def write_large(path: Path, side: int) -> None:
     """Write a Zarr array (side, side) of one scene of digits again and again."""
     store = zarr.create_array(path, shape=(side, side), chunks=(1024, 1024), dtype=np.uint8)
-    row = np.tile(_scene(), (2, -(-side // 512)))[:, :side]
+    row = np.tile(_scene(), (2, ceil_div(side, 512)))[:, :side]
     for y in range(0, side, 1024):
         store[y : y + 1024] = row[: min(1024, side - y)]
 
