@@ -172,19 +172,19 @@ class Source:
             return ValueRange(*self.given, "given", dtype.name)
         if self.fixed is not None:
             return self.fixed
-        if told := self._told:
-            return ValueRange(min(low for low, _ in told), max(high for _, high in told), "file", dtype.name)
+        if ranges := self._stated:
+            return ValueRange(min(low for low, _ in ranges), max(high for _, high in ranges), "file", dtype.name)
         if is_plain(dtype) or self.ycbcr or self.alpha == "premultiplied":  # its range is that of its opacity
             return ValueRange(*sample_range(dtype), "type", dtype.name)
         sizes = [self.size(level) for level in range(len(self.arrays))]
         return measured_range(sizes, self.chunks, self._values, dtype)
 
     @property
-    def _told(self) -> set[tuple[float, float]]:
+    def _stated(self) -> set[tuple[float, float]]:
         """Ranges that the file states for the samples that are read; empty unless it states all."""
         used = self.stated if len(self.stated) < 2 else [self.stated[channel] for channel in self.used]
-        told = {each for each in used if each is not None}
-        return set() if None in used else told
+        ranges = {each for each in used if each is not None}
+        return set() if None in used else ranges
 
     @property
     def range_notes(self) -> tuple[str, ...]:
@@ -193,7 +193,7 @@ class Source:
         notes = scale.notes
         if self.given is not None and scale.ends not in (self.given, self.given[::-1]):
             notes += (f"value_range {self.given[0]:g}..{self.given[1]:g} is not used: 8 bits are read as they are",)
-        if scale.rule == "file" and len(self._told) > 1:
+        if scale.rule == "file" and len(self._stated) > 1:
             notes += ("the file has a range for each channel; one that holds them all is used",)
         return notes
 

@@ -214,9 +214,9 @@ def _holding(without: list[Draft], drafts: list[Draft]) -> list[str]:
     # Bounds suffice: they rarely contain the centre of an unrelated object by chance.
     around = [box(*draft.geometry.bounds) for draft in outer]
     pairs = middles.query(around, predicate="contains")
-    told = np.array([has or d.kind not in ("annotation", "") for has, d in zip(classed, drafts, strict=True)])[pairs[1]]
+    real = np.array([has or d.kind not in ("annotation", "") for has, d in zip(classed, drafts, strict=True)])[pairs[1]]
     many = np.bincount(pairs[0], minlength=len(outer)) - 1 > len(drafts) / 2
-    certain = np.bincount(pairs[0], weights=told, minlength=len(outer)) > 0
+    certain = np.bincount(pairs[0], weights=real, minlength=len(outer)) > 0
     return [draft.place for draft, is_outer in zip(outer, many | certain, strict=True) if is_outer]
 
 

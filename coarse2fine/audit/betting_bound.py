@@ -67,11 +67,11 @@ def audit_weights(expected: ArrayLike, cap: ArrayLike, target: float) -> _Floats
     -------
     ndarray, float64, (n,)
     """
-    hoped, caps = _hoped(expected, cap, target)
-    if not hoped.any():
+    smoothed, caps = _smoothed(expected, cap, target)
+    if not smoothed.any():
         return caps
-    slope_of = caps.mean() * np.sqrt(hoped / hoped.mean())
-    count, some, rooms, slopes = _groups(np.lexsort((hoped, caps)), hoped, caps, slope_of)
+    slope_of = caps.mean() * np.sqrt(smoothed / smoothed.mean())
+    count, some, rooms, slopes = _groups(np.lexsort((smoothed, caps)), smoothed, caps, slope_of)
     best, chosen = -np.inf, 0.0
     for slope in (0.0, *np.geomspace(0.01, 1000, 30).tolist()):
         trial = rooms + slope * slopes
@@ -88,15 +88,15 @@ def doubling(caps: ArrayLike, found: ArrayLike) -> int:
     return 1 << max(0, math.ceil(math.log2(max(1.0, float(excess.max(initial=0))))))
 
 
-def _hoped(expected: ArrayLike, cap: ArrayLike, target: float) -> tuple[_Floats, _Floats]:
+def _smoothed(expected: ArrayLike, cap: ArrayLike, target: float) -> tuple[_Floats, _Floats]:
     """The expectation, a part of it spread evenly, and the caps; both checked."""
-    hoped = np.asarray(expected, np.float64)
-    if hoped.ndim != 1 or not np.isfinite(hoped).all() or (hoped < 0).any():
+    smoothed = np.asarray(expected, np.float64)
+    if smoothed.ndim != 1 or not np.isfinite(smoothed).all() or (smoothed < 0).any():
         raise ValueError("expected must be a finite number of objects, 0 or more, for each block")
-    caps = np.broadcast_to(np.asarray(cap, np.float64), hoped.shape).copy()
+    caps = np.broadcast_to(np.asarray(cap, np.float64), smoothed.shape).copy()
     if not np.isfinite(caps).all() or (caps < 1).any() or not target > 0:
         raise ValueError("caps must be 1 or more and the target above 0; leave out blocks that can hold nothing")
-    return (1 - _BLIND) * hoped + _BLIND * hoped.mean() if len(hoped) else hoped, caps
+    return (1 - _BLIND) * smoothed + _BLIND * smoothed.mean() if len(smoothed) else smoothed, caps
 
 
 def _groups(order: _Indices, *values: _Floats) -> tuple[_Floats, ...]:
@@ -108,14 +108,14 @@ def _groups(order: _Indices, *values: _Floats) -> tuple[_Floats, ...]:
     return (count, *(np.add.reduceat(value[order], edges) / count for value in values))
 
 
-def _growth(q: _Floats, hoped: _Floats, weights: _Floats, scale: float, count: _Floats | float = 1.0) -> _Floats:
+def _growth(q: _Floats, smoothed: _Floats, weights: _Floats, scale: float, count: _Floats | float = 1.0) -> _Floats:
     """Mean log-growth of wealth per draw, (len(q), bet sizes), if every find is a single object."""
     lever = _STAKES / (1 - q[:, None])
     idle = np.log1p(lever * q[:, None])
     if not len(weights):
         return np.asarray(idle)
     chance = weights / (weights * count).sum()
-    rate, size = chance * np.minimum(hoped, 1) * count, 1 / (chance * scale)
+    rate, size = chance * np.minimum(smoothed, 1) * count, 1 / (chance * scale)
     order = np.argsort(size)
     # Neighbours in size hardly differ: a few bins suffice for many blocks.
     edges = np.unique(np.linspace(0, len(order), _BINS, endpoint=False).astype(np.intp))
@@ -131,13 +131,13 @@ class BettingMartingale:
     A row stands for the totals from its own up to the next row's: a bet against the least holds for the others too.
     """
 
-    def __init__(self, room: float, hoped: _Floats, weights: _Floats, scale: float, limit: float) -> None:
+    def __init__(self, room: float, smoothed: _Floats, weights: _Floats, scale: float, limit: float) -> None:
         self.top, self._limit = room + 1, limit
         steps = np.exp(np.arange(math.log(_SINGLE), math.log(max(self.top, _SINGLE)), _STEP))
         rows = np.concatenate([np.arange(min(_SINGLE, self.top)), np.ceil(steps)])
         self.totals = np.unique(rows[rows < self.top])
         self._open = np.ones(len(self.totals), bool)
-        growth = _growth(np.minimum(self.totals / scale, 1 - 1e-6), hoped, weights, scale)
+        growth = _growth(np.minimum(self.totals / scale, 1 - 1e-6), smoothed, weights, scale)
         most = np.maximum(growth.max(axis=1, keepdims=True), 1e-300)
         money = np.exp(np.maximum(_TRUST * math.log(limit) * (growth / most - 1), -50)) * (growth > 0) + 1e-12
         self.wealth = _EVEN / len(_STAKES) + (1 - _EVEN) * money / money.sum(axis=1, keepdims=True)
@@ -208,13 +208,13 @@ class MissBound:
         seed: int = 0,
         weights: ArrayLike | None = None,
     ) -> None:
-        self._hoped, self._caps = _hoped(expected, cap, target)
+        self._smoothed, self._caps = _smoothed(expected, cap, target)
         if not 0 < confidence < 1:
             raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
         own = audit_weights(expected, self._caps, target) if weights is None else weights
         self.weights = np.array(own, np.float64)
         self.known = self.audited = self._drawn_finds = self._shown = 0
-        self._drawn_hopes, self._doubled = 0.0, 1
+        self._drawn_expected, self._doubled = 0.0, 1
         self._limit = 1 / (1 - confidence)
         self._ratios = self._caps / self.weights
         self._unknown = np.ones(len(self._caps), bool)
@@ -260,16 +260,16 @@ class MissBound:
         return max(float(self.known), float(((before + rest) * trust).sum() / trust.sum()))
 
     @property
-    def hoped(self) -> float:
+    def expected(self) -> float:
         """Objects expected in the blocks still unknown: the scan's expectation, corrected by the draws so far.
 
         Biased, but of less variance than `estimate` while draws are few.
         """
-        return float(self._hoped[self._unknown].sum()) * self._correction
+        return float(self._smoothed[self._unknown].sum()) * self._correction
 
     @property
     def _correction(self) -> float:
-        return (1 + self._drawn_finds) / (1 + self._drawn_hopes)
+        return (1 + self._drawn_finds) / (1 + self._drawn_expected)
 
     def draw(self, count: int) -> _Indices:
         """The next `count` blocks to audit, in order, or all that are unknown; the same until `see` enters them."""
@@ -307,7 +307,7 @@ class MissBound:
         self.audited += len(index)
         self._shown -= len(index)
         self._drawn_finds += int(y.sum())
-        self._drawn_hopes += float(self._hoped[index].sum())
+        self._drawn_expected += float(self._smoothed[index].sum())
         if not self._raise_caps(index, y):
             self._bets.play(fresh[0], fresh[1] * self._doubled, fresh[2])
 
@@ -335,15 +335,15 @@ class MissBound:
         if self.missed <= missed:
             return 0
         every, mass = self.weights[self._unknown], float(self.weights[self._unknown].sum())
-        count, weights, hoped = _groups(np.argsort(every), every, self._hoped[self._unknown] * self._correction)
+        count, weights, smoothed = _groups(np.argsort(every), every, self._smoothed[self._unknown] * self._correction)
         scale = mass * float(self._ratios[self._unknown].max()) * self._doubled
         # Drawing without replacement equals a race of exponential clocks (see _race): log-wealth is linear in its time.
         for time in np.geomspace(0.5, 50 * len(every), 200) / mass:
             drawn = -np.expm1(-time * weights) * count
-            total = self.known + missed + float((hoped * drawn).sum())
+            total = self.known + missed + float((smoothed * drawn).sum())
             row = int(np.searchsorted(self._bets.totals, total + 1, side="right")) - 1
             q = np.clip((self._bets.totals[[row]] - self.known) / scale, 0, 1 - 1e-6)
-            gain = _growth(q, hoped, weights, scale, count)[0] * time * mass
+            gain = _growth(q, smoothed, weights, scale, count)[0] * time * mass
             if (self._bets.wealth[row] * np.exp(np.minimum(gain, 300))).sum() >= self._limit:
                 return math.ceil(float(drawn.sum()))
         return len(every)
@@ -366,7 +366,7 @@ class MissBound:
     def _opening(self) -> BettingMartingale:
         scale = max(1.0, float(self.weights.sum() * self._ratios.max(initial=0)))
         room = self._doubled * float(self._caps.sum())
-        return BettingMartingale(room, self._hoped, self.weights, scale * self._doubled, self._limit)
+        return BettingMartingale(room, self._smoothed, self.weights, scale * self._doubled, self._limit)
 
     def _learn(self, index: _Indices, y: _Indices) -> None:
         self._unknown[index] = False

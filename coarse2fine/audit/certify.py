@@ -41,14 +41,12 @@ _NEARLY = 0.95
 _SAVES = 0.8
 
 
-def certify(
-    standing: AuditState, recall: float, *, confidence: float, seed: int, most_macs: int | None = None
-) -> Audited:
+def certify(state: AuditState, recall: float, *, confidence: float, seed: int, most_macs: int | None = None) -> Audited:
     """Refine more until a recall is certified or nothing is left.
 
     Parameters
     ----------
-    standing : AuditState
+    state : AuditState
     recall : float
         Share of the exhaustive pass's finds.
     confidence : float
@@ -56,12 +54,12 @@ def certify(
     most_macs : int, optional
         Most multiply-adds of this work.
     """
-    work = _Work(standing, recall, confidence, seed, most_macs)
+    work = _Work(state, recall, confidence, seed, most_macs)
     for stage in range(_ROUNDS):
         work.extend()
         if work.cut or work.settled(stage):
             break
-    blocks = Blocks(work.standing)
+    blocks = Blocks(work.state)
     bound = work.bound(blocks, stage=_ROUNDS)
     if not work.cut:
         _go_on(blocks, bound, recall, work.left)
@@ -104,14 +102,12 @@ def _allowed(found: Iterable[float], recall: float) -> tuple[int, ...]:
 class _Work:
     """Work before the final audit: further windows and pilot draws."""
 
-    def __init__(
-        self, standing: AuditState, recall: float, confidence: float, seed: int, most_macs: int | None
-    ) -> None:
-        self.standing = standing.scaled(expected_miss_scale(standing))
+    def __init__(self, state: AuditState, recall: float, confidence: float, seed: int, most_macs: int | None) -> None:
+        self.state = state.scaled(expected_miss_scale(state))
         # Thresholds refer to the interest before scaling.
-        self._interest = standing.interest
+        self._interest = state.interest
         self._recall, self._confidence, self._seed, self._most = recall, confidence, seed, most_macs
-        self.plan = Plan.empty(standing.cell_shape)
+        self.plan = Plan.empty(state.cell_shape)
         self.macs = 0
         self.failures: tuple[str, ...] = ()
         self.cut = False
@@ -135,24 +131,24 @@ class _Work:
     def extend(self) -> None:
         """Refine further windows if that lowers the total cost with the audit; or all that is left, if that does."""
         plan, price = self._extension()
-        model = self.standing.model
-        everything = cover(~self.standing.covered, model.window_macs, model.longest_window)
+        model = self.state.model
+        everything = cover(~self.state.covered, model.window_macs, model.longest_window)
         rest = everything.macs(model.window_macs)
         if _SAVES * rest <= price and rest <= self.left:
             plan = everything
         if not len(plan):
             return
-        fine = self.standing.refine(plan)
+        fine = self.state.refine(plan)
         self.macs += fine.macs
         self.failures += fine.failures
         self.cut |= fine.cut
         self.plan = self.plan.joined(plan)
-        self.standing = self.standing.with_more(fine.candidates, plan.take(fine.done).covered())
+        self.state = self.state.with_more(fine.candidates, plan.take(fine.done).covered())
 
     def settled(self, stage: int) -> bool:
         """Draw a pilot and correct the expectation by it; whether no further windows seem to be needed."""
-        blocks = Blocks(self.standing)
-        exhaustive = dense_plan(self.standing.cell_shape).macs(self.standing.model.refiner_macs)
+        blocks = Blocks(self.state)
+        exhaustive = dense_plan(self.state.cell_shape).macs(self.state.model.refiner_macs)
         count = int(min(_MOST_PILOTS, min(_PILOT_SHARE * exhaustive, self.left) / blocks.macs_each, len(blocks) // 4))
         if count < _LEAST_PILOTS:
             return True
@@ -161,17 +157,17 @@ class _Work:
         self.macs += blocks.macs
         self.failures += blocks.failures
         self.cut |= blocks.cut
-        self.standing = blocks.standing
+        self.state = blocks.standing
         if found is None:
             return True
         correction = (1 + found.sum()) / (1 + blocks.expected[:, index].sum())
-        self.standing = self.standing.scaled(float(correction))
-        seems = Blocks(self.standing).expected.sum(axis=1)
+        self.state = self.state.scaled(float(correction))
+        seems = Blocks(self.state).expected.sum(axis=1)
         return bool((seems <= _HOPEFUL * np.array(self._allowed(blocks))).all())
 
     def _extension(self) -> tuple[Plan, float]:
         """Further windows of least total cost, and the likely cost of these and the audit in multiply-adds."""
-        at = self.standing
+        at = self.state
         best, least = Plan.empty(at.cell_shape), math.inf
         for plan in self._plans():
             macs = plan.macs(at.model.window_macs)
@@ -189,7 +185,7 @@ class _Work:
 
     def _plans(self) -> Iterator[Plan]:
         """Plans of further windows: none first, then ever more."""
-        at, model = self.standing, self.standing.model
+        at, model = self.state, self.state.model
         yield Plan.empty(at.cell_shape)
         left = np.where(at.covered, 0, self._interest).astype(np.float32)
         for share in _DEEPER:
@@ -212,7 +208,7 @@ def _go_on(blocks: Blocks, bound: JointBound, recall: float, most_macs: float) -
         if bound.met(allowed):
             return
         kind = bound.lacking(allowed)
-        expected, seems = blocks.expected[kind], bound.kinds[kind].hoped
+        expected, seems = blocks.expected[kind], bound.kinds[kind].expected
         promising = seems > _HOPEFUL * max(allowed[kind], 1)
         planned = _promising(expected[unknown], seems, allowed[kind]) if promising else bound.planned_draws(allowed)
         left, rest = most_macs - blocks.macs, blocks.rest_macs

@@ -81,7 +81,7 @@ class JointBound:
 
     def lacking(self, allowed: Sequence[int]) -> int:
         """Index of the kind with the most expected misses relative to those allowed."""
-        return int(np.argmax([kind.hoped / max(most, 1) for kind, most in zip(self.kinds, allowed, strict=True)]))
+        return int(np.argmax([kind.expected / max(most, 1) for kind, most in zip(self.kinds, allowed, strict=True)]))
 
     def planned_draws(self, allowed: Sequence[int]) -> int:
         """Likely number of draws until the bound of every kind is down to its allowed misses."""

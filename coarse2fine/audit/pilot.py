@@ -59,13 +59,13 @@ class Pilot:
 
     @classmethod
     def draw(
-        cls, standing: AuditState, exhaustive_macs: int, recall: float, *, confidence: float, seed: int
+        cls, state: AuditState, exhaustive_macs: int, recall: float, *, confidence: float, seed: int
     ) -> Pilot | None:
         """Refine random squares and estimate costs; None if the image is too small for that to be worth it.
 
         Parameters
         ----------
-        standing : AuditState
+        state : AuditState
             State before anything was refined.
         exhaustive_macs : int
             Multiply-adds of the exhaustive pass.
@@ -73,16 +73,16 @@ class Pilot:
             Recall to certify, and its confidence.
         seed : int
         """
-        plan = _squares(~standing.covered, standing.model, exhaustive_macs, seed)
+        plan = _squares(~state.covered, state.model, exhaustive_macs, seed)
         if not len(plan):
             return None
-        plan = plan.divided(standing.model.longest_window)[0]
-        fine = standing.refine(plan)
+        plan = plan.divided(state.model.longest_window)[0]
+        fine = state.refine(plan)
         if fine.interrupted:
             raise KeyboardInterrupt  # there is no result yet
         covered = plan.take(fine.done).covered()
-        known = standing.with_more(fine.candidates, covered)
-        share = float(covered.sum() / max((~standing.covered).sum(), 1))
+        known = state.with_more(fine.candidates, covered)
+        share = float(covered.sum() / max((~state.covered).sum(), 1))
         prices = _prices(known, share, recall, confidence) if share else (math.inf, math.inf)
         return cls(fine.candidates, covered, fine.macs, fine.failures, *prices)
 

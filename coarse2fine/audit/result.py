@@ -253,12 +253,12 @@ class Audit:
         """Recall of each kind, if there are two."""
         if len(self.kinds) < 2:
             return ""
-        told = []
+        spans = []
         for part in self.kinds:
             low, high = part.recall_interval
             span = f"at least {_floored(low)}" if self.target is not None else f"{_floored(low)} to {high:.1%}"
-            told.append(f"{_NAMES[part.kind]} {span}{self._assuming(part)}")
-        return f": {', '.join(told)}"
+            spans.append(f"{_NAMES[part.kind]} {span}{self._assuming(part)}")
+        return f": {', '.join(spans)}"
 
     def _assuming(self, part: Part) -> str:
         """Assumption under which a bound holds; empty if there is none."""
@@ -314,11 +314,11 @@ class Audited:
         )
 
     @classmethod
-    def none(cls, standing: AuditState, confidence: float | None) -> Audited:
+    def none(cls, state: AuditState, confidence: float | None) -> Audited:
         """No audit; with a confidence: bounds without one, by the most finds that skipped blocks can hold."""
         nothing = Audit((), confidence=0.0, blocks=0, audited=0, side=0)
-        audit = nothing if confidence is None else _unknown(Blocks(standing), confidence)
-        return cls(audit, standing.candidates, standing.covered, Plan.empty(standing.cell_shape), 0, (), False)
+        audit = nothing if confidence is None else _unknown(Blocks(state), confidence)
+        return cls(audit, state.candidates, state.covered, Plan.empty(state.cell_shape), 0, (), False)
 
 
 def _stated(of: Part | Audit) -> dict[str, Any]:

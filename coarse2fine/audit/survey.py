@@ -20,12 +20,12 @@ __all__ = ["Audit", "Part"]
 _USUAL_RECALL = 0.95
 
 
-def survey(standing: AuditState, macs: int, *, confidence: float, seed: int, if_telling: bool = False) -> Audited:
+def survey(state: AuditState, macs: int, *, confidence: float, seed: int, if_telling: bool = False) -> Audited:
     """Audit random blocks, each with a probability fixed beforehand, for an estimate of misses with an interval.
 
     Parameters
     ----------
-    standing : AuditState
+    state : AuditState
     macs : int
         Mean number of multiply-adds that the audit may take: blocks are chosen independently.
     confidence : float
@@ -33,7 +33,7 @@ def survey(standing: AuditState, macs: int, *, confidence: float, seed: int, if_
     if_telling : bool
         Audit nothing if finds are so few that the sample could show hardly anything about recall.
     """
-    blocks = Blocks(standing.scaled(expected_miss_scale(standing)))
+    blocks = Blocks(state.scaled(expected_miss_scale(state)))
     size = min(macs / blocks.macs_each, len(blocks)) if macs < blocks.rest_macs else len(blocks)
     unknown = _unknown(blocks, confidence)
     if if_telling and len(blocks) and unknown.too_few(size / len(blocks)):
@@ -56,12 +56,12 @@ def survey(standing: AuditState, macs: int, *, confidence: float, seed: int, if_
     return Audited.after(Audit(tuple(parts), confidence, len(blocks), len(index), blocks.side), blocks)
 
 
-def expected_miss_scale(standing: AuditState) -> float:
+def expected_miss_scale(state: AuditState) -> float:
     """Factor from the finds that the scan expects in skipped cells to the misses of calibration, at most 1.
 
     Calibration bounds the precision of low activations from above, which adds up over millions of cells.
     """
-    target = float(standing.model.provenance.get("recall_target", _USUAL_RECALL))
-    likely = (1 + len(standing.finds())) * (1 - target) / target
-    expected = float(standing.interest[~standing.covered].sum())
+    target = float(state.model.provenance.get("recall_target", _USUAL_RECALL))
+    likely = (1 + len(state.finds())) * (1 - target) / target
+    expected = float(state.interest[~state.covered].sum())
     return min(1.0, likely / expected) if expected else 1.0

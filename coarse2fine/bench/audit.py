@@ -75,4 +75,4 @@ def _run(lookup: SceneLookup, audited: Audited, spent: int, kind: str, scene: st
     audit, share = audited.audit, (spent + audited.macs) / lookup.exhaustive_macs
     least, most = audit.recall_interval
     held = least - 1e-9 <= recall <= most + 1e-9
-    return AuditRun(kind, scene, seed, draw, share, recall, least, most, held, told=audit.recall == audit.recall)
+    return AuditRun(kind, scene, seed, draw, share, recall, least, most, held, reported=audit.recall == audit.recall)

@@ -200,7 +200,7 @@ class AuditRun:
         Bounds on `recall` that the audit states.
     held : bool
         Whether `recall` lies within them.
-    told : bool
+    reported : bool
         Whether the audit stated bounds: with too few finds a sample is not informative, and none is drawn.
     """
 
@@ -213,7 +213,7 @@ class AuditRun:
     least: float
     most: float
     held: bool
-    told: bool
+    reported: bool
 
 
 @dataclass(frozen=True)
@@ -270,14 +270,14 @@ def audit_figures(audits: Sequence[AuditRun]) -> dict[str, float]:
     for kind in dict.fromkeys(a.kind for a in audits):
         name = audit_name(kind)
         found = [a for a in audits if a.kind == kind]
-        told = [a for a in found if a.told]
-        figures |= {f"{name}/runs": float(len(found)), f"{name}/told": len(told) / len(found)}
+        reported = [a for a in found if a.reported]
+        figures |= {f"{name}/runs": float(len(found)), f"{name}/reported": len(reported) / len(found)}
         figures |= mean(f"{name}/share", [a.share for a in found])
         figures |= mean(f"{name}/recall", [a.recall for a in found])
         figures[f"{name}/recall_least"] = min(a.recall for a in found)
-        figures |= {} if not told else {f"{name}/held": float(np.mean([a.held for a in told]))}
-        figures |= mean(f"{name}/least_stated", [a.least for a in told])
-        figures |= mean(f"{name}/most_stated", [a.most for a in told])
+        figures |= {} if not reported else {f"{name}/held": float(np.mean([a.held for a in reported]))}
+        figures |= mean(f"{name}/least_stated", [a.least for a in reported])
+        figures |= mean(f"{name}/most_stated", [a.most for a in reported])
     return figures
 
 

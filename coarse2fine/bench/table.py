@@ -223,7 +223,7 @@ def _audited(figures: Figures, audits: Sequence[AuditRun]) -> list[str]:
                 _share(figures, f"{name}/recall"),
                 _share(figures, f"{name}/recall_least"),
                 stated if f"{name}/least_stated" in figures else "-",
-                f"{figures[f'{name}/told']:.0%}",
+                f"{figures[f'{name}/reported']:.0%}",
                 f"{figures[f'{name}/held']:.1%}" if f"{name}/held" in figures else "-",
             )
         )

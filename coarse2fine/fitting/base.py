@@ -66,20 +66,20 @@ def train_base(
 
 
 def _batches(
-    recipe: Recipe, lessons: Sequence[DistillationSample]
+    recipe: Recipe, samples: Sequence[DistillationSample]
 ) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
     def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
-        rows = [_sample(recipe, lessons[int(rng.integers(len(lessons)))], rng) for _ in range(_BATCH)]
+        rows = [_sample(recipe, samples[int(rng.integers(len(samples)))], rng) for _ in range(_BATCH)]
         return tuple(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
 
     return make
 
 
-def _sample(recipe: Recipe, lesson: DistillationSample, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
+def _sample(recipe: Recipe, sample: DistillationSample, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
     turn = recipe.turn(rng)
-    planes = recipe.relit(turn_planes(recipe.planes(lesson.pixels), turn), rng)
+    planes = recipe.relit(turn_planes(recipe.planes(sample.pixels), turn), rng)
     grain = rng.normal(0, rng.uniform(0, _GRAIN), planes.shape).astype(np.float32)
-    return planes + grain, turn_planes(lesson.target, turn), turn_planes(lesson.valid.astype(np.float32), turn)
+    return planes + grain, turn_planes(sample.target, turn), turn_planes(sample.valid.astype(np.float32), turn)
 
 
 def _answer_loss(out: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from coarse2fine.steps.refine import context_of
 from coarse2fine.tiling.geometry import Box, ceil_div
 
 _CROP, _CROP_PIXELS = 48, 192
-_LESSONS, _LESSONS_A_STEP = 2000, 4
+_SAMPLES, _SAMPLES_A_STEP = 2000, 4
 # Natural logarithm of the largest scale factor of a crop, up or down.
 _ZOOM = 0.4
 
@@ -69,13 +69,13 @@ def make_samples(
         Called with the numbers of samples done and of all samples.
     """
     teacher = _Teacher(recipe, net, model, setting)
-    count = min(_LESSONS, _LESSONS_A_STEP * recipe.steps)
-    lessons = []
+    count = min(_SAMPLES, _SAMPLES_A_STEP * recipe.steps)
+    samples = []
     for number in range(count):
-        lessons.append(teacher.lesson(np.random.default_rng((recipe.seed, number))))
+        samples.append(teacher.sample(np.random.default_rng((recipe.seed, number))))
         if tick:
             tick(number + 1, count)
-    return lessons
+    return samples
 
 
 class _Teacher:
@@ -93,7 +93,7 @@ class _Teacher:
         reach = max(model.refiner.margin * g.refine_downsample, spec.margin * g.scan_downsample)
         self._reach = ceil_div(reach, step) * step
 
-    def lesson(self, rng: np.random.Generator) -> DistillationSample:
+    def sample(self, rng: np.random.Generator) -> DistillationSample:
         recipe, g = self._recipe, self._recipe.geometry
         s, box = _crop(self._places, self._side, g.fine, rng)
         scene, zoom = self._setting.scenes[s], math.exp(rng.uniform(-_ZOOM, _ZOOM))

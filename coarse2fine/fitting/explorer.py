@@ -128,12 +128,12 @@ def _crop(image: Image, spec: StackSpec, rng: np.random.Generator) -> NDArray[np
     return np.ascontiguousarray(relit.transpose(2, 0, 1), np.float32)
 
 
-def _loss(painted: Tensor, x: Tensor) -> Tensor:
+def _loss(reconstructed: Tensor, x: Tensor) -> Tensor:
     """Error of the reconstruction and of its gradients: squared error alone gives blurred edges."""
-    margin = (x.shape[-1] - painted.shape[-1]) // 2
+    margin = (x.shape[-1] - reconstructed.shape[-1]) // 2
     true = x[..., margin:-margin, margin:-margin].float()
-    painted = painted.float()
-    loss = functional.mse_loss(painted, true)
+    reconstructed = reconstructed.float()
+    loss = functional.mse_loss(reconstructed, true)
     for axis in (-1, -2):
-        loss = loss + functional.l1_loss(painted.diff(dim=axis), true.diff(dim=axis))
+        loss = loss + functional.l1_loss(reconstructed.diff(dim=axis), true.diff(dim=axis))
     return loss

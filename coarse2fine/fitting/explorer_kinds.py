@@ -19,7 +19,7 @@ from coarse2fine.fitting.specialists.grow_groups import GrownGroups, grow_groups
 from coarse2fine.fitting.specialists.grow_tree import Grown, grow
 from coarse2fine.fitting.specialists.items import Items, ItemStore
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
-from coarse2fine.fitting.specialists.validate import Verdict, judge_painting
+from coarse2fine.fitting.specialists.validate import Verdict, judge_reconstruction
 from coarse2fine.model import Model
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
@@ -29,7 +29,7 @@ from coarse2fine.models.mixture import ridge
 from coarse2fine.refiners.novelty import NoveltyRefiner
 from coarse2fine.refiners.protocol import Label
 from coarse2fine.specialists.groups import SpecialistGroups
-from coarse2fine.specialists.kinds import cell_pixels, kind_names, painted
+from coarse2fine.specialists.kinds import cell_pixels, kind_names, reconstructed
 from coarse2fine.specialists.tree import SpecialistTree
 
 _BATCHES, _CELLS_OF_BATCH = 128, 96
@@ -69,7 +69,7 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
     whole = replace(whole, held=_held(whole.group, seed))
     learning = np.flatnonzero(~whole.held)
     decoder = ridge(codes[learning], whole.targets[torch.from_numpy(learning)].numpy())
-    whole = whole.answered(painted(torch.from_numpy(codes)[:, :, None, None], decoder)[:, :, 0, 0])
+    whole = whole.answered(reconstructed(torch.from_numpy(codes)[:, :, None, None], decoder)[:, :, 0, 0])
     options = TrainingOptions(seed=seed)
     tree, groups, verdict = None, None, None
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
         if how == "tree":
             grown = grow(store, twins, (spec,), options, clusters=_CLUSTERS)
             if grown.columns:
-                grown, verdict = judge_painting(grown, whole)
+                grown, verdict = judge_reconstruction(grown, whole)
                 tree = _as_tree(grown, whole, decoder, (spec,))
         else:
             with contextlib.suppress(ValueError):  # no feature fires
@@ -85,10 +85,10 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
                 groups = _as_groups(found, spec, decoder)
     if verdict is None:
         return model
-    model = replace(model, provenance={**model.provenance, "kinds": verdict.told()})
+    model = replace(model, provenance={**model.provenance, "kinds": verdict.reported()})
     if not verdict.pays():
         warnings.warn(
-            f"no columns for kinds: their gain on held-out images is not significant: {verdict.told()}",
+            f"no columns for kinds: their gain on held-out images is not significant: {verdict.reported()}",
             stacklevel=2,
         )
         return model
@@ -121,7 +121,7 @@ def _judged_groups(grown: GrownGroups, whole: Items) -> tuple[GrownGroups, Verdi
     centres = (np.zeros((count, 1), np.float32), *[np.zeros((0, 0), np.float32)] * count)
     clusters = FeatureTree(parent, np.ones(count + 1, np.int64), np.ones(count + 1, bool), centres)
     nodes = np.where(strongest < 0, NO_NODE, strongest + 1).astype(np.int32)[:, None]
-    judged, verdict = judge_painting(Grown(clusters, {}, nodes, (held.answers, last)), held)
+    judged, verdict = judge_reconstruction(Grown(clusters, {}, nodes, (held.answers, last)), held)
     columns = zip(grown.columns, judged.tree.kept[1:], strict=True)
     return replace(grown, columns=tuple(column if kept else column.shrunk(0.0) for column, kept in columns)), verdict
 

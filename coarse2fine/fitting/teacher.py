@@ -63,7 +63,7 @@ def exhaustive_answer(
     """
     parts = _parts(scenes, seed)
     total, before = sum(len(p) for p in parts), 0
-    found, asked = [], []
+    found, ran = [], []
     for scene, rows in zip(scenes, parts, strict=True):
         plan = Plan(rows * PART, np.full((len(rows), 2), PART), np.ones(len(rows), np.float32), scene.cell_shape)
         offset = before
@@ -72,10 +72,10 @@ def exhaustive_answer(
         if fine.interrupted:
             raise KeyboardInterrupt  # an unfinished pass would mark the rest as empty
         found.append(settle(fine.candidates, model))
-        asked.append(plan.take(fine.done).covered())
+        ran.append(plan.take(fine.done).covered())
         before += len(rows)
     threshold, f1 = _threshold(model, scenes, found)
-    targets = [target_of(c, a, threshold) for c, a in zip(found, asked, strict=True)]
+    targets = [target_of(c, a, threshold) for c, a in zip(found, ran, strict=True)]
     return Answers(tuple(found), tuple(targets), threshold, f1)
 
 
@@ -143,14 +143,14 @@ def _matched(
     return np.concatenate(scores)[mask], order[mask, 1].astype(bool), int(counted.sum())
 
 
-def target_of(candidates: Candidates, asked: NDArray[np.bool_], threshold: float) -> NDArray[np.float32]:
+def target_of(candidates: Candidates, ran: NDArray[np.bool_], threshold: float) -> NDArray[np.float32]:
     """Targets of a base: sigmoid(logit - logit of the threshold) in the cells of finds, 0 in all others.
 
     Parameters
     ----------
     candidates : Candidates
         Without duplicates.
-    asked : ndarray, bool, (cell height, cell width)
+    ran : ndarray, bool, (cell height, cell width)
         Cells where the refine net ran; the target is NaN elsewhere.
     threshold : float
 
@@ -158,7 +158,7 @@ def target_of(candidates: Candidates, asked: NDArray[np.bool_], threshold: float
     -------
     ndarray, float32, (cell height, cell width)
     """
-    target = np.where(asked, np.float32(0), np.float32(np.nan))
+    target = np.where(ran, np.float32(0), np.float32(np.nan))
     p = candidates.scores.astype(np.float64).clip(1e-6, 1 - 1e-6)
     odds = p / (1 - p) * (1 - threshold) / threshold
     y, x = candidates.cells.T

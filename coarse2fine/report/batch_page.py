@@ -202,8 +202,8 @@ def _stored_facts(folder: Path) -> dict[str, Any]:
         place = record["image"]["path"] or record["image"]["name"]
         return {"name": folder.name, "source": place, "status": status, "error": failure, **facts}
     except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:  # the page shows the others
-        told = f"the result cannot be read ({type(error).__name__}: {error}); analyse the image again"
-        return {"name": folder.name, "source": str(folder), "status": "failed", "error": told}
+        reason = f"the result cannot be read ({type(error).__name__}: {error}); analyse the image again"
+        return {"name": folder.name, "source": str(folder), "status": "failed", "error": reason}
 
 
 def _row(folder: Path, facts: Mapping[str, Any]) -> Row:

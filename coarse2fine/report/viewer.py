@@ -190,11 +190,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _at(self, query: dict[str, list[str]]) -> None:
         try:
             y, x = (float(query[name][0]) for name in "yx")
-            told = json.dumps(self.server.tiles.at(y, x), allow_nan=False)
+            reply = json.dumps(self.server.tiles.at(y, x), allow_nan=False)
         except (KeyError, ValueError, OverflowError):
             self._answer(HTTPStatus.BAD_REQUEST, b"expected /at.json?y=NUMBER&x=NUMBER", "text/plain")
             return
-        self._answer(HTTPStatus.OK, told.encode(), "application/json")
+        self._answer(HTTPStatus.OK, reply.encode(), "application/json")
 
     def _file(self, name: str) -> None:
         """Send a file of the result's folder, not of subfolders; hidden files and links are refused."""

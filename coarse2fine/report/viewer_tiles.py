@@ -168,8 +168,8 @@ class Tiles:
         region = self._analysis.regions[index]
         y0, x0, y1, x1 = region.full_box
         route = list(region.route)
-        told = {"label": region.label, "score": region.score, "fired": ", ".join(region.fired), "route": route}
-        return {**told, "box": [x0, y0, x1, y1]}
+        described = {"label": region.label, "score": region.score, "fired": ", ".join(region.fired), "route": route}
+        return {**described, "box": [x0, y0, x1, y1]}
 
     def _windows(self) -> Shapes:
         names = ("full_y0", "full_x0", "full_y1", "full_x1")

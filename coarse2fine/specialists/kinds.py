@@ -45,7 +45,7 @@ def cell_pixels(x: Tensor, spec: StackSpec) -> Tensor:
     return functional.pixel_unshuffle(cropped(x, spec.margin), spec.stride)
 
 
-def painted(code: Tensor, decoder: NDArray[np.float32]) -> Tensor:
+def reconstructed(code: Tensor, decoder: NDArray[np.float32]) -> Tensor:
     """Reconstruction of cells' pixels from the code alone.
 
     Parameters
@@ -62,7 +62,7 @@ def painted(code: Tensor, decoder: NDArray[np.float32]) -> Tensor:
     return functional.conv2d(code, weights[:-1].T[:, :, None, None], weights[-1])
 
 
-class _TreePainter:
+class _TreeReconstruction:
     """Reconstruction by the columns on each cell's path through a tree; its kind is the leaf."""
 
     def __init__(self, tree: SpecialistTree, runtime: Runtime) -> None:
@@ -98,7 +98,7 @@ class _TreePainter:
         return last.view(n, height, width, -1).permute(0, 3, 1, 2), kind.view(n, height, width)
 
 
-class _GroupPainter:
+class _GroupReconstruction:
     """Reconstruction by the column of the strongest group, which is the cell's kind; if none fires, the last kind."""
 
     def __init__(self, groups: SpecialistGroups, runtime: Runtime) -> None:
@@ -124,7 +124,7 @@ class KindReader:
     columns : SpecialistTree or SpecialistGroups
         Columns that improve the reconstruction.
     decoder : ndarray, float32, (d + 1, p)
-        See `painted`.
+        See `reconstructed`.
     spec : StackSpec
         Shape of the encoder.
     runtime : Runtime
@@ -138,15 +138,17 @@ class KindReader:
         runtime: Runtime,
     ) -> None:
         self._first, self._spec = decoder, spec
-        self._paint = (
-            _TreePainter(columns, runtime) if isinstance(columns, SpecialistTree) else _GroupPainter(columns, runtime)
+        self._improved = (
+            _TreeReconstruction(columns, runtime)
+            if isinstance(columns, SpecialistTree)
+            else _GroupReconstruction(columns, runtime)
         )
         self._cells = 0
 
     @property
     def macs_spent(self) -> int:
         """Multiply-adds of decoder, columns and routing up to now."""
-        return self._paint.macs_spent + self._cells * self._first[:-1].size
+        return self._improved.macs_spent + self._cells * self._first[:-1].size
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, features: list[Tensor], code: Tensor) -> Tensor:
@@ -165,8 +167,8 @@ class KindReader:
             Logarithm of the reconstruction error from the code alone, the same after the columns, and the number of
             the kind, see `kind_names`.
         """
-        first = painted(code, self._first)
-        last, kind = self._paint(x, features, first)
+        first = reconstructed(code, self._first)
+        last, kind = self._improved(x, features, first)
         self._cells += kind.numel()
         true = cell_pixels(x, self._spec).float()
         errors = ((each.float() - true).square().mean(dim=1) for each in (first, last))

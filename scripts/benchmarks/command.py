@@ -109,5 +109,5 @@ def _specialists(given: argparse.Namespace) -> SectionReport:
     from benchmarks.specialists import run as specialists  # noqa: PLC0415 (needs an extra)
 
     scale = specialists.QUICK if given.quick else specialists.FULL
-    asked = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
-    return specialists.benchmark_specialists(given.out, data=given.data, scale=replace(scale, **asked))
+    chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
+    return specialists.benchmark_specialists(given.out, data=given.data, scale=replace(scale, **chosen))

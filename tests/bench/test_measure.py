@@ -210,13 +210,13 @@ def test_audits_speak_true_and_find_what_they_certify(measured: Measurement) -> 
     assert len(measured.audits) == 30
     for run in measured.audits:
         if run.kind == "sample":
-            assert not run.told  # some 40 finds are too few for one in a hundred cells
+            assert not run.reported  # some 40 finds are too few for one in a hundred cells
             assert run.share == pytest.approx(pick(measured, "ours", "default").share)
         else:
-            assert run.told
+            assert run.reported
             assert run.least >= float(run.kind)
             assert run.held == (run.recall >= run.least - 1e-9)
-    assert np.mean([run.held for run in measured.audits if run.told]) >= 0.9
+    assert np.mean([run.held for run in measured.audits if run.reported]) >= 0.9
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_figures_are_flat_finite_and_named_by_method_and_key(report: Report) -> 
     assert figures["best_rival/fixed@0.95/share"] <= figures["random/fixed@0.95/share"]
     assert figures["certified@0.95/runs"] == 10
     assert figures["certified@0.95/recall_least"] <= figures["certified@0.95/recall"]
-    assert figures["sample/told"] == 0
+    assert figures["sample/reported"] == 0
     assert "sample/held" not in figures
     assert 0 < figures["scenes/finds_cover"] < 1
 

@@ -196,9 +196,9 @@ async def _request(files: Any, url: str, start: int | None, stop: int | None, li
 
 async def _body(answer: Any, limit: int, *, whole: bool) -> bytes:
     """Body of an answer, up to a limit; more is an error if the whole is requested."""
-    told = answer.content_length
-    if whole and told is not None and told > limit:
-        raise TooMuchError(f"the server sends {told:,} bytes, expected at most {limit:,}")
+    stated = answer.content_length
+    if whole and stated is not None and stated > limit:
+        raise TooMuchError(f"the server sends {stated:,} bytes, expected at most {limit:,}")
     parts: list[bytes] = []
     size = 0
     async for part in answer.content.iter_any():
@@ -226,9 +226,9 @@ def _check_place(answer: Any, start: int) -> None:
     expected = start if start >= 0 else max(int(total) + start, 0) if total is not None else int(place[1])
     if int(place[1]) != expected:
         raise NoRangesError(f"bytes from {start} on were asked for and the server sends '{said}'; download the file")
-    told = answer.content_length
-    if told is not None and told != int(place[2]) + 1 - int(place[1]):
-        raise ConnectionError(f"the server says '{said}' and sends {told:,} bytes")
+    stated = answer.content_length
+    if stated is not None and stated != int(place[2]) + 1 - int(place[1]):
+        raise ConnectionError(f"the server says '{said}' and sends {stated:,} bytes")
 
 
 def _total(answer: Any) -> str | None:

@@ -91,7 +91,7 @@ def add_specialists(
     twins = FeatureMaps.of(refiner.net)
     spec = column_spec(twins)
     tick = bars.task("specialists")
-    told: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}}
+    record: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}}
     chosen: _Found | None = None
     with contextlib.ExitStack() as stack:
         folder = Path(cache or stack.enter_context(tempfile.TemporaryDirectory()))
@@ -108,17 +108,17 @@ def add_specialists(
             for done, name in enumerate(wanted):
                 found[name] = learn(name, tried)
                 tick(done + 1, len(wanted))
-            told["held_back"] = {n: "; ".join(v.told(tried) for v in each.verdicts) for n, each in found.items()}
+            record["held_back"] = {n: "; ".join(v.reported(tried) for v in each.verdicts) for n, each in found.items()}
             best = best_way({name: each.verdicts for name, each in found.items()}, tried)
             if best is not None:
-                chosen, told["chosen"] = found[best], best
+                chosen, record["chosen"] = found[best], best
     if mode != "auto" and (chosen is None or len(chosen.parts) < _PARTS.get(mode, 1)):
-        gained = told["held_back"].get(mode) or "there is nothing for them to learn from"
+        gained = record["held_back"].get(mode) or "there is nothing for them to learn from"
         kept = f"of specialists {mode!r} only {chosen.parts[0]}" if chosen else f"no specialists {mode!r}"
         warnings.warn(f"{kept} helped significantly on held-out parts of scenes: {gained}; {_REMEDY}", stacklevel=3)
     tree, groups = (None, None) if chosen is None else (chosen.tree, chosen.groups)
-    told = {**draft.provenance, "specialists": told}
-    return replace(draft, refiner=replace(refiner, tree=tree, groups=groups), provenance=told)
+    provenance = {**draft.provenance, "specialists": record}
+    return replace(draft, refiner=replace(refiner, tree=tree, groups=groups), provenance=provenance)
 
 
 def column_spec(twins: FeatureMaps, top: int = _TOP) -> ColumnSpec:
@@ -196,13 +196,13 @@ def _as_groups(
 ) -> SpecialistGroups:
     """The kept groups as part of a model."""
     answers = items.answers[torch.from_numpy(items.held)]
-    _, asked = grown.answered(answers, kept, gate)
+    _, runs = grown.answered(answers, kept, gate)
     return SpecialistGroups(
         kept_groups(grown.groups, kept),
         spec,
         tuple(column for column, keep in zip(grown.columns, kept, strict=True) if keep),
         gate,
-        float(asked.sum()) * grown.columns[0].macs(1, 1) / held_cells,
+        float(runs.sum()) * grown.columns[0].macs(1, 1) / held_cells,
         answers.shape[1],
     )
 
@@ -238,9 +238,9 @@ def _as_tree(
 
 def _macs(grown: Grown, gate: Gate) -> float:
     """Multiply-adds of columns and routing, for items of one cell."""
-    _, asked = grown.answered(gate, grown.tree)
+    _, runs = grown.answered(gate, grown.tree)
     total = int((gate.unsure(grown.answers[0])).sum()) * grown.tree.centres[ROOT].size
     for depth, nodes in enumerate(grown.nodes.T):
-        for node in nodes[asked > depth].tolist():
+        for node in nodes[runs > depth].tolist():
             total += grown.columns[node].macs(1, 1) + grown.tree.centres[node].size
     return float(total)

@@ -90,13 +90,13 @@ def decide(columns: Columns, signs: NDArray[np.float64]) -> Decision:
     for share in range(columns.shares):
         alone, sizes = _turned(columns.alone(share), columns.sizes, signs), columns.sizes * np.abs(signs)
         kept = columns.stays(believed(alone, sizes, columns.depths))
-        gains, asked = columns.whole(share, kept)
-        tried.append((_turned(gains, asked, signs).sum(axis=1), asked @ np.abs(signs), share, kept))
-    gains, asked, share, kept = max(tried, key=lambda each: float(each[0][0]))
+        gains, runs = columns.whole(share, kept)
+        tried.append((_turned(gains, runs, signs).sum(axis=1), runs @ np.abs(signs), share, kept))
+    gains, runs, share, kept = max(tried, key=lambda each: float(each[0][0]))
     gates = np.arange(1, len(gains)) if len(gains) > 1 else np.arange(1)
     most = gains[gates].max()
     enough = gates[gains[gates] >= most - (1 - _GAIN_KEPT) * abs(most)]
-    gate = min(enough.tolist(), key=lambda g: (asked[g], -gains[g]))
+    gate = min(enough.tolist(), key=lambda g: (runs[g], -gains[g]))
     return Decision(share, kept, gate, float(gains[gate]))
 
 

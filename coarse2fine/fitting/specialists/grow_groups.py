@@ -149,7 +149,7 @@ class GroupColumns:
         self._known: dict[tuple[int, bytes], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         each = [[self.whole(share, np.arange(count) == g) for g in range(count)] for share in range(len(shares))]
         self._alone = np.array([[gains[0] for gains, _ in row] for row in each])
-        self.sizes: NDArray[np.float64] = np.array([asked[0] for _, asked in each[0]])
+        self.sizes: NDArray[np.float64] = np.array([runs[0] for _, runs in each[0]])
 
     def alone(self, share: int) -> NDArray[np.float64]:
         """See `Columns`."""

@@ -53,13 +53,13 @@ class Grown:
 
     def answered(self, gate: Gate, tree: FeatureTree) -> tuple[Tensor, NDArray[np.int64]]:
         """Answers, and how many columns ran on each item, for a gate and the kept nodes of `tree`."""
-        answers, asked = self.answers[0], np.zeros(len(self.nodes), np.int64)
+        answers, runs = self.answers[0], np.zeros(len(self.nodes), np.int64)
         going = np.ones(len(self.nodes), bool)
         for nodes, after in zip(self.nodes.T, self.answers[1:], strict=True):
             going &= gate.unsure(answers).numpy() & (nodes != NO_NODE) & tree.kept[nodes]
             answers = torch.where(torch.from_numpy(going)[:, None], after, answers)
-            asked += going
-        return answers, asked
+            runs += going
+        return answers, runs
 
     def shrunk(self, share: float) -> Grown:
         """A copy with the output of every column multiplied by `share`."""

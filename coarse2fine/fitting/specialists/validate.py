@@ -39,7 +39,7 @@ class Verdict:
     items : int
     groups : int
         Number of independent groups of items.
-    asked : float
+    share_run : float
         Share of the items on which a specialist ran.
     loss_before, loss : float
         Mean over all items, without and with specialists.
@@ -51,7 +51,7 @@ class Verdict:
 
     items: int
     groups: int
-    asked: float
+    share_run: float
     loss_before: float
     loss: float
     wrong_before: float
@@ -73,7 +73,7 @@ class Verdict:
         """
         return self.chance <= LEVEL / tried and self.worth > 0 and self.wrong <= self.wrong_before
 
-    def told(self, tried: int = 1) -> str:
+    def reported(self, tried: int = 1) -> str:
         """The verdict in words, with the reason if no gain could be significant.
 
         Parameters
@@ -90,7 +90,7 @@ class Verdict:
         luck = f"p = {self.chance:.3f}" if self.chance <= LEVEL else f"p > {LEVEL:g}"
         return (
             f"loss {self.loss_before:.4f} -> {self.loss:.4f}, wrong {self.wrong_before:.2%} -> {self.wrong:.2%} of "
-            f"{self.items:,} items in {self.groups} groups, run on {self.asked:.1%} of them, {luck}"
+            f"{self.items:,} items in {self.groups} groups, run on {self.share_run:.1%} of them, {luck}"
         )
 
 
@@ -119,7 +119,7 @@ def answers_measured(exclusive: bool) -> Measure:
     return measure
 
 
-def painting_measured(answers: Tensor, items: Items) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def reconstruction_measured(answers: Tensor, items: Items) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Measure of answers that are numbers: squared error; none counts as wrong."""
     return squared_of(answers, items).double().numpy(), np.zeros(len(items), bool)
 
@@ -151,22 +151,22 @@ class TreeColumns:
         _, group = np.unique(items.group, return_inverse=True)
         self._shape = (len(grown.tree), int(group.max(initial=-1)) + 1)
         tables = [self._tables(grown.shrunk(share), items, group, gates, measure) for share in shares]
-        self._gains, self._asked = (np.array(each) for each in zip(*tables, strict=True))
-        self.sizes: NDArray[np.float64] = self._asked[0, 0]
+        self._gains, self._runs = (np.array(each) for each in zip(*tables, strict=True))
+        self.sizes: NDArray[np.float64] = self._runs[0, 0]
 
     def _tables(
         self, grown: Grown, items: Items, group: NDArray[np.intp], gates: tuple[Gate, ...], measure: Measure
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Gains of each column and the number of items it runs on, (gates, columns, groups)."""
-        gains, asked = np.zeros((len(gates), *self._shape)), np.zeros((len(gates), *self._shape))
+        gains, runs = np.zeros((len(gates), *self._shape)), np.zeros((len(gates), *self._shape))
         gained = -np.diff([measure(answers, items)[0] for answers in grown.answers], axis=0)
         for number, gate in enumerate(gates):
             going = np.ones(len(items), bool)
             for nodes, answers, each in zip(grown.nodes.T, grown.answers[:-1], gained, strict=True):
                 going = going & gate.unsure(answers).numpy() & (nodes != NO_NODE)
                 np.add.at(gains[number], (nodes[going], group[going]), each[going])
-                np.add.at(asked[number], (nodes[going], group[going]), 1)
-        return gains, asked
+                np.add.at(runs[number], (nodes[going], group[going]), 1)
+        return gains, runs
 
     def alone(self, share: int) -> NDArray[np.float64]:
         """See `Columns`."""
@@ -178,7 +178,7 @@ class TreeColumns:
 
     def whole(self, share: int, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """See `Columns`."""
-        return np.tensordot(kept, self._gains[share], (0, 1)), np.tensordot(kept, self._asked[share], (0, 1))
+        return np.tensordot(kept, self._gains[share], (0, 1)), np.tensordot(kept, self._runs[share], (0, 1))
 
 
 def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, Gate, Verdict]:
@@ -203,7 +203,7 @@ def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, G
     return _judge_tree(grown, items, gates_tried(exclusive=exclusive), SHARES, answers_measured(exclusive))
 
 
-def judge_painting(grown: Grown, items: Items) -> tuple[Grown, Verdict]:
+def judge_reconstruction(grown: Grown, items: Items) -> tuple[Grown, Verdict]:
     """Choose the columns that improve a reconstruction, and measure the gain.
 
     Parameters
@@ -214,7 +214,7 @@ def judge_painting(grown: Grown, items: Items) -> tuple[Grown, Verdict]:
         Only the held-out items count.
     """
     # Answers are pixels, not probabilities: no gate, and no shrinkage.
-    judged, _, verdict = _judge_tree(grown, items, (Gate.always(),), (1.0,), painting_measured)
+    judged, _, verdict = _judge_tree(grown, items, (Gate.always(),), (1.0,), reconstruction_measured)
     return judged, verdict
 
 
@@ -249,18 +249,18 @@ def judged(columns: Columns, held: Items, apply: Apply, measure: Measure) -> tup
     _, index = np.unique(held.group, return_inverse=True)
     groups = columns.sizes.shape[1]
     half = np.arange(groups) % 2 == 0
-    answers, asked = held.answers.clone(), np.zeros(len(held), np.int64)
+    answers, runs = held.answers.clone(), np.zeros(len(held), np.int64)
     for mine in (half, ~half):
         rows = np.flatnonzero(~mine[index])
         if mine.any() and len(rows):
-            answers[torch.from_numpy(rows)], asked[rows] = apply(rows, decide(columns, mine.astype(np.float64)))
+            answers[torch.from_numpy(rows)], runs[rows] = apply(rows, decide(columns, mine.astype(np.float64)))
     count = max(len(held), 1)
     (before, bad), (after, worse) = (measure(a, held) for a in (held.answers, answers))
     decided = decide(columns, np.ones(groups))
     verdict = Verdict(
         items=len(held),
         groups=groups,
-        asked=float((asked > 0).sum()) / count,
+        share_run=float((runs > 0).sum()) / count,
         loss_before=float(before.sum()) / count,
         loss=float(after.sum()) / count,
         wrong_before=float(bad.sum()) / count,

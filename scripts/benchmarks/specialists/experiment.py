@@ -40,13 +40,13 @@ class Errors:
     ----------
     wrong : ndarray, bool, (n,)
         One for each tile of the test.
-    macs, asked : float
+    macs, columns_run : float
         Total multiply-adds, and columns run, per tile in the mean.
     """
 
     wrong: NDArray[np.bool_]
     macs: float
-    asked: float = 0.0
+    columns_run: float = 0.0
 
 
 class Experiment:
@@ -143,9 +143,9 @@ class Experiment:
         base, found = self.base().spec.macs(1, 1), {}
         for name, each, gate in (("", grown, UNSURE), ("judged", judged, _within(within))):
             tested = each.take(np.flatnonzero(part == TEST))
-            answers, asked = tested.answered(gate, tested.tree)
+            answers, runs = tested.answered(gate, tested.tree)
             spent = macs_of(tested, gate, tested.tree, routed=routed)
-            found[name] = self._errors(answers, base + float(spent.mean()), float(asked.mean()))
+            found[name] = self._errors(answers, base + float(spent.mean()), float(runs.mean()))
         return found
 
     def activity(self, spec: ColumnSpec) -> dict[str, Errors]:
@@ -159,9 +159,9 @@ class Experiment:
         part, own, found = items.take(np.flatnonzero(parts == TEST)), grown.take(tested), {}
         ways = {"": (own, np.ones(len(kept), bool), UNSURE), "judged": (own.shrunk(share), kept, _within(gate))}
         for name, (groups, which, band) in ways.items():
-            answers, asked = groups.answered(part.answers, which, band)
-            macs = base + float(asked.mean()) * self.column_macs(spec)
-            found[name] = self._errors(answers, macs, float(asked.mean()))
+            answers, runs = groups.answered(part.answers, which, band)
+            macs = base + float(runs.mean()) * self.column_macs(spec)
+            found[name] = self._errors(answers, macs, float(runs.mean()))
         return found
 
     def _labelled(self, store: ItemStore) -> tuple[Items, NDArray[np.int8]]:
@@ -175,9 +175,9 @@ class Experiment:
         """1 at the class of each tile, (n, classes)."""
         return torch.from_numpy(np.eye(len(self.tiles.classes), dtype=np.float32)[self.tiles.labels[rows]])
 
-    def _errors(self, answers: Tensor, macs: float, asked: float = 0.0) -> Errors:
+    def _errors(self, answers: Tensor, macs: float, runs: float = 0.0) -> Errors:
         true = self.tiles.labels[self.parts == TEST]
-        return Errors(np.asarray(answers.argmax(dim=1).numpy() != true), macs, asked)
+        return Errors(np.asarray(answers.argmax(dim=1).numpy() != true), macs, runs)
 
 
 def _within(gate: Gate) -> Gate:

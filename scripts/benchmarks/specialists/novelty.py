@@ -112,8 +112,8 @@ def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> d
     }
     if models["tree"].refiner.specialists:
         for what, columns, kinds in (("alone", False, False), ("kinds", False, True), ("columns", True, False)):
-            name = "painting alone" if what == "alone" else f"painting, {what}"
-            methods[name] = partial(_painting, models["tree"], runtime, columns, kinds)
+            name = "reconstruction alone" if what == "alone" else f"reconstruction, {what}"
+            methods[name] = partial(_reconstruction, models["tree"], runtime, columns, kinds)
     # Specialists that do not help significantly were removed, with a warning: there is nothing to measure.
     for name, each in ((name, each) for name, each in models.items() if name == _PLAIN or each.refiner.specialists):
         methods[f"{name}, everywhere"] = partial(_explored, each, runtime, None)
@@ -146,7 +146,7 @@ def _chance(planted: Planted, seed: int) -> Scored:
     return Scored(np.random.default_rng(seed).random(planted.odd.shape), 0.0)
 
 
-def _painting(model: Model, runtime: Runtime, columns: bool, kinds: bool, planted: Planted, _: int) -> Scored:
+def _reconstruction(model: Model, runtime: Runtime, columns: bool, kinds: bool, planted: Planted, _: int) -> Scored:
     """Scores of a model with a tree of kinds, without its columns, its kinds, or both."""
     refiner = model.refiner
     assert isinstance(refiner, NoveltyRefiner)
@@ -157,8 +157,8 @@ def _painting(model: Model, runtime: Runtime, columns: bool, kinds: bool, plante
     kind = planes[-1].astype(np.int64).ravel() * kinds
     mixture = Mixture.of_kinds(rows, kind, len(model.labels))
     surprise = mixture.within(torch.from_numpy(rows), torch.from_numpy(kind))
-    painting = measuring.macs_spent - refiner.macs(*planted.odd.shape)
-    macs = painting if columns else refiner.decoder[:-1].size * planted.odd.size
+    reconstructing = measuring.macs_spent - refiner.macs(*planted.odd.shape)
+    macs = reconstructing if columns else refiner.decoder[:-1].size * planted.odd.size
     return _scored(surprise.numpy(), macs, model, planted)
 
 

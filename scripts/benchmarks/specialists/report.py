@@ -18,7 +18,7 @@ EXPLAINED = (
     f"NAME/{JUDGED}: the same, with columns pruned and a gate set on held-out tiles; otherwise every tile of which the "
     "base is unsure (below 98 %) is sent down the whole tree.",
     "Errors of the test, mean +- sd over seeds, which change the split into training and held out too; extra: "
-    "multiply-adds beyond the base's, columns and routing, mean over tiles; asked: columns run per tile. "
+    "multiply-adds beyond the base's, columns and routing, mean over tiles; columns_run: per tile. "
     "than_base, than_control: more errors, paired, with 95 % interval and p by a bootstrap over groups of tiles "
     "(images or blocks of them); they do not hold for other data sets.",
     "Novelty: squares of pictures are changed, and all cells ranked; AP is the average precision, AUROC the area under "
@@ -74,7 +74,7 @@ def section_of(name: str, text: str, group: NDArray[np.int64], found: Mapping[st
         if len(runs) > 1:
             figures[f"{key}/errors_sd"] = float(np.std(shares, ddof=1))
         figures[f"{key}/extra_macs"] = float(np.mean([run.macs for run in runs])) / macs - 1
-        figures[f"{key}/asked"] = float(np.mean([run.asked for run in runs]))
+        figures[f"{key}/columns_run"] = float(np.mean([run.columns_run for run in runs]))
         control = VARIANTS[variant.partition("/")[0]].control
         for word, other in (("base", "base"), ("control", control)):
             if other in found and variant != "base" and (word, other) != ("control", "base"):

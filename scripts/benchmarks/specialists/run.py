@@ -92,7 +92,7 @@ def _run(
             start = time.perf_counter()
             results = VARIANTS[name].run(experiment)
             table = {f"{suffix}.wrong": each.wrong for suffix, each in results.items()}
-            costs = {f"{suffix}.cost": np.array([each.macs, each.asked]) for suffix, each in results.items()}
+            costs = {f"{suffix}.cost": np.array([each.macs, each.columns_run]) for suffix, each in results.items()}
             with replacing_stream(path) as stream:
                 np.savez_compressed(stream, **table, **costs)  # type: ignore[arg-type]
             errors = ", ".join(f"{each.wrong.mean():.2%}" for each in results.values())

@@ -14,7 +14,7 @@ from coarse2fine.fitting.specialists.evidence import believed, chance, decide
 from coarse2fine.fitting.specialists.grow_groups import GrownGroups, judge_groups
 from coarse2fine.fitting.specialists.grow_tree import Grown
 from coarse2fine.fitting.specialists.items import Items
-from coarse2fine.fitting.specialists.validate import Verdict, best_way, judge_painting, judge_tree
+from coarse2fine.fitting.specialists.validate import Verdict, best_way, judge_reconstruction, judge_tree
 from coarse2fine.models.feature_groups import Groups
 from coarse2fine.models.feature_tree import FeatureTree
 
@@ -138,10 +138,10 @@ def test_a_column_that_paints_worse_falls_back_to_its_parent() -> None:
     items = Items((zeros[:, :1, None, None],), zeros, target, torch.ones(n, 1), np.ones(n, bool), image, tiles)
     centres = (np.zeros((3, 1), np.float32), *[np.zeros((0, 0), np.float32)] * 3)
     clusters = FeatureTree(np.array([-1, 0, 0, 0], np.int32), np.ones(4, np.int64), np.ones(4, bool), centres)
-    judged, verdict = judge_painting(Grown(clusters, {}, node[:, None], (zeros, last)), items)
+    judged, verdict = judge_reconstruction(Grown(clusters, {}, node[:, None], (zeros, last)), items)
     assert judged.tree.kept.tolist() == [True, True, False, False]
     assert verdict.pays()
     assert verdict.groups == 12
     # Alone, those that do not help are not sure to.
-    worse = judge_painting(Grown(clusters, {}, node[:, None], (zeros, 0.5 * anywhere)), items)[1]
+    worse = judge_reconstruction(Grown(clusters, {}, node[:, None], (zeros, 0.5 * anywhere)), items)[1]
     assert not worse.pays()

@@ -130,9 +130,9 @@ def test_a_tree_of_columns_learns_what_the_base_does_not_know(store: ItemStore) 
     assert judged.tree.kept[1:].any()
     assert verdict.pays()
     assert verdict.wrong < 0.2 < verdict.wrong_before
-    assert 0.3 < verdict.asked <= 1
+    assert 0.3 < verdict.share_run <= 1
     assert "in 120 groups" in str(verdict)
-    # The nodes told are those that a runner finds, and so are the answers.
+    # The nodes delivered are those that a runner finds, and so are the answers.
     for pruned in (judged, judged.shrunk(0.25)):
         assert_run(pruned, store, gate)
 
