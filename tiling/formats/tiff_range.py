@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..value_range import stated_range
+from .tiff_tags import ome_pixels
 
-_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 _LIMITS = ((281, 280), (341, 340))
 """Tags of the highest and the lowest value: for integer samples, and for samples of any type."""
 
@@ -30,8 +30,8 @@ def stated_by(tiff: Any, page: Any, nodata: float | None) -> tuple[tuple[float, 
         return ((0.0, 2.0**bits - 1),)
     if dtype.kind == "b" or dtype.itemsize == 1:
         return ()
-    bits = _significant_bits(tiff.ome_metadata or "", page) if tiff.is_ome and dtype.kind in "ui" else None
-    limits = [] if bits is None else [(0.0, 2.0**bits - 1)]
+    stated = ome_pixels(tiff.ome_metadata or "", page).get("SignificantBits", "") if tiff.is_ome else ""
+    limits = [(0.0, 2.0 ** int(stated) - 1)] if dtype.kind in "ui" and re.fullmatch(r"\d{1,2}", stated) else []
     for highest, lowest in _LIMITS:
         high, low = _limit(page, highest, np.max), _limit(page, lowest, np.min)
         if high is not None and (low is not None or dtype.kind == "u"):
@@ -50,12 +50,3 @@ def _limit(page: Any, tag: int, most: Any) -> float | None:
         return None if value is None else float(most(np.asarray(value, np.float64)))
     except (TypeError, ValueError):
         return None
-
-
-def _significant_bits(xml: str, page: Any) -> int | None:
-    """SignificantBits in OME-XML, of the image that has the page's size, else of the first."""
-    images = _PIXELS.findall(xml)
-    size = (("SizeY", page.imagelength), ("SizeX", page.imagewidth))
-    same = [i for i in images if all(re.search(rf"""\b{name}\s*=\s*["']{value}["']""", i) for name, value in size)]
-    found = re.search(r"""\bSignificantBits\s*=\s*["'](\d{1,2})["']""", (same or images or [""])[0])
-    return int(found[1]) if found else None

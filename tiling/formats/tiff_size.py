@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import re
 from typing import Any
 
 from ..geometry import PixelSize, ignored_dots, pixel_size, printer_dots
 from ..samples import number_in
+from .tiff_tags import ome_pixels
 
-_ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*["']([^"']*)["']""")
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter", 4: "millimeter", 5: "micrometer"}
 _SQUARE = "only the {} of a pixel is stated; it is taken as square"
 Sized = tuple[PixelSize | None, tuple[str, ...]]
@@ -63,12 +62,7 @@ def _imagej_units(file: Any) -> tuple[str, str] | None:
 
 def _ome_size(xml: str, page: Any) -> Sized:
     """Physical pixel size in OME-XML, of the image that has the page's size, else of the first."""
-    images = [
-        {name: html.unescape(value) for name, value in _ATTRIBUTE.findall(pixels)}
-        for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
-    ]
-    wanted = {"SizeY": str(page.imagelength), "SizeX": str(page.imagewidth)}
-    pixels = next((image for image in images if wanted.items() <= image.items()), images[0] if images else {})
+    pixels = ome_pixels(xml, page)
     sizes = {axis: number_in(pixels.get(f"PhysicalSize{axis}")) for axis in "YX"}
     known = {
         axis: (size, pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis, size in sizes.items() if size is not None

@@ -1,8 +1,10 @@
-"""Tags of a TIFF: colours, no-data value, georeference."""
+"""Tags of a TIFF: colours, no-data value, georeference, OME-XML."""
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,8 @@ _GEO_UNITS = {
     9105: "grad",
 }
 _OWN_CRS = 32767
+_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
+_ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*["']([^"']*)["']""")
 _PIXEL_IS_POINT = 2
 
 
@@ -113,3 +117,10 @@ def _geo_transform(tags: dict[str, Any]) -> tuple[float, float, float, float, fl
     if int(tags.get("GTRasterTypeGeoKey", 1)) == _PIXEL_IS_POINT:  # then integer coordinates are pixel centres
         c, f = c - (a + b) / 2, f - (d + e) / 2
     return float(a), float(b), float(c), float(d), float(e), float(f)
+
+
+def ome_pixels(xml: str, page: Any) -> dict[str, str]:
+    """Attributes of "Pixels" in OME-XML, of the image that has the page's size, else of the first; empty if none."""
+    images = [{name: html.unescape(value) for name, value in _ATTRIBUTE.findall(each)} for each in _PIXELS.findall(xml)]
+    wanted = {"SizeY": str(page.imagelength), "SizeX": str(page.imagewidth)}
+    return next((image for image in images if wanted.items() <= image.items()), images[0] if images else {})
