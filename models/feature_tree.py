@@ -7,7 +7,7 @@ when the tree grows, so trained columns remain valid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -20,9 +20,6 @@ from .clustering import kmeans, merged, nearest
 
 ROOT = 0
 NO_NODE = -1
-
-# From a node and the rows of the items that reached it to their features there, (n, d).
-Represent = Callable[[int, NDArray[np.intp]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -129,28 +126,6 @@ class FeatureTree:
         distance = [((vectors - centre) ** 2).sum(axis=1) for centre in self.centres[node]]
         index: NDArray[np.intp] = np.argmin(distance, axis=0)
         return self.children(node)[index].astype(np.int32)
-
-    def paths(self, count: int, represent: Represent) -> NDArray[np.int32]:
-        """Nodes that each item passes, from the first below the root on.
-
-        Parameters
-        ----------
-        count : int
-            Number of items.
-        represent : callable
-            Features of items at a node; called once for each node with children that items reach.
-
-        Returns
-        -------
-        ndarray, int32, (count, depth of the tree)
-            -1 after the last node. A path ends at a node that is not kept.
-        """
-        paths = np.full((count, int(self.depths.max())), NO_NODE, np.int32)
-        for node, depth in enumerate(self.depths.tolist()):
-            rows = np.arange(count) if node == ROOT else np.flatnonzero(paths[:, depth - 1] == node)
-            if len(rows) and len(self.centres[node]) and self.kept[node]:
-                paths[rows, depth] = self.step(node, represent(node, rows))
-        return paths
 
     def pruned(self, own_loss: NDArray[np.float64], parent_loss: NDArray[np.float64]) -> FeatureTree:
         """The tree with only those columns that do not hurt.

@@ -96,26 +96,21 @@ def test_one_cluster_is_no_split() -> None:
     assert len(tree) == 1
     assert tree.leaves.tolist() == [ROOT]
     assert set(node.tolist()) == {ROOT}
-    assert tree.paths(len(x), lambda _, rows: x[rows]).shape == (len(x), 0)
+    assert set(tree.step(ROOT, x).tolist()) == {NO_NODE}
 
 
 @given(seeds)
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_items_go_where_they_were_when_the_tree_was_grown(seed: int) -> None:
     tree, x, leaf = grown(seed)
-    asked = []
-
-    def represent(node: int, rows: NDArray[np.intp]) -> NDArray[np.float32]:
-        asked.append((node, len(rows)))
-        return x[rows]
-
-    paths = tree.paths(len(x), represent)
-    last = [int(path[path != NO_NODE][-1]) for path in paths]
-    assert last == leaf.tolist()
-    assert all(tree.parent[path[0]] == ROOT and path[1] in (NO_NODE, *tree.children(path[0])) for path in paths)
-    inner = [node for node in range(len(tree)) if len(tree.children(node))]
-    assert asked == [(node, int(tree.sizes[node])) for node in inner]
-    assert sorted(set(last)) == tree.leaves.tolist()
+    at = np.zeros(len(x), np.int32)
+    for node in range(len(tree)):  # a child's number is larger than its parent's
+        rows = np.flatnonzero(at == node)
+        assert len(rows) == tree.sizes[node]
+        if len(tree.children(node)):
+            at[rows] = tree.step(node, x[rows])
+    assert at.tolist() == leaf.tolist()
+    assert sorted(set(at.tolist())) == tree.leaves.tolist()
 
 
 def test_nodes_keep_their_numbers_when_the_tree_grows() -> None:
@@ -154,15 +149,12 @@ def test_pruning_keeps_the_columns_with_the_least_loss(seed: int) -> None:
 
 
 def test_a_column_that_neither_helps_nor_hurts_is_kept() -> None:
-    tree, x, _ = grown(0)
+    tree, _, _ = grown(0)
     same = np.ones(len(tree))
     assert tree.pruned(same, same).kept.all()
     worse = tree.pruned(np.where(np.arange(len(tree)) == 1, 9.0, 1.0), same)
     off = np.flatnonzero(~worse.kept).tolist()
     assert off == [1, *tree.children(1).tolist()]
-    paths = worse.paths(len(x), lambda _, rows: x[rows])
-    assert set(paths[paths[:, 0] == 1, 1].tolist()) == {NO_NODE}
-    assert set(paths[paths[:, 0] == 2, 1].tolist()) == set(tree.children(2).tolist())
 
 
 def test_a_tree_survives_a_model_file(tmp_path: Path) -> None:
@@ -173,8 +165,7 @@ def test_a_tree_survives_a_model_file(tmp_path: Path) -> None:
     found = FeatureTree.from_arrays(arrays)
     np.testing.assert_array_equal(found.kept, tree.kept)
     np.testing.assert_array_equal(found.sizes, tree.sizes)
-    for both in (tree, found):
-        np.testing.assert_array_equal(both.paths(len(x), lambda _, rows: x[rows])[:, 0], tree.step(ROOT, x))
+    np.testing.assert_array_equal(found.step(ROOT, x), tree.step(ROOT, x))
     for name, value in (("parent", arrays["parent"][::-1]), ("centres.0", arrays["centres.0"][:-1])):
         with pytest.raises(ValueError, match="expected parents before their children"):
             FeatureTree.from_arrays({**arrays, name: value})
