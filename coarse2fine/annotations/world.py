@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -132,11 +130,7 @@ def _converted(geometries: NDArray[np.object_], geo: GeoReference) -> NDArray[np
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-300:
         return None
     inverse = np.linalg.inv(matrix).T
-
-    def to_pixels(world: NDArray[np.float64]) -> Any:
-        return (world - (c, f)) @ inverse
-
-    found: NDArray[np.object_] = shapely.transform(geometries, to_pixels)
+    found: NDArray[np.object_] = shapely.transform(geometries, lambda world: (world - (c, f)) @ inverse)
     return found
 
 

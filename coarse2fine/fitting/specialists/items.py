@@ -229,11 +229,6 @@ class ItemStore:
         group.attrs.update({"loss": loss, "name": name, "maps": maps})
         return cls(folder)
 
-    @property
-    def exclusive(self) -> bool:
-        """Whether an item has one class."""
-        return self.loss == "softmax"
-
     def __len__(self) -> int:
         return int(self._group["answers"].shape[0])
 

@@ -67,9 +67,7 @@ FULL = IoScale(8192, 7, (48, 256), 1024, (0.25, 1.0, 4.0))
 QUICK = IoScale(4096, 5, (32, 256), 256, (0.06, 0.25, 1.0))
 
 
-def benchmark_io(
-    out: Path, *, data: Path | None = None, scale: IoScale = FULL, seed: int = 0, progress: bool = True
-) -> SectionReport:
+def benchmark_io(out: Path, *, data: Path | None = None, scale: IoScale = FULL, seed: int = 0) -> SectionReport:
     """Measure reading and conversion on generated images, and reading on the SVS files in `data`.
 
     Images are made in a temporary folder in `out`, which must exist. FileNotFoundError if `data` holds no SVS.
@@ -78,7 +76,7 @@ def benchmark_io(
     threads = sorted({1, cores()})
     tiles = photo_like(_PHOTOS, seed)
     notes = [f"{name} is not installed, and left out" for name in missing_extras()]
-    with Progress(progress) as bars:
+    with Progress(True) as bars:
 
         def speed(make: Callable[[], Subject]) -> Section:
             subject = make()

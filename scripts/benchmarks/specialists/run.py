@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,9 +36,7 @@ FULL = SpecialistsScale(3, 4000, tuple(VARIANTS))
 QUICK = SpecialistsScale(1, 300, FEW)
 
 
-def benchmark_specialists(
-    out: Path, *, data: Path | None = None, scale: SpecialistsScale = FULL, progress: bool = True
-) -> SectionReport:
+def benchmark_specialists(out: Path, *, data: Path | None = None, scale: SpecialistsScale = FULL) -> SectionReport:
     """Train all variants on each data set in `data` (see `load_tile_sets`; the digits) and seed, and compare them.
 
     The errors of each variant are stored in `out`, an existing folder, and a second run trains only missing variants.
@@ -50,13 +47,12 @@ def benchmark_specialists(
     sets, notes = ([tiles_of_digits()], []) if data is None else load_tile_sets(data)
     home = out / "specialists"
     home.mkdir(exist_ok=True)
-    say = _say if progress else _say_nothing
     sections = []
     for tiles in sets:
-        runs = [_run(tiles, seed, home, scale, say) for seed in range(scale.seeds)]
+        runs = [_run(tiles, seed, home, scale) for seed in range(scale.seeds)]
         found = {name: [run[name] for run in runs] for name in runs[0]}
         sections.append(section_of(tiles.name, _described(tiles), tiles.groups[tiles.test], found))
-    say("planting novelties")
+    _say("planting novelties")
     sections.append(measure_novelty(data, scale.seeds))
     parameters = {"data": data and data.name, **asdict(scale)}
     return SectionReport("specialists", sections, range(scale.seeds), parameters, EXPLAINED, notes)
@@ -64,10 +60,6 @@ def benchmark_specialists(
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _say_nothing(_: str) -> None:
-    pass
 
 
 def _described(tiles: TileSet) -> str:
@@ -78,9 +70,7 @@ def _described(tiles: TileSet) -> str:
     )
 
 
-def _run(
-    tiles: TileSet, seed: int, home: Path, scale: SpecialistsScale, say: Callable[[str], None]
-) -> dict[str, Errors]:
+def _run(tiles: TileSet, seed: int, home: Path, scale: SpecialistsScale) -> dict[str, Errors]:
     """Errors on one data set with one seed by name; stored ones are read."""
     folder = home / f"{tiles.name}-{scale.steps}" / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +87,7 @@ def _run(
                 np.savez_compressed(stream, **table, **costs)  # type: ignore[arg-type]
             errors = ", ".join(f"{each.wrong.mean():.2%}" for each in results.values())
             seconds = time.perf_counter() - start
-            say(f"{tiles.name} seed {seed}: {name} ({number}/{len(scale.variants)}), errors {errors}, {seconds:.0f} s")
+            _say(f"{tiles.name} seed {seed}: {name} ({number}/{len(scale.variants)}), errors {errors}, {seconds:.0f} s")
         with np.load(path) as file:
             for suffix in (key.removesuffix(".wrong") for key in file.files if key.endswith(".wrong")):
                 errors_there = Errors(file[f"{suffix}.wrong"], *file[f"{suffix}.cost"].tolist())

@@ -68,7 +68,7 @@ def columns() -> tuple[ColumnSpec, ...]:
 
 def test_a_store_gives_back_what_was_written(store: ItemStore) -> None:
     whole, again = items(), ItemStore(store.folder)
-    assert (len(again), again.exclusive, again.name) == (COUNT, True, "tiles")
+    assert (len(again), again.loss, again.name) == (COUNT, "softmax", "tiles")
     rows = np.array([0, 3, 511, 512, 599])
     for found, expected in ((again.read(), whole), (again.read(rows), whole.take(rows))):
         for a, b in zip(found.maps, expected.maps, strict=True):
