@@ -67,3 +67,9 @@ class Region:
         """Centre (y, x) of the box, in full-resolution pixels."""
         y0, x0, y1, x1 = self.full_box
         return (y0 + y1) / 2, (x0 + x1) / 2
+
+    @property
+    def corners(self) -> tuple[tuple[float, float], ...]:
+        """Corners (y, x) of the outline, or of the box, without a repeated end point."""
+        y0, x0, y1, x1 = self.full_box
+        return self.outline or ((y0, x0), (y0, x1), (y1, x1), (y1, x0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from coarse2fine._version import __version__
 from coarse2fine.region import Region
 from coarse2fine.results.folder import ANALYSIS, read_record, regions_file, results_within
 from coarse2fine.results.geojson import read_regions
-from coarse2fine.results.json_file import NOT_UNICODE
+from coarse2fine.results.json_file import NOT_UNICODE, compact
 from coarse2fine.tiling.storage.remote import is_url
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
@@ -75,10 +74,10 @@ def write_coco(path: str | os.PathLike[str], images: Sequence[Found]) -> Path:
         "categories": [{"id": n, "name": label} for label, n in numbers.items()],
     }
     with replacing_stream(target) as stream:
-        stream.write(f'{_dumps(head)[:-1]}, "annotations": ['.encode("utf-8", NOT_UNICODE))
+        stream.write(f'{compact(head)[:-1]}, "annotations": ['.encode("utf-8", NOT_UNICODE))
         for number, entry in enumerate(_entries(images, numbers), 1):
             separator = "\n" if number == 1 else ",\n"
-            stream.write(f"{separator}{_dumps({'id': number, **entry})}".encode("utf-8", NOT_UNICODE))
+            stream.write(f"{separator}{compact({'id': number, **entry})}".encode("utf-8", NOT_UNICODE))
         stream.write(b"\n]}\n")
     return target
 
@@ -150,8 +149,7 @@ def _entries(images: Sequence[Found], numbers: dict[str, int]) -> Iterator[dict[
 
 def _place(region: Region) -> dict[str, Any]:
     y0, x0, y1, x1 = map(float, region.full_box)
-    corners = region.outline or ((y0, x0), (y0, x1), (y1, x1), (y1, x0))
-    ring = [(float(x), float(y)) for y, x in corners]
+    ring = [(float(x), float(y)) for y, x in region.corners]
     # Shoelace formula.
     twice = sum(x * v - u * y for (x, y), (u, v) in zip(ring, [*ring[1:], ring[0]], strict=True))
     return {
@@ -161,7 +159,3 @@ def _place(region: Region) -> dict[str, Any]:
         "score": float(region.score),
         "iscrowd": 0,
     }
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False)

@@ -186,8 +186,7 @@ class Picture:
     def _draw_zoom(self, axes: Any, colours: dict[str, Any]) -> None:
         """Show the place with the most finds at full resolution, with the windows, and the finds with their names."""
         box = self._busiest()
-        pixels = salvage(self.image.read, box)
-        _show(axes, pixels[..., 0] if pixels.shape[-1] == 1 else pixels, box)
+        _show(axes, salvage(self.image.read, box), box)
         axes.add_collection(PolyCollection(self._windows(box), facecolors="none", edgecolors=_BLUE, linewidths=1.0))
         shown = [r for r in self.regions if _touches(r, box)]
         self._draw_regions(axes, shown, colours, 0)
@@ -234,8 +233,7 @@ class Picture:
             half = max(_EXAMPLE, y1 - y0, x1 - x0) / 2
             y, x = int((y0 + y1) / 2 - half), int((x0 + x1) / 2 - half)
             box = Box(y, x, y + int(2 * half), x + int(2 * half))
-            pixels = salvage(self.image.read, box)
-            _show(axes, pixels[..., 0] if pixels.shape[-1] == 1 else pixels, box)
+            _show(axes, salvage(self.image.read, box), box)
             for spine in axes.spines.values():
                 spine.set(color=colour, linewidth=2.5)
             axes.text(1.12, 0.5, name, transform=axes.transAxes, fontsize=8, va="center")
@@ -366,9 +364,7 @@ def _touches(region: Region, full_box: Box) -> bool:
 
 def _corners(region: Region, least: float) -> NDArray[np.float64]:
     """Outline (x, y) in full-resolution pixels, grown to a size that can be seen."""
-    y0, x0, y1, x1 = region.full_box
-    outline = region.outline or ((y0, x0), (y0, x1), (y1, x1), (y1, x0))
-    points = np.array(outline, np.float64)[:, ::-1]
+    points = np.array(region.corners, np.float64)[:, ::-1]
     size = float(np.ptp(points, axis=0).max())
     if size < least:
         points = (points - points.mean(axis=0)) * (least / max(size, 1e-6)) + points.mean(axis=0)

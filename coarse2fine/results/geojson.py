@@ -17,7 +17,7 @@ from typing import Any
 
 from coarse2fine.region import Region
 from coarse2fine.results.colours import label_colour
-from coarse2fine.results.json_file import NOT_UNICODE, plain
+from coarse2fine.results.json_file import NOT_UNICODE, compact
 from coarse2fine.tiling.geometry import GeoReference
 from coarse2fine.tiling.storage.regular import open_regular
 from coarse2fine.tiling.writing.atomic import replacing_stream
@@ -31,9 +31,7 @@ _HEAD = '{"type": "Feature", '
 Ring = list[tuple[float, float]]
 
 
-def write_geojson(
-    path: str | os.PathLike[str], regions: Sequence[Region], *, metadata: Mapping[str, Any] | None = None
-) -> Path:
+def write_geojson(path: str | os.PathLike[str], regions: Sequence[Region]) -> Path:
     """Write regions as a GeoJSON FeatureCollection of detections, for QuPath.
 
     Features are written one per line, a few thousand at a time. An identifier depends on label and coordinates only, so
@@ -45,9 +43,6 @@ def write_geojson(
         File to write; gzipped if the name ends in ``.gz``. Its folder must exist.
     regions : sequence of Region
         Coordinates are written as (x, y) in full-resolution pixels.
-    metadata : mapping, optional
-        Stored with the collection as the member ``coarse2fine``; see
-        `coarse2fine.results.json_file.write_json` for the values allowed.
 
     Returns
     -------
@@ -58,12 +53,8 @@ def write_geojson(
     ------
     FileNotFoundError, IsADirectoryError
         If the folder does not exist, or `path` is a folder.
-    ValueError, TypeError
-        If `metadata` holds NaN, infinity or a value that JSON does not have.
     """
-    target = Path(path)
-    more = "" if metadata is None else f'"coarse2fine": {_dumps(plain(metadata, "metadata", target))}, '
-    return _write(target, more, map(_detection, regions))
+    return _write(Path(path), "", map(_detection, regions))
 
 
 def write_world_geojson(path: str | os.PathLike[str], regions: Sequence[Region], geo: GeoReference) -> Path:
@@ -90,7 +81,7 @@ def write_world_geojson(path: str | os.PathLike[str], regions: Sequence[Region],
     FileNotFoundError, IsADirectoryError
         If the folder does not exist, or `path` is a folder.
     """
-    system = "null" if geo.crs is None else _dumps({"type": "name", "properties": {"name": _urn(geo.crs)}})
+    system = "null" if geo.crs is None else compact({"type": "name", "properties": {"name": _urn(geo.crs)}})
     more = "" if geo.crs == _LON_LAT else f'"crs": {system}, '
     return _write(Path(path), more, map(partial(_on_the_map, geo=geo), regions))
 
@@ -133,19 +124,15 @@ def _write(target: Path, more: str, features: Iterable[str]) -> Path:
     return target
 
 
-def _dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False)
-
-
 @lru_cache(maxsize=4096)
 def _class(label: str) -> str:
-    return _dumps({"name": label, "color": label_colour(label)})
+    return compact({"name": label, "color": label_colour(label)})
 
 
 @lru_cache(maxsize=4096)
 def _notes(fired: tuple[str, ...], route: tuple[int, ...], outlined: bool) -> str:
     notes = {"fired": fired} | ({"route": route} if route else {}) | ({"outline": True} if outlined else {})
-    return _dumps(notes)
+    return compact(notes)
 
 
 def _detection(region: Region) -> str:
@@ -168,15 +155,13 @@ def _on_the_map(region: Region, geo: GeoReference) -> str:
     properties = {"label": region.label, "score": float(region.score), "fired": "; ".join(region.fired)}
     return (
         f'{_HEAD}"id": "{_identifier(region.label, _text(_ring(region)))}", '
-        f'"geometry": {{"type": "Polygon", "coordinates": [{_text(ring)}]}}, "properties": {_dumps(properties)}}}'
+        f'"geometry": {{"type": "Polygon", "coordinates": [{_text(ring)}]}}, "properties": {compact(properties)}}}'
     )
 
 
 def _ring(region: Region) -> Ring:
     """Closed ring of corners (x, y)."""
-    y0, x0, y1, x1 = region.full_box
-    corners = region.outline if region.outline is not None else ((y0, x0), (y0, x1), (y1, x1), (y1, x0))
-    ring = [(float(x), float(y)) for y, x in corners]
+    ring = [(float(x), float(y)) for y, x in region.corners]
     return [*ring, ring[0]]
 
 
@@ -187,7 +172,7 @@ def _text(ring: Ring) -> str:
 
 def _identifier(label: str, ring: str) -> str:
     """UUID, version 5, of label and coordinates; equal to `uuid.uuid5`, but faster."""
-    name = f"[{_dumps(label)}, {ring}]".encode("utf-8", NOT_UNICODE)
+    name = f"[{compact(label)}, {ring}]".encode("utf-8", NOT_UNICODE)
     digest = hashlib.sha1(_NAMESPACE + name, usedforsecurity=False).hexdigest()
     variant = "89ab"[int(digest[16], 16) & 3]
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"

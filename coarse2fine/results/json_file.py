@@ -46,10 +46,15 @@ def write_json(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> Path
         If a value is of another type; the message names its place in the record.
     """
     target = Path(path)
-    text = json.dumps(plain(payload, "", target), allow_nan=False, ensure_ascii=False, indent=2)
+    text = json.dumps(_plain(payload, "", target), allow_nan=False, ensure_ascii=False, indent=2)
     with replacing_stream(target) as stream:
         stream.write(f"{text}\n".encode("utf-8", NOT_UNICODE))
     return target
+
+
+def compact(value: Any) -> str:
+    """JSON on one line; ValueError for NaN and infinity."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
 def csv_cell(value: Any) -> Any:
@@ -63,7 +68,7 @@ def csv_cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def plain(value: Any, place: str, target: Path) -> Any:
+def _plain(value: Any, place: str, target: Path) -> Any:
     """Convert a value to JSON's types; `place` is its path in the record, for messages."""
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -75,15 +80,15 @@ def plain(value: Any, place: str, target: Path) -> Any:
             )
         return float(value)
     if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist(), place, target)
+        return _plain(value.tolist(), place, target)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{place}.{key}".lstrip("."), target) for key, item in value.items()}
+        return {str(key): _plain(item, f"{place}.{key}".lstrip("."), target) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, f"{place}[{index}]", target) for index, item in enumerate(value)]
+        return [_plain(item, f"{place}[{index}]", target) for index, item in enumerate(value)]
     raise TypeError(
         f"cannot write {target}: {place} is a {type(value).__name__}, expected numbers, texts, mappings, "
         "lists, tuples, dataclasses, paths or NumPy values; convert it first"

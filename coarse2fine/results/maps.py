@@ -109,7 +109,7 @@ def _write_cells(group: zarr.Group, maps: Maps) -> None:
     for finer, coarser in pairwise(levels):
         for row in range(0, coarser.shape[1], _CHUNK):
             coarser[:, row : row + _CHUNK] = _greatest(np.asarray(finer[:, 2 * row : 2 * (row + _CHUNK)]))
-    channels = [
+    channels: list[Any] = [
         {
             "label": name,
             "color": colour,
@@ -118,27 +118,8 @@ def _write_cells(group: zarr.Group, maps: Maps) -> None:
         }
         for name, colour in zip(CHANNELS, _COLOURS, strict=True)
     ]
-    described: dict[str, Any] = {
-        "version": "0.5",
-        "multiscales": [_cell_levels(len(sizes), maps)],
-        "omero": {"channels": channels},
-    }
-    group.attrs.update({"ome": described})
-
-
-def _cell_levels(count: int, maps: Maps) -> dict[str, Any]:
-    """Multiscale metadata of the cells' levels, aligned with the full-resolution pixels."""
-    unit = {} if maps.mpp is None else {"unit": "micrometer"}
-    axes = [{"name": "c", "type": "channel"}, *({"name": axis, "type": "space", **unit} for axis in "yx")]
-    datasets = []
-    for level in range(count):
-        side = maps.cell * 2**level
-        pixel = maps.mpp or (1.0, 1.0)
-        scale = [1.0, *(side * size for size in pixel)]
-        translation = [0.0, *((side - 1) / 2 * size for size in pixel)]
-        steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
-        datasets.append({"path": str(level), "coordinateTransformations": steps})
-    return {"name": maps.name, "axes": axes, "datasets": datasets}
+    described = multiscales(len(sizes), len(CHANNELS), maps.mpp, maps.name, maps.cell)
+    group.attrs.update({"ome": {**described, "omero": {"channels": channels}}})
 
 
 def _strips(maps: Maps) -> Iterator[tuple[int, NDArray[np.float32]]]:

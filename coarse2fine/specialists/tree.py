@@ -100,7 +100,7 @@ class SpecialistTree:
             axis.axis("off")
         for line, node in zip(axes, rows, strict=False):
             for axis, tile in zip(line, self.tiles[node], strict=False):
-                axis.imshow(tile[..., 0] if tile.shape[-1] == 1 else tile, cmap="gray", vmin=0, vmax=255)
+                axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
             text = self._line(node).strip().replace(", ", "\n")
             line[0].annotate(text, (-0.1, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=7)
         target = Path(path)

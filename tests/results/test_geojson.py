@@ -95,10 +95,9 @@ def test_boxes_survive_the_round_trip(
 
 def test_a_feature_is_what_qupath_opens(tmp_path: Path) -> None:
     region = Region("Zelle ä", 0.25, BOX, fired=("stage4:17", "stage4:3"))
-    path = write_geojson(tmp_path / "r.geojson", [region], metadata={"model": "generic", "cost": np.float32(0.5)})
+    path = write_geojson(tmp_path / "r.geojson", [region])
     payload = json.loads(path.read_text("utf-8"))
     assert payload["type"] == "FeatureCollection"
-    assert payload["coarse2fine"] == {"model": "generic", "cost": 0.5}
     (feature,) = payload["features"]
     assert str(uuid.UUID(feature.pop("id"))) != ""
     assert feature == {
@@ -283,8 +282,6 @@ def test_what_is_not_json_is_refused(tmp_path: Path, record: Any, error: type[Ex
     with pytest.raises(error, match=message):
         write_json(tmp_path / "r.json", record)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(error, match="metadata"):
-        write_geojson(tmp_path / "r.json", [], metadata=record)
 
 
 # Colours

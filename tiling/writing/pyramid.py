@@ -195,8 +195,11 @@ def create_levels(
     ]
 
 
-def multiscales(count: int, channels: int, mpp: tuple[float, float] | None, name: str) -> dict[str, Any]:
-    """Describe `count` levels as OME-Zarr 0.5; scales are micrometers, or full-resolution pixels without a unit."""
+def multiscales(count: int, channels: int, mpp: tuple[float, float] | None, name: str, side: int = 1) -> dict[str, Any]:
+    """Describe `count` levels as OME-Zarr 0.5; scales are micrometers, or full-resolution pixels without a unit.
+
+    A pixel of the first level is `side` full-resolution pixels wide and high.
+    """
     axes: list[dict[str, str]] = [{"name": axis, "type": "space"} for axis in "yx"]
     if mpp is not None:
         axes = [{**axis, "unit": "micrometer"} for axis in axes]
@@ -204,7 +207,7 @@ def multiscales(count: int, channels: int, mpp: tuple[float, float] | None, name
     leading = [1.0] if channels == 3 else []
     datasets = []
     for level in range(count):
-        factor = 2.0**level
+        factor = side * 2.0**level
         shift = (factor - 1) / 2  # centre of the averaged pixels, from the first pixel's centre
         scale = [*leading, size_y * factor, size_x * factor]
         translation = [*(0.0 for _ in leading), size_y * shift, size_x * shift]
