@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import ZstdCodec
 
 from .geometry import Box
-from .grid import Tile, TileGrid
+from .grid import TileGrid
 from .writing.atomic import check_absent, new_folder
 
 CACHE_BYTES = 256 * 2**20
@@ -158,9 +158,9 @@ class Canvas:
                 assert part is not None
                 of, into = part.shift(-box.y0, -box.x0), part.shift(-chunk.box.y0, -chunk.box.x0)
                 weights = np.outer(rows[of.y0 : of.y1], columns[of.x0 : of.x1])
-                sums = self._sums.get((chunk.row, chunk.column))[:, into.y0 : into.y1, into.x0 : into.x1]
+                sums = self._sums.get((chunk.row, chunk.column))[:, *into.slices]
                 for plane, total in zip(planes, sums, strict=False):
-                    cv2.accumulateProduct(plane[of.y0 : of.y1, of.x0 : of.x1], weights, total)
+                    cv2.accumulateProduct(plane[of.slices], weights, total)
                 cv2.accumulate(weights, sums[-1])
         except BaseException:
             # Half of the tile may have been added.
@@ -228,7 +228,7 @@ class Canvas:
         for row, column in sorted(self._sums.keys):
             chunk = self._chunks.tile(row, column)
             sums = self._sums.pop((row, column))[:, : chunk.box.height, : chunk.box.width]
-            array[_slices(chunk)] = self._mean(sums)
+            array[chunk.box.slices] = self._mean(sums)
 
     def _mean(self, sums: NDArray[np.float64]) -> NDArray[Any]:
         """Pixels (h, w, channels) from sums (channels + 1, h, w), which are overwritten."""
@@ -307,11 +307,6 @@ def _window(length: int, rises: bool, falls: bool, overlap: int) -> NDArray[np.f
     share = np.sin(distance / overlap * (np.pi / 2)) ** 2
     weights: NDArray[np.float64] = np.maximum(np.rint(share * _WEIGHT_STEPS), 1)
     return weights.astype(np.float32)
-
-
-def _slices(chunk: Tile) -> tuple[slice, slice]:
-    box = chunk.box
-    return slice(box.y0, box.y1), slice(box.x0, box.x1)
 
 
 def _check(shape: tuple[int, int, int], overlap: int, chunk: int, dtype: np.dtype[Any], fill: float) -> None:

@@ -55,6 +55,11 @@ class Box:
     def area(self) -> int:
         return self.height * self.width
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Slices of rows and columns, for a corner at or after the origin."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
     def expand(self, margin: int) -> Box:
         """Grow by `margin` pixels on every side."""
         return Box(self.y0 - margin, self.x0 - margin, self.y1 + margin, self.x1 + margin)

@@ -228,8 +228,7 @@ class Image:
         inner = box.intersect(Box(0, 0, height, width))
         if inner is None:
             return mask
-        into = inner.shift(-box.y0, -box.x0)
-        place = slice(into.y0, into.y1), slice(into.x0, into.x1)
+        place = inner.shift(-box.y0, -box.x0).slices
         mask[place] = True
         if self.masked:
             mask[place] = self._mask(level, inner)

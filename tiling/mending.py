@@ -97,11 +97,8 @@ def mended(
     if all(source.is_blank(under, _under(part, levels[level], levels[under])) for under in range(level)):
         return values
     values = values if values.flags.writeable else values.copy()
-    rows, columns = slice(place.y0, place.y1), slice(place.x0, place.x1)
-    lacking = absent[rows, columns]
-    values[rows, columns] = np.where(
-        lacking if values.ndim == 2 else lacking[..., None], finer(part), values[rows, columns]
-    )
+    lacking, own = absent[place.slices], values[place.slices]
+    values[place.slices] = np.where(lacking if values.ndim == 2 else lacking[..., None], finer(part), own)
     return values
 
 
@@ -114,7 +111,7 @@ def chunk_by_chunk(level: Level, box: Box, read: Callable[[Box], NDArray[np.bool
             part = Box(y, x, y + step_y, x + step_x).intersect(box)
             assert part is not None
             into = part.shift(-box.y0, -box.x0)
-            mask[into.y0 : into.y1, into.x0 : into.x1] = read(part)
+            mask[into.slices] = read(part)
     return mask
 
 

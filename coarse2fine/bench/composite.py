@@ -88,7 +88,7 @@ class Tile:
     def pixels(self, scene: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Pixels (side, side, channels) of the tile in its orientation; a view."""
         cut = self.cut
-        return Turn.of(self.orientation).apply(scene[cut.y0 : cut.y1, cut.x0 : cut.x1])
+        return Turn.of(self.orientation).apply(scene[cut.slices])
 
 
 def compose(
@@ -192,9 +192,9 @@ def _painter(
             if common is not None:
                 into = common.shift(-full_box.y0, -full_box.x0)
                 of = common.shift(-tile.place.y0, -tile.place.x0)
-                turned = tile.pixels(pixels[tile.scene])[of.y0 : of.y1, of.x0 : of.x1]
-                below = whole[into.y0 : into.y1, into.x0 : into.x1]
-                share = weight[of.y0 : of.y1, of.x0 : of.x1]
+                turned = tile.pixels(pixels[tile.scene])[of.slices]
+                below = whole[into.slices]
+                share = weight[of.slices]
                 below[:] = np.rint(turned * share + below * (1 - share))
         return whole
 

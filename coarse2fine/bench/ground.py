@@ -140,8 +140,8 @@ class EmptyGround:
                 common = place.intersect(full_box)
                 if common is not None:
                     into, of = common.shift(-full_box.y0, -full_box.x0), common.shift(-place.y0, -place.x0)
-                    patch = self._patch(row, column)[of.y0 : of.y1, of.x0 : of.x1]
-                    total[into.y0 : into.y1, into.x0 : into.x1] += patch * self._weight[of.y0 : of.y1, of.x0 : of.x1]
+                    patch = self._patch(row, column)[of.slices]
+                    total[into.slices] += patch * self._weight[of.slices]
         return np.rint(total).clip(0, 255).astype(np.uint8)
 
     def _patch(self, row: int, column: int) -> NDArray[np.uint8]:

@@ -193,7 +193,7 @@ def gradient_interest(image: Image, model: Model) -> NDArray[np.float32]:
     for cell_box in blocks(*interest.shape, _BLOCK_CELLS):
         grey = _grey(image, model, cell_box, margin=1)
         edges = np.abs(cv2.Laplacian(grey, cv2.CV_32F))[1:-1, 1:-1]
-        _view(interest, cell_box)[:] = _per_cell(edges, cell_box).max(axis=(1, 3))
+        interest[cell_box.slices] = _per_cell(edges, cell_box).max(axis=(1, 3))
     return interest
 
 
@@ -207,8 +207,8 @@ def filled(image: Image, model: Model) -> NDArray[np.bool_]:
     mean, square = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for cell_box in blocks(*shape, _BLOCK_CELLS):
         pixels = _per_cell(_grey(image, model, cell_box, margin=0) / np.float32(255), cell_box)
-        _view(mean, cell_box)[:] = pixels.mean(axis=(1, 3))
-        _view(square, cell_box)[:] = (pixels**2).mean(axis=(1, 3))
+        mean[cell_box.slices] = pixels.mean(axis=(1, 3))
+        square[cell_box.slices] = (pixels**2).mean(axis=(1, 3))
     variance = cv2.blur(square, (3, 3)) - cv2.blur(mean, (3, 3)) ** 2
     deviation = np.sqrt(variance.clip(min=0))
     mask: NDArray[np.bool_] = deviation > threshold_otsu(deviation)
@@ -238,7 +238,3 @@ def _grey(image: Image, model: Model, cell_box: Box, margin: int) -> NDArray[np.
 def _per_cell(pixels: NDArray[np.float32], cell_box: Box) -> NDArray[np.float32]:
     """Pixels (h, w) as (cell rows, side, cell columns, side)."""
     return pixels.reshape(cell_box.height, pixels.shape[0] // cell_box.height, cell_box.width, -1)
-
-
-def _view(cells: NDArray[np.float32], cell_box: Box) -> NDArray[np.float32]:
-    return cells[cell_box.y0 : cell_box.y1, cell_box.x0 : cell_box.x1]

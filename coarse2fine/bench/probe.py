@@ -48,7 +48,7 @@ class Probe:
         for cell_box in blocks(*interest.shape, _BLOCK_CELLS):
             known = (statistics(image, model, cell_box) - self.mean) / self.std
             logit = known @ self.weights[:-1] + self.weights[-1]
-            interest[cell_box.y0 : cell_box.y1, cell_box.x0 : cell_box.x1] = expit(logit)
+            interest[cell_box.slices] = expit(logit)
         return interest
 
 
@@ -122,7 +122,7 @@ def fit_probe(images: Iterable[Image], model: Model, runtime: Runtime, seed: int
         for cell_box in blocks(*shape, _BLOCK_CELLS):
             table = statistics(image, model, cell_box)
             known.append(table.reshape(-1, table.shape[-1]))
-            target.append(there[cell_box.y0 : cell_box.y1, cell_box.x0 : cell_box.x1].ravel())
+            target.append(there[cell_box.slices].ravel())
     x, y = np.concatenate(known).astype(np.float64), np.concatenate(target).astype(np.float64)
     if len(y) > _MOST_CELLS:
         chosen = np.random.default_rng(seed).permutation(len(y))[:_MOST_CELLS]

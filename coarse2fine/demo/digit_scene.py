@@ -140,13 +140,9 @@ class DigitScene:
         common = box.intersect(full_box)
         assert common is not None
         level = self._ground.tone((box.y0 + box.y1) // 2, (box.x0 + box.x1) // 2) + mark.contrast
-        view = _crop(pixels, common.shift(-full_box.y0, -full_box.x0))
-        alpha = _crop(mark.alpha, common.shift(-box.y0, -box.x0)).astype(np.int32)
+        view = pixels[common.shift(-full_box.y0, -full_box.x0).slices]
+        alpha = mark.alpha[common.shift(-box.y0, -box.x0).slices].astype(np.int32)
         view[:] = (view * (255 - alpha) + min(max(level, 0), 255) * alpha + 127) // 255
-
-
-def _crop(array: NDArray[Any], box: Box) -> NDArray[Any]:
-    return array[box.y0 : box.y1, box.x0 : box.x1]
 
 
 def _feature(digit: PlacedObject) -> dict[str, Any]:
@@ -208,7 +204,7 @@ def _scramble(rng: np.random.Generator, field: NDArray[np.float32]) -> NDArray[n
     box = _ink_box(field, 0.35)
     n = int(rng.integers(3, 5))
     height, width = ceil_div(box.height, n), ceil_div(box.width, n)
-    whole = cv2.resize(_crop(field, box), (width * n, height * n))
+    whole = cv2.resize(field[box.slices], (width * n, height * n))
     patches = whole.reshape(n, height, n, width).swapaxes(1, 2).reshape(n * n, height, width)
     turned = [
         cv2.resize(np.rot90(patches[i], int(rng.integers(4))).copy(), (width, height)) for i in rng.permutation(n * n)
@@ -243,9 +239,9 @@ def _finish(field: NDArray[np.float32], degrees: float, longer: int, opacity: fl
     box = _ink_box(alpha, _FAINTEST)
     scale = longer / max(box.height, box.width)
     size = (max(1, round(box.width * scale)), max(1, round(box.height * scale)))
-    small = np.round(cv2.resize(_crop(alpha, box), size, interpolation=cv2.INTER_AREA)).astype(np.uint8)
+    small = np.round(cv2.resize(alpha[box.slices], size, interpolation=cv2.INTER_AREA)).astype(np.uint8)
     small[small < _FAINTEST] = 0
-    return _crop(small, _ink_box(small, 0)).copy()
+    return small[_ink_box(small, 0).slices].copy()
 
 
 def _row_lengths(rng: np.random.Generator, count: int) -> Iterator[int]:

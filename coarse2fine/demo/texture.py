@@ -60,7 +60,7 @@ class Ground:
             for x in range(full_box.x0, full_box.x1, _PATCH[1]):
                 patch = Box(y, x, min(y + _PATCH[0], full_box.y1), min(x + _PATCH[1], full_box.x1))
                 to = patch.shift(-full_box.y0, -full_box.x0)
-                pixels[to.y0 : to.y1, to.x0 : to.x1] = self._paint_patch(patch)
+                pixels[to.slices] = self._paint_patch(patch)
         return pixels
 
     def _paint_patch(self, box: Box) -> NDArray[np.uint8]:

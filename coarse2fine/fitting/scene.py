@@ -195,8 +195,7 @@ def part_of(target: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
     block = np.full((box.height, box.width), np.nan, np.float32)
     inner = box.intersect(Box(0, 0, *target.shape))
     if inner is not None:
-        view = (slice(inner.y0 - box.y0, inner.y1 - box.y0), slice(inner.x0 - box.x0, inner.x1 - box.x0))
-        block[view] = target[inner.y0 : inner.y1, inner.x0 : inner.x1]
+        block[inner.shift(-box.y0, -box.x0).slices] = target[inner.slices]
     return block
 
 

@@ -161,9 +161,8 @@ def _write_labels(group: zarr.Group, maps: Maps) -> None:
     by_class = _create_labels(group, "classes", maps, classes.dtype, more)
     touched = []
     for box, numbers in region_chunks(maps.regions, maps.full_shape, _LABEL_CHUNK):
-        place = slice(box.y0, box.y1), slice(box.x0, box.x1)
-        by_region[0][place] = numbers
-        by_class[0][place] = classes[numbers]
+        by_region[0][box.slices] = numbers
+        by_class[0][box.slices] = classes[numbers]
         touched.append(box)
     for levels in (by_region, by_class):
         _fill_levels(levels, touched)

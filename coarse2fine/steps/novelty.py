@@ -121,7 +121,7 @@ def _codes(
     codes = np.zeros((*shape, model.base.reader.out_channels), np.float16)
     macs = 0
     for box, _, code, cost in features(image, model, runtime, tick, failures):
-        codes[box.y0 : box.y1, box.x0 : box.x1] = code.float().permute(1, 2, 0).cpu().numpy()
+        codes[box.slices] = code.float().permute(1, 2, 0).cpu().numpy()
         macs += cost
     return codes, macs
 

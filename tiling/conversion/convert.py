@@ -100,7 +100,7 @@ class _Source:
             assert part is not None
             into = part.shift(-box.y0, -box.x0)
             try:
-                pixels[into.y0 : into.y1, into.x0 : into.x1] = self._image.read(part)
+                pixels[into.slices] = self._image.read(part)
             except ImageError as error:
                 _check_damage(error)
                 self._journal.add([chunk.row, chunk.column, str(error)])

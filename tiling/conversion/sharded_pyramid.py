@@ -69,8 +69,7 @@ class ShardedLevel:
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Stored (channels, h, w) pixels of a box inside the level."""
-        part = slice(box.y0, box.y1), slice(box.x0, box.x1)
-        return self.array[slice(0, 3), *part] if self.colour else self.array[part][None]
+        return self.array[slice(0, 3), *box.slices] if self.colour else self.array[box.slices][None]
 
     def put(self, writer: ShardWriter, place: Box, chunk: NDArray[np.uint8]) -> None:
         """Encode a (channels, CHUNK, CHUNK) chunk that lies at `place` in its shard; a black one is left out."""
@@ -143,7 +142,7 @@ class ShardedPyramid:
                     for piece in blocks(band.height, box.width, CHUNK):
                         self._go_on()
                         part = piece.shift(0, box.x0 - band.x0)
-                        chunk = _planar(pixels[part.y0 : part.y1, part.x0 : part.x1])
+                        chunk = _planar(pixels[part.slices])
                         level.put(writer, piece.shift(y - box.y0, 0), chunk)
 
     def write_halved(self, level: int, shard: Tile) -> None:
@@ -165,7 +164,7 @@ class ShardedPyramid:
                     under = part.scale(2).intersect(plane)  # lies in one chunk, so nothing is assembled
                     assert under is not None
                     for into, pixels in zip(chunk, finer.read(under), strict=True):
-                        into[quarter.y0 : quarter.y1, quarter.x0 : quarter.x1] = halve(pixels[..., None])[..., 0]
+                        into[quarter.slices] = halve(pixels[..., None])[..., 0]
                 this.put(writer, piece, chunk)
 
     def _go_on(self) -> None:

@@ -266,7 +266,7 @@ def _in_blocks(read: Callable[[Box], NDArray[np.uint8]], channels: int) -> Calla
     def assembled(box: Box) -> NDArray[np.uint8]:
         out = np.empty((box.height, box.width, channels), dtype=np.uint8)
         for part in blocks(box.height, box.width, _CONVERTED_SIDE):
-            out[part.y0 : part.y1, part.x0 : part.x1] = read(part.shift(box.y0, box.x0))
+            out[part.slices] = read(part.shift(box.y0, box.x0))
         return out
 
     return assembled

@@ -111,7 +111,7 @@ class PageArray:
             inside = Box(y, x, y + step_y, x + step_x).intersect(box)
             assert inside is not None
             into = inside.shift(-box.y0, -box.x0)
-            out[into.y0 : into.y1, into.x0 : into.x1] = self._part(inside, plane, row, column)[..., samples]
+            out[into.slices] = self._part(inside, plane, row, column)[..., samples]
         return out
 
     def _part(self, box: Box, plane: int, row: int, column: int) -> NDArray[Any]:

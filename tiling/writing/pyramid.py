@@ -68,7 +68,7 @@ class _LevelWriter:
                 empty = np.empty((whole.height, whole.width, self.channels), dtype=np.uint8)
                 part = self._parts[row, column] = _Chunk(empty, whole.area)
             inside = box.shift(-whole.y0, -whole.x0)
-            part.pixels[inside.y0 : inside.y1, inside.x0 : inside.x1] = pixels
+            part.pixels[inside.slices] = pixels
             part.missing -= box.area
             if part.missing:
                 return
@@ -79,11 +79,10 @@ class _LevelWriter:
         return begin % self.chunk == 0 and (end % self.chunk == 0 or end == length)
 
     def _write(self, box: Box, pixels: NDArray[np.uint8]) -> None:
-        key = slice(box.y0, box.y1), slice(box.x0, box.x1)
         if self.channels == 1:
-            self.array[key] = pixels[..., 0]
+            self.array[box.slices] = pixels[..., 0]
         else:
-            self.array[:, *key] = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+            self.array[:, *box.slices] = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
 def write_pyramid(

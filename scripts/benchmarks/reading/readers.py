@@ -147,7 +147,7 @@ def _ours(path: Path, _threads: int) -> Iterator[Read]:
 def _tifffile(path: Path, threads: int) -> Iterator[Read]:
     with tifffile.TiffFile(path) as file:
         array: Any = zarr.open_array(store=file.pages[0].aszarr(maxworkers=threads), mode="r")
-        yield lambda box: array[box.y0 : box.y1, box.x0 : box.x1]
+        yield lambda box: array[box.slices]
 
 
 @contextmanager
@@ -175,8 +175,7 @@ def _tensorstore(tensorstore: ModuleType, driver: str, path: Path, planes: bool,
 
 
 def _slice(array: Any, planes: bool, box: Box) -> Any:
-    rows, columns = slice(box.y0, box.y1), slice(box.x0, box.x1)
-    return array[:, rows, columns] if planes else array[rows, columns]
+    return array[:, *box.slices] if planes else array[box.slices]
 
 
 def _tiff_decoder(page: Any) -> Callable[[bytes], Any] | None:
