@@ -80,18 +80,6 @@ class Groups:
         group = torch.from_numpy(self.group).to(high.device)
         return torch.stack([above[:, group == g].any(dim=1) for g in range(len(self))], dim=1)
 
-    def strongest(self, high: Tensor) -> Tensor:
-        """The group with the largest ratio of activation to threshold, (n, h, w), int64; -1 where none fires.
-
-        Parameters
-        ----------
-        high : Tensor, float, (n, c, h, w)
-        """
-        group = torch.from_numpy(self.group).to(high.device)
-        ratio = high / torch.from_numpy(self.threshold).to(high.device)[:, None, None]
-        most, which = torch.stack([ratio[:, group == g].amax(dim=1) for g in range(len(self))], dim=1).max(dim=1)
-        return torch.where(most > 1, which, NO_GROUP)
-
 
 def _together(fires: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
     """Group the columns of a table by average linkage of their Jaccard distances."""

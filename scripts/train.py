@@ -87,7 +87,7 @@ def generic(data: Path, options: dict[str, Any]) -> c2f.Model:
             print(f"left out {name}: not bundled with scikit-image here ({error})")
     paper = DigitScene(2048, 2048, digits=120, clutter=200, seed=104, handwriting="train")
     images.append(c2f.open_image(paper.block(Box(0, 0, 2048, 2048))))
-    return fit_explorer(images, kinds="tree", **options)
+    return fit_explorer(images, kinds=True, **options)
 
 
 RECIPES = {"digits": digits, "craters": craters, "generic": generic}

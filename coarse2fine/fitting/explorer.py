@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from coarse2fine.fitting.explorer_kinds import Crops, How, add_kinds
+from coarse2fine.fitting.explorer_kinds import Crops, add_kinds
 from coarse2fine.fitting.optimise import train
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.autoencoder import Autoencoder
@@ -33,7 +33,7 @@ def fit_explorer(
     images: Sequence[Image],
     *,
     steps: int = 3000,
-    kinds: How | None = None,
+    kinds: bool = False,
     seed: int = 0,
     name: str = "explorer",
     device: str | None = None,
@@ -46,11 +46,11 @@ def fit_explorer(
     ----------
     images : sequence of Image
         Unlabelled images of the domain the model is for; each is sampled equally often.
-    kinds : {"tree", "activity"}, optional
-        Kinds are clusters of cells, each with a column that improves the reconstruction: one for each node of a tree of
-        clusters, or for each group of features that fire together. Rarity is then measured within kinds. By default
-        codes are clustered by k-means alone. A quarter of the images is held out; if columns do not significantly
-        improve the reconstruction there, they are left out with a warning. Fewer than ten images are too few for that.
+    kinds : bool
+        Whether to learn kinds: clusters of cells, in a tree, each with a column that improves the reconstruction.
+        Rarity is then measured within kinds; otherwise codes are clustered by k-means in each image. A quarter of the
+        images is held out; if columns do not significantly improve the reconstruction there, they are left out with a
+        warning. Fewer than ten images are too few for that.
     steps, seed, name, device, precision, progress
         As in `coarse2fine.fitting.fit`.
 
@@ -89,7 +89,7 @@ def fit_explorer(
             "task": "autoencoder",
         },
     )
-    return model if kinds is None else add_kinds(model, crops, seed, kinds)
+    return add_kinds(model, crops, seed) if kinds else model
 
 
 def drawn_from(images: Sequence[Image], spec: StackSpec) -> Crops:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,34 +13,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.fitting.specialists.add import column_spec
-from coarse2fine.fitting.specialists.grow_groups import GrownGroups, grow_groups
 from coarse2fine.fitting.specialists.grow_tree import Grown, grow
 from coarse2fine.fitting.specialists.items import Items, ItemStore
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
-from coarse2fine.fitting.specialists.validate import Verdict, judge_reconstruction
+from coarse2fine.fitting.specialists.validate import judge_reconstruction
 from coarse2fine.model import Model
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
-from coarse2fine.models.feature_tree import NO_NODE, ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.mixture import ridge
 from coarse2fine.refiners.novelty import NoveltyRefiner
 from coarse2fine.refiners.protocol import Label
-from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.kinds import cell_pixels, kind_names, reconstructed
 from coarse2fine.specialists.tree import SpecialistTree
 
 _BATCHES, _CELLS_OF_BATCH = 128, 96
 # Wider columns and a second depth of the tree cost more and improved nothing.
-_TOP, _CLUSTERS, _GROUPS = 8, 32, 12
+_TOP, _CLUSTERS = 8, 32
 _TILES = 8
 # Five held-out images are the fewest that can be significant; a few more tolerate an outlier.
 _LEAST_HELD = 8
-How = Literal["tree", "activity"]
 Crops = Callable[[np.random.Generator], tuple[Tensor, NDArray[np.int64]]]
 
 
-def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model:
+def add_kinds(model: Model, crops: Crops, seed: int) -> Model:
     """Add kinds of cells, with columns that reconstruct what the code alone cannot.
 
     A quarter of the images is held out: a column stays if its estimated gain there is positive; if the gain of all
@@ -56,8 +50,6 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
     crops : callable
         From a random generator to input of the encoder, (n, c, h, w), and the number of each crop's image, int64, (n,).
     seed : int
-    how : {"tree", "activity"}
-        A column for each node of a tree of clusters, or for each group of features that fire together.
     """
     refiner = model.refiner
     assert isinstance(refiner, NoveltyRefiner)
@@ -71,20 +63,12 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
     decoder = ridge(codes[learning], whole.targets[torch.from_numpy(learning)].numpy())
     whole = whole.answered(reconstructed(torch.from_numpy(codes)[:, :, None, None], decoder)[:, :, 0, 0])
     options = TrainingOptions(seed=seed)
-    tree, groups, verdict = None, None, None
     with tempfile.TemporaryDirectory() as folder:
         store = ItemStore.write(folder, [whole], loss="squared", name="kinds")
-        if how == "tree":
-            grown = grow(store, twins, (spec,), options, clusters=_CLUSTERS)
-            if grown.columns:
-                grown, verdict = judge_reconstruction(grown, whole)
-                tree = _as_tree(grown, whole, decoder, (spec,))
-        else:
-            with contextlib.suppress(ValueError):  # no feature fires
-                found, verdict = _judged_groups(grow_groups(store, twins, spec, options, count=_GROUPS), whole)
-                groups = _as_groups(found, spec, decoder)
-    if verdict is None:
+        grown = grow(store, twins, (spec,), options, clusters=_CLUSTERS)
+    if not grown.columns:
         return model
+    grown, verdict = judge_reconstruction(grown, whole)
     model = replace(model, provenance={**model.provenance, "kinds": verdict.reported()})
     if not verdict.pays():
         warnings.warn(
@@ -92,10 +76,9 @@ def add_kinds(model: Model, crops: Crops, seed: int, how: How = "tree") -> Model
             stacklevel=2,
         )
         return model
-    columns = groups if tree is None else tree
-    assert columns is not None
-    labels = tuple(Label(name, "area") for name in kind_names(columns))
-    return replace(model, refiner=replace(refiner, tree=tree, groups=groups, decoder=decoder, labels=labels))
+    tree = _as_tree(grown, whole, decoder, (spec,))
+    labels = tuple(Label(name, "area") for name in kind_names(tree))
+    return replace(model, refiner=replace(refiner, tree=tree, decoder=decoder, labels=labels))
 
 
 def _held(image: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -103,27 +86,6 @@ def _held(image: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     known = np.unique(image)
     count = min(max(len(known) // 4, _LEAST_HELD), len(known) // 2)
     return np.isin(image, np.random.default_rng((seed, 4)).permutation(known)[:count])
-
-
-def _judged_groups(grown: GrownGroups, whole: Items) -> tuple[GrownGroups, Verdict]:
-    """The groups, with the columns of those that do not help set to zero, and the gain of the others.
-
-    In each cell only the strongest group's column is applied: the groups are a tree of depth one.
-    """
-    held = whole.take(np.flatnonzero(whole.held))
-    strongest = grown.groups.strongest(held.maps[-1].float())[:, 0, 0].numpy()
-    last = held.answers.clone()
-    for g, added in enumerate(grown.added):
-        rows = torch.from_numpy(np.flatnonzero(strongest == g))
-        last[rows] += added[rows, :, 0, 0]
-    count = len(grown.columns)
-    parent = np.array([NO_NODE, *[ROOT] * count], np.int32)
-    centres = (np.zeros((count, 1), np.float32), *[np.zeros((0, 0), np.float32)] * count)
-    clusters = FeatureTree(parent, np.ones(count + 1, np.int64), np.ones(count + 1, bool), centres)
-    nodes = np.where(strongest < 0, NO_NODE, strongest + 1).astype(np.int32)[:, None]
-    judged, verdict = judge_reconstruction(Grown(clusters, {}, nodes, (held.answers, last)), held)
-    columns = zip(grown.columns, judged.tree.kept[1:], strict=True)
-    return replace(grown, columns=tuple(column if kept else column.shrunk(0.0) for column, kept in columns)), verdict
 
 
 @torch.inference_mode()
@@ -152,13 +114,6 @@ def _cells(
         seen,
     )
     return code[n, :, y, left].numpy(), items
-
-
-def _as_groups(grown: GrownGroups, spec: ColumnSpec, decoder: NDArray[np.float32]) -> SpecialistGroups:
-    # At most one column runs in each cell.
-    macs = decoder[:-1].size + grown.columns[0].macs(1, 1)
-    gate = Gate.open(exclusive=False)
-    return SpecialistGroups(grown.groups, spec, grown.columns, gate, macs, decoder.shape[1])
 
 
 def _as_tree(grown: Grown, items: Items, decoder: NDArray[np.float32], specs: tuple[ColumnSpec, ...]) -> SpecialistTree:

@@ -21,9 +21,7 @@ from coarse2fine.models.mixture import Mixture
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.refiners.net import NetRefiner
 from coarse2fine.refiners.protocol import ImageContext, Label, RunningRefiner
-from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.kinds import MEASURES, KindReader
-from coarse2fine.specialists.tree import SpecialistTree
 
 KINDS = 8
 LABELS = tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS))
@@ -57,7 +55,7 @@ class NoveltyRefiner(NetRefiner):
     Parameters
     ----------
     decoder : ndarray, float32, (d + 1, p), optional
-        Linear reconstruction from the code, which the tree or the groups improve; given with one of them.
+        Linear reconstruction from the code, which the tree improves; given with it.
     """
 
     decoder: NDArray[np.float32] | None = None
@@ -69,13 +67,8 @@ class NoveltyRefiner(NetRefiner):
     learns: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if (self.decoder is None) != (self.columns is None):
-            raise ValueError("expected columns and a decoder, or neither")
-
-    @property
-    def columns(self) -> SpecialistTree | SpecialistGroups | None:
-        """Specialists that reconstruct the cells of each kind."""
-        return self.groups if self.tree is None else self.tree
+        if (self.decoder is None) != (self.tree is None) or self.groups is not None:
+            raise ValueError("expected a tree of columns and a decoder, or neither, and no groups")
 
     def start(self, context: ImageContext) -> RunningNovelty:
         return RunningNovelty(self, context)
@@ -126,8 +119,8 @@ class Measuring:
     ) -> None:
         self._net, self._normalise = runtime.place(refiner.net), normalise
         self._kinds = None
-        if refiner.columns is not None and refiner.decoder is not None:
-            self._kinds = KindReader(refiner.columns, refiner.decoder, refiner.net.spec, runtime)
+        if refiner.tree is not None and refiner.decoder is not None:
+            self._kinds = KindReader(refiner.tree, refiner.decoder, refiner.net.spec, runtime)
         self._macs = 0
 
     @property

@@ -1,7 +1,7 @@
 """Unsupervised novelty measures: reconstruction errors of cells, to be compared within kinds (clusters) of cells.
 
-A linear decoder reconstructs each cell's pixels from the encoder's code. Then columns reduce the error: those on the
-cell's path through a tree of clusters, or the one of the group of features that fires most. The errors before and after
+A linear decoder reconstructs each cell's pixels from the encoder's code. Then the columns on the cell's path through a
+tree of clusters reduce the error. The errors before and after
 are usual or unusual for cells of a kind: a scratch is reconstructed worse than its neighbours, a blurred patch better.
 """
 
@@ -20,11 +20,9 @@ from coarse2fine.models.feature_maps import cell_rows, cropped
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import Answered
 from coarse2fine.models.runtime import Runtime, in_double
-from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 
 MEASURES = 2
-_NAMED = 4
 _LEAST_ERROR = 1e-4
 
 
@@ -98,30 +96,12 @@ class _TreeReconstruction:
         return last.view(n, height, width, -1).permute(0, 3, 1, 2), kind.view(n, height, width)
 
 
-class _GroupReconstruction:
-    """Reconstruction by the column of the strongest group, which is the cell's kind; if none fires, the last kind."""
-
-    def __init__(self, groups: SpecialistGroups, runtime: Runtime) -> None:
-        self._runner, self._groups = groups.runner(runtime), groups.groups
-
-    @property
-    def macs_spent(self) -> int:
-        """Multiply-adds of columns up to now."""
-        return self._runner.macs_spent
-
-    def __call__(self, x: Tensor, features: list[Tensor], first: Tensor) -> tuple[Tensor, Tensor]:
-        """Final reconstruction (n, p, h, w), and the kind of each cell (n, h, w)."""
-        kind = self._groups.strongest(features[-1])
-        fires = kind[:, None] == torch.arange(len(self._groups), device=kind.device)[:, None, None]
-        return first + self._runner.added(x, features, fires), torch.where(kind < 0, len(self._groups), kind)
-
-
 class KindReader:
     """Computes the reconstruction errors and the kind of every cell.
 
     Parameters
     ----------
-    columns : SpecialistTree or SpecialistGroups
+    tree : SpecialistTree
         Columns that improve the reconstruction.
     decoder : ndarray, float32, (d + 1, p)
         See `reconstructed`.
@@ -132,17 +112,13 @@ class KindReader:
 
     def __init__(
         self,
-        columns: SpecialistTree | SpecialistGroups,
+        tree: SpecialistTree,
         decoder: NDArray[np.float32],
         spec: StackSpec,
         runtime: Runtime,
     ) -> None:
         self._first, self._spec = decoder, spec
-        self._improved = (
-            _TreeReconstruction(columns, runtime)
-            if isinstance(columns, SpecialistTree)
-            else _GroupReconstruction(columns, runtime)
-        )
+        self._improved = _TreeReconstruction(tree, runtime)
         self._cells = 0
 
     @property
@@ -175,10 +151,6 @@ class KindReader:
         return torch.stack([*(in_double(torch.log, error + _LEAST_ERROR) for error in errors), kind.float()], dim=1)
 
 
-def kind_names(columns: SpecialistTree | SpecialistGroups) -> tuple[str, ...]:
-    """Names of the kinds in the order of their numbers: leaves of the tree, or groups of features and "no feature"."""
-    if isinstance(columns, SpecialistTree):
-        return tuple(f"kind {node}" for node in columns.clusters.leaves.tolist())
-    members = (np.flatnonzero(columns.groups.group == g).tolist() for g in range(len(columns.groups)))
-    named = (", ".join(map(str, each[:_NAMED])) + (" ..." if len(each) > _NAMED else "") for each in members)
-    return (*(f"features {each}" for each in named), "no feature")
+def kind_names(tree: SpecialistTree) -> tuple[str, ...]:
+    """Names of the kinds, the leaves of the tree, in the order of their numbers."""
+    return tuple(f"kind {node}" for node in tree.clusters.leaves.tolist())

@@ -85,7 +85,7 @@ def test_all_methods_are_compared_on_the_same_cells(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(novelty, "SORTS", ("negative",))
     figures = novelty.measure_novelty(None, 1).figures
     names = {key.split("/")[1] for key in figures}
-    expected = {f"{how}, {share}" for how in ("k-means", "tree", "activity") for share in ("everywhere", "20%")}
+    expected = {f"{how}, {share}" for how in ("k-means", "tree") for share in ("everywhere", "20%")}
     alone = {
         "chance",
         "memory bank",

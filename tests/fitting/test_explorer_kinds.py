@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import multivariate_normal
 
 from coarse2fine import analyze, load_model
-from coarse2fine.fitting.explorer_kinds import How, add_kinds
+from coarse2fine.fitting.explorer_kinds import add_kinds
 from coarse2fine.model import Model
 from coarse2fine.models.feature_tree import ROOT
 from coarse2fine.models.mixture import Mixture
@@ -45,24 +44,15 @@ def crops(explorer: Model, make_image: MakeImage) -> Crops:
 
 
 @pytest.fixture(scope="module")
-def models(explorer: Model, crops: Crops) -> dict[str, Model]:
+def model(explorer: Model, crops: Crops) -> Model:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.fitting.explorer_kinds._BATCHES", 16)
         patch.setattr("coarse2fine.fitting.explorer_kinds._CLUSTERS", 3)
-        patch.setattr("coarse2fine.fitting.explorer_kinds._GROUPS", 3)
-        return {how: add_kinds(explorer, crops, 0, how) for how in get_args(How)}
+        return add_kinds(explorer, crops, 0)
 
 
-@pytest.fixture(scope="module")
-def model(models: dict[str, Model]) -> Model:
-    return models["tree"]
-
-
-@pytest.mark.parametrize("how", get_args(How))
-def test_the_columns_paint_better_than_the_code_alone(
-    models: dict[str, Model], how: str, make_image: MakeImage, runtime: Runtime
-) -> None:
-    found = measured(models[how], make_image(80, 80, seed=5000), runtime)[0]
+def test_the_columns_paint_better_than_the_code_alone(model: Model, make_image: MakeImage, runtime: Runtime) -> None:
+    found = measured(model, make_image(80, 80, seed=5000), runtime)[0]
     assert float(found[1].mean()) < float(found[0].mean()) - 0.04
     assert len(np.unique(found[2])) > 1
 
@@ -80,7 +70,7 @@ def measured(model: Model, pixels: NDArray[np.uint8], runtime: Runtime) -> tuple
     cells = found.shape[1] * found.shape[2]
     (columns,) = refiner.specialists
     macs = measuring.macs_spent - spec.macs(*found.shape[1:])
-    assert 0.5 < macs / cells / columns.macs_per_cell < (2 if refiner.groups is None else 1.001)
+    assert 0.5 < macs / cells / columns.macs_per_cell < 2
     return found, x
 
 
@@ -121,30 +111,7 @@ def test_measures_are_those_of_each_cell_alone(model: Model, make_image: MakeIma
         assert tree.clusters.leaves[int(found[2, y, left])] == node
 
 
-def test_groups_paint_where_they_fire(models: dict[str, Model], make_image: MakeImage, runtime: Runtime) -> None:
-    """Each cell by itself, with the column of the group that fires most."""
-    model = models["activity"]
-    found, x = measured(model, make_image(32, 40, seed=1), runtime)
-    own, firing = built_in(model).groups, 0
-    assert own is not None
-    for y, left in np.ndindex(*found.shape[1:]):
-        part, features, true, answer = one_cell(model, x, y, left)
-        with torch.inference_mode():
-            above = (features[-1][0, :, 0, 0] / torch.from_numpy(own.groups.threshold)).numpy()
-            most = np.array([above[own.groups.group == g].max() for g in range(len(own.groups))])
-            layout = own.columns[0].layout
-            added = [column(layout.read(part, features))[0].flatten() for column in own.columns]
-            if fires := most.max() > 1:
-                answer = answer + added[int(most.argmax())]
-        error = float((answer - true).square().mean())
-        np.testing.assert_allclose(found[1, y, left], np.log(error + 1e-4), atol=1e-3)
-        assert found[2, y, left] == (most.argmax() if fires else len(own.groups))
-        firing += fires
-    assert 0 < firing < found[0].size
-
-
-@pytest.mark.parametrize("how", get_args(How))
-def test_of_few_images_nothing_is_sure(explorer: Model, crops: Crops, how: How) -> None:
+def test_of_few_images_nothing_is_sure(explorer: Model, crops: Crops) -> None:
     def draw(rng: np.random.Generator) -> tuple[torch.Tensor, NDArray[np.int64]]:
         x, image = crops(rng)
         return x, image % 9
@@ -153,39 +120,25 @@ def test_of_few_images_nothing_is_sure(explorer: Model, crops: Crops, how: How) 
         patch.setattr("coarse2fine.fitting.explorer_kinds._BATCHES", 6)
         patch.setattr("coarse2fine.fitting.explorer_kinds._CLUSTERS", 3)
         with pytest.warns(UserWarning, match=r"no columns for kinds: .*is significant with fewer than 5 groups"):
-            found = add_kinds(explorer, draw, 0, how)
+            found = add_kinds(explorer, draw, 0)
     assert found.refiner == explorer.refiner
     assert "in 4 groups" in found.provenance["kinds"]
 
 
-@pytest.mark.parametrize("how", get_args(How))
-def test_where_all_is_alike_there_are_no_kinds(explorer: Model, how: How) -> None:
+def test_where_all_is_alike_there_are_no_kinds(explorer: Model) -> None:
     side = net(explorer).spec.input_size(6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.fitting.explorer_kinds._BATCHES", 2)
-        found = add_kinds(explorer, lambda rng: (torch.zeros(3, 3, side, side), rng.integers(0, 24, 3)), 0, how)
-    assert found.refiner.specialists == () or how == "activity"
-    assert found.labels == explorer.labels or found.refiner.specialists
+        found = add_kinds(explorer, lambda rng: (torch.zeros(3, 3, side, side), rng.integers(0, 24, 3)), 0)
+    assert found.refiner.specialists == ()
+    assert found.labels == explorer.labels
     assert analyze(np.full((90, 90, 3), 127, np.uint8), found, precision="fp32").complete
 
 
-@pytest.mark.parametrize("how", get_args(How))
-def test_the_account_of_kinds_is_exact(models: dict[str, Model], how: str, make_image: MakeImage) -> None:
+def test_the_account_of_kinds_is_exact(model: Model, make_image: MakeImage) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)
     for image in (make_image(400, 400), pixels):
-        assert analyze(image, models[how], budget=0.5, precision="fp32").cost.share <= 0.5
-
-
-def test_groups_name_what_they_find(models: dict[str, Model], make_image: MakeImage, tmp_path: Path) -> None:
-    model = load_model(models["activity"].save(tmp_path / "groups.c2f"))
-    pixels = make_image(96, 128, seed=3)
-    found = analyze(pixels, replace(model, threshold=0.9), budget=4.0, precision="fp32")
-    again = analyze(pixels, replace(models["activity"], threshold=0.9), budget=4.0, precision="fp32", batch_size=1)
-    assert found.regions == again.regions
-    assert found.regions
-    assert {r.label for r in found.regions} <= {label.name for label in model.labels}
-    assert model.labels[-1].name == "no feature"
-    assert all(r.route == () for r in found.regions)
+        assert analyze(image, model, budget=0.5, precision="fp32").cost.share <= 0.5
 
 
 def test_what_is_found_does_not_depend_on_windows(model: Model, make_image: MakeImage) -> None:
@@ -248,8 +201,7 @@ def test_a_known_kind_is_a_gaussian_that_leans_on_the_others() -> None:
     np.testing.assert_allclose(mixture.means[2].numpy(), x.mean(axis=0), atol=1e-3)
 
 
-def test_no_colour_is_beyond_doubt(models: dict[str, Model]) -> None:
-    """What columns paint are no logits, however large."""
-    for model in models.values():
-        narrow = replace(model, mean=(0.05,) * 3, std=(0.02,) * 3)
-        assert analyze(np.full((160, 160, 3), 255, np.uint8), narrow, budget=1.0).complete
+def test_no_colour_is_beyond_doubt(model: Model) -> None:
+    """What columns reconstruct are no logits, however large."""
+    narrow = replace(model, mean=(0.05,) * 3, std=(0.02,) * 3)
+    assert analyze(np.full((160, 160, 3), 255, np.uint8), narrow, budget=1.0).complete

@@ -78,9 +78,7 @@ class GrownGroups:
         return answers + (total / count).mean(dim=(2, 3)), fires.any(dim=(2, 3)).sum(dim=1).numpy()
 
 
-def grow_groups(
-    store: ItemStore, twins: FeatureMaps, spec: ColumnSpec, options: TrainingOptions, *, count: int | None = None
-) -> GrownGroups:
+def grow_groups(store: ItemStore, twins: FeatureMaps, spec: ColumnSpec, options: TrainingOptions) -> GrownGroups:
     """Group the high-level features that fire together, and train a column for each group.
 
     Parameters
@@ -91,8 +89,6 @@ def grow_groups(
     spec : ColumnSpec
         Shape of each column.
     options : TrainingOptions
-    count : int, optional
-        Largest number of groups; by default 4 to 8, by the number of items.
 
     Returns
     -------
@@ -107,7 +103,7 @@ def grow_groups(
     items = store.read(last=len(twins.maps) - spec.first + 1)
     learning = np.flatnonzero(~items.held)
     high = items.maps[-1][torch.from_numpy(learning)].float()
-    count = count or min(max(len(learning) // _ITEMS_EACH, _COUNT[0]), _COUNT[1])
+    count = min(max(len(learning) // _ITEMS_EACH, _COUNT[0]), _COUNT[1])
     groups = Groups.fit(cell_rows(high).numpy(), count, _DENSITY)
     fires = groups.fires(high)
     classes = []

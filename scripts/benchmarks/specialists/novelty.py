@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.specialists.pictures import SIZES, SORTS, Pictures, Planted, load_pictures, plant
 from coarse2fine.bench.sections import Section
 from coarse2fine.fitting.explorer import drawn_from
-from coarse2fine.fitting.explorer_kinds import How, add_kinds
+from coarse2fine.fitting.explorer_kinds import add_kinds
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.mixture import Mixture
 from coarse2fine.models.runtime import Runtime
@@ -102,9 +102,7 @@ def _ranked(scored: Scored, planted: Planted, picture: int) -> Ranking:
 def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> dict[str, Method]:
     """All of them, by name."""
     images = [open_image(p) for p in pictures.learned]
-    models = {_PLAIN: model}
-    for how in get_args(How):
-        models[how] = add_kinds(model, drawn_from(images, net_of(model.refiner).spec), seed, how)
+    models = {_PLAIN: model, "tree": add_kinds(model, drawn_from(images, net_of(model.refiner).spec), seed)}
     methods: dict[str, Method] = {
         "chance": _chance,
         _BANK: partial(_bank, model, runtime),
