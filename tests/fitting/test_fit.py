@@ -69,7 +69,7 @@ def small_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # The package's `fit` is the function; its module hides behind it.
         sizes = {"fitting.refiner": {"_CROP": 10, "_BATCH": 4}, "fitting.base": {"_BATCH": 8, "_LONGER": 1}}
-        sizes |= {"fitting.distillation": {"_CROP": 24, "_LESSONS": 60}}
+        sizes |= {"fitting.distillation": {"_CROP": 24, "_SAMPLES": 60}}
         for module, constants in sizes.items():
             for name, value in constants.items():
                 patch.setattr(sys.modules[f"coarse2fine.{module}"], name, value)
