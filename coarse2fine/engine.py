@@ -164,6 +164,8 @@ def run_analysis(
     with clock("conclude"):
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
         kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
+    cost = run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds)
+    notes = run.notes(audited.candidates) + ([] if config.limited else model.refiner.outcome(cost.share))
     failures = tuple(dict.fromkeys(scan.failures + run.pilot.failures + fine.failures + audited.failures))
     return Analysis(
         image=opened,
@@ -172,14 +174,14 @@ def run_analysis(
         plan=plan.joined(audited.plan).explained(scan.interest, scan.fired),
         refined=audited.refined & run.inside,
         cell=model.geometry.cell,
-        cost=run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds),
+        cost=cost,
         audit=run.reported_audit(audited.audit),
         complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
         failures=failures,
         provenance={
             **provenance(model, model_sha256, run.runtime.name, {**config.parameters(), "threshold": run.threshold}),
             **({"kinds": kinds} if kinds else {}),
-            **notes_on(model, opened, run.notes(audited.candidates)),
+            **notes_on(model, opened, notes),
         },
     )
 

@@ -14,10 +14,17 @@ from coarse2fine.experts.expert import Expert
 from coarse2fine.models.candidates import Candidates
 
 
-def read_answer(expert: Expert, answer: Any, corners: NDArray[np.int64], floor: float) -> Candidates:
+def read_answer(
+    expert: Expert,
+    answer: Any,
+    corners: NDArray[np.int64],
+    floor: float,
+    fine_shape: tuple[int, int] | None = None,
+) -> Candidates:
     """Candidates of tiles from the expert's raw answer.
 
-    A tile owns the objects whose box's centre lies in its half-open core; maps are cropped to the core.
+    A tile owns the objects whose box's centre lies in its half-open core; maps are cropped to the core. A tile at the
+    image's edge also owns those whose centre lies beyond that edge: the padding repeats an object that is cut by it.
 
     Parameters
     ----------
@@ -28,6 +35,8 @@ def read_answer(expert: Expert, answer: Any, corners: NDArray[np.int64], floor: 
         Fine-grid index (y, x) of each tile's first fine cell.
     floor : float
         Least score of a candidate.
+    fine_shape : tuple of int, optional
+        Fine cells of the image; without it, no tile lies at an edge.
 
     Raises
     ------
@@ -36,13 +45,13 @@ def read_answer(expert: Expert, answer: Any, corners: NDArray[np.int64], floor: 
     """
     count, names = len(corners), [label.name for label in expert.labels]
     if expert.kind == "boxes":
-        found = [_owned(expert, boxes, floor) for boxes in read_boxes(answer, count, names, expert.read_side)]
-        return _objects(expert, found, corners)
+        tiles = read_boxes(answer, count, names, expert.read_side)
+        return _objects(expert, _all_owned(expert, tiles, corners, floor, fine_shape), corners)
     if expert.kind == "map":
         maps = read_map(answer, count, len(names), expert.read_side)
         if expert.finds_objects:
-            found = [_owned(expert, _components(planes, floor), floor) for planes in maps]
-            return _objects(expert, found, corners)
+            tiles = [_components(planes, floor) for planes in maps]
+            return _objects(expert, _all_owned(expert, tiles, corners, floor, fine_shape), corners)
         return _areas(expert, maps, corners, floor)
     if expert.kind == "classes":
         return _tiles(read_classes(answer, count, len(names)), corners, floor)
@@ -54,10 +63,25 @@ def _interest(expert: Expert, answer: Any, count: int) -> Floats:
     return read_classes(expert.interest(read_vectors(answer, count)), count, 1)
 
 
-def _owned(expert: Expert, boxes: Boxes, floor: float) -> Boxes:
-    """The best objects of a tile, `most` of them, at or above a score whose centre lies in its core, best first."""
+def _all_owned(
+    expert: Expert,
+    tiles: list[Boxes],
+    corners: NDArray[np.int64],
+    floor: float,
+    fine_shape: tuple[int, int] | None,
+) -> list[Boxes]:
+    """The objects that each tile owns."""
+    last = np.array(fine_shape) - expert.tile // expert.cell if fine_shape else np.full(2, np.iinfo(np.int64).max)
+    # In the order x, y of boxes.
+    low = np.where((corners[:, ::-1] == 0) & (fine_shape is not None), -np.inf, 0.0)
+    high = np.where(corners[:, ::-1] >= last[::-1], np.inf, expert.tile)
+    return [_owned(expert, each, floor, a, b) for each, a, b in zip(tiles, low, high, strict=True)]
+
+
+def _owned(expert: Expert, boxes: Boxes, floor: float, low: NDArray[np.float64], high: NDArray[np.float64]) -> Boxes:
+    """The best objects, `most` of them, at or above a score whose centre (x, y) lies from `low` to `high`."""
     centre = (boxes.xyxy[:, :2] + boxes.xyxy[:, 2:]) / 2 - expert.context
-    mine = ((centre >= 0) & (centre < expert.tile)).all(axis=1) & (boxes.scores >= floor)
+    mine = ((centre >= low) & (centre < high)).all(axis=1) & (boxes.scores >= floor)
     rows = np.flatnonzero(mine)
     rows = rows[np.argsort(-boxes.scores[rows], kind="stable")][: expert.most]
     outlines = None if boxes.outlines is None else tuple(boxes.outlines[i] for i in rows.tolist())

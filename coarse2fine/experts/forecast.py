@@ -53,6 +53,17 @@ class Forecast:
         """Whether choosing tiles is expected to pay at the default recall."""
         return self.saving[f"{self.recall:g}"][0] >= PAYS_FROM
 
+    def beside(self, share: float) -> str:
+        """The forecast at the default recall beside what came.
+
+        Parameters
+        ----------
+        share : float
+            Cost of an analysis as a share of the expert's everywhere.
+        """
+        best, low, high = self.saving[f"{self.recall:g}"]
+        return f"forecast: {best:.1f} times less ({low:.1f} to {high:.1f}) at {self.recall:.0%}; it was {1 / share:.1f}"
+
     def to_json(self) -> dict[str, Any]:
         """JSON values for a model file."""
         return asdict(self)

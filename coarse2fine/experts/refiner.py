@@ -87,7 +87,11 @@ class ExpertRefiner(Refiner):
         return -(-height // self.cells) * -(-width // self.cells) * max(1, self.expert.tile_macs)
 
     def start(self, context: ImageContext) -> RunningExpert:
-        return RunningExpert(self.expert, self.cells, context)
+        return RunningExpert(self.expert, context)
+
+    def outcome(self, share: float) -> list[str]:
+        """The forecast beside the cost of an analysis by default, as a share of the expert's everywhere."""
+        return [] if self.forecast is None or not share else [self.forecast.beside(share)]
 
     def describe(self) -> dict[str, Any]:
         forecast = None if self.forecast is None else self.forecast.to_json()
@@ -141,15 +145,13 @@ class RunningExpert(RunningRefiner):
     Parameters
     ----------
     expert : Expert
-    cells : int
-        Fine cells along a side of a tile.
     context : ImageContext
     """
 
-    def __init__(self, expert: Expert, cells: int, context: ImageContext) -> None:
+    def __init__(self, expert: Expert, context: ImageContext) -> None:
         if expert.call is None:
             expert(np.zeros((0, 0, 0, 3), np.uint8))  # says that the expert must be named
-        self._expert, self._cells, self._floor = expert, cells, context.floor
+        self._expert, self._context = expert, context
         self._batch = expert.batch
         self._tiles = self._good = 0
         self._failures: dict[str, None] = {}
@@ -204,7 +206,8 @@ class RunningExpert(RunningRefiner):
         """Candidates, and which tiles failed; None if the batch was halved instead."""
         self._tiles += len(pixels)
         try:
-            found = read_answer(self._expert, self._expert(pixels), corners, self._floor)
+            answer, context = self._expert(pixels), self._context
+            found = read_answer(self._expert, answer, corners, context.floor, context.fine_shape)
         except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
             if len(pixels) == 1:
                 return self._noted(corners[0], error)

@@ -229,6 +229,10 @@ class Refiner(Protocol):
             running(pixels, corner)
         return (running.macs_spent - before) / (time.perf_counter() - start)
 
+    def outcome(self, share: float) -> list[str]:  # noqa: ARG002
+        """Notes on the cost of an analysis without limits, as a share of the exhaustive pass's."""
+        return []
+
     def details(self) -> list[str]:
         """Lines on the refiner in a printed model."""
         return []

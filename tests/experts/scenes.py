@@ -107,14 +107,25 @@ def crops(image: Pixels, made: Expert) -> dict[tuple[int, int], Pixels]:
     }
 
 
+def owns(made: Expert, place: tuple[int, int], last: tuple[int, int], centre: tuple[float, float]) -> bool:
+    """Whether a tile owns a find by its centre in pixels of the core; tiles at the edge own what lies beyond it."""
+    sides = zip(place, last, centre, strict=True)
+    return all((at >= 0 or row == 0) and (at < made.tile or row == end) for row, end, at in sides)
+
+
 def owned(image: Pixels, made: Expert) -> dict[tuple[int, int], list[Find]]:
-    """Finds of each tile whose centre lies in its half-open core, in pixels of the plane, best first."""
+    """Finds of each tile whose centre lies in its half-open core, in pixels of the plane, best first.
+
+    Centres beyond the image's edges belong to the tiles at the edge.
+    """
     found = {}
-    for (row, column), crop in crops(image, made).items():
+    every = crops(image, made)
+    last = max(every)
+    for (row, column), crop in every.items():
         mine: list[Find] = []
         for x0, y0, x1, y1, score, label in boxes_of(crop).tolist():
             y, x = (y0 + y1) / 2 - made.context, (x0 + x1) / 2 - made.context
-            if 0 <= y < made.tile and 0 <= x < made.tile:
+            if owns(made, (row, column), last, (y, x)):
                 top, left = row * made.tile - made.context, column * made.tile - made.context
                 mine.append((score, int(label), (y0 + top, x0 + left, y1 + top, x1 + left)))
         found[row, column] = sorted(mine, key=lambda find: -find[0])

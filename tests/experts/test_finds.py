@@ -17,7 +17,7 @@ from coarse2fine import analyze
 from coarse2fine.experts.finds import read_answer
 from coarse2fine.experts.suppress import suppress_across
 from coarse2fine.models.candidates import Candidates
-from tests.experts.scenes import LABELS, Find, Pixels, crops, disc_expert, in_image, model_of, once, scene
+from tests.experts.scenes import LABELS, Find, Pixels, crops, disc_expert, in_image, model_of, once, owns, scene
 
 Floats = NDArray[np.float32]
 
@@ -115,13 +115,14 @@ def test_classes_and_vectors_of_tiles(kind: Any) -> None:
 def parts_of(image: Pixels, made: Any) -> list[Find]:
     """The loop for maps as objects: connected parts of each class, owned by the tile that holds the box's centre."""
     tiles: dict[tuple[int, int], list[Find]] = {}
-    for (row, column), crop in crops(image, made).items():
+    every = crops(image, made)
+    for (row, column), crop in every.items():
         mine: list[Find] = []
         for label, plane in enumerate(maps_of(crop[None])[0]):
             parts, _ = ndimage.label(plane >= 0.5, structure=np.ones((3, 3)))
             for number, (ys, xs) in enumerate(ndimage.find_objects(parts), 1):
                 y, x = (ys.start + ys.stop) / 2 - made.context, (xs.start + xs.stop) / 2 - made.context
-                if 0 <= y < made.tile and 0 <= x < made.tile:
+                if owns(made, (row, column), max(every), (y, x)):
                     top, left = row * made.tile - made.context, column * made.tile - made.context
                     box = (ys.start + top, xs.start + left, ys.stop + top, xs.stop + left)
                     mine.append((float(plane[parts == number].mean()), label, box))
