@@ -313,8 +313,8 @@ class AnalysisRun:
         """Cost of the analysis."""
         refined = int((audited.refined & self.inside).sum())
         exhaustive = self.exhaustive_macs
-        if self._strategy.needed and self._whole and refined == self.inside.sum():
-            # The cost of columns depends on the image, and this run was the exhaustive pass: use its true cost.
+        if self._whole and refined == self.inside.sum():
+            # The cost of specialists and columns depends on the image: this run was the exhaustive pass, use its own.
             exhaustive = scan.macs + fine.macs
         return Cost(
             scan_macs=scan.macs,

@@ -19,7 +19,8 @@ class Cost:
         net on the chosen windows, and of the audit.
     exhaustive_macs : int
         Multiply-adds of the refine net on every cell, including the halos of the exhaustive pass's windows. A model
-        without labels compares each cell with a sample of the image: scan, sample and columns are then included.
+        without labels compares each cell with a sample of the image: scan, sample and columns are then included. If the
+        analysis was the exhaustive pass, its own multiply-adds, with those of specialists.
     cells, cells_refined : int
         Number of cells of the image, and of those refined.
     scan_seconds, choose_seconds, refine_seconds, audit_seconds, conclude_seconds : float

@@ -191,6 +191,15 @@ def test_any_windows_give_what_loops_over_all_cells_give(
     assert len(fine.done) == len(whole_plan(pixels, model, side))
 
 
+def test_the_exhaustive_pass_with_specialists_is_all_of_itself(
+    make_image: MakeImage, detector: Model, model: Model
+) -> None:
+    pixels = make_image(160, 120, seed=1)
+    bare, cost = (analyze(pixels, each, budget=1.0, precision="fp32").cost for each in (detector, model))
+    assert cost.macs > bare.macs  # specialists ran
+    assert cost.saved == 0
+
+
 def test_specialists_change_answers_and_are_in_the_account(
     make_image: MakeImage, detector: Model, model: Model, runtime: Runtime
 ) -> None:
