@@ -180,6 +180,10 @@ class Model:
             numbers = f"{self.threshold}, {self.tau} and {self.window}"
             raise ValueError(f"expected a threshold in 0..1, a tau of at least 0 and a window, got {numbers}")
 
+    def __repr__(self) -> str:
+        classes = f"{len(self.labels)} {'class' if len(self.labels) == 1 else 'classes'}"
+        return f"<Model {self.name!r} ({self.refiner.kind}): {classes}, cells of {self.geometry.cell} px>"
+
     def __str__(self) -> str:
         g = self.geometry
         names = printable(", ".join(label.name for label in self.labels))

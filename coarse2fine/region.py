@@ -63,13 +63,15 @@ class Region:
             raise ValueError(f"a region's outline must be finite, got {outline} for {self.label!r}")
 
     @property
+    def full_corners(self) -> tuple[tuple[float, float], ...]:
+        """Corners (y, x) of the outline or, without one, of the box; in full-resolution pixels, not closed."""
+        if self.outline is not None:
+            return self.outline
+        y0, x0, y1, x1 = self.full_box
+        return (y0, x0), (y0, x1), (y1, x1), (y1, x0)
+
+    @property
     def full_centre(self) -> tuple[float, float]:
         """Centre (y, x) of the box, in full-resolution pixels."""
         y0, x0, y1, x1 = self.full_box
         return (y0 + y1) / 2, (x0 + x1) / 2
-
-    @property
-    def corners(self) -> tuple[tuple[float, float], ...]:
-        """Corners (y, x) of the outline, or of the box, without a repeated end point."""
-        y0, x0, y1, x1 = self.full_box
-        return self.outline or ((y0, x0), (y0, x1), (y1, x1), (y1, x0))

@@ -42,6 +42,9 @@ _EXTRAS = {
     "pandas": "pandas",
     "benchmark": "skimage",
     "anndata": "anndata",
+    "geopandas": "geopandas",
+    "supervision": "supervision",
+    "napari": "napari",
 }
 _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "COARSE2FINE_CACHE")
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.audit.result import Audit
-from coarse2fine.model import Model, load_model
 from coarse2fine.models.firing import NO_FEATURE, feature_name
-from coarse2fine.models.runtime import Runtime
-from coarse2fine.region import Region
-from coarse2fine.results.coco import Found, file_name, write_coco
 from coarse2fine.results.cost import Cost
-from coarse2fine.results.exporters import exporter_for
+from coarse2fine.results.exportable import Exportable
 from coarse2fine.results.folder import (
     ANALYSIS,
     MAPS,
@@ -35,38 +30,22 @@ from coarse2fine.results.folder import (
     read_result,
     timing_json,
 )
-from coarse2fine.results.geojson import write_geojson, write_world_geojson
 from coarse2fine.results.json_file import write_json
-from coarse2fine.results.maps import Maps, write_maps
 from coarse2fine.results.notebook import notebook_html
 from coarse2fine.results.overlays import encoded, read_overview, thumbnail
 from coarse2fine.results.recorded_image import record_of
-from coarse2fine.results.tables import Table, as_frame, tiles_table, write_csv, write_parquet
-from coarse2fine.results.tiles import (
-    anndata_module,
-    as_anndata,
-    h5py_module,
-    interesting_patches,
-    with_features,
-    write_patches,
-)
-from coarse2fine.steps.plan import Plan
+from coarse2fine.results.tables import write_csv, write_parquet
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource
 from coarse2fine.tiling.writing.atomic import replacing
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
 
 _NAMED = 4
 _PACKED_FROM = 50_000
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Exportable):
     """Result of an analysis: the finds in an image, the windows that were refined, and the cost.
 
     Parameters
@@ -96,12 +75,6 @@ class Analysis:
         Model, parameters, versions; JSON values.
     """
 
-    image: Image
-    regions: tuple[Region, ...]
-    interest: NDArray[np.float32]
-    plan: Plan
-    refined: NDArray[np.bool_]
-    cell: int
     cost: Cost
     audit: Audit | None
     complete: bool
@@ -113,6 +86,11 @@ class Analysis:
 
     def __exit__(self, *_: object) -> None:
         self.image.close()
+
+    def __repr__(self) -> str:
+        state = "" if self.complete else ", incomplete"
+        windows = f"{len(self.regions):,} found, {len(self.plan):,} windows{state}"
+        return f"<Analysis {self.image.name!r}: {windows}, {self.cost.share:.1%} of the exhaustive pass>"
 
     def __str__(self) -> str:
         by_label = ", ".join(f"{n} {label}" for label, n in sorted(self.labels.items())) or "nothing"
@@ -155,26 +133,10 @@ class Analysis:
         """
         return tuple(self.provenance.get("notes", ()))
 
-    @property
-    def tiles(self) -> pd.DataFrame:
-        """`tiles_table` as a pandas DataFrame (extra ``pandas``)."""
-        return as_frame(self.tiles_table)
-
-    @property
-    def tiles_table(self) -> Table:
-        """The windows of the plan, best first, as columns; see `coarse2fine.results.tables.tiles_table`."""
-        return tiles_table(self.plan, self.cell, self.image.shape[:2], self.refined, self.regions)
-
     @cached_property
     def overview(self) -> tuple[NDArray[np.uint8], int]:
         """The whole image at a size fit for a page, and its downsample; read once."""
         return read_overview(self.image)
-
-    @property
-    def labels(self) -> dict[str, int]:
-        """Number of regions of each class, the most frequent first."""
-        counts = Counter(region.label for region in self.regions)
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @property
     def kinds(self) -> dict[str, dict[str, Any]]:
@@ -212,108 +174,6 @@ class Analysis:
         with replacing(target) as temporary:
             picture.save(temporary, target.suffix.lstrip(".").lower())
         return target
-
-    def to(self, path: str | os.PathLike[str]) -> Path:
-        """Write a file in the format of its suffix.
-
-        ``.geojson``: `to_geojson`, in pixels; ``.json``: `to_coco` (either with ``.gz``); ``.csv``: `to_csv`;
-        ``.parquet``: `to_parquet`; ``.h5``: `to_h5`, without features; ``.zarr``: `to_ome_zarr`; ``.png``, ``.pdf``
-        and ``.svg``: `plot`; others by `coarse2fine.register_exporter`.
-
-        Raises
-        ------
-        ValueError
-            If the suffix is unknown; the message lists the known ones.
-        """
-        target = Path(path)
-        exporter_for(target)(target, self)
-        return target
-
-    def to_geojson(self, path: str | os.PathLike[str], *, world: bool = False) -> Path:
-        """Write the regions as GeoJSON; gzipped if the name ends in ``.gz``.
-
-        Parameters
-        ----------
-        path : path
-        world : bool
-            Whether to write world coordinates of a georeferenced image, for GIS programs; the default is
-            full-resolution pixels, for QuPath.
-
-        Raises
-        ------
-        ValueError
-            If the image has no world coordinates.
-        """
-        if not world:
-            return write_geojson(path, self.regions)
-        if self.image.geo is None:
-            raise ValueError(f"{self.image.name} is not georeferenced; write its regions in pixels (world=False)")
-        return write_world_geojson(path, self.regions, self.image.geo)
-
-    def to_coco(self, path: str | os.PathLike[str]) -> Path:
-        """Write the regions as a COCO data set of this one image; see `coarse2fine.results.coco.write_coco`."""
-        image = self.image
-        name = file_name(image.path or image.location, image.name)
-        return write_coco(path, [Found(name, image.shape[:2], self.regions, tuple(self.labels))])
-
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write `tiles_table` as CSV."""
-        return write_csv(path, self.tiles_table)
-
-    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
-        """Write `tiles_table` as Parquet."""
-        return write_parquet(path, self.tiles_table)
-
-    def to_h5(
-        self, path: str | os.PathLike[str], model: str | os.PathLike[str] | Model | None = None, *, tile: int = 256
-    ) -> Path:
-        """Write the tiles with refined windows as HDF5, in the layout of CLAM and TRIDENT (extra ``features``).
-
-        Parameters
-        ----------
-        path : path
-        model : path, str or Model, optional
-            Its refine net describes each tile: ``features`` holds the means of the high-level features. Without a
-            model only ``coords`` are written, the input of those tools' encoders.
-        tile : int
-            Side of a tile in full-resolution pixels. Tiles lie on a regular grid; those with a refined window in them
-            are written.
-
-        Raises
-        ------
-        ImageError
-            If features are requested and the image is missing.
-        MissingExtraError
-            If h5py is not installed.
-        ModelError
-            If the model cannot be loaded.
-        ValueError
-            If the tile is not a whole number of the model's fine cells.
-        """
-        h5py_module()
-        patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
-        if model is not None:
-            patches = with_features(patches, self.image, load_model(model), Runtime.choose())
-        return write_patches(path, patches, self.image)
-
-    def to_anndata(self, model: str | os.PathLike[str] | Model, *, tile: int = 256) -> AnnData:
-        """The tiles of `to_h5`, with features, as an annotated table (extra ``anndata``).
-
-        Parameters
-        ----------
-        model : path, str or Model
-        tile : int
-            See `to_h5`, also for the errors.
-        """
-        anndata_module()
-        patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
-        return as_anndata(with_features(patches, self.image, load_model(model), Runtime.choose()), self.image)
-
-    def to_ome_zarr(self, path: str | os.PathLike[str]) -> Path:
-        """Write maps of cells, and labels of pixels, as OME-Zarr 0.5; see `coarse2fine.results.maps.write_maps`."""
-        image = self.image
-        maps = Maps(image.name, image.shape[:2], image.mpp, self.cell, self.interest, self.refined, self.regions)
-        return write_maps(path, maps)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write everything into a folder, which is created if it is missing.

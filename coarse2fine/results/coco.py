@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -64,22 +66,20 @@ def write_coco(path: str | os.PathLike[str], images: Sequence[Found]) -> Path:
         If the folder does not exist, or `path` is a folder.
     """
     target = Path(path)
-    numbers = {label: n for n, label in enumerate(sorted({label for each in images for label in each.labels}), 1)}
-    head = {
-        "info": {"description": f"found by coarse2fine {__version__}"},
-        "images": [
-            {"id": n, "file_name": each.name, "height": each.full_shape[0], "width": each.full_shape[1]}
-            for n, each in enumerate(images, 1)
-        ],
-        "categories": [{"id": n, "name": label} for label, n in numbers.items()],
-    }
+    numbers = _numbers(images)
     with replacing_stream(target) as stream:
-        stream.write(f'{compact(head)[:-1]}, "annotations": ['.encode("utf-8", NOT_UNICODE))
-        for number, entry in enumerate(_entries(images, numbers), 1):
-            separator = "\n" if number == 1 else ",\n"
-            stream.write(f"{separator}{compact({'id': number, **entry})}".encode("utf-8", NOT_UNICODE))
+        stream.write(f'{compact(_head(images, numbers))[:-1]}, "annotations": ['.encode("utf-8", NOT_UNICODE))
+        for entry in _entries(images, numbers):
+            separator = "\n" if entry["id"] == 1 else ",\n"
+            stream.write(f"{separator}{compact(entry)}".encode("utf-8", NOT_UNICODE))
         stream.write(b"\n]}\n")
     return target
+
+
+def coco_dict(images: Sequence[Found]) -> dict[str, Any]:
+    """The data set that `write_coco` writes, as JSON values."""
+    numbers = _numbers(images)
+    return {**_head(images, numbers), "annotations": list(_entries(images, numbers))}
 
 
 def write_results_coco(path: str | os.PathLike[str], results: Sequence[Path]) -> Path:
@@ -140,16 +140,33 @@ def _stored(folder: Path, record: dict[str, Any], times: Counter[str]) -> Found:
     return Found(name, (height, width), regions_file(folder), tuple(record["labels"]))
 
 
+def _numbers(images: Sequence[Found]) -> dict[str, int]:
+    """Id of each category."""
+    return {label: n for n, label in enumerate(sorted({label for each in images for label in each.labels}), 1)}
+
+
+def _head(images: Sequence[Found], numbers: dict[str, int]) -> dict[str, Any]:
+    return {
+        "info": {"description": f"found by coarse2fine {__version__}"},
+        "images": [
+            {"id": n, "file_name": each.name, "height": each.full_shape[0], "width": each.full_shape[1]}
+            for n, each in enumerate(images, 1)
+        ],
+        "categories": [{"id": n, "name": label} for label, n in numbers.items()],
+    }
+
+
 def _entries(images: Sequence[Found], numbers: dict[str, int]) -> Iterator[dict[str, Any]]:
+    ids = itertools.count(1)
     for image, each in enumerate(images, 1):
         regions = read_regions(each.regions) if isinstance(each.regions, Path) else each.regions
         for region in regions:
-            yield {"image_id": image, "category_id": numbers[region.label], **_place(region)}
+            yield {"id": next(ids), "image_id": image, "category_id": numbers[region.label], **_place(region)}
 
 
 def _place(region: Region) -> dict[str, Any]:
     y0, x0, y1, x1 = map(float, region.full_box)
-    ring = [(float(x), float(y)) for y, x in region.corners]
+    ring = [(float(x), float(y)) for y, x in region.full_corners]
     # Shoelace formula.
     twice = sum(x * v - u * y for (x, y), (u, v) in zip(ring, [*ring[1:], ring[0]], strict=True))
     return {

@@ -364,7 +364,7 @@ def _touches(region: Region, full_box: Box) -> bool:
 
 def _corners(region: Region, least: float) -> NDArray[np.float64]:
     """Outline (x, y) in full-resolution pixels, grown to a size that can be seen."""
-    points = np.array(region.corners, np.float64)[:, ::-1]
+    points = np.array(region.full_corners, np.float64)[:, ::-1]
     size = float(np.ptp(points, axis=0).max())
     if size < least:
         points = (points - points.mean(axis=0)) * (least / max(size, 1e-6)) + points.mean(axis=0)

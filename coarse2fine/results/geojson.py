@@ -112,6 +112,15 @@ def read_regions(path: str | os.PathLike[str]) -> tuple[Region, ...]:
             ) from None
 
 
+def world_ring(region: Region, geo: GeoReference) -> Ring:
+    """Closed ring of a region's corners (x, y) in world coordinates, counter-clockwise with y pointing up."""
+    a, b, c, d, e, f = geo.transform
+    ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in _ring(region)]
+    if _turns_clockwise(ring):
+        ring.reverse()
+    return ring
+
+
 def _write(target: Path, more: str, features: Iterable[str]) -> Path:
     with replacing_stream(target) as stream:
         stream.write(f'{{"type": "FeatureCollection", {more}"features": ['.encode("utf-8", NOT_UNICODE))
@@ -148,10 +157,7 @@ def _detection(region: Region) -> str:
 
 
 def _on_the_map(region: Region, geo: GeoReference) -> str:
-    a, b, c, d, e, f = geo.transform
-    ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in _ring(region)]
-    if _turns_clockwise(ring):  # GeoJSON's outer rings are counter-clockwise
-        ring.reverse()
+    ring = world_ring(region, geo)
     properties = {"label": region.label, "score": float(region.score), "fired": "; ".join(region.fired)}
     return (
         f'{_HEAD}"id": "{_identifier(region.label, _text(_ring(region)))}", '
@@ -161,7 +167,7 @@ def _on_the_map(region: Region, geo: GeoReference) -> str:
 
 def _ring(region: Region) -> Ring:
     """Closed ring of corners (x, y)."""
-    ring = [(float(x), float(y)) for y, x in region.corners]
+    ring = [(float(x), float(y)) for y, x in region.full_corners]
     return [*ring, ring[0]]
 
 
