@@ -30,6 +30,7 @@ _RULES = {
     "depth": "bits in use",
     "unit": "0..1",
     "percentiles": "percentiles",
+    "empty": "assumed without pixels",
 }
 
 
@@ -183,7 +184,8 @@ def _again(
 
 def notes_on(model: Model, image: Image, more: Sequence[str] = ()) -> dict[str, list[str]]:
     """Notes of an analysis on model, image and what `more` says, under the key "notes"; empty if there are none."""
-    notes = [*_likenesses(model, image), *differences(model, image), *image.damage.notes, *more]
+    empty = ["no pixel with data could be read: check the file"] if image.scale.rule == "empty" else []
+    notes = [*empty, *_likenesses(model, image), *differences(model, image), *image.damage.notes, *more]
     return {"notes": notes} if notes else {}
 
 

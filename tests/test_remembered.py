@@ -195,3 +195,10 @@ def test_a_fit_reads_the_channels_that_are_asked_for(tmp_path: Path, capsys: pyt
     assert "expected value_range as two numbers (low, high) with low < high" in capsys.readouterr().err
     ((opened, _),) = load_pairs(image, annotations, (3, 0, 1), (0, 3000))
     assert (opened.used, opened.value_range) == ((3, 0, 1), (0.0, 3000.0))
+
+
+def test_an_analysis_of_an_image_without_any_value_says_so(detector: Model) -> None:
+    analysis = analyze(np.full((60, 60), np.nan, np.float32), detector)
+    assert "no pixel with data could be read: check the file" in analysis.notes
+    assert "note   no pixel with data" in str(analysis)
+    assert not analysis.regions

@@ -15,9 +15,9 @@ from .geometry import Box
 from .grid import blocks
 from .samples import sample_range
 
-Rule = Literal["type", "given", "file", "depth", "unit", "percentiles"]
+Rule = Literal["type", "given", "file", "depth", "unit", "percentiles", "empty"]
 """Origin of a range: the sample type's own; given by the caller; stated by the file; a number of bits; 0..1;
-percentiles."""
+percentiles; assumed, as no pixel with data could be read."""
 
 Values: TypeAlias = Callable[[int, list[Box]], NDArray[Any]]
 
@@ -68,6 +68,8 @@ class ValueRange:
         said = {"given": " (as asked for)", "file": " (as the file says)"}.get(self.rule, "")
         if self.rule == "depth":
             said = f" ({int(high).bit_length()} bits, by its pixels)"
+        elif self.rule == "empty":
+            said = " (assumed: no pixel with data could be read)"
         elif self.rule == "percentiles":
             said = f" ({_PERCENTILES[0]:g} to {_PERCENTILES[1]:g} percentile)"
         plain = self.rule == "type" and np.dtype(self.dtype).itemsize == 1
@@ -162,8 +164,9 @@ def measured_range(
 
     Pixels are all of the coarsest level if it is small, and evenly spaced windows of the finest, which shows how
     bright small things are; the places do not depend on how the file is chunked. Integers from 0 on get the fewest
-    bits that hold them, at least 8, and 16 if they are widened 8-bit values, however dark. Reals within 0..1 get that
-    range. Others, and integers that would fill little of their bits, get the 0.1 to 99.9 percentiles.
+    bits that hold them, at least 8, and 16 if they are widened 8-bit values, however dark. Reals within 0..1 get
+    that range. Without any pixel, the range is that of the type, or 0..1. Others, and integers that would fill
+    little of their bits, get the 0.1 to 99.9 percentiles.
 
     Parameters
     ----------
@@ -177,7 +180,7 @@ def measured_range(
     seen = _seen(shapes, chunks, values)
     if not seen:
         low, high = sample_range(dtype)
-        return ValueRange(low, high, "unit" if dtype.kind == "f" else "type", dtype.name)
+        return ValueRange(low, high, "empty", dtype.name)
     low = min(float(np.quantile(part, _ENDS, method="lower")) for part in seen)
     high = max(float(np.quantile(part, 1 - _ENDS, method="higher")) for part in seen)
     if dtype.kind == "f" and all(part.min() >= 0 and part.max() <= 1 for part in seen):

@@ -19,6 +19,7 @@ from coarse2fine.tiling.formats import raster
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import open_image
+from coarse2fine.tiling.value_range import Origin, ValueRange
 
 
 def grey(*shape: int, seed: int = 0) -> NDArray[np.int64]:
@@ -74,6 +75,16 @@ def test_few_hot_pixels_and_what_has_no_data_do_not_count(tmp_path: Path) -> Non
     reals[40] = -np.inf
     low, high = np.percentile(reals[41:], (0.1, 99.9))
     assert open_image(reals).value_range == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_without_any_value_says_so(value: float) -> None:
+    image = open_image(np.full((70, 80), value, np.float32))
+    assert image.scale == ValueRange(0, 1, "empty", "float32")
+    assert image.notes == ("range 0..1 (assumed: no pixel with data could be read) scaled to 0..255",)
+    again = Origin.parse(Origin(image.scale).to_json(), 1)
+    assert again is not None
+    assert again.scale == image.scale
 
 
 @pytest.mark.parametrize("values", ["negative", "narrow", "few"])
