@@ -35,8 +35,6 @@ def _convert(parsed: argparse.Namespace) -> None:
     from coarse2fine.tiling.conversion.convert import convert
     from coarse2fine.tiling.opening import open_image
 
-    if parsed.output.suffix.lower() in (".tif", ".tiff", ".png", ".jpg", ".jpeg"):
-        raise ValueError(f"{parsed.output} would be a Zarr folder: expected a name such as {parsed.output.stem}.zarr")
     check_place(parsed.output)
     try:
         with Progress(not parsed.quiet) as steps:

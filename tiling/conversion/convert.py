@@ -41,6 +41,7 @@ FORMAT = 1
 Progress: TypeAlias = Callable[[int, int], None]
 
 _JOURNAL = "journal.jsonl"
+_PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,12 @@ def convert(
     OSError
         If the target cannot be written; whole shards are kept for the next run.
     ValueError
-        If a number is out of range.
+        If a number is out of range, or the target is named as a picture.
     """
     begin = time.perf_counter()
     target = Path(target)
+    if target.suffix.lower() in _PICTURES:
+        raise ValueError(f"{target} would be a Zarr folder: expected a name such as {target.stem}.zarr")
     check_absent(target)
     if workers is not None and workers < 1:
         raise ValueError(f"expected at least 1 worker, got {workers}")

@@ -142,6 +142,13 @@ def test_any_layout_gives_the_same(
     assert_holds(folder / "a.zarr", pixels)
 
 
+@pytest.mark.parametrize("name", ["a.tif", "A.TIFF", "a.b.png", "a.jpeg"])
+def test_a_folder_is_not_named_as_a_picture(tmp_path: Path, make_image: MakeImage, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"would be a Zarr folder: expected a name such as .*{Path(name).stem}\.zarr"):
+        convert(make_image(40, 40), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_layout_and_attributes(tmp_path: Path, make_image: MakeImage) -> None:
     pixels = make_image(150, 170, 1).astype(np.uint16) * 257
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(32, 32))
