@@ -121,4 +121,4 @@ def test_a_missing_extra_is_one_line(
     assert main(command) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "is not installed" in line
-    assert f'pip install "coarse2fine[{extra}]"' in line
+    assert line.endswith(f'pip install "coarse2fine[{extra}]", or in a checkout: pip install -e ".[{extra}]"')

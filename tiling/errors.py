@@ -19,4 +19,9 @@ class MissingExtraError(ImportError):
     """
 
     def __init__(self, package: str, purpose: str, extra: str) -> None:
-        super().__init__(f'{purpose} needs {package}, which is not installed: pip install "coarse2fine[{extra}]"')
+        super().__init__(f"{purpose} needs {package}, which is not installed: {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """How to install an extra, for messages."""
+    return f'pip install "coarse2fine[{extra}]", or in a checkout: pip install -e ".[{extra}]"'

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError
+from ..errors import ImageError, install
 from ..geometry import PixelSize, ceil_div
 from ..samples import check_size
 from ..source import Source
@@ -105,9 +105,7 @@ def _library(path: Path) -> ModuleType:
     try:
         import openslide  # noqa: PLC0415 (an extra)
     except (ImportError, OSError) as error:
-        raise ImageError(
-            f'{path}: OpenSlide is needed to read it ({error}); install the extra: pip install "coarse2fine[openslide]"'
-        ) from error
+        raise ImageError(f"{path}: OpenSlide is needed to read it ({error}); {install('openslide')}") from error
     return openslide
 
 

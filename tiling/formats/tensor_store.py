@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError
+from ..errors import ImageError, install
 from ..geometry import ceil_div
 from ..storage.byte_files import check_value
 from .zarr_array import ChunkPlan
@@ -40,9 +40,7 @@ class TensorStoreArray:
         try:
             import tensorstore  # noqa: PLC0415 (an extra)
         except ImportError as error:
-            raise ImageError(
-                f'{path}: tensorstore is not installed ({error}); pip install "coarse2fine[tensorstore]"'
-            ) from error
+            raise ImageError(f"{path}: tensorstore is not installed ({error}); {install('tensorstore')}") from error
         if plan is None:
             raise ImageError(f"{path}: its codecs or keys are not read by tensorstore here; leave 'reader' out")
         self._path, self._plan = path, plan

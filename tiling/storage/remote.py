@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import ImageError
+from ..errors import ImageError, install
 from ..limits import UNIT_BYTES
 from ..stats import ReadStats
 from .redact import redact
@@ -82,10 +82,7 @@ class Remote:
 
             self._files, root = fsspec.core.url_to_fs(url)
         except ImportError as error:
-            raise ImageError(
-                f"{redact(url)}: cannot be read ({redact(str(error))}); "
-                'install the remote extra: pip install "coarse2fine[remote]"'
-            ) from None
+            raise ImageError(f"{redact(url)}: cannot be read ({redact(str(error))}); {install('remote')}") from None
         except ValueError as error:
             raise ImageError(f"{redact(url)}: cannot be read ({redact(str(error))}); check the address") from None
         self._http = url.startswith(("http://", "https://"))
