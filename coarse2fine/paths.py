@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from coarse2fine.tiling.formats.registry import known_formats
 
 PathLike = str | os.PathLike[str]
+
+_ALSO_PIXELS = (
+    *(".npy", ".npz", ".h5", ".hdf5", ".mat", ".nii", ".fits"),
+    *(".czi", ".nd2", ".lif", ".oib", ".vsi", ".ims", ".gif", ".heic", ".psd", ".dng", ".ecw"),
+)
+"""Suffixes of files that hold pixels too, and that no built-in format reads."""
 
 
 def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...] | None = None) -> list[Path]:
@@ -32,13 +40,22 @@ def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...
     ------
     FileNotFoundError
         If a source matches no file.
+
+    Warns
+    -----
+    UserWarning
+        If images are left out of a folder because no known format reads files with their suffix.
     """
     sources = [source] if isinstance(source, str | os.PathLike) else source
     if not sources:
         raise FileNotFoundError("expected at least one file, folder or glob, found an empty list")
-    if suffixes is None:
+    if images := suffixes is None:
         suffixes = tuple(suffix for fmt in known_formats() for suffix in fmt.suffixes)
-    return sorted({path for each in sources for path in _expand_one(Path(each).expanduser(), suffixes)})
+    paths = [Path(each).expanduser() for each in sources]
+    found = sorted({path for each in paths for path in _expand_one(each, suffixes)})
+    for folder in paths if images else ():
+        _warn_of_others(folder, suffixes)
+    return found
 
 
 def _expand_one(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -60,6 +77,21 @@ def _expand_one(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"no file matches {path}; check the pattern")
     return found
+
+
+def _warn_of_others(folder: Path, suffixes: tuple[str, ...]) -> None:
+    """Warn of files in a folder of images that hold pixels and are left out."""
+    if not folder.is_dir() or _is_zarr(folder):
+        return
+    left = Counter(child.suffix.lower() for child in folder.iterdir() if child.name[0] != ".")
+    others = {suffix: left[suffix] for suffix in _ALSO_PIXELS if left[suffix] and suffix not in suffixes}
+    if others:
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in others.items())
+        warnings.warn(
+            f"{folder}: left out {counts}, which no known format reads; convert them to TIFF or Zarr, or add a format "
+            "(coarse2fine.register_format)",
+            stacklevel=3,
+        )
 
 
 def _is_zarr(path: Path) -> bool:
