@@ -42,7 +42,11 @@ def register_base(prefix: str, parse: Parse, build: Build) -> None:
     ------
     ValueError
         If the prefix is no identifier.
+    TypeError
+        If one of the two cannot be called.
     """
+    if not (callable(parse) and callable(build)):
+        raise TypeError(f"expected two functions, parse(channels, text) and build(spec), got {parse!r} and {build!r}")
     if not prefix.isidentifier():
         raise ValueError(f"expected an identifier before the colon of a base's text, got {prefix!r}")
     _BASES.register(prefix, (parse, build))

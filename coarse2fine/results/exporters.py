@@ -47,7 +47,11 @@ def register_exporter(suffix: str, write: Exporter) -> None:
     ------
     ValueError
         If the suffix does not begin with a dot, or is only a dot.
+    TypeError
+        If `write` cannot be called.
     """
+    if not callable(write):
+        raise TypeError(f"expected a function write(path, analysis), got {write!r:.60}")
     if not suffix.startswith(".") or len(suffix) < 2:
         raise ValueError(f"expected the ending of a name such as '.kml', got {suffix!r}")
     _registered[suffix.lower()] = write

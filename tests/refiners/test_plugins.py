@@ -174,6 +174,9 @@ def test_what_no_package_has_is_refused(package: Path, model: Model, tmp_path: P
             unfitted(1, text)
     with pytest.raises(ValueError, match="expected an identifier"):
         register_base("4/2", unfitted, unfitted)  # type: ignore[arg-type]
+    for parse, build in ((unfitted, None), ("timm", unfitted)):
+        with pytest.raises(TypeError, match="expected two functions, parse"):
+            register_base("named", parse, build)  # type: ignore[arg-type]
 
 
 def test_a_refiner_must_fit_the_geometry(model: Model) -> None:

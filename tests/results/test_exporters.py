@@ -120,3 +120,8 @@ def test_another_suffix_is_refused_with_those_there_are(
 def test_a_suffix_begins_with_a_dot(suffix: str) -> None:
     with pytest.raises(ValueError, match=r"expected the ending of a name such as '\.kml'"):
         c2f.register_exporter(suffix, lambda *_: None)
+
+
+def test_an_exporter_can_be_called() -> None:
+    with pytest.raises(TypeError, match=r"expected a function write\(path, analysis\), got 'to_csv'"):
+        c2f.register_exporter(".kml", "to_csv")  # type: ignore[arg-type]

@@ -113,12 +113,28 @@ class Format:
         next one is tried. Raises `ImageError` for a damaged file. Import heavy libraries here.
     suffixes : tuple of str
         Name endings, in lower case, of the files that are taken from a folder of images.
+
+    Raises
+    ------
+    TypeError
+        If `matches` or `open` cannot be called, or `suffixes` is not a tuple of texts.
     """
 
     name: str
     matches: Callable[[bytes, Location], bool]
     open: Callable[[Location], Source | None]
     suffixes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (callable(self.matches) and callable(self.open)):
+            raise TypeError(
+                f"the format {self.name} needs two functions, matches(head, location) and open(location), got "
+                f"{self.matches!r} and {self.open!r}"
+            )
+        if not isinstance(self.suffixes, tuple) or not all(isinstance(suffix, str) for suffix in self.suffixes):
+            raise TypeError(
+                f"the format {self.name} needs a tuple of suffixes such as ('.npy',), got {self.suffixes!r}"
+            )
 
 
 _registered: dict[str, Format] = {}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -134,3 +135,30 @@ def test_a_format_is_imported_when_it_is_needed(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "a.png")], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert not {"tifffile", "openslide", "tensorstore"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((b"\x93NUMPY", lambda _: None), "needs two functions"),
+        ((lambda *_: True, None), "needs two functions"),
+        ((lambda *_: True, lambda _: None, ".npy"), r"needs a tuple of suffixes such as \('.npy',\), got '.npy'"),
+        ((lambda *_: True, lambda _: None, (1,)), "needs a tuple of suffixes"),
+    ],
+)
+def test_parts_of_a_format_are_checked(parts: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(TypeError, match=f"the format plain {message}"):
+        c2f.Format("plain", *parts)
+
+
+def test_files_with_pixels_that_no_format_reads_are_told(tmp_path: Path) -> None:
+    for name in ("a.png", "b.npy", "c.NPY", "d.czi", "labels.json", "notes.txt", ".hidden.npy"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"left out 2 \.npy, 1 \.czi, which no known format reads") as told:
+        assert expand_paths(tmp_path) == [tmp_path / "a.png"]
+    assert len(told) == 1
+    assert expand_paths(tmp_path, (".json",)) == [tmp_path / "labels.json"]
+    assert expand_paths(tmp_path / "*.png") == [tmp_path / "a.png"]
+    for suffix in (".npy", ".czi"):
+        c2f.register_format(c2f.Format(suffix, lambda *_: False, lambda _: None, (suffix,)))
+    assert len(expand_paths(tmp_path)) == 4
