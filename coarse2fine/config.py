@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import wraps
 from numbers import Real
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
 
 from coarse2fine.models.precision import Precision
 
@@ -23,6 +25,8 @@ AUDIT = 0.01
 
 # Parameters that change only speed and rounding.
 _NOT_STATED = ("device", "precision", "batch_size")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -164,11 +168,29 @@ def config_of(function: Callable[..., Any], options: AnalysisOptions) -> Config:
     Raises
     ------
     TypeError
-        If the function has no such parameters; the message lists its parameters.
+        If the function has no such parameters; the message names similar ones, and lists all.
     ValueError
         See `Config`.
     """
-    if unknown := options.keys() - {f.name for f in fields(Config)}:
-        known = ", ".join(inspect.signature(function).parameters)
-        raise TypeError(f"{function.__name__}() has no parameter {min(unknown)!r}; its parameters are {known}")
+    _check_names(function, options.keys() - {f.name for f in fields(Config)})
     return Config(**options)
+
+
+def names_checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate a function: unknown keyword arguments raise a TypeError that names similar parameters, and lists all."""
+    known = inspect.signature(function).parameters.keys()
+
+    @wraps(function)
+    def checked(*args: _P.args, **options: _P.kwargs) -> _R:
+        _check_names(function, options.keys() - known)
+        return function(*args, **options)
+
+    return checked
+
+
+def _check_names(function: Callable[..., Any], unknown: Iterable[str]) -> None:
+    known = list(inspect.signature(function).parameters)
+    for name in sorted(unknown):
+        near = get_close_matches(name, known)
+        hint = f"did you mean {' or '.join(near)}? Its" if near else "its"
+        raise TypeError(f"{function.__name__}() has no parameter {name!r}; {hint} parameters are {', '.join(known)}")

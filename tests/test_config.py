@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coarse2fine import analyze, analyze_folder
+from coarse2fine import analyze, analyze_folder, fit
 from coarse2fine.config import AnalysisOptions, Config
 from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.model import Model, load_model
@@ -73,6 +73,10 @@ def test_a_wrong_name_is_answered_with_the_right_ones(make_image: MakeImage) -> 
         analyze(make_image(40, 40), **wrong)
     with pytest.raises(TypeError, match=r"analyze_folder\(\) has no parameter 'bugdet'; .* budget, .* time_limit"):
         analyze_folder("images", "out", **wrong)
+    with pytest.raises(TypeError, match=r"fit\(\) has no parameter 'step'; did you mean steps\? .* progress$"):
+        fit("images", step=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"did you mean threshold\? Its parameters"):
+        analyze(make_image(40, 40), treshold=0.5)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("cells", [1, 3, 4, 50, 400])

@@ -20,7 +20,7 @@ import torch
 
 from coarse2fine.annotations.read import Annotations
 from coarse2fine.bases import TIMM, prefix_of, unfitted
-from coarse2fine.config import check_seed
+from coarse2fine.config import check_seed, names_checked
 from coarse2fine.experts.expert import Expert
 from coarse2fine.fitting.base import train_base
 from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, calibrate, calibrates_on_all
@@ -66,6 +66,7 @@ _EACH_BASE = (("samples for the base", 0.06), ("base", 0.4), ("calibrating", 0.0
 _EXPECTED = (_FIRST + _EACH_BASE, _FIRST + 4 * _EACH_BASE)
 
 
+@names_checked
 def fit(
     images: Sources,
     annotations: Sources | None = None,
@@ -173,6 +174,8 @@ def fit(
         If an image cannot be read.
     ModelError
         If the base is unknown, or its weights are not available or do not fit.
+    TypeError
+        If a parameter's name is unknown; the message names similar ones.
     ValueError
         If a parameter is out of range.
     """
