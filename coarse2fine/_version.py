@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 _PACKAGES = ("numpy", "torch", "timm", "opencv-python", "scipy", "imagecodecs", "tifffile", "zarr")
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 @cache
