@@ -6,7 +6,7 @@ ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
 endif
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check wheel bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -19,6 +19,9 @@ check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+wheel: $(VENV)/.dev
+	$(BIN)/python scripts/check_wheel.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/benchmark.py scenes --quick
