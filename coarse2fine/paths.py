@@ -59,7 +59,7 @@ def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...
 
 
 def _expand_one(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    if path.is_file() or _is_zarr(path):  # before the glob: a name may hold brackets
+    if is_file(path):  # before the glob: a name may hold brackets
         return [path]
     if path.is_dir():
         found = [child for child in path.iterdir() if child.name.lower().endswith(suffixes) and child.name[0] != "."]
@@ -70,7 +70,7 @@ def _expand_one(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         raise FileNotFoundError(f"there is no file or folder {path}; check the name")
     # Not Path.glob: its ** differs between versions of Python.
     matches = {Path(match) for match in glob.iglob(str(path), recursive=True)}  # noqa: PTH207
-    found = [match for match in matches if match.is_file() or _is_zarr(match)]
+    found = [match for match in matches if is_file(match)]
     # The chunks inside a Zarr folder are part of that image.
     stores = {match for match in found if match.is_dir()}
     found = [match for match in found if stores.isdisjoint(match.parents)]
@@ -81,7 +81,7 @@ def _expand_one(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _warn_of_others(folder: Path, suffixes: tuple[str, ...]) -> None:
     """Warn of files in a folder of images that hold pixels and are left out."""
-    if not folder.is_dir() or _is_zarr(folder):
+    if not folder.is_dir() or is_file(folder):
         return
     left = Counter(child.suffix.lower() for child in folder.iterdir() if child.name[0] != ".")
     others = {suffix: left[suffix] for suffix in _ALSO_PIXELS if left[suffix] and suffix not in suffixes}
@@ -94,5 +94,7 @@ def _warn_of_others(folder: Path, suffixes: tuple[str, ...]) -> None:
         )
 
 
-def _is_zarr(path: Path) -> bool:
-    return path.is_dir() and (path.suffix == ".zarr" or any((path / n).is_file() for n in ("zarr.json", ".zgroup")))
+def is_file(path: Path) -> bool:
+    """Whether there is a file, or a Zarr folder, which counts as one."""
+    zarr = path.is_dir() and (path.suffix == ".zarr" or any((path / n).is_file() for n in ("zarr.json", ".zgroup")))
+    return zarr or path.is_file()

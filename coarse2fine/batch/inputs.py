@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from coarse2fine.paths import PathLike, expand_paths
+from coarse2fine.paths import PathLike, expand_paths, is_file
 from coarse2fine.results.folder import ANALYSIS, MAPS, OVERVIEW, THUMBNAIL
 from coarse2fine.steps.mask import MASK_SUFFIXES
 from coarse2fine.tiling.storage.redact import identity, redact
@@ -93,11 +93,8 @@ def is_one_image(sources: Sequence[PathLike]) -> bool:
         return False
     if is_url(sources[0]):
         return True
-    path = Path(sources[0])
-    try:
-        return path.suffix.lower() not in LISTS and expand_paths(path) == [path.expanduser()]
-    except FileNotFoundError:
-        return False
+    path = Path(sources[0]).expanduser()
+    return path.suffix.lower() not in LISTS and is_file(path)
 
 
 def sharded(items: Sequence[Item], shard: tuple[int, int] | None) -> list[Item]:

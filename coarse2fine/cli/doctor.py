@@ -31,6 +31,7 @@ from coarse2fine.tiling.opening import open_image
 _PACKAGES = (
     *("torch", "numpy", "opencv-python", "scipy", "timm", "imagecodecs", "tifffile", "zarr", "dask", "distributed"),
     *("pandas", "pyarrow", "openslide-python", "openslide-bin", "tensorstore", "fsspec", "h5py", "anndata"),
+    *("geopandas", "supervision", "napari"),
 )
 _CODECS = ("jpeg8", "jpeg2k", "lzw", "zstd", "deflate", "webp", "png", "lerc", "jpegxl", "jpegxr")
 _EXTRAS = {

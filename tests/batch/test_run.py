@@ -126,6 +126,7 @@ def test_what_is_one_image(tmp_path: Path) -> None:
     assert is_one_image([image])
     assert is_one_image([str(image)])
     assert is_one_image(["https://example.org/a.csv"])
+    (tmp_path / "told.npy").touch()  # by `find_items`, and not here again
     for several in ([tmp_path], [tmp_path / "*.png"], [tmp_path / "list.txt"], [image, image], [tmp_path / "none.png"]):
         assert not is_one_image(several)
 
