@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol, Self
 
 from rich import progress
@@ -21,6 +25,42 @@ _PLAIN_EVERY = 10.0
 _TELLING = 0.02
 # Share of the time for a step that was not expected: mostly cascade stages, tried only if the scan costs much.
 _UNEXPECTED = 0.1
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far a piece of work is.
+
+    Parameters
+    ----------
+    step : str
+        Name of the current step.
+    done, total : int
+        Work of that step.
+    share : float or None
+        Share of the whole that is done, in time, 0 to 1; None if the steps to come are unknown.
+    seconds_left : float or None
+        Estimate for the whole; None while unknown.
+    """
+
+    step: str
+    done: int
+    total: int
+    share: float | None = None
+    seconds_left: float | None = None
+
+
+_LISTENER: ContextVar[Callable[[Moment], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Callable[[Moment], None]) -> Iterator[None]:
+    """Call `listener` with every progress that a `Progress` made in this context has, shown or not."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
 
 
 class Steps(Protocol):
@@ -71,7 +111,8 @@ class Progress(_Shown):
 
     def __init__(self, shown: bool, expected: Sequence[tuple[str, float]] = ()) -> None:
         self._plain = shown and not sys.stderr.isatty()
-        self._whole = _Whole(expected) if shown and expected else None
+        self._listener = _LISTENER.get()
+        self._whole = _Whole(expected) if (shown or self._listener) and expected else None
         if shown and not self._plain:
             self._bars = _bars(progress.TextColumn("{task.description:>20}"))
             if self._whole:
@@ -79,12 +120,16 @@ class Progress(_Shown):
 
     def task(self, name: str) -> Callable[[int, int], None]:
         """Start a step; the callback takes the work done and the total work."""
-        if self._plain:
-            return _plain_lines(name, self._whole.step(name) if self._whole else None)
-        if self._bars is None:
-            return _silent
-        bars, identity = self._bars, self._bars.add_task(name, total=None)
         step = self._whole.step(name) if self._whole else None
+        tick = self._shown_tick(name, step)
+        return tick if self._listener is None else _heard(self._listener, name, step, tick)
+
+    def _shown_tick(self, name: str, step: _Step | None) -> Tick:
+        if self._plain:
+            return _plain_lines(name, step)
+        if self._bars is None:
+            return _silent if step is None else step
+        bars, identity = self._bars, self._bars.add_task(name, total=None)
 
         def tick(done: int, total: int) -> None:
             bars.update(identity, completed=done, total=total)
@@ -149,6 +194,10 @@ class _Step:
         return self._whole.share_done
 
     @property
+    def seconds_left(self) -> float | None:
+        return self._whole.seconds_left
+
+    @property
     def left_text(self) -> str:
         """Time left for the whole, in words; empty while unknown."""
         left = self._whole.seconds_left
@@ -159,6 +208,15 @@ class _Step:
 
 def _silent(done: int, total: int) -> None:
     """Show nothing."""
+
+
+def _heard(listener: Callable[[Moment], None], name: str, step: _Step | None, tick: Tick) -> Tick:
+    def told(done: int, total: int) -> None:
+        tick(done, total)
+        whole = (None, None) if step is None else (step.share_done, step.seconds_left)
+        listener(Moment(name, done, total, *whole))
+
+    return told
 
 
 def _plain_lines(name: str, step: _Step | None) -> Callable[[int, int], None]:

@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from coarse2fine.progress import Progress
+from coarse2fine.progress import Moment, Progress, listening
 
 
 @pytest.fixture
@@ -51,4 +51,20 @@ def test_single_steps_are_plain_and_silence_is_silent(capsys: pytest.CaptureFixt
     assert told(capsys) == ["scan: 5 of 5"]
     with Progress(False, (("scan", 1.0),)) as bars:
         bars.task("scan")(5, 5)
+    assert told(capsys) == []
+
+
+@pytest.mark.usefixtures("_clock")
+def test_a_listener_hears_what_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[Moment] = []
+    with listening(heard.append), Progress(False, (("first", 0.6), ("second", 0.4))) as bars:
+        bars.task("first")(1, 2)
+        bars.task("second")(2, 2)
+    with Progress(False, (("first", 1.0),)) as bars:
+        bars.task("first")(1, 1)
+    assert [(m.step, m.done, m.total, m.share) for m in heard] == [("first", 1, 2, 0.3), ("second", 2, 2, 1.0)]
+    assert heard[0].seconds_left == pytest.approx(60 * 0.7 / 0.3)
+    with listening(heard.append), Progress(False) as bars:
+        bars.task("scan")(1, 4)
+    assert heard[2:] == [Moment("scan", 1, 4)]
     assert told(capsys) == []

@@ -19,6 +19,7 @@ from coarse2fine.results.colours import label_colour
 from coarse2fine.results.overlays import encoded, heat_pixels
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import salvage
 
 TILE = 512
@@ -99,7 +100,53 @@ class Shapes:
             canvas[places[inside, 0], places[inside, 1]] = colours[inside]
 
 
-class Tiles:
+class ImageTiles:
+    """Draws the tiles of an image; safe to use from several threads.
+
+    Parameters
+    ----------
+    image : Image
+        Stays open.
+
+    Attributes
+    ----------
+    last_level : int
+        Level of the image's own resolution; level 0 fits into one tile. Overlays have `CLOSER` more.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self._pixels = image
+        self.last_level = max(0, math.ceil(math.log2(max(image.shape[:2]) / TILE)))
+        self._kept = _Kept(_CACHE_BYTES)
+
+    def image_tile(self, level: int, row: int, column: int) -> bytes | None:
+        """A tile as the bytes of a JPEG file; None if there is no such tile."""
+        found = self._box(level, row, column, self.last_level)
+        if found is None:
+            return None
+        box, downsample = found
+        return self._kept.get((level, row, column), partial(self._image, box, int(downsample)))
+
+    def _box(self, level: int, row: int, column: int, last: int) -> tuple[Box, float] | None:
+        """Pixels of a tile in the plane of its level, and that plane's downsample."""
+        if not 0 <= level <= last:
+            return None
+        downsample = 2.0 ** (self.last_level - level)
+        height, width = (math.ceil(n / downsample) for n in self._pixels.shape[:2])
+        plane, core = Box(0, 0, height, width), Box(row, column, row + 1, column + 1).scale(TILE)
+        box = core.expand(OVERLAP).intersect(plane)
+        return None if core.intersect(plane) is None or box is None else (box, downsample)
+
+    def _image(self, box: Box, downsample: int) -> bytes:
+        try:
+            pixels = salvage(partial(self._pixels.read_scaled, downsample=downsample), box, fill=_DAMAGED)
+        except ImageError:
+            pixels = np.full((box.height, box.width, 1), _DAMAGED, np.uint8)
+        colour = pixels.shape[2] == 3
+        return encoded(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)) if colour else pixels, ".jpg", 90)
+
+
+class Tiles(ImageTiles):
     """Draws the tiles of one result; safe to use from several threads.
 
     Parameters
@@ -109,20 +156,17 @@ class Tiles:
 
     Attributes
     ----------
-    last_level : int
-        Level of the image's own resolution; level 0 fits into one tile. Overlays have `CLOSER` more.
     labels : tuple of str
         Classes, the most frequent first.
     """
 
     def __init__(self, analysis: Analysis) -> None:
+        super().__init__(analysis.image)
         self._analysis = analysis
         self._table = analysis.tiles_table
         self._highest = float(analysis.interest.max(initial=0))
-        self.last_level = max(0, math.ceil(math.log2(max(analysis.image.shape[:2]) / TILE)))
         self.labels = tuple(analysis.labels)
         self._shapes = {"windows": self._windows(), "regions": self._regions()}
-        self._kept = _Kept(_CACHE_BYTES)
 
     def tile(self, layer: str, level: int, row: int, column: int, hidden: frozenset[int] = frozenset()) -> bytes | None:
         """A tile as the bytes of a JPEG (for the image) or PNG file; None if there is no such tile.
@@ -136,16 +180,12 @@ class Tiles:
         hidden : frozenset of int
             Classes whose regions are left out, as indices of `labels`.
         """
-        if not 0 <= level <= self.last_level + (0 if layer == "image" else CLOSER):
-            return None
-        downsample = 2.0 ** (self.last_level - level)
-        height, width = (math.ceil(n / downsample) for n in self._analysis.image.shape[:2])
-        plane, core = Box(0, 0, height, width), Box(row, column, row + 1, column + 1).scale(TILE)
-        box = core.expand(OVERLAP).intersect(plane)
-        if core.intersect(plane) is None or box is None:
-            return None
         if layer == "image":
-            return self._kept.get((level, row, column), partial(self._image, box, int(downsample)))
+            return self.image_tile(level, row, column)
+        found = self._box(level, row, column, self.last_level + CLOSER)
+        if found is None:
+            return None
+        box, downsample = found
         if layer == "interest":
             return encoded(self._interest(box, downsample), ".png")
         return encoded(self._shapes[layer].draw(box, downsample, hidden), ".png")
@@ -183,15 +223,6 @@ class Tiles:
         colours = [(blue, green, red, 255) for red, green, blue in map(label_colour, self.labels)]
         outlines = {i: np.array(r.outline, np.float64) for i, r in enumerate(regions) if r.outline is not None}
         return Shapes(boxes, kinds, colours, outlines, 2)
-
-    def _image(self, box: Box, downsample: int) -> bytes:
-        image = self._analysis.image
-        try:
-            pixels = salvage(partial(image.read_scaled, downsample=downsample), box, fill=_DAMAGED)
-        except ImageError:
-            pixels = np.full((box.height, box.width, 1), _DAMAGED, np.uint8)
-        colour = pixels.shape[2] == 3
-        return encoded(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)) if colour else pixels, ".jpg", 90)
 
     def _interest(self, box: Box, downsample: float) -> NDArray[np.uint8]:
         """Maximum interest of the cells under each pixel, as colours (h, w, 4)."""
