@@ -113,7 +113,7 @@ class AnnotationStore:
             return self._revision
 
     def _follow(self) -> None:
-        """Read the file again if another program has changed it; one that is gone is written again at the next change."""
+        """Read the file again if another program has changed it; one that is gone is written at the next change."""
         found = self._signature()
         if found is not None and found != self._seen:
             self._read()
@@ -140,6 +140,8 @@ class AnnotationStore:
         for feature in payload["features"]:
             for each in _single(feature):
                 if _flaw(each) is None:
+                    if each["id"] in items:
+                        each["id"] = str(uuid.uuid4())
                     items[each["id"]] = each
                 else:
                     others.append(feature)
@@ -177,6 +179,12 @@ def is_rejected(feature: Feature) -> bool:
     """Whether a feature is a find that was rejected."""
     own = feature["properties"].get(_OWN)
     return isinstance(own, dict) and own.get(_REJECTED) is True
+
+
+def label_in(feature: Feature) -> str | None:
+    """Class of a feature that `check_feature` accepts."""
+    parsed = parse_geojson([feature])
+    return parsed.drafts[0].label if parsed is not None and parsed.drafts else None
 
 
 def new_feature(geometry: Mapping[str, Any], label: str, colour: Sequence[int], more: Mapping[str, Any]) -> Feature:

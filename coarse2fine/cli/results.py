@@ -8,6 +8,8 @@ from pathlib import Path
 from coarse2fine.cli.options import check_writable
 from coarse2fine.terminal import say
 
+_ZARR = ("zarr.json", ".zattrs", ".zgroup")
+
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -18,8 +20,12 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def add_view(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("result", type=Path, help="folder of a result")
-    parser.add_argument("--image", help="the image, if it was moved")
+    parser.add_argument("result", metavar="RESULT or IMAGE", help="folder of a result, or an image to annotate")
+    parser.add_argument("--image", help="the image of a result, if it was moved")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes to annotate an image with")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="file of an image's annotations (default: IMAGE's .geojson)"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)"
     )
@@ -54,9 +60,23 @@ def _report(parsed: argparse.Namespace) -> None:
 
 
 def _view(parsed: argparse.Namespace) -> None:
+    from coarse2fine.annotate.serve import serve_image
     from coarse2fine.report.viewer import serve
 
-    serve(parsed.result, image=parsed.image, host=parsed.host, port=parsed.port, open_browser=not parsed.no_browser)
+    where = {"host": parsed.host, "port": parsed.port, "open_browser": not parsed.no_browser}
+    to_annotate = parsed.classes is not None or parsed.annotations is not None
+    if not to_annotate and (parsed.image is not None or _is_result(parsed.result)):
+        serve(parsed.result, image=parsed.image, **where)
+    elif parsed.image is not None:
+        raise ValueError("--image names the image of a result, which cannot be annotated: view IMAGE alone")
+    else:
+        serve_image(parsed.result, classes=parsed.classes or (), annotations=parsed.annotations, **where)
+
+
+def _is_result(place: str) -> bool:
+    """Whether a place is a folder, but no image that is a folder."""
+    folder = Path(place)
+    return folder.is_dir() and not any((folder / name).exists() for name in _ZARR)
 
 
 def _tiles(parsed: argparse.Namespace) -> None:

@@ -4,8 +4,8 @@ scenes       the same as ``coarse2fine benchmark scenes``.
 io           reads per second, chunks decoded, memory and conversion, compared with the bare codec and other readers.
 batch        folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
 experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
-specialists  specialists against controls: errors against multiply-adds, paired tests; novelty without labels.
-"""
+annotate     a simulated annotator: F1 against clicks for suggested places, random places and whole scenes.
+specialists  """
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.annotate import run as annotating
 from benchmarks.batches import run as batches
 from benchmarks.reading import run as reading
 from coarse2fine.bench.sections import SectionReport
@@ -43,7 +44,13 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     experts.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
     experts.add_argument("--pairs", nargs="+", metavar="SCENE/EXPERT", help="only these pairs (default: all)")
-    _add(experts, _experts, "small scenes, three pairs: under five minutes", "scenes, weights and answers are kept")
+    _add(experts, _experts, "small scenes, three pairs: under five minutes", "scenes, weights and answers are kept", seeded=False)
+    annotate = commands.add_parser("annotate", help="F1 against clicks of a simulated annotator")
+    annotate.add_argument(
+        "--data", type=Path, required=True, help="folder with a subfolder per data set: images and GeoJSON"
+    )
+    annotate.add_argument("--steps", type=int, help="steps of each net (default: 400; 40 with --quick)")
+    _add(annotate, _annotate, "one seed, small scenes, few steps", "F1 is kept: a second run goes on", seeded=False)
     each = commands.add_parser("specialists", help="specialists against controls")
     each.add_argument(
         "--data", type=Path, help="folder with a subfolder per data set: .npz, or images and GeoJSON (default: digits)"
@@ -55,6 +62,7 @@ def main(given: Sequence[str] | None = None) -> int:
         _specialists,
         "one seed, few variants: under five minutes",
         "results are kept: a second run with the same data trains only missing nets",
+        seeded=False,
     )
     arguments = parser.parse_args(given)
     try:
@@ -69,11 +77,16 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _add(
-    parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], SectionReport], quick: str, out: str
+    parser: argparse.ArgumentParser,
+    make: Callable[[argparse.Namespace], SectionReport],
+    quick: str,
+    out: str,
+    *,
+    seeded: bool = True,
 ) -> None:
     """Add the options of all benchmarks for developers."""
     parser.add_argument("--quick", action="store_true", help=quick)
-    if make not in {_specialists, _experts}:
+    if seeded:
         parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     add_output(parser, f"folder in which {out}")
 
@@ -103,6 +116,12 @@ def _experts(given: argparse.Namespace) -> SectionReport:
         scale, pairs=tuple(given.pairs or scale.pairs), seeds=scale.seeds if given.seeds is None else given.seeds
     )
     return experts.benchmark_experts(given.out, data=given.data, scale=scale)
+
+
+def _annotate(given: argparse.Namespace) -> SectionReport:
+    scale = annotating.QUICK if given.quick else annotating.FULL
+    scale = scale if given.steps is None else replace(scale, steps=given.steps)
+    return annotating.benchmark_annotate(given.out, data=given.data, scale=scale)
 
 
 def _specialists(given: argparse.Namespace) -> SectionReport:

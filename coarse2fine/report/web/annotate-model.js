@@ -1,0 +1,179 @@
+// The model of the page: fitting it, deciding on its finds, and places to annotate next.
+import { boxGeometry } from "./annotate-canvas.js";
+import { uuid } from "./annotate-state.js";
+
+const part = (id) => document.getElementById(id);
+const FINDS = { find: "finds that the model is unsure of", skip: "cells that it nearly looked at", random: "a random place, to find what it does not know" };
+const AHEAD = 12;
+
+const time = (seconds) => (seconds >= 90 ? `about ${Math.round(seconds / 60)} min left` : `about ${Math.max(1, Math.round(seconds))} s left`);
+
+export class ModelPanel {
+  // `show(box, margin)` moves the view; `properties(label)` are those of a new annotation.
+  constructor(state, canvas, options) {
+    Object.assign(this, { state, canvas, options, version: null, finds: [], threshold: null, current: -1, decided: new Map(), place: null, places: [], seed: 0, running: false, scanned: false });
+    part("fit").addEventListener("click", () => this.fit());
+    part("cancel").addEventListener("click", () => this.state.post("cancel.json", {}).then(() => this.poll()));
+    part("accept").addEventListener("click", () => this.decide(true));
+    part("reject").addEventListener("click", () => this.decide(false));
+    part("next").addEventListener("click", () => this.step(1));
+    part("previous").addEventListener("click", () => this.step(-1));
+    part("suggest").addEventListener("click", () => this.suggest());
+    part("complete").addEventListener("click", () => this.complete());
+    part("finds").addEventListener("change", () => canvas.redraw());
+    state.addEventListener("change", () => this.tell());
+    state.addEventListener("saved", () => {
+      if (!state.unsaved) this.later();
+    });
+    this.watch();
+  }
+
+  // State of the server: often during a fit, rarely otherwise.
+  async watch() {
+    await this.poll();
+    setTimeout(() => this.watch(), this.running ? 700 : 3000);
+  }
+
+  async poll() {
+    let found;
+    try {
+      found = await (await fetch("state.json")).json();
+    } catch {
+      this.options.lost(true);
+      return;
+    }
+    this.options.lost(false);
+    await this.state.follow(found.revision);
+    const { status, share, step, seconds_left: left, message } = found.fit;
+    this.running = status === "running";
+    part("fit").disabled = part("steps").disabled = this.running;
+    part("cancel").hidden = part("progress").hidden = !this.running;
+    part("progress").firstElementChild.value = share;
+    part("step").textContent = `${Math.round(share * 100)} %, ${step}${left === null ? "" : `, ${time(left)}`}`;
+    if (!this.running) {
+      const words = { failed: `The fit failed: ${message}`, cancelled: "The fit was cancelled.", done: message, idle: "" };
+      part("fitMessage").textContent = words[status];
+    } else part("fitMessage").textContent = "";
+    part("results").hidden = !found.model;
+    if (found.model && found.version !== this.version) {
+      this.version = found.version;
+      this.scanned = found.scanned;
+      this.places = [];
+      await this.refresh();
+      this.options.fitted(found);
+    }
+  }
+
+  async fit() {
+    part("fit").disabled = true;
+    const answer = await this.state.post("fit.json", { steps: Number(part("steps").value) });
+    await this.poll();
+    if (!answer.ok) part("fitMessage").textContent = (await answer.json()).error;
+  }
+
+  later() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
+      if (this.version) this.refresh();
+    }, 1200);
+  }
+
+  async refresh() {
+    const key = this.current >= 0 && this.finds[this.current]?.key;
+    const found = await (await fetch("finds.json")).json();
+    this.threshold = found.threshold;
+    this.finds = found.finds.map((find) => ({ ...find, key: `${find.label} ${find.box}`, geometry: find.outline ? { type: "Polygon", coordinates: [[...find.outline, find.outline[0]]] } : boxGeometry(find.box) }));
+    this.current = key ? this.finds.findIndex((find) => find.key === key) : -1;
+    this.tell();
+  }
+
+  get open() {
+    return this.finds.filter((find) => this.isOpen(find));
+  }
+
+  isOpen(find) {
+    return !this.state.items.has(this.decided.get(find.key));
+  }
+
+  step(direction) {
+    const count = this.finds.length;
+    let index = this.current;
+    for (let i = 0; i < count; i += 1) {
+      index = index < 0 && direction < 0 ? count - 1 : (index + direction + count) % count;
+      if (this.isOpen(this.finds[index])) {
+        this.current = index;
+        this.options.show(this.finds[index].box, 9);
+        part("accept").parentElement.scrollIntoView({ block: "nearest" });
+        break;
+      }
+      this.current = -1;
+    }
+    this.tell();
+  }
+
+  decide(accepted) {
+    const find = this.finds[this.current];
+    if (!find || !this.isOpen(find)) {
+      this.step(1);
+      return;
+    }
+    const id = uuid();
+    this.decided.set(find.key, id);
+    const properties = { ...this.options.properties(find.label), measurements: { score: find.score } };
+    properties.coarse2fine = accepted ? { accepted: true } : { rejected: true };
+    this.state.change([{ type: "Feature", id, geometry: find.geometry, properties }]);
+    this.step(1);
+  }
+
+  async suggest() {
+    part("suggest").disabled = true;
+    if (!this.places.length) {
+      const found = await (await fetch(`places.json?count=${AHEAD}&seed=${this.seed}`)).json();
+      this.seed += 1;
+      this.places = found.places || [];
+    }
+    this.place = this.places.shift() || null;
+    part("suggest").disabled = false;
+    part("complete").disabled = !this.place;
+    part("suggestion").textContent = this.place
+      ? `Here: ${FINDS[this.place.kind]}. Draw all objects in the square, then press D.`
+      : "Nothing is left: all places are annotated.";
+    if (this.place) this.options.show(this.place.box, 1.6);
+    part("complete").parentElement.scrollIntoView({ block: "nearest" });
+    this.canvas.redraw();
+  }
+
+  complete() {
+    if (!this.place) return;
+    this.state.change([{ type: "Feature", id: uuid(), geometry: boxGeometry(this.place.box), properties: this.options.properties(this.state.info.special[1]) }]);
+    this.place = null;
+    this.suggest();
+  }
+
+  tell() {
+    const open = this.open.length;
+    part("findCount").textContent = open.toLocaleString("en");
+    const find = this.finds[this.current];
+    const shown = find && this.isOpen(find);
+    part("accept").disabled = part("reject").disabled = !shown;
+    part("next").disabled = part("previous").disabled = !open;
+    if (shown) part("find").textContent = `${find.label}, score ${find.score.toFixed(2)} (reported from ${this.threshold.toFixed(2)})`;
+    else part("find").textContent = open ? "Press N for the find that is least certain." : "All finds are decided.";
+    this.canvas.redraw();
+  }
+
+  shapes() {
+    const shapes = [];
+    const current = this.finds[this.current];
+    if (part("finds").checked && !part("results").hidden) {
+      for (const find of this.open) {
+        if (find !== current) shapes.push({ geometry: find.geometry, colour: this.options.colour(find.label), dashed: true });
+      }
+      if (current && this.isOpen(current)) {
+        shapes.push({ geometry: current.geometry, colour: this.options.colour(current.label), dashed: true, selected: true, name: `${current.label}?` });
+      }
+    }
+    if (this.place) shapes.push({ geometry: boxGeometry(this.place.box), colour: "255 255 255", dashed: true });
+    return shapes;
+  }
+}
