@@ -38,7 +38,7 @@ FLOORS = (
     ("results",),
     ("report", "analysis_run"),
     ("engine",),
-    ("batch", "demo"),
+    ("annotate", "batch", "demo"),
     ("bench",),
     ("cli",),
     ("__init__", "__main__"),

@@ -110,7 +110,7 @@ class FitJob:
             task = {"image": image, "annotations": annotations, "steps": steps}
             task |= {"folder": str(partial), "name": self.folder.stem}
             errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the watcher closes it)
-            self._process = subprocess.Popen(  # noqa: S603 (this interpreter, this package)
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "coarse2fine.annotate.fit_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -140,9 +140,7 @@ class FitJob:
         if self._watcher is not None:
             self._watcher.join(_GRACE)
 
-    def _watch(
-        self, process: subprocess.Popen[str], task: dict[str, Any], partial: Path, errors: IO[str]
-    ) -> None:
+    def _watch(self, process: subprocess.Popen[str], task: dict[str, Any], partial: Path, errors: IO[str]) -> None:
         ending: dict[str, Any] = {}
         with errors, process, contextlib.suppress(OSError):
             assert process.stdin is not None
@@ -157,7 +155,8 @@ class FitJob:
                     ending = told
             if process.wait() and not ending:
                 errors.seek(0)
-                ending = {"failed": f"the fit ended early: {(errors.read().strip().splitlines() or ['killed'])[-1]}"}
+                last = (errors.read().strip().splitlines() or ["it was killed"])[-1]
+                ending = {"failed": f"the fit ended early ({last}); annotate more places, then fit again"}
         self._end(ending, partial)
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -35,20 +35,24 @@ class _Teller:
     """Sends at most one progress each `_EVERY` seconds."""
 
     def __init__(self) -> None:
-        self._last = 0.0
+        self._last = self._share = 0.0
         self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)  # what libraries print goes to standard error
 
     def hear(self, moment: Moment) -> None:
+        """Tell a progress, if the last was told long enough ago."""
         now = time.monotonic()
         if now - self._last < _EVERY and moment.done < moment.total:
             return
         self._last = now
         # The analysis that follows the fit does not know its steps.
         share = _FIT_SHARE if moment.share is None else _FIT_SHARE * moment.share
-        self.tell(step=moment.step, share=share, seconds_left=moment.seconds_left)
+        # A step that was not expected lengthens the whole; a bar that goes back would be taken for a fault.
+        self._share = max(self._share, share)
+        self.tell(step=moment.step, share=self._share, seconds_left=moment.seconds_left)
 
     def tell(self, **values: Any) -> None:
+        """Send values as a line of JSON."""
         self._stream.write(json.dumps(values) + "\n")
         self._stream.flush()
 
@@ -62,7 +66,7 @@ def main() -> int:
     try:
         with warnings.catch_warnings(record=True) as caught, listening(teller.hear):
             warnings.simplefilter("always", UserWarning)
-            _work(task, folder, teller)
+            _work(task, folder)
     except (OSError, ValueError) as error:  # ImageError, ModelError and AnnotationError are ValueErrors
         teller.tell(failed=str(error))
         return 1
@@ -103,7 +107,7 @@ def learn(
     return model, analyze(image, model, threshold=threshold, audit=0.0)
 
 
-def _work(task: dict[str, Any], folder: Path, teller: _Teller) -> None:
+def _work(task: dict[str, Any], folder: Path) -> None:
     started = time.monotonic()
     model, analysis = learn(task["image"], task["annotations"], steps=task["steps"], name=task["name"])
     with analysis:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shapely.geometry import mapping
 
@@ -110,7 +111,8 @@ def _converted(path: Path, image: Image) -> list[Feature]:
     for note in read.notes:
         say(note)
     objects = [(each.label, each.geometry, each.measurements) for each in read.objects]
-    areas = [(label, area, {}) for label, group in ((IGNORE, read.ignored), (REGION, read.regions)) for area in group]
+    areas: list[tuple[str, Any, dict[str, float]]] = [(IGNORE, area, {}) for area in read.ignored]
+    areas += [(REGION, area, {}) for area in read.regions]
     return [
         new_feature(
             json.loads(json.dumps(mapping(geometry))),

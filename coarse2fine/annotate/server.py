@@ -20,7 +20,7 @@ from coarse2fine.annotate.training import object_side, training_annotations
 from coarse2fine.annotations.annotated import IGNORE, REGION
 from coarse2fine.annotations.polygons import as_geometry
 from coarse2fine.annotations.read import read_annotations
-from coarse2fine.report.local_server import CSS, HTML, JSON, OPENSEADRAGON, SCRIPT, TEXT, LocalHandler, LocalServer
+from coarse2fine.report.local_server import CSS, HTML, JSON, OPENSEADRAGON, SCRIPT, LocalHandler, LocalServer
 from coarse2fine.report.viewer_tiles import CLOSER, OVERLAP, TILE, ImageTiles
 from coarse2fine.results.colours import label_colour
 from coarse2fine.tiling.image import Image
@@ -147,7 +147,7 @@ class AnnotateServer(LocalServer):
         return int(min(max(side, low), high))
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """A request that is answered with an error."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
@@ -179,7 +179,7 @@ class _Handler(LocalHandler):
         else:
             self.missing()
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         """Change something, if the token is right."""
         admitted = self.admitted()
         if admitted is None:
@@ -193,7 +193,7 @@ class _Handler(LocalHandler):
     def _json(self, make: Callable[[], _Answer]) -> None:
         try:
             values, status = make()
-        except Refusal as refusal:
+        except RefusalError as refusal:
             values, status = {"error": str(refusal)}, refusal.status
         except ValueError as error:  # AnnotationError
             values, status = {"error": str(error)}, HTTPStatus.BAD_REQUEST
@@ -206,25 +206,25 @@ class _Handler(LocalHandler):
         self.close_connection = True
         token = self.headers.get(TOKEN, "")
         if not secrets.compare_digest(token.encode(), self.server.token.encode()):
-            raise Refusal(HTTPStatus.FORBIDDEN, "the token is missing or wrong: load the page again")
+            raise RefusalError(HTTPStatus.FORBIDDEN, "the token is missing or wrong: load the page again")
         if self.headers.get_content_type() != JSON:
-            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected {JSON}")
+            raise RefusalError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected {JSON}")
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"[0-9]{1,12}", length):
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "expected a Content-Length")
+            raise RefusalError(HTTPStatus.LENGTH_REQUIRED, "expected a Content-Length")
         if int(length) > MOST_BYTES:
             text = f"expected at most {MOST_BYTES:,} bytes, got {int(length):,}"
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+            raise RefusalError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
         content = self.rfile.read(int(length))
         if len(content) < int(length):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "the request was cut short")
+            raise RefusalError(HTTPStatus.BAD_REQUEST, "the request was cut short")
         self.close_connection = False
         try:
             body = json.loads(content, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"expected JSON ({error})") from error
+            raise RefusalError(HTTPStatus.BAD_REQUEST, f"expected JSON ({error})") from error
         if not isinstance(body, dict):
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"expected a JSON object, got a {type(body).__name__}")
+            raise RefusalError(HTTPStatus.BAD_REQUEST, f"expected a JSON object, got a {type(body).__name__}")
         return body
 
     def _tile(self, layer: str, level: int, row: int, column: int) -> None:
@@ -289,7 +289,7 @@ def _start(server: AnnotateServer, body: dict[str, Any]) -> _Answer:
     try:
         return _Answer(server.start_fit(steps), HTTPStatus.ACCEPTED)
     except BusyError:
-        raise Refusal(HTTPStatus.CONFLICT, "a fit is running; cancel it first") from None
+        raise RefusalError(HTTPStatus.CONFLICT, "a fit is running; cancel it first") from None
 
 
 def _paint(server: AnnotateServer, body: dict[str, Any]) -> _Answer:

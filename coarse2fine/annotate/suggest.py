@@ -155,7 +155,8 @@ def _summed_skips(boxes: NDArray[np.int64], evidence: Evidence) -> NDArray[np.fl
     cells = np.argwhere(evidence.skipped > 0)
     weights = evidence.skipped[tuple(cells.T)].astype(np.float64)
     # Squares: one cell that nearly was refined counts more than many of little interest.
-    return _summed(boxes, (cells + 0.5) * evidence.cell, weights**2)
+    centres = ((cells + 0.5) * evidence.cell).astype(np.float64)
+    return _summed(boxes, centres, weights**2)
 
 
 def _ranked(values: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ import shapely
 from shapely.geometry import mapping
 
 from coarse2fine.annotate.store import Feature, is_rejected
-from coarse2fine.annotations.annotated import REGION
+from coarse2fine.annotations.annotated import REGION, AnnotationError
 from coarse2fine.annotations.polygons import areas_of, as_geometry
 from coarse2fine.annotations.read import Annotations, read_annotations
 from coarse2fine.fitting.geometry import find_labels, measure
@@ -31,10 +31,12 @@ def training_annotations(items: Sequence[Feature], full_shape: tuple[int, int]) 
     Raises
     ------
     AnnotationError
-        If nothing is annotated.
+        If no object is annotated.
     """
     kept = [item for item in items if not is_rejected(item)]
     read = read_annotations({"type": "FeatureCollection", "features": kept}, full_shape=full_shape)
+    if not read.objects:
+        raise AnnotationError("nothing is drawn yet that a model could learn; draw some objects first")
     known: list[Any] = []
     if read.regions:
         half = object_side(read) / 2

@@ -119,7 +119,7 @@ class Browser:
 
     def click(self, identifier: str) -> None:
         """Click an element where it is on the screen, so that one that is covered is not clicked."""
-        place = f"(e => {{ e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
+        place = "(e => { e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
         place += f"return [b.x + b.width / 2, b.y + b.height / 2] }})(document.querySelector('{identifier}'))"
         x, y = self.value(place)
         self.mouse((x, y))
@@ -164,6 +164,7 @@ class _Socket:
                     return content.decode()
 
     def close(self) -> None:
+        self._stream.close()
         self._link.close()
 
 

@@ -204,6 +204,7 @@ async function start() {
   canvas.over = (context, view) => tools.paintDraft(context, view);
 
   state.addEventListener("change", draw);
+  state.addEventListener("change", tellSaved);
   state.addEventListener("saved", tellSaved);
   tools.addEventListener("select", () => {
     const item = state.items.get(tools.selected);

@@ -28,7 +28,7 @@ Way = Literal["suggested", "random", "whole"]
 WAYS: tuple[Way, ...] = ("suggested", "random", "whole")
 
 _EXPLAINED = (
-    "F1 of a fitted model's finds on another scene (analysed exhaustively, at the model's threshold) against the clicks "
+    "F1 of a fitted model's finds on another scene (analysed exhaustively, at its threshold) against the clicks "
     "that its annotations took: one for each object and one for each place that is complete.",
     "suggested: random places up to the first number of clicks, then those that the model fitted last suggests, in "
     "order. random: places drawn at random. whole: places in reading order from the scene's corner.",
@@ -62,7 +62,7 @@ class Scale:
 
 
 FULL = Scale(seeds=3, steps=400, clicks=(25, 50, 100, 200, 400), side=2000, place=128)
-QUICK = Scale(seeds=1, steps=40, clicks=(40, 80, 160), side=1000, place=128)
+QUICK = Scale(seeds=1, steps=40, clicks=(40, 120), side=1000, place=128)
 
 
 def benchmark_annotate(out: Path, *, data: Path, scale: Scale) -> SectionReport:
