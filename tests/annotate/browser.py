@@ -117,6 +117,15 @@ class Browser:
         self.call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, **button)
         time.sleep(0.05)
 
+    def touch(self, *points: tuple[float, float]) -> None:
+        """Put a finger on the first point, move it along the others, and lift it."""
+        for kind, place in (("touchStart", points[0]), *(("touchMove", each) for each in points[1:])):
+            finger = {"x": place[0], "y": place[1]}
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[finger])
+            time.sleep(0.05)
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        time.sleep(0.1)
+
     def click(self, identifier: str) -> None:
         """Click an element where it is on the screen, so that one that is covered is not clicked."""
         place = "(e => { e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"

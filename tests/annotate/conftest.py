@@ -11,26 +11,27 @@ import numpy as np
 import pytest
 
 from coarse2fine.annotate.server import AnnotateServer
-from coarse2fine.bench.data import BenchScene
 from tests.annotate.browser import wait_for
-from tests.annotate.local import ask, serving
+from tests.annotate.local import ask, boxed, serving, squares
 
 SIZE = (300, 400)
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def draw_picture(folder: Path) -> Path:
     """A grey slope of 300 x 400 pixels with bright squares, alone in a folder."""
-    folder = tmp_path / "scene"
     folder.mkdir()
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     pixels = ((y + x) // 8 + 40).astype(np.uint8)
-    for row in range(20, 280, 60):
-        for column in range(20, 380, 60):
-            pixels[row : row + 20, column : column + 20] = 230
+    for left, top in squares():
+        pixels[top : top + 20, left : left + 20] = 230
     path = folder / "scene.png"
     assert cv2.imwrite(str(path), pixels)
     return path
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return draw_picture(tmp_path / "scene")
 
 
 @pytest.fixture
@@ -39,17 +40,15 @@ def server(picture: Path) -> Iterator[AnnotateServer]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def fitted(digits: BenchScene, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnnotateServer]:
-    """A server after a short fit of half of the digits of a scene."""
-    path = tmp_path_factory.mktemp("fitted") / "digits.png"
-    assert isinstance(digits.image, np.ndarray)
-    assert isinstance(digits.annotations, dict)
-    assert cv2.imwrite(str(path), digits.image)
-    half = digits.annotations["features"][::2]
-    path.with_suffix(".geojson").write_text(json.dumps({"type": "FeatureCollection", "features": half}), "utf-8")
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnnotateServer]:
+    """A server after a short fit of the left half of the picture."""
+    path = draw_picture(tmp_path_factory.mktemp("fitted") / "scene")
+    half = [boxed(x, y, x + 20, y + 20) for x, y in squares() if x < 190]
+    payload = {"type": "FeatureCollection", "features": [*half, boxed(0, 0, 190, 300, "Region*")]}
+    path.with_suffix(".geojson").write_text(json.dumps(payload), "utf-8")
     with serving(path, ()) as running:
-        status, told = ask(running, "/fit.json", {"steps": 20})
+        status, told = ask(running, "/fit.json", {"steps": 40})
         assert (status, told["status"]) == (202, "running")
         shares = []
 

@@ -193,3 +193,20 @@ def test_nothing_hides_another(server: AnnotateServer, tmp_path: Path, width: in
             for a0, b0, a1, b1 in boxes[:i]:
                 assert min(x1, a1) - max(x0, a0) <= 0.5 or min(y1, b1) - max(y0, b0) <= 0.5
         assert browser.value("document.documentElement.scrollWidth") <= width
+
+
+def test_a_finger_draws(server: AnnotateServer, tmp_path: Path) -> None:
+    with Browser(tmp_path / "profile", 400, 800, touch=True) as browser:
+        browser.open(server.url)
+        # The stage is 400 pixels wide and 432 high: one to one with the picture, below 66 pixels.
+        browser.touch((150, 200), (170, 230), (210, 260))
+        wait_for(lambda: len(saved(browser, server)) == 1, "the box")
+        assert saved(browser, server)[0].full_bounds == pytest.approx((134, 150, 194, 210), abs=2)
+        browser.click("[data-tool=point]")
+        browser.touch((300, 300))
+        wait_for(lambda: len(saved(browser, server)) == 2, "the point")
+        browser.click("[data-tool=move]")
+        browser.touch((180, 230))
+        browser.click("#remove")
+        wait_for(lambda: [a.is_point for a in saved(browser, server)] == [True], "the deletion")
+        assert browser.problems == []

@@ -14,7 +14,7 @@ import pytest
 from coarse2fine import load_model
 from coarse2fine.annotate.server import AnnotateServer
 from tests.annotate.browser import wait_for
-from tests.annotate.local import ask, boxed, send, serving
+from tests.annotate.local import ask, boxed, send, serving, squares
 
 
 def put(server: AnnotateServer, *features: dict[str, object]) -> None:
@@ -23,22 +23,20 @@ def put(server: AnnotateServer, *features: dict[str, object]) -> None:
     assert status == 200
 
 
-def squares(count: int) -> list[dict[str, object]]:
-    """The bright squares of the picture, in reading order."""
-    places = [(x, y) for y in range(20, 280, 60) for x in range(20, 380, 60)]
-    return [boxed(x, y, x + 20, y + 20) for x, y in places[:count]]
+def every_square() -> list[dict[str, object]]:
+    return [boxed(x, y, x + 20, y + 20) for x, y in squares()]
 
 
 def test_a_fit_leaves_a_model_and_its_result(fitted: AnnotateServer) -> None:
     folder = fitted.job.folder
-    assert folder.name == "digits.fit"
+    assert folder.name == "scene.fit"
     assert load_model(folder / "model.c2f").labels
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["digits.fit", "digits.geojson", "digits.png"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["scene.fit", "scene.geojson", "scene.png"]
     state = ask(fitted, "/state.json")[1]
     assert state["model"]
     assert state["scanned"]
     assert send(fitted, "GET", "/tiles/interest/0/0/0")[0] == 200
-    with serving(folder.parent / "digits.png") as again:  # the next day
+    with serving(folder.parent / "scene.png") as again:  # the next day
         assert ask(again, "/finds.json")[1]["finds"] == ask(fitted, "/finds.json")[1]["finds"]
 
 
@@ -77,7 +75,7 @@ def test_nothing_is_fitted_to_nothing(server: AnnotateServer) -> None:
 
 
 def test_a_fit_is_cancelled_and_leaves_nothing(server: AnnotateServer, picture: Path) -> None:
-    put(server, *squares(30))
+    put(server, *every_square())
     assert ask(server, "/fit.json", {"steps": 10_000})[0] == 202
     status, found = ask(server, "/fit.json", {"steps": 100})
     assert status == 409
@@ -106,7 +104,7 @@ def test_a_fit_ends_with_its_server(picture: Path) -> None:
     """The worker's standard input is closed when the server is killed."""
     partial = picture.parent / ".partial.fit"
     partial.mkdir()
-    annotations = {"type": "FeatureCollection", "features": squares(30)}
+    annotations = {"type": "FeatureCollection", "features": every_square()}
     task = {"image": str(picture), "annotations": annotations, "steps": 10_000, "folder": str(partial), "name": "x"}
     with subprocess.Popen(
         [sys.executable, "-m", "coarse2fine.annotate.fit_worker"],

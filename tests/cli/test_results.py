@@ -106,3 +106,41 @@ def test_view_until_interrupted(result: Path) -> None:
 def test_view_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["view", str(tmp_path)]) == 1
     assert "holds no complete result" in capsys.readouterr().err
+
+
+def test_view_tells_images_from_results(
+    result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[tuple[str, dict[str, object]]] = []
+    for module, name in (("report.viewer", "serve"), ("annotate.serve", "serve_image")):
+        monkeypatch.setattr(
+            f"coarse2fine.{module}.{name}", lambda place, name=name, **given: shown.append((name, {"": place, **given}))
+        )
+    picture, pyramid = tmp_path / "a.png", tmp_path / "a.ome.zarr"
+    picture.write_bytes(b"")
+    pyramid.mkdir()
+    (pyramid / "zarr.json").write_text("{}", "utf-8")
+    for place in (result, picture, pyramid, "https://example.org/a.tif"):
+        assert main(["view", str(place)]) == 0
+    assert main(["view", str(picture), "--classes", "a", "b c", "--annotations", "x.geojson", "--port", "5"]) == 0
+    assert main(["view", str(result), "--image", str(picture)]) == 0
+    assert [name for name, _ in shown] == ["serve", *("serve_image",) * 4, "serve"]
+    assert shown[4][1] == {
+        "": str(picture),
+        "classes": ["a", "b c"],
+        "annotations": Path("x.geojson"),
+        "host": "127.0.0.1",
+        "port": 5,
+        "open_browser": True,
+    }
+    assert main(["view", str(picture), "--image", str(picture), "--classes", "a"]) == 1
+    assert "view IMAGE alone" in capsys.readouterr().err
+
+
+def test_view_of_what_cannot_be_annotated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["view", str(tmp_path / "no.png")]) == 1
+    assert "no.png" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("no image", "utf-8")
+    assert main(["view", str(tmp_path / "text.txt")]) == 1
+    assert "text.txt" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.geojson"))

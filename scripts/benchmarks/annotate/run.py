@@ -32,8 +32,8 @@ _EXPLAINED = (
     "that its annotations took: one for each object and one for each place that is complete.",
     "suggested: random places up to the first number of clicks, then those that the model fitted last suggests, in "
     "order. random: places drawn at random. whole: places in reading order from the scene's corner.",
-    "saved: share of the clicks of random places, at the most clicks measured, with which suggested places reach the "
-    "same F1 (linear between measurements); absent if they do not reach it.",
+    "share: clicks with which suggested places reach the best F1 of random ones, as a share of the clicks that random "
+    "ones took (linear between measurements, median over seeds); absent if no seed reaches it.",
 )
 
 
@@ -80,11 +80,13 @@ def benchmark_annotate(out: Path, *, data: Path, scale: Scale) -> SectionReport:
             for way, rows in curves.items()
             for clicks, column in zip(scale.clicks, zip(*rows, strict=True), strict=True)
         }
-        saved = [_saved(s, r, scale.clicks) for s, r in zip(curves["suggested"], curves["random"], strict=True)]
-        reached = [share for share in saved if share is not None]
+        shares = [
+            share_of_clicks(s, r, scale.clicks) for s, r in zip(curves["suggested"], curves["random"], strict=True)
+        ]
+        reached = [share for share in shares if share is not None]
         if reached:
-            figures[f"{name}/suggested/saved"] = float(np.median(reached))
-        notes = [f"{name}: suggested places reach random's last F1 in {len(reached)} of {len(saved)} seeds"]
+            figures[f"{name}/suggested/share"] = float(np.median(reached))
+        notes = [f"{name}: suggested places reach the best F1 of random ones in {len(reached)} of {len(shares)}"]
         sections.append(Section(f"F1 on {name}", figures, notes))
     return SectionReport("annotate", sections, range(scale.seeds), asdict(scale), _EXPLAINED)
 
@@ -142,12 +144,18 @@ def f1_of(score: LabelScore) -> float:
     return 2 * score.hits / max(score.objects + score.hits + score.false_alarms, 1)
 
 
-def _saved(suggested: Sequence[float], random: Sequence[float], clicks: Sequence[int]) -> float | None:
-    """Share of the most clicks with which suggested places reach the last F1 of random ones; None if they do not."""
-    target = random[-1]
+def share_of_clicks(suggested: Sequence[float], random: Sequence[float], clicks: Sequence[int]) -> float | None:
+    """Clicks with which suggested places reach the best F1 of random ones, as a share of those that random ones took.
+
+    None if they do not reach it, or random places found nothing. Linear between measurements.
+    """
+    best = int(np.argmax(random))
+    target = random[best]
+    if target <= 0:
+        return None
     if suggested[0] >= target:
-        return clicks[0] / clicks[-1]
+        return clicks[0] / clicks[best]
     for (before, after), (low, high) in zip(itertools.pairwise(clicks), itertools.pairwise(suggested), strict=True):
         if high >= target:
-            return (before + (after - before) * (target - low) / (high - low)) / clicks[-1]
+            return (before + (after - before) * (target - low) / (high - low)) / clicks[best]
     return None
