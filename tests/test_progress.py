@@ -58,11 +58,14 @@ def test_single_steps_are_plain_and_silence_is_silent(capsys: pytest.CaptureFixt
 def test_a_listener_hears_what_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     heard: list[Moment] = []
     with listening(heard.append), Progress(False, (("first", 0.6), ("second", 0.4))) as bars:
-        bars.task("first")(1, 2)
-        bars.task("second")(2, 2)
+        first = bars.task("first")
+        first(1, 2)
+        first(2, 2)
+        bars.task("second")(1, 2)
     with Progress(False, (("first", 1.0),)) as bars:
         bars.task("first")(1, 1)
-    assert [(m.step, m.done, m.total, m.share) for m in heard] == [("first", 1, 2, 0.3), ("second", 2, 2, 1.0)]
+    assert [(m.step, m.done, m.total) for m in heard] == [("first", 1, 2), ("first", 2, 2), ("second", 1, 2)]
+    assert [m.share for m in heard] == pytest.approx([0.3, 0.6, 0.8])
     assert heard[0].seconds_left is not None
     assert heard[0].seconds_left > 0
     with listening(heard.append), Progress(False) as bars:

@@ -122,6 +122,16 @@ def test_changes_of_another_program_are_merged(browser: Browser, server: Annotat
     browser.problems[:] = [each for each in browser.problems if "409" not in each]
 
 
+def test_a_damaged_file_is_told_and_mended(browser: Browser, server: AnnotateServer) -> None:
+    server.store.path.write_text("half a fi", "utf-8")
+    browser.press("b")
+    browser.mouse(at(100, 100), at(140, 140))
+    browser.until("document.getElementById('saved').textContent.includes('is not JSON')")
+    server.store.path.write_text('{"type": "FeatureCollection", "features": []}', "utf-8")
+    wait_for(lambda: len(saved(browser, server)) == 1, "the box after the file was mended")
+    browser.problems.clear()  # the log tells of the refusals
+
+
 def test_places_are_suggested_and_completed(browser: Browser, server: AnnotateServer) -> None:
     browser.press("s")
     browser.until("!document.getElementById('complete').disabled")

@@ -37,7 +37,12 @@ export class ModelPanel {
   async poll() {
     let found;
     try {
-      found = await (await fetch("state.json")).json();
+      const answer = await fetch("state.json");
+      found = await answer.json();
+      if (!answer.ok) {
+        this.state.fail(found.error); // the file of annotations was damaged by another program
+        return;
+      }
     } catch {
       this.options.lost(true);
       return;
@@ -46,7 +51,7 @@ export class ModelPanel {
     await this.state.follow(found.revision);
     const { status, share, step, seconds_left: left, message } = found.fit;
     this.running = status === "running";
-    part("fit").disabled = part("steps").disabled = this.running;
+    part("fit").disabled = part("steps").hidden = this.running;
     part("cancel").hidden = part("progress").hidden = !this.running;
     part("progress").firstElementChild.value = share;
     part("step").textContent = `${Math.round(share * 100)} %, ${step}${left === null ? "" : `, ${time(left)}`}`;

@@ -131,6 +131,11 @@ export class State extends EventTarget {
     if (revision !== this.revision && !this.pending.size && !this.sending) await this.load();
   }
 
+  fail(problem) {
+    this.problem = problem;
+    this.tell("saved");
+  }
+
   tell(name) {
     this.dispatchEvent(new Event(name));
   }

@@ -165,7 +165,7 @@ async function start() {
   });
 
   const tellSaved = () => {
-    const text = lost ? "The server does not answer: start it again, then load its new address." : state.problem && `Not saved: ${state.problem}`;
+    const text = lost ? "The server does not answer: start it again, then load its new address." : state.problem && `Cannot be saved: ${state.problem}`;
     part("saved").textContent = text || (state.unsaved ? "Saving" : `Saved in ${info.file}`);
     part("saved").classList.toggle("bad", Boolean(text));
   };
