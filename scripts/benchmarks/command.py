@@ -5,7 +5,8 @@ io           reads per second, chunks decoded, memory and conversion, compared w
 batch        folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
 experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
 annotate     a simulated annotator: F1 against clicks for suggested places, random places and whole scenes.
-specialists  """
+specialists  specialists against controls: errors against multiply-adds, paired tests; novelty without labels.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,13 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     experts.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
     experts.add_argument("--pairs", nargs="+", metavar="SCENE/EXPERT", help="only these pairs (default: all)")
-    _add(experts, _experts, "small scenes, three pairs: under five minutes", "scenes, weights and answers are kept", seeded=False)
+    _add(
+        experts,
+        _experts,
+        "small scenes, three pairs: under five minutes",
+        "scenes, weights and answers are kept",
+        seeded=False,
+    )
     annotate = commands.add_parser("annotate", help="F1 against clicks of a simulated annotator")
     annotate.add_argument(
         "--data", type=Path, required=True, help="folder with a subfolder per data set: images and GeoJSON"
