@@ -46,6 +46,11 @@ _EXTRAS = {
     "geopandas": "geopandas",
     "supervision": "supervision",
     "napari": "napari",
+    "onnx": "onnxruntime",
+    "sahi": "sahi",
+    "torchvision": "torchvision",
+    "ultralytics": "ultralytics",
+    "experts-benchmark": "rapidocr_onnxruntime",
 }
 _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "COARSE2FINE_CACHE")
 

@@ -200,8 +200,12 @@ def _held_cells(
 
 def calibrates_on_all(scenes: Sequence[Scene], answers: Answers) -> bool:
     """Whether the held-out parts hold too few finds, so that thresholds are set on the training data too."""
-    found = zip(scenes, answers.found, strict=True)
-    return sum(int((_held(s, c.cells) & (c.scores >= answers.threshold)).sum()) for s, c in found) < _FEW_FINDS
+    count = 0
+    for scene, found in zip(scenes, answers.found, strict=True):
+        # Only annotated cells calibrate.
+        annotated = scene.annotated(*((found.cells + 0.5) * scene.fine_cell).T)
+        count += int((_held(scene, found.cells) & annotated & (found.scores >= answers.threshold)).sum())
+    return count < _FEW_FINDS
 
 
 def window_threshold(

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine import analyze
+from coarse2fine import model as planning
 from coarse2fine.batch import lock, request, run, worker
 from coarse2fine.batch import store as state
 from coarse2fine.batch.estimate import estimate
@@ -38,7 +39,6 @@ from coarse2fine.model import Model
 from coarse2fine.progress import Progress
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.steps import pieces
-from coarse2fine.steps import plan as planning
 from coarse2fine.steps.checkpoint import StoredCheckpoint
 from coarse2fine.steps.pieces import cut
 from coarse2fine.steps.plan import Plan

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from coarse2fine.annotations.read import read_annotations
+from coarse2fine.fitting.calibrate import calibrates_on_all
 from coarse2fine.fitting.scene import Scene
-from coarse2fine.fitting.teacher import _threshold
+from coarse2fine.fitting.teacher import Answers, _threshold
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.tiling.opening import open_image
@@ -70,3 +71,11 @@ def test_what_trained_says_nothing_of_how_well(detector: Model) -> None:
     threshold, f1 = _threshold(detector, [scene(detector, *OBJECTS)], [FOUND.take(np.arange(2))])
     np.testing.assert_allclose(threshold, 0.4)
     assert math.isnan(f1)
+
+
+def test_finds_where_nobody_has_annotated_do_not_calibrate(detector: Model) -> None:
+    answers = Answers((FOUND,), (np.zeros((SIDE // CELL, SIDE // CELL), np.float32),), 0.3, 1.0)
+    for area, on_all in ((), False), ((box("Region*", 0, 0, 80, 80),), True):
+        held = scene(detector, *OBJECTS, *area)
+        held.held[:] = True
+        assert calibrates_on_all([held], answers) == on_all

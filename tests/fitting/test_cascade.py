@@ -138,5 +138,5 @@ def test_levels_that_do_not_fit_are_refused(zoom_detector: Model) -> None:
     (glance,) = zoom_detector.cascade
     with pytest.raises(ValueError, match="stride 8 does not make cells of 16 px"):
         replace(glance, cell=16)
-    with pytest.raises(ValueError, match="cells of 8 px are not whole numbers of the next level's 8 px"):
+    with pytest.raises(ValueError, match="cells of 8 px at 1/1 cannot come before 8 px at 1/2"):
         replace(zoom_detector, cascade=(CascadeStage(glance.net, 8, 1, glance.firing, 0.1),))

@@ -14,13 +14,13 @@ import numpy as np
 
 from benchmarks.annotate.annotator import Annotator, Corners
 from benchmarks.annotate.data import Mosaic, data_sets, split
-from benchmarks.report import Section, SectionReport
 from coarse2fine import analyze
 from coarse2fine.annotate.finds import evidence_of
 from coarse2fine.annotate.fit_worker import learn
 from coarse2fine.annotate.suggest import Evidence, places, suggest
 from coarse2fine.annotate.training import training_annotations
 from coarse2fine.bench.score import Labelled, LabelScore
+from coarse2fine.bench.sections import Section, SectionReport
 from coarse2fine.results.json_file import write_json
 from coarse2fine.terminal import say
 

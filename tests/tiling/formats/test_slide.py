@@ -316,5 +316,5 @@ def test_other_files_are_no_slides(tmp_path: Path) -> None:
 
 def test_without_the_extra_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openslide", None)
-    with pytest.raises(ImageError, match=r'a\.dcm: OpenSlide is needed .*: pip install "coarse2fine\[openslide\]"'):
+    with pytest.raises(ImageError, match=r'a\.dcm: OpenSlide is needed .*; pip install "coarse2fine\[openslide\]"'):
         open_slide(tmp_path / "a.dcm")
