@@ -192,7 +192,10 @@ def raw_score(
 
 
 def calibrate_firing(
-    high: NDArray[np.float32], logit: NDArray[np.float32], targets: NDArray[np.float32]
+    high: NDArray[np.float32],
+    logit: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    rules: tuple[Rule, ...] = RULES,
 ) -> tuple[Firing, dict[str, float]]:
     """Calibrate every feature on held-out cells and keep the rule that needs the least area.
 
@@ -204,6 +207,8 @@ def calibrate_firing(
         Logits of the base for these cells.
     targets : ndarray, float32, (n,)
         Probability that the refine net finds something in them.
+    rules : tuple of str
+        Rules to choose from.
 
     Returns
     -------
@@ -218,9 +223,9 @@ def calibrate_firing(
     chosen = tuple(curves[f] for f in order)
     planes = torch.from_numpy(high.T.copy())[None, :, :, None]
     own = torch.from_numpy(logit)[None, None, :, None]
-    raws = {r: raw_score(r, planes, own, prior, order, chosen)[0, :, 0].numpy() for r in RULES}
+    raws = {r: raw_score(r, planes, own, prior, order, chosen)[0, :, 0].numpy() for r in rules}
     areas = {rule: area_for_recall(raw, targets, 0.95) for rule, raw in raws.items()}
-    best = min(RULES, key=lambda rule: areas[rule])
+    best = min(rules, key=lambda rule: areas[rule])
     knots, values = _knots(raws[best], targets)
     return Firing(best, prior, order, chosen, knots, values), {str(r): a for r, a in areas.items()}
 

@@ -9,6 +9,9 @@ from typing import Any, Self
 PAYS_FROM = 1.3
 """Least saving for which tiles are chosen; below it the expert runs everywhere."""
 
+FEW_FINDS = 60
+"""Finds below which a forecast is said to be uncertain."""
+
 Interval = tuple[float, float, float]
 """Estimate, and the ends of its 90 % interval."""
 
@@ -21,8 +24,8 @@ class Forecast:
     ----------
     tiles, watched : int
         Tiles of the fit's images, and those on which the expert ran.
-    held_finds : int
-        Finds in held-out tiles, on which thresholds are set.
+    finds : int
+        Finds in the watched tiles, on which thresholds are set.
     with_finds : (float, float, float)
         Share of the tiles that hold a find: estimate and interval. An ideal choice costs no less.
     chosen : mapping of str to (float, float, float)
@@ -40,7 +43,7 @@ class Forecast:
 
     tiles: int
     watched: int
-    held_finds: int
+    finds: int
     with_finds: Interval
     chosen: Mapping[str, Interval]
     saving: Mapping[str, Interval]
@@ -76,7 +79,7 @@ class Forecast:
         return cls(
             tiles=int(text["tiles"]),
             watched=int(text["watched"]),
-            held_finds=int(text["held_finds"]),
+            finds=int(text["finds"]),
             with_finds=_interval(text["with_finds"]),
             scan_cost=float(text["scan_cost"]),
             recall=float(text["recall"]),
@@ -88,14 +91,18 @@ class Forecast:
         """The forecast in words."""
         share, low, high = self.with_finds
         said = [
-            f"forecast from {self.watched:,} of {self.tiles:,} tiles watched: {share:.2%} of the tiles hold a find "
-            f"({low:.2%} to {high:.2%})"
+            f"forecast from {self.finds:,} finds in {self.watched:,} of {self.tiles:,} tiles: {share:.2%} of the tiles "
+            f"hold a find ({low:.2%} to {high:.2%})"
         ]
         said += [
             f"{float(recall):.0%} of the finds for {1 / best:.1%} of the cost: {best:.1f} times less "
             f"({worst:.1f} to {top:.1f})"
             for recall, (best, worst, top) in self.saving.items()
         ]
+        if self.finds < FEW_FINDS:
+            said.append(
+                f"fewer than {FEW_FINDS} finds: recall and saving are uncertain; watch more tiles, or more images"
+            )
         if not self.pays:
             said.append(
                 f"no use here: below {PAYS_FROM} times less the expert runs everywhere, unless a budget or a number of "

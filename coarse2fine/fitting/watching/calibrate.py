@@ -1,4 +1,4 @@
-"""Calibration on held-out tiles: firing rules, thresholds by recall, and the forecast of the cost."""
+"""Calibration on tried tiles, each by a net not trained on it: firing rule, thresholds by recall, forecast."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from coarse2fine.experts.forecast import Interval
 from coarse2fine.fitting.watching.tiles import WatchedScene
 from coarse2fine.model import CascadeStage, Model
-from coarse2fine.models.firing import Firing, calibrate_firing
+from coarse2fine.models.firing import calibrate_firing
+from coarse2fine.models.pooled import PooledStack
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.steps.scan import features
 
 RECALLS = (0.9, 0.95, 0.99)
 # Rows that represent the weighted tiles when a firing rule is calibrated.
 _ROWS = 20_000
-_LEAST_FINDS = 8
 _RESAMPLES = 200
 # Shares of the finds that the first stage may miss.
 _LOSSES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -27,56 +27,37 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class HeldTiles:
-    """The tiles that calibrate, in one row each.
+class TriedTiles:
+    """The tiles on which the expert ran, in one row each.
 
     Parameters
     ----------
     block : ndarray, int64, (n,)
     weight : ndarray, float64, (n,)
-        Inverse of the probability of being drawn; 0 for tiles that were not tried.
+        Inverse of the probability of being drawn.
     finds : ndarray, int64, (n,)
     place : tuple of ndarray, int64, (n, 2)
         For each scene, its tiles, in order.
-    on_training : bool
-        Whether too few finds are held out, so that the trained tiles are among them.
     """
 
     block: NDArray[np.int64]
     weight: Floats
     finds: NDArray[np.int64]
     place: tuple[NDArray[np.int64], ...]
-    on_training: bool
 
     @classmethod
-    def of(cls, scenes: Sequence[WatchedScene], fine: int) -> HeldTiles:
-        """The held-out tiles of the scenes; all of them if too few finds are held out.
-
-        Parameters
-        ----------
-        scenes : sequence of WatchedScene
-        fine : int
-            Fine cells along a side of a tile.
-        """
+    def of(cls, scenes: Sequence[WatchedScene], fine: int) -> TriedTiles:
+        """The tried tiles of the scenes; `fine` fine cells along a side of a tile."""
         counts = [scene.counts(fine) for scene in scenes]
-        held = sum(int(count[scene.held].sum()) for count, scene in zip(counts, scenes, strict=True))
-        everything = held < _LEAST_FINDS
-        use = [np.ones(scene.shape, bool) if everything else scene.held for scene in scenes]
         return cls(
-            np.concatenate([scene.block[mask] for scene, mask in zip(scenes, use, strict=True)]),
-            np.concatenate([scene.weight[mask] for scene, mask in zip(scenes, use, strict=True)]),
-            np.concatenate([count[mask] for count, mask in zip(counts, use, strict=True)]),
-            tuple(np.argwhere(mask) for mask in use),
-            everything,
+            np.concatenate([scene.block[scene.tried] for scene in scenes]),
+            np.concatenate([scene.weight[scene.tried] for scene in scenes]),
+            np.concatenate([count[scene.tried] for count, scene in zip(counts, scenes, strict=True)]),
+            tuple(np.argwhere(scene.tried) for scene in scenes),
         )
 
     def __len__(self) -> int:
         return len(self.block)
-
-    @property
-    def found(self) -> int:
-        """Finds in these tiles."""
-        return int(self.finds[self.weight > 0].sum())
 
     def resampled(self, rng: np.random.Generator) -> NDArray[np.intp]:
         """Rows of a bootstrap sample of whole blocks."""
@@ -87,46 +68,61 @@ class HeldTiles:
 
 
 def calibrated_stage(
-    scenes: Sequence[WatchedScene], tiles: HeldTiles, model: Model, stage: CascadeStage, runtime: Runtime, seed: int
+    scenes: Sequence[WatchedScene],
+    tiles: TriedTiles,
+    model: Model,
+    stage: CascadeStage,
+    nets: Sequence[PooledStack],
+    runtime: Runtime,
+    seed: int,
 ) -> tuple[CascadeStage, NDArray[np.float32]]:
-    """A stage with its firing rule, and the probability of a find in each held-out tile, (n,).
+    """A stage with its firing rule, and the probability of a find in each tried tile, (n,).
+
+    The rule is calibrated on each tile's logit by the net that was not trained on its fold; the names of features come
+    from the stage's own net.
 
     Parameters
     ----------
     scenes : sequence of WatchedScene
-    tiles : HeldTiles
+    tiles : TriedTiles
     model : Model
     stage : CascadeStage
-        With a trained net whose cells are tiles.
+        With the net trained on all tried tiles, whose cells are tiles.
+    nets : sequence of PooledStack
+        For each fold, a net that was not trained on it; without any, the stage's own net, which is fit to rank tiles
+        that were not tried.
     runtime : Runtime
     seed : int
     """
-    high, logit = _activations(scenes, tiles, model, stage, runtime)
+    high, logit = activations(scenes, tiles, model, stage, runtime)
+    folds = np.concatenate([scene.fold[scene.tried] for scene in scenes])
+    for fold, net in enumerate(nets):
+        _, own = activations(scenes, tiles, model, replace(stage, net=net), runtime, fold=fold)
+        logit[folds == fold] = own[folds == fold]
     chance = tiles.weight / tiles.weight.sum()
     rows = np.random.default_rng(seed).choice(len(tiles), _ROWS, p=chance)
-    firing, _ = calibrate_firing(high[rows], logit[rows], (tiles.finds[rows] > 0).astype(np.float32))
-    return replace(stage, firing=firing), _probabilities(firing, high, logit)
+    held = (tiles.finds[rows] > 0).astype(np.float32)
+    firing, _ = calibrate_firing(high[rows], logit[rows], held, rules=("logit",))
+    planes, lone = torch.from_numpy(high.T.copy())[None, :, :, None], torch.from_numpy(logit)[None, None, :, None]
+    return replace(stage, firing=firing), firing.probability(planes, lone)[0, :, 0].numpy()
 
 
-def _probabilities(firing: Firing, high: NDArray[np.float32], logit: NDArray[np.float32]) -> NDArray[np.float32]:
-    planes, own = torch.from_numpy(high.T.copy())[None, :, :, None], torch.from_numpy(logit)[None, None, :, None]
-    found: NDArray[np.float32] = firing.probability(planes, own)[0, :, 0].numpy()
-    return found
-
-
-def _activations(
-    scenes: Sequence[WatchedScene], tiles: HeldTiles, model: Model, stage: CascadeStage, runtime: Runtime
+def activations(
+    scenes: Sequence[WatchedScene],
+    tiles: TriedTiles,
+    model: Model,
+    stage: CascadeStage,
+    runtime: Runtime,
+    *,
+    fold: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """High-level activations (n, c) and logits (n,) of the held-out tiles."""
+    """High-level activations (n, c) and logits (n,) of the tried tiles; those of one `fold` alone, if it is given."""
     all_high, all_logit = [], []
     for scene, places in zip(scenes, tiles.place, strict=True):
-        if not len(places):
-            continue
-        inside = np.zeros(scene.shape, bool)
-        inside[tuple(places.T)] = True
-        width = stage.net.high_channels
-        high, logit = np.zeros((*scene.shape, width), np.float32), np.zeros(scene.shape, np.float32)
-        for box, h, own, _ in features(scene.image, model, runtime, level=stage, inside=inside):
+        high = np.zeros((*scene.shape, stage.net.high_channels), np.float32)
+        logit = np.zeros(scene.shape, np.float32)
+        inside = scene.tried if fold is None else scene.tried & (scene.fold == fold)
+        for box, h, own, _ in features(scene.image, model, runtime, level=stage, inside=inside) if inside.any() else ():
             block = slice(box.y0, box.y1), slice(box.x0, box.x1)
             high[block] = h.float().cpu().numpy().transpose(1, 2, 0)
             logit[block] = own[0].float().cpu().numpy()
@@ -137,18 +133,18 @@ def _activations(
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """One way to choose tiles: the probabilities of one or two stages in the held-out tiles, and what they cost.
+    """One way to choose tiles: the probabilities of one or two stages in the tried tiles, and what they cost.
 
     Parameters
     ----------
-    tiles : HeldTiles
+    tiles : TriedTiles
     first, last : ndarray, float32, (n,)
         Probability of a find by the first stage, and by the last; the same array if there is one stage.
     first_cost, last_cost : float
         Cost of each for a tile, as a share of the expert's; `last_cost` is 0 if there is one stage.
     """
 
-    tiles: HeldTiles
+    tiles: TriedTiles
     first: NDArray[np.float32]
     last: NDArray[np.float32]
     first_cost: float
@@ -164,7 +160,8 @@ class Screen:
             Rows of the tiles to use; by default all.
         """
         at = np.arange(len(self.tiles)) if rows is None else rows
-        value = self.tiles.weight[at] * self.tiles.finds[at]
+        weight = self.tiles.weight[at]
+        value, total = weight * self.tiles.finds[at], max(float(weight.sum()), 1e-300)
         first, last = self.first[at], self.last[at]
         best = (0.0, 0.0, 1.0, self.first_cost + self.last_cost + 1.0)
         for loss in _LOSSES if self.last_cost else (0.0,):
@@ -174,22 +171,33 @@ class Screen:
             if kept < recall:
                 continue
             tau = weighted_quantile(last[passed], value[passed], 1 - recall / kept)
-            chosen = float((passed & (last > tau)).mean())
-            cost = self.first_cost + float(passed.mean()) * self.last_cost + chosen
+            chosen = float(weight[passed & (last > tau)].sum()) / total
+            cost = self.first_cost + float(weight[passed].sum()) / total * self.last_cost + chosen
             if cost < best[3]:
                 best = (low, tau, chosen, cost)
         return best
 
+    def cautious(self, recall: float, rows: NDArray[np.intp] | None = None) -> tuple[float, float, float, float]:
+        """As `thresholds`, so that the recall of further finds is reached in the mean.
+
+        Of n finds as many may be missed that the next one, equally likely at each rank, is missed with a probability of
+        at most 1 - recall (split conformal prediction, Vovk et al. 2005).
+        """
+        finds = self.tiles.finds if rows is None else self.tiles.finds[rows]
+        count = max(int((finds > 0).sum()), 1)
+        missed = max(0.0, ((count + 1) * (1 - recall) - 1) / count)
+        return self.thresholds(1 - missed, rows)
+
     def forecast(self, recall: float, seed: int) -> tuple[Interval, Interval]:
         """Share of the tiles chosen, and saving, each with its 90 % interval over blocks of tiles."""
         rng = np.random.default_rng(seed)
-        _, _, chosen, cost = self.thresholds(recall)
-        drawn = np.array([self.thresholds(recall, self.tiles.resampled(rng))[2:] for _ in range(_RESAMPLES)])
+        _, _, chosen, cost = self.cautious(recall)
+        drawn = np.array([self.cautious(recall, self.tiles.resampled(rng))[2:] for _ in range(_RESAMPLES)])
         shares, costs = (np.percentile(column, (5, 95)).tolist() for column in drawn.T)
         return (chosen, shares[0], shares[1]), (1 / cost, 1 / costs[1], 1 / costs[0])
 
 
-def share_with_finds(tiles: HeldTiles, seed: int) -> Interval:
+def share_with_finds(tiles: TriedTiles, seed: int) -> Interval:
     """Share of the tiles that hold a find, with its 90 % interval over blocks of tiles."""
     rng = np.random.default_rng(seed)
     drawn = [_share(tiles, tiles.resampled(rng)) for _ in range(_RESAMPLES)]
@@ -197,7 +205,7 @@ def share_with_finds(tiles: HeldTiles, seed: int) -> Interval:
     return _share(tiles, np.arange(len(tiles))), low, high
 
 
-def _share(tiles: HeldTiles, rows: NDArray[np.intp]) -> float:
+def _share(tiles: TriedTiles, rows: NDArray[np.intp]) -> float:
     weight = tiles.weight[rows]
     return float((weight * (tiles.finds[rows] > 0)).sum() / max(weight.sum(), 1e-300))
 

@@ -19,14 +19,14 @@ from coarse2fine.fitting.crops import normalisation
 from coarse2fine.fitting.pairs import Sources, load_images
 from coarse2fine.fitting.watching.calibrate import (
     RECALLS,
-    HeldTiles,
     Screen,
+    TriedTiles,
     calibrated_stage,
     share_with_finds,
 )
 from coarse2fine.fitting.watching.samples import tile_samples
 from coarse2fine.fitting.watching.scan import ScanPlan, plan_scan, train_scan
-from coarse2fine.fitting.watching.tiles import unwatched
+from coarse2fine.fitting.watching.tiles import FOLDS, unwatched
 from coarse2fine.fitting.watching.watch import Watched, WatchLimit, watch
 from coarse2fine.model import CascadeStage, Geometry, Model
 from coarse2fine.models.candidates import Candidates
@@ -49,13 +49,15 @@ _FIND_PIXELS, _TILE_PIXELS = 7.0, 64.0
 _GAIN = 0.93
 _EXPECTED = (
     ("trying the expert", 0.03),
-    ("watching", 0.25),
-    ("scan", 0.08),
     ("watching", 0.2),
-    ("scan", 0.08),
-    ("watching", 0.2),
-    ("scan", 0.2),
-    ("closer scan", 0.2),
+    ("scan so far", 0.04),
+    ("watching", 0.15),
+    ("scan so far", 0.04),
+    ("watching", 0.15),
+    ("scan", 0.05),
+    *((f"scan, without part {fold + 1}", 0.05) for fold in range(FOLDS)),
+    ("closer scan", 0.05),
+    *((f"closer scan, without part {fold + 1}", 0.05) for fold in range(FOLDS)),
 )
 
 
@@ -129,6 +131,16 @@ def fit_expert(
     return replace(model, provenance={**model.provenance, KEY: Remembered.of(opened).to_json()})
 
 
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A calibrated stage, its model, and the tried tiles with the probability of a find in each."""
+
+    stage: CascadeStage
+    model: Model
+    tiles: TriedTiles
+    interest: NDArray[np.float32]
+
+
 class _Fitting:
     def __init__(
         self, images: Sequence[Image], expert: Expert, recipe: WatchRecipe, runtime: Runtime, bars: Progress
@@ -188,12 +200,11 @@ class _Fitting:
 
     def _interests(self, steps: int) -> list[NDArray[np.float32]] | None:
         """Probability of a find in each tile by a quickly trained scan; None if it cannot be trained yet."""
-        trained = self._trained(self._first_plan(), steps, "scan")
+        trained = self._trained(self._first_plan(), steps, "scan so far", folds=0)
         if trained is None:
             return None
-        stage, model, _ = trained
         return [
-            survey_level(s.image, model, self._runtime, stage).interest[: s.shape[0], : s.shape[1]]
+            survey_level(s.image, trained.model, self._runtime, trained.stage).interest[: s.shape[0], : s.shape[1]]
             for s in self._scenes
         ]
 
@@ -211,14 +222,27 @@ class _Fitting:
             1.0, max(small, self._draft.geometry.fine_cell if self._draft.geometry.fine > 1 else 1) / _FIND_PIXELS
         )
 
-    def _trained(
-        self, plan: ScanPlan, steps: int, name: str
-    ) -> tuple[CascadeStage, Model, tuple[HeldTiles, NDArray[np.float32]]] | None:
-        """A trained and calibrated stage, its model, and the held-out tiles with their probabilities."""
-        samples = tile_samples(self._scenes, self._draft, plan.spec, plan.downsample, self._rng)
+    def _trained(self, plan: ScanPlan, steps: int, name: str, *, folds: int = FOLDS) -> _Trained | None:
+        """A scan trained on all tried tiles, calibrated by others that were each trained without one fold.
+
+        None if a training would have no find.
+        """
+        net = self._net(plan, steps, name)
+        nets = [self._net(plan, steps, f"{name}, without part {fold + 1}", without=fold) for fold in range(folds)]
+        if net is None or None in nets:
+            return None
+        model = self._model(plan, net)
+        tiles = TriedTiles.of(self._scenes, model.geometry.fine)
+        stage = CascadeStage(net, model.geometry.cell, plan.downsample, None, 0.0)
+        others = [each for each in nets if each is not None]
+        stage, interest = calibrated_stage(self._scenes, tiles, model, stage, others, self._runtime, self._recipe.seed)
+        return _Trained(stage, replace(model, firing=stage.firing), tiles, interest)
+
+    def _net(self, plan: ScanPlan, steps: int, name: str, *, without: int | None = None) -> PooledStack | None:
+        samples = tile_samples(self._scenes, self._draft, plan.spec, plan.downsample, self._rng, without=without)
         if not samples.positive.any():
             return None
-        net = train_scan(
+        return train_scan(
             plan,
             samples,
             self._runtime,
@@ -229,56 +253,52 @@ class _Fitting:
             seed=self._recipe.seed,
             tick=self._bars.task(name),
         )
-        model = self._model(plan, net)
-        tiles = HeldTiles.of(self._scenes, model.geometry.fine)
-        stage = CascadeStage(net, model.geometry.cell, plan.downsample, None, 0.0)
-        stage, interest = calibrated_stage(self._scenes, tiles, model, stage, self._runtime, self._recipe.seed)
-        return stage, replace(model, firing=stage.firing), (tiles, interest)
 
     def model(self) -> Model:
         """The model: one scan, or a closer one after it, whichever costs less in all."""
         trained = self._trained(self._first_plan(), self._recipe.steps, "scan")
         if trained is None:
-            raise ValueError("all finds lie in held-out tiles, so there is nothing to learn from: watch more tiles")
-        stage, model, (tiles, first) = trained
-        single = Screen(tiles, first, first, self._cost(stage))
-        best, screen = model, single
-        closer = self._closer(stage, tiles, first)
+            raise ValueError(
+                f"the {self._found():,} finds in the watched tiles lie so near to each other that no part of the "
+                "images can check the others: watch more tiles, or give more images"
+            )
+        single = Screen(trained.tiles, trained.interest, trained.interest, self._cost(trained.stage))
+        best, screen = trained.model, single
+        closer = self._closer(trained)
         if closer is not None and self._at_target(closer[1]) < _GAIN * self._at_target(single):
             best, screen = closer
         return self._finished(best, screen)
 
     def _at_target(self, screen: Screen) -> float:
-        return screen.thresholds(self._recipe.recall)[3]
+        return screen.cautious(self._recipe.recall)[3]
 
     def _cost(self, stage: CascadeStage) -> float:
         """Cost of a stage for a tile of a large image, as a share of the expert's."""
         return stage.net.spec.macs_per_cell / self._expert.tile_macs
 
-    def _closer(
-        self, first: CascadeStage, tiles: HeldTiles, interest: NDArray[np.float32]
-    ) -> tuple[Model, Screen] | None:
+    def _closer(self, first: _Trained) -> tuple[Model, Screen] | None:
         """The model with a closer scan of the tiles in which the first one fires; None if it would cost too much."""
-        plan = self._scan_plan(first.downsample / 2, self._expert.tile_macs * _CLOSE_COST, close=True)
-        if plan.downsample > first.downsample or plan.tile_macs > _CLOSE_COST * self._expert.tile_macs:
+        downsample = first.stage.downsample
+        plan = self._scan_plan(downsample / 2, self._expert.tile_macs * _CLOSE_COST, close=True)
+        if plan.downsample >= downsample or plan.tile_macs > _CLOSE_COST * self._expert.tile_macs:
             return None
-        trained = self._trained(plan, self._recipe.steps, "closer scan") if plan.downsample < first.downsample else None
-        if trained is None:
+        closer = self._trained(plan, self._recipe.steps, "closer scan")
+        if closer is None:
             return None
-        stage, model, (_, last) = trained
-        cost = stage.net.spec.macs(1, 1) / self._expert.tile_macs
-        return replace(model, cascade=(first,)), Screen(tiles, interest, last, self._cost(first), cost)
+        cost = closer.stage.net.spec.macs(1, 1) / self._expert.tile_macs
+        model = replace(closer.model, cascade=(first.stage,))
+        return model, Screen(first.tiles, first.interest, closer.interest, self._cost(first.stage), cost)
 
     def _finished(self, model: Model, screen: Screen) -> Model:
         """The model with its thresholds and its forecast."""
         recipe, recalls = self._recipe, sorted({*RECALLS, self._recipe.recall})
-        low, tau, _, _ = screen.thresholds(recipe.recall)
-        taus = {f"{r:g}": screen.thresholds(r)[1] for r in recalls}
+        low, tau, _, _ = screen.cautious(recipe.recall)
+        taus = {f"{r:g}": screen.cautious(r)[1] for r in recalls}
         figures = {f"{r:g}": screen.forecast(r, recipe.seed) for r in recalls}
         forecast = Forecast(
             tiles=self._total,
             watched=sum(int(scene.tried.sum()) for scene in self._scenes),
-            held_finds=screen.tiles.found,
+            finds=self._found(),
             with_finds=share_with_finds(screen.tiles, recipe.seed),
             chosen={r: chosen for r, (chosen, _) in figures.items()},
             saving={r: saving for r, (_, saving) in figures.items()},
@@ -292,10 +312,10 @@ class _Fitting:
             tau=tau,
             cascade=cascade,
             refiner=ExpertRefiner(self._expert, forecast),
-            provenance=self._provenance(taus, calibrated_on_training=screen.tiles.on_training),
+            provenance=self._provenance(taus),
         )
 
-    def _provenance(self, taus: dict[str, float], *, calibrated_on_training: bool) -> dict[str, Any]:
+    def _provenance(self, taus: dict[str, float]) -> dict[str, Any]:
         return {
             "scenes": [scene.image.name for scene in self._scenes],
             "recall_target": self._recipe.recall,
@@ -304,7 +324,6 @@ class _Fitting:
             "seed": self._recipe.seed,
             "rotate": self._recipe.rotate,
             "watched_seconds": round(sum(each.seconds for each in self._watched), 2),
-            "calibrated_on_training": calibrated_on_training,
             "runtime": self._runtime.name,
             "torch": str(torch.__version__),
         }

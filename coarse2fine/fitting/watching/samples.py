@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from coarse2fine.fitting.watching.tiles import WatchedScene
 from coarse2fine.model import Model
-from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.pooled import PooledSpec
 from coarse2fine.preprocess import as_channels
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.window_reader import WindowReader
 
 # Tiles without finds for each with finds, and tiles in all, that are kept in memory.
-_NEGATIVES, _MOST_PIXELS = 8, 600_000_000
+_NEGATIVES, _MOST_PIXELS = 50, 600_000_000
+REACH = 1.25
+"""Side of a sample over what the net reads: as much is needed to show it smaller or shifted."""
 # Small cells whose centre lies in this share of a find's box, around its centre, are positive.
 _CORE = 0.5
 
@@ -29,27 +30,33 @@ class TileSamples:
     Parameters
     ----------
     pixels : ndarray, uint8, (n, side, side, channels)
-        In the plane that is scanned, with the net's halo.
-    finds : ndarray, bool, (n, 1, pool, pool)
-        Small cells that hold a find; all equal if the expert does not say where it lies.
+        In the plane that is scanned, with the tile in the middle and `REACH` times what the net reads around it.
+    boxes : tuple of (ndarray, float64, (k, 4))
+        Finds of each tile: y0, x0, y1, x1 in pixels of the plane, from the tile's middle.
     located : bool
         Whether the expert says where in a tile its finds lie.
     """
 
     pixels: NDArray[np.uint8]
-    finds: NDArray[np.bool_]
+    boxes: tuple[NDArray[np.float64], ...]
     located: bool
 
     @property
     def positive(self) -> NDArray[np.bool_]:
         """Tiles with a find, (n,)."""
-        return np.asarray(self.finds.any(axis=(1, 2, 3)))
+        return np.array([len(each) > 0 for each in self.boxes], bool)
 
 
 def tile_samples(
-    scenes: Sequence[WatchedScene], model: Model, spec: PooledSpec, downsample: int, rng: np.random.Generator
+    scenes: Sequence[WatchedScene],
+    model: Model,
+    spec: PooledSpec,
+    downsample: int,
+    rng: np.random.Generator,
+    *,
+    without: int | None = None,
 ) -> TileSamples:
-    """The watched tiles that are not held out: all with finds, and some of the others.
+    """The watched tiles: all with finds, and some of the others.
 
     Parameters
     ----------
@@ -61,19 +68,21 @@ def tile_samples(
     downsample : int
         Full-resolution pixels per pixel of the plane that it scans.
     rng : Generator
+    without : int, optional
+        Fold that is left out.
     """
     fine = model.geometry.fine
     counts = [scene.counts(fine) for scene in scenes]
-    usable = [np.argwhere(scene.tried & ~scene.held) for scene in scenes]
+    usable = [np.argwhere(scene.tried & (scene.fold != without)) for scene in scenes]
     rows = np.concatenate([np.insert(tiles, 0, s, axis=1) for s, tiles in enumerate(usable)])
     held = np.array([counts[s][y, x] > 0 for s, y, x in rows.tolist()], bool)
-    side = spec.input_size(1)
+    side = padded_side(spec)
     most = max(16, _MOST_PIXELS // (side * side * model.channels))
     yes = rng.permutation(np.flatnonzero(held))[: most // 2]
     no = rng.permutation(np.flatnonzero(~held))[: min(most // 2, max(_NEGATIVES * len(yes), 256))]
     kept = rows[np.sort(np.concatenate([yes, no]))]
     pixels = np.zeros((len(kept), side, side, model.channels), np.uint8)
-    finds = np.zeros((len(kept), 1, spec.pool, spec.pool), bool)
+    boxes: list[NDArray[np.float64]] = [np.zeros((0, 4))] * len(kept)
     expert = model.expert
     assert expert is not None
     located = expert.kind in ("boxes", "map")
@@ -81,8 +90,15 @@ def tile_samples(
         mine = np.flatnonzero(kept[:, 0] == s)
         _read(scene, kept[mine, 1:], spec, downsample, model.channels, pixels, mine)
         for row, tile in zip(mine.tolist(), kept[mine, 1:], strict=True):
-            finds[row, 0] = _places(_in_tile(scene.found, tile, fine), tile * fine, fine, spec.pool, located=located)
-    return TileSamples(pixels, finds, located)
+            own = scene.found.boxes[(scene.found.cells // fine == tile).all(axis=1)].astype(np.float64)
+            boxes[row] = (own / fine - np.tile(tile, 2) - 0.5) * spec.stride
+    return TileSamples(pixels, tuple(boxes), located)
+
+
+def padded_side(spec: PooledSpec) -> int:
+    """Side of a sample in pixels of the plane, of the parity of what the net reads."""
+    side = spec.input_size(1)
+    return side + 2 * ceil_div(round((REACH - 1) * side), 2)
 
 
 def _read(
@@ -95,37 +111,30 @@ def _read(
     rows: NDArray[np.intp],
 ) -> None:
     """Read tiles with the net's halo; unreadable ones stay black."""
-    boxes = [Box(y, x, y + 1, x + 1).scale(spec.stride).expand(spec.margin) for y, x in tiles.tolist()]
+    more = (into.shape[1] - spec.stride) // 2
+    boxes = [Box(y, x, y + 1, x + 1).scale(spec.stride).expand(more) for y, x in tiles.tolist()]
     with WindowReader(scene.image, downsample=downsample, fill=0) as reader:
         for batch in reader.batches(boxes, 16):
             into[rows[batch.index]] = as_channels(batch.pixels, channels)
 
 
-def _in_tile(found: Candidates, tile: NDArray[np.int64], fine: int) -> Candidates:
-    return found.take(np.flatnonzero((found.cells // fine == tile).all(axis=1)))
-
-
-def _places(found: Candidates, first: NDArray[np.int64], fine: int, pool: int, *, located: bool) -> NDArray[np.bool_]:
+def places(boxes: NDArray[np.float64], stride: int, pool: int) -> NDArray[np.bool_]:
     """Small cells (pool, pool) of a tile that hold a find.
 
     Parameters
     ----------
-    found : Candidates
-        Finds of the tile.
-    first : ndarray, int64, (2,)
-        The tile's first fine cell.
-    fine : int
-        Fine cells along a side of the tile.
+    boxes : ndarray, float64, (k, 4)
+        y0, x0, y1, x1 in pixels of the plane, from the tile's middle; those whose centre lies outside are left out.
+    stride : int
+        Pixels of a small cell.
     pool : int
         Small cells along a side of the tile.
-    located : bool
-        Whether boxes say where finds lie; if not, all small cells hold one.
     """
     cells = np.zeros((pool, pool), bool)
-    if not located:
-        return np.full((pool, pool), len(found) > 0)
-    boxes = (found.boxes.astype(np.float64) - np.tile(first, 2)) * pool / fine
-    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _CORE
+    rows = boxes / stride + pool / 2
+    middle, half = (rows[:, :2] + rows[:, 2:]) / 2, (rows[:, 2:] - rows[:, :2]) / 2 * _CORE
+    inside = ((middle >= 0) & (middle < pool)).all(axis=1)
+    middle, half = middle[inside], half[inside]
     low = np.floor(np.minimum(middle - half + 0.5, middle)).astype(int).clip(0, pool - 1)
     high = np.ceil(np.maximum(middle + half - 0.5, middle + 1e-6)).astype(int).clip(1, pool)
     for (y0, x0), (y1, x1) in zip(low.tolist(), high.tolist(), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from coarse2fine.fitting.base import PRIOR_LOGIT
 from coarse2fine.fitting.crops import turn_planes
 from coarse2fine.fitting.geometry import BASES
 from coarse2fine.fitting.optimise import train
-from coarse2fine.fitting.watching.samples import TileSamples
+from coarse2fine.fitting.watching.samples import TileSamples, places
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.pooled import PooledSpec, PooledStack, any_logit, pooled
 from coarse2fine.models.runtime import Runtime
@@ -27,6 +28,8 @@ _WIDTHS = (2.0, 1.5, 1.0, 0.5)
 _MOST_CHANNELS = 248
 _BATCH_PIXELS, _BATCH = 250_000, (4, 32)
 _GRAIN = 0.1
+# Natural logarithm of the largest factor by which a tile is shown larger or smaller.
+_ZOOM = 0.22
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def plan_scan(tile: int, channels: int, downsample: float, most_macs: float, *, 
 
 
 def _texts(*, close: bool) -> list[tuple[int, str]]:
-    return [(8, _CLOSE)] if close else [(2**halvings, text) for halvings, text in BASES.items()]
+    usual = [(2**halvings, text) for halvings, text in BASES.items()]
+    return [(stride, _CLOSE if stride == 8 else text) for stride, text in usual] if close else usual
 
 
 def _divisors(tile: int) -> list[int]:
@@ -132,7 +136,7 @@ def train_scan(
     assert net.reader.bias is not None
     with torch.no_grad():
         net.reader.bias.fill_(PRIOR_LOGIT)
-    make = _Batches(samples, mean, std, rotate=rotate)
+    make = _Batches(samples, plan.spec, mean, std, rotate=rotate)
     loss = _TileLoss(plan.spec.pool, located=samples.located)
     train(net, make, loss, runtime, steps=steps, seed=seed, tick=tick)
     whole = PooledStack(plan.spec)
@@ -141,33 +145,67 @@ def train_scan(
 
 
 class _Batches:
-    """Batches of tiles, half of them with finds, turned and with varied light."""
+    """Batches of tiles, half of them with finds: turned, larger or smaller, shifted, and in varied light."""
 
     def __init__(
-        self, samples: TileSamples, mean: NDArray[np.float32], std: NDArray[np.float32], *, rotate: bool
+        self,
+        samples: TileSamples,
+        spec: PooledSpec,
+        mean: NDArray[np.float32],
+        std: NDArray[np.float32],
+        *,
+        rotate: bool,
     ) -> None:
-        self._samples, self._mean, self._std, self._rotate = samples, mean, std, rotate
+        self._samples, self._spec, self._mean, self._std, self._rotate = samples, spec, mean, std, rotate
         self._yes, self._no = np.flatnonzero(samples.positive), np.flatnonzero(~samples.positive)
-        side = samples.pixels.shape[1]
-        self._size = int(np.clip(_BATCH_PIXELS // side**2, *_BATCH))
+        self._size = int(np.clip(_BATCH_PIXELS // spec.input_size(1) ** 2, *_BATCH))
 
-    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
         half = self._size // 2 if len(self._yes) and len(self._no) else self._size
         rows = [rng.choice(kind, half) for kind in (self._yes, self._no) if len(kind)]
         made = [self._one(row, rng) for row in np.concatenate(rows).tolist()]
-        x, y = (torch.from_numpy(np.stack(column)) for column in zip(*made, strict=True))
-        return x, y
+        return tuple(torch.from_numpy(np.stack(column)) for column in zip(*made, strict=True))
 
-    def _one(self, row: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _one(self, row: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
+        """Input (channels, side, side), and finds and validity of the small cells, (1, pool, pool)."""
+        spec, whole = self._spec, self._samples.pixels[row]
+        zoom = float(np.exp(rng.uniform(-_ZOOM, _ZOOM)))
+        side = spec.input_size(1)
+        # What is left of the sample's surplus at this zoom, at most one small cell.
+        room = min(spec.inner.stride / 2, max(0.0, (len(whole) - side / zoom) / 2))
+        shift = rng.uniform(-room, room, 2)
+        pixels = _resampled(whole, side, zoom, shift)
+        finds, valid = self._targets(self._samples.boxes[row], zoom, shift)
         flags = rng.random(3) < 0.5
         turn = Turn(*flags.tolist()) if self._rotate else Turn(False, False, False)
-        planes = ((self._samples.pixels[row].astype(np.float32) / 255 - self._mean) / self._std).transpose(2, 0, 1)
-        planes = turn_planes(planes.astype(np.float32), turn)
-        channels = len(planes)
-        tint = rng.normal(0, 0.1, (channels, 1, 1)) if channels > 1 else 0.0
+        normal = (pixels.astype(np.float32) / 255 - self._mean) / self._std
+        planes = turn_planes(normal.astype(np.float32).transpose(2, 0, 1), turn).astype(np.float64)
+        tint = rng.normal(0, 0.1, (len(planes), 1, 1)) if len(planes) > 1 else 0.0
         planes = planes * rng.uniform(0.8, 1.25) + rng.normal(0, 0.2) + tint
         planes = planes + rng.normal(0, rng.uniform(0, _GRAIN), planes.shape)
-        return planes.astype(np.float32), turn_planes(self._samples.finds[row].astype(np.float32), turn)
+        return planes.astype(np.float32), turn_planes(finds[None], turn), turn_planes(valid[None], turn)
+
+    def _targets(
+        self, boxes: NDArray[np.float64], zoom: float, shift: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        spec = self._spec
+        pool, stride = spec.pool, spec.inner.stride
+        if not self._samples.located:
+            return np.full((pool, pool), len(boxes) > 0, np.float32), np.ones((pool, pool), np.float32)
+        finds = places((boxes - np.tile(shift, 2)) * zoom, stride, pool)
+        # Nothing is known of what lies beyond the tile.
+        centres = ((np.arange(pool) + 0.5 - pool / 2) * stride)[None] / zoom + shift[:, None]
+        known = np.abs(centres) < spec.stride / 2
+        return finds.astype(np.float32), (known[0][:, None] & known[1][None]).astype(np.float32)
+
+
+def _resampled(whole: NDArray[np.uint8], side: int, zoom: float, shift: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """The middle of a sample, enlarged by `zoom`, `shift` (y, x) pixels away; (side, side, channels)."""
+    offset = (len(whole) - 1) / 2 + shift - (side - 1) / 2 / zoom
+    matrix = np.array([[1 / zoom, 0, offset[1]], [0, 1 / zoom, offset[0]]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    found = cv2.warpAffine(whole, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(found, np.uint8).reshape(side, side, -1)
 
 
 class _TileLoss:
@@ -176,12 +214,13 @@ class _TileLoss:
     def __init__(self, pool: int, *, located: bool) -> None:
         self._pool, self._located = pool, located
 
-    def __call__(self, out: Tensor, finds: Tensor) -> Tensor:
+    def __call__(self, out: Tensor, finds: Tensor, valid: Tensor) -> Tensor:
         entropy = torch.nn.functional.binary_cross_entropy_with_logits
         out = out.float()
-        logit = any_logit(pooled(out, out, self._pool)[:, -1:])
-        held = torch.nn.functional.max_pool2d(finds, self._pool)
-        tiles = entropy(logit, held)
+        # Cells of which nothing is known hold nothing in this sum.
+        logit = any_logit(pooled(out, torch.where(valid > 0, out, -30.0), self._pool)[:, -1:])
+        tiles = entropy(logit, torch.nn.functional.max_pool2d(finds, self._pool))
         if not self._located:
             return tiles
-        return tiles + entropy(out, finds, reduction="sum") / finds.sum().clamp(min=1.0)
+        cells = entropy(out, finds, reduction="none") * valid
+        return tiles + cells.sum() / (finds * valid).sum().clamp(min=1.0)

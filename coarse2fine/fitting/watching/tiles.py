@@ -12,8 +12,10 @@ from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.tiling.image import Image
 
-# Share of the tiles that is not trained on but calibrates, and least number of blocks that tiles are divided into.
-_HELD_SHARE, _BLOCKS = 0.3, 24
+FOLDS = 3
+"""Parts of the tiles; each calibrates a scan that was trained on the others."""
+# Least number of blocks that tiles are divided into.
+_BLOCKS = 24
 _ENOUGH_IMAGES = 6
 
 
@@ -26,8 +28,8 @@ class WatchedScene:
     image : Image
     block : ndarray, int64, (h, w)
         Number of the block of neighbouring tiles that each tile belongs to, over all scenes.
-    held : ndarray, bool, (h, w)
-        Tiles that are not trained on.
+    fold : ndarray, int64, (h, w)
+        Fold of each tile, from 0 to `FOLDS` - 1; the tiles of a block are in one fold.
     tried : ndarray, bool, (h, w)
         Tiles on which the expert ran.
     missed : ndarray, float64, (h, w)
@@ -38,7 +40,7 @@ class WatchedScene:
 
     image: Image
     block: NDArray[np.int64]
-    held: NDArray[np.bool_]
+    fold: NDArray[np.int64]
     tried: NDArray[np.bool_]
     missed: NDArray[np.float64]
     found: Candidates
@@ -67,7 +69,7 @@ class WatchedScene:
 
 
 def unwatched(images: Sequence[Image], model: Model, seed: int) -> list[WatchedScene]:
-    """The scenes before any tile was tried; some images, or some blocks of tiles, are held out.
+    """The scenes before any tile was tried, their blocks of tiles (whole images if there are enough) in folds.
 
     Parameters
     ----------
@@ -88,9 +90,9 @@ def unwatched(images: Sequence[Image], model: Model, seed: int) -> list[WatchedS
             block = number + rows[:, None] * (int(columns[-1]) + 1) + columns[None]
         number = int(block.max()) + 1
         none = np.zeros((height, width), bool)
-        scenes.append(WatchedScene(image, block, none, none, np.ones((height, width)), Candidates.empty()))
-    held = rng.permutation(number)[: max(1, round(_HELD_SHARE * number))]
-    return [replace(scene, held=np.isin(scene.block, held)) for scene in scenes]
+        scenes.append(WatchedScene(image, block, block, none, np.ones((height, width)), Candidates.empty()))
+    fold = rng.permutation(number) % FOLDS
+    return [replace(scene, fold=fold[scene.block]) for scene in scenes]
 
 
 def _block_side(shapes: Sequence[tuple[int, int]]) -> int:
