@@ -115,8 +115,8 @@ def measure_expert(
     with open_image(source) as image:
         answers = all_answers(expert, image, folder, identity_of(source), tick)
         ours, each = {}, []
-        for goal, tau in _thresholds(model).items():
-            row, seconds_per_tile = _ours(model, source, image, answers, tau, seed)
+        for goal, adapted in _by_recall(model).items():
+            row, seconds_per_tile = _ours(adapted, source, image, answers, seed)
             ours[f"ours@{goal}"] = row
             each.append(seconds_per_tile)
         mask = _by_tile(filled(image, model), model, grid_of(expert, image))
@@ -132,20 +132,25 @@ def measure_expert(
     return _with_savings(figures, answers.counts.size, model)
 
 
-def _thresholds(model: Model) -> dict[str, float]:
-    """The thresholds that fitting set, by recall."""
-    known = model.provenance.get("taus", {})
-    return {f"{goal:g}": float(known[f"{goal:g}"]) for goal in GOALS if f"{goal:g}" in known}
+def _by_recall(model: Model) -> dict[str, Model]:
+    """The model with the thresholds that fitting set, by recall."""
+    first, known = (model.provenance.get(name, {}) for name in ("first_taus", "taus"))
+    found = {}
+    for goal in (f"{goal:g}" for goal in GOALS):
+        if goal in known:
+            cascade = tuple(replace(stage, tau=float(first.get(goal, stage.tau))) for stage in model.cascade)
+            found[goal] = replace(model, tau=float(known[goal]), cascade=cascade)
+    return found
 
 
 def _ours(
-    model: Model, source: ImageSource, image: Image, answers: TileAnswers, tau: float, seed: int
+    model: Model, source: ImageSource, image: Image, answers: TileAnswers, seed: int
 ) -> tuple[dict[str, float], tuple[float, float]]:
-    """Figures of a run at a threshold; seconds of a tile in the plain loop right after it, and the expert's part."""
+    """Figures of a run; seconds of a tile in the plain loop right after it, and the expert's part."""
     assert isinstance(model.refiner, ExpertRefiner)
     expert = model.refiner.expert
     with metered(expert) as (timed, meter):
-        adapted = replace(model, tau=tau, refiner=replace(model.refiner, expert=timed))
+        adapted = replace(model, refiner=replace(model.refiner, expert=timed))
         start = time.perf_counter()
         with analyze(source, adapted, audit=0.0) as analysis:
             seconds = time.perf_counter() - start

@@ -293,7 +293,7 @@ class _Fitting:
         """The model with its thresholds and its forecast."""
         recipe, recalls = self._recipe, sorted({*RECALLS, self._recipe.recall})
         low, tau, _, _ = screen.cautious(recipe.recall)
-        taus = {f"{r:g}": screen.cautious(r)[1] for r in recalls}
+        taus = {f"{r:g}": screen.cautious(r)[:2] for r in recalls}
         figures = {f"{r:g}": screen.forecast(r, recipe.seed) for r in recalls}
         forecast = Forecast(
             tiles=self._total,
@@ -315,11 +315,12 @@ class _Fitting:
             provenance=self._provenance(taus),
         )
 
-    def _provenance(self, taus: dict[str, float]) -> dict[str, Any]:
+    def _provenance(self, taus: dict[str, tuple[float, float]]) -> dict[str, Any]:
         return {
             "scenes": [scene.image.name for scene in self._scenes],
             "recall_target": self._recipe.recall,
-            "taus": taus,
+            "first_taus": {r: low for r, (low, _) in taus.items()},
+            "taus": {r: tau for r, (_, tau) in taus.items()},
             "steps": self._recipe.steps,
             "seed": self._recipe.seed,
             "rotate": self._recipe.rotate,
