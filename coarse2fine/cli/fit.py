@@ -45,7 +45,9 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
         help="small nets for kinds of cells (default: auto, those that help significantly)",
     )
     parser.add_argument(
-        "--cache", type=Path, help="folder from which training of specialists resumes after an interruption"
+        "--cache",
+        type=Path,
+        help="folder from which training of specialists, and watching of an expert, resume after an interruption",
     )
     parser.add_argument(
         "--recall", type=float, default=0.97, help="share of the exhaustive pass's finds (default: 0.97)"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.experts.answer_store import AnswerStore, moved
 from coarse2fine.experts.errors import ExpertError
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.finds import notes_on_finds, read_answer
@@ -34,10 +35,13 @@ class ExpertRefiner(Refiner):
     expert : Expert
     forecast : Forecast, optional
         What a scan before it is expected to save; None before it is known.
+    answers : AnswerStore, optional
+        Answers that are known, and are not asked for again; not part of a model file.
     """
 
     expert: Expert
     forecast: Forecast | None = None
+    answers: AnswerStore | None = None
     kind: ClassVar[str] = "expert"
     counts_once: ClassVar[bool] = True
     channels: ClassVar[int] = 3  # type: ignore[misc]
@@ -87,7 +91,7 @@ class ExpertRefiner(Refiner):
         return -(-height // self.cells) * -(-width // self.cells) * max(1, self.expert.tile_macs)
 
     def start(self, context: ImageContext) -> RunningExpert:
-        return RunningExpert(self.expert, context)
+        return RunningExpert(self.expert, context, self.answers)
 
     def outcome(self, share: float) -> list[str]:
         """The forecast beside the cost of an analysis by default, as a share of the expert's everywhere."""
@@ -146,12 +150,13 @@ class RunningExpert(RunningRefiner):
     ----------
     expert : Expert
     context : ImageContext
+    answers : AnswerStore, optional
     """
 
-    def __init__(self, expert: Expert, context: ImageContext) -> None:
+    def __init__(self, expert: Expert, context: ImageContext, answers: AnswerStore | None = None) -> None:
         if expert.call is None:
             expert(np.zeros((0, 0, 0, 3), np.uint8))  # says that the expert must be named
-        self._expert, self._context = expert, context
+        self._expert, self._context, self._answers = expert, context, answers
         self._batch = expert.batch
         self._tiles = self._good = 0
         self._failures: dict[str, None] = {}
@@ -186,7 +191,29 @@ class RunningExpert(RunningRefiner):
         ExpertError
             If the first 256 tiles fail.
         """
+        if self._answers is None:
+            found, self._failed = self._fresh(pixels, corners)
+            return found
+        cells, context = self._expert.tile // self._expert.cell, self._context
+        keys = self._answers.keys(pixels, corners, context.fine_shape, cells, context.floor)
+        known = self._answers.load(keys)
+        rest = np.array([key not in known for key in keys], bool)
+        found, failed = self._fresh(pixels[rest], corners[rest])
+        home = found.cells // cells
+        new = {
+            keys[i]: moved(found.take((home == corners[i] // cells).all(axis=1)), -corners[i])
+            for i in np.flatnonzero(rest)[~failed].tolist()
+        }
+        if new:
+            self._answers.store(new)
         self._failed = np.zeros(len(pixels), bool)
+        self._failed[rest] = failed
+        old = [moved(known[keys[i]], corners[i]) for i in np.flatnonzero(~rest).tolist()]
+        return Candidates.concatenate([found, *old])
+
+    def _fresh(self, pixels: NDArray[np.uint8], corners: NDArray[np.int64]) -> tuple[Candidates, NDArray[np.bool_]]:
+        """Candidates of tiles that the expert runs on, and which tiles failed."""
+        all_failed = np.zeros(len(pixels), bool)
         found: list[Candidates] = []
         start = 0
         while start < len(pixels):
@@ -196,9 +223,9 @@ class RunningExpert(RunningRefiner):
                 continue
             candidates, failed = answer
             found.append(candidates)
-            self._failed[rows] = failed
+            all_failed[rows] = failed
             start = rows.stop
-        return Candidates.concatenate(found)
+        return Candidates.concatenate(found), all_failed
 
     def _asked(
         self, pixels: NDArray[np.uint8], corners: NDArray[np.int64]

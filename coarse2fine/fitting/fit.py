@@ -107,7 +107,7 @@ def fit(
     expert : Expert, optional
         Your own model, see `coarse2fine.expert`: instead of learning from annotations, the scan learns where it finds
         something, and `analyze` runs it there. Of the other parameters only `channels`, `value_range`, `rotate`,
-        `recall`, `steps`, `seed`, `name`, `device`, `precision` and `progress` then have a meaning.
+        `recall`, `steps`, `cache`, `seed`, `name`, `device`, `precision` and `progress` then have a meaning.
     watch : float or str
         Share of the tiles on which the expert runs while it is watched, or a time, such as ``"20min"``.
     channels, value_range : optional
@@ -149,7 +149,8 @@ def fit(
     cache : path, optional
         Folder for the specialists' training data and weights (up to some hundred MB), so that an interrupted fit of the
         same scenes can resume. If a Dask client or scheduler is set, it trains them: its workers must see the folder.
-        By default a temporary folder, and training in this process.
+        By default a temporary folder, and training in this process. An expert's answers are stored there too, by its
+        hash and the pixels of the tiles: no tile is run twice.
     seed : int
         The same seed and data give the same model on the same machine.
     name : str
@@ -182,7 +183,8 @@ def fit(
     _check(recall, steps, seed, object_size, base, base_weights, specialists, geometry, width)
     runtime = Runtime.choose(device, precision)
     if expert is not None:
-        watching = WatchRecipe(expert, WatchLimit.parse(watch), recall, steps, rotate, seed, name)
+        place = None if cache is None else Path(cache)
+        watching = WatchRecipe(expert, WatchLimit.parse(watch), recall, steps, rotate, seed, name, place)
         return fit_expert(images, annotations, watching, runtime, channels, value_range, progress=progress)
     pairs = load_pairs(images, annotations, channels, value_range)
     labels = find_labels([a for _, a in pairs])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coarse2fine.experts.answer_store import AnswerStore
 from coarse2fine.experts.check import check_expert
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.forecast import Forecast
@@ -77,6 +79,8 @@ class WatchRecipe:
         Whether finds stay finds when turned or mirrored.
     seed : int
     name : str
+    cache : Path, optional
+        Folder in which the expert's answers are stored.
     """
 
     expert: Expert
@@ -86,6 +90,7 @@ class WatchRecipe:
     rotate: bool
     seed: int
     name: str
+    cache: Path | None = None
 
 
 def fit_expert(
@@ -146,6 +151,7 @@ class _Fitting:
         self, images: Sequence[Image], expert: Expert, recipe: WatchRecipe, runtime: Runtime, bars: Progress
     ) -> None:
         self._expert, self._recipe, self._runtime, self._bars = expert, recipe, runtime, bars
+        self._answers = None if recipe.cache is None else AnswerStore.of(expert, recipe.cache)
         self._channels = 1 if all(image.channels == 1 for image in images) else 3
         self._tile = expert.tile * expert.downsample
         first = self._scan_plan(self._tile / _TILE_PIXELS, expert.tile_macs * _SCAN_COST)
@@ -171,7 +177,7 @@ class _Fitting:
             mean=tuple(map(float, self._mean)),
             std=tuple(map(float, self._std)),
             base=net,
-            refiner=ExpertRefiner(expert),
+            refiner=ExpertRefiner(expert, answers=self._answers),
             threshold=expert.confidence,
             window=1,
         )
@@ -311,7 +317,7 @@ class _Fitting:
             model,
             tau=tau,
             cascade=cascade,
-            refiner=ExpertRefiner(self._expert, forecast),
+            refiner=ExpertRefiner(self._expert, forecast, self._answers),
             provenance=self._provenance(taus),
         )
 

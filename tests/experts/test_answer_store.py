@@ -1,0 +1,128 @@
+"""Stored answers of experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coarse2fine import ExpertError, analyze, fit
+from coarse2fine.experts.answer_store import AnswerStore
+from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.refiner import ExpertRefiner
+from coarse2fine.model import Model
+from tests.experts.scenes import Pixels, boxes_of, disc_expert, model_of, scene
+
+
+class Counted:
+    """Finds discs, and counts the tiles that it is asked for."""
+
+    def __init__(self) -> None:
+        self.tiles = 0
+
+    def __call__(self, pixels: Pixels) -> list[Any]:
+        self.tiles += len(pixels)
+        return [boxes_of(tile) for tile in pixels]
+
+
+def counted(**options: Any) -> tuple[Counted, Expert]:
+    call = Counted()
+    return call, replace(disc_expert(call, **options), sha256="5" * 64)
+
+
+def stored_model(made: Expert, folder: Path) -> Model:
+    return replace(model_of(made), refiner=ExpertRefiner(made, answers=AnswerStore.of(made, folder)))
+
+
+def finds(model: Model, image: Pixels) -> list[tuple[Any, ...]]:
+    return [(r.label, r.score, r.full_box, r.outline) for r in analyze(image, model, budget=1.0).regions]
+
+
+def test_no_tile_is_run_twice_and_finds_are_the_same(tmp_path: Path) -> None:
+    image = scene(333, 420, 60, seed=5)
+    call, made = counted()
+    plain = finds(model_of(made), image)
+    call.tiles = 0
+    model = stored_model(made, tmp_path)
+    assert finds(model, image) == plain
+    once = call.tiles
+    assert once > 4
+    assert finds(model, image) == plain
+    assert call.tiles == once
+    # Another process, with another batch, has the same answers.
+    again, other = counted(batch=3)
+    assert finds(stored_model(other, tmp_path), image) == plain
+    assert again.tiles == 0
+
+
+def test_costs_count_the_tiles_that_ran(tmp_path: Path) -> None:
+    image = scene(333, 420, 60, seed=5)
+    model = stored_model(replace(counted()[1], tile_macs=1000), tmp_path)
+    first, second = (analyze(image, model, budget=1.0).cost for _ in range(2))
+    assert first.refine_macs == first.exhaustive_macs
+    assert second.refine_macs == 0
+
+
+@pytest.mark.parametrize("change", [{"context": 16}, {"confidence": 0.9}, {"overlap": 0.7}, {"sha256": "6" * 64}])
+def test_another_expert_is_asked_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    image = scene(333, 420, 60, seed=5)
+    finds(stored_model(counted()[1], tmp_path), image)
+    call, made = counted()
+    changed = replace(made, **change)
+    finds(stored_model(changed, tmp_path), image)
+    assert call.tiles > 0
+
+
+def test_tiles_at_an_edge_are_not_those_within(tmp_path: Path) -> None:
+    """The same pixels everywhere: a disc that an edge cuts belongs to the tile at the edge alone."""
+    call, made = counted()
+    side = made.tile
+    image = np.tile(scene(side, side, 1, seed=3), (4, 4, 1))
+    assert finds(stored_model(made, tmp_path), image) == finds(model_of(made), image)
+    assert call.tiles > 0
+
+
+def test_failures_are_not_stored(tmp_path: Path) -> None:
+    image = scene(333, 420, 60, seed=5)
+    call, made = counted()
+    failing = [True]
+
+    def sometimes(pixels: Pixels) -> list[Any]:
+        if failing[0] and pixels.max() > 190:
+            raise RuntimeError("not now")
+        return call(pixels)
+
+    broken = replace(made, call=sometimes)
+    model = stored_model(broken, tmp_path)
+    assert not analyze(image, model, budget=1.0).complete
+    failing[0] = False
+    assert finds(model, image) == finds(model_of(made), image)
+
+
+def test_experts_without_a_hash_are_not_stored(tmp_path: Path) -> None:
+    assert AnswerStore.of(disc_expert(), tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_store_says_what_to_do(tmp_path: Path) -> None:
+    _, made = counted()
+    store = AnswerStore.of(made, tmp_path)
+    assert store is not None
+    store.path.write_bytes(b"no database" * 1000)
+    with pytest.raises(ExpertError, match=r"delete .*sqlite"):
+        finds(stored_model(made, tmp_path), scene(200, 200, 9, seed=1))
+
+
+def test_a_second_fit_asks_only_for_the_trial(tmp_path: Path) -> None:
+    scenes = [scene(640, 640, 40, seed=s) for s in range(2)]
+    call, made = counted()
+    options: dict[str, Any] = {"watch": 0.5, "steps": 10, "progress": False, "cache": tmp_path}
+    first = fit(scenes, expert=made, **options)
+    asked = call.tiles
+    call.tiles = 0
+    second = fit(scenes, expert=made, **options)
+    assert call.tiles < asked / 2
+    assert second.tau == first.tau
