@@ -63,7 +63,7 @@ class ExpertCheck:
 
     def __str__(self) -> str:
         e = self.expert
-        source = "estimated from time" if e.estimated else "counted"
+        source = "estimated from time" if e.estimated else "counted, or as given"
         lines = [
             f"{e.name}: {e.kind} of {', '.join(label.name for label in e.labels[:8])}",
             f"tiles of {e.tile} px with {e.context} px of context: {self.tiles} tried, {self.finds:,} finds",
@@ -119,7 +119,7 @@ def check_expert(expert: Expert, image: ImageSource | None = None) -> ExpertChec
 
 
 def measured(expert: Expert, pixels: NDArray[np.uint8], seconds: float) -> Expert:
-    """The expert with its multiply-adds for a tile: counted by torch, or estimated from time.
+    """The expert with its multiply-adds for a tile: as it says, counted by torch, or estimated from time.
 
     The estimate is what this machine does in the same time in a convolution, so that shares of multiply-adds are shares
     of time.
@@ -131,6 +131,8 @@ def measured(expert: Expert, pixels: NDArray[np.uint8], seconds: float) -> Exper
     seconds : float
         Seconds for a tile.
     """
+    if expert.tile_macs and not expert.estimated:
+        return expert
     macs = _counted(expert, pixels)
     return replace(expert, tile_macs=macs or max(1, int(seconds * _macs_per_second())), estimated=not macs)
 

@@ -190,6 +190,7 @@ def expert(
     most: int = _MOST_FINDS,
     overlap: float = 0.5,
     batch: int | None = None,
+    tile_macs: int = 0,
     interest: Callable[[Any], Any] | str | None = None,
     **options: Any,
 ) -> Expert:
@@ -226,6 +227,8 @@ def expert(
         IoU, or share of the smaller box, from which boxes of one class in neighbouring tiles are one object.
     batch : int, optional
         Tiles in one call; by default by their size. `Expert.check` measures the best.
+    tile_macs : int
+        Multiply-adds for a tile, if known; 0 to count them, or to estimate them from time.
     interest : callable or "package.module:function", optional
         For vectors: takes them, float32 (n, d); returns how interesting each is, from 0 to 1.
     **options
@@ -264,6 +267,7 @@ def expert(
         overlap=overlap,
         batch=batch or adapter.batch or max(1, min(_MOST_BATCH, _BATCH_PIXELS // max(1, side**2))),
         sha256=adapter.sha256,
+        tile_macs=tile_macs,
         call=adapter.call,
         module=adapter.module,
         interest=named_object(interest) if isinstance(interest, str) else interest,

@@ -152,7 +152,8 @@ def fit(
         By default a temporary folder, and training in this process. An expert's answers are stored there too, by its
         hash and the pixels of the tiles: no tile is run twice.
     seed : int
-        The same seed and data give the same model on the same machine.
+        The same seed and data give the same model on the same machine, unless an expert's multiply-adds are estimated
+        from time.
     name : str
         Name of the model.
     device : str, optional

@@ -36,7 +36,7 @@ def dark(pixels: Pixels) -> list[NDArray[np.float64]]:
 
 
 def watched() -> Expert:
-    return expert(dark, tile=128, context=16, labels=["dark"], batch=4)
+    return expert(dark, tile=128, context=16, labels=["dark"], batch=4, tile_macs=10**9)
 
 
 @pytest.fixture(scope="module")
