@@ -23,8 +23,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sound_expert() -> None:
     image = scene(400, 300, 60)
-    made = replace(disc_expert()
-    found = made, tile_macs=0).check(image)
+    made = replace(disc_expert(), tile_macs=0)
+    found = made.check(image)
     assert found.repeatable
     assert found.batchable
     assert found.tiles == 16
