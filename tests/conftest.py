@@ -36,8 +36,9 @@ ENCODER = "4/2:8 4/2:8 1:6"
 MakeImage = Callable[..., NDArray[np.uint8]]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
+    """For each test: threads that others start may set the number of the whole process."""
     torch.set_num_threads(1)
 
 
