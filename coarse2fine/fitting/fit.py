@@ -184,8 +184,7 @@ def fit(
     _check(recall, steps, seed, object_size, base, base_weights, specialists, geometry, width)
     runtime = Runtime.choose(device, precision)
     if expert is not None:
-        place = None if cache is None else Path(cache)
-        watching = WatchRecipe(expert, WatchLimit.parse(watch), recall, steps, rotate, seed, name, place)
+        watching = WatchRecipe(expert, WatchLimit.parse(watch), recall, steps, rotate, seed, name, cache)
         return fit_expert(images, annotations, watching, runtime, channels, value_range, progress=progress)
     pairs = load_pairs(images, annotations, channels, value_range)
     labels = find_labels([a for _, a in pairs])

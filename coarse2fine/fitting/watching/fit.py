@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +80,7 @@ class WatchRecipe:
         Whether finds stay finds when turned or mirrored.
     seed : int
     name : str
-    cache : Path, optional
+    cache : path, optional
         Folder in which the expert's answers are stored.
     """
 
@@ -90,7 +91,7 @@ class WatchRecipe:
     rotate: bool
     seed: int
     name: str
-    cache: Path | None = None
+    cache: str | os.PathLike[str] | None = None
 
 
 def fit_expert(
@@ -151,7 +152,7 @@ class _Fitting:
         self, images: Sequence[Image], expert: Expert, recipe: WatchRecipe, runtime: Runtime, bars: Progress
     ) -> None:
         self._expert, self._recipe, self._runtime, self._bars = expert, recipe, runtime, bars
-        self._answers = None if recipe.cache is None else AnswerStore.of(expert, recipe.cache)
+        self._answers = None if recipe.cache is None else AnswerStore.of(expert, Path(recipe.cache))
         self._channels = 1 if all(image.channels == 1 for image in images) else 3
         self._tile = expert.tile * expert.downsample
         first = self._scan_plan(self._tile / _TILE_PIXELS, expert.tile_macs * _SCAN_COST)
