@@ -14,6 +14,8 @@ import pytest
 from floors import FLOORS, PARTS, imported
 
 import coarse2fine
+import coarse2fine.bench.audit  # registers its checkpoint as a subclass
+from coarse2fine.steps.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted(p for p in (ROOT / "coarse2fine").rglob("*.py") if not set(PARTS) & set(p.relative_to(ROOT).parts))
@@ -115,6 +117,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 def test_public_names() -> None:
     assert coarse2fine.__all__ == sorted(coarse2fine.__all__)
+    assert {*coarse2fine._HOMES, "__version__"} == set(coarse2fine.__all__)
     for name in coarse2fine.__all__:
         assert name == "__version__" or getattr(coarse2fine, name).__doc__
 
@@ -134,3 +137,12 @@ print(*sys.modules, file=sys.stderr)
     third = {name.partition(".")[0] for name in found.stderr.split()} - set(sys.stdlib_module_names)
     # The rest belongs to the installation: finders of packages that are installed in place, and the like.
     assert {name for name in third if not name.startswith(("_", "site", "distutils"))} == {"coarse2fine"}
+
+
+def test_checkpoints_override_what_an_analysis_calls() -> None:
+    """A method renamed in the base class must be renamed in its subclasses, or a look-up is silently not used."""
+    known = set(vars(Checkpoint))
+    for each in Checkpoint.__subclasses__():
+        own = {name for name, value in vars(each).items() if callable(value) and not name.startswith("_")}
+        assert own
+        assert own <= known, each

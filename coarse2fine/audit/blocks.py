@@ -112,7 +112,7 @@ class Blocks:
 
     Parameters
     ----------
-    standing : AuditState
+    state : AuditState
 
     Attributes
     ----------
@@ -138,12 +138,12 @@ class Blocks:
         Whether every cell was refined, as far as it can be read.
     """
 
-    def __init__(self, standing: AuditState) -> None:
-        self._at, self.kinds = standing, standing.kinds
-        known, model = standing.finds(), standing.model
+    def __init__(self, state: AuditState) -> None:
+        self._at, self.kinds = state, state.kinds
+        known, model = state.finds(), state.model
         self._known = known.take(~model.areas[known.labels])  # an area's cell hides no object
-        self._skipped = ~standing.covered
-        self.side, caps = _best_side(standing, known)
+        self._skipped = ~state.covered
+        self.side, caps = _best_side(state, known)
         self.macs_each = model.window_macs(self.side, self.side)
         skipped = _per_block(self._skipped, self.side)
         self._columns = skipped.shape[1]
@@ -152,12 +152,12 @@ class Blocks:
         self.caps = np.minimum(np.array(caps, np.float64)[:, None], most)
         certain = (self.side * model.geometry.fine) ** 2 * model.refiner.most_in_cell
         self.certain = tuple(cap >= certain for cap in caps)
-        hoped = _per_block(np.where(self._skipped, standing.interest, 0), self.side).ravel()[self._numbers]
-        self.expected = _shares(standing, known)[:, None] * hoped
+        expected = _per_block(np.where(self._skipped, state.interest, 0), self.side).ravel()[self._numbers]
+        self.expected = _shares(state, known)[:, None] * expected
         self._found: list[Candidates] = []
-        self._refined = standing.covered.copy()
+        self._refined = state.covered.copy()
         # With the cells that could not be refined, which hold no finds and are not tried again.
-        self._tried = standing.covered.copy()
+        self._tried = state.covered.copy()
         self.macs = 0
         self.failures: tuple[str, ...] = ()
         self.cut = self.exhausted = False
@@ -168,7 +168,7 @@ class Blocks:
     @property
     def candidates(self) -> Candidates:
         """All candidates by now, each fine cell once, in raster order."""
-        return self.standing.candidates
+        return self.state.candidates
 
     @property
     def cell_shape(self) -> tuple[int, int]:
@@ -176,7 +176,7 @@ class Blocks:
         return self._at.cell_shape
 
     @property
-    def standing(self) -> AuditState:
+    def state(self) -> AuditState:
         """State after the work so far, from which another audit can begin."""
         return self._at.with_more(Candidates.concatenate(self._found), self._refined)
 
@@ -191,7 +191,7 @@ class Blocks:
 
     def finds(self) -> tuple[int, ...]:
         """Finds of each kind by now, each object once."""
-        return self.standing.counts()
+        return self.state.counts()
 
     def look(self, index: Counts) -> Counts | None:
         """Refine blocks; returns the finds (k, n) of each kind and block, or None if it was cut short.
@@ -218,11 +218,11 @@ class Blocks:
         """
         left, model = ~self._tried, self._at.model
         plan = cover(left, model.window_macs, min(side, model.longest_window))
-        hoped = np.where(left, self._at.interest, 0)
+        expected = np.where(left, self._at.interest, 0)
         # The scan may be blind to objects: add the mean expectation to every cell.
-        hoped += left * max(hoped.sum(dtype=np.float64) / max(left.sum(), 1), 1e-9)
+        expected += left * max(expected.sum(dtype=np.float64) / max(left.sum(), 1), 1e-9)
         corners = zip(plan.cell_corners.tolist(), plan.sides.tolist(), strict=True)
-        held = np.array([hoped[y : y + h, x : x + w].sum(dtype=np.float64) for (y, x), (h, w) in corners])
+        held = np.array([expected[y : y + h, x : x + w].sum(dtype=np.float64) for (y, x), (h, w) in corners])
         costs, shares = plan.costs(model.window_macs), held / max(held.sum(), 1e-300)
         order = np.argsort(-shares / costs, kind="stable")
         return plan.take(order), costs[order], shares[order]
@@ -303,25 +303,25 @@ def _per_block(cells: NDArray[np.generic], side: int) -> NDArray[np.float64]:
     return np.asarray(np.add.reduceat(rows, np.arange(0, cells.shape[1], side), axis=1))
 
 
-def _shares(standing: AuditState, known: Candidates) -> NDArray[np.float64]:
+def _shares(state: AuditState, known: Candidates) -> NDArray[np.float64]:
     """Share of each kind in the finds so far; the scan's expectation, which does not separate kinds, is split by it."""
-    found = np.array(standing.counts(known), np.float64) + 1
+    found = np.array(state.counts(known), np.float64) + 1
     return np.asarray(found / found.sum())
 
 
-def _best_side(standing: AuditState, known: Candidates) -> tuple[int, tuple[int, ...]]:
+def _best_side(state: AuditState, known: Candidates) -> tuple[int, tuple[int, ...]]:
     """Side of block with the cheapest bound, and the most finds of each kind in such a block."""
-    model = standing.model
+    model = state.model
     objects = known.take(~model.areas[known.labels])
-    sides = [side for side in BLOCK_SIDES if side <= max(standing.cell_shape)]
-    distance = spacing(objects) if standing.cap == "seen" else 0.0
-    caps = {side: tuple(_cap(model, kind, objects, side, distance) for kind in standing.kinds) for side in sides}
-    found = np.array(standing.counts(known), np.float64) + 1
+    sides = [side for side in BLOCK_SIDES if side <= max(state.cell_shape)]
+    distance = spacing(objects) if state.cap == "seen" else 0.0
+    caps = {side: tuple(_cap(model, kind, objects, side, distance) for kind in state.kinds) for side in sides}
+    found = np.array(state.counts(known), np.float64) + 1
 
     def price(side: int) -> float:
         # The number of draws is in proportion to the number of blocks, and to the cap over the allowed misses.
         draws = float((np.array(caps[side]) / found).max()) / side**2
-        return draws * model.window_macs(side, side) / max(0.1, 1 - _LEFT * _repeated(standing, side))
+        return draws * model.window_macs(side, side) / max(0.1, 1 - _LEFT * _repeated(state, side))
 
     side = min(sides, key=price)
     return side, caps[side]
@@ -333,12 +333,12 @@ def _cap(model: Model, kind: Kind, objects: Candidates, side: int, distance: flo
     return fine**2 * most if kind == "area" else object_cap(objects, fine, distance, most)
 
 
-def _repeated(standing: AuditState, side: int) -> float:
+def _repeated(state: AuditState, side: int) -> float:
     """Mean number of times that an object is counted, since each block that it touches may count it."""
-    if standing.model.refiner.counts_once:
+    if state.model.refiner.counts_once:
         return 1.0
-    near = standing.candidates.take(np.arange(min(_ENOUGH, len(standing.candidates))))
-    near = near.take((near.scores >= standing.threshold) & ~standing.model.areas[near.labels])
-    block = near.cells.astype(np.int64) // (side * standing.model.geometry.fine)
+    near = state.candidates.take(np.arange(min(_ENOUGH, len(state.candidates))))
+    near = near.take((near.scores >= state.threshold) & ~state.model.areas[near.labels])
+    block = near.cells.astype(np.int64) // (side * state.model.geometry.fine)
     once = len(suppress(near))
     return len(suppress(near, block[:, 0] * 2**32 + block[:, 1])) / once if once else 1.0

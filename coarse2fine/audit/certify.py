@@ -157,7 +157,7 @@ class _Work:
         self.macs += blocks.macs
         self.failures += blocks.failures
         self.cut |= blocks.cut
-        self.state = blocks.standing
+        self.state = blocks.state
         if found is None:
             return True
         correction = (1 + found.sum()) / (1 + blocks.expected[:, index].sum())

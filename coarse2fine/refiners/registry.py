@@ -26,7 +26,18 @@ def register_refiner(kind: str, load: Load) -> None:
     -----
     A package that its user does not import registers through an entry point of the group ``coarse2fine.refiners``: the
     entry point's name is the kind, its value a module that calls this function.
+
+    Raises
+    ------
+    ValueError
+        If the kind is not a text, or empty.
+    TypeError
+        If `load` cannot be called.
     """
+    if not callable(load):
+        raise TypeError(f"expected a function load(arrays, text, base), got {load!r:.60}")
+    if not isinstance(kind, str) or not kind:
+        raise ValueError(f"expected the name of a kind of refiner, got {kind!r}")
     _KINDS.register(kind, load)
 
 

@@ -61,7 +61,7 @@ class World:
         found = self.every.take(covered[tuple(self.every.cells.T)])
         return Refinement(found, np.arange(len(plan)), plan.macs(self.model.window_macs), ())
 
-    def standing(self, tau: float = 0.1) -> AuditState:
+    def state(self, tau: float = 0.1) -> AuditState:
         model = self.model
         plan = choose(self.interest, model.window, window_macs=model.window_macs, tau=tau)
         fine = self.refine(plan)
@@ -82,24 +82,24 @@ def test_what_a_block_holds_depends_on_nothing_else(
     detector: Model, seed: int, side: int, objects: int, blind: float
 ) -> None:
     world = World(detector, seed, side=side, objects=objects, blind=blind)
-    standing = world.standing()
+    state = world.state()
     rng = np.random.default_rng(seed)
-    blocks = Blocks(standing)
+    blocks = Blocks(state)
     whole = blocks.look(np.arange(len(blocks)))
     assert whole is not None
     assert whole.max(initial=0) <= blocks.side**2
     assert whole.shape == (1, len(blocks))
     # With objects at the borders of blocks counted twice at most, nothing that the exhaustive pass finds is left out.
-    assert len(standing.finds()) + whole.sum() >= world.total()
+    assert len(state.finds()) + whole.sum() >= world.total()
     assert blocks.refined.all()
     assert blocks.finds() == (world.total(),)
-    pieces, again = np.array_split(rng.permutation(len(blocks)), 4), Blocks(standing)
+    pieces, again = np.array_split(rng.permutation(len(blocks)), 4), Blocks(state)
     for piece in pieces:
         found = again.look(piece)
         assert found is not None
         np.testing.assert_array_equal(found, whole[:, piece])
     assert again.rest_macs == 0
-    wide = Blocks(standing)
+    wide = Blocks(state)
     plan, costs, shares = wide.pieces(16)
     assert plan.macs(detector.window_macs) == costs.sum()
     assert len(plan) == 0 or shares.sum() == pytest.approx(1)
@@ -116,7 +116,7 @@ def test_what_a_block_holds_depends_on_nothing_else(
 
 def test_the_rest_is_all_that_was_not_refined(detector: Model) -> None:
     world = World(detector, 1)
-    blocks = Blocks(world.standing())
+    blocks = Blocks(world.state())
     blocks.look(np.arange(len(blocks))[::3])
     assert 0 < blocks.rest_macs <= world.exhaustive * 1.2
     blocks.look_at_rest()
@@ -125,16 +125,16 @@ def test_the_rest_is_all_that_was_not_refined(detector: Model) -> None:
     assert blocks.finds() == (world.total(),)
 
 
-def within(world: World, standing: AuditState, recall: float, *, seed: int, confidence: float) -> Audited:
+def within(world: World, state: AuditState, recall: float, *, seed: int, confidence: float) -> Audited:
     """A certification that may cost 1.03 of the exhaustive pass, what came before included."""
     model = world.model
     before = (
-        Plan.empty(standing.cell_shape)
-        if not standing.covered.any()
+        Plan.empty(state.cell_shape)
+        if not state.covered.any()
         else choose(world.interest, model.window, window_macs=model.window_macs, tau=0.1)
     )
-    left = int(MOST_OVER * dense_plan(standing.cell_shape).macs(model.window_macs)) - before.macs(model.window_macs)
-    result = certify(standing, recall, confidence=confidence, seed=seed, most_macs=left)
+    left = int(MOST_OVER * dense_plan(state.cell_shape).macs(model.window_macs)) - before.macs(model.window_macs)
+    result = certify(state, recall, confidence=confidence, seed=seed, most_macs=left)
     assert result.macs <= left
     return result
 
@@ -144,7 +144,7 @@ def test_what_is_certified_is_true(detector: Model, recall: float, blind: float)
     runs, false, certified = 16, 0, 0
     for seed in range(runs):
         world = World(detector, seed, side=96, objects=900, blind=blind)
-        result = within(world, world.standing(), recall, seed=seed, confidence=0.8)
+        result = within(world, world.state(), recall, seed=seed, confidence=0.8)
         assert result.audit.found == len(AuditState(*_outcome(world, result.candidates)).finds())
         certified += result.audit.certified
         false += result.audit.certified and result.audit.found < recall * world.total() * (1 - 1e-9)
@@ -165,9 +165,9 @@ def test_what_many_blocks_hide_is_looked_for_in_large_pieces(detector: Model) ->
     world.every = Candidates(cells, scores, nothing.astype(np.int16), boxes, nothing).distinct(side)
     world.interest[:] = 1e-3
     world.interest[:, :band] = 0.7
-    standing = world.standing()
-    assert len(standing.finds()) < 0.9 * world.total()
-    result = certify(standing, 0.9, confidence=0.8, seed=0)
+    state = world.state()
+    assert len(state.finds()) < 0.9 * world.total()
+    result = certify(state, 0.9, confidence=0.8, seed=0)
     assert result.audit.certified
     assert result.audit.found >= 0.9 * world.total()
     # Block by block it takes 1.36 of the exhaustive pass.
@@ -189,13 +189,13 @@ def test_a_sample_tells_recall(detector: Model) -> None:
     outside, errors, runs = 0, [], 40
     for seed in range(runs):
         world = World(detector, seed, side=96, objects=900, blind=0.2)
-        result = survey(world.standing(), world.exhaustive // 10, confidence=0.8, seed=seed)
+        result = survey(world.state(), world.exhaustive // 10, confidence=0.8, seed=seed)
         audit = result.audit
         # What is missed by the count of blocks: objects on the border of two count twice, which is the safe side.
-        blocks = Blocks(world.standing())
+        blocks = Blocks(world.state())
         every = blocks.look(np.arange(len(blocks)))
         assert every is not None
-        drawn = audit.found - len(world.standing().finds())
+        drawn = audit.found - len(world.state().finds())
         left = int(every.sum()) - drawn
         low, high = audit.missed_interval
         outside += not low <= left <= high + drawn
@@ -233,7 +233,7 @@ def test_an_area_certifies_nothing_of_the_objects_beside_it(
     false, certified, runs = 0, 0, 5
     for seed in range(runs):
         world, lake = mixed(detector, seed, blind)
-        result = within(world, world.standing(), recall, seed=seed, confidence=0.8)
+        result = within(world, world.state(), recall, seed=seed, confidence=0.8)
         sure = world.every.take((world.every.labels == 0) & (world.every.scores >= THRESHOLD))
         discs, found = len(suppress(sure)), {part.kind: part.found for part in result.audit.kinds}
         assert found["area"] <= len(lake)
@@ -252,10 +252,10 @@ def test_samples_of_two_kinds_are_pooled_by_kind(detector: Model) -> None:
     audits, missed = [], np.zeros(2, np.int64)
     for seed in range(5):
         world, _ = mixed(detector, seed)
-        standing = world.standing()
-        result = survey(standing, world.exhaustive // 8, confidence=0.9, seed=seed)
+        state = world.state()
+        result = survey(state, world.exhaustive // 8, confidence=0.9, seed=seed)
         audits.append(result.audit)
-        every = replace(standing, candidates=world.every).counts()
+        every = replace(state, candidates=world.every).counts()
         missed += np.array(every) - [part.found for part in result.audit.kinds]
     whole = Audit.pooled(audits, confidence=0.9)
     assert [part.kind for part in whole.kinds] == ["object", "area"]
@@ -282,17 +282,17 @@ def test_no_block_holds_more_than_its_cap_where_blind_spots_are_full(detector: M
     ).distinct(side)
     world.interest[:] = 0
     world.interest[tuple(seen.T)] = 0.9
-    standing = world.standing()
-    assert len(standing.finds()) == len(seen)
+    state = world.state()
+    assert len(state.finds()) == len(seen)
     for cap in CAPS:
-        blocks = Blocks(replace(standing, cap=cap))
+        blocks = Blocks(replace(state, cap=cap))
         holds = blocks.look(np.arange(len(blocks)))
         assert holds is not None
         assert holds.sum() >= len(hidden)
         assert (holds <= blocks.caps).all()
         assert cap == "seen" or all(blocks.certain)
     for block in (4, 8, 16):
-        assert object_cap(standing.finds(), block, spacing(standing.finds())) >= fullest(world.every, block)
+        assert object_cap(state.finds(), block, spacing(state.finds())) >= fullest(world.every, block)
 
 
 def test_points_in_a_square_are_no_more_than_packed() -> None:
@@ -317,7 +317,7 @@ def test_audits_are_pooled(detector: Model) -> None:
     audits, found, missed = [], 0, 0
     for seed in range(12):
         world = World(detector, seed, objects=800, blind=0.05)
-        result = survey(world.standing(), world.exhaustive // 10, confidence=0.95, seed=seed)
+        result = survey(world.state(), world.exhaustive // 10, confidence=0.95, seed=seed)
         audits.append(result.audit)
         found += result.audit.found
         missed += world.total() - result.audit.found
@@ -331,7 +331,7 @@ def test_audits_are_pooled(detector: Model) -> None:
     assert whole.certified
     assert "recall at least" in str(whole)
     world = World(detector, 0, objects=800)
-    single = certify(world.standing(), 0.9, confidence=0.95, seed=0).audit
+    single = certify(world.state(), 0.9, confidence=0.95, seed=0).audit
     with pytest.raises(ValueError, match=r"only random samples can be pooled: analyse every image with audit=0\.01"):
         Audit.pooled([*audits, single])
     assert Audit.pooled([None, *audits, None], target=0.7) == whole
@@ -362,27 +362,27 @@ def test_audits_of_version_0_1_are_read(detector: Model) -> None:
 
 def test_too_few_objects_end_at_the_exhaustive_pass(detector: Model) -> None:
     world = World(detector, 3, objects=12)
-    result = certify(world.standing(), 0.95, confidence=0.95, seed=0)
+    result = certify(world.state(), 0.95, confidence=0.95, seed=0)
     assert result.refined.all()
     assert result.audit.certified
     assert result.audit.recall_interval == (1.0, 1.0)
     assert result.audit.found == world.total()
     assert "nothing was skipped" in str(result.audit)
-    silent = survey(world.standing(), world.exhaustive // 50, confidence=0.95, seed=0, if_telling=True)
+    silent = survey(world.state(), world.exhaustive // 50, confidence=0.95, seed=0, if_telling=True)
     assert silent.macs == 0
     assert math.isnan(silent.audit.recall)
     assert "recall unknown" in str(silent.audit)
-    drawn = survey(world.standing(), world.exhaustive // 50, confidence=0.95, seed=0)
+    drawn = survey(world.state(), world.exhaustive // 50, confidence=0.95, seed=0)
     assert drawn.macs > 0
     assert "too few finds for so small a sample" in str(drawn.audit)
 
 
 def test_a_limit_ends_a_certification(detector: Model) -> None:
     world = World(detector, 4, objects=300, blind=0.5)
-    standing = world.standing()
-    before = len(standing.finds())
+    state = world.state()
+    before = len(state.finds())
     for share in (0.0, 0.02, 0.2):
-        result = certify(standing, 0.95, confidence=0.95, seed=0, most_macs=int(share * world.exhaustive))
+        result = certify(state, 0.95, confidence=0.95, seed=0, most_macs=int(share * world.exhaustive))
         assert result.macs <= share * world.exhaustive
         assert not result.audit.certified
         assert result.audit.recall_interval[0] < 0.95
@@ -390,47 +390,47 @@ def test_a_limit_ends_a_certification(detector: Model) -> None:
         assert "95% is not certified" in str(result.audit)
         # Where nothing was drawn, nothing is known of what was missed; it is not none.
         assert math.isnan(result.audit.recall) == (result.audit.audited == 0)
-    spent = certify(standing, 0.95, confidence=0.999, seed=0, most_macs=-world.exhaustive)
+    spent = certify(state, 0.95, confidence=0.999, seed=0, most_macs=-world.exhaustive)
     assert spent.macs == 0
     assert "with 99.9% confidence" in str(spent.audit)
 
 
 def test_interrupted_work_is_kept_and_claims_nothing(detector: Model) -> None:
     world = World(detector, 5, objects=600)
-    standing = world.standing()
+    state = world.state()
 
     def broken(plan: Plan) -> Refinement:
         fine = world.refine(plan.take(np.arange(len(plan) // 2)))
         return replace(fine, interrupted=True)
 
     for result in (
-        survey(replace(standing, refine=broken), world.exhaustive // 10, confidence=0.95, seed=0),
-        certify(replace(standing, refine=broken), 0.9, confidence=0.95, seed=0),
+        survey(replace(state, refine=broken), world.exhaustive // 10, confidence=0.95, seed=0),
+        certify(replace(state, refine=broken), 0.9, confidence=0.95, seed=0),
     ):
         assert result.interrupted
         assert result.audit.audited == 0
         assert not result.audit.certified
-        assert result.audit.found >= len(standing.finds())
-        assert result.refined.sum() > standing.covered.sum()
+        assert result.audit.found >= len(state.finds())
+        assert result.refined.sum() > state.covered.sum()
 
 
 def test_what_cannot_be_read_is_not_missed(detector: Model) -> None:
     world = World(detector, 6, objects=600)
-    standing = world.standing()
+    state = world.state()
 
     def damaged(plan: Plan) -> Refinement:
         good = np.flatnonzero(plan.cell_corners[:, 0] >= 16)
         fine = world.refine(plan.take(good))
         return replace(fine, done=good, failures=("chunk (0, 0) is damaged",) if len(good) < len(plan) else ())
 
-    result = certify(replace(standing, refine=damaged), 0.9, confidence=0.95, seed=0)
+    result = certify(replace(state, refine=damaged), 0.9, confidence=0.95, seed=0)
     assert result.audit.certified
     assert not result.interrupted
     assert set(result.failures) <= {"chunk (0, 0) is damaged"}
 
 
 def test_the_same_seed_gives_the_same_audit(detector: Model) -> None:
-    results = [certify(World(detector, 7, objects=1500).standing(), 0.7, confidence=0.9, seed=s) for s in (1, 1, 2)]
+    results = [certify(World(detector, 7, objects=1500).state(), 0.7, confidence=0.9, seed=s) for s in (1, 1, 2)]
     assert results[0].audit == results[1].audit
     np.testing.assert_array_equal(results[0].refined, results[1].refined)
     assert not np.array_equal(results[0].refined, results[2].refined)
@@ -544,8 +544,8 @@ def test_a_certification_costs_no_more_than_the_exhaustive_pass(side: int, recal
 
 def test_images_refined_whole_say_nothing_of_others(detector: Model) -> None:
     world = World(detector, 0, side=40, objects=60)
-    sampled = {"audit": survey(world.standing(), world.exhaustive // 10, confidence=0.95, seed=0).audit.to_json()}
-    done = replace(world.standing(), covered=np.ones((40, 40), bool))
+    sampled = {"audit": survey(world.state(), world.exhaustive // 10, confidence=0.95, seed=0).audit.to_json()}
+    done = replace(world.state(), covered=np.ones((40, 40), bool))
     whole = {"audit": survey(done, 0, confidence=0.95, seed=0).audit.to_json()}
     assert pooled_audit([whole, {"audit": None}]) is None
     assert pooled_audit([{}, {}]) is None
@@ -581,8 +581,8 @@ def test_an_area_that_was_found_hides_no_object_beside_it(detector: Model) -> No
     def refine(plan: Plan) -> Refinement:
         return Refinement(found, np.arange(len(plan)), plan.macs(model.window_macs), ())
 
-    standing = AuditState(model, np.full((16, 16), 0.01, np.float32), covered, lake, 0.5, refine)
-    blocks = Blocks(standing)
+    state = AuditState(model, np.full((16, 16), 0.01, np.float32), covered, lake, 0.5, refine)
+    blocks = Blocks(state)
     seen = blocks.look(np.arange(len(blocks)))
     assert seen is not None
     assert seen.sum(axis=1).tolist() == [8, 0]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from coarse2fine import ModelError, analyze, fit, load_model
+from coarse2fine import ModelError, analyze, fit, load_model, register_refiner
 from coarse2fine.bases import register_base, unfitted
 from coarse2fine.batch.estimate import estimate
 from coarse2fine.batch.inputs import find_items
@@ -182,3 +182,11 @@ def test_what_no_package_has_is_refused(package: Path, model: Model, tmp_path: P
 def test_a_refiner_must_fit_the_geometry(model: Model) -> None:
     with pytest.raises(ValueError, match="the refiner's stride 8 at 1/1 does not make 16 px at 1/1"):
         replace(model, geometry=replace(GEOMETRY, fine=1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "load", "error"), [("mine", "not a function", TypeError), ("", print, ValueError), (3, print, ValueError)]
+)
+def test_only_named_functions_are_registered_as_refiners(kind: Any, load: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="expected"):
+        register_refiner(kind, load)
