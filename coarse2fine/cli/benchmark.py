@@ -9,6 +9,7 @@ from coarse2fine.cli.experts import add_expert_options, expert_from
 from coarse2fine.terminal import say, say_lines
 
 SCENES = "recall against multiply-adds, chunks and seconds on held-out scenes, compared with simple methods; audits"
+GIGAPIXEL = "what analyses of huge scenes cost, made on disk, as they grow; with the exhaustive pass and simple methods"
 EXPERTS = "your own model behind the scan: tiles, multiply-adds and seconds, forecast beside outcome"
 
 
@@ -16,6 +17,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     """Add the benchmarks that users run."""
     commands = parser.add_subparsers(required=True, metavar="NAME", dest="name")
     add_scenes(commands.add_parser("scenes", help=SCENES))
+    add_gigapixel(commands.add_parser("gigapixel", help=GIGAPIXEL))
     _add_experts(commands.add_parser("experts", help=EXPERTS))
 
 
@@ -43,6 +45,27 @@ def add_scenes(scenes: argparse.ArgumentParser) -> None:
     )
     add_output(scenes, "folder of the picture, and of composites during the run")
     scenes.set_defaults(run=_scenes)
+
+
+def add_gigapixel(gigapixel: argparse.ArgumentParser) -> None:
+    """Add the arguments of the benchmark of huge scenes."""
+    sizes = gigapixel.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--sizes", type=float, nargs="+", metavar="GPX", help="sizes of the scenes in gigapixels (default: 0.25 1 4)"
+    )
+    sizes.add_argument("--large", action="store_true", help="16 gigapixels too: 25 GB of disk")
+    sizes.add_argument("--quick", action="store_true", help="0.06 and 0.25 gigapixels: under five minutes")
+    gigapixel.add_argument("--objects", type=float, default=312.0, help="digits in a gigapixel (default: 312)")
+    gigapixel.add_argument(
+        "--data", type=Path, help="folder of images and GeoJSON to make composites of; needs --model"
+    )
+    gigapixel.add_argument(
+        "--density", type=float, default=0.03, metavar="SHARE", help="share of a composite that they cover (0.03)"
+    )
+    gigapixel.add_argument("--model", metavar="FILE", help="name or file of a fitted model (default: digits)")
+    gigapixel.add_argument("--seeds", type=int, default=1, help="number of scenes of each size (default: 1)")
+    add_output(gigapixel, "folder in which scenes are kept, 1.4 GB a gigapixel")
+    gigapixel.set_defaults(run=_gigapixel)
 
 
 def _add_experts(experts: argparse.ArgumentParser) -> None:
@@ -98,6 +121,19 @@ def _scenes(arguments: argparse.Namespace) -> None:
     written = report.save(arguments.out, json)
     say_lines(report)
     say(f"written {', '.join(map(str, written))}")
+
+
+def _gigapixel(arguments: argparse.Namespace) -> None:
+    from coarse2fine.bench.gigapixel import SIZES, HugeScenes, benchmark_gigapixel
+
+    if arguments.data is not None and arguments.model is None:
+        raise ValueError("name the model that finds what is annotated in --data: --model FILE")
+    json = made_place(arguments)
+    sizes = arguments.sizes or ((0.06, 0.25) if arguments.quick else (*SIZES, 16.0) if arguments.large else SIZES)
+    scenes = HugeScenes(arguments.out, arguments.objects, arguments.data, arguments.density)
+    report = benchmark_gigapixel(scenes, model=arguments.model or "digits", sizes=sizes, seeds=arguments.seeds)
+    say_lines(report)
+    say(f"written {report.save(json)}")
 
 
 def _experts(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Measure cost saved and finds missed, reading speed and more: ``python scripts/benchmark.py NAME``.
 
 scenes       the same as ``coarse2fine benchmark scenes``.
+gigapixel    the same as ``coarse2fine benchmark gigapixel``.
 io           reads per second, chunks decoded, memory and conversion, compared with the bare codec and other readers.
 batch        folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
 experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
@@ -20,7 +21,7 @@ from benchmarks.annotate import run as annotating
 from benchmarks.batches import run as batches
 from benchmarks.reading import run as reading
 from coarse2fine.bench.sections import SectionReport
-from coarse2fine.cli.benchmark import SCENES, add_output, add_scenes, made_place
+from coarse2fine.cli.benchmark import GIGAPIXEL, SCENES, add_gigapixel, add_output, add_scenes, made_place
 from coarse2fine.terminal import say, say_lines
 
 # ImageError, ModelError and AnnotationError are ValueErrors.
@@ -34,6 +35,7 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="NAME", dest="name")
     add_scenes(commands.add_parser("scenes", help=SCENES))
+    add_gigapixel(commands.add_parser("gigapixel", help=GIGAPIXEL))
     io = commands.add_parser("io", help="reading and conversion")
     io.add_argument("--data", type=Path, help="folder of real slides, whose SVS files are read too")
     _add(io, _io, "smaller images, fewer rounds: under three minutes", "images are made, up to 6 GB (2 with --quick)")

@@ -13,7 +13,6 @@ import tifffile
 import zarr
 from benchmarks import command
 from benchmarks.reading import data, large, run
-from benchmarks.reading.child import PEAK_IS_KNOWN
 from benchmarks.reading.large import HALO, cluster, in_child, measure_walk
 from benchmarks.reading.readers import Opener, Subject, tiff_subject, touched
 from benchmarks.reading.run import IoScale
@@ -22,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from coarse2fine.bench.peak import PEAK_IS_KNOWN
 from coarse2fine.bench.sections import Section, compared
 from coarse2fine.tiling.geometry import Box, Level
 

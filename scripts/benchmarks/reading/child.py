@@ -10,18 +10,16 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from coarse2fine.bench.peak import peak_memory
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.window_reader import WindowReader
 
 TILES = 1000
 TILE_SIDE = 512
-PEAK_IS_KNOWN = sys.platform != "win32"
-"""Whether `peak_memory` works here."""
 _BATCH = 16
 
 
@@ -43,17 +41,6 @@ def conversion(source: str, target: str) -> None:
 
 
 TASKS: dict[str, Callable[..., None]] = {"import": lambda: None, "tiles": tiles, "conversion": conversion}
-
-
-def peak_memory() -> int:
-    """Peak memory of this process in bytes; not on Windows."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # On Linux `getrusage` includes the memory that the parent held when it started this process.
-        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
-    import resource  # noqa: PLC0415 (not on Windows)
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.reading.child import PEAK_IS_KNOWN
 from benchmarks.reading.data import TILE, mosaic, photo_like, write_ome_zarr, write_svs, write_tiff, write_zarr
 from benchmarks.reading.large import measure_conversion, measure_memory, measure_walk
 from benchmarks.reading.readers import METHODS, Subject, missing_extras, tiff_subject, zarr_subject
 from benchmarks.reading.speed import measure_speed
 from coarse2fine.batch.job import cores
+from coarse2fine.bench.peak import PEAK_IS_KNOWN
 from coarse2fine.bench.sections import Section, SectionReport
 from coarse2fine.paths import expand_paths
 from coarse2fine.progress import Progress
