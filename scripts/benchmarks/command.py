@@ -3,6 +3,7 @@
 scenes       the same as ``coarse2fine benchmark scenes``.
 gigapixel    the same as ``coarse2fine benchmark gigapixel``.
 io           reads per second, chunks decoded, memory and conversion, compared with the bare codec and other readers.
+limit        an analysis beside the bare forward passes of its nets and the bare decoding of its chunks.
 batch        folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
 experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
 annotate     a simulated annotator: F1 against clicks for suggested places, random places and whole scenes.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.annotate import run as annotating
 from benchmarks.batches import run as batches
+from benchmarks.limit import run as limits
 from benchmarks.reading import run as reading
 from coarse2fine.bench.sections import SectionReport
 from coarse2fine.cli.benchmark import GIGAPIXEL, SCENES, add_gigapixel, add_output, add_scenes, made_place
@@ -39,6 +41,8 @@ def main(given: Sequence[str] | None = None) -> int:
     io = commands.add_parser("io", help="reading and conversion")
     io.add_argument("--data", type=Path, help="folder of real slides, whose SVS files are read too")
     _add(io, _io, "smaller images, fewer rounds: under three minutes", "images are made, up to 6 GB (2 with --quick)")
+    limit = commands.add_parser("limit", help="distance from the limit that nets and decoder set")
+    _add(limit, _limit, "small scenes: a minute", "scenes are kept, 1.5 GB", seeded=False)
     batch = commands.add_parser("batch", help="analysis of folders of images")
     _add(batch, _batch, "fewer images and kills: under five minutes", "images are made, up to 2 GB")
     experts = commands.add_parser("experts", help="experts behind the scan")
@@ -111,6 +115,10 @@ def _add(
 def _io(given: argparse.Namespace) -> SectionReport:
     scale = reading.QUICK if given.quick else reading.FULL
     return reading.benchmark_io(given.out, data=given.data, scale=scale, seed=given.seed)
+
+
+def _limit(given: argparse.Namespace) -> SectionReport:
+    return limits.benchmark_limit(given.out, scale=limits.QUICK if given.quick else limits.FULL)
 
 
 def _batch(given: argparse.Namespace) -> SectionReport:

@@ -1,0 +1,1 @@
+"""Distance of an analysis from the limit that its nets and its decoder set."""
