@@ -6,7 +6,7 @@ ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
 endif
 
-.PHONY: demo test check wheel bench clean
+.PHONY: demo test check wheel docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -22,6 +22,9 @@ check: $(VENV)/.dev
 
 wheel: $(VENV)/.dev
 	$(BIN)/python scripts/check_wheel.py
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/benchmark.py scenes --quick

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"coarse2fine: {printable(message)}\n"
     given = sys.argv[1:] if arguments is None else list(arguments)
-    parsed = _parser().parse_args(given)
+    parsed = make_parser().parse_args(given)
     try:
         return parsed.run(parsed) or 0
     except _EXPECTED as error:
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Parser of all commands; each stores its function as `run`."""
     parser = argparse.ArgumentParser(
         prog="coarse2fine", description="Scan a gigapixel image at low resolution; refine only the windows that matter."
     )

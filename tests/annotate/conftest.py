@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from documents.browser import wait_for
 
 from coarse2fine.annotate.server import AnnotateServer
-from tests.annotate.browser import wait_for
 from tests.annotate.local import ask, boxed, serving, squares
 
 SIZE = (300, 400)

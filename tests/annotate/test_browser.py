@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documents.browser import CHROMIUM, Browser, wait_for
 
 from coarse2fine.annotate.server import AnnotateServer
 from coarse2fine.annotations.read import read_annotations
-from tests.annotate.browser import CHROMIUM, Browser, wait_for
 from tests.annotate.local import ask, boxed, viewing
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

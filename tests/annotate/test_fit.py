@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documents.browser import wait_for
 
 from coarse2fine import load_model
 from coarse2fine.annotate.server import AnnotateServer
-from tests.annotate.browser import wait_for
 from tests.annotate.local import ask, boxed, send, serving, squares
 
 
