@@ -98,7 +98,7 @@ def test_every_third_party_package_is_declared() -> None:
         "skimage": "scikit-image",
         "sklearn": "scikit-learn",
     }
-    used = {root for path in FILES for root in roots(path)} - {"coarse2fine", "benchmarks"}
+    used = {root for path in FILES for root in roots(path)} - {"coarse2fine", "benchmarks", "documents"}
     # Of numcodecs, an extra that our shards need: zarr has it too, but may leave it.
     used |= {"google-crc32c"} if any("numcodecs.checksum32" in dict(imported(path)) for path in FILES) else set()
     assert {known_as.get(name, name) for name in used} <= declared
