@@ -4,6 +4,7 @@ scenes       the same as ``coarse2fine benchmark scenes``.
 gigapixel    the same as ``coarse2fine benchmark gigapixel``.
 io           reads per second, chunks decoded, memory and conversion, compared with the bare codec and other readers.
 limit        an analysis beside the bare forward passes of its nets and the bare decoding of its chunks.
+peers        the same network on the same image through other tools: seconds, memory, finds.
 batch        folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
 experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
 annotate     a simulated annotator: F1 against clicks for suggested places, random places and whole scenes.
@@ -43,6 +44,8 @@ def main(given: Sequence[str] | None = None) -> int:
     _add(io, _io, "smaller images, fewer rounds: under three minutes", "images are made, up to 6 GB (2 with --quick)")
     limit = commands.add_parser("limit", help="distance from the limit that nets and decoder set")
     _add(limit, _limit, "small scenes: a minute", "scenes are kept, 1.5 GB", seeded=False)
+    peers = commands.add_parser("peers", help="the same network through other tools")
+    _add(peers, _peers, "a small scene, one round: under five minutes", "scenes are kept, 0.1 GB", seeded=False)
     batch = commands.add_parser("batch", help="analysis of folders of images")
     _add(batch, _batch, "fewer images and kills: under five minutes", "images are made, up to 2 GB")
     experts = commands.add_parser("experts", help="experts behind the scan")
@@ -119,6 +122,12 @@ def _io(given: argparse.Namespace) -> SectionReport:
 
 def _limit(given: argparse.Namespace) -> SectionReport:
     return limits.benchmark_limit(given.out, scale=limits.QUICK if given.quick else limits.FULL)
+
+
+def _peers(given: argparse.Namespace) -> SectionReport:
+    from benchmarks.peers import run as peers  # noqa: PLC0415 (slow)
+
+    return peers.benchmark_peers(given.out, scale=peers.QUICK if given.quick else peers.FULL)
 
 
 def _batch(given: argparse.Namespace) -> SectionReport:

@@ -1,0 +1,1 @@
+"""The same network on the same image through other tools."""
