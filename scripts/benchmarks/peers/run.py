@@ -24,8 +24,8 @@ _EXPLAINED = (
     "Each tool runs in a process of its own, one after another in every round; imports and a warm-up of the net are "
     "not counted, reading is. seconds, processor_seconds: medians of the rounds. slower: median seconds over ours. "
     "same: the lesser of the shares of its finds that our exhaustive pass has, and of that pass's finds that it has "
-    "(one label, IoU of at least 0.5). SAHI, supervision and MONAI take the image in memory; SAHI and supervision also keep "
-    "objects that lie in the overlap of two slices, cut or whole.",
+    "(one label, IoU of at least 0.5). SAHI, supervision and MONAI take the image in memory; SAHI and supervision "
+    "also keep objects that lie in the overlap of two slices, cut or whole.",
 )
 _SEED = 51
 
