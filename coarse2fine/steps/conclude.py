@@ -82,16 +82,16 @@ def _areas(found: Candidates, model: Model, scan: Scan, image: Image, width: int
     reach = model.refiner.reach
     group = clusters(found, width, reach=reach)
     order = np.argsort(group, kind="stable")
-    borders = np.flatnonzero(np.diff(group[order])) + 1
+    parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    best = np.array([rows[np.argmax(found.scores[rows])] for rows in parts])
+    names = _fired(scan, found.cells[best] // model.geometry.fine)
     regions = []
-    for rows in np.split(order, borders):
-        best = rows[np.argmax(found.scores[rows])]
+    for rows, node, fired in zip(parts, found.nodes[best].tolist(), names, strict=True):
         outline = _outline(found.cells[rows], model.geometry.fine_cell, image, reach - 1)
         y, x = zip(*outline, strict=True)
-        fired = _fired(scan, found.cells[best][None] // model.geometry.fine)[0]
         score = float(found.scores[rows].mean())
         label = model.labels[int(np.bincount(found.labels[rows]).argmax())].name
-        route = model.refiner.route(int(found.nodes[best]))
+        route = model.refiner.route(node)
         regions.append(Region(label, min(score, 1.0), (min(y), min(x), max(y), max(x)), outline, fired, route))
     return regions
 
