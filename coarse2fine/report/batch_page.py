@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from coarse2fine.audit.result import Audit
-from coarse2fine.report.image_page import colour, recall_text, write_report
+from coarse2fine.report.image_page import css_colours, recall_text, write_report
 from coarse2fine.report.templates import render_page
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.folder import ANALYSIS, REPORT, THUMBNAIL, facts_of, pooled_audit, read_record, state_of
@@ -53,10 +53,9 @@ class Row:
     recall: str
 
     @property
-    def labels(self) -> list[tuple[str, int, str]]:
-        """Name, number and colour of each class, the most frequent first."""
-        counts = sorted(self.facts.get("labels", {}).items(), key=lambda item: (-item[1], item[0]))
-        return [(label, number, colour(label)) for label, number in counts]
+    def labels(self) -> list[tuple[str, int]]:
+        """Name and number of each class, the most frequent first."""
+        return sorted(self.facts.get("labels", {}).items(), key=lambda item: (-item[1], item[0]))
 
     @property
     def failure(self) -> str:
@@ -137,7 +136,8 @@ def write_batch_report(folder: str | os.PathLike[str]) -> Path:
         done=done,
         failed=[row for row in rows if row.failure],
         share=sum(facts["macs"] for facts in done) / max(exhaustive, 1),
-        labels=[(label, number, colour(label)) for label, number in labels.most_common()],
+        labels=labels.most_common(),
+        colours=css_colours(labels),
         audit=None if pooled is None else pooled[0],
         recall=None if pooled is None else recall_text(pooled[0]),
         known=0 if pooled is None else pooled[1],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from coarse2fine.models.firing import NO_FEATURE, feature_name
 from coarse2fine.region import Region
 from coarse2fine.report.templates import render_page
 from coarse2fine.results.analysis import Analysis
-from coarse2fine.results.colours import label_colour
+from coarse2fine.results.colours import label_colours
 from coarse2fine.results.overlays import data_uri, encoded, heat_pixels, to_overview
 from coarse2fine.steps.plan import Plan
 from coarse2fine.tiling.errors import ImageError
@@ -118,7 +118,7 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
         image=analysis.image,
         cost=analysis.cost,
         picture=picture,
-        layers=layers(analysis.regions, max(analysis.image.shape[:2]) / 400),
+        layers=layers(analysis.regions, max(analysis.image.shape[:2]) / 400, css_colours(analysis.labels)),
         shown=min(len(analysis.regions), _SHAPES),
         windows=_rectangles(analysis.plan, analysis.cell, max(analysis.image.shape[:2]) / 400),
         tiles=tiles,
@@ -135,7 +135,7 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def layers(regions: Sequence[Region], least: float) -> list[Layer]:
+def layers(regions: Sequence[Region], least: float, colours: Mapping[str, str]) -> list[Layer]:
     """The best regions by class, the most frequent class first; those too small to be seen are drawn larger.
 
     Parameters
@@ -144,6 +144,8 @@ def layers(regions: Sequence[Region], least: float) -> list[Layer]:
         The highest score first.
     least : float
         Smallest side of a shape, in full-resolution pixels.
+    colours : mapping of str to str
+        Of each class, in CSS notation.
     """
     paths: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
@@ -152,12 +154,12 @@ def layers(regions: Sequence[Region], least: float) -> list[Layer]:
         if index < _SHAPES:
             paths.setdefault(region.label, []).append(_path(region, least))
     order = sorted(counts, key=lambda label: (-counts[label], label))
-    return [Layer(label, counts[label], colour(label), "".join(paths.get(label, ()))) for label in order]
+    return [Layer(label, counts[label], colours[label], "".join(paths.get(label, ()))) for label in order]
 
 
-def colour(label: str) -> str:
-    """Colour of a class in CSS notation."""
-    return "#{:02x}{:02x}{:02x}".format(*label_colour(label))
+def css_colours(labels: Iterable[str]) -> dict[str, str]:
+    """Colours of classes that are shown together, in CSS notation."""
+    return {label: "#{:02x}{:02x}{:02x}".format(*colour) for label, colour in label_colours(labels).items()}
 
 
 def recall_text(audit: Audit) -> str:
@@ -211,6 +213,7 @@ def _gallery(analysis: Analysis) -> list[Tile]:
     centres = np.array([region.full_centre for region in analysis.regions]).reshape(-1, 2)
     near = cKDTree(centres) if len(centres) else None
     tiles: list[Tile] = []
+    colours = css_colours(analysis.labels)
     for rank in range(min(len(plan), _TRIED_TILES)):
         y, x = (plan.cell_corners[rank] * analysis.cell).tolist()
         height, width = (plan.sides[rank] * analysis.cell).tolist()
@@ -222,7 +225,7 @@ def _gallery(analysis: Analysis) -> list[Tile]:
         regions = [analysis.regions[i] for i in sorted(found)]
         route = next((r.route for r in regions if _inside(r, window)), ())
         fired = () if analysis.kinds else _fired(plan, rank)
-        shown = layers(regions, 0)
+        shown = layers(regions, 0, colours)
         tiles.append(Tile(rank + 1, float(plan.scores[rank]), box, window, _crop(image, box), fired, route, shown))
         if len(tiles) == _TILES:
             break
@@ -232,11 +235,12 @@ def _gallery(analysis: Analysis) -> list[Tile]:
 def _examples(analysis: Analysis) -> list[Example]:
     """The best region of each unnamed kind."""
     found = []
+    colours = css_colours(analysis.labels)
     for label, kind in analysis.kinds.items():
         y0, x0, y1, x1 = kind["example"]
         box = _around(Box(int(y0), int(x0), math.ceil(y1), math.ceil(x1)), analysis.image)
         picture = _crop(analysis.image, box)
-        found.append(Example(analysis.named(label), colour(label), box, (y0, x0, y1, x1), picture))
+        found.append(Example(analysis.named(label), colours[label], box, (y0, x0, y1, x1), picture))
     return found
 
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from coarse2fine.report.local_server import CSS, HTML, JSON, OPENSEADRAGON, SCRIPT, TEXT, LocalHandler, LocalServer
 from coarse2fine.report.viewer_tiles import CLOSER, LAYERS, OVERLAP, TILE, Tiles
 from coarse2fine.results.analysis import Analysis
-from coarse2fine.results.colours import label_colour
+from coarse2fine.results.colours import label_colours
 from coarse2fine.results.folder import ANALYSIS, results_within
 from coarse2fine.terminal import say
 from coarse2fine.tiling.errors import ImageError
@@ -148,7 +148,7 @@ class _Handler(LocalHandler):
 
 def _info(analysis: Analysis, tiles: Tiles, folder: Path) -> dict[str, Any]:
     """Data of the page, as JSON values."""
-    image = analysis.image
+    image, colours = analysis.image, label_colours(analysis.labels)
     return {
         "name": image.name,
         "width": image.width,
@@ -168,7 +168,7 @@ def _info(analysis: Analysis, tiles: Tiles, folder: Path) -> dict[str, Any]:
             *_unreadable(analysis),
         ],
         "labels": [
-            {"name": label, "count": count, "colour": "rgb({}, {}, {})".format(*label_colour(label))}
+            {"name": label, "count": count, "colour": "rgb({}, {}, {})".format(*colours[label])}
             for label, count in analysis.labels.items()
         ],
         "windows": len(analysis.plan),

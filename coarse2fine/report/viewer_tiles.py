@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 
 from coarse2fine.results.analysis import Analysis
-from coarse2fine.results.colours import label_colour
+from coarse2fine.results.colours import WINDOWS, label_colours
 from coarse2fine.results.overlays import encoded, heat_pixels
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box
@@ -29,7 +29,7 @@ CLOSER = 3
 """Levels beyond full resolution at which overlays are drawn, so that lines stay thin when pixels are enlarged."""
 LAYERS = ("image", "interest", "windows", "regions")
 _CACHE_BYTES = 64 * 2**20
-_CYAN = (240, 200, 0, 255)  # blue, green, red, opacity
+_WINDOWS = (*WINDOWS[::-1], 255)  # blue, green, red, opacity
 _DOT_BELOW = 3
 _MOST_OUTLINES = 5000
 _MOST_TOLD = 20
@@ -214,13 +214,14 @@ class Tiles(ImageTiles):
     def _windows(self) -> Shapes:
         names = ("full_y0", "full_x0", "full_y1", "full_x1")
         boxes = np.stack([self._table[name] for name in names], axis=1).astype(np.float64)
-        return Shapes(boxes, np.zeros(len(boxes), np.int64), [_CYAN], {}, 1)
+        return Shapes(boxes, np.zeros(len(boxes), np.int64), [_WINDOWS], {}, 1)
 
     def _regions(self) -> Shapes:
         regions, number = self._analysis.regions, {label: i for i, label in enumerate(self.labels)}
         boxes = np.array([region.full_box for region in regions], np.float64).reshape(-1, 4)
         kinds = np.array([number[region.label] for region in regions], np.int64)
-        colours = [(blue, green, red, 255) for red, green, blue in map(label_colour, self.labels)]
+        named = label_colours(self.labels)
+        colours = [(*named[label][::-1], 255) for label in self.labels]
         outlines = {i: np.array(r.outline, np.float64) for i, r in enumerate(regions) if r.outline is not None}
         return Shapes(boxes, kinds, colours, outlines, 2)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from coarse2fine.region import Region
+from coarse2fine.results.colours import WINDOWS, label_colours
 from coarse2fine.results.overlays import HEAT, to_overview
 from coarse2fine.steps.plan import Plan
 from coarse2fine.tiling.geometry import Box
@@ -35,9 +36,9 @@ _TRAITS = 72  # characters of a line of a legend
 _DOTTED = 12
 # Least side of an example in full-resolution pixels.
 _EXAMPLE = 96
+_WINDOWS = tuple(value / 255 for value in WINDOWS)
 _MOST_DRAWN = 20_000
 """Most windows, and most regions, that are drawn, the best of each: more would take minutes."""
-_BLUE = "#00c8f0"
 _DPI = 110
 _WIDE = 1.8
 """Ratio of width to height from which panels are stacked."""
@@ -49,8 +50,6 @@ _SAVED: dict[str, dict[str, Any]] = {
     "pdf": {"metadata": {"CreationDate": None}},
     "svg": {"metadata": {"Date": None}},
 }
-# Blue and cyan come last: windows are drawn in a similar colour.
-_ORDER = (1, 3, 2, 4, 6, 8, 5, 7, 0, 9)
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class Picture:
             self._dot_windows(axes, downsample)
         else:
             axes.add_collection(
-                PolyCollection(self._windows(full), facecolors="none", edgecolors=_BLUE, linewidths=0.7)
+                PolyCollection(self._windows(full), facecolors="none", edgecolors=_WINDOWS, linewidths=0.7)
             )
         share = self.plan.covered().mean()
         axes.set_title(f"chosen: {len(self.plan):,} windows, {share:.2%} of the image", fontsize=10)
@@ -187,7 +186,7 @@ class Picture:
         """Show the place with the most finds at full resolution, with the windows, and the finds with their names."""
         box = self._busiest()
         _show(axes, salvage(self.image.read, box), box)
-        axes.add_collection(PolyCollection(self._windows(box), facecolors="none", edgecolors=_BLUE, linewidths=1.0))
+        axes.add_collection(PolyCollection(self._windows(box), facecolors="none", edgecolors=_WINDOWS, linewidths=1.0))
         shown = [r for r in self.regions if _touches(r, box)]
         self._draw_regions(axes, shown, colours, 0)
         self._name_regions(axes, shown, box, colours)
@@ -331,12 +330,8 @@ class _Page:
 
 
 def _colours(regions: Sequence[Region]) -> dict[str, Any]:
-    """Distinct colours, in the order of the labels."""
-    labels = sorted({r.label for r in regions})
-    if len(labels) <= len(_ORDER):
-        return {label: mpl.colormaps["tab10"](_ORDER[i]) for i, label in enumerate(labels)}
-    table = mpl.colormaps["tab20"]
-    return {label: table(i % table.N) for i, label in enumerate(labels)}
+    found = label_colours(region.label for region in regions)
+    return {label: tuple(value / 255 for value in colour) for label, colour in found.items()}
 
 
 def _extent(full_box: Box) -> tuple[float, float, float, float]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from coarse2fine.region import Region
-from coarse2fine.results.colours import label_colour
+from coarse2fine.results.colours import label_colours
 from coarse2fine.results.rasterize import region_chunks
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.writing.atomic import replacing_folder
@@ -153,7 +153,7 @@ def _write_labels(group: zarr.Group, maps: Maps) -> None:
     number = {name: index for index, name in enumerate(names, 1)}
     few = len(names) <= np.iinfo(np.uint8).max
     classes = np.array([0, *(number[region.label] for region in maps.regions)], np.uint8 if few else np.uint16)
-    colours = [{"label-value": number[name], "rgba": [*label_colour(name), 255]} for name in names]
+    colours = [{"label-value": number[name], "rgba": [*rgb, 255]} for name, rgb in label_colours(names).items()]
     properties = [{"label-value": number[name], "class": name} for name in names]
     group.attrs.update({"ome": {"version": "0.5", "labels": ["regions", "classes"]}})
     more = {"colors": colours, "properties": properties} if names else {}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.region import Region
-from coarse2fine.results.colours import label_colour
+from coarse2fine.results.colours import label_colours
 from coarse2fine.tiling.image import Image
 
 Layer: TypeAlias = tuple[Any, dict[str, Any], str]
@@ -52,7 +52,8 @@ def cells_layers(interest: NDArray[np.float32], refined: NDArray[np.bool_], cell
 
 def regions_layer(regions: Sequence[Region]) -> Layer:
     """Outlines or boxes of the finds as shapes, in the colours of their classes; labels and scores are features."""
-    colours = [[*(value / 255 for value in label_colour(region.label)), 1.0] for region in regions]
+    of_class = label_colours(region.label for region in regions)
+    colours = [[*(value / 255 for value in of_class[region.label]), 1.0] for region in regions]
     drawn = {
         "name": "finds",
         "shape_type": "polygon",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.region import Region
-from coarse2fine.results.colours import label_colour
+from coarse2fine.results.colours import label_colours
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import salvage
@@ -94,11 +94,12 @@ def thumbnail(
         heat = heat_pixels(values, float(interest.max()))
         opacity = heat[..., 3:].astype(np.float32) / 255 * 0.8
         small = np.rint(small * (1 - opacity) + heat[..., :3] * opacity).astype(np.uint8)
+    colours = label_colours(region.label for region in regions)
     for region in reversed(regions[:_MOST_MARKS]):
         corners = np.array(region.full_box) / (downsample * shrink)
         centre, half = (corners[:2] + corners[2:]) / 2, np.maximum(corners[2:] - corners[:2], _LEAST_MARK) / 2
         (y0, x0), (y1, x1) = (np.rint(v).astype(int).tolist() for v in (centre - half, centre + half))
-        red, green, blue = label_colour(region.label)
+        red, green, blue = colours[region.label]
         cv2.rectangle(small, (x0, y0), (x1, y1), (blue, green, red), 1)
     return np.asarray(small, np.uint8)
 

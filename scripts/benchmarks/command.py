@@ -6,6 +6,7 @@ io           reads per second, chunks decoded, memory and conversion, compared w
 limit        an analysis beside the bare forward passes of its nets and the bare decoding of its chunks.
 peers        the same network on the same image through other tools: seconds, memory, finds.
 batch        folders of images: broken files, kills, workers that run out of memory, a full disk, scaling, overhead.
+soak         2,000 images by one worker: its memory and open files, and their curve.
 experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
 annotate     a simulated annotator: F1 against clicks for suggested places, random places and whole scenes.
 specialists  specialists against controls: errors against multiply-adds, paired tests; novelty without labels.
@@ -23,6 +24,7 @@ from benchmarks.annotate import run as annotating
 from benchmarks.batches import run as batches
 from benchmarks.limit import run as limits
 from benchmarks.reading import run as reading
+from benchmarks.soak import run as soaking
 from coarse2fine.bench.sections import SectionReport
 from coarse2fine.cli.benchmark import GIGAPIXEL, SCENES, add_gigapixel, add_output, add_scenes, made_place
 from coarse2fine.terminal import say, say_lines
@@ -48,6 +50,7 @@ def main(given: Sequence[str] | None = None) -> int:
     _add(peers, _peers, "a small scene, one round: under five minutes", "scenes are kept, 0.1 GB", seeded=False)
     batch = commands.add_parser("batch", help="analysis of folders of images")
     _add(batch, _batch, "fewer images and kills: under five minutes", "images are made, up to 2 GB")
+    _add_soak(commands.add_parser("soak", help="memory and open files of a worker that runs for long"))
     experts = commands.add_parser("experts", help="experts behind the scan")
     experts.add_argument(
         "--data", type=Path, help="folder with mars and weights (default: what needs them is left out)"
@@ -132,6 +135,18 @@ def _peers(given: argparse.Namespace) -> SectionReport:
 
 def _batch(given: argparse.Namespace) -> SectionReport:
     return batches.benchmark_batch(given.out, scale=batches.QUICK if given.quick else batches.FULL, seed=given.seed)
+
+
+def _add_soak(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, help="number of images (default: 2000; 60 with --quick)")
+    _add(parser, _soak, "60 images: a minute", "images are made, and the curve is drawn", seeded=False)
+
+
+def _soak(given: argparse.Namespace) -> SectionReport:
+    scale = soaking.QUICK if given.quick else soaking.FULL
+    return soaking.benchmark_soak(
+        given.out, scale=scale if given.images is None else replace(scale, images=given.images)
+    )
 
 
 def _experts(given: argparse.Namespace) -> SectionReport:

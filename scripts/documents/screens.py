@@ -96,7 +96,7 @@ def _annotate(url: str, folder: Path) -> None:
         browser.screenshot(SCREENS / "annotate-1280.png")
         browser.value("document.getElementById('steps').value = '150'")
         browser.click("#fit")
-        for _ in range(20):
+        for _ in range(40):
             try:
                 browser.until(_FITTED)
                 break

@@ -22,7 +22,7 @@ from coarse2fine.model import Model
 from coarse2fine.refiners.protocol import Label
 from coarse2fine.region import Region
 from coarse2fine.report.batch_page import write_batch_report, write_folder_report
-from coarse2fine.report.image_page import layers, recall_text, write_report
+from coarse2fine.report.image_page import css_colours, layers, recall_text, write_report
 from tests.refining import relabelled
 
 MakeImage = Callable[..., NDArray[np.uint8]]
@@ -112,7 +112,7 @@ def test_the_surest_are_drawn_by_class() -> None:
         Region("b", 0.8, (5, 5, 6, 6)),
         Region("b", 0.7, (0, 0, 30, 40), ((0, 0), (0, 40), (30, 40))),
     ]
-    first, second = layers(regions, 4)
+    first, second = layers(regions, 4, css_colours("ab"))
     assert (first.name, first.count) == ("b", 2)
     assert first.path == "M3.5 3.5H7.5V7.5H3.5ZM0.0 0.0L40.0 0.0L40.0 30.0Z"
     assert second.path == "M0.0 0.0H20.0V10.0H0.0Z"

@@ -24,7 +24,7 @@ from coarse2fine.model import Model
 from coarse2fine.region import Region
 from coarse2fine.report.viewer import ViewServer, serve
 from coarse2fine.report.viewer_tiles import TILE, Tiles, _Kept
-from coarse2fine.results.colours import label_colour
+from coarse2fine.results.colours import label_colours
 from coarse2fine.tiling.geometry import Box
 
 SIZE = (700, 1100)
@@ -328,7 +328,7 @@ def test_a_browser_shows_image_and_regions(
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
     options += [f"--window-size={width},{height}", "--virtual-time-budget=5000"]
     options += [f"--screenshot={tmp_path / 'shot.png'}", f"--user-data-dir={tmp_path / 'profile'}"]
-    missing = set(analysis.labels)
+    colours, missing = label_colours(analysis.labels), set(analysis.labels)
     for _ in range(3):  # a slow machine may take the picture before the last tile has come
         done = subprocess.run([BROWSER, *options, server.url], capture_output=True, text=True, timeout=120, check=True)
         assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
@@ -336,14 +336,14 @@ def test_a_browser_shows_image_and_regions(
         assert pixels is not None
         assert pixels.shape == (height, width, 3)
         shown = pixels[: 430 if width < 760 else height, : min(width, 960)].astype(int)
-        missing = {label for label in missing if _pixels_of(shown, label) <= 20}
+        missing = {label for label in missing if _pixels_of(shown, colours[label]) <= 20}
         if not missing:
             break
     assert not missing
 
 
-def _pixels_of(shown: NDArray[Any], label: str) -> int:
-    red, green, blue = label_colour(label)
+def _pixels_of(shown: NDArray[Any], colour: tuple[int, int, int]) -> int:
+    red, green, blue = colour
     return int((np.abs(shown - (blue, green, red)).max(axis=2) < 12).sum())
 
 

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from coarse2fine.region import Region
-from coarse2fine.results.colours import label_colour
+from coarse2fine.results.colours import label_colours
 from coarse2fine.results.maps import Maps, read_maps, write_maps
 from coarse2fine.results.rasterize import region_chunks
 
@@ -65,7 +65,7 @@ def test_labels_are_the_regions(tmp_path: Path) -> None:
         {"label-value": 1, "class": "crater"},
         {"label-value": 2, "class": "dune"},
     ]
-    assert described["colors"][1]["rgba"] == [*label_colour("dune"), 255]
+    assert described["colors"][1]["rgba"] == [*label_colours(["crater", "dune"])["dune"], 255]
 
 
 def test_only_touched_chunks_exist(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Benchmark of a worker that runs for long."""
