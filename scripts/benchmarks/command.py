@@ -10,6 +10,7 @@ soak         2,000 images by one worker: its memory and open files, and their cu
 experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
 annotate     a simulated annotator: F1 against clicks for suggested places, random places and whole scenes.
 specialists  specialists against controls: errors against multiply-adds, paired tests; novelty without labels.
+glyphs       trees of forks against controls, on a thousand glyphs of many scripts, rendered from fonts.
 """
 
 from __future__ import annotations
@@ -81,6 +82,16 @@ def main(given: Sequence[str] | None = None) -> int:
         _specialists,
         "one seed, few variants: under five minutes",
         "results are kept: a second run with the same data trains only missing nets",
+        seeded=False,
+    )
+    glyphs = commands.add_parser("glyphs", help="trees of forks against controls")
+    glyphs.add_argument("--data", type=Path, help="folder of fonts (default: the system's)")
+    glyphs.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
+    _add(
+        glyphs,
+        _glyphs,
+        "few letters and samples, one seed: under five minutes",
+        "results are kept, and a picture is drawn: a second run trains only missing seeds",
         seeded=False,
     )
     arguments = parser.parse_args(given)
@@ -171,3 +182,11 @@ def _specialists(given: argparse.Namespace) -> SectionReport:
     scale = specialists.QUICK if given.quick else specialists.FULL
     chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
     return specialists.benchmark_specialists(given.out, data=given.data, scale=replace(scale, **chosen))
+
+
+def _glyphs(given: argparse.Namespace) -> SectionReport:
+    from benchmarks.glyphs import run as glyphs  # noqa: PLC0415 (matplotlib is slow to import)
+
+    scale = glyphs.QUICK if given.quick else glyphs.FULL
+    scale = scale if given.seeds is None else replace(scale, seeds=given.seeds)
+    return glyphs.benchmark_glyphs(given.out, data=given.data, scale=scale)

@@ -1,0 +1,1 @@
+"""Glyphs of many scripts: trees of forks against nets of equal cost."""
