@@ -15,7 +15,7 @@ from benchmarks.glyphs.variants import FEW, VARIANTS, WIDE
 from coarse2fine.bench.sections import SectionReport
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
-FULL = GlyphScale(40, 1_200_000, 600_000, 20_000, 40_000, 3, tuple(VARIANTS))
+FULL = GlyphScale(40, 1_200_000, 1_000_000, 20_000, 40_000, 3, tuple(VARIANTS))
 QUICK = GlyphScale(8, 40_000, 40_000, 10_000, 10_000, 1, FEW)
 
 
