@@ -84,16 +84,7 @@ def main(given: Sequence[str] | None = None) -> int:
         "results are kept: a second run with the same data trains only missing nets",
         seeded=False,
     )
-    glyphs = commands.add_parser("glyphs", help="trees of forks against controls")
-    glyphs.add_argument("--data", type=Path, help="folder of fonts (default: the system's)")
-    glyphs.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
-    _add(
-        glyphs,
-        _glyphs,
-        "few letters and samples, one seed: under five minutes",
-        "results are kept, and a picture is drawn: a second run trains only missing seeds",
-        seeded=False,
-    )
+    _add_glyphs(commands.add_parser("glyphs", help="trees of forks against controls"))
     arguments = parser.parse_args(given)
     try:
         arguments.run(arguments)
@@ -182,6 +173,18 @@ def _specialists(given: argparse.Namespace) -> SectionReport:
     scale = specialists.QUICK if given.quick else specialists.FULL
     chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
     return specialists.benchmark_specialists(given.out, data=given.data, scale=replace(scale, **chosen))
+
+
+def _add_glyphs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, help="folder of fonts (default: the system's)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
+    _add(
+        parser,
+        _glyphs,
+        "few letters and samples, one seed: under five minutes",
+        "results are kept, and a picture is drawn: a second run trains only missing seeds",
+        seeded=False,
+    )
 
 
 def _glyphs(given: argparse.Namespace) -> SectionReport:

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 # First and last code point of the letters of each script; more than one range where letters are scattered.
 SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -138,14 +137,16 @@ def _fonts(folder: Path | None) -> Iterator[tuple[Path, frozenset[int]]]:
 
 def _drawn(path: Path, codes: Sequence[int]) -> Iterator[tuple[NDArray[np.float32], str]]:
     """Images of characters in the middle of the plane, and the characters; those without ink are left out."""
-    font = ImageFont.truetype(str(path), _DRAWN)
+    font = FT2Font(str(path))
+    font.set_size(_DRAWN, 72)
     for code in codes:
-        canvas = Image.new("L", (4 * _DRAWN, 4 * _DRAWN))
-        ImageDraw.Draw(canvas).text((2 * _DRAWN, 2 * _DRAWN), chr(code), fill=255, font=font, anchor="mm")
-        box = canvas.getbbox()
-        if box is None:
+        font.set_text(chr(code), 0.0)
+        font.draw_glyphs_to_bitmap(antialiased=True)
+        drawn = np.asarray(font.get_image(), np.float32) / 255
+        inked = [np.flatnonzero(drawn.any(axis=axis)) for axis in (1, 0)]
+        if not len(inked[0]):
             continue
-        ink = np.asarray(canvas.crop(box), np.float32) / 255
+        ink = drawn[inked[0][0] : inked[0][-1] + 1, inked[1][0] : inked[1][-1] + 1]
         scale = _INK / max(ink.shape)
         height, width = (max(2, round(n * scale)) for n in ink.shape)
         small = cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA)
