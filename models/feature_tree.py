@@ -20,6 +20,8 @@ from .clustering import kmeans, merged, nearest
 
 ROOT = 0
 NO_NODE = -1
+# Added to a feature's variance, as a share of the mean variance of all.
+_LEAST_VARIANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,21 @@ class FeatureTree:
         Whether the node's column is run; if not, its parent's answer stands and no column below it is run.
     centres : tuple of ndarray, float32, (children, d)
         For each node, the centres of its children in the order of their numbers; none for a leaf.
+    scales : tuple of ndarray, float32, (d,)
+        For each node, the factor on each feature before distances to the centres; features with a factor of 0 are not
+        read. None for a leaf.
     """
 
     parent: NDArray[np.int32]
     sizes: NDArray[np.int64]
     kept: NDArray[np.bool_]
     centres: tuple[NDArray[np.float32], ...]
+    scales: tuple[NDArray[np.float32], ...]
 
     @classmethod
     def root(cls, items: int) -> Self:
         """A tree of the root alone."""
-        return cls(np.array([NO_NODE], np.int32), np.array([items]), np.ones(1, bool), (_no_centres(),))
+        return cls(np.array([NO_NODE], np.int32), np.array([items]), np.ones(1, bool), (_no_centres(),), (_no_scale(),))
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -69,9 +75,9 @@ class FeatureTree:
         return np.flatnonzero(self.parent == node)
 
     def split(
-        self, node: int, vectors: NDArray[np.float32], count: int, *, smallest: int, seed: int
+        self, node: int, vectors: NDArray[np.float32], count: int, *, smallest: int, seed: int, unread: int = 0
     ) -> tuple[FeatureTree, NDArray[np.int32]]:
-        """Cluster the items of a leaf; each cluster becomes a leaf below it.
+        """Cluster the items of a leaf by its standardised features; each cluster becomes a leaf below it.
 
         Parameters
         ----------
@@ -84,6 +90,8 @@ class FeatureTree:
         smallest : int
             Fewest items of a cluster; smaller ones are dissolved and their items go to the nearest that remain.
         seed : int
+        unread : int
+            Features that are not read, counted from the first.
 
         Returns
         -------
@@ -99,16 +107,20 @@ class FeatureTree:
         """
         if len(self.centres[node]):
             raise ValueError(f"node {node} has children already; split a leaf, one of {self.leaves.tolist()}")
+        scale = np.concatenate([np.zeros(unread, np.float32), _scale(vectors[:, unread:])])
+        vectors = vectors * scale
         centres = merged(vectors, kmeans(vectors, count, seed=seed), smallest)
         if len(centres) < 2:
             return self, np.full(len(vectors), node, np.int32)
         index, _ = nearest(vectors, centres)
+        count = len(centres)
         grown = replace(
             self,
-            parent=np.append(self.parent, np.full(len(centres), node, np.int32)),
-            sizes=np.append(self.sizes, np.bincount(index, minlength=len(centres))),
-            kept=np.append(self.kept, np.ones(len(centres), bool)),
-            centres=(*self.centres[:node], centres, *self.centres[node + 1 :], *[_no_centres()] * len(centres)),
+            parent=np.append(self.parent, np.full(count, node, np.int32)),
+            sizes=np.append(self.sizes, np.bincount(index, minlength=count)),
+            kept=np.append(self.kept, np.ones(count, bool)),
+            centres=(*self.centres[:node], centres, *self.centres[node + 1 :], *[_no_centres()] * count),
+            scales=(*self.scales[:node], scale, *self.scales[node + 1 :], *[_no_scale()] * count),
         )
         return grown, (len(self) + index).astype(np.int32)
 
@@ -122,10 +134,16 @@ class FeatureTree:
         """
         if not len(self.centres[node]):
             return np.full(len(vectors), NO_NODE, np.int32)
+        read = self.scales[node] > 0
+        near, centres = vectors[:, read] * self.scales[node][read], self.centres[node][:, read]
         # No matrix product: its rounding, and so the routing of some items, would depend on the number of items.
-        distance = [((vectors - centre) ** 2).sum(axis=1) for centre in self.centres[node]]
+        distance = [((near - centre) ** 2).sum(axis=1) for centre in centres]
         index: NDArray[np.intp] = np.argmin(distance, axis=0)
         return self.children(node)[index].astype(np.int32)
+
+    def step_macs(self, node: int) -> int:
+        """Multiply-adds of `step` for an item: one for each feature that is read, and centre."""
+        return len(self.centres[node]) * int(np.count_nonzero(self.scales[node]))
 
     def pruned(self, own_loss: NDArray[np.float64], parent_loss: NDArray[np.float64]) -> FeatureTree:
         """The tree with only those columns that do not hurt.
@@ -152,7 +170,8 @@ class FeatureTree:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays of the tree by name, for a model file."""
         found: dict[str, NDArray[Any]] = {"parent": self.parent, "sizes": self.sizes, "kept": self.kept}
-        return found | {f"centres.{n}": c for n, c in enumerate(self.centres) if len(c)}
+        found |= {f"centres.{n}": c for n, c in enumerate(self.centres) if len(c)}
+        return found | {f"scales.{n}": s for n, s in enumerate(self.scales) if len(s)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
@@ -179,7 +198,11 @@ class FeatureTree:
             )
         if arrays["sizes"].shape != parent.shape or any(c.ndim != 2 or c.dtype != np.float32 for c in centres):
             raise ValueError(f"expected sizes of {len(parent)} nodes, and centres as rows")
-        return cls(parent, arrays["sizes"], kept, centres)
+        # Older trees are of features as they are.
+        scales = tuple(arrays.get(f"scales.{n}", np.ones(c.shape[1], np.float32)) for n, c in enumerate(centres))
+        if any(s.dtype != np.float32 or s.shape != c.shape[1:] for s, c in zip(scales, centres, strict=True)):
+            raise ValueError(f"expected a scale for each feature, got {[s.shape for s in scales]}")
+        return cls(parent, arrays["sizes"], kept, centres, scales)
 
 
 def pooled(*maps: Tensor) -> NDArray[np.float32]:
@@ -190,6 +213,18 @@ def pooled(*maps: Tensor) -> NDArray[np.float32]:
     *maps : Tensor, float, (n, c, h, w)
     """
     return torch.cat([m.float().mean(dim=(2, 3)) for m in maps], dim=1).cpu().numpy()
+
+
+def _scale(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Factor on each feature by which its variance is about 1; features that hardly vary stay small."""
+    variance = np.asarray(vectors.var(axis=0, dtype=np.float64))
+    least = _LEAST_VARIANCE * max(float(variance.mean()), 1e-30)
+    scale: NDArray[np.float32] = (1 / np.sqrt(variance + least)).astype(np.float32)
+    return scale
+
+
+def _no_scale() -> NDArray[np.float32]:
+    return np.zeros(0, np.float32)
 
 
 def _no_centres() -> NDArray[np.float32]:

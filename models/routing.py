@@ -84,9 +84,9 @@ class Specialists:
         most: dict[int, int] = {}
         for node in sorted(self._columns):
             parent = int(self._tree.parent[node])
-            own = self._columns[node].macs(cell_height, cell_width) + self._tree.centres[node].size
+            own = self._columns[node].macs(cell_height, cell_width) + self._tree.step_macs(node)
             most[node] = most.get(parent, 0) + own
-        return self._tree.centres[ROOT].size + max(most.values(), default=0)
+        return self._tree.step_macs(ROOT) + max(most.values(), default=0)
 
     @property
     def macs_spent(self) -> int:
@@ -147,7 +147,7 @@ class Specialists:
             index = unsure.cpu().numpy()
             nodes[index] = self._tree.step(node, features_at(high, [s[unsure] for s in stages[-1:]]))
             on[index] = self._tree.kept[nodes[index]]
-            self.routing_macs += len(index) * self._tree.centres[node].size
+            self.routing_macs += len(index) * self._tree.step_macs(node)
         if not on.all():
             ended = torch.from_numpy(np.flatnonzero(~on)).to(answers.device)
             self._answered(Answered(keys[~on], answers[ended], nodes[~on]))
@@ -160,7 +160,9 @@ class Specialists:
 
 
 def features_at(high: Tensor, stages: Sequence[Tensor]) -> NDArray[np.float32]:
-    """Features for clustering and routing at a node: the base's high-level features, and those of the node's column.
+    """Features of items at a node: the base's high-level features, and those of the node's column.
+
+    The scales of a `FeatureTree` say which of them are read: below the root those of the column alone.
 
     Parameters
     ----------

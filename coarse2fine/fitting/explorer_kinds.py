@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coarse2fine.fitting.specialists.add import column_spec
+from coarse2fine.fitting.specialists.first_stage import candidates
 from coarse2fine.fitting.specialists.grow_tree import Grown, grow
 from coarse2fine.fitting.specialists.items import Items, ItemStore
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
@@ -54,7 +54,7 @@ def add_kinds(model: Model, crops: Crops, seed: int) -> Model:
     refiner = model.refiner
     assert isinstance(refiner, NoveltyRefiner)
     twins = FeatureMaps.of(refiner.net)
-    spec = column_spec(twins, _TOP)
+    spec = candidates(twins, _TOP)[0]
     layout = ColumnInputs.of(spec, twins)
     parts = [_cells(model, refiner.net, layout, crops, np.random.default_rng((seed, 3, n))) for n in range(_BATCHES)]
     codes, whole = np.concatenate([code for code, _ in parts]), Items.joined([item for _, item in parts])
@@ -123,7 +123,7 @@ def _as_tree(grown: Grown, items: Items, decoder: NDArray[np.float32], specs: tu
     for leaf in tree.leaves.tolist():
         rows = np.flatnonzero((grown.nodes == leaf).any(axis=1))
         tiles[leaf] = items.tiles[np.sort(rng.permutation(rows)[:_TILES])]
-    macs = tree.centres[0].size + decoder[:-1].size
+    macs = tree.step_macs(0) + decoder[:-1].size
     for nodes in grown.nodes.T:
         known = nodes[nodes > 0]
         each = np.array(

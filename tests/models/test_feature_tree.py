@@ -113,6 +113,34 @@ def test_items_go_where_they_were_when_the_tree_was_grown(seed: int) -> None:
     assert sorted(set(at.tolist())) == tree.leaves.tolist()
 
 
+@given(seeds)
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_features_are_standardised_or_not_read(seed: int) -> None:
+    x = points(seed)
+    noise = 1e4 * np.random.default_rng(seed).standard_normal((len(x), 3)).astype(np.float32)
+    tree, leaf = FeatureTree.root(len(x)).split(ROOT, x / x.std(axis=0), 3, smallest=5, seed=seed)
+    scaled, other = FeatureTree.root(len(x)).split(
+        ROOT, np.concatenate([noise, x / x.std(axis=0)], axis=1), 3, smallest=5, seed=seed, unread=3
+    )
+    assert other.tolist() == leaf.tolist()
+    assert scaled.step(ROOT, np.concatenate([-noise, x / x.std(axis=0)], axis=1)).tolist() == leaf.tolist()
+    assert scaled.step_macs(ROOT) == tree.step_macs(ROOT) == 5 * tree.centres[ROOT].shape[0]
+    units = np.array([1, 64, 1, 1 / 64, 1], np.float32)
+    own = FeatureTree.root(len(x)).split(ROOT, x * units, 3, smallest=5, seed=seed)[0].scales[ROOT]
+    variance = (x * units).var(axis=0)
+    np.testing.assert_allclose(own**-2.0, variance + 0.1 * variance.mean(), rtol=1e-4)
+
+
+def test_trees_of_before_read_features_as_they_are() -> None:
+    tree, x, _ = grown(2)
+    old = {name: array for name, array in tree.arrays().items() if not name.startswith("scales")}
+    centres = tree.centres[ROOT]
+    expected = 1 + ((x[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    assert FeatureTree.from_arrays(old).step(ROOT, x).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="expected a scale for each feature"):
+        FeatureTree.from_arrays({**tree.arrays(), "scales.0": tree.scales[ROOT][:-1]})
+
+
 def test_nodes_keep_their_numbers_when_the_tree_grows() -> None:
     tree, x, _ = grown(3)
     before, _ = FeatureTree.root(len(x)).split(ROOT, x, 3, smallest=5, seed=3)

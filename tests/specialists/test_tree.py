@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coarse2fine import ModelError, analyze, load_model
-from coarse2fine.fitting.specialists.add import column_spec
+from coarse2fine.fitting.specialists.first_stage import candidates
 from coarse2fine.model import Model
 from coarse2fine.models.box_head import BOX_CHANNELS, read_detections
 from coarse2fine.models.candidates import Candidates
@@ -54,35 +54,36 @@ def lively(spec: ColumnSpec, twins: FeatureMaps, count: int, parent: ColumnSpec 
 
 
 def planted(model: Model, *, heads: bool) -> SpecialistTree:
-    """A tree of depth 2 with random columns, of which some are pruned."""
+    """A tree of depth 3 with random columns that begin at the first layer, of which some are pruned."""
     twins = FeatureMaps.of(net(model))
-    spec = ColumnSpec.head(twins) if heads else ColumnSpec.parse("@3 4:4 4:6")
-    specs = (spec, spec if heads else spec.narrowed(0.5))
+    spec = ColumnSpec.head(twins) if heads else candidates(twins, 6)[-1]
+    specs = tuple(spec if heads else spec.narrowed(share) for share in (1, 0.5, 0.25))
     rng = np.random.default_rng(0)
     channels = twins.maps[-1].channels
     tree, _ = FeatureTree.root(300).split(
         ROOT, np.abs(rng.normal(0, 2, (300, channels))).astype(np.float32), 4, smallest=10, seed=0
     )
     columns = dict(enumerate(lively(spec, twins, 4, None, 1), start=1))
-    width = channels + (0 if heads else 6)
-    for node in (1, 2):
+    for node, depth in ((1, 1), (2, 1), (5, 2), (7, 2)):
+        above = None if heads else specs[depth - 1]
+        width = channels + (above.stages[-1].channels if above else 0)
         points = np.abs(rng.normal(0, 2, (80, width))).astype(np.float32)
-        tree, _ = tree.split(node, points, 2, smallest=2, seed=0)
-        below = lively(specs[1], twins, 2, None if heads else spec, 10 + node)
+        tree, _ = tree.split(node, points, 2, smallest=2, seed=0, unread=channels if above else 0)
+        below = lively(specs[depth], twins, 2, above, 10 + node)
         columns |= dict(zip(tree.children(node).tolist(), below, strict=True))
     kept = np.ones(len(tree), bool)
-    kept[[3, int(tree.children(1)[0])]] = False
+    kept[[3, 6]] = False
     shares = np.full((len(tree), 2), [0.7, 0.01], np.float32)
     tiles = {node: rng.integers(0, 255, (3, 12, 12, 3)).astype(np.uint8) for node in tree.leaves.tolist()}
     held = {node: column for node, column in columns.items() if kept[node]}
     return SpecialistTree(
-        replace(tree, kept=kept), specs, held, GATE, 3.0 if heads else 50.0, ("left", "right"), shares, tiles
+        replace(tree, kept=kept), specs, held, GATE, 3.0 if heads else 400.0, ("left", "right"), shares, tiles
     )
 
 
 def grouped(model: Model) -> SpecialistGroups:
     twins = FeatureMaps.of(net(model))
-    spec = column_spec(twins, 6)
+    spec = candidates(twins, 6)[0]
     group = np.arange(twins.maps[-1].channels) % 4 - 1
     groups = Groups(group.astype(np.int64), np.full(len(group), 0.4, np.float32))
     return SpecialistGroups(groups, spec, tuple(lively(spec, twins, 3, None, 5)), GATE, 80.0, 2)
@@ -303,7 +304,7 @@ def test_regions_tell_their_way(make_image: MakeImage, detector: Model) -> None:
     assert model.tree is not None
     regions = analyze(make_image(150, 130), model, budget=1.0, precision="fp32").regions
     routes = {region.route for region in regions}
-    assert any(len(route) == 2 for route in routes)
+    assert any(len(route) == 3 for route in routes)
     for route in routes - {()}:
         assert model.tree.route(route[-1]) == route
         assert model.tree.clusters.parent[route[0]] == ROOT
@@ -312,7 +313,7 @@ def test_regions_tell_their_way(make_image: MakeImage, detector: Model) -> None:
 def test_a_tree_prints_and_plots_itself(detector: Model, tmp_path: Path) -> None:
     tree = planted(detector, heads=False)
     text = str(tree).splitlines()
-    assert text[0] == "6 of 8 specialists, run where a class has a probability of 0.2 to 0.8"
+    assert text[0] == "10 of 12 specialists, run where a class has a probability of 0.2 to 0.8"
     assert len(text) == len(tree.clusters)
     assert "left 70%" in text[1]
     assert "right" not in text[1]
@@ -322,9 +323,10 @@ def test_a_tree_prints_and_plots_itself(detector: Model, tmp_path: Path) -> None
 
 def test_columns_begin_where_the_net_last_becomes_coarser(detector: Model) -> None:
     twins = FeatureMaps.of(net(detector))
-    spec = column_spec(twins, 8)
-    assert str(spec) == "@4 4:8"
-    assert ColumnInputs.of(spec, twins).border == 0
+    specs = candidates(twins, 8)
+    assert str(specs[0]) == "@4 4:8"
+    assert specs[-1].first == 1
+    assert all(ColumnInputs.of(spec, twins).border == 0 for spec in specs)
 
 
 def test_an_interruption_at_the_very_end_is_told(

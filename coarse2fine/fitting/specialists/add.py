@@ -19,12 +19,13 @@ from torch import Tensor
 
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.scene import Scene
+from coarse2fine.fitting.specialists.first_stage import candidates, choose_first
 from coarse2fine.fitting.specialists.grow_groups import GrownGroups, grow_groups, judge_groups, kept_groups
-from coarse2fine.fitting.specialists.grow_tree import Grown, grow
+from coarse2fine.fitting.specialists.grow_tree import Grown, TreeGrower
 from coarse2fine.fitting.specialists.items import Items, ItemStore
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
-from coarse2fine.fitting.specialists.unsure_cells import UnsureCells
-from coarse2fine.fitting.specialists.validate import Verdict, best_way, judge_tree
+from coarse2fine.fitting.specialists.unsure_cells import Draws, UnsureCells
+from coarse2fine.fitting.specialists.validate import Verdict, best_way, judge_last, judge_tree
 from coarse2fine.model import Model
 from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
 from coarse2fine.models.feature_tree import ROOT
@@ -40,7 +41,8 @@ MODES: tuple[str, ...] = get_args(Mode)
 # Modes with several parts, each tested separately.
 _PARTS = {"both": 2}
 _REMEDY = "annotate more scenes, or train for longer (steps)"
-_TOP = 48
+# Deepest tree; a depth is added only if it helps significantly.
+_DEPTHS = 4
 _NARROWER = 0.5
 _TILES = 8
 
@@ -89,7 +91,7 @@ def add_specialists(
     if mode is None or not isinstance(refiner, DetectionRefiner):
         return draft
     twins = FeatureMaps.of(refiner.net)
-    spec = column_spec(twins)
+    options = TrainingOptions(seed=recipe.seed)
     tick = bars.task("specialists")
     record: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}}
     chosen: _Found | None = None
@@ -98,12 +100,18 @@ def add_specialists(
         if not cache:
             # Workers of a cluster may not see a temporary folder of this machine.
             stack.enter_context(dask.config.set(scheduler="synchronous"))
-        cells = UnsureCells.collect(draft, recipe, scenes, runtime, ColumnInputs.of(spec, twins), folder)
+        spec, record["first_stage"] = candidates(twins)[0], {}
+        if mode != "heads":
+            spec, record["first_stage"] = choose_first(draft, recipe, scenes, runtime, options, folder)
+        layout = ColumnInputs.of(spec, twins)
+        draws = Draws().limited(layout, recipe.steps)
+        cells = UnsureCells.collect(draft, recipe, scenes, runtime, layout, folder, draws)
         if cells is not None:
             names = tuple(label.name for label in draft.labels)
-            learn = _Learning(cells, twins, spec, names, TrainingOptions(seed=recipe.seed))
+            learn = _Learning(cells, twins, spec, names, options)
             wanted = ("heads", "tree", "activity") if mode == "auto" else (mode,)
-            tried = sum(_PARTS.get(name, 1) for name in wanted)
+            ways = max(1, len(record["first_stage"]))
+            tried = sum(_PARTS.get(name, 1) * (1 if name == "heads" else ways) for name in wanted)
             found = {}
             for done, name in enumerate(wanted):
                 found[name] = learn(name, tried)
@@ -121,21 +129,6 @@ def add_specialists(
     return replace(draft, refiner=replace(refiner, tree=tree, groups=groups), provenance=provenance)
 
 
-def column_spec(twins: FeatureMaps, top: int = _TOP) -> ColumnSpec:
-    """Shape of columns that begin at the net's last stride: lower stages would need a large halo for each cell.
-
-    Parameters
-    ----------
-    twins : FeatureMaps
-        Maps of the net.
-    top : int
-        Channels of the last stage.
-    """
-    maps = twins.maps
-    first = max((n for n in range(1, len(maps)) if maps[n].jump > maps[n - 1].jump), default=1)
-    return ColumnSpec.design(twins, top, first=first)
-
-
 @dataclass(frozen=True)
 class _Learning:
     """Trains specialists of each mode on the same cells."""
@@ -150,24 +143,45 @@ class _Learning:
         if name == "heads":
             return self._tree((ColumnSpec.head(self.twins),), tried)
         if name == "tree":
-            return self._tree((self.spec, self.spec.narrowed(_NARROWER)), tried)
+            return self._tree(self._specs, tried)
         active = self._groups(tried)
         if name == "activity":
             return active
         # The tree is trained on the remaining error of the groups.
         answers = None if active.groups is None else _answered(active.groups, self.cells.store)
-        tree = self._tree((self.spec, self.spec.narrowed(_NARROWER)), tried, answers)
+        tree = self._tree(self._specs, tried, answers)
         return _Found((*active.verdicts, *tree.verdicts), tree.tree, active.groups)
 
+    @property
+    def _specs(self) -> tuple[ColumnSpec, ...]:
+        """Shapes of columns at each depth: fewer channels with each step down the tree."""
+        return tuple(self.spec.narrowed(_NARROWER**depth) for depth in range(_DEPTHS))
+
     def _tree(self, specs: tuple[ColumnSpec, ...], tried: int, answers: Tensor | None = None) -> _Found:
-        store = self.cells.store
-        grown = grow(store, self.twins, specs, self.options, answers=answers)
-        items = store.read(last=1)
-        items = items if answers is None else items.answered(answers)
+        """A tree that grows as long as its next depth helps significantly on held-out cells.
+
+        Depths are tested in order, each given those above, until one fails (fixed-sequence testing): the level then
+        holds for all of them without a further correction.
+        """
+        maps = len(self.twins.maps) - specs[0].first + 1
+        grower = TreeGrower(self.cells.store, self.twins, self.options, maps=maps, answers=answers)
+        grown, verdict = grower.grown, None
+        for spec in specs:
+            if not grower.deepen(spec):
+                break
+            last = judge_last(grower.grown, grower.items, exclusive=False)
+            verdict = verdict or last
+            if not last.pays(tried):
+                break
+            grown = grower.grown
+        if verdict is None or not grown.columns:
+            return _Found(() if verdict is None else (verdict,))
+        items = grower.items
         grown, gate, verdict = judge_tree(grown, items, exclusive=False)
         if not verdict.pays(tried):
             return _Found((verdict,))
-        return _Found((verdict,), tree=_as_tree(grown, gate, specs, items, self.cells.held_cells, self.names))
+        deep = specs[: grown.nodes.shape[1]]
+        return _Found((verdict,), tree=_as_tree(grown, gate, deep, items, self.cells.held_cells, self.names))
 
     def _groups(self, tried: int) -> _Found:
         store = self.cells.store
@@ -239,8 +253,8 @@ def _as_tree(
 def _macs(grown: Grown, gate: Gate) -> float:
     """Multiply-adds of columns and routing, for items of one cell."""
     _, runs = grown.answered(gate, grown.tree)
-    total = int((gate.unsure(grown.answers[0])).sum()) * grown.tree.centres[ROOT].size
+    total = int((gate.unsure(grown.answers[0])).sum()) * grown.tree.step_macs(ROOT)
     for depth, nodes in enumerate(grown.nodes.T):
         for node in nodes[runs > depth].tolist():
-            total += grown.columns[node].macs(1, 1) + grown.tree.centres[node].size
+            total += grown.columns[node].macs(1, 1) + grown.tree.step_macs(node)
     return float(total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,17 +86,109 @@ class _Branch:
     above: tuple[tuple[Shape, Path], ...] = ()
 
 
+class TreeGrower:
+    """Grows a tree depth by depth: clusters items, trains a column for each cluster, and clusters its items again.
+
+    At the root items are clustered by the base's high-level features, below it by those of their own column.
+
+    Parameters
+    ----------
+    store : ItemStore
+    twins : FeatureMaps
+        Maps of the base.
+    options : TrainingOptions
+    maps : int
+        Maps that the columns read, counted from the high-level one.
+    clusters : int, optional
+        Largest number of clusters at the first depth; by default 6 to 32, by the number of items.
+    vectors : ndarray, float32, (n, d), optional
+        Features by which all items are clustered at every depth, instead.
+    answers : Tensor, float32, (n, classes), optional
+        Answers that the columns correct, instead of the base's.
+
+    Attributes
+    ----------
+    grown : Grown
+        The tree up to now.
+    items : Items
+        With their initial answers.
+    """
+
+    def __init__(
+        self,
+        store: ItemStore,
+        twins: FeatureMaps,
+        options: TrainingOptions,
+        *,
+        maps: int,
+        clusters: int | None = None,
+        vectors: NDArray[np.float32] | None = None,
+        answers: Tensor | None = None,
+    ) -> None:
+        items = store.read(last=maps)
+        self.items = items = items if answers is None else items.answered(answers)
+        self._trainer, self._twins, self._seed = ColumnTrainer(store, options), twins, options.seed
+        self._limits, self._vectors, self._learning = (
+            (clusters or _FIRST[0], clusters or _FIRST[1]),
+            vectors,
+            ~items.held,
+        )
+        tree = FeatureTree.root(int(self._learning.sum()))
+        self.grown = Grown(tree, {}, np.zeros((len(items), 0), np.int32), (items.answers,))
+        self._branches = {ROOT: _Branch(np.arange(len(items)), items.features if vectors is None else vectors)}
+        self._parent: ColumnSpec | None = None
+
+    def deepen(self, spec: ColumnSpec) -> bool:
+        """Grow the tree by one depth of columns of one shape; whether there was a node to split.
+
+        Parameters
+        ----------
+        spec : ColumnSpec
+        """
+        items, before = self.items, self.grown
+        tree, branches = self._split(before.tree)
+        if not branches:
+            return False
+        shape = Shape(spec, self._twins, items.answers.shape[1], self._parent)
+        classes = []
+        for branch in branches.values():
+            rows = branch.rows[self._learning[branch.rows]]
+            classes.append(Cohort(rows, branch.above, answers=items.answers[torch.from_numpy(rows)]))
+        way, after, columns = np.full(len(items), NO_NODE, np.int32), before.answers[-1].clone(), dict(before.columns)
+        for (node, branch), path in zip(branches.items(), self._trainer.train(shape, classes), strict=True):
+            branch.above = (*branch.above, (shape, path))
+            mine = items.take(branch.rows)
+            chain = [load_column(*each) for each in branch.above]
+            after[torch.from_numpy(branch.rows)], stages, _ = through(mine, chain)
+            if self._vectors is None:
+                branch.features = features_at(mine.maps[-1], stages)
+            way[branch.rows], columns[node] = node, chain[-1]
+        self.grown = Grown(tree, columns, np.column_stack([before.nodes, way]), (*before.answers, after))
+        self._branches, self._parent, self._limits = branches, spec if spec.stages else None, _BELOW
+        return True
+
+    def _split(self, tree: FeatureTree) -> tuple[FeatureTree, dict[int, _Branch]]:
+        """Cluster the items of each leaf that has enough of them."""
+        grown: dict[int, _Branch] = {}
+        own = self._parent is not None and self._vectors is None
+        for node, branch in self._branches.items():
+            known = self._learning[branch.rows]
+            count = min(max(int(known.sum()) // _ITEMS_EACH, self._limits[0]), self._limits[1])
+            smallest = max(_FEWEST, int(known.sum()) // (4 * count))
+            unread = self._twins.maps[-1].channels if own else 0
+            vectors = branch.features[known]
+            tree, _ = tree.split(node, vectors, count, smallest=smallest, seed=self._seed, unread=unread)
+            below = tree.step(node, branch.features)
+            for child in tree.children(node).tolist():
+                at = np.flatnonzero(below == child)
+                grown[child] = _Branch(branch.rows[at], branch.features[at], branch.above)
+        return tree, grown
+
+
 def grow(
-    store: ItemStore,
-    twins: FeatureMaps,
-    specs: Sequence[ColumnSpec],
-    options: TrainingOptions,
-    *,
-    clusters: int | None = None,
-    vectors: NDArray[np.float32] | None = None,
-    answers: Tensor | None = None,
+    store: ItemStore, twins: FeatureMaps, specs: Sequence[ColumnSpec], options: TrainingOptions, **more: Any
 ) -> Grown:
-    """Cluster items, train a column for each cluster, and cluster again by the columns' features.
+    """Grow a tree of a fixed number of depths.
 
     Parameters
     ----------
@@ -105,60 +198,11 @@ def grow(
     specs : sequence of ColumnSpec
         Shape of the columns at each depth of the tree.
     options : TrainingOptions
-    clusters : int, optional
-        Largest number of clusters at the first depth; by default 6 to 32, by the number of items.
-    vectors : ndarray, float32, (n, d), optional
-        Features by which all items are clustered at every depth, instead of high-level features.
-    answers : Tensor, float32, (n, classes), optional
-        Answers that the columns correct, instead of the base's.
+    **more
+        As for `TreeGrower`.
     """
-    trainer = ColumnTrainer(store, options)
-    items = store.read(last=max(len(twins.maps) - spec.first + 1 for spec in specs))
-    items = items if answers is None else items.answered(answers)
-    learning = ~items.held
-    tree = FeatureTree.root(int(learning.sum()))
-    branches = {ROOT: _Branch(np.arange(len(items)), items.features if vectors is None else vectors)}
-    columns: dict[int, Column] = {}
-    ways, after_each = [], [items.answers]
-    parent: ColumnSpec | None = None
+    grower = TreeGrower(store, twins, options, maps=max(len(twins.maps) - spec.first + 1 for spec in specs), **more)
     for spec in specs:
-        shape = Shape(spec, twins, items.answers.shape[1], parent)
-        limits = _BELOW if columns else (clusters or _FIRST[0], clusters or _FIRST[1])
-        tree, grown = _split(tree, branches, learning, limits, options.seed)
-        classes = []
-        for branch in grown.values():
-            rows = branch.rows[learning[branch.rows]]
-            classes.append(Cohort(rows, branch.above, answers=items.answers[torch.from_numpy(rows)]))
-        way, after = np.full(len(items), NO_NODE, np.int32), after_each[-1].clone()
-        for (node, branch), path in zip(grown.items(), trainer.train(shape, classes), strict=True):
-            branch.above = (*branch.above, (shape, path))
-            mine = items.take(branch.rows)
-            chain = [load_column(*each) for each in branch.above]
-            after[torch.from_numpy(branch.rows)], stages, _ = through(mine, chain)
-            branch.features = features_at(mine.maps[-1], stages) if vectors is None else branch.features
-            way[branch.rows], columns[node] = node, chain[-1]
-        branches, parent = grown, spec if spec.stages else None
-        ways.append(way)
-        after_each.append(after)
-    return Grown(tree, columns, np.stack(ways, axis=1), tuple(after_each))
-
-
-def _split(
-    tree: FeatureTree,
-    branches: dict[int, _Branch],
-    learning: NDArray[np.bool_],
-    limits: tuple[int, int],
-    seed: int,
-) -> tuple[FeatureTree, dict[int, _Branch]]:
-    """Cluster the items of each leaf that has enough of them."""
-    grown: dict[int, _Branch] = {}
-    for node, branch in branches.items():
-        known = learning[branch.rows]
-        count = min(max(int(known.sum()) // _ITEMS_EACH, limits[0]), limits[1])
-        smallest = max(_FEWEST, int(known.sum()) // (4 * count))
-        tree, _ = tree.split(node, branch.features[known], count, smallest=smallest, seed=seed)
-        below = tree.step(node, branch.features)
-        for child in tree.children(node).tolist():
-            at = np.flatnonzero(below == child)
-            grown[child] = _Branch(branch.rows[at], branch.features[at], branch.above)
-    return tree, grown
+        if not grower.deepen(spec):
+            break
+    return grower.grown

@@ -30,11 +30,34 @@ from coarse2fine.tiling.geometry import Box
 
 # Probabilities of cells that are collected; the gate is a band within.
 _BAND = Gate(FLOOR, 0.98)
-# Batches of crops as a share of the refine net's training steps, and cells kept of each batch.
-_DRAWS, _CELLS_OF_BATCH = 0.15, 96
-_MOST_PARTS, _CELLS_OF_PART = 256, 256
+_CELLS_OF_BATCH = 96
+_MOST_BYTES = 2**30
 _SCENES = 6
 _TILE = 32
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How many cells are collected.
+
+    Parameters
+    ----------
+    batches : float
+        Batches of crops as a share of the refine net's training steps; `_CELLS_OF_BATCH` cells are kept of each.
+    parts, cells : int
+        Most held-out parts, and most cells of each.
+    """
+
+    batches: float = 0.15
+    parts: int = 256
+    cells: int = 256
+
+    def limited(self, layout: ColumnInputs, steps: int) -> Draws:
+        """As many as fit into the memory set aside, for columns with these inputs and a net trained for `steps`."""
+        item = sum(2 * t.channels * side**2 for t, side in zip(layout.maps, layout.sides(1), strict=True))
+        items = self.batches * steps * _CELLS_OF_BATCH + self.parts * self.cells
+        share = min(1.0, _MOST_BYTES / (items * item))
+        return Draws(share * self.batches, self.parts, max(1, int(share * self.cells)))
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,7 @@ class UnsureCells:
         runtime: Runtime,
         layout: ColumnInputs,
         folder: Path,
+        draws: Draws,
     ) -> UnsureCells | None:
         """Run the refine net on crops and on held-out parts; None if it is unsure of no cell of the crops.
 
@@ -74,14 +98,15 @@ class UnsureCells:
             Inputs of the columns to train.
         folder : Path
             Folder of the store; a complete one of the same net and scenes is reused.
+        draws : Draws
         """
-        parts = _held_parts(scenes, recipe.seed)
-        name = _name(model, recipe, layout, scenes, runtime)
+        parts = _held_parts(scenes, draws.parts, recipe.seed)
+        name = _name(model, recipe, layout, scenes, runtime, draws)
         cells = sum(box.area for _, box in parts)
         with contextlib.suppress(FileNotFoundError):
             if (store := ItemStore(folder)).name == name:
                 return cls(store, cells)
-        source = _Source(model, recipe, scenes, runtime, layout)
+        source = _Source(model, recipe, scenes, runtime, layout, draws)
         learning = (part for part in source.learning() if len(part))
         first = next(learning, None)
         if first is None:
@@ -91,9 +116,11 @@ class UnsureCells:
         return cls(ItemStore.write(folder, found, loss="sigmoid", name=name), cells)
 
 
-def _name(model: Model, recipe: Recipe, layout: ColumnInputs, scenes: Sequence[Scene], runtime: Runtime) -> str:
+def _name(
+    model: Model, recipe: Recipe, layout: ColumnInputs, scenes: Sequence[Scene], runtime: Runtime, draws: Draws
+) -> str:
     """Digest of all that the items depend on; pixels enter through the weights of the net trained on them."""
-    digest = hashlib.sha256(f"{recipe} {layout.spec} {runtime.dtype} {_BAND} {_SCENES} quarters".encode())
+    digest = hashlib.sha256(f"{recipe} {layout.spec} {runtime.dtype} {_BAND} {_SCENES} quarters {draws}".encode())
     for scene in scenes:
         digest.update(f"{scene.image.name} {scene.cell_shape} {scene.digest}".encode())
         digest.update(np.packbits(scene.held).tobytes())
@@ -102,11 +129,11 @@ def _name(model: Model, recipe: Recipe, layout: ColumnInputs, scenes: Sequence[S
     return digest.hexdigest()
 
 
-def _held_parts(scenes: Sequence[Scene], seed: int) -> list[tuple[int, Box]]:
+def _held_parts(scenes: Sequence[Scene], most: int, seed: int) -> list[tuple[int, Box]]:
     """Held-out parts, or a random choice of them: the number of the scene, and a box of its fine cells."""
     rows = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.argwhere(scene.held).tolist()]
     found = []
-    for s, y, x in some_parts(rows, _MOST_PARTS, seed):
+    for s, y, x in some_parts(rows, most, seed):
         height, width = scenes[s].cell_shape
         y0, x0 = y * PART, x * PART
         found.append((s, Box(y0, x0, min(y0 + PART, height), min(x0 + PART, width))))
@@ -117,16 +144,23 @@ class _Source:
     """Runs the refine net and yields items of its unsure cells."""
 
     def __init__(
-        self, model: Model, recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime, layout: ColumnInputs
+        self,
+        model: Model,
+        recipe: Recipe,
+        scenes: Sequence[Scene],
+        runtime: Runtime,
+        layout: ColumnInputs,
+        draws: Draws,
     ) -> None:
         self._recipe, self._scenes, self._runtime, self._layout = recipe, scenes, runtime, layout
+        self._draws = draws
         self._net = runtime.place(net_of(model.refiner))
 
     def learning(self) -> Iterator[Items]:
         """Training items: cells of random crops, drawn with other seeds than the refine net's training crops."""
         # Crops anywhere, not around objects: columns also learn class frequencies.
         make = batches(self._recipe, self._scenes, around=0.0)
-        for step in range(max(4, round(_DRAWS * self._recipe.steps))):
+        for step in range(max(4, round(self._draws.batches * self._recipe.steps))):
             rng = np.random.default_rng((self._recipe.seed, 1, step))
             x, classes, valid, *_ = make(rng)
             group = np.zeros(classes.shape[-2:], np.int64)
@@ -151,7 +185,7 @@ class _Source:
             if few:
                 y, x_ = np.indices(group.shape) >= PART // 2
                 group = 4 * group + 2 * y + x_
-            yield self._items(x, classes, valid, _CELLS_OF_PART, rng, group=group, held=True)
+            yield self._items(x, classes, valid, self._draws.cells, rng, group=group, held=True)
 
     @torch.inference_mode()
     def _items(

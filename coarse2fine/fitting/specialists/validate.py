@@ -15,7 +15,7 @@ from torch import Tensor
 from coarse2fine.fitting.specialists.evidence import LEVEL, Columns, Decision, chance, decide
 from coarse2fine.fitting.specialists.grow_tree import Grown
 from coarse2fine.fitting.specialists.items import Items, loss_of, squared_of, wrong
-from coarse2fine.models.feature_tree import NO_NODE
+from coarse2fine.models.feature_tree import NO_NODE, ROOT
 from coarse2fine.models.gate import Gate
 
 # Shrinkage factors of columns: trained on the refine net's own training data, they are overconfident.
@@ -201,6 +201,24 @@ def judge_tree(grown: Grown, items: Items, *, exclusive: bool) -> tuple[Grown, G
     Verdict
     """
     return _judge_tree(grown, items, gates_tried(exclusive=exclusive), SHARES, answers_measured(exclusive))
+
+
+def judge_last(grown: Grown, items: Items, *, exclusive: bool) -> Verdict:
+    """The gain of the last depth of a tree over the depths above it.
+
+    Parameters
+    ----------
+    grown : Grown
+        Grown on `items`.
+    items : Items
+        Only the held-out items count.
+    exclusive : bool
+        Whether an item has one class.
+    """
+    tree = grown.tree
+    flat = replace(tree, parent=np.where(tree.depths == tree.depths.max(), ROOT, tree.parent))
+    last = Grown(flat, {}, grown.nodes[:, -1:], grown.answers[-2:])
+    return judge_tree(last, items.answered(grown.answers[-2]), exclusive=exclusive)[2]
 
 
 def judge_reconstruction(grown: Grown, items: Items) -> tuple[Grown, Verdict]:

@@ -193,7 +193,7 @@ def macs_of(grown: Grown, gate: Gate, tree: FeatureTree, *, routed: bool = True)
     own = np.array([0, *(grown.columns[node].macs(1, 1) for node in range(1, len(tree)))])
     # Routing goes only to nodes with a column below them.
     followed = np.array([bool(tree.kept[tree.children(node)].any()) for node in range(len(tree))])
-    routing = np.array([centres.size for centres in tree.centres]) * followed * routed
+    routing = np.array([tree.step_macs(node) for node in range(len(tree))]) * followed * routed
     for nodes, after in zip(grown.nodes.T, grown.answers[1:], strict=True):
         going &= gate.unsure(answers).numpy() & followed[at]
         spent += going * routing[at]

@@ -57,7 +57,7 @@ def tree(items: Items, rng: np.random.Generator) -> Grown:
     answers = (items.answers, items.answers + steps[0], items.answers + steps.sum(dim=0))
     centres = tuple(np.zeros((int((parent == node).sum()), 1), np.float32) for node in range(len(parent)))
     nodes = np.stack([first, first + COLUMNS], axis=1).astype(np.int32)
-    clusters = FeatureTree(parent, np.ones(len(parent), np.int64), np.ones(len(parent), bool), centres)
+    clusters = FeatureTree(parent, np.ones(len(parent), np.int64), np.ones(len(parent), bool), centres, centres)
     return Grown(clusters, {}, nodes, answers)
 
 
@@ -137,7 +137,7 @@ def test_a_column_that_paints_worse_falls_back_to_its_parent() -> None:
     tiles = np.zeros((n, 1, 1, 1), np.uint8)
     items = Items((zeros[:, :1, None, None],), zeros, target, torch.ones(n, 1), np.ones(n, bool), image, tiles)
     centres = (np.zeros((3, 1), np.float32), *[np.zeros((0, 0), np.float32)] * 3)
-    clusters = FeatureTree(np.array([-1, 0, 0, 0], np.int32), np.ones(4, np.int64), np.ones(4, bool), centres)
+    clusters = FeatureTree(np.array([-1, 0, 0, 0], np.int32), np.ones(4, np.int64), np.ones(4, bool), centres, centres)
     judged, verdict = judge_reconstruction(Grown(clusters, {}, node[:, None], (zeros, last)), items)
     assert judged.tree.kept.tolist() == [True, True, False, False]
     assert verdict.pays()
