@@ -24,6 +24,7 @@ from coarse2fine.models.errors import ModelError
 from coarse2fine.models.firing import Firing
 from coarse2fine.refiners.protocol import Label, Refiner
 from coarse2fine.refiners.registry import find_refiner
+from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.geometry import ceil_div
@@ -209,6 +210,12 @@ class Model:
         return next((each for each in self.refiner.specialists if isinstance(each, SpecialistTree)), None)
 
     @property
+    def scan_groups(self) -> SpecialistGroups | None:
+        """Specialists that the scan's features choose, if the refiner has any."""
+        groups = (each for each in self.refiner.specialists if isinstance(each, SpecialistGroups) and each.block)
+        return next(groups, None)
+
+    @property
     def areas(self) -> NDArray[np.bool_]:
         """Which labels are areas, by their index."""
         return np.array([label.kind == "area" for label in self.labels], bool)
@@ -259,8 +266,11 @@ class Model:
 
     def window_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of refining one window, with halo and what is set aside for specialists; sides in cells."""
-        fine = self.geometry.fine
-        return self.refiner.expected_macs(cell_height * fine, cell_width * fine)
+        fine, groups = self.geometry.fine, self.scan_groups
+        macs = self.refiner.expected_macs(cell_height * fine, cell_width * fine)
+        if groups is not None and self.cascade:  # the base has not scanned all windows: it does so before refining
+            macs += self.base.spec.macs(*(groups.reach(side) for side in (cell_height, cell_width)))
+        return macs
 
     def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
         """Cells of an image of `full_shape` pixels (height, width); those at the far edges may reach beyond it."""

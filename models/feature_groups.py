@@ -81,6 +81,25 @@ class Groups:
         return torch.stack([above[:, group == g].any(dim=1) for g in range(len(self))], dim=1)
 
 
+def by_block(cells: Tensor, side: int) -> Tensor:
+    """Whether a group fires in any cell of each block, at all of its cells.
+
+    Parameters
+    ----------
+    cells : Tensor, bool, (n, groups, h, w)
+        With sides that are multiples of `side`.
+    side : int
+        Cells along a side of a block.
+
+    Returns
+    -------
+    Tensor, bool, (n, groups, h, w)
+    """
+    n, groups, height, width = cells.shape
+    blocks = cells.view(n, groups, height // side, side, width // side, side).any(dim=5).any(dim=3)
+    return blocks.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+
+
 def _together(fires: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
     """Group the columns of a table by average linkage of their Jaccard distances."""
     if fires.shape[1] == 1:

@@ -9,7 +9,7 @@ from coarse2fine.cli.experts import add_expert_options, expert_from, watch_from
 from coarse2fine.cli.options import add_common, add_reading, check_writable
 from coarse2fine.terminal import say, say_lines
 
-SPECIALISTS = ("heads", "tree", "activity", "both", "auto", "none")
+SPECIALISTS = ("heads", "tree", "activity", "auto", "none")
 """Values of ``--specialists``."""
 
 

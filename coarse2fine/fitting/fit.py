@@ -42,6 +42,7 @@ from coarse2fine.fitting.hold_out import check_cells, check_objects, hold_back
 from coarse2fine.fitting.pairs import Sources, load_pairs
 from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.scene import PART, LeftOut, Scene
+from coarse2fine.fitting.specialists.activity import add_activity
 from coarse2fine.fitting.specialists.add import MODES, Mode, add_specialists
 from coarse2fine.fitting.teacher import Answers, exhaustive_answer
 from coarse2fine.fitting.timm_weights import Weights, make_backbone
@@ -61,7 +62,7 @@ from coarse2fine.tiling.image import Image
 
 _HELD_SHARE = 0.2
 # Progress bars with their usual shares of the time; a search trains several bases.
-_FIRST = (("refine net", 0.45), ("specialists", 0.06), ("refine net's answer", 0.01))
+_FIRST = (("refine net", 0.45), ("specialists", 0.06), ("refine net's answer", 0.01), ("specialists of the scan", 0.02))
 _EACH_BASE = (("samples for the base", 0.06), ("base", 0.4), ("calibrating", 0.02))
 _EXPECTED = (_FIRST + _EACH_BASE, _FIRST + 4 * _EACH_BASE)
 
@@ -140,12 +141,13 @@ def fit(
         Recall against the exhaustive pass for which the default threshold is set, on held-out parts of the scenes.
     steps : int
         Optimisation steps of each of the two nets.
-    specialists : {"heads", "tree", "activity", "both", "auto"}, optional
-        Small nets that run where the refine net is unsure: "heads", a linear reader for each cluster of cells; "tree",
-        columns of convolutions for each cluster, in a tree of depth two; "activity", such columns for groups of
-        features, where they fire; "both", the tree after the groups. They are kept only if they help significantly on
-        held-out parts of the scenes; if not, and they were requested by name, a warning says so. "auto" takes the best
-        of the first three that helps significantly; None tries none.
+    specialists : {"heads", "tree", "activity", "auto"}, optional
+        Small nets for kinds of cells, beside the refine net: "heads", a linear reader for each cluster of unsure cells;
+        "tree", columns of convolutions for each cluster, and for clusters within it, as deep as it helps; "activity",
+        columns for groups of features of the scan, computed at full resolution only where these fire. They are kept
+        only if they help significantly on held-out parts of the scenes; if not, and they were requested by name, a
+        warning says so. "auto" takes the better of the first two if it helps significantly, and then the third if it
+        does beside them; None tries none.
     cache : path, optional
         Folder for the specialists' training data and weights (up to some hundred MB), so that an interrupted fit of the
         same scenes can resume. If a Dask client or scheduler is set, it trains them: its workers must see the folder.
@@ -211,11 +213,12 @@ def fit(
             _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
         ]
         best = min(found, key=lambda each: each.cost)
+        record, best, setting = add_activity(draft.provenance, best, recipe, setting, specialists, bars)
         best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
     known = {"runtime": runtime.name, "torch": str(torch.__version__), "calibrated_on_training": self_calibrated}
     cost = {"minimised": minimise, "cost": best.cost} | _tried(found)
     origin = _origin(recipe, scenes, sizes, lost) | _origin_of_base(base, base_weights)
-    return replace(best.model, provenance={**best.model.provenance, **draft.provenance, **origin, **known, **cost})
+    return replace(best.model, provenance={**best.model.provenance, **record, **origin, **known, **cost})
 
 
 def _fine_planes(planes: Geometry) -> Geometry:

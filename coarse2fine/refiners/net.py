@@ -130,13 +130,13 @@ class NetRefiner(Refiner):
             net = filled(lambda: ConvStack(spec), own)
         if not isinstance(net, ConvStack):
             raise ValueError(f"no weights of the refine net {text['refiner']}")
-        maps = FeatureMaps.of(net)
+        maps, scanned = FeatureMaps.of(net), base.high_channels
         return cls(
             net=net,
             labels=tuple(Label(**label) for label in text["labels"]),
             downsample=text["geometry"]["refine_downsample"],
             tree=SpecialistTree.load(arrays, text["tree"], maps) if "tree" in text else None,
-            groups=SpecialistGroups.load(arrays, text["groups"], maps) if "groups" in text else None,
+            groups=SpecialistGroups.load(arrays, text["groups"], maps, scanned) if "groups" in text else None,
             **more,
         )
 

@@ -54,6 +54,10 @@ class ImageContext:
         Least score of a candidate.
     learned : object
         Model of the image from the scan, for refiners that learn; None for others.
+    fires : callable, optional
+        From the first fine cells (y, x) of windows, int64, (n, 2), and their shape in fine cells to whether each group
+        of the scan's features fires in each fine cell, bool, (n, groups, h, w). None if the refiner has no specialists
+        that the scan chooses, or there is no scan: they do not run then.
     """
 
     runtime: Runtime
@@ -61,6 +65,7 @@ class ImageContext:
     fine_shape: tuple[int, int]
     floor: float
     learned: Any = None
+    fires: Callable[[NDArray[np.int64], tuple[int, int]], NDArray[np.bool_]] | None = None
 
 
 class RunningRefiner(Protocol):

@@ -1,4 +1,8 @@
-"""Specialists for groups of features as part of a model: each runs only in the cells where its features fire."""
+"""Specialists for groups of features as part of a model: each runs only where its features fire.
+
+The features are those of the scan, which are known before any pixel is read at full resolution: they decide, for blocks
+of cells, which columns run there. In older models they are the refine net's own, cell by cell.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from coarse2fine.bundle import under
 from coarse2fine.models.column import Column
 from coarse2fine.models.feature_groups import Groups
-from coarse2fine.models.feature_maps import ColumnInputs, ColumnSpec, FeatureMaps
+from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.sparse_columns import Activity
 from coarse2fine.specialists.tree import column_arrays, load_columns, macs_of
+from coarse2fine.tiling.geometry import ceil_div
 
 _PREFIX = "groups."
 _NAMED = 6
-# Unsure cells are few and scattered: larger tiles would mostly hold cells that are not needed.
-_TILE = 1
+_MOST_BLOCK = 1024
+# Sides, in fine cells, of the squares run at once: single cells if they are few and scattered; parts of blocks.
+_TILE, TILE_OF_BLOCKS = 1, 8
 
 
 @dataclass(frozen=True)
 class SpecialistGroups:
-    """Groups of high-level features of the refine net that fire together, each with a column.
+    """Groups of high-level features that fire together, each with a column.
 
     Parameters
     ----------
@@ -42,6 +50,9 @@ class SpecialistGroups:
         Expected multiply-adds for a refined cell, measured on held-out cells.
     classes : int
         Number of classes of the answer.
+    block : int
+        Side, in cells of the scan, of the blocks in which features of the scan decide: a group fires in a block if one
+        of its features fires in any cell of it. 0 if the refine net's features decide, in each cell.
     """
 
     groups: Groups
@@ -50,16 +61,28 @@ class SpecialistGroups:
     gate: Gate
     macs_per_cell: float
     classes: int
+    block: int = 0
 
     def __str__(self) -> str:
+        if self.block:
+            return "\n".join([f"{len(self.columns)} groups of features of the scan, run where they fire", *self._lines])
         where = f" and a class has a probability of {self.gate.low:g} to {self.gate.high:g}"
         everywhere = self.gate == Gate.open(exclusive=False)
-        lines = [f"{len(self.columns)} groups of features, run where they fire{'' if everywhere else where}"]
+        first = f"{len(self.columns)} groups of features, run where they fire{'' if everywhere else where}"
+        return "\n".join([first, *self._lines])
+
+    def reach(self, cells: int) -> int:
+        """Cells along a side of all blocks that `cells` cells in a row may touch."""
+        return ceil_div(cells + self.block - 1, self.block) * self.block
+
+    @property
+    def _lines(self) -> list[str]:
+        lines = []
         for g in range(len(self.columns)):
             members = [str(f) for f in (self.groups.group == g).nonzero()[0].tolist()]
             more = f" and {len(members) - _NAMED} more" if len(members) > _NAMED else ""
             lines.append(f"  {g}: features {', '.join(members[:_NAMED])}{more}")
-        return "\n".join(lines)
+        return lines
 
     def runner(self, runtime: Runtime) -> GroupRunner:
         """A runner of the groups' columns."""
@@ -78,10 +101,13 @@ class SpecialistGroups:
             "gate": asdict(self.gate),
             "macs_per_cell": self.macs_per_cell,
             "classes": self.classes,
+            "block": self.block,
         }
 
     @classmethod
-    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: FeatureMaps) -> SpecialistGroups:
+    def load(
+        cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], twins: FeatureMaps, scanned: int
+    ) -> SpecialistGroups:
         """Build from the results of `arrays` and `describe`.
 
         Parameters
@@ -90,18 +116,23 @@ class SpecialistGroups:
         text : mapping
         twins : FeatureMaps
             Maps of the refine net.
+        scanned : int
+            High-level features of the scan.
         """
         own = under(arrays, _PREFIX)
         spec = ColumnSpec.parse(text["spec"])
         columns = load_columns(own, "column.", lambda _: Column(spec, twins, text["classes"]))
         groups = Groups(own["group"], own["threshold"])
-        width = twins.maps[-1].channels
+        block = text.get("block", 0)
+        if not isinstance(block, int) or not 0 <= block <= _MOST_BLOCK:
+            raise ValueError(f"expected blocks of up to {_MOST_BLOCK} cells a side, got {block!r:.60}")
+        width = scanned if block else twins.maps[-1].channels
         if groups.group.dtype != np.int64 or not groups.group.shape == groups.threshold.shape == (width,):
             raise ValueError(f"expected a group and a threshold for each of {width} features")
         if not columns or len(columns) != len(groups):
             raise ValueError(f"expected a column for each of {len(groups)} groups, got {len(columns)}")
         gate = Gate(**text["gate"])
-        return cls(groups, spec, tuple(columns.values()), gate, macs_of(text), text["classes"])
+        return cls(groups, spec, tuple(columns.values()), gate, macs_of(text), text["classes"], block)
 
 
 class GroupRunner:
@@ -111,26 +142,24 @@ class GroupRunner:
     ----------
     own : SpecialistGroups
     runtime : Runtime
-
-    Attributes
-    ----------
-    macs_most : int
-        Multiply-adds of one column for one cell.
     """
 
     def __init__(self, own: SpecialistGroups, runtime: Runtime) -> None:
-        self._gate, self._groups = own.gate, own.groups
-        self._activity = Activity([runtime.place(column) for column in own.columns], _TILE)
-        self._layout: ColumnInputs = own.columns[0].layout
-        self.macs_most = own.columns[0].macs(_TILE, _TILE)
+        self._gate, self._groups, self._column = own.gate, own.groups, own.columns[0]
+        self.tile = TILE_OF_BLOCKS if own.block else _TILE
+        self._activity = Activity([runtime.place(column) for column in own.columns], self.tile)
 
     @property
     def macs_spent(self) -> int:
         """Multiply-adds up to now."""
         return self._activity.macs_spent
 
-    def fires(self, features: list[Tensor], classes: Tensor, inside: Tensor) -> Tensor:
-        """Cells where groups fire and the answer is unsure.
+    def tile_macs(self, height: int, width: int) -> int:
+        """Multiply-adds of one column for one tile of a window of `height` x `width` fine cells."""
+        return self._column.macs(min(height, self.tile), min(width, self.tile))
+
+    def fires(self, features: list[Tensor], classes: Tensor) -> Tensor:
+        """Cells where groups fire by the refine net's features, and where its answer is unsure.
 
         Parameters
         ----------
@@ -138,16 +167,32 @@ class GroupRunner:
             Features of the refine net for a batch of windows.
         classes : Tensor, float, (n, classes, h, w)
             Logits of the refine net.
-        inside : Tensor, bool, (n, h, w)
-            Cells of the image.
 
         Returns
         -------
         Tensor, bool, (n, groups, h, w)
         """
-        return self._groups.fires(features[-1]) & (self._gate.unsure(classes) & inside)[:, None]
+        return self._groups.fires(features[-1]) & self._gate.unsure(classes)[:, None]
+
+    def within(self, fires: Tensor, most: NDArray[np.int64] | None) -> Tensor:
+        """The first tiles of each window in which a group fires, in raster order, group after group.
+
+        Parameters
+        ----------
+        fires : Tensor, bool, (n, groups, h, w)
+        most : ndarray, int64, (n,), optional
+            Tiles of each window, counted for each group; no limit if None.
+        """
+        if most is None:
+            return fires
+        sides = [min(self.tile, n) for n in fires.shape[2:]]
+        tiles = functional.max_pool2d(fires.float(), sides, ceil_mode=True) > 0
+        limit = torch.from_numpy(most[:, None]).to(fires.device)
+        kept = tiles & (tiles.flatten(1).cumsum(1) <= limit).view_as(tiles)
+        spread = kept.repeat_interleave(sides[0], dim=2).repeat_interleave(sides[1], dim=3)
+        return fires & spread[..., : fires.shape[2], : fires.shape[3]]
 
     def added(self, x: Tensor, features: list[Tensor], fires: Tensor) -> Tensor:
         """Mean output of the columns of all groups that fire in each cell, (n, classes, h, w)."""
-        total = self._activity(self._layout.read(x, features), fires)
+        total = self._activity(self._column.layout.read(x, features), fires)
         return total / fires.sum(dim=1, keepdim=True).clamp(min=1).to(total.dtype)

@@ -21,14 +21,14 @@ from coarse2fine.steps.refine import Refinement
 from coarse2fine.steps.scan import Scan
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
-Looked = tuple[Scan, NoveltyModel | None]
+Looked = tuple[Scan, NoveltyModel | NDArray[np.uint16] | None]
 
 
 class Checkpoint:
     """Partial results of an analysis. This base class stores none."""
 
     def scan_or_load(self, look: Callable[[], Looked]) -> Looked:
-        """The stored scan, with the novelty model of a refiner that learns; `look` makes them if none is stored."""
+        """The stored scan, with what the refiner needs from it; `look` makes them if none is stored."""
         return look()
 
     def refine_or_load(self, plan: Plan, refine: Callable[[Plan], Refinement]) -> Refinement:
@@ -99,18 +99,20 @@ def _digest(plan: Plan) -> str:
     return hashlib.sha256(rows.tobytes()).hexdigest()[:32]
 
 
-def _scan_arrays(scan: Scan, novelty: NoveltyModel | None) -> Arrays:
+def _scan_arrays(scan: Scan, novelty: NoveltyModel | NDArray[np.uint16] | None) -> Arrays:
     arrays: Arrays = {"interest": scan.interest, "fired": scan.fired, "macs": np.array(scan.macs)}
-    if novelty is not None:
+    if scan.groups is not None:
+        arrays["groups"] = scan.groups
+    if isinstance(novelty, NoveltyModel):
         arrays |= {f"mixture_{name}": value.numpy() for name, value in vars(novelty.mixture).items()}
         arrays["sample"] = novelty.sample.numpy()
     return arrays
 
 
 def _looked(arrays: Arrays) -> Looked:
-    scan = Scan(arrays["interest"], arrays["fired"], int(arrays["macs"]))
+    scan = Scan(arrays["interest"], arrays["fired"], int(arrays["macs"]), groups=arrays.get("groups"))
     if "sample" not in arrays:
-        return scan, None
+        return scan, scan.groups
     mixture = {name: torch.from_numpy(array) for name, array in under(arrays, "mixture_").items()}
     return scan, NoveltyModel(Mixture(**mixture), torch.from_numpy(arrays["sample"]))
 

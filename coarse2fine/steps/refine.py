@@ -18,6 +18,7 @@ from coarse2fine.preprocess import as_channels, fill_value, normalised
 from coarse2fine.progress import Tick
 from coarse2fine.refiners.protocol import ImageContext, RunningRefiner
 from coarse2fine.steps.plan import Plan
+from coarse2fine.steps.scan_groups import ScanGroups
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
@@ -95,7 +96,8 @@ def refine(
     floor : float
         Least score of a candidate.
     learned : object, optional
-        What the scan learned from the image, for refiners that learn.
+        What the scan learned from the image, for refiners that learn; for specialists that the scan chooses,
+        `Scan.groups`.
     deadline : float, optional
         Time of `time.perf_counter` at which to end with the batch at hand.
     batch_size : int, optional
@@ -109,7 +111,11 @@ def refine(
     interrupted = late = False
     cell = model.geometry.fine_cell
     fine_shape = (ceil_div(image.height, cell), ceil_div(image.width, cell))
-    running = model.refiner.start(context_of(model, runtime, fine_shape, floor, learned))
+    chosen = None
+    if (own := model.scan_groups) is not None:
+        chosen = ScanGroups(image, model, own, runtime, learned)
+        learned = None
+    running = model.refiner.start(context_of(model, runtime, fine_shape, floor, learned, chosen))
     parts, owner = plan.divided(model.longest_window)
     rations = running.rations(parts.sides * model.geometry.fine) if capped else None
     with WindowReader(image, downsample=model.geometry.refine_downsample, fill=fill_value(model)) as reader:
@@ -135,8 +141,10 @@ def refine(
         # The refiner may hold candidates of windows that were not refined completely and do not count as refined.
         covered = plan.take(finished).covered()
         candidates = candidates.take(covered[tuple(candidates.cells.T // model.geometry.fine)])
-    failures = tuple(dict.fromkeys((*reader.failures, *running.failures())))
-    return Refinement(candidates, finished, running.macs_spent, failures, interrupted, late, running.notes(), refused)
+    unread = () if chosen is None else chosen.failures
+    failures = tuple(dict.fromkeys((*reader.failures, *unread, *running.failures())))
+    macs = running.macs_spent + (0 if chosen is None else chosen.macs_spent)
+    return Refinement(candidates, finished, macs, failures, interrupted, late, running.notes(), refused)
 
 
 def _whole(done: NDArray[np.intp], owner: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -161,10 +169,15 @@ def _whole(done: NDArray[np.intp], owner: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def context_of(
-    model: Model, runtime: Runtime, fine_shape: tuple[int, int], floor: float, learned: Any = None
+    model: Model,
+    runtime: Runtime,
+    fine_shape: tuple[int, int],
+    floor: float,
+    learned: Any = None,
+    fires: ScanGroups | None = None,
 ) -> ImageContext:
     """The `ImageContext` of a model's refiner; parameters as there."""
-    return ImageContext(runtime, partial(normalised, model=model, runtime=runtime), fine_shape, floor, learned)
+    return ImageContext(runtime, partial(normalised, model=model, runtime=runtime), fine_shape, floor, learned, fires)
 
 
 def _answers(

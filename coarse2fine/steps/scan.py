@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.model import CascadeStage, Model
+from coarse2fine.models.feature_groups import Groups
 from coarse2fine.models.firing import FIRED, NO_FEATURE
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import fill_value, normalised
@@ -33,6 +34,8 @@ _SQUARES = (2, 4, 8, 16, 32)
 # Naming the features that fired takes a third of the net's time, and only the best cell of each window needs it. Cells
 # below both the prior and this share of tau are never the best of a window.
 _NAMED_FROM = 1 / 8
+SCANNED = np.uint16(1 << 15)
+"""Bit of the map of groups that marks the cells that the base scanned."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,16 @@ class Scan:
         Multiply-adds spent, halos included.
     failures : tuple of str
         Why parts could not be read; they were filled with grey, or left out if the whole block was unreadable.
+    groups : ndarray, uint16, (cell height, cell width), optional
+        Groups of features that fire, see `group_bits`; 0 in cells that the base did not scan. None if the scan chooses
+        no specialists.
     """
 
     interest: NDArray[np.float32]
     fired: NDArray[np.uint8]
     macs: int
     failures: tuple[str, ...] = ()
+    groups: NDArray[np.uint16] | None = None
 
     @classmethod
     def none(cls) -> Scan:
@@ -62,11 +69,20 @@ class Scan:
         return cls.empty((0, 0))
 
     @classmethod
-    def empty(cls, cell_shape: tuple[int, int]) -> Scan:
-        """Maps of an image before the first block: no interest, no features."""
-        return cls(np.zeros(cell_shape, np.float32), np.full((*cell_shape, FIRED), NO_FEATURE, np.uint8), 0)
+    def empty(cls, cell_shape: tuple[int, int], *, grouped: bool = False) -> Scan:
+        """Maps of an image before the first block: no interest, no features; with `grouped` also of groups."""
+        groups = np.zeros(cell_shape, np.uint16) if grouped else None
+        fired = np.full((*cell_shape, FIRED), NO_FEATURE, np.uint8)
+        return cls(np.zeros(cell_shape, np.float32), fired, 0, groups=groups)
 
-    def enter(self, cell_corners: NDArray[np.int64], high: Tensor, logit: Tensor, level: CascadeStage) -> None:
+    def enter(
+        self,
+        cell_corners: NDArray[np.int64],
+        high: Tensor,
+        logit: Tensor,
+        level: CascadeStage,
+        groups: Groups | None = None,
+    ) -> None:
         """Write the answers for blocks of one shape into the maps; cells beyond the maps are left out.
 
         Parameters
@@ -75,6 +91,8 @@ class Scan:
         high : Tensor, float, (n, c, h, w)
         logit : Tensor, float, (n, 1, h, w)
         level : CascadeStage
+        groups : Groups, optional
+            Groups of features that choose specialists.
         """
         firing = level.firing
         assert firing is not None
@@ -89,6 +107,23 @@ class Scan:
         rows, columns = (cell_corners[n.cpu().numpy()] + torch.stack([y, x], dim=1).cpu().numpy()).T
         inside = (rows < height) & (columns < width)
         self.fired[rows[inside], columns[inside], : names.shape[1]] = names[inside]
+        if self.groups is not None and groups is not None:
+            for (top, left), block in zip(cell_corners.tolist(), group_bits(groups, high), strict=True):
+                part = self.groups[top : top + block.shape[0], left : left + block.shape[1]]
+                part[:] = block[: part.shape[0], : part.shape[1]]
+
+
+def group_bits(groups: Groups, high: Tensor) -> NDArray[np.uint16]:
+    """The groups that fire in each cell as the bits of a number, with `SCANNED`.
+
+    Parameters
+    ----------
+    groups : Groups
+    high : Tensor, float, (n, c, h, w)
+    """
+    fires = groups.fires(high).cpu().numpy()
+    powers = (1 << np.arange(fires.shape[1], dtype=np.uint16))[:, None, None]
+    return np.asarray((fires * powers).sum(axis=1, dtype=np.uint16) | SCANNED)
 
 
 def look(
@@ -151,13 +186,20 @@ def survey_level(
     inside : ndarray, bool, (cell height, cell width), optional
         See `look`.
     """
-    scan = Scan.empty(level.cell_shape(image.shape[:2]))
+    groups = _groups_at(model, level)
+    scan = Scan.empty(level.cell_shape(image.shape[:2]), grouped=groups is not None)
     macs = 0
     failures: list[str] = []
     for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level, inside=inside):
-        scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level)
+        scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level, groups)
         macs += cost
     return replace(scan, macs=macs, failures=tuple(failures))
+
+
+def _groups_at(model: Model, level: CascadeStage) -> Groups | None:
+    """Groups of the stage's features that choose specialists: those of the base."""
+    chosen = model.scan_groups
+    return None if chosen is None or level.net is not model.base else chosen.groups
 
 
 def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: CascadeStage) -> Plan:
@@ -181,7 +223,8 @@ def _look_closer(
 ) -> Scan:
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = runtime.place(level.net), level.net.spec
-    scan, macs, done = Scan.empty(level.cell_shape(image.shape[:2])), before.macs, 0
+    groups, macs, done = _groups_at(model, level), before.macs, 0
+    scan = Scan.empty(level.cell_shape(image.shape[:2]), grouped=groups is not None)
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
         for (height, width), rows in plan.by_shape():
             corners = plan.cell_corners[rows]
@@ -193,7 +236,7 @@ def _look_closer(
                 with torch.inference_mode():
                     high = net.high(normalised(batch.pixels, model, runtime))
                     logit = net.head(high)
-                scan.enter(corners[batch.index], high, logit, level)
+                scan.enter(corners[batch.index], high, logit, level, groups)
                 macs += len(batch.index) * spec.macs(height, width)
                 done += len(batch.index)
                 if tick:

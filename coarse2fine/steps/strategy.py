@@ -83,9 +83,11 @@ class FittedScan:
         -------
         Scan
         learned : object
-            Context that the refiner needs from the image; None if it needs none.
+            Context that the refiner needs from the image: where groups of features fire, if they choose specialists;
+            None if it needs none.
         """
-        return look(image, self._model, runtime, tick, inside=inside), None
+        scan = look(image, self._model, runtime, tick, inside=inside)
+        return scan, scan.groups
 
 
 class NoveltyScan(FittedScan):

@@ -163,7 +163,7 @@ def test_test_tiles_decide_nothing(experiment: Experiment, tmp_path: Path) -> No
     tiles = experiment.tiles
     labels = np.where(tiles.test, (tiles.labels + 1) % 10, tiles.labels)
     other = Experiment(replace(tiles, labels=labels), 0, tmp_path, 6, OPTIONS)
-    for name in ("heads_6", "activity"):
+    for name in ("heads_6", "tree"):
         mine, theirs = (VARIANTS[name].run(each) for each in (experiment, other))
         assert list(mine) == list(theirs)
         for key, found in mine.items():

@@ -209,11 +209,15 @@ def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monk
     monkeypatch.setattr("coarse2fine.fitting.specialists.grow_tree._FEWEST", 4)
     scenes = [discs(seed)[0] for seed in (0, 1)]
     images, annotations = [pixels for pixels, _ in scenes], [known for _, known in scenes]
-    options: dict[str, Any] = {"specialists": "both", "steps": 30, "precision": "fp32", "progress": False}
+    options: dict[str, Any] = {"specialists": "auto", "steps": 30, "precision": "fp32", "progress": False}
     model = fit(images, annotations, cache=tmp_path / "cache", **options)
     told = model.provenance["specialists"]
-    assert told["asked"] == told["chosen"] == "both"
-    assert list(told["held_back"]) == ["both"]
+    assert told["asked"] == "auto"
+    assert told["chosen"] in ("heads and activity", "tree and activity")
+    assert list(told["held_back"]) == ["heads", "tree", "activity"]
+    assert len(told["first_stage"]) == 3
+    assert model.scan_groups is not None
+    assert model.scan_groups.spec.first == 1
     assert len(model.refiner.specialists) == 2
     assert model.tree is not None
     assert model.tree.tiles
@@ -244,8 +248,9 @@ def test_specialists_that_have_nothing_to_learn_from_are_left_out(
     small_steps: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coarse2fine.fitting.specialists.unsure_cells._Source.learning", lambda _: iter(()))
+    monkeypatch.setattr("coarse2fine.fitting.specialists.activity.Groups.fit", Mock(side_effect=ValueError))
     pixels, annotations = discs(0)[0]
-    for mode in ("heads", "tree", "activity"):
+    for mode in ("tree", "activity"):
         options: dict[str, Any] = {"specialists": mode, "steps": 10, "precision": "fp32", "progress": False}
         with pytest.warns(UserWarning, match=f"no specialists '{mode}' .*nothing for them to learn from"):
             model = fit([pixels], [annotations], **options)

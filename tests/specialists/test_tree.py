@@ -38,6 +38,8 @@ from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 from coarse2fine.steps import refine
 from coarse2fine.steps.plan import Plan, dense_plan
+from coarse2fine.steps.scan import look
+from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 from tests.refining import built_in, net, with_specialists
 
@@ -81,19 +83,21 @@ def planted(model: Model, *, heads: bool) -> SpecialistTree:
     )
 
 
-def grouped(model: Model) -> SpecialistGroups:
+def grouped(model: Model, block: int = 0) -> SpecialistGroups:
+    """Random columns for groups of the refine net's features; with `block`, for groups of the scan's."""
     twins = FeatureMaps.of(net(model))
-    spec = candidates(twins, 6)[0]
-    group = np.arange(twins.maps[-1].channels) % 4 - 1
-    groups = Groups(group.astype(np.int64), np.full(len(group), 0.4, np.float32))
-    return SpecialistGroups(groups, spec, tuple(lively(spec, twins, 3, None, 5)), GATE, 80.0, 2)
+    spec = candidates(twins, 6)[-1 if block else 0]
+    group = np.arange(model.base.high_channels if block else twins.maps[-1].channels) % 4 - 1
+    groups = Groups(group.astype(np.int64), np.full(len(group), 1.2 if block else 0.4, np.float32))
+    gate, macs = (Gate.always(), 400.0) if block else (GATE, 80.0)
+    return SpecialistGroups(groups, spec, tuple(lively(spec, twins, 3, None, 5)), gate, macs, 2, block)
 
 
-@pytest.fixture(scope="module", params=["tree", "heads", "groups", "both"])
+@pytest.fixture(scope="module", params=["tree", "heads", "groups", "scanned"])
 def model(detector: Model, request: pytest.FixtureRequest) -> Model:
     tree = None if request.param == "groups" else planted(detector, heads=request.param == "heads")
-    groups = grouped(detector) if request.param in ("groups", "both") else None
-    return with_specialists(detector, tree, groups)
+    groups = {"groups": 0, "scanned": 3}.get(request.param)
+    return with_specialists(detector, tree, None if groups is None else grouped(detector, groups))
 
 
 def padded(pixels: NDArray[np.uint8], model: Model) -> NDArray[np.uint8]:
@@ -124,19 +128,42 @@ def at_cell(layout: ColumnInputs, maps: list[Tensor], y: int, x: int) -> list[Te
     return found
 
 
+def in_blocks(pixels: NDArray[np.uint8], model: Model, own: SpecialistGroups) -> NDArray[np.bool_]:
+    """Which groups of the scan's features fire in each cell: those that fire anywhere in its block; by loops."""
+    shape, spec = model.cell_shape(pixels.shape[:2]), model.base.spec
+    box = Box(0, 0, *shape).scale(spec.stride).expand(spec.margin)
+    seen = open_image(pixels).read_scaled(box, model.geometry.scan_downsample)
+    x = torch.from_numpy(((seen / 255 - np.array(model.mean)) / np.array(model.std)).astype(np.float32))
+    high = model.base.high(x.permute(2, 0, 1)[None])[0].numpy()
+    fires = np.zeros((*shape, len(own.columns)), bool)
+    for y, x_ in np.ndindex(*shape):
+        top, left = y // own.block * own.block, x_ // own.block * own.block
+        most = high[:, top : top + own.block, left : left + own.block].max(axis=(1, 2))
+        above = most > own.groups.threshold
+        fires[y, x_] = [above[own.groups.group == g].any() for g in range(len(own.columns))]
+    return fires
+
+
 @torch.inference_mode()
 def plain(pixels: NDArray[np.uint8], model: Model) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The corrected answer of every cell, and its node, by loops."""
     x, features, out = dense_maps(pixels, model)
     nodes = np.zeros(out.shape[2:], np.int64)
+    groups = built_in(model).groups
+    scanned = in_blocks(pixels, model, groups) if groups and groups.block else None
     for cy, cx in np.ndindex(*out.shape[2:]):
         own = out[0, :-BOX_CHANNELS, cy, cx].clone()
-        if (groups := built_in(model).groups) is not None and GATE.unsure(own[None]):
+        later = torch.zeros_like(own)
+        if groups is not None and (groups.block or GATE.unsure(own[None])):
             high = features[-1][0, :, cy, cx].numpy()
-            fire = [g for g in range(3) if (high > groups.groups.threshold)[groups.groups.group == g].any()]
+            if scanned is None:
+                fire = [g for g in range(3) if (high > groups.groups.threshold)[groups.groups.group == g].any()]
+            else:
+                fire = np.flatnonzero(scanned[cy, cx]).tolist()
             layout = groups.columns[0].layout
             parts = [groups.columns[g](at_cell(layout, layout.read(x, features), cy, cx))[0].flatten() for g in fire]
-            own = own + torch.stack(parts).mean(dim=0) if parts else own
+            added = torch.stack(parts).mean(dim=0) if parts else later
+            own, later = (own + added, later) if scanned is None else (own, added)
         if (tree := model.tree) is not None:
             inputs = at_cell(tree.layout, tree.layout.read(x, features), cy, cx)
             stages: list[Tensor] = []
@@ -148,12 +175,14 @@ def plain(pixels: NDArray[np.uint8], model: Model) -> tuple[NDArray[np.float32],
                 added, stages = tree.columns[node](inputs, stages)
                 own = own + added.flatten()
             nodes[cy, cx] = node
-        out[0, :-BOX_CHANNELS, cy, cx] = own
+        out[0, :-BOX_CHANNELS, cy, cx] = own + later
     return out[0].numpy(), nodes
 
 
 def run(pixels: NDArray[np.uint8], model: Model, plan: Plan, runtime: Runtime, **options: object) -> refine.Refinement:
-    return refine.refine(open_image(pixels), plan, model, runtime, floor=0.3, **options)  # type: ignore[arg-type]
+    image = open_image(pixels)
+    learned = look(image, model, runtime).groups if model.scan_groups else None
+    return refine.refine(image, plan, model, runtime, floor=0.3, **{"learned": learned, **options})  # type: ignore[arg-type]
 
 
 def started(model: Model, runtime: Runtime) -> RunningRefiner:
@@ -190,6 +219,38 @@ def test_any_windows_give_what_loops_over_all_cells_give(
     fine = run(pixels, model, whole_plan(pixels, model, side), runtime)
     assert_equal(fine.candidates, replace(every, nodes=nodes[y, x].astype(np.int32)))
     assert len(fine.done) == len(whole_plan(pixels, model, side))
+
+
+@pytest.mark.parametrize("known", [0.0, 0.5])
+def test_cells_that_the_base_did_not_scan_are_scanned_when_they_are_refined(
+    make_image: MakeImage, detector: Model, runtime: Runtime, known: float
+) -> None:
+    model = with_specialists(detector, None, grouped(detector, 3))
+    pixels = make_image(150, 130, seed=3)
+    groups = look(open_image(pixels), model, runtime).groups
+    assert groups is not None
+    assert len(np.unique(groups)) > 2
+    some = np.where(np.random.default_rng(0).random(groups.shape) < known, groups, 0).astype(np.uint16)
+    plan = whole_plan(pixels, model, 2)
+    whole, found = (run(pixels, model, plan, runtime, learned=each) for each in (groups, some))
+    assert_equal(found.candidates, whole.candidates)
+    assert found.macs > whole.macs
+
+
+def test_a_cascade_leaves_the_answer_of_what_is_refined_as_it_is(
+    make_image: MakeImage, zoom_detector: Model, runtime: Runtime
+) -> None:
+    model = with_specialists(zoom_detector, None, grouped(zoom_detector, 3))
+    model = replace(model, cascade=(replace(model.cascade[0], tau=0.4),))
+    pixels = make_image(200, 200, seed=4)
+    scan = look(open_image(pixels), model, runtime)
+    assert scan.groups is not None
+    assert 0 < (scan.groups > 0).mean() < 1
+    plan = whole_plan(pixels, model, 2)
+    plain_model = replace(model, cascade=())
+    assert_equal(run(pixels, model, plan, runtime).candidates, run(pixels, plain_model, plan, runtime).candidates)
+    for budget in (0.3, 0.6):
+        assert analyze(pixels, model, budget=budget, precision="fp32").cost.share <= budget
 
 
 def test_the_exhaustive_pass_with_specialists_is_all_of_itself(

@@ -1,4 +1,4 @@
-"""Specialists for groups of high-level features: training on stored items, and choice of those that help."""
+"""Choice of the groups of features whose columns help on held-out items."""
 
 from __future__ import annotations
 
@@ -10,24 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coarse2fine.fitting.specialists.evidence import Decision
-from coarse2fine.fitting.specialists.items import Items, ItemStore
-from coarse2fine.fitting.specialists.train_columns import (
-    Cohort,
-    ColumnTrainer,
-    Shape,
-    TrainingOptions,
-    load_column,
-    through,
-)
-from coarse2fine.fitting.specialists.validate import SHARES, Measure, Verdict, answers_measured, gates_tried, judged
+from coarse2fine.fitting.specialists.items import Items
+from coarse2fine.fitting.specialists.validate import SHARES, Measure, Verdict, answers_measured, judged
 from coarse2fine.models.column import Column
 from coarse2fine.models.feature_groups import NO_GROUP, Groups
-from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps, cell_rows
 from coarse2fine.models.gate import Gate
-
-_COUNT = (4, 8)
-_ITEMS_EACH = 400
-_DENSITY = 0.25
 
 
 @dataclass(frozen=True)
@@ -50,12 +37,6 @@ class GrownGroups:
     fires: Tensor
     added: tuple[Tensor, ...]
 
-    @classmethod
-    def of(cls, groups: Groups, columns: tuple[Column, ...], items: Items) -> GrownGroups:
-        """Run the columns on any items."""
-        added = tuple(through(items, [column])[2] for column in columns)
-        return cls(groups, columns, groups.fires(items.maps[-1].float()), added)
-
     def shrunk(self, share: float) -> GrownGroups:
         """A copy with the output of every column multiplied by `share`."""
         if share == 1:
@@ -76,46 +57,6 @@ class GrownGroups:
         for g, added in enumerate(self.added):
             total += fires[:, g, None] * added
         return answers + (total / count).mean(dim=(2, 3)), fires.any(dim=(2, 3)).sum(dim=1).numpy()
-
-
-def grow_groups(store: ItemStore, twins: FeatureMaps, spec: ColumnSpec, options: TrainingOptions) -> GrownGroups:
-    """Group the high-level features that fire together, and train a column for each group.
-
-    Parameters
-    ----------
-    store : ItemStore
-    twins : FeatureMaps
-        Maps of the base.
-    spec : ColumnSpec
-        Shape of each column.
-    options : TrainingOptions
-
-    Returns
-    -------
-    GrownGroups
-        With outputs on the held-out items.
-
-    Raises
-    ------
-    ValueError
-        If no feature fires anywhere.
-    """
-    items = store.read(last=len(twins.maps) - spec.first + 1)
-    learning = np.flatnonzero(~items.held)
-    high = items.maps[-1][torch.from_numpy(learning)].float()
-    count = min(max(len(learning) // _ITEMS_EACH, _COUNT[0]), _COUNT[1])
-    groups = Groups.fit(cell_rows(high).numpy(), count, _DENSITY)
-    fires = groups.fires(high)
-    classes = []
-    for g in range(len(groups)):
-        rows = torch.nonzero(fires[:, g].any(dim=(1, 2)))[:, 0]
-        classes.append(Cohort(learning[rows.numpy()], weights=fires[rows, g, None].float()))
-    shape = Shape(spec, twins, items.answers.shape[1])
-    somewhere = [Cohort(learning, weights=fires.any(dim=1, keepdim=True).float())]
-    paths = ColumnTrainer(store, options).train(shape, classes, somewhere)
-    columns = tuple(load_column(shape, path) for path in paths)
-    held = items.take(np.flatnonzero(items.held))
-    return GrownGroups.of(groups, columns, held)
 
 
 class GroupColumns:
@@ -170,7 +111,7 @@ class GroupColumns:
 
 
 def judge_groups(
-    grown: GrownGroups, items: Items, *, exclusive: bool
+    grown: GrownGroups, items: Items, *, exclusive: bool, gates: tuple[Gate, ...]
 ) -> tuple[float, NDArray[np.bool_], Gate, Verdict]:
     """Choose the groups whose columns help, the shrinkage and the gate, and measure their gain.
 
@@ -181,6 +122,8 @@ def judge_groups(
         Only the held-out items count.
     exclusive : bool
         Whether an item has one class.
+    gates : tuple of Gate
+        Gates to choose from, the open one first.
 
     Returns
     -------
@@ -193,7 +136,7 @@ def judge_groups(
     """
     held = items.take(np.flatnonzero(items.held))
     grown = replace(grown, columns=())  # only their outputs are needed
-    gates, measure = gates_tried(exclusive=exclusive), answers_measured(exclusive)
+    measure = answers_measured(exclusive)
 
     def apply(rows: NDArray[np.intp], decided: Decision) -> tuple[Tensor, NDArray[np.int64]]:
         mine = grown.take(rows).shrunk(SHARES[decided.share])

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,6 +141,28 @@ def _held_parts(scenes: Sequence[Scene], most: int, seed: int) -> list[tuple[int
     return found
 
 
+def group_of(parts: Sequence[tuple[int, Any]], number: int, low: Any, right: Any) -> Any:
+    """Group of independent items that cells of a part belong to.
+
+    Parts of one scene are alike, so groups are scenes; if these are too few for a test, groups are parts, or quarters
+    of parts. A quarter is far wider than the net's receptive field.
+
+    Parameters
+    ----------
+    parts : sequence of (int, ...)
+        All parts, their scene first.
+    number : int
+        The part.
+    low, right : bool or ndarray of bool
+        Whether the cells lie in its lower, and in its right half.
+    """
+    scenes = {part[0] for part in parts}
+    group = parts[number][0] if len(scenes) >= _SCENES else number
+    shape = np.broadcast(low, right).shape
+    whole = np.full(shape, group, np.int64)
+    return whole if len(parts) >= _SCENES else 4 * whole + 2 * np.asarray(low) + np.asarray(right)
+
+
 class _Source:
     """Runs the refine net and yields items of its unsure cells."""
 
@@ -169,9 +192,6 @@ class _Source:
     def held(self, parts: Sequence[tuple[int, Box]]) -> Iterator[Items]:
         """Items of held-out parts."""
         spec, recipe = self._recipe.refiner, self._recipe
-        # Parts of one scene are alike, so groups are scenes; if these are too few for a test, groups are parts, or
-        # quarters of parts. A quarter is far wider than the net's receptive field.
-        by_scene, few = len({s for s, _ in parts}) >= _SCENES, len(parts) < _SCENES
         for number, (s, box) in enumerate(parts):
             full = box.scale(spec.stride).expand(spec.margin)
             pixels = self._scenes[s].image.read_scaled(full, recipe.geometry.refine_downsample)
@@ -181,10 +201,8 @@ class _Source:
                 for each in (recipe.planes(pixels), t.classes, t.valid)
             )
             rng = np.random.default_rng((recipe.seed, 2, number))
-            group = np.full(classes.shape[-2:], s if by_scene else number)
-            if few:
-                y, x_ = np.indices(group.shape) >= PART // 2
-                group = 4 * group + 2 * y + x_
+            low, right = np.indices(classes.shape[-2:]) >= PART // 2
+            group = group_of(parts, number, low, right)
             yield self._items(x, classes, valid, self._draws.cells, rng, group=group, held=True)
 
     @torch.inference_mode()

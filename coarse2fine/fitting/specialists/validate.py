@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -94,19 +94,18 @@ class Verdict:
         )
 
 
-def best_way(found: Mapping[str, Sequence[Verdict]], tried: int) -> str | None:
-    """The mode whose significant parts gain most; None if no part is significant.
+def best_way(found: Mapping[str, Verdict], tried: int) -> str | None:
+    """The mode that gains most of those with a significant gain; None if there is none.
 
     Parameters
     ----------
-    found : mapping of str to sequence of Verdict
-        A verdict on each part of each mode; none if a mode found nothing to learn from.
+    found : mapping of str to Verdict
     tried : int
-        Number of parts of all modes: they share the level equally (Bonferroni), so that the probability of keeping any
-        part although none helps stays below it.
+        Number of tests: they share the level equally (Bonferroni), so that the probability of keeping any mode although
+        none helps stays below it.
     """
-    sure = {name: [verdict.worth for verdict in verdicts if verdict.pays(tried)] for name, verdicts in found.items()}
-    return max((name for name in sure if sure[name]), key=lambda name: sum(sure[name]), default=None)
+    sure = {name: verdict.worth for name, verdict in found.items() if verdict.pays(tried)}
+    return max(sure, key=lambda name: sure[name], default=None)
 
 
 def answers_measured(exclusive: bool) -> Measure:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from benchmarks.specialists.data import HELD, TEST, TRAIN, TileSet
 from benchmarks.specialists.nets import answers_of, augmented, inputs, stack, train_net
-from coarse2fine.fitting.specialists.grow_groups import grow_groups, judge_groups
 from coarse2fine.fitting.specialists.grow_tree import Grown, grow
 from coarse2fine.fitting.specialists.items import Items, ItemStore
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
@@ -146,22 +145,6 @@ class Experiment:
             answers, runs = tested.answered(gate, tested.tree)
             spent = macs_of(tested, gate, tested.tree, routed=routed)
             found[name] = self._errors(answers, base + float(spent.mean()), float(runs.mean()))
-        return found
-
-    def activity(self, spec: ColumnSpec) -> dict[str, Errors]:
-        """Columns for groups of features that fire together; results as for "tree"."""
-        store, base = self.store(), self.base().spec.macs(1, 1)
-        grown = grow_groups(store, self.twins(), spec, self.options)
-        items, parts = self._labelled(store)
-        later = parts != TRAIN  # what has grown are the items that train nothing
-        judged, tested = np.flatnonzero(items.held[later]), np.flatnonzero(parts[later] == TEST)
-        share, kept, gate, _ = judge_groups(grown.take(judged), items, exclusive=True)
-        part, own, found = items.take(np.flatnonzero(parts == TEST)), grown.take(tested), {}
-        ways = {"": (own, np.ones(len(kept), bool), UNSURE), "judged": (own.shrunk(share), kept, _within(gate))}
-        for name, (groups, which, band) in ways.items():
-            answers, runs = groups.answered(part.answers, which, band)
-            macs = base + float(runs.mean()) * self.column_macs(spec)
-            found[name] = self._errors(answers, macs, float(runs.mean()))
         return found
 
     def _labelled(self, store: ItemStore) -> tuple[Items, NDArray[np.int8]]:

@@ -14,6 +14,7 @@ from benchmarks.specialists.data import TRAIN, TileSet, load_tile_sets, tiles_of
 from benchmarks.specialists.experiment import Errors, Experiment
 from benchmarks.specialists.novelty import measure_novelty
 from benchmarks.specialists.report import EXPLAINED, section_of
+from benchmarks.specialists.sparse import measure_sparse
 from benchmarks.specialists.variants import FEW, VARIANTS
 from coarse2fine.bench.sections import SectionReport
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
@@ -52,6 +53,8 @@ def benchmark_specialists(out: Path, *, data: Path | None = None, scale: Special
         runs = [_run(tiles, seed, home, scale) for seed in range(scale.seeds)]
         found = {name: [run[name] for run in runs] for name in runs[0]}
         sections.append(section_of(tiles.name, _described(tiles), tiles.groups[tiles.test], found))
+    _say("timing sparse columns")
+    sections.append(measure_sparse())
     _say("planting novelties")
     sections.append(measure_novelty(data, scale.seeds))
     parameters = {"data": data and data.name, **asdict(scale)}

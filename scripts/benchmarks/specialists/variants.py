@@ -79,7 +79,6 @@ VARIANTS: Mapping[str, Variant] = {
         "shared",
     ),
     "tree": Variant("a tree of two steps, half as wide below", _tree, "columns"),
-    "activity": Variant("columns for features that fire together", lambda e: e.activity(e.design(_NARROW)), "shared"),
     "full": Variant("at most 12 full-size columns", _columns(TOP), "columns"),
 }
-FEW = ("base", "longer", "net_columns", "heads_6", "shared", "random", "columns", "tree", "activity")
+FEW = ("base", "longer", "net_columns", "heads_6", "shared", "random", "columns", "tree")

@@ -14,7 +14,7 @@ from coarse2fine.fitting.specialists.evidence import believed, chance, decide
 from coarse2fine.fitting.specialists.grow_groups import GrownGroups, judge_groups
 from coarse2fine.fitting.specialists.grow_tree import Grown
 from coarse2fine.fitting.specialists.items import Items
-from coarse2fine.fitting.specialists.validate import Verdict, best_way, judge_reconstruction, judge_tree
+from coarse2fine.fitting.specialists.validate import Verdict, best_way, gates_tried, judge_reconstruction, judge_tree
 from coarse2fine.models.feature_groups import Groups
 from coarse2fine.models.feature_tree import FeatureTree
 
@@ -46,7 +46,8 @@ def world(groups: int, gain: float, tail: str, rng: np.random.Generator) -> tupl
     fires = torch.from_numpy(rng.random((n, COLUMNS, 1, 1)) < 0.4)
     added = tuple(torch.from_numpy(ADDED * rng.uniform(0.2, 1, (n, 1, 1, 1))).float() for _ in range(COLUMNS))
     none = Groups(np.zeros(1, np.int64), np.zeros(1, np.float32))
-    return *judged, judge_groups(GrownGroups(none, (), fires, added), items, exclusive=False)[3]
+    gates = gates_tried(exclusive=False)
+    return *judged, judge_groups(GrownGroups(none, (), fires, added), items, exclusive=False, gates=gates)[3]
 
 
 def tree(items: Items, rng: np.random.Generator) -> Grown:
@@ -68,8 +69,8 @@ def test_what_does_not_help_is_kept_in_at_most_one_fit_of_twenty() -> None:
     for groups, tail in worlds:
         for _ in range(runs):
             verdicts = world(groups, 0.0, tail, rng)
-            kept = best_way({str(n): [verdict] for n, verdict in enumerate(verdicts)}, 3) is not None
-            one = best_way({"tree": verdicts[:1]}, 1) is not None
+            kept = best_way({str(n): verdict for n, verdict in enumerate(verdicts)}, 3) is not None
+            one = best_way({"tree": verdicts[0]}, 1) is not None
             # All signs of two groups are too few.
             assert groups > 2 or not (kept or one)
             auto, named = auto + kept, named + one
@@ -81,7 +82,7 @@ def test_what_does_not_help_is_kept_in_at_most_one_fit_of_twenty() -> None:
 def test_what_helps_is_kept_in_most_fits(groups: int, gain: float) -> None:
     rng = np.random.default_rng(groups)
     found = [world(groups, gain, "normal", rng) for _ in range(4)]
-    assert sum(best_way({str(n): [v] for n, v in enumerate(f)}, 3) is not None for f in found) >= 3
+    assert sum(best_way({str(n): v for n, v in enumerate(f)}, 3) is not None for f in found) >= 3
 
 
 class OneColumn:

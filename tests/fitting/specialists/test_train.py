@@ -12,7 +12,6 @@ import pytest
 import torch
 import zarr
 
-from coarse2fine.fitting.specialists.grow_groups import grow_groups, judge_groups, kept_groups
 from coarse2fine.fitting.specialists.grow_tree import Grown, TreeGrower, grow
 from coarse2fine.fitting.specialists.items import Items, ItemStore, loss_of, wrong
 from coarse2fine.fitting.specialists.train_columns import TrainingOptions
@@ -216,27 +215,6 @@ def test_one_worker_and_two_give_the_same_and_nothing_is_trained_twice(
     assert {path: path.stat().st_mtime_ns for path in written} == written
     monkeypatch.setattr("coarse2fine.fitting.specialists.train_columns._train_own", None)
     grow(ItemStore(folder), twins(), columns()[:1], QUICK, clusters=3)
-
-
-def test_groups_learn_where_their_features_fire(store: ItemStore) -> None:
-    grown = grow_groups(store, twins(), columns()[0], QUICK)
-    whole = store.read(last=1)
-    held = whole.take(np.flatnonzero(whole.held))
-    torch.testing.assert_close(grown.fires, grown.groups.fires(held.maps[-1].float()))
-    share, kept, gate, verdict = judge_groups(grown, whole, exclusive=True)
-    assert share in SHARES
-    assert verdict.loss < verdict.loss_before
-    assert verdict.pays()
-    some = np.arange(len(kept)) % 2 == 0
-    fewer = kept_groups(grown.groups, some)
-    torch.testing.assert_close(
-        fewer.fires(held.maps[-1].float()), grown.fires[:, torch.from_numpy(np.flatnonzero(some))]
-    )
-    # Where nothing fires, or all is sure, the answer stays.
-    answers, asked = grown.answered(held.answers, kept, gate)
-    same = torch.from_numpy(asked == 0)
-    torch.testing.assert_close(answers[same], held.answers[same], rtol=0, atol=0)
-    assert not np.any(grown.answered(held.answers, np.zeros_like(kept), gate)[1])
 
 
 def test_what_does_not_surely_help_is_not_kept(tmp_path: Path) -> None:
