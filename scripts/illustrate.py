@@ -1,18 +1,23 @@
-"""Make the pictures of the documents, in some minutes: ``python scripts/illustrate.py pictures`` (or ``screens``)."""
+"""Make the pictures of the documents, in some minutes: ``python scripts/illustrate.py pictures``.
+
+Instead of ``pictures`` also ``screens``, or ``mechanism``, which is drawn in a second.
+"""
 
 from __future__ import annotations
 
 import argparse
 
+from documents.mechanism import draw_mechanism
 from documents.pictures import draw_pictures
 from documents.screens import take_screens
 
 
 def main() -> None:
-    """Make the figures, or the screenshots, which need Chromium."""
+    """Make the figures, or the screenshots, which need Chromium, or the figure of specialists."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("pictures", "screens"))
-    draw_pictures() if parser.parse_args().what == "pictures" else take_screens()
+    ways = {"pictures": draw_pictures, "screens": take_screens, "mechanism": draw_mechanism}
+    parser.add_argument("what", choices=tuple(ways))
+    ways[parser.parse_args().what]()
 
 
 if __name__ == "__main__":

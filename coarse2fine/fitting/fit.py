@@ -212,8 +212,7 @@ def fit(
         found = [
             _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
         ]
-        best = min(found, key=lambda each: each.cost)
-        record, best, setting = add_activity(draft.provenance, best, recipe, setting, specialists, bars)
+        record, best, setting = add_activity(draft.provenance, _cheapest(found), recipe, setting, specialists, bars)
         best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
     known = {"runtime": runtime.name, "torch": str(torch.__version__), "calibrated_on_training": self_calibrated}
     cost = {"minimised": minimise, "cost": best.cost} | _tried(found)
@@ -298,6 +297,10 @@ def _calibrated(
     fitted = train_base(recipe, backbone, draft, setting, bars)
     model = replace(draft, geometry=recipe.geometry, base=fitted)
     return calibrate(model, setting, bars.task("calibrating"))
+
+
+def _cheapest(found: Sequence[Calibrated]) -> Calibrated:
+    return min(found, key=lambda each: each.cost)
 
 
 def _tried(found: Sequence[Calibrated]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import command
-from benchmarks.specialists import nets, run
+from benchmarks.specialists import nets, run, sparse
 from benchmarks.specialists.data import HELD, SIDE, TEST, TRAIN, TileSet, load_tile_sets, tiles_of_digits
 from benchmarks.specialists.experiment import Errors, Experiment, macs_of
 from benchmarks.specialists.nets import answers_of, augmented, inputs, stack, stack_of, train_net
@@ -202,6 +202,7 @@ def test_everything_is_told_and_a_second_run_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "measure_novelty", lambda *_, **__: Section("novelty", {"novelty/b/x": 2.0}))
+    monkeypatch.setattr(run, "measure_sparse", lambda: Section("sparse", {}))
     monkeypatch.setattr(run, "tiles_of_digits", lambda: some_digits(200))
     monkeypatch.setattr(run, "QUICK", SCALE)
     given_ = ["specialists", "--quick", "--out", str(tmp_path), "--seeds", "2"]
@@ -228,3 +229,16 @@ def test_what_is_quick_is_known() -> None:
     assert all(v.control in VARIANTS for v in VARIANTS.values())
     with pytest.raises(ValueError, match="at least one seed"):
         benchmark_specialists(Path(), scale=replace(SCALE, seeds=0))
+
+
+def test_sparse_columns_are_timed_beside_dense_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_CELLS": 32, "_WINDOWS": 1, "_RUNS": 1, "_GROUPS": 2, "_DENSITIES": (0.3,)}.items():
+        monkeypatch.setattr(sparse, name, value)
+    figures = sparse.measure_sparse().figures
+    assert len(figures) == 8
+    for block in (8, 16):
+        key = f"sparse/blocks of {block}, 30%"
+        share, ideal = figures[f"{key}/share"], figures[f"{key}/of_ideal_macs"]
+        assert 0 < share < 1
+        assert 0.5 < ideal <= 1  # halos
+        assert figures[f"{key}/of_ideal"] == pytest.approx(share * figures[f"{key}/speedup"])

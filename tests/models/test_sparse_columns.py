@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from coarse2fine.models.column import Column
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
-from coarse2fine.models.feature_groups import NO_GROUP, Groups
+from coarse2fine.models.feature_groups import NO_GROUP, Groups, by_block
 from coarse2fine.models.feature_maps import ColumnSpec, FeatureMaps, Twin
 from coarse2fine.models.sparse_columns import Activity
 
@@ -124,6 +124,16 @@ def test_no_group_fires_more_often_than_asked(seed: int, count: int, density: fl
     assert len(groups) <= count
     fires = groups.fires(torch.from_numpy(high.T.copy())[None, :, :, None])
     assert float(fires.float().mean(dim=(0, 2, 3)).max()) <= density + 1 / 2000
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_a_block_fires_where_any_of_its_cells_does(side: int, down: int, across: int) -> None:
+    cells = torch.rand(2, 3, down * side, across * side) < 0.2
+    found = by_block(cells, side)
+    for n, g, y, x in np.ndindex(*cells.shape):
+        top, left = y // side * side, x // side * side
+        assert found[n, g, y, x] == cells[n, g, top : top + side, left : left + side].any()
 
 
 def test_features_that_never_fire_cannot_be_specialised_on() -> None:

@@ -105,7 +105,10 @@ def see(model: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int) -> S
             blocks = found.view(len(found), count, block, count, block).amax(dim=(2, 4))
             high.append(blocks.flatten(1).T.numpy())
             corners = np.stack(np.meshgrid(*(np.arange(count) * side,) * 2, indexing="ij"), axis=-1).reshape(-1, 2)
-            groups = [group_of(parts, number, *(at >= PART // 2 for at in each)) for each in corners.tolist()]
+            groups = [
+                group_of([part[0] for part in parts], number, *(at >= PART // 2 for at in each))
+                for each in corners.tolist()
+            ]
             places.append(np.column_stack([np.full(len(corners), s), corner + corners, groups]))
             held_back.append(np.full(len(corners), held))
     return Seen(np.concatenate(high), np.concatenate(places).astype(np.int64), np.concatenate(held_back))

@@ -141,7 +141,7 @@ def _held_parts(scenes: Sequence[Scene], most: int, seed: int) -> list[tuple[int
     return found
 
 
-def group_of(parts: Sequence[tuple[int, Any]], number: int, low: Any, right: Any) -> Any:
+def group_of(scenes: Sequence[int], number: int, low: Any, right: Any) -> Any:
     """Group of independent items that cells of a part belong to.
 
     Parts of one scene are alike, so groups are scenes; if these are too few for a test, groups are parts, or quarters
@@ -149,18 +149,17 @@ def group_of(parts: Sequence[tuple[int, Any]], number: int, low: Any, right: Any
 
     Parameters
     ----------
-    parts : sequence of (int, ...)
-        All parts, their scene first.
+    scenes : sequence of int
+        Scene of each part.
     number : int
         The part.
     low, right : bool or ndarray of bool
         Whether the cells lie in its lower, and in its right half.
     """
-    scenes = {part[0] for part in parts}
-    group = parts[number][0] if len(scenes) >= _SCENES else number
+    group = scenes[number] if len(set(scenes)) >= _SCENES else number
     shape = np.broadcast(low, right).shape
     whole = np.full(shape, group, np.int64)
-    return whole if len(parts) >= _SCENES else 4 * whole + 2 * np.asarray(low) + np.asarray(right)
+    return whole if len(scenes) >= _SCENES else 4 * whole + 2 * np.asarray(low) + np.asarray(right)
 
 
 class _Source:
@@ -202,7 +201,7 @@ class _Source:
             )
             rng = np.random.default_rng((recipe.seed, 2, number))
             low, right = np.indices(classes.shape[-2:]) >= PART // 2
-            group = group_of(parts, number, low, right)
+            group = group_of([scene for scene, _ in parts], number, low, right)
             yield self._items(x, classes, valid, self._draws.cells, rng, group=group, held=True)
 
     @torch.inference_mode()

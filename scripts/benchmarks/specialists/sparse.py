@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 
 import numpy as np
 import torch
@@ -19,16 +20,16 @@ from coarse2fine.models.sparse_columns import Activity
 from coarse2fine.specialists.groups import TILE_OF_BLOCKS
 
 _GROUPS, _CLASSES, _RUNS, _WINDOWS = 6, 4, 5, 4
-# Side in fine cells of each window, and shares of its blocks in which a group fires.
-_CELLS, _DENSITIES = 128, (0.05, 0.1, 0.2)
+# Side in fine cells of each window and of its blocks, and shares of the blocks in which a group fires.
+_CELLS, _SIDES, _DENSITIES = 128, (TILE_OF_BLOCKS, 2 * TILE_OF_BLOCKS), (0.05, 0.2)
 
 
 @torch.inference_mode()
 def measure_sparse() -> Section:
     """Times and multiply-adds of columns from the first layer on, in random blocks, as `fit` makes them.
 
-    "speedup" is the ratio of the median processor times of interleaved runs, everywhere and in the blocks; "of_ideal" is its product
-    with the share of cells in which a column fires.
+    "speedup" is the ratio of the median processor times of interleaved runs, everywhere and in the blocks; "of_ideal"
+    is its product with the share of cells in which a column fires, "of_ideal_macs" the same for multiply-adds.
     """
     torch.manual_seed(0)
     net = ConvStack(StackSpec.parse(3, NARROW_REFINER.format(out=_CLASSES + 4))).eval()
@@ -38,20 +39,19 @@ def measure_sparse() -> Section:
     x = torch.randn(_WINDOWS, 3, side, side).contiguous(memory_format=torch.channels_last)
     inputs = columns[0].layout.read(x, net.features(x))
     figures: dict[str, float] = {}
-    for density in _DENSITIES:
-        count = _CELLS // TILE_OF_BLOCKS
-        blocks = torch.rand(_WINDOWS, _GROUPS, count, count) < density
+    for block, density in product(_SIDES, _DENSITIES):
+        count = _CELLS // block
         cells = torch.zeros(_WINDOWS, _GROUPS, _CELLS, _CELLS, dtype=torch.bool)
-        cells[..., ::TILE_OF_BLOCKS, ::TILE_OF_BLOCKS] = blocks
-        fires = by_block(cells, TILE_OF_BLOCKS)
-        share, dense_macs = float(fires.float().mean()), _WINDOWS * _GROUPS * columns[0].macs(_CELLS, _CELLS)
-        activity = Activity(columns, TILE_OF_BLOCKS)
+        cells[..., ::block, ::block] = torch.rand(_WINDOWS, _GROUPS, count, count) < density
+        fires = by_block(cells, block)
+        activity = Activity(columns, block)
         activity(inputs, fires)
-        key = f"sparse/{density:g}"
-        speedup = _speedup(columns, activity, inputs, fires)
+        macs, share = activity.macs_spent, float(fires.float().mean())
+        dense = _WINDOWS * _GROUPS * columns[0].macs(_CELLS, _CELLS)
+        speedup, key = _speedup(columns, activity, inputs, fires), f"sparse/blocks of {block}, {density:.0%}"
         figures |= {f"{key}/share": share, f"{key}/speedup": speedup, f"{key}/of_ideal": speedup * share}
-        figures[f"{key}/of_ideal_macs"] = share * dense_macs / (activity.macs_spent / (_RUNS + 1))
-    text = f"{_GROUPS} columns in random blocks of {TILE_OF_BLOCKS} x {TILE_OF_BLOCKS} cells of {_WINDOWS} windows"
+        figures[f"{key}/of_ideal_macs"] = share * dense / macs
+    text = f"{_GROUPS} columns in random square blocks of {_WINDOWS} windows of {_CELLS} x {_CELLS} cells"
     return Section(f"sparse: {text}, {torch.get_num_threads()} thread(s)", figures)
 
 
