@@ -21,7 +21,7 @@ from .clustering import kmeans, merged, nearest
 ROOT = 0
 NO_NODE = -1
 # Added to a feature's variance, as a share of the mean variance of all.
-_LEAST_VARIANCE = 0.1
+_LEAST_VARIANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,17 @@ class FeatureTree:
         return np.flatnonzero(self.parent == node)
 
     def split(
-        self, node: int, vectors: NDArray[np.float32], count: int, *, smallest: int, seed: int, unread: int = 0
+        self,
+        node: int,
+        vectors: NDArray[np.float32],
+        count: int,
+        *,
+        smallest: int,
+        seed: int,
+        unread: int = 0,
+        scaled: bool = False,
     ) -> tuple[FeatureTree, NDArray[np.int32]]:
-        """Cluster the items of a leaf by its standardised features; each cluster becomes a leaf below it.
+        """Cluster the items of a leaf; each cluster becomes a leaf below it.
 
         Parameters
         ----------
@@ -92,6 +100,8 @@ class FeatureTree:
         seed : int
         unread : int
             Features that are not read, counted from the first.
+        scaled : bool
+            Whether features are scaled to a variance of about 1.
 
         Returns
         -------
@@ -107,7 +117,10 @@ class FeatureTree:
         """
         if len(self.centres[node]):
             raise ValueError(f"node {node} has children already; split a leaf, one of {self.leaves.tolist()}")
-        scale = np.concatenate([np.zeros(unread, np.float32), _scale(vectors[:, unread:])])
+        read = vectors[:, unread:]
+        scale = np.concatenate([np.zeros(unread), _scale(read) if scaled else np.ones(read.shape[1])]).astype(
+            np.float32
+        )
         vectors = vectors * scale
         centres = merged(vectors, kmeans(vectors, count, seed=seed), smallest)
         if len(centres) < 2:
@@ -215,12 +228,11 @@ def pooled(*maps: Tensor) -> NDArray[np.float32]:
     return torch.cat([m.float().mean(dim=(2, 3)) for m in maps], dim=1).cpu().numpy()
 
 
-def _scale(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _scale(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Factor on each feature by which its variance is about 1; features that hardly vary stay small."""
     variance = np.asarray(vectors.var(axis=0, dtype=np.float64))
     least = _LEAST_VARIANCE * max(float(variance.mean()), 1e-30)
-    scale: NDArray[np.float32] = (1 / np.sqrt(variance + least)).astype(np.float32)
-    return scale
+    return np.asarray(1 / np.sqrt(variance + least))
 
 
 def _no_scale() -> NDArray[np.float32]:

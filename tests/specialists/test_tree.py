@@ -70,7 +70,7 @@ def planted(model: Model, *, heads: bool) -> SpecialistTree:
         above = None if heads else specs[depth - 1]
         width = channels + (above.stages[-1].channels if above else 0)
         points = np.abs(rng.normal(0, 2, (80, width))).astype(np.float32)
-        tree, _ = tree.split(node, points, 2, smallest=2, seed=0, unread=channels if above else 0)
+        tree, _ = tree.split(node, points, 2, smallest=2, seed=0, unread=channels if above else 0, scaled=not heads)
         below = lively(specs[depth], twins, 2, above, 10 + node)
         columns |= dict(zip(tree.children(node).tolist(), below, strict=True))
     kept = np.ones(len(tree), bool)

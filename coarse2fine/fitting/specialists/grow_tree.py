@@ -89,7 +89,7 @@ class _Branch:
 class TreeGrower:
     """Grows a tree depth by depth: clusters items, trains a column for each cluster, and clusters its items again.
 
-    At the root items are clustered by the base's high-level features, below it by those of their own column.
+    At the root items are clustered by the base's high-level features, below it by those of their own column, scaled.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class TreeGrower:
             smallest = max(_FEWEST, int(known.sum()) // (4 * count))
             unread = self._twins.maps[-1].channels if own else 0
             vectors = branch.features[known]
-            tree, _ = tree.split(node, vectors, count, smallest=smallest, seed=self._seed, unread=unread)
+            tree, _ = tree.split(node, vectors, count, smallest=smallest, seed=self._seed, unread=unread, scaled=own)
             below = tree.step(node, branch.features)
             for child in tree.children(node).tolist():
                 at = np.flatnonzero(below == child)
