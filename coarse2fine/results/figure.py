@@ -214,7 +214,7 @@ class Picture:
                 bottom - 0.35 * _NAME_POINTS * scale,
                 name,
                 fontsize=_NAME_POINTS,
-                color="white",
+                color=_ink(colours[region.label]),
                 va="bottom",
                 bbox=style,
                 clip_on=True,
@@ -332,6 +332,11 @@ class _Page:
 def _colours(regions: Sequence[Region]) -> dict[str, Any]:
     found = label_colours(region.label for region in regions)
     return {label: tuple(value / 255 for value in colour) for label, colour in found.items()}
+
+
+def _ink(colour: Sequence[float]) -> str:
+    """Black or white, whichever is easier to read on a colour."""
+    return "black" if np.dot(colour[:3], (0.299, 0.587, 0.114)) > 0.55 else "white"
 
 
 def _extent(full_box: Box) -> tuple[float, float, float, float]:

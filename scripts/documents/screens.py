@@ -25,6 +25,7 @@ PAGE = ROOT / "docs" / "getting-started.md"
 SCREENS = ROOT / "docs" / "screens"
 _INK = 90  # grey value below which a pixel belongs to a cell or a rod
 
+_ENDED = "document.getElementById('cancel').hidden"
 _FITTED = "!document.getElementById('results').hidden"
 
 
@@ -82,8 +83,8 @@ def _annotate(url: str, folder: Path) -> None:
         browser.open(url)
         left, top, scale = browser.value(
             "(() => { const s = document.getElementById('stage').getBoundingClientRect();"
-            "const k = Math.min(s.width, s.height) / 1024;"
-            "return [s.x + (s.width - 1024 * k) / 2, s.y + (s.height - 1024 * k) / 2, k] })()"
+            f"const n = {_side(folder / 'scene-1.png')}, k = Math.min(s.width, s.height) / n;"
+            "return [s.x + (s.width - n * k) / 2, s.y + (s.height - n * k) / 2, k] })()"
         )
         browser.press("b")
         cells = _cells(folder / "scene-1.png")
@@ -96,14 +97,19 @@ def _annotate(url: str, folder: Path) -> None:
         browser.screenshot(SCREENS / "annotate-1280.png")
         browser.value("document.getElementById('steps').value = '150'")
         browser.click("#fit")
-        for _ in range(40):
-            try:
-                browser.until(_FITTED)
-                break
-            except AssertionError:  # a fit takes longer than a page
-                continue
+        browser.until("!document.getElementById('cancel').hidden")
+        while not browser.value(_ENDED):
+            time.sleep(1)
+        if not browser.value(_FITTED):
+            raise RuntimeError(f"the fit failed: {browser.text('fitMessage')}")
         time.sleep(2)
         browser.screenshot(SCREENS / "fitted-1280.png")
+
+
+def _side(path: Path) -> int:
+    pixels = cv2.imread(str(path))
+    assert pixels is not None
+    return int(pixels.shape[0])
 
 
 def _cells(path: Path) -> list[tuple[float, float, float, float]]:

@@ -108,12 +108,16 @@ def soak(folder: Path, scale: SoakScale, tick: Tick) -> Curve:
     command = [sys.executable, "-m", "coarse2fine", "analyze", str(folder / "in"), "-o", str(folder / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     rows: list[tuple[int, float, int, int]] = []
-    with subprocess.Popen([*command, "-m", MODEL, "-n", "1", "-q", "--no-report"], env=environment) as running:
+    worker: psutil.Process | None = None
+    with subprocess.Popen(
+        [*command, "-m", MODEL, "-n", "1", "-q", "--no-report", "--budget", "0.5"], env=environment
+    ) as running:
         while running.poll() is None:
             time.sleep(_PAUSE)
             done = sum(1 for _ in (folder / "out").glob("*/record.json"))
-            if (worker := _worker(running.pid)) is not None and done:
-                rows.append((done, *worker))
+            worker = worker or (_worker(running.pid) if done else None)
+            if worker is not None and done < scale.images:
+                rows.append((done, *_measured(worker)))
                 tick(done, scale.images)
     if running.returncode != 0:
         raise ValueError("an image failed, see the messages above; correct this first")
@@ -134,16 +138,22 @@ def write_images(folder: Path, scale: SoakScale) -> None:
             shutil.copyfile(source, target)
 
 
-def _worker(parent: int) -> tuple[float, int, int] | None:
-    """Memory in MB, open files and threads of the largest process below another."""
+def _worker(parent: int) -> psutil.Process | None:
+    """The process below another that needs most memory; None as long as there is none."""
     try:
-        found = psutil.Process(parent).children(recursive=True)
-        largest = max(found, key=lambda process: process.memory_info().rss)
-        with largest.oneshot():
-            files = largest.num_handles() if sys.platform == "win32" else largest.num_fds()
-            return largest.memory_info().rss / 1e6, files, largest.num_threads()
-    except (psutil.Error, ValueError):  # none yet, or none any more
+        return max(psutil.Process(parent).children(recursive=True), key=lambda process: process.memory_info().rss)
+    except (psutil.Error, ValueError):
         return None
+
+
+def _measured(worker: psutil.Process) -> tuple[float, int, int]:
+    """Memory in MB, open files and threads; a worker that has died has none."""
+    try:
+        with worker.oneshot():
+            files = worker.num_handles() if sys.platform == "win32" else worker.num_fds()
+            return worker.memory_info().rss / 1e6, files, worker.num_threads()
+    except psutil.NoSuchProcess as error:
+        raise ValueError("the worker died; see the messages above") from error
 
 
 def draw(curve: Curve, path: Path) -> None:
