@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +65,21 @@ def test_pictures_of_other_kinds(make_image: MakeImage, detector: Model, tmp_pat
     path = analyze(make_image(80, 90), detector).plot(tmp_path / f"picture.{ending}")
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     assert path.read_bytes().startswith(starts[ending])
+
+
+def test_pictures_do_not_wait_for_the_garbage_collector(make_image: MakeImage, detector: Model, tmp_path: Path) -> None:
+    analysis = analyze(make_image(400, 400), detector, budget=0.4)
+    analysis.plot(tmp_path / "picture.png")  # what is loaded once
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        analysis.plot(tmp_path / "picture.png")
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert kept < 2e6  # with the pixels of its panels it would be five million
 
 
 def test_a_picture_of_no_known_kind_is_refused(make_image: MakeImage, detector: Model, tmp_path: Path) -> None:
