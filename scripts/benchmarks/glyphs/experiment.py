@@ -66,7 +66,9 @@ def run_wide(glyphs: Glyphs, seed: int, scale: GlyphScale) -> dict[str, Result]:
     start, test = time.perf_counter(), Sampler(glyphs, _TEST).draw(scale.test_samples)
     spec, samples = StackSpec.parse(1, f"{WIDER} 1:{len(glyphs)}"), scale.trunk_samples + scale.fork_samples
     net = train_net(spec, Sampler(glyphs, 4 * seed + 3), samples, seed=seed)
-    found = Result(_wrong(net, test), spec.macs(1, 1), samples, 3.0 * spec.macs(1, 1) * samples)
+    trunks = StackSpec.parse(1, f"{TRUNK} 1:{len(glyphs)}").macs(1, 1) * scale.trunk_samples
+    cost = 3.0 * (spec.macs(1, 1) * samples - trunks)
+    found = Result(_wrong(net, test), spec.macs(1, 1), samples, cost)
     _say(seed, start, f"{WIDE} {found.wrong.mean():.2%}")
     return {WIDE: found}
 

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.glyphs.experiment import Result
 from benchmarks.glyphs.variants import BASE, BORDERS, ON, ORACLE, WIDE
@@ -58,12 +57,5 @@ def save_picture(found: Mapping[str, Sequence[Result]], path: Path) -> Path:
 def _named(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(NullLocator())
-    low, high = axes.get_ylim()
-    ticks = [t for t in (1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 80, 100) if low <= t <= high]
-    axes.set_yticks(ticks)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

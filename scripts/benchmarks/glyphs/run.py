@@ -58,7 +58,7 @@ def _stored(glyphs: Glyphs, seed: int, scale: GlyphScale, home: Path) -> dict[st
     found: dict[str, Result] = {}
     for word, trained in (("forks", run_seed), ("wide", run_wide)):
         path = home / f"{word}-{'-'.join(map(str, numbers))}.npz"
-        if word == "wide" and WIDE not in scale.names:
+        if word == "wide" and (seed or WIDE not in scale.names):
             continue
         if not path.is_file():
             results = trained(glyphs, seed, scale)

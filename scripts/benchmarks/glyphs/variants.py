@@ -55,6 +55,6 @@ VARIANTS: Mapping[str, Variant] = {
 }
 ROUTED = "forks"
 """The variant whose routing is measured in other ways."""
-ONCE = ("own heads 64", "own heads, borders", "4 x 4 x 4")
+ONCE = (WIDE, "own heads 64", "own heads, borders", "4 x 4 x 4")
 """Variants of the first seed alone."""
 FEW = (BASE, ON, "shared", "random", "heads", "forks", "own heads", "4 x 4")
