@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.glyphs.experiment import Result
-from benchmarks.glyphs.variants import BASE, BORDERS, ON, ORACLE, ROUTED, VARIANTS
+from benchmarks.glyphs.variants import BASE, BORDERS, ON, ONCE, ORACLE, ROUTED, VARIANTS
 from benchmarks.specialists.report import Paired
 from coarse2fine.bench.sections import Section
 
@@ -15,6 +15,7 @@ EXPLAINED = (
     *(f"{name}: {v.text}; control: {v.control}." for name, v in VARIANTS.items()),
     f"{BORDERS}: {ROUTED}, but tiles to whose second leaf the router gives more than 0.2 are answered by both.",
     f"{ORACLE}: {ROUTED}, but each tile goes to the usual leaf of its true class, which no method can know.",
+    f"{', '.join(ONCE)}: first seed only, and compared with its control of that seed.",
     "errors: of test samples that nothing was trained or chosen on, mean and sd over seeds; macs: multiply-adds of a "
     "test sample, relative to the trunk's, with routing and ways back; samples: millions trained on, with the trunk's; "
     "training: multiply-adds of training after the trunk, in units of the trunk's training (three times its "
