@@ -37,7 +37,7 @@ def take_screens() -> None:
         _timed("two images", lambda: _run(sys.executable, "-c", _code(), folder=folder))
         with _viewing(folder, "scene-1.png", "--classes", "cell") as url:
             _timed("annotate and fit", lambda: _annotate(url, folder))
-            _shoot(url, folder, "fitted", 400)
+            _shoot(url, folder, "annotate", 400)
         model = "scene-1.fit/model.c2f"
         _timed("analyse", lambda: _coarse2fine("analyze", "scene-2.png", "-m", model, "-o", "out", "-q", folder=folder))
         with _viewing(folder, "out") as url:
