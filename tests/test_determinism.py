@@ -19,8 +19,8 @@ import coarse2fine as c2f
 from coarse2fine.results.analysis import Analysis
 
 SIDES = (200, 328)
-# Seconds, and bytes read, are there alone.
-UNEQUAL = {"timing.json", "record.json"}
+# Seconds, and bytes read, are there alone; the log tells which worker did what.
+UNEQUAL = {"timing.json", "record.json", "log.jsonl"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
