@@ -158,6 +158,28 @@ class FeatureTree:
         """Multiply-adds of `step` for an item: one for each feature that is read, and centre."""
         return len(self.centres[node]) * int(np.count_nonzero(self.scales[node]))
 
+    def leaf(self, vectors: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Leaf of each item, if the same features route it at every node.
+
+        Parameters
+        ----------
+        vectors : ndarray, float32, (n, d)
+        """
+        nodes = np.zeros(len(vectors), np.int32)
+        for node in range(len(self)):  # parents come before their children
+            rows = np.flatnonzero(nodes == node)
+            if len(rows) and len(self.centres[node]):
+                nodes[rows] = self.step(node, vectors[rows])
+        return nodes
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """Nodes on the path from the root, which is left out, to `node`, which is included."""
+        way: list[int] = []
+        while node != ROOT:
+            way.insert(0, node)
+            node = int(self.parent[node])
+        return tuple(way)
+
     def pruned(self, own_loss: NDArray[np.float64], parent_loss: NDArray[np.float64]) -> FeatureTree:
         """The tree with only those columns that do not hurt.
 

@@ -71,11 +71,7 @@ class SpecialistTree:
 
     def route(self, node: int) -> tuple[int, ...]:
         """Nodes on the path from the root, which is left out, to `node`, which is included."""
-        way: list[int] = []
-        while node != ROOT:
-            way.insert(0, node)
-            node = int(self.clusters.parent[node])
-        return tuple(way)
+        return self.clusters.path(node)
 
     def runner(self, runtime: Runtime, deliver: Callable[[Answered], None]) -> Specialists:
         """A runner of the tree's columns; see `Specialists`."""
