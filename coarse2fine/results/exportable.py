@@ -21,6 +21,7 @@ from coarse2fine.results.geodataframe import geodataframe
 from coarse2fine.results.geojson import write_geojson, write_world_geojson
 from coarse2fine.results.maps import Maps, write_maps
 from coarse2fine.results.napari_layers import Layer, cells_layers, image_layer, regions_layer
+from coarse2fine.results.place import write_mask
 from coarse2fine.results.tables import Table, as_frame, tiles_table, write_csv, write_parquet
 from coarse2fine.results.tiles import (
     anndata_module,
@@ -222,6 +223,10 @@ class Exportable:
         anndata_module()
         patches = interesting_patches(self.plan.covered() & self.refined, self.cell, tile)
         return as_anndata(with_features(patches, self.image, load_model(model), Runtime.choose()), self.image)
+
+    def to_mask(self, path: str | os.PathLike[str]) -> Path:
+        """Write the refined cells as ``.png`` or ``.geojson``; see `coarse2fine.results.place.write_mask`."""
+        return write_mask(path, self.refined, self.cell, self.image.shape[:2])
 
     def to_ome_zarr(self, path: str | os.PathLike[str]) -> Path:
         """Write maps of cells, and labels of pixels, as OME-Zarr 0.5; see `coarse2fine.results.maps.write_maps`."""
