@@ -84,13 +84,20 @@ class AnalysisRun:
         """Share of the exhaustive pass's multiply-adds for a random sample."""
         config, model = self._config, self._model
         if not model.refiner.learns:
-            return config.sample
+            # A sample by the expert alone says nothing of what its alternatives miss.
+            return 0.0 if self._routes else config.sample
         if config.recall or config.audit:
             raise ValueError(
                 f"{model.name} was not fitted to anything, so there is no recall to speak of: leave out recall and "
                 "audit, or fit a model"
             )
         return 0.0
+
+    @property
+    def _routes(self) -> bool:
+        """Whether cells are routed to alternatives of the refiner: unless something is stated of its own finds."""
+        config = self._config
+        return self._model.refiner.routed and config.budget is None and config.recall is None and not config.audit
 
     def _may_refine_all(self) -> bool:
         """Whether the only limit is a number of cells that allows for all."""
@@ -116,7 +123,7 @@ class AnalysisRun:
         scan, learned = self._checkpoint.scan_or_load(
             lambda: strategy.scan(self._image, self.runtime, self.inside, self._config.seed, most, tick)
         )
-        return self._masked(scan), learned
+        return self._masked(scan), scan.leaves if self._routes else learned
 
     def _most_after_scan(self) -> int:
         """Multiply-adds left for everything after the scan of the plane."""
@@ -268,12 +275,19 @@ class AnalysisRun:
         if 0 < len(plan) == fine.refused:
             raise ExpertError(f"nothing could be refined, {len(plan):,} of {len(plan):,} failed: {fine.failures[-1]}")
 
-    def notes(self, candidates: Candidates) -> list[str]:
-        """Notes of the refiner on its work and its finds."""
-        cell = self._model.geometry.fine_cell
+    def notes(self, candidates: Candidates, leaves: NDArray[np.int32] | None = None) -> list[str]:
+        """Notes of the refiner on its work and its finds.
+
+        Parameters
+        ----------
+        candidates : Candidates
+        leaves : ndarray, int32, (n,), optional
+            Leaves by which the refined cells were routed.
+        """
+        refiner, cell = self._model.refiner, self._model.geometry.fine_cell
         shape = (self._image.height / cell, self._image.width / cell)
         sure = candidates.take(candidates.scores >= self.threshold)
-        return [*self._notes, *self._model.refiner.notes(sure, shape)]
+        return [*self._notes, *(refiner.routing_notes(leaves) if refiner.routed else ()), *refiner.notes(sure, shape)]
 
     def _closely(self, learned: Any) -> Callable[..., Refinement]:
         return partial(

@@ -10,7 +10,7 @@ from typing import Unpack
 from coarse2fine.analysis_run import AnalysisRun
 from coarse2fine.bundle import ModelSpec
 from coarse2fine.config import AnalysisOptions, Config, config_of, takes_options
-from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.again import GivenExperts
 from coarse2fine.model import Model, load_model
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.remembered import notes_on, open_for, warn_of
@@ -33,7 +33,7 @@ def analyze(
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
     mask: MaskSource | None = None,
-    expert: Expert | str | None = None,
+    expert: GivenExperts | None = None,
     progress: bool = False,
     **options: Unpack[AnalysisOptions],
 ) -> Analysis:
@@ -85,9 +85,9 @@ def analyze(
         Part to analyse: GeoJSON with polygons, or an image of the same extent at any resolution that is not black
         there. Costs and recall then refer to that part. A fitted model's scan leaves out blocks far from it; the
         generic one's learns from the whole image.
-    expert : Expert or str, optional
+    expert : Expert, str or sequence of these, optional
         Your own model that a model file of ``fit(..., expert=...)`` runs: a file may not start code, so name it again,
-        see `coarse2fine.expert`.
+        see `coarse2fine.expert`; with alternatives all of them, in the order of the fit.
     progress : bool
         Whether to show a progress bar.
 
@@ -165,7 +165,8 @@ def run_analysis(
         regions = conclude(audited.candidates, model, scan, opened, run.threshold)
         kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
     cost = run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds)
-    notes = run.notes(audited.candidates) + ([] if config.limited else model.refiner.outcome(cost.share))
+    leaves = None if learned is None or not model.refiner.routed else learned[audited.refined]
+    notes = run.notes(audited.candidates, leaves) + ([] if config.limited else model.refiner.outcome(cost.share))
     failures = tuple(dict.fromkeys(scan.failures + run.pilot.failures + fine.failures + audited.failures))
     return Analysis(
         image=opened,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coarse2fine._version import __version__
 from coarse2fine.bases import unfitted
 from coarse2fine.bundle import check_finite, locate, packed, under
-from coarse2fine.experts.again import again
+from coarse2fine.experts.again import GivenExperts
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of, read_model_file, weights
@@ -239,16 +239,21 @@ class Model:
 
     @property
     def expert(self) -> Expert | None:
-        """The user's model that refines, if it is one."""
+        """The user's model that refines, if it is one: the first, if it has alternatives."""
         return self.refiner.expert if isinstance(self.refiner, ExpertRefiner) else None
 
-    def with_expert(self, given: Expert | str) -> Model:
-        """A copy with the expert that it was fitted with, so that it can run.
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """The user's models that refine: the expert and its alternatives; none if there is no expert."""
+        return self.refiner.experts if isinstance(self.refiner, ExpertRefiner) else ()
+
+    def with_expert(self, given: GivenExperts) -> Model:
+        """A copy with the experts that it was fitted with, so that it can run.
 
         Parameters
         ----------
-        given : Expert or str
-            The expert, or its text, see `coarse2fine.expert`.
+        given : Expert, str or sequence of these
+            The expert, or its text, see `coarse2fine.expert`; with alternatives all of them, in the order of the fit.
 
         Raises
         ------
@@ -257,7 +262,7 @@ class Model:
         """
         if not isinstance(self.refiner, ExpertRefiner):
             raise ModelError(f"{self.name} was not fitted with an expert: leave out expert, or fit(..., expert=...)")
-        return replace(self, refiner=replace(self.refiner, expert=again(self.refiner.expert, given)))
+        return replace(self, refiner=self.refiner.with_calls(given))
 
     def refiner_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of the refiner without specialists on one window, halo included; sides in cells."""

@@ -36,25 +36,26 @@ _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
 
 
 @lru_cache(maxsize=4)
-def loaded(spec: ModelSpec, expert: str | None = None) -> Model:
-    """The model, loaded once per process, with the expert that a text names.
+def loaded(spec: ModelSpec, experts: tuple[str, ...] | None = None) -> Model:
+    """The model, loaded once per process, with the experts that texts name.
 
     Raises
     ------
     ModelError
-        If the file is missing or damaged, or was changed since the batch began; or if the expert cannot be made.
+        If the file is missing or damaged, or was changed since the batch began; or if an expert cannot be made.
     """
     if ModelSpec.of(spec.path) != spec:
         raise ModelError(f"{spec.path} was changed while the batch ran; run the same command again")
     model = load_model(spec.path)
-    return model if expert is None else model.with_expert(expert)
+    return model if experts is None else model.with_expert(experts)
 
 
 def model_of(job: Job) -> Model:
-    """The job's model, with its expert if it has one; see `loaded`."""
-    if isinstance(job.expert, Expert):
-        return loaded(job.model).with_expert(job.expert)
-    return loaded(job.model, job.expert)
+    """The job's model, with its experts if it has some; see `loaded`."""
+    texts = tuple(each for each in job.experts or () if isinstance(each, str))
+    if job.experts and len(texts) < len(job.experts):
+        return loaded(job.model).with_expert(job.experts)
+    return loaded(job.model, texts or None)
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class Job:
         Least pixels of an image whose partial work is stored.
     report : bool
         Whether to write a page with the results.
-    expert : str or Expert, optional
-        The expert that the model runs; an object only in the process that made it.
+    experts : tuple of str or Expert, optional
+        The experts that the model runs; objects only in the process that made them.
     """
 
     item: Item
@@ -132,7 +133,7 @@ class Job:
     time_limit: float | None = None
     keep_from: int = KEEP_FROM
     report: bool = True
-    expert: str | Expert | None = None
+    experts: tuple[str | Expert, ...] | None = None
 
     def open(self) -> Image:
         """Open the image with the job's options, or else as the model's images were opened.

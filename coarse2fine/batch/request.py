@@ -11,6 +11,7 @@ from coarse2fine.batch.inputs import Item, sharded
 from coarse2fine.batch.job import KEEP_FROM, Job, Opening, cores, key_of
 from coarse2fine.bundle import ModelSpec
 from coarse2fine.config import Config
+from coarse2fine.experts.again import GivenExperts
 from coarse2fine.experts.expert import Expert
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
@@ -108,8 +109,8 @@ class BatchRequest:
         Whether the results of a single item lie in `out` itself.
     report : bool
         Whether to write ``report.html`` for each image and for the batch.
-    expert : Expert or str, optional
-        The expert that the model runs; by default the one that a model in memory has.
+    expert : Expert, str or sequence of these, optional
+        The expert that the model runs, and its alternatives; by default those that a model in memory has.
     """
 
     items: Sequence[Item]
@@ -120,7 +121,7 @@ class BatchRequest:
     opening: Opening = field(default_factory=Opening)
     flat: bool = False
     report: bool = True
-    expert: Expert | str | None = None
+    expert: GivenExperts | None = None
 
     def jobs(self) -> list[Job]:
         """The work on each item, in order.
@@ -134,7 +135,7 @@ class BatchRequest:
         ValueError
             If results would replace an image, or other processes cannot make the expert.
         """
-        expert = self._sendable_expert()
+        experts = self._sendable_experts()
         items, out = sharded(self.items, self.workers.shard), self.out.absolute()
         names = {item.model for item in items}
         specs = {name: _spec(self.model, out) if name is None else ModelSpec.of(name) for name in names}
@@ -156,7 +157,7 @@ class BatchRequest:
                 time_limit=self.workers.time_limit,
                 keep_from=KEEP_FROM,
                 report=self.report,
-                expert=expert,
+                experts=experts,
             )
             if not is_url(item.source) and job.target == Path(item.source).absolute():
                 raise ValueError(
@@ -165,19 +166,27 @@ class BatchRequest:
             jobs.append(job)
         return jobs
 
-    def _sendable_expert(self) -> Expert | str | None:
-        """The expert as its text, by which workers make it; an object if this process does all the work."""
+    def _sendable_experts(self) -> tuple[Expert | str, ...] | None:
+        """The experts as their texts, by which workers make them; objects if this process does all the work."""
         given = self.expert
         if given is None and isinstance(self.model, Model) and self.model.expert and self.model.expert.call:
-            given = self.model.expert
-        if not isinstance(given, Expert) or self.workers.here or self.flat:
-            return given
-        if not given.spec or (given.interest and "interest" not in given.options):
-            raise ValueError(
-                f"other processes cannot make the expert {given.name}, as it or its interest is an object of this one: "
-                "give workers=0, or name it by a text, such as 'package.module:function'"
-            )
-        return given.text
+            given = self.model.experts
+        if given is None:
+            return None
+        every = (given,) if isinstance(given, Expert | str) else tuple(given)
+        return every if self.workers.here or self.flat else tuple(map(_text_of, every))
+
+
+def _text_of(given: Expert | str) -> str:
+    """Text from which other processes make an expert; ValueError if they cannot."""
+    if isinstance(given, str):
+        return given
+    if not given.spec or (given.interest and "interest" not in given.options):
+        raise ValueError(
+            f"other processes cannot make the expert {given.name}, as it or its interest is an object of this one: "
+            "give workers=0, or name it by a text, such as 'package.module:function'"
+        )
+    return given.text
 
 
 def _spec(model: PathLike | Model, out: Path) -> ModelSpec:

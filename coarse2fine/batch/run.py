@@ -18,7 +18,7 @@ from coarse2fine.batch.store import reuse_result, warn_on_error
 from coarse2fine.batch.summary import BatchResult
 from coarse2fine.batch.worker import analyze_item, failed
 from coarse2fine.config import AnalysisOptions, Config, config_of, takes_options
-from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.again import GivenExperts
 from coarse2fine.model import Model
 from coarse2fine.paths import PathLike
 from coarse2fine.progress import BatchProgress
@@ -37,7 +37,7 @@ def analyze_folder(
     mpp: float | None = None,
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
-    expert: Expert | str | None = None,
+    expert: GivenExperts | None = None,
     mask: PathLike | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -68,7 +68,7 @@ def analyze_folder(
         See `analyze`; they apply to each image, as do `channels` and `value_range`.
     mpp : float, optional
         Microns per pixel, instead of the files'; a list's value takes precedence.
-    expert : Expert or str, optional
+    expert : Expert, str or sequence of these, optional
         Your own model that a model of `fit(..., expert=...)` runs; workers make it from its text, and an object needs
         ``workers=0``.
     mask : path, optional

@@ -28,7 +28,12 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("-m", "--model", default="generic", help="a .c2f file or an embedded model (default: generic)")
-    parser.add_argument("--expert", metavar="SPEC", help="your own model that the model file runs; see `fit --help`")
+    parser.add_argument(
+        "--expert",
+        action="append",
+        metavar="SPEC",
+        help="your own model that the model file runs, see `fit --help`; again for each of its alternatives",
+    )
     parser.add_argument("--overwrite", action="store_true", help="analyse finished images again")
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--dry-run", action="store_true", help="only estimate work, time and memory")

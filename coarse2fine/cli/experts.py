@@ -24,9 +24,14 @@ def add_expert(parser: argparse.ArgumentParser) -> None:
     check.set_defaults(run=_check)
 
 
-def add_expert_options(group: argparse._ArgumentGroup, name: str = "") -> None:
-    """Add the options that describe an expert; `name` is that of its text, if it is an option too."""
-    if name:
+def add_expert_options(group: argparse._ArgumentGroup, name: str = "", *, several: bool = False) -> None:
+    """Add the options that describe an expert; `name` is that of its text, if it is an option too.
+
+    With `several` it may be given again, for alternatives with the same options.
+    """
+    if several:
+        group.add_argument(name, metavar="SPEC", action="append", help=f"{_SPEC}; again for a cheaper alternative")
+    elif name:
         group.add_argument(name, metavar="SPEC", help=_SPEC)
     group.add_argument("--kind", choices=("boxes", "map", "classes", "vectors"), help="form of its answers")
     group.add_argument("--tile", type=int, default=512, help="side of its tiles in pixels (default: 512)")

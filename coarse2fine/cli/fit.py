@@ -53,7 +53,9 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
         "--recall", type=float, default=0.97, help="share of the exhaustive pass's finds (default: 0.97)"
     )
     parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
-    add_expert_options(parser.add_argument_group("your own model, watched instead of annotations"), "--expert")
+    add_expert_options(
+        parser.add_argument_group("your own model, watched instead of annotations"), "--expert", several=True
+    )
     parser.add_argument(
         "--watch", default="0.1", help='share of the tiles on which the expert is watched, or a time: "20min" (0.1)'
     )
@@ -72,7 +74,7 @@ def _fit(parsed: argparse.Namespace) -> None:
     model = fit(
         parsed.images,
         parsed.annotations,
-        expert=expert_from(parsed, parsed.expert) if parsed.expert else None,
+        expert=[expert_from(parsed, spec) for spec in parsed.expert] if parsed.expert else None,
         watch=watch_from(parsed.watch),
         channels=parsed.channels,
         value_range=parsed.value_range,

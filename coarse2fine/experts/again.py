@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from coarse2fine.experts.errors import ExpertError
 from coarse2fine.experts.expert import Expert, expert
+
+GivenExperts = Expert | str | Sequence[Expert | str]
+"""The experts of a model as a user gives them again: one, or one for each, in the order of the fit."""
+
+
+def all_again(known: Sequence[Expert], given: GivenExperts) -> list[Expert]:
+    """The experts of a model file, with the calls of those that the user gives; see `again`.
+
+    Raises
+    ------
+    ExpertError
+        If it is another number of them.
+    """
+    each = [given] if isinstance(given, Expert | str) else list(given)
+    if len(each) != len(known):
+        names = ", ".join(repr(expert.name) for expert in known)
+        raise ExpertError(f"expected all experts of the model in this order: {names}; got {len(each)}")
+    return [again(one, other) for one, other in zip(known, each, strict=True)]
 
 
 def again(known: Expert, given: Expert | str) -> Expert:

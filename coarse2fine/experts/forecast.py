@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 PAYS_FROM = 1.3
@@ -39,6 +39,12 @@ class Forecast:
     half_tile : float or None
         Cost of an ideal choice among tiles of half the side, as a share of the expert's everywhere at the present
         side; None if the expert does not say where finds lie.
+    accuracy : (int, float, float) or None
+        Annotated objects in the watched tiles, the share of them that the expert finds, and the share of its finds that
+        are annotated; None without annotations.
+    alternatives : mapping of str to (float, float)
+        With alternatives to the expert: for each way to choose between them, the share of the expert's finds that it
+        gives at most, and its saving at the default recall; 0 if it does not reach that.
     """
 
     tiles: int
@@ -50,6 +56,8 @@ class Forecast:
     scan_cost: float
     recall: float
     half_tile: float | None = None
+    accuracy: tuple[int, float, float] | None = None
+    alternatives: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def pays(self) -> bool:
@@ -75,7 +83,7 @@ class Forecast:
     def from_json(cls, text: Mapping[str, Any]) -> Self:
         """The forecast of a model file."""
         tables = {name: {key: _interval(v) for key, v in dict(text[name]).items()} for name in ("chosen", "saving")}
-        half = text["half_tile"]
+        half, accuracy = text["half_tile"], text.get("accuracy")
         return cls(
             tiles=int(text["tiles"]),
             watched=int(text["watched"]),
@@ -84,6 +92,8 @@ class Forecast:
             scan_cost=float(text["scan_cost"]),
             recall=float(text["recall"]),
             half_tile=None if half is None else float(half),
+            accuracy=None if accuracy is None else (int(accuracy[0]), *_pair(accuracy[1:])),
+            alternatives={name: _pair(pair) for name, pair in dict(text.get("alternatives", {})).items()},
             **tables,
         )
 
@@ -99,6 +109,15 @@ class Forecast:
             f"({worst:.1f} to {top:.1f})"
             for recall, (best, worst, top) in self.saving.items()
         ]
+        if self.accuracy is not None:
+            count, recall, precision = self.accuracy
+            said.append(
+                f"of {count:,} annotated objects in the watched tiles the expert finds {recall:.1%}; of its finds "
+                f"{precision:.1%} are annotated"
+            )
+        if self.alternatives:
+            each = "; ".join(_said(name, *figures) for name, figures in self.alternatives.items())
+            said.append(f"choice between the experts at {self.recall:.0%}: {each}")
         if self.finds < FEW_FINDS:
             said.append(
                 f"fewer than {FEW_FINDS} finds: recall and saving are uncertain; watch more tiles, or more images"
@@ -123,3 +142,13 @@ _WORTH_HALVING = 0.8
 def _interval(values: Any) -> Interval:
     best, low, high = map(float, values)
     return best, low, high
+
+
+def _pair(values: Any) -> tuple[float, float]:
+    given, saving = map(float, values)
+    return given, saving
+
+
+def _said(name: str, given: float, saving: float) -> str:
+    """One way to choose between experts, in words."""
+    return f"{name} {saving:.1f} times less" if saving else f"{name} gives at most {given:.1%} of the finds"

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.experts.answer_store import AnswerStore, moved
-from coarse2fine.experts.errors import ExpertError
+from coarse2fine.experts.again import GivenExperts, all_again
+from coarse2fine.experts.answer_store import AnswerStore
 from coarse2fine.experts.expert import Expert
-from coarse2fine.experts.finds import notes_on_finds, read_answer
+from coarse2fine.experts.finds import notes_on_finds
 from coarse2fine.experts.forecast import Forecast
+from coarse2fine.experts.routes import Routes, RunningRoutes, check_alike
+from coarse2fine.experts.running import RunningExpert
 from coarse2fine.experts.suppress import suppress_across
 from coarse2fine.models.base import Base
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.refiners.protocol import TIMED_SECONDS, ImageContext, Label, Refiner, RunningRefiner
 from coarse2fine.refiners.registry import register_refiner
-
-# Tiles that may fail, with none that succeeds, before the analysis ends: the expert is wrong, not the tiles. Fewer may
-# be the empty corner of a slide.
-_FAILURES = 256
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,16 @@ class ExpertRefiner(Refiner):
     expert : Expert
     forecast : Forecast, optional
         What a scan before it is expected to save; None before it is known.
-    answers : AnswerStore, optional
-        Answers that are known, and are not asked for again; not part of a model file.
+    cache : Path, optional
+        Folder of answers that are known, and are not asked for again; not part of a model file.
+    routes : Routes, optional
+        Alternatives to the expert, and the tiles that they answer for.
     """
 
     expert: Expert
     forecast: Forecast | None = None
-    answers: AnswerStore | None = None
+    cache: Path | None = None
+    routes: Routes | None = None
     kind: ClassVar[str] = "expert"
     counts_once: ClassVar[bool] = True
     channels: ClassVar[int] = 3  # type: ignore[misc]
@@ -63,8 +65,37 @@ class ExpertRefiner(Refiner):
 
     @property
     def margin(self) -> int:  # type: ignore[override]
-        """Pixels of context around a tile."""
-        return self.expert.context
+        """Pixels of context around a tile: the most that an expert reads."""
+        return max(each.context for each in self.experts)
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """The expert, and its alternatives."""
+        return (self.expert, *(self.routes.alternatives if self.routes else ()))
+
+    @property
+    def routed(self) -> bool:  # type: ignore[override]
+        """Whether tiles are routed to alternatives."""
+        return self.routes is not None
+
+    def leaves(self, high: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Leaf of each tile by its high-level features."""
+        assert self.routes is not None
+        return self.routes.leaf(high)
+
+    def route(self, node: int) -> tuple[int, ...]:
+        """Path through the tree of clusters to a find's leaf."""
+        return () if self.routes is None else self.routes.tree.path(node)
+
+    def routing_notes(self, leaves: NDArray[np.int32] | None) -> list[str]:
+        """Notes on which expert answered for how many tiles."""
+        return [] if self.routes is None else self.routes.notes(self.expert, leaves)
+
+    def with_calls(self, given: GivenExperts) -> ExpertRefiner:
+        """A copy with the calls of the experts that the user gives; see `again`."""
+        expert, *others = all_again(self.experts, given)
+        routes = None if self.routes is None else replace(self.routes, alternatives=tuple(others))
+        return replace(self, expert=expert, routes=routes)
 
     @property
     def cells(self) -> int:
@@ -83,15 +114,20 @@ class ExpertRefiner(Refiner):
 
     @property
     def batch_windows(self) -> int:  # type: ignore[override]
-        """Tiles in one call."""
-        return self.expert.batch
+        """Tiles that are read at once: a call's, for each expert."""
+        return self.expert.batch * len(self.experts)
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds of the tiles that cover a window of fine cells."""
         return -(-height // self.cells) * -(-width // self.cells) * max(1, self.expert.tile_macs)
 
-    def start(self, context: ImageContext) -> RunningExpert:
-        return RunningExpert(self.expert, context, self.answers)
+    def start(self, context: ImageContext) -> RunningRefiner:
+        folder, known = self.cache, self.experts
+        stores = [None if folder is None else AnswerStore.of(each, folder) for each in known]
+        running = [RunningExpert(each, context, store) for each, store in zip(known, stores, strict=True)]
+        if self.routes is None:
+            return running[0]
+        return RunningRoutes(running, [each.context for each in known], self.routes.choice, context.learned, self.cells)
 
     def outcome(self, share: float) -> list[str]:
         """The forecast beside the cost of an analysis by default, as a share of the expert's everywhere."""
@@ -99,13 +135,20 @@ class ExpertRefiner(Refiner):
 
     def describe(self) -> dict[str, Any]:
         forecast = None if self.forecast is None else self.forecast.to_json()
-        return {"expert": self.expert.describe(), "forecast": forecast}
+        routes = {} if self.routes is None else self.routes.describe()
+        return {"expert": self.expert.describe(), "forecast": forecast, **routes}
+
+    def arrays(self, base: Base) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+        return {} if self.routes is None else self.routes.arrays()
 
     @classmethod
-    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], base: Base) -> ExpertRefiner:  # noqa: ARG003
+    def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any], base: Base) -> ExpertRefiner:
         """The refiner of a model file; nothing that the file names is imported."""
-        forecast = text["forecast"]
-        return cls(Expert.described(text["expert"]), None if forecast is None else Forecast.from_json(forecast))
+        forecast, expert = text["forecast"], Expert.described(text["expert"])
+        routes = Routes.load(arrays, text, base.high_channels) if "alternatives" in text else None
+        if routes is not None:
+            check_alike(expert, routes.alternatives)
+        return cls(expert, None if forecast is None else Forecast.from_json(forecast), routes=routes)
 
     @property
     def screened(self) -> bool:  # type: ignore[override]
@@ -140,147 +183,8 @@ class ExpertRefiner(Refiner):
         e = self.expert
         macs = f"{e.tile_macs / 1e9:,.2f} GMAC a tile" + (" (estimated from time)" if e.estimated else "")
         lines = [f"expert {e.name}: tiles of {e.tile} px with {e.context} px of context at 1/{e.downsample}, {macs}"]
+        lines += [] if self.routes is None else self.routes.lines()
         return lines + ([] if self.forecast is None else self.forecast.lines())
-
-
-class RunningExpert(RunningRefiner):
-    """An expert at work on one image.
-
-    Parameters
-    ----------
-    expert : Expert
-    context : ImageContext
-    answers : AnswerStore, optional
-    """
-
-    def __init__(self, expert: Expert, context: ImageContext, answers: AnswerStore | None = None) -> None:
-        if expert.call is None:
-            expert(np.zeros((0, 0, 0, 3), np.uint8))  # says that the expert must be named
-        self._expert, self._context, self._answers = expert, context, answers
-        self._batch = expert.batch
-        self._tiles = self._good = 0
-        self._failures: dict[str, None] = {}
-        self._notes: dict[str, None] = {}
-        self._failed: NDArray[np.bool_] = np.zeros(0, bool)
-
-    @property
-    def macs_spent(self) -> int:
-        return self._tiles * max(1, self._expert.tile_macs)
-
-    def failures(self) -> tuple[str, ...]:
-        return tuple(self._failures)
-
-    def notes(self) -> tuple[str, ...]:
-        return tuple(self._notes)
-
-    def failed(self, count: int) -> NDArray[np.bool_]:
-        return self._failed if len(self._failed) == count else np.zeros(count, bool)
-
-    def __call__(
-        self,
-        pixels: NDArray[np.uint8],
-        corners: NDArray[np.int64],
-        rations: NDArray[np.int64] | None = None,  # noqa: ARG002
-    ) -> Candidates:
-        """Run the expert on tiles; see `RunningRefiner`.
-
-        A tile on which it raises an error, or whose answer cannot be read, has no finds and is named in `failures`.
-
-        Raises
-        ------
-        ExpertError
-            If the first 256 tiles fail.
-        """
-        if self._answers is None:
-            found, self._failed = self._fresh(pixels, corners)
-            return found
-        cells, context = self._expert.tile // self._expert.cell, self._context
-        keys = self._answers.keys(pixels, corners, context.fine_shape, cells, context.floor)
-        known = self._answers.load(keys)
-        rest = np.array([key not in known for key in keys], bool)
-        found, failed = self._fresh(pixels[rest], corners[rest])
-        home = found.cells // cells
-        new = {
-            keys[i]: moved(found.take((home == corners[i] // cells).all(axis=1)), -corners[i])
-            for i in np.flatnonzero(rest)[~failed].tolist()
-        }
-        if new:
-            self._answers.store(new)
-        self._failed = np.zeros(len(pixels), bool)
-        self._failed[rest] = failed
-        old = [moved(known[keys[i]], corners[i]) for i in np.flatnonzero(~rest).tolist()]
-        return Candidates.concatenate([found, *old])
-
-    def _fresh(self, pixels: NDArray[np.uint8], corners: NDArray[np.int64]) -> tuple[Candidates, NDArray[np.bool_]]:
-        """Candidates of tiles that the expert runs on, and which tiles failed."""
-        all_failed = np.zeros(len(pixels), bool)
-        found: list[Candidates] = []
-        start = 0
-        while start < len(pixels):
-            rows = slice(start, min(start + self._batch, len(pixels)))
-            answer = self._asked(np.ascontiguousarray(pixels[rows]), corners[rows])
-            if answer is None:  # out of memory: half the batch
-                continue
-            candidates, failed = answer
-            found.append(candidates)
-            all_failed[rows] = failed
-            start = rows.stop
-        return Candidates.concatenate(found), all_failed
-
-    def _asked(
-        self, pixels: NDArray[np.uint8], corners: NDArray[np.int64]
-    ) -> tuple[Candidates, NDArray[np.bool_]] | None:
-        """Candidates, and which tiles failed; None if the batch was halved instead."""
-        self._tiles += len(pixels)
-        try:
-            answer, context = self._expert(pixels), self._context
-            found = read_answer(self._expert, answer, corners, context.floor, context.fine_shape)
-        except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
-            if len(pixels) == 1:
-                return self._noted(corners[0], error)
-            self._tiles -= len(pixels)
-            if _out_of_memory(error):
-                self._batch = max(1, len(pixels) // 2)
-                self._notes[f"the expert ran out of memory: batches of {self._batch} tiles from there on"] = None
-                return None
-            return self._one_by_one(pixels, corners, error)
-        self._good += len(pixels)
-        return found, np.zeros(len(pixels), bool)
-
-    def _one_by_one(
-        self, pixels: NDArray[np.uint8], corners: NDArray[np.int64], error: Exception
-    ) -> tuple[Candidates, NDArray[np.bool_]]:
-        """The tiles of a batch that failed, each alone; if all of them succeed, later ones are run alone too."""
-        parts = [self._asked(pixels[i : i + 1], corners[i : i + 1]) for i in range(len(pixels))]
-        every = [part for part in parts if part is not None]
-        failed = np.concatenate([part[1] for part in every])
-        if not failed.any():
-            self._batch = 1
-            self._notes[
-                f"the expert fails on batches but not on single tiles, so they are run alone: {_said(error)}"
-            ] = None
-        return Candidates.concatenate([part[0] for part in every]), failed
-
-    def _noted(self, corner: NDArray[np.int64], error: Exception) -> tuple[Candidates, NDArray[np.bool_]]:
-        """No finds: the tile failed."""
-        e = self._expert
-        y, x = (corner * e.cell * e.downsample).tolist()
-        self._failures[f"the expert failed on the tile at y={y}, x={x}: {_said(error)}"] = None
-        if not self._good and len(self._failures) >= _FAILURES:
-            raise ExpertError(f"the expert {e.name} failed on each of the first {_FAILURES} tiles: {_said(error)}")
-        return Candidates.empty(), np.ones(1, bool)
-
-
-def _said(error: Exception) -> str:
-    """The beginning of an error's text; its type too, unless it is one of ours."""
-    text = str(error) if isinstance(error, ExpertError) else f"{type(error).__name__}: {error}"
-    return f"{text:.300}"
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "OutOfMemory" in type(error).__name__
-    )
 
 
 register_refiner(ExpertRefiner.kind, ExpertRefiner.load)

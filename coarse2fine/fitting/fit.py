@@ -46,8 +46,8 @@ from coarse2fine.fitting.specialists.activity import add_activity
 from coarse2fine.fitting.specialists.add import MODES, Mode, add_specialists
 from coarse2fine.fitting.teacher import Answers, exhaustive_answer
 from coarse2fine.fitting.timm_weights import Weights, make_backbone
-from coarse2fine.fitting.watching.fit import WatchRecipe, fit_expert
-from coarse2fine.fitting.watching.watch import WatchLimit
+from coarse2fine.fitting.watching.fit import fit_expert
+from coarse2fine.fitting.watching.recipe import WatchRecipe
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.base import Base
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
@@ -72,7 +72,7 @@ def fit(
     images: Sources,
     annotations: Sources | None = None,
     *,
-    expert: Expert | None = None,
+    expert: Expert | Sequence[Expert] | None = None,
     watch: float | str = 0.1,
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
@@ -104,11 +104,13 @@ def fit(
         see `coarse2fine.annotations.read.read_annotations`. Polygons, boxes and points in full-resolution pixels,
         each with a class. Areas of class ``Ignore*`` are left out; if there are areas of class ``Region*``, only the
         pixels inside them count as annotated. All other pixels without annotation count as background. For images that
-        are not files, one annotation each, in order. None if an expert is watched instead.
-    expert : Expert, optional
+        are not files, one annotation each, in order. An expert needs none; with some, its accuracy is said.
+    expert : Expert or sequence of Expert, optional
         Your own model, see `coarse2fine.expert`: instead of learning from annotations, the scan learns where it finds
         something, and `analyze` runs it there. Of the other parameters only `channels`, `value_range`, `rotate`,
-        `recall`, `steps`, `cache`, `seed`, `name`, `device`, `precision` and `progress` then have a meaning.
+        `recall`, `steps`, `cache`, `seed`, `name`, `device`, `precision` and `progress` then have a meaning. If there
+        are several, the first is the reference, and the others are alternatives: each answers for the tiles of those
+        clusters of the scan's features in which it gives what the first does, if it is cheaper.
     watch : float or str
         Share of the tiles on which the expert runs while it is watched, or a time, such as ``"20min"``.
     channels, value_range : optional
@@ -186,7 +188,7 @@ def fit(
     _check(recall, steps, seed, object_size, base, base_weights, specialists, geometry, width)
     runtime = Runtime.choose(device, precision)
     if expert is not None:
-        watching = WatchRecipe(expert, WatchLimit.parse(watch), recall, steps, rotate, seed, name, cache)
+        watching = WatchRecipe.of(expert, watch, recall, steps, rotate, seed, name, cache)
         return fit_expert(images, annotations, watching, runtime, channels, value_range, progress=progress)
     pairs = load_pairs(images, annotations, channels, value_range)
     labels = find_labels([a for _, a in pairs])

@@ -53,7 +53,8 @@ class ImageContext:
     floor : float
         Least score of a candidate.
     learned : object
-        Model of the image from the scan, for refiners that learn; None for others.
+        Model of the image from the scan, for refiners that learn; for those that route, the leaf of each cell, int32
+        (cell height, cell width), or None if nothing is to be routed. None for others.
     fires : callable, optional
         From the first fine cells (y, x) of windows, int64, (n, 2), and their shape in fine cells to whether each group
         of the scan's features fires in each fine cell, bool, (n, groups, h, w). None if the refiner has no specialists
@@ -170,6 +171,8 @@ class Refiner(Protocol):
         Windows that are refined at once; None for a number by their size.
     screened : bool
         Whether a scan before it pays. If not, every cell is refined, unless a limit is given.
+    routed : bool
+        Whether cells are routed to one of several models by `leaves`, which become `ImageContext.learned`.
     """
 
     kind: ClassVar[str]
@@ -187,6 +190,7 @@ class Refiner(Protocol):
     longest: int | None = None
     batch_windows: int | None = None
     screened: bool = True
+    routed: bool = False
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds of one window of `height` x `width` fine cells, halo included."""
@@ -254,8 +258,28 @@ class Refiner(Protocol):
         """
         return []
 
+    def leaves(self, high: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Leaf of each cell, by which it is routed.
+
+        Parameters
+        ----------
+        high : ndarray, float32, (n, c)
+            High-level features of the base.
+        """
+        return np.zeros(len(high), np.int32)
+
+    def routing_notes(self, leaves: NDArray[np.int32] | None) -> list[str]:  # noqa: ARG002
+        """Notes on how cells were routed.
+
+        Parameters
+        ----------
+        leaves : ndarray, int32, (n,), optional
+            Leaf of each refined cell; None if none was routed.
+        """
+        return []
+
     def route(self, node: int) -> tuple[int, ...]:  # noqa: ARG002
-        """Path through the tree of specialists to a candidate's node."""
+        """Path through the tree of specialists, or of clusters, to a candidate's node."""
         return ()
 
 

@@ -101,8 +101,7 @@ def _digest(plan: Plan) -> str:
 
 def _scan_arrays(scan: Scan, novelty: NoveltyModel | NDArray[np.uint16] | None) -> Arrays:
     arrays: Arrays = {"interest": scan.interest, "fired": scan.fired, "macs": np.array(scan.macs)}
-    if scan.groups is not None:
-        arrays["groups"] = scan.groups
+    arrays |= {name: value for name in ("groups", "leaves") if (value := getattr(scan, name)) is not None}
     if isinstance(novelty, NoveltyModel):
         arrays |= {f"mixture_{name}": value.numpy() for name, value in vars(novelty.mixture).items()}
         arrays["sample"] = novelty.sample.numpy()
@@ -110,7 +109,8 @@ def _scan_arrays(scan: Scan, novelty: NoveltyModel | NDArray[np.uint16] | None) 
 
 
 def _looked(arrays: Arrays) -> Looked:
-    scan = Scan(arrays["interest"], arrays["fired"], int(arrays["macs"]), groups=arrays.get("groups"))
+    groups, leaves = arrays.get("groups"), arrays.get("leaves")
+    scan = Scan(arrays["interest"], arrays["fired"], int(arrays["macs"]), groups=groups, leaves=leaves)
     if "sample" not in arrays:
         return scan, scan.groups
     mixture = {name: torch.from_numpy(array) for name, array in under(arrays, "mixture_").items()}

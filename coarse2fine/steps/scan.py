@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from coarse2fine.models.firing import FIRED, NO_FEATURE
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import fill_value, normalised
 from coarse2fine.progress import Tick
+from coarse2fine.refiners.protocol import Refiner
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan
 from coarse2fine.tiling.errors import ImageError
@@ -55,6 +57,8 @@ class Scan:
     groups : ndarray, uint16, (cell height, cell width), optional
         Groups of features that fire, see `group_bits`; 0 in cells that the base did not scan. None if the scan chooses
         no specialists.
+    leaves : ndarray, int32, (cell height, cell width), optional
+        Leaf by which each cell is routed, for refiners that route; 0 where the base did not look.
     """
 
     interest: NDArray[np.float32]
@@ -62,6 +66,7 @@ class Scan:
     macs: int
     failures: tuple[str, ...] = ()
     groups: NDArray[np.uint16] | None = None
+    leaves: NDArray[np.int32] | None = None
 
     @classmethod
     def none(cls) -> Scan:
@@ -69,11 +74,12 @@ class Scan:
         return cls.empty((0, 0))
 
     @classmethod
-    def empty(cls, cell_shape: tuple[int, int], *, grouped: bool = False) -> Scan:
-        """Maps of an image before the first block: no interest, no features; with `grouped` also of groups."""
+    def empty(cls, cell_shape: tuple[int, int], *, grouped: bool = False, routed: bool = False) -> Scan:
+        """Maps of an image before the first block: no interest, no features; also of groups and of leaves if asked."""
         groups = np.zeros(cell_shape, np.uint16) if grouped else None
+        leaves = np.zeros(cell_shape, np.int32) if routed else None
         fired = np.full((*cell_shape, FIRED), NO_FEATURE, np.uint8)
-        return cls(np.zeros(cell_shape, np.float32), fired, 0, groups=groups)
+        return cls(np.zeros(cell_shape, np.float32), fired, 0, groups=groups, leaves=leaves)
 
     def enter(
         self,
@@ -81,6 +87,7 @@ class Scan:
         high: Tensor,
         logit: Tensor,
         level: CascadeStage,
+        refiner: Refiner,
         groups: Groups | None = None,
     ) -> None:
         """Write the answers for blocks of one shape into the maps; cells beyond the maps are left out.
@@ -91,17 +98,20 @@ class Scan:
         high : Tensor, float, (n, c, h, w)
         logit : Tensor, float, (n, 1, h, w)
         level : CascadeStage
+        refiner : Refiner
+            Routes the cells, if the maps have leaves.
         groups : Groups, optional
             Groups of features that choose specialists.
         """
         firing = level.firing
         assert firing is not None
         probability = firing.probability(high, logit)
-        seen = probability.cpu().numpy()
+        _write(self.interest, cell_corners, probability.cpu().numpy())
+        if self.leaves is not None:
+            vectors = high.float().movedim(1, -1).cpu().numpy()
+            leaves = refiner.leaves(vectors.reshape(-1, vectors.shape[-1])).reshape(vectors.shape[:-1])
+            _write(self.leaves, cell_corners, leaves)
         height, width = self.interest.shape
-        for (y, x), block in zip(cell_corners.tolist(), seen, strict=True):
-            view = self.interest[y : y + block.shape[0], x : x + block.shape[1]]
-            view[:] = block[: view.shape[0], : view.shape[1]]
         n, y, x = torch.nonzero(probability > min(firing.prior, _NAMED_FROM * level.tau), as_tuple=True)
         names = firing.strongest(high[n, :, y, x], FIRED).numpy()
         rows, columns = (cell_corners[n.cpu().numpy()] + torch.stack([y, x], dim=1).cpu().numpy()).T
@@ -124,6 +134,13 @@ def group_bits(groups: Groups, high: Tensor) -> NDArray[np.uint16]:
     fires = groups.fires(high).cpu().numpy()
     powers = (1 << np.arange(fires.shape[1], dtype=np.uint16))[:, None, None]
     return np.asarray((fires * powers).sum(axis=1, dtype=np.uint16) | SCANNED)
+
+
+def _write(into: NDArray[Any], cell_corners: NDArray[np.int64], blocks_of_cells: NDArray[Any]) -> None:
+    """Write blocks (n, h, w) into a map at their corners, without what lies beyond it."""
+    for (y, x), block in zip(cell_corners.tolist(), blocks_of_cells, strict=True):
+        view = into[y : y + block.shape[0], x : x + block.shape[1]]
+        view[:] = block[: view.shape[0], : view.shape[1]]
 
 
 def look(
@@ -186,12 +203,11 @@ def survey_level(
     inside : ndarray, bool, (cell height, cell width), optional
         See `look`.
     """
-    groups = _groups_at(model, level)
-    scan = Scan.empty(level.cell_shape(image.shape[:2]), grouped=groups is not None)
+    groups, scan = _groups_at(model, level), _empty(image, model, level)
     macs = 0
     failures: list[str] = []
     for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level, inside=inside):
-        scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level, groups)
+        scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level, model.refiner, groups)
         macs += cost
     return replace(scan, macs=macs, failures=tuple(failures))
 
@@ -200,6 +216,15 @@ def _groups_at(model: Model, level: CascadeStage) -> Groups | None:
     """Groups of the stage's features that choose specialists: those of the base."""
     chosen = model.scan_groups
     return None if chosen is None or level.net is not model.base else chosen.groups
+
+
+def _empty(image: Image, model: Model, level: CascadeStage) -> Scan:
+    """Maps of a stage before the first block; the base's have groups and leaves if the model needs them."""
+    return Scan.empty(
+        level.cell_shape(image.shape[:2]),
+        grouped=_groups_at(model, level) is not None,
+        routed=model.refiner.routed and level.net is model.base,
+    )
 
 
 def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: CascadeStage) -> Plan:
@@ -224,7 +249,7 @@ def _look_closer(
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = runtime.place(level.net), level.net.spec
     groups, macs, done = _groups_at(model, level), before.macs, 0
-    scan = Scan.empty(level.cell_shape(image.shape[:2]), grouped=groups is not None)
+    scan = _empty(image, model, level)
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
         for (height, width), rows in plan.by_shape():
             corners = plan.cell_corners[rows]
@@ -236,7 +261,7 @@ def _look_closer(
                 with torch.inference_mode():
                     high = net.high(normalised(batch.pixels, model, runtime))
                     logit = net.head(high)
-                scan.enter(corners[batch.index], high, logit, level, groups)
+                scan.enter(corners[batch.index], high, logit, level, model.refiner, groups)
                 macs += len(batch.index) * spec.macs(height, width)
                 done += len(batch.index)
                 if tick:

@@ -34,7 +34,7 @@ def counted(**options: Any) -> tuple[Counted, Expert]:
 
 
 def stored_model(made: Expert, folder: Path) -> Model:
-    return replace(model_of(made), refiner=ExpertRefiner(made, answers=AnswerStore.of(made, folder)))
+    return replace(model_of(made), refiner=ExpertRefiner(made, cache=folder))
 
 
 def finds(model: Model, image: Pixels) -> list[tuple[Any, ...]]:

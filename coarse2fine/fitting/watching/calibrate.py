@@ -142,6 +142,10 @@ class Screen:
         Probability of a find by the first stage, and by the last; the same array if there is one stage.
     first_cost, last_cost : float
         Cost of each for a tile, as a share of the expert's; `last_cost` is 0 if there is one stage.
+    given : ndarray, int64, (n,), optional
+        Finds of the expert that are given in each tile by the alternative that answers for it; by default all.
+    price : ndarray, float64, (n,), optional
+        Cost of that alternative, as a share of the expert's; by default 1.
     """
 
     tiles: TriedTiles
@@ -149,9 +153,13 @@ class Screen:
     last: NDArray[np.float32]
     first_cost: float
     last_cost: float = 0.0
+    given: NDArray[np.int64] | None = None
+    price: Floats | None = None
 
     def thresholds(self, recall: float, rows: NDArray[np.intp] | None = None) -> tuple[float, float, float, float]:
         """Thresholds of the first and the last stage, share of the tiles chosen, and cost as a share of the expert's.
+
+        If the recall is not reached in any way, they are those of the expert everywhere.
 
         Parameters
         ----------
@@ -161,32 +169,46 @@ class Screen:
         """
         at = np.arange(len(self.tiles)) if rows is None else rows
         weight = self.tiles.weight[at]
-        value, total = weight * self.tiles.finds[at], max(float(weight.sum()), 1e-300)
+        value = weight * (self.tiles.finds if self.given is None else self.given)[at]
+        spent = weight if self.price is None else weight * self.price[at]
+        held, total = max(float((weight * self.tiles.finds[at]).sum()), 1e-300), max(float(weight.sum()), 1e-300)
         first, last = self.first[at], self.last[at]
         best = (0.0, 0.0, 1.0, self.first_cost + self.last_cost + 1.0)
         for loss in _LOSSES if self.last_cost else (0.0,):
             low = weighted_quantile(first, value, loss) if self.last_cost else 0.0
             passed = first > low
-            kept = value[passed].sum() / max(value.sum(), 1e-300)
+            kept = value[passed].sum() / held
             if kept < recall:
                 continue
             tau = weighted_quantile(last[passed], value[passed], 1 - recall / kept)
-            chosen = float(weight[passed & (last > tau)].sum()) / total
-            cost = self.first_cost + float(weight[passed].sum()) / total * self.last_cost + chosen
+            sent = passed & (last > tau)
+            chosen = float(weight[sent].sum()) / total
+            closer = float(weight[passed].sum()) / total * self.last_cost
+            cost = self.first_cost + closer + float(spent[sent].sum()) / total
             if cost < best[3]:
                 best = (low, tau, chosen, cost)
         return best
 
+    @property
+    def given_share(self) -> float:
+        """Share of the expert's finds that are given if every tile is chosen."""
+        weight, finds = self.tiles.weight, self.tiles.finds
+        given = finds if self.given is None else self.given
+        return float((weight * given).sum() / max(float((weight * finds).sum()), 1e-300))
+
     def cautious(self, recall: float, rows: NDArray[np.intp] | None = None) -> tuple[float, float, float, float]:
-        """As `thresholds`, so that the recall of further finds is reached in the mean.
+        """As `thresholds`, so that the recall of further finds is reached in the mean; see `aim`."""
+        return self.thresholds(self.aim(recall, rows), rows)
+
+    def aim(self, recall: float, rows: NDArray[np.intp] | None = None) -> float:
+        """Recall of the tried tiles' finds at which that of further finds is reached in the mean.
 
         Of n finds as many may be missed that the next one, equally likely at each rank, is missed with a probability of
         at most 1 - recall (split conformal prediction, Vovk et al. 2005).
         """
         finds = self.tiles.finds if rows is None else self.tiles.finds[rows]
         count = max(int((finds > 0).sum()), 1)
-        missed = max(0.0, ((count + 1) * (1 - recall) - 1) / count)
-        return self.thresholds(1 - missed, rows)
+        return 1 - max(0.0, ((count + 1) * (1 - recall) - 1) / count)
 
     def forecast(self, recall: float, seed: int) -> tuple[Interval, Interval]:
         """Share of the tiles chosen, and saving, each with its 90 % interval over blocks of tiles."""

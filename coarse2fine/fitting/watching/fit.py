@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,24 +11,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coarse2fine.experts.answer_store import AnswerStore
-from coarse2fine.experts.check import check_expert
+from coarse2fine.annotations.read import Annotations
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.forecast import Forecast
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.fitting.crops import normalisation
-from coarse2fine.fitting.pairs import Sources, load_images
+from coarse2fine.fitting.pairs import Sources, load_images, load_pairs
+from coarse2fine.fitting.watching.accuracy import accuracy_of, check_labels
 from coarse2fine.fitting.watching.calibrate import (
     RECALLS,
     Screen,
     TriedTiles,
+    activations,
     calibrated_stage,
     share_with_finds,
 )
+from coarse2fine.fitting.watching.recipe import WatchRecipe, tried_experts
+from coarse2fine.fitting.watching.routing import Given, Routed, choose_routes
 from coarse2fine.fitting.watching.samples import tile_samples
 from coarse2fine.fitting.watching.scan import ScanPlan, plan_scan, train_scan
 from coarse2fine.fitting.watching.tiles import FOLDS, unwatched
-from coarse2fine.fitting.watching.watch import Watched, WatchLimit, watch
+from coarse2fine.fitting.watching.watch import Watched, watch
 from coarse2fine.model import CascadeStage, Geometry, Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.pooled import PooledStack
@@ -64,36 +65,6 @@ _EXPECTED = (
 )
 
 
-@dataclass(frozen=True)
-class WatchRecipe:
-    """Settings of a fit by watching.
-
-    Parameters
-    ----------
-    expert : Expert
-    watch : WatchLimit
-    recall : float
-        Recall of the expert's exhaustive finds for which the default threshold is set.
-    steps : int
-        Optimisation steps of a scan.
-    rotate : bool
-        Whether finds stay finds when turned or mirrored.
-    seed : int
-    name : str
-    cache : path, optional
-        Folder in which the expert's answers are stored.
-    """
-
-    expert: Expert
-    watch: WatchLimit
-    recall: float
-    steps: int
-    rotate: bool
-    seed: int
-    name: str
-    cache: str | os.PathLike[str] | None = None
-
-
 def fit_expert(
     images: Sources,
     annotations: Sources | None,
@@ -116,43 +87,53 @@ def fit_expert(
 
     Raises
     ------
+    AnnotationError
+        If annotations are given, and cannot be read or have no class in common with the expert.
     ExpertError
         If the expert cannot run.
     ValueError
-        If it finds nothing in the watched tiles, or there are annotations too.
+        If it finds nothing in the watched tiles.
     """
-    if annotations is not None:
-        raise ValueError("an expert is watched without annotations: give one of the two")
-    opened = load_images(images, channels, value_range)
+    pairs = [] if annotations is None else load_pairs(images, annotations, channels, value_range)
+    truths = [truth for _, truth in pairs]
+    if truths:
+        check_labels(recipe.experts[0], truths)
+    opened = [image for image, _ in pairs] or load_images(images, channels, value_range)
     with Progress(progress, _EXPECTED) as bars, torch.random.fork_rng(devices=[]):
-        tick = bars.task("trying the expert")
-        checked = check_expert(recipe.expert, max(opened, key=lambda image: image.height * image.width))
-        tick(1, 1)
-        for line in str(checked).splitlines():
-            if line.startswith("WARNING: "):
-                warnings.warn(line.removeprefix("WARNING: "), stacklevel=3)
-        fitting = _Fitting(opened, replace(checked.expert, batch=recipe.expert.batch), recipe, runtime, bars)
-        fitting.watch_rounds(checked.seconds)
-        model = fitting.model()
+        experts, seconds = tried_experts(recipe.experts, opened, bars.task("trying the expert"))
+        fitting = _Fitting(opened, experts, recipe, runtime, bars)
+        fitting.watch_rounds(seconds)
+        model = fitting.model(truths)
     return replace(model, provenance={**model.provenance, KEY: Remembered.of(opened).to_json()})
 
 
 @dataclass(frozen=True, eq=False)
 class _Trained:
-    """A calibrated stage, its model, and the tried tiles with the probability of a find in each."""
+    """A calibrated stage, its model, and the tried tiles with the probability of a find in each.
+
+    `nets` are those that were each trained without one fold.
+    """
 
     stage: CascadeStage
     model: Model
     tiles: TriedTiles
     interest: NDArray[np.float32]
+    nets: tuple[PooledStack, ...]
 
 
 class _Fitting:
     def __init__(
-        self, images: Sequence[Image], expert: Expert, recipe: WatchRecipe, runtime: Runtime, bars: Progress
+        self,
+        images: Sequence[Image],
+        experts: tuple[Expert, ...],
+        recipe: WatchRecipe,
+        runtime: Runtime,
+        bars: Progress,
     ) -> None:
-        self._expert, self._recipe, self._runtime, self._bars = expert, recipe, runtime, bars
-        self._answers = None if recipe.cache is None else AnswerStore.of(expert, Path(recipe.cache))
+        self._expert, *self._others = experts
+        self._recipe, self._runtime, self._bars = recipe, runtime, bars
+        self._cache = None if recipe.cache is None else Path(recipe.cache)
+        expert = self._expert
         self._channels = 1 if all(image.channels == 1 for image in images) else 3
         self._tile = expert.tile * expert.downsample
         first = self._scan_plan(self._tile / _TILE_PIXELS, expert.tile_macs * _SCAN_COST)
@@ -178,7 +159,7 @@ class _Fitting:
             mean=tuple(map(float, self._mean)),
             std=tuple(map(float, self._std)),
             base=net,
-            refiner=ExpertRefiner(expert, answers=self._answers),
+            refiner=ExpertRefiner(expert, cache=self._cache),
             threshold=expert.confidence,
             window=1,
         )
@@ -186,11 +167,12 @@ class _Fitting:
     def watch_rounds(self, seconds_each: float) -> None:
         """Watch the expert, round by round, and train the scan in between."""
         count = self._recipe.watch.tiles(self._total, seconds_each)
-        interests = None
+        interests, draft = None, self._draft
+        others = [replace(draft, refiner=ExpertRefiner(each, cache=self._cache)) for each in self._others]
         for number, share in enumerate(_ROUNDS):
             if interests is not None or number == 0:
                 tick = self._bars.task("watching")
-                seen = watch(self._scenes, interests, share * count, self._draft, self._runtime, self._rng, tick)
+                seen = watch(self._scenes, interests, share * count, draft, self._runtime, self._rng, tick, others)
                 self._scenes = list(seen.scenes)
                 self._watched.append(seen)
             if number + 1 < len(_ROUNDS) and self._found():
@@ -241,9 +223,9 @@ class _Fitting:
         model = self._model(plan, net)
         tiles = TriedTiles.of(self._scenes, model.geometry.fine)
         stage = CascadeStage(net, model.geometry.cell, plan.downsample, None, 0.0)
-        others = [each for each in nets if each is not None]
-        stage, interest = calibrated_stage(self._scenes, tiles, model, stage, others, self._runtime, self._recipe.seed)
-        return _Trained(stage, replace(model, firing=stage.firing), tiles, interest)
+        parts = tuple(each for each in nets if each is not None)
+        stage, interest = calibrated_stage(self._scenes, tiles, model, stage, parts, self._runtime, self._recipe.seed)
+        return _Trained(stage, replace(model, firing=stage.firing), tiles, interest, parts)
 
     def _net(self, plan: ScanPlan, steps: int, name: str, *, without: int | None = None) -> PooledStack | None:
         samples = tile_samples(self._scenes, self._draft, plan.spec, plan.downsample, self._rng, without=without)
@@ -261,8 +243,11 @@ class _Fitting:
             tick=self._bars.task(name),
         )
 
-    def model(self) -> Model:
-        """The model: one scan, or a closer one after it, whichever costs less in all."""
+    def model(self, truths: Sequence[Annotations]) -> Model:
+        """The model: one scan, or a closer one after it, whichever costs less in all.
+
+        Annotations, of each scene if there are any, say how accurate the expert is.
+        """
         trained = self._trained(self._first_plan(), self._recipe.steps, "scan")
         if trained is None:
             raise ValueError(
@@ -270,11 +255,26 @@ class _Fitting:
                 "images can check the others: watch more tiles, or give more images"
             )
         single = Screen(trained.tiles, trained.interest, trained.interest, self._cost(trained.stage))
-        best, screen = trained.model, single
+        best, last, screen = trained.model, trained, single
         closer = self._closer(trained)
-        if closer is not None and self._at_target(closer[1]) < _GAIN * self._at_target(single):
-            best, screen = closer
-        return self._finished(best, screen)
+        if closer is not None and self._at_target(closer[2]) < _GAIN * self._at_target(single):
+            best, last, screen = closer
+        model = self._finished(best, screen, self._routed(last, screen) if self._others else None)
+        refiner = model.refiner
+        if not truths or not isinstance(refiner, ExpertRefiner) or refiner.forecast is None:
+            return model
+        accuracy = accuracy_of(self._scenes, truths, self._expert)
+        return replace(model, refiner=replace(refiner, forecast=replace(refiner.forecast, accuracy=accuracy)))
+
+    def _routed(self, last: _Trained, screen: Screen) -> Routed:
+        """The choice between the expert and its alternatives by the features of the last stage."""
+        scenes, model, runtime = self._scenes, last.model, self._runtime
+        given = Given.of(scenes, last.tiles, self._expert, self._others)
+        stages = [replace(last.stage, net=net) for net in (*last.nets, last.stage.net)]
+        *parts, whole = (activations(scenes, last.tiles, model, stage, runtime)[0] for stage in stages)
+        folds = np.concatenate([scene.fold[scene.tried] for scene in scenes])
+        recall, seed = self._recipe.recall, self._recipe.seed
+        return choose_routes(screen, given, (parts, whole), folds, self._others, recall=recall, gain=_GAIN, seed=seed)
 
     def _at_target(self, screen: Screen) -> float:
         return screen.cautious(self._recipe.recall)[3]
@@ -283,7 +283,7 @@ class _Fitting:
         """Cost of a stage for a tile of a large image, as a share of the expert's."""
         return stage.net.spec.macs_per_cell / self._expert.tile_macs
 
-    def _closer(self, first: _Trained) -> tuple[Model, Screen] | None:
+    def _closer(self, first: _Trained) -> tuple[Model, _Trained, Screen] | None:
         """The model with a closer scan of the tiles in which the first one fires; None if it would cost too much."""
         downsample = first.stage.downsample
         plan = self._scan_plan(downsample / 2, self._expert.tile_macs * _CLOSE_COST, close=True)
@@ -294,32 +294,36 @@ class _Fitting:
             return None
         cost = closer.stage.net.spec.macs(1, 1) / self._expert.tile_macs
         model = replace(closer.model, cascade=(first.stage,))
-        return model, Screen(first.tiles, first.interest, closer.interest, self._cost(first.stage), cost)
+        return model, closer, Screen(first.tiles, first.interest, closer.interest, self._cost(first.stage), cost)
 
-    def _finished(self, model: Model, screen: Screen) -> Model:
-        """The model with its thresholds and its forecast."""
+    def _finished(self, model: Model, plain: Screen, routed: Routed | None) -> Model:
+        """The model with its thresholds, its forecast, and its alternatives if they pay."""
         recipe, recalls = self._recipe, sorted({*RECALLS, self._recipe.recall})
-        low, tau, _, _ = screen.cautious(recipe.recall)
-        taus = {f"{r:g}": screen.cautious(r)[:2] for r in recalls}
-        figures = {f"{r:g}": screen.forecast(r, recipe.seed) for r in recalls}
+        routes = None if routed is None else routed.routes
+        # Alternatives are chosen for the default recall; at others the expert answers alone.
+        screens = {r: routed.screen if routed and r == recipe.recall else plain for r in recalls}
+        low, tau, _, _ = screens[recipe.recall].cautious(recipe.recall)
+        taus = {f"{r:g}": plain.cautious(r)[:2] for r in recalls}
+        figures = {f"{r:g}": each.forecast(r, recipe.seed) for r, each in screens.items()}
         forecast = Forecast(
             tiles=self._total,
             watched=sum(int(scene.tried.sum()) for scene in self._scenes),
             finds=self._found(),
-            with_finds=share_with_finds(screen.tiles, recipe.seed),
+            with_finds=share_with_finds(plain.tiles, recipe.seed),
             chosen={r: chosen for r, (chosen, _) in figures.items()},
             saving={r: saving for r, (_, saving) in figures.items()},
-            scan_cost=screen.first_cost,
+            scan_cost=plain.first_cost,
             recall=recipe.recall,
             half_tile=self._half_tile(),
+            alternatives={} if routed is None else routed.figures,
         )
         cascade = tuple(replace(stage, tau=low) for stage in model.cascade)
         return replace(
             model,
             tau=tau,
             cascade=cascade,
-            refiner=ExpertRefiner(self._expert, forecast, self._answers),
-            provenance=self._provenance(taus),
+            refiner=ExpertRefiner(self._expert, forecast, self._cache, routes),
+            provenance=self._provenance(taus) | ({} if routes is None else {"leaves": routes.names(self._expert)}),
         )
 
     def _provenance(self, taus: dict[str, tuple[float, float]]) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class WatchedScene:
         Probability that a tile was not drawn in any round.
     found : Candidates
         Finds in the tried tiles.
+    others : tuple of Candidates
+        Finds of each alternative to the expert in them.
     """
 
     image: Image
@@ -44,6 +46,7 @@ class WatchedScene:
     tried: NDArray[np.bool_]
     missed: NDArray[np.float64]
     found: Candidates
+    others: tuple[Candidates, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,10 +65,34 @@ class WatchedScene:
         np.add.at(counts, (y, x), 1)
         return counts
 
-    def with_answers(self, found: Candidates, tried: NDArray[np.bool_], chance: NDArray[np.float64]) -> WatchedScene:
-        """Copy after a round: its finds, the tiles tried by now, and the probability with which each was drawn."""
-        every = Candidates.concatenate([self.found, found])
-        return replace(self, found=every, tried=self.tried | tried, missed=self.missed * (1 - chance))
+    def with_answers(
+        self,
+        found: Candidates,
+        tried: NDArray[np.bool_],
+        chance: NDArray[np.float64],
+        others: Sequence[Candidates] = (),
+    ) -> WatchedScene:
+        """Copy after a round.
+
+        Parameters
+        ----------
+        found : Candidates
+            The round's finds.
+        tried : ndarray, bool, (h, w)
+            Its tiles.
+        chance : ndarray, float64, (h, w)
+            Probability with which each tile was drawn.
+        others : sequence of Candidates
+            The alternatives' finds.
+        """
+        before = self.others or (Candidates.empty(),) * len(others)
+        return replace(
+            self,
+            found=Candidates.concatenate([self.found, found]),
+            others=tuple(Candidates.concatenate(list(pair)) for pair in zip(before, others, strict=True)),
+            tried=self.tried | tried,
+            missed=self.missed * (1 - chance),
+        )
 
 
 def unwatched(images: Sequence[Image], model: Model, seed: int) -> list[WatchedScene]:

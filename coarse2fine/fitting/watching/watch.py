@@ -16,7 +16,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.refine import refine
+from coarse2fine.steps.refine import Refinement, refine
 
 _LEAST_TILES = 48
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
@@ -87,8 +87,9 @@ def watch(
     runtime: Runtime,
     rng: np.random.Generator,
     tick: Tick | None = None,
+    others: Sequence[Model] = (),
 ) -> Watched:
-    """Run the expert on one more round of tiles.
+    """Run the expert, and its alternatives, on one more round of tiles.
 
     Parameters
     ----------
@@ -103,6 +104,8 @@ def watch(
     rng : Generator
     tick : callable, optional
         Called with tiles done and tiles in all.
+    others : sequence of Model
+        With the alternatives to the expert.
 
     Raises
     ------
@@ -119,10 +122,18 @@ def watch(
         corners = np.argwhere(tiles).astype(np.int64)
         plan = Plan(corners, np.ones_like(corners), np.ones(len(corners), np.float32), scene.shape)
         shown = (lambda done, _, offset=before: tick(offset + done, total)) if tick else None
-        fine = refine(scene.image, plan, model, runtime, shown, floor=model.threshold)
-        if fine.interrupted:
-            raise KeyboardInterrupt
-        seen.append(scene.with_answers(fine.candidates, plan.take(fine.done).covered(), chance))
-        failures.extend(fine.failures)
+        fine = _whole(scene, plan, model, runtime, shown)
+        done = plan.take(fine.done)
+        asked = [_whole(scene, done, other, runtime) for other in others]
+        seen.append(scene.with_answers(fine.candidates, done.covered(), chance, [each.candidates for each in asked]))
+        failures.extend(reason for each in (fine, *asked) for reason in each.failures)
         before += len(plan)
     return Watched(tuple(seen), before, time.perf_counter() - start, tuple(dict.fromkeys(failures)))
+
+
+def _whole(scene: WatchedScene, plan: Plan, model: Model, runtime: Runtime, tick: Tick | None = None) -> Refinement:
+    """The finds of a model's expert in the tiles of a plan; KeyboardInterrupt if it is interrupted."""
+    fine = refine(scene.image, plan, model, runtime, tick, floor=model.threshold)
+    if fine.interrupted:
+        raise KeyboardInterrupt
+    return fine

@@ -108,8 +108,6 @@ def test_watch_is_checked_before_the_expert_runs(watch: float | str) -> None:
         fit(scene(0, 3, 300), expert=expert(lambda _: 1 / 0, tile=64), watch=watch)
 
 
-def test_annotations_beside_an_expert_are_refused() -> None:
-    with pytest.raises(ValueError, match="one of the two"):
-        fit(scene(0, 3, 300), {"type": "FeatureCollection", "features": []}, expert=watched())
+def test_without_annotations_or_an_expert_there_is_nothing_to_learn() -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
         fit(scene(0, 3, 300))

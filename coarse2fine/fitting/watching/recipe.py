@@ -1,0 +1,99 @@
+"""Settings of a fit by watching, and the trial of its experts."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from coarse2fine.experts.check import check_expert
+from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.routes import check_alike
+from coarse2fine.fitting.watching.watch import WatchLimit
+from coarse2fine.progress import Tick
+from coarse2fine.tiling.image import Image
+
+
+@dataclass(frozen=True)
+class WatchRecipe:
+    """Settings of a fit by watching.
+
+    Parameters
+    ----------
+    experts : tuple of Expert
+        The expert, and its alternatives.
+    watch : WatchLimit
+    recall : float
+        Recall of the expert's exhaustive finds for which the default threshold is set.
+    steps : int
+        Optimisation steps of a scan.
+    rotate : bool
+        Whether finds stay finds when turned or mirrored.
+    seed : int
+    name : str
+    cache : path, optional
+        Folder in which the expert's answers are stored.
+    """
+
+    experts: tuple[Expert, ...]
+    watch: WatchLimit
+    recall: float
+    steps: int
+    rotate: bool
+    seed: int
+    name: str
+    cache: str | os.PathLike[str] | None = None
+
+    @classmethod
+    def of(cls, expert: Expert | Sequence[Expert], watch: float | str, *others: Any) -> Self:
+        """From the parameters of `fit`: one expert or several, a share or a time, and the other fields in order."""
+        experts = (expert,) if isinstance(expert, Expert) else tuple(expert)
+        if not experts or not all(isinstance(each, Expert) for each in experts):
+            raise ValueError(f"expected an expert, or several, made by coarse2fine.expert; got {expert!r:.100}")
+        return cls(experts, WatchLimit.parse(watch), *others)
+
+
+def tried_experts(experts: Sequence[Expert], images: Sequence[Image], tick: Tick) -> tuple[tuple[Expert, ...], float]:
+    """Try each expert on tiles of the largest image, and warn of what is wrong with them.
+
+    Parameters
+    ----------
+    experts : sequence of Expert
+        The first one, and its alternatives.
+    images : sequence of Image
+    tick : callable
+        Called with experts tried and experts in all.
+
+    Returns
+    -------
+    tuple of Expert
+        With their multiply-adds for a tile.
+    float
+        Seconds that a tile takes with all of them.
+
+    Raises
+    ------
+    ExpertError
+        If one cannot run, or they do not share grid and labels.
+    """
+    expert, *others = experts
+    check_alike(expert, others)
+    largest = max(images, key=lambda image: image.height * image.width)
+    found, seconds = [], 0.0
+    for done, each in enumerate(experts, 1):
+        checked = check_expert(each, largest)
+        for line in str(checked).splitlines():
+            if line.startswith("WARNING: "):
+                warnings.warn(line.removeprefix("WARNING: "), stacklevel=4)
+        found.append(replace(checked.expert, batch=each.batch))
+        seconds += checked.seconds
+        tick(done, len(experts))
+    if len({each.estimated for each in found}) > 1:
+        warnings.warn(
+            "the multiply-adds of some experts are counted, those of others estimated from time, so their costs "
+            "compare badly: give tile_macs= for each",
+            stacklevel=4,
+        )
+    return tuple(found), seconds
