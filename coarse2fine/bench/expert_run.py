@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.bench.expert_answers import TileAnswers, all_answers, grid_of, metered, run_tiles
+from coarse2fine.bench.expert_routes import measure_routes, without_routes
 from coarse2fine.bench.methods import filled
 from coarse2fine.bench.sections import Section, SectionReport
 from coarse2fine.engine import analyze
@@ -37,6 +38,10 @@ EXPLAINED = (
     "the fewest tiles that own this share. random@r: tiles in random order until they own it. mask: tiles that are not "
     "empty (Otsu's threshold on local contrast). with_find: all tiles with a find. Their seconds are the exhaustive "
     "pass's for each tile, and the choice itself is free.",
+    "With alternatives, at the recall of the fit. routed: by clusters of the scan's features. random clusters: the "
+    "same experts, dealt to the chosen tiles at random. always N: one expert for all (0 is the reference, whose finds "
+    "recall is of), on the tiles that are chosen for the reference alone. extra: finds that the reference does not "
+    "have, as a share of its finds.",
     "exhaustive: the plain loop over the grid. Its seconds are measured right after each run of ours, on random tiles, "
     "and scaled to all, so that both meet the same load. fit: tiles that fitting watched, its seconds, the expert's, "
     "and beyond_processor_seconds, its processor time without the expert's.",
@@ -53,7 +58,13 @@ class FittedExpert:
 
 
 def fit_by_watching(
-    images: Sequence[ImageSource], expert: Expert, *, watch: float, seed: int, steps: int | None = None
+    images: Sequence[ImageSource],
+    expert: Expert,
+    *,
+    watch: float,
+    seed: int,
+    steps: int | None = None,
+    alternatives: Sequence[Expert] = (),
 ) -> FittedExpert:
     """Fit a model to what an expert finds in images, and measure the cost.
 
@@ -66,11 +77,13 @@ def fit_by_watching(
     seed : int
     steps : int, optional
         Optimisation steps; by default those of `fit`.
+    alternatives : sequence of Expert
+        Alternatives to the expert; their time counts as the fit's own.
     """
     start, spent = time.perf_counter(), time.process_time()
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
     with metered(expert) as (timed, meter):
-        model = fit(list(images), expert=timed, watch=watch, seed=seed, progress=False, **options)
+        model = fit(list(images), expert=[timed, *alternatives], watch=watch, seed=seed, progress=False, **options)
     assert isinstance(model.refiner, ExpertRefiner)
     figures = {
         "fit/tiles": meter.tiles,
@@ -120,6 +133,9 @@ def measure_expert(
             ours[f"ours@{goal}"] = row
             each.append(seconds_per_tile)
         mask = _by_tile(filled(image, model), model, grid_of(expert, image))
+        if model.refiner.routed:
+            plain = _at(model, f"{model.provenance['recall_target']:g}")
+            ours |= measure_routes(model, plain, image, answers.counts, seed=seed, tick=tick)
     seconds, expert_seconds = np.mean(each, axis=0) if each else _own_seconds(answers)
     rows = {"exhaustive": np.ones(answers.counts.shape, bool)} | _others(answers, mask, seed)
     figures: dict[str, float] = {}
@@ -133,14 +149,16 @@ def measure_expert(
 
 
 def _by_recall(model: Model) -> dict[str, Model]:
-    """The model with the thresholds that fitting set, by recall."""
+    """The model at the recalls of `GOALS` for which fitting set thresholds."""
+    goals = (f"{goal:g}" for goal in GOALS)
+    return {goal: _at(model, goal) for goal in goals if goal in model.provenance.get("taus", {})}
+
+
+def _at(model: Model, goal: str) -> Model:
+    """The model with the thresholds that fitting set for a recall, and its expert alone."""
     first, known = (model.provenance.get(name, {}) for name in ("first_taus", "taus"))
-    found = {}
-    for goal in (f"{goal:g}" for goal in GOALS):
-        if goal in known:
-            cascade = tuple(replace(stage, tau=float(first.get(goal, stage.tau))) for stage in model.cascade)
-            found[goal] = replace(model, tau=float(known[goal]), cascade=cascade)
-    return found
+    cascade = tuple(replace(stage, tau=float(first.get(goal, stage.tau))) for stage in model.cascade)
+    return replace(model, tau=float(known[goal]), cascade=cascade, refiner=without_routes(model))
 
 
 def _ours(
@@ -200,7 +218,7 @@ def _with_savings(figures: Mapping[str, float], count: int, model: Model) -> dic
     for row in dict.fromkeys(name.rpartition("/")[0] for name in figures):
         found[f"{row}/share"] = figures[f"{row}/tiles"] / count
         for column, saving in (("tmac", "saving_macs"), ("seconds", "saving_seconds")):
-            if figures[f"{row}/{column}"] > 0:
+            if figures.get(f"{row}/{column}", 0) > 0:
                 found[f"{row}/{saving}"] = figures[f"exhaustive/{column}"] / figures[f"{row}/{column}"]
     forecast = model.refiner.forecast if isinstance(model.refiner, ExpertRefiner) else None
     if forecast is not None:
@@ -211,6 +229,8 @@ def _with_savings(figures: Mapping[str, float], count: int, model: Model) -> dic
                 found[f"{row}/forecast_share"] = forecast.chosen[f"{goal:g}"][0]
                 named = zip(("forecast", "forecast_low", "forecast_high"), forecast.saving[f"{goal:g}"], strict=True)
                 found |= {f"{row}/{name}": value for name, value in named}
+        if "routed/tmac" in figures:
+            found["routed/forecast"] = forecast.saving[f"{forecast.recall:g}"][0]
     return found
 
 

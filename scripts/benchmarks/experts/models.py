@@ -17,7 +17,8 @@ from coarse2fine.tiling.errors import MissingExtraError
 
 Pixels = NDArray[np.uint8]
 _DETECTOR = "models/ch_PP-OCRv4_det_infer.onnx"
-_UNET_WIDTHS = (8, 16, 32, 64)
+UNET_WIDTHS = {"unet": (8, 16, 32, 64), "unet_small": (4, 8, 12, 16)}
+"""Channels of each U-Net's levels."""
 RCNN_SIDE = 320
 """Side to which tiles are scaled by the Faster R-CNN's own preprocessing."""
 
@@ -52,11 +53,17 @@ def text_detector() -> Callable[[Pixels], NDArray[np.float32]]:
 
 
 class UNet(nn.Module):
-    """A small U-Net with one logit a pixel; takes (n, 3, h, w) from 0 to 1, sides multiples of 8."""
+    """A small U-Net with one logit a pixel; takes (n, 3, h, w) from 0 to 1, sides multiples of 8.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    name : str
+        Its key in `UNET_WIDTHS`.
+    """
+
+    def __init__(self, name: str = "unet") -> None:
         super().__init__()
-        widths = _UNET_WIDTHS
+        widths = UNET_WIDTHS[name]
         self.down = nn.ModuleList(_block(a, b) for a, b in zip((3, *widths[:-1]), widths, strict=True))
         self.up = nn.ModuleList(_block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.head = nn.Conv2d(widths[0], 1, 1)
@@ -92,14 +99,19 @@ class UNetExpert(nn.Module):
         return torch.sigmoid(self.net(pixels.permute(0, 3, 1, 2).float() / 255))
 
 
-def unet(weights: str) -> Any:
-    """The U-Net of `benchmarks.experts.training`, from its file of weights; a map of objects."""
+def unet(weights: str, name: str = "unet") -> Any:
+    """A U-Net of `benchmarks.experts.training`, from its file of weights; a map of objects."""
     from coarse2fine import Adapter  # noqa: PLC0415
 
-    net = UNet()
+    net = UNet(name)
     net.load_state_dict(torch.load(weights, weights_only=True))
     module = UNetExpert(net).eval()
     return Adapter(_called(module), "map", sha256=_hash(weights), module=module)
+
+
+def unet_small(weights: str) -> Any:
+    """The smaller U-Net; see `unet`."""
+    return unet(weights, "unet_small")
 
 
 def rcnn_module(classes: int = 2) -> nn.Module:

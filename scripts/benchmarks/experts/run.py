@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,9 +35,11 @@ _EXPLAINED = (
     "rcnn are trained here, text is the DBNet of rapidocr-onnxruntime, encoder is MobileNetV2 of timm with an interest "
     "by distance to the usual. Multiply-adds of text are estimated from time.",
 )
+# Lines of a printed model that are repeated as notes.
+_SAID = re.compile("no use|choice between|alternative")
 _LEAST_CRATER = 12.0
 _ENCODER_WEIGHTS = "mobilenetv2_100_tf2ptq.safetensors"
-_CELL_TILES = {"unet": (128, 32), "text": (192, 32), "rcnn": (224, 48), "encoder": (224, 0)}
+_CELL_TILES = {"unet": (128, 32), "unet_small": (128, 32), "text": (192, 32), "rcnn": (224, 48), "encoder": (224, 0)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class ExpertScale:
     part : int
         Tiles along a side of the part on which other tools are compared.
     pairs : tuple of str
-        ``scene/expert``.
+        ``scene/expert``, or ``scene/expert+alternative``.
     """
 
     sizes: Sizes
@@ -75,6 +78,8 @@ PAIRS = (
     "mars-sparse/rcnn",
     "mars-sparse/encoder",
     "mars-dense/unet",
+    "mars-dense/unet+unet_small",
+    "digits/unet+unet_small",
     "pages/text",
 )
 FULL = ExpertScale(Sizes((32_768, 16_384), (22_400, 11_200), (200.0, 40.0)), 3, 600, None, 0.1, 12, PAIRS)
@@ -129,17 +134,19 @@ def _measured(
     pair: str, place: Path, data: Path | None, scale: ExpertScale, seed: int, bars: Progress
 ) -> tuple[dict[str, float], list[str]]:
     """Figures of one pair and seed, with notes."""
-    scene_name, _, expert_name = pair.partition("/")
-    made = make_expert(expert_name, scene_name, place, data, scale.trained, bars)
+    scene_name, _, expert_names = pair.partition("/")
+    made, *others = (
+        make_expert(name, scene_name, place, data, scale.trained, bars) for name in expert_names.split("+")
+    )
     scene = make_scene(scene_name, place, data, scale.sizes, seed)
     made = made.check(scene.train[0]).expert
-    fitted = fit_by_watching(scene.train, made, watch=scale.watch, seed=seed, steps=scale.steps)
+    fitted = fit_by_watching(scene.train, made, watch=scale.watch, seed=seed, steps=scale.steps, alternatives=others)
     tick = bars.task(f"{pair}, seed {seed}")
     found = dict(fitted.figures) | measure_expert(
         fitted.model, scene.test, seed=seed, folder=place / "answers", tick=tick
     )
-    notes = [f"{pair}: {line}" for line in str(fitted.model).splitlines() if "no use" in line]
-    if seed == 0:
+    notes = [f"{pair}: {line}" for line in str(fitted.model).splitlines() if _SAID.search(line)]
+    if seed == 0 and not others:
         figures, said = compare_rivals(
             fitted.model, busiest_part(fitted.model, scene.test, place / "answers", scale.part)
         )
@@ -192,7 +199,7 @@ def make_expert(name: str, scene: str, place: Path, data: Path | None, steps: in
         )
     learned = "digit" if scene == "digits" else "crater"
     lessons = training.digit_lessons() if learned == "digit" else _craters(data)
-    train = training.train_unet if name == "unet" else training.train_rcnn
+    train = training.train_rcnn if name == "rcnn" else partial(training.train_unet, name=name)
     tick = bars.task(f"training {name} on {learned}s")
     weights = train(place / f"{name}-{learned}-{steps}.pt", lessons, steps=steps, tick=tick)
     return made(f"{home}:{name}", labels=[learned], areas=False, weights=str(weights))

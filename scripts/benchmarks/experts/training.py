@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -66,7 +67,15 @@ def annotated_lessons(scenes: Sequence[BenchScene], least: float = 0.0) -> list[
     return found
 
 
-def train_unet(path: Path, lessons: Sequence[Lesson], *, steps: int, seed: int = 0, tick: Tick | None = None) -> Path:
+def train_unet(
+    path: Path,
+    lessons: Sequence[Lesson],
+    *,
+    steps: int,
+    seed: int = 0,
+    tick: Tick | None = None,
+    name: str = "unet",
+) -> Path:
     """Train the U-Net to mark objects as ellipses, unless its file is there.
 
     Parameters
@@ -78,6 +87,8 @@ def train_unet(path: Path, lessons: Sequence[Lesson], *, steps: int, seed: int =
     seed : int
     tick : callable, optional
         Called with steps done and all steps.
+    name : str
+        Which U-Net.
     """
     masks = [_ellipses(lesson) for lesson in lessons]
 
@@ -97,7 +108,7 @@ def train_unet(path: Path, lessons: Sequence[Lesson], *, steps: int, seed: int =
         dice = 1 - (2 * (shares * target).sum() + 1) / (shares.sum() + target.sum() + 1)
         return functional.binary_cross_entropy_with_logits(logits, target) + dice
 
-    return _trained(path, UNet, loss, _UNET_RATE, steps, seed, tick)
+    return _trained(path, partial(UNet, name), loss, _UNET_RATE, steps, seed, tick)
 
 
 def train_rcnn(path: Path, lessons: Sequence[Lesson], *, steps: int, seed: int = 0, tick: Tick | None = None) -> Path:
