@@ -30,7 +30,7 @@ from coarse2fine.steps.mask import MaskSource, cells_inside
 from coarse2fine.steps.pieces import refine_in_pieces
 from coarse2fine.steps.plan import Plan, cover, dense_plan
 from coarse2fine.steps.refine import Refinement, refine
-from coarse2fine.steps.scan import Scan, scan_macs
+from coarse2fine.steps.scan import SCANNED, Scan, scan_macs
 from coarse2fine.steps.strategy import strategy_of
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.stats import ReadStats
@@ -296,10 +296,15 @@ class AnalysisRun:
             model=self._model,
             runtime=self.runtime,
             floor=self.threshold,
-            learned=learned,
+            learned=learned if self._model.scan_groups is None else self._fired(learned),
             batch_size=self._config.batch_size,
             capped=not self._whole and (self._config.budget is not None or self._config.recall is not None),
         )
+
+    def _fired(self, groups: NDArray[np.uint16] | None) -> NDArray[np.uint16]:
+        """`Scan.groups` of the part to analyse: outside nothing fires, and nothing has to be scanned."""
+        found = np.zeros(self.cell_shape, np.uint16) if groups is None else groups
+        return found if self._unmasked else np.where(self.inside, found, SCANNED)
 
     def audit(self, scan: Scan, plan: Plan, fine: Refinement, learned: Any, tick: Tick | None = None) -> Audited:
         """Certify or sample after scan and refinement; neither if the refinement was cut short."""

@@ -253,6 +253,17 @@ def test_a_cascade_leaves_the_answer_of_what_is_refined_as_it_is(
         assert analyze(pixels, model, budget=budget, precision="fp32").cost.share <= budget
 
 
+def test_what_the_scan_chooses_keeps_to_a_mask_and_its_budget(make_image: MakeImage, detector: Model) -> None:
+    model = with_specialists(detector, None, grouped(detector, 8))
+    pixels, mask = make_image(400, 400, seed=5), np.zeros((400, 400), bool)
+    mask[100:300, 60:200] = mask[350:380, 320:390] = True
+    for budget in (0.3, 0.8):
+        assert analyze(pixels, model, budget=budget, mask=mask, precision="fp32").cost.share <= budget
+    options: dict[str, Any] = {"mask": mask, "precision": "fp32"}
+    whole, again = (analyze(pixels, model, budget=b, **options) for b in (1.0, 1.9))
+    assert whole.regions == again.regions
+
+
 def test_the_exhaustive_pass_with_specialists_is_all_of_itself(
     make_image: MakeImage, detector: Model, model: Model
 ) -> None:
