@@ -18,9 +18,10 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLUE, ORANGE, GREEN, GREY, LIGHT = "#0072b2", "#d55e00", "#009e73", "#777777", "#dddddd"
 _STAGES, _RISE, _CELLS, _BLOCK = 4, 1.15, 8, 2
 _TWINS = "dashed: each stage also reads its twin,\nthe same stage of the net and of the column above"
-_SCAN = "scan: a feature fires in cells;\nno full-resolution pixel is read yet"
+_SCAN = "scan: a feature fires in cells;\nno full-resolution pixel is\nread yet"
 _REFINE = (
-    "refine: its columns run in the blocks around,\nall stages, beside the refine net;\nboth in a block where both fire"
+    "refine: its columns run in the\nblocks around, all stages, beside\n"
+    "the refine net; both in a block\nwhere both fire"
 )
 # Blocks (row, column) in which each of two groups of features fires.
 _FIRES = {BLUE: ((0, 1), (2, 0)), ORANGE: ((2, 0), (3, 3))}
@@ -100,22 +101,8 @@ def _blocks(axes: Any) -> None:
         axes.add_patch(Rectangle((x, 0), side, side, fill=False, ec=GREY))
     _arrow(axes, (4.3, 2), (6.7, 2))
     axes.text(5.5, 2.2, "which columns\nrun where", ha="center", va="bottom")
-    axes.text(
-        2,
-        -0.25,
-        "scan: a feature fires in cells;\nno full-resolution pixel is read yet",
-        ha="center",
-        va="top",
-        color=GREY,
-    )
-    axes.text(
-        8.2,
-        -0.25,
-        _REFINE,
-        ha="center",
-        va="top",
-        color=GREY,
-    )
+    for x, words in ((0, _SCAN), (7, _REFINE)):
+        axes.text(x, -0.25, words, ha="left", va="top", color=GREY)
     for y, (colour, name) in zip(
         (4.75, 4.3), ((BLUE, "group of features A"), (ORANGE, "group of features B")), strict=True
     ):
