@@ -176,7 +176,12 @@ class _Whole:
     def seconds_left(self) -> float | None:
         """Estimate from the time taken so far; None while too little is done."""
         done = self.share_done
-        return (time.monotonic() - self._start) * (1 - done) / done if done > _TELLING else None
+        return self.seconds * (1 - done) / done if done > _TELLING else None
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self._start
 
 
 class _Step:
@@ -198,11 +203,15 @@ class _Step:
 
     @property
     def left_text(self) -> str:
-        """Time left for the whole, in words; empty while unknown."""
+        """Time left of the whole, and all of it, in words; empty while unknown."""
         left = self._whole.seconds_left
         if left is None:
             return ""
-        return f", about {left / 60:.0f} min left" if left >= 90 else f", about {max(left, 1):.0f} s left"
+        return f", about {_duration(left)} left of {_duration(left + self._whole.seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 1):.0f} s"
 
 
 def _silent(done: int, total: int) -> None:

@@ -22,6 +22,9 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
         help="named as the images, or one file for all: a file, a folder or a glob (in quotes); none with --expert",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="model file to write, such as boards.c2f")
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help="fitted model to go on from, with more scenes, in less time"
+    )
     add_reading(parser)
     parser.add_argument(
         "--upright", action="store_true", help="objects have a fixed orientation: train without rotations"
@@ -52,7 +55,12 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recall", type=float, default=0.97, help="share of the exhaustive pass's finds (default: 0.97)"
     )
-    parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each net (default: 1000)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=1000,
+        help="most training steps, fewer if more do not help (default: 1000)",
+    )
     add_expert_options(
         parser.add_argument_group("your own model, watched instead of annotations"), "--expert", several=True
     )
@@ -74,6 +82,7 @@ def _fit(parsed: argparse.Namespace) -> None:
     model = fit(
         parsed.images,
         parsed.annotations,
+        model=parsed.model,
         expert=[expert_from(parsed, spec) for spec in parsed.expert] if parsed.expert else None,
         watch=watch_from(parsed.watch),
         channels=parsed.channels,

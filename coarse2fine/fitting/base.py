@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from coarse2fine.fitting.calibrate import CalibrationSet
 from coarse2fine.fitting.crops import Recipe, turn_planes
-from coarse2fine.fitting.distillation import DistillationSample, make_samples
+from coarse2fine.fitting.distillation import Samples, crop_side, held_samples, make_samples
 from coarse2fine.fitting.geometry import base_spec
-from coarse2fine.fitting.optimise import train
-from coarse2fine.model import Model
+from coarse2fine.fitting.optimise import RATE, train
+from coarse2fine.fitting.resume import GENTLE, scanning_net, trainable
 from coarse2fine.models.backbone import Backbone
-from coarse2fine.models.base import Base
+from coarse2fine.models.base import Base, BaseSpec
 from coarse2fine.models.conv_stack import ConvStack
+from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 
 PRIOR_LOGIT = -4.0
+SCAN, SAMPLES = "learning where to look", "choosing samples of it"
+"""Names of the steps of training."""
+LONGER = 4
+"""Base steps per refine-net step, at most: the base is cheap to train and has many samples to learn from."""
 _BATCH = 16
-# Base steps per refine-net step: the base is cheap to train and has many samples to learn from.
-_LONGER = 4
 # Largest added noise, in standard deviations of the scenes' pixels: other cameras have other noise.
 _GRAIN = 0.1
 # Learning rate of a backbone's neck and head; its stages and the built-in nets use a third of it.
@@ -32,7 +34,7 @@ _NEW_RATE = 9e-3
 
 
 def train_base(
-    recipe: Recipe, backbone: Base | None, model: Model, setting: CalibrationSet, bars: Progress, name: str = "base"
+    recipe: Recipe, backbone: Base | None, setting: CalibrationSet, bars: Progress, name: str = SCAN
 ) -> Base:
     """Train a base to predict where refining would find something.
 
@@ -41,45 +43,65 @@ def train_base(
     recipe : Recipe
     backbone : Base, optional
         Net to fit, changed in place; by default the built-in net of the geometry.
-    model : Model
-        With a trained refine net and its threshold.
     setting : CalibrationSet
-        Scenes, and the refine net's output on them.
+        Scenes, and the refine net's output on them and on rescaled copies.
     bars : Progress
     name : str
-        Name of the progress bars.
+        Name of the step of training.
     """
     seed = recipe.seed + 1
     torch.manual_seed(seed)
-    net = backbone or ConvStack(base_spec(recipe.channels, recipe.geometry, recipe.width), batch_norm=True)
-    if net.reader.bias is not None:
+    old = None if recipe.start is None else scanning_net(recipe.start, recipe.geometry)
+    net = old or backbone or ConvStack(base_spec(recipe.channels, recipe.geometry, recipe.width), batch_norm=True)
+    samples = make_samples(recipe, net.spec, setting.areas, bars.task(SAMPLES))
+    held = held_samples(recipe, net.spec, setting.areas)
+    if old is not None:
+        net = trainable(old, recipe.plain(held.pixels[:_BATCH]))
+    elif net.reader.bias is not None:
         with torch.no_grad():
             net.reader.bias.fill_(PRIOR_LOGIT)
-    make = _batches(recipe, make_samples(recipe, net, model, setting, bars.task(f"samples for the {name}")))
-    options: dict[str, Any] = {"steps": _LONGER * recipe.steps, "seed": seed, "tick": bars.task(name)}
+    make, share = _batches(recipe, samples), 1.0 if old is None else GENTLE
+    options: dict[str, Any] = {
+        "steps": LONGER * recipe.steps,
+        "seed": seed,
+        "tick": bars.task(name),
+        "check": _held_loss(recipe, held, setting.runtime),
+    }
     if isinstance(net, ConvStack):
-        train(net, make, _answer_loss, setting.runtime, **options)
+        train(net, make, _answer_loss, setting.runtime, rate=share * RATE, **options)
         return net.folded()
     stages = net.stages if isinstance(net, Backbone) else None
-    train(net, make, _answer_loss, setting.runtime, rate=_NEW_RATE, slow=stages, **options)
+    train(net, make, _answer_loss, setting.runtime, rate=share * _NEW_RATE, slow=stages, **options)
     return net
 
 
-def _batches(
-    recipe: Recipe, samples: Sequence[DistillationSample]
-) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
+def batch_macs(spec: BaseSpec) -> int:
+    """Multiply-adds of a base for a batch of crops."""
+    return _BATCH * spec.macs(crop_side(spec), crop_side(spec))
+
+
+def _batches(recipe: Recipe, samples: Samples) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
     def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
-        rows = [_sample(recipe, samples[int(rng.integers(len(samples)))], rng) for _ in range(_BATCH)]
-        return tuple(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+        rows, turn = rng.integers(len(samples), size=_BATCH), recipe.turn(rng)
+        x = recipe.batch(samples.pixels[rows], turn, rng, _GRAIN)
+        target, valid = (turn_planes(each[rows], turn) for each in (samples.target, samples.valid))
+        return x, torch.from_numpy(target), torch.from_numpy(valid).float()
 
     return make
 
 
-def _sample(recipe: Recipe, sample: DistillationSample, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
-    turn = recipe.turn(rng)
-    planes = recipe.relit(turn_planes(recipe.planes(sample.pixels), turn), rng)
-    grain = rng.normal(0, rng.uniform(0, _GRAIN), planes.shape).astype(np.float32)
-    return planes + grain, turn_planes(sample.target, turn), turn_planes(sample.valid.astype(np.float32), turn)
+def _held_loss(recipe: Recipe, samples: Samples, runtime: Runtime) -> Callable[[nn.Module], float]:
+    """Loss of a net on samples as they are."""
+
+    def loss(net: nn.Module) -> float:
+        out = torch.cat(
+            [net(recipe.plain(samples.pixels[i : i + _BATCH]).to(runtime.device)).float().cpu() for i in starts]
+        )
+        return float(_answer_loss(out, target, valid))
+
+    starts = range(0, len(samples), _BATCH)
+    target, valid = torch.from_numpy(samples.target), torch.from_numpy(samples.valid).float()
+    return loss
 
 
 def _answer_loss(out: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from coarse2fine.fitting.rescaled import Area
 from coarse2fine.fitting.scene import PART, Scene, part_of, pooled
 from coarse2fine.fitting.teacher import Answers, _held
 from coarse2fine.model import CascadeStage, Model
@@ -103,6 +104,8 @@ class CalibrationSet:
         Target recall of the default plan against the exhaustive pass.
     price : Price
     runtime : Runtime
+    areas : tuple of Area
+        The scenes and rescaled copies of them, with the refine net's output, from which bases learn.
     """
 
     scenes: tuple[Scene, ...]
@@ -110,6 +113,7 @@ class CalibrationSet:
     recall: float
     price: Price
     runtime: Runtime
+    areas: tuple[Area, ...] = ()
 
 
 def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -> Calibrated:

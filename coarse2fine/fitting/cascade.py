@@ -129,7 +129,7 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars
             first.cell * _LARGER // model.geometry.fine_cell,
         )
         glance = replace(recipe, geometry=geometry, width=1.0, seed=recipe.seed + 10 + len(model.cascade))
-        net = train_base(glance, None, model, setting, bars, f"glance at 1/{geometry.scan_downsample}")
+        net = train_base(glance, None, setting, bars, f"learning a first look at 1/{geometry.scan_downsample}")
         level = CascadeStage(net, geometry.cell, geometry.scan_downsample, None, 1.0)
         level, _ = calibrate_level(model, setting, level)
         views = (survey_scenes(model, setting, level), *seen)

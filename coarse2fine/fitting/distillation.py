@@ -1,48 +1,42 @@
-"""Training samples of the base: crops of the fitting scenes at many scales, each with the refine net's output.
+"""Training samples of the base: crops of the fitting scenes at several scales, with the refine net's output.
 
-Distillation works best if teacher and student see the same augmented input (Beyer et al. 2022, arXiv:2106.05237). So
-the refine net is run again on each rescaled crop. Scale augmentation makes the base generalise better to images that it
-was not fitted on.
+The refine net ran once on each scene and scale (`coarse2fine.fitting.rescaled`); samples are cut from its answers.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.fitting.calibrate import CalibrationSet
-from coarse2fine.fitting.crops import Recipe
-from coarse2fine.fitting.scene import PART, Scene, pooled
-from coarse2fine.fitting.teacher import FLOOR, settle, target_of
-from coarse2fine.model import Model
-from coarse2fine.models.base import Base
+from coarse2fine.fitting.crops import Recipe, within
+from coarse2fine.fitting.rescaled import Area
+from coarse2fine.fitting.scene import PART, part_of, pooled
+from coarse2fine.models.base import BaseSpec
 from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Tick
-from coarse2fine.steps.refine import context_of
 from coarse2fine.tiling.geometry import Box, ceil_div
 
 _CROP, _CROP_PIXELS = 48, 192
 _SAMPLES, _SAMPLES_A_STEP = 2000, 4
-# Natural logarithm of the largest scale factor of a crop, up or down.
-_ZOOM = 0.4
+_HELD_SAMPLES = 64
+# Targets from which a cell counts as a find when crops are drawn.
+_FOUND = 0.2
 
 
-@dataclass(frozen=True)
-class DistillationSample:
-    """One crop with its target.
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Crops with their targets.
 
     Parameters
     ----------
-    pixels : ndarray, uint8, (h, w, channels)
+    pixels : ndarray, uint8, (n, h, w, channels)
         Pixels of the plane that the base scans, with its halo.
-    target : ndarray, float32, (1, cell height, cell width)
+    target : ndarray, float32, (n, 1, cell height, cell width)
         Probability that the cell holds a find.
-    valid : ndarray, bool, (1, cell height, cell width)
+    valid : ndarray, bool, (n, 1, cell height, cell width)
         Cells that count in the loss.
     """
 
@@ -50,117 +44,117 @@ class DistillationSample:
     target: NDArray[np.float32]
     valid: NDArray[np.bool_]
 
+    def __len__(self) -> int:
+        return len(self.pixels)
 
-def make_samples(
-    recipe: Recipe, net: Base, model: Model, setting: CalibrationSet, tick: Tick | None = None
-) -> list[DistillationSample]:
-    """Draw crops, half of them around a find, and run the refine net on them.
+
+def make_samples(recipe: Recipe, spec: BaseSpec, areas: Sequence[Area], tick: Tick | None = None) -> Samples:
+    """Cut crops to learn from, each scale equally often, half of them around a find.
 
     Parameters
     ----------
     recipe : Recipe
         With the geometry of the base.
-    net : Base
-        The base to train.
-    model : Model
-        With a trained refine net and its threshold.
-    setting : CalibrationSet
+    spec : BaseSpec
+        Shape of the base.
+    areas : sequence of Area
     tick : callable, optional
         Called with the numbers of samples done and of all samples.
     """
-    teacher = _Teacher(recipe, net, model, setting)
     count = min(_SAMPLES, _SAMPLES_A_STEP * recipe.steps)
-    samples = []
-    for number in range(count):
-        samples.append(teacher.sample(np.random.default_rng((recipe.seed, number))))
+    return _cut(recipe, spec, areas, [area.known for area in areas], count, 1, tick)
+
+
+def held_samples(recipe: Recipe, spec: BaseSpec, areas: Sequence[Area]) -> Samples:
+    """Cut crops of held-out cells, to see how well a base does; of all cells if none is held out."""
+    held = [area.held for area in areas]
+    cells = held if any(each.any() for each in held) else [area.known for area in areas]
+    return _cut(recipe, spec, areas, cells, min(_HELD_SAMPLES, _SAMPLES), 2, None)
+
+
+def _cut(
+    recipe: Recipe,
+    spec: BaseSpec,
+    areas: Sequence[Area],
+    cells: Sequence[NDArray[np.bool_]],
+    count: int,
+    stream: int,
+    tick: Tick | None,
+) -> Samples:
+    """Crops of which the given cells (a map of fine cells for each area) are valid."""
+    g, side = recipe.geometry, crop_side(spec)
+    places = _Places(areas, cells, g.fine, side)
+    rng = np.random.default_rng((recipe.seed, stream))
+    # In the order of their places, so that chunks that are read for one crop serve the next.
+    drawn = sorted(places.draw(rng) for _ in range(count))
+    pixels = np.empty((count, *(spec.input_size(side),) * 2, recipe.channels), np.uint8)
+    target, valid = np.empty((count, 1, side, side), np.float32), np.empty((count, 1, side, side), bool)
+    for number, (a, y, x) in enumerate(drawn):
+        area, box = areas[a], Box(y, x, y + side, x + side)
+        pixels[number] = as_channels(
+            area.read(box.scale(spec.stride).expand(spec.margin), g.scan_downsample), recipe.channels
+        )
+        fine = box.scale(g.fine)
+        known = np.nan_to_num(part_of(cells[a].astype(np.float32), fine)) > 0
+        target[number, 0], valid[number, 0] = pooled(part_of(area.target, fine), known, g.fine)
         if tick:
             tick(number + 1, count)
-    return samples
+    return Samples(pixels, target, valid)
 
 
-class _Teacher:
-    def __init__(self, recipe: Recipe, net: Base, model: Model, setting: CalibrationSet) -> None:
-        g, spec = recipe.geometry, net.spec
-        self._recipe, self._spec, self._model, self._setting = recipe, spec, model, setting
-        self._places = _places(setting.scenes, setting.answers.targets)
-        side = min(_CROP, _CROP_PIXELS // spec.stride)
-        self._side = ceil_div(side, spec.align) * spec.align
-        fine_side = self._side * g.fine
-        self._refine = model.refiner.start(context_of(model, setting.runtime, (fine_side, fine_side), FLOOR))
-        # The coarsest plane that divides both nets' planes, and a halo that is enough for both.
-        self._plane = math.gcd(g.scan_downsample, g.refine_downsample)
-        step = math.lcm(g.scan_downsample, g.refine_downsample)
-        reach = max(model.refiner.margin * g.refine_downsample, spec.margin * g.scan_downsample)
-        self._reach = ceil_div(reach, step) * step
-
-    def sample(self, rng: np.random.Generator) -> DistillationSample:
-        recipe, g = self._recipe, self._recipe.geometry
-        s, box = _crop(self._places, self._side, g.fine, rng)
-        scene, zoom = self._setting.scenes[s], math.exp(rng.uniform(-_ZOOM, _ZOOM))
-        middle = np.array([box.y0 + box.y1, box.x0 + box.x1]) / 2 * g.cell
-        pixels = self._pixels(scene, middle, zoom)
-        seen = _reduced(pixels, g.refine_downsample // self._plane)
-        border = self._reach // g.refine_downsample - self._model.refiner.margin
-        found = self._answer(seen[border : len(seen) - border, border : len(seen) - border])
-        steps = (np.arange(box.height * g.fine) + 0.5) * g.fine_cell - box.height * g.cell / 2
-        known = scene.trains_at(middle[0] + zoom * steps, middle[1] + zoom * steps)
-        target, valid = pooled(found, known, g.fine)
-        small = _reduced(pixels, g.scan_downsample // self._plane)
-        border = self._reach // g.scan_downsample - self._spec.margin
-        own = small[border : len(small) - border, border : len(small) - border]
-        return DistillationSample(as_channels(own, recipe.channels), target[None], valid[None])
-
-    def _pixels(self, scene: Scene, full_middle: NDArray[np.float64], zoom: float) -> NDArray[np.uint8]:
-        """A crop with its halo, in the common plane, from an area of `zoom` times its side."""
-        size = (self._side * self._recipe.geometry.cell + 2 * self._reach) // self._plane
-        source = round(size * zoom)
-        y, x = np.rint(full_middle / self._plane - source / 2).astype(int).tolist()
-        pixels = scene.image.read_scaled(Box(y, x, y + source, x + source), self._plane)
-        how = cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR
-        resized = cv2.resize(pixels, (size, size), interpolation=how)
-        return np.asarray(resized, np.uint8).reshape(size, size, -1)
-
-    def _answer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Targets of all fine cells of a crop."""
-        first = self._refine(as_channels(pixels[None], self._model.refiner.channels), np.zeros((1, 2), np.int64))
-        rest = self._refine.flush()
-        side = self._side * self._recipe.geometry.fine
-        found = settle(type(first).concatenate([first, rest]), self._model)
-        return target_of(found, np.ones((side, side), bool), self._model.threshold)
+def crop_side(spec: BaseSpec) -> int:
+    """Cells along a side of a crop."""
+    side = min(_CROP, _CROP_PIXELS // spec.stride)
+    return ceil_div(side, spec.align) * spec.align
 
 
-def _reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Area average of (h, w, c) pixels."""
-    if factor == 1:
-        return pixels
-    side = len(pixels) // factor
-    small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.uint8).reshape(side, side, -1)
+class _Places:
+    """Draws places of crops: each scale equally often, half of the crops around a find.
+
+    Parameters
+    ----------
+    areas : sequence of Area
+    cells : sequence of ndarray, bool, (fine cell height, fine cell width)
+        Fine cells of each area that may count.
+    fine : int
+        Fine cells along a side of a cell.
+    side : int
+        Cells along a side of a crop.
+    """
+
+    def __init__(self, areas: Sequence[Area], cells: Sequence[NDArray[np.bool_]], fine: int, side: int) -> None:
+        self._fine, self._side = fine, side
+        self._shapes = [tuple(ceil_div(n, fine) for n in area.target.shape) for area in areas]
+        self._scales: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for zoom in sorted({area.zoom for area in areas}):
+            rows = [a for a, area in enumerate(areas) if area.zoom == zoom and cells[a].any()]
+            if zoom != 1:  # a square of a large scene may be smaller than a crop of a coarse stage
+                rows = [a for a in rows if min(self._shapes[a]) >= side or not areas[a].cut]
+            if rows:
+                found = [_numbered(a, np.nan_to_num(areas[a].target) * cells[a] > _FOUND) for a in rows]
+                parts = [_numbered(a, _any_of_parts(cells[a])) for a in rows]
+                self._scales.append((np.concatenate(found), np.concatenate(parts)))
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int, int]:
+        """An area and the first cell of a crop, which lies in the area as far as it fits."""
+        found, parts = self._scales[rng.integers(len(self._scales))]
+        side = self._side
+        if len(found) and rng.random() < 0.5:
+            a, *middle = found[rng.integers(len(found))].tolist()
+            corner = np.array(middle) // self._fine - rng.integers(side // 12, side - side // 12, 2)
+        else:
+            a, *part = parts[rng.integers(len(parts))].tolist()
+            corner = (np.array(part) * PART + rng.integers(0, PART, 2)) // self._fine - side // 2
+        y, x = within(corner, side, self._shapes[a]).tolist()
+        return a, y, x
 
 
-def _places(
-    scenes: Sequence[Scene], targets: Sequence[NDArray[np.float32]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to draw crops from: fine cells (scene, y, x) with a find, and all parts that are not held out."""
-    found, parts = [], []
-    for s, (scene, target) in enumerate(zip(scenes, targets, strict=True)):
-        cells = np.argwhere(np.nan_to_num(target) > 0.2)
-        cells = cells[~scene.held[cells[:, 0] // PART, cells[:, 1] // PART]]
-        found.append(np.insert(cells, 0, s, axis=1))
-        parts.append(np.insert(np.argwhere(~scene.held), 0, s, axis=1))
-    return np.concatenate(found), np.concatenate(parts)
+def _numbered(number: int, cells: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Rows (number, y, x) of the cells that are true."""
+    return np.insert(np.argwhere(cells), 0, number, axis=1)
 
 
-def _crop(
-    places: tuple[NDArray[np.int64], NDArray[np.int64]], side: int, ratio: int, rng: np.random.Generator
-) -> tuple[int, Box]:
-    """A scene and a block of cells (`ratio` fine cells a side), in half of the draws around a find, else anywhere."""
-    found, parts = places
-    if len(found) and rng.random() < 0.5:
-        s, *middle = found[rng.integers(len(found))].tolist()
-        corner = np.array(middle) // ratio - rng.integers(side // 12, side - side // 12, 2)
-    else:
-        s, *part = parts[rng.integers(len(parts))].tolist()
-        corner = (np.array(part) * PART + rng.integers(0, PART, 2)) // ratio - side // 2
-    y, x = corner.tolist()
-    return s, Box(y, x, y + side, x + side)
+def _any_of_parts(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether any cell of each part is true."""
+    rows = np.logical_or.reduceat(cells, np.arange(0, cells.shape[0], PART), axis=0)
+    return np.logical_or.reduceat(rows, np.arange(0, cells.shape[1], PART), axis=1)

@@ -71,7 +71,7 @@ def fit_explorer(
         return x, x
 
     with Progress(progress) as bars:
-        error = train(net, make, _loss, runtime, steps=steps, seed=seed, tick=bars.task("autoencoder"))
+        trained = train(net, make, _loss, runtime, steps=steps, seed=seed, tick=bars.task("autoencoder"))
     encoder = net.encoder.folded()
     model = Model(
         name=name,
@@ -85,7 +85,7 @@ def fit_explorer(
             "images": len(images),
             "steps": steps,
             "seed": seed,
-            "loss": round(error, 4),
+            "loss": round(trained.loss, 4),
             "task": "autoencoder",
         },
     )

@@ -8,63 +8,51 @@ find something, not what a person marked. Held-out parts of the scenes set the t
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from coarse2fine.annotations.read import Annotations
 from coarse2fine.bases import TIMM, prefix_of, unfitted
 from coarse2fine.config import check_seed, names_checked
 from coarse2fine.experts.expert import Expert
 from coarse2fine.fitting.base import train_base
 from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, calibrate, calibrates_on_all
 from coarse2fine.fitting.cascade import add_glances, measure_price, scan_candidates
-from coarse2fine.fitting.crops import Recipe, normalisation
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.forecast import FINDING, OBJECTS, RESCALED, THRESHOLDS, expected_steps
 from coarse2fine.fitting.geometry import (
     FINE_STRIDE,
     STRIDES,
-    Sizes,
     base_spec,
-    choose_geometry,
-    find_labels,
-    largest_side,
-    measure,
-    refiner_spec,
-    smallest_side,
 )
-from coarse2fine.fitting.hold_out import check_cells, check_objects, hold_back
+from coarse2fine.fitting.hold_out import check_cells
+from coarse2fine.fitting.origin import origin, origin_of_base, tried
 from coarse2fine.fitting.pairs import Sources, load_pairs
 from coarse2fine.fitting.refiner import train_refiner
-from coarse2fine.fitting.scene import PART, LeftOut, Scene
+from coarse2fine.fitting.rescaled import answered_areas, refined_share
+from coarse2fine.fitting.resume import SHARE, load_start, reading
+from coarse2fine.fitting.scene import PART, Scene
 from coarse2fine.fitting.specialists.activity import add_activity
 from coarse2fine.fitting.specialists.add import MODES, Mode, add_specialists
+from coarse2fine.fitting.task import FitTask, Schedule, prepare, tell
 from coarse2fine.fitting.teacher import Answers, exhaustive_answer
 from coarse2fine.fitting.timm_weights import Weights, make_backbone
 from coarse2fine.fitting.watching.fit import fit_expert
 from coarse2fine.fitting.watching.recipe import WatchRecipe
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.base import Base
-from coarse2fine.models.conv_stack import ConvStack, StackSpec
+from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.precision import Precision
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.timm_text import parse_network
 from coarse2fine.progress import Progress
 from coarse2fine.refiners.detection import DetectionRefiner
 from coarse2fine.refiners.protocol import Label
-from coarse2fine.remembered import KEY, Remembered
-from coarse2fine.tiling.image import Image
 
-_HELD_SHARE = 0.2
-# Progress bars with their usual shares of the time; a search trains several bases.
-_FIRST = (("refine net", 0.45), ("specialists", 0.06), ("refine net's answer", 0.01), ("specialists of the scan", 0.02))
-_EACH_BASE = (("samples for the base", 0.06), ("base", 0.4), ("calibrating", 0.02))
-_EXPECTED = (_FIRST + _EACH_BASE, _FIRST + 4 * _EACH_BASE)
+_LEAST_STEPS = 10
 
 
 @names_checked
@@ -72,6 +60,7 @@ def fit(
     images: Sources,
     annotations: Sources | None = None,
     *,
+    model: Model | str | os.PathLike[str] | None = None,
     expert: Expert | Sequence[Expert] | None = None,
     watch: float | str = 0.1,
     channels: int | Sequence[int] | None = None,
@@ -95,6 +84,8 @@ def fit(
 ) -> Model:
     """Fit a model to annotated scenes, in minutes on a laptop.
 
+    Training ends when it no longer helps on held-out parts of the scenes, so small and easy scenes take less.
+
     Parameters
     ----------
     images : path, glob, folder, array, Image, or sequence of paths, arrays or Images
@@ -105,6 +96,11 @@ def fit(
         each with a class. Areas of class ``Ignore*`` are left out; if there are areas of class ``Region*``, only the
         pixels inside them count as annotated. All other pixels without annotation count as background. For images that
         are not files, one annotation each, in order. An expert needs none; with some, its accuracy is said.
+    model : Model or path, optional
+        A fitted model to go on from, in a fraction of the time: its classes, planes and normalisation stay, and its
+        nets are trained further on these scenes, in at most a quarter of `steps`. Thresholds and specialists are fitted
+        anew. Give the earlier scenes too, or the model forgets what it learned from them. Of the parameters that
+        follow, `expert`, `geometry`, `base`, `base_weights` and `width` must be left out.
     expert : Expert or sequence of Expert, optional
         Your own model, see `coarse2fine.expert`: instead of learning from annotations, the scan learns where it finds
         something, and `analyze` runs it there. Of the other parameters only `channels`, `value_range`, `rotate`,
@@ -142,7 +138,7 @@ def fit(
     recall : float
         Recall against the exhaustive pass for which the default threshold is set, on held-out parts of the scenes.
     steps : int
-        Optimisation steps of each of the two nets.
+        Optimisation steps of the refine net, at most; the base takes up to four times as many cheaper ones.
     specialists : {"heads", "tree", "activity", "auto"}, optional
         Small nets for kinds of cells, beside the refine net: "heads", a linear reader for each cluster of unsure cells;
         "tree", columns of convolutions for each cluster, and for clusters within it, as deep as it helps; "activity",
@@ -188,72 +184,57 @@ def fit(
     _check(recall, steps, seed, object_size, base, base_weights, specialists, geometry, width)
     runtime = Runtime.choose(device, precision)
     if expert is not None:
+        if model is not None:
+            raise ValueError("model goes on from annotated scenes, expert is watched instead: leave out one of them")
         watching = WatchRecipe.of(expert, watch, recall, steps, rotate, seed, name, cache)
         return fit_expert(images, annotations, watching, runtime, channels, value_range, progress=progress)
+    start = None if model is None else load_start(model, _decided(geometry, base, base_weights, width))
+    if start is not None:
+        channels, value_range = reading(start, channels, value_range)
+        steps = max(_LEAST_STEPS, round(SHARE * steps))
     pairs = load_pairs(images, annotations, channels, value_range)
-    labels = find_labels([a for _, a in pairs])
-    sizes = measure([a for _, a in pairs], labels, object_size)
-    planes = geometry if isinstance(geometry, Geometry) else choose_geometry(sizes, labels)
-    depth = 1 if all(image.channels == 1 for image, _ in pairs) else 3
-    spec = refiner_spec(depth, labels, sizes, planes)
-    scenes, lost = _scenes(pairs, labels, planes, spec, sizes, seed, strict=planes is not geometry)
-    mean, std = normalisation([image for image, _ in pairs], depth, planes.scan_downsample)
-    recipe = Recipe(_fine_planes(planes), spec, depth, mean, std, rotate, steps, seed, width)
-    with Progress(progress, _EXPECTED[geometry == "search"]) as bars, torch.random.fork_rng(devices=[]):
-        planned = _planned(replace(recipe, geometry=planes), search=geometry == "search", built_in=base is None)
+    task = prepare(pairs, start, object_size, geometry, Schedule(rotate, steps, seed, width))
+    recipe, scenes = task.recipe, task.scenes
+    planned = _planned(replace(recipe, geometry=task.planes), search=geometry == "search", built_in=base is None)
+    with Progress(progress, expected_steps(recipe, planned, scenes)) as bars, torch.random.fork_rng(devices=[]):
         check_cells(scenes, min(each.geometry.cell for each in planned))
         # Before any training, so that a fault of the network or its weights is reported at once.
         backbones = [_backbone(each, base, base_weights) for each in planned]
-        draft = _draft(recipe, labels, name, train_refiner(recipe, scenes, runtime, bars.task("refine net")))
-        draft = add_specialists(draft, recipe, scenes, runtime, specialists, cache, bars)
-        answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task("refine net's answer"))
+        draft, taken = _refining(task, name, runtime, specialists, cache, bars)
+        answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task(FINDING))
         draft = replace(draft, threshold=answers.threshold)
         self_calibrated = _check_held(scenes, answers)
         price = _price(minimise, draft, scenes, runtime, seed, planned)
-        setting = CalibrationSet(tuple(scenes), answers, recall, price, runtime)
-        found = [
-            _calibrated(each, draft, setting, backbone, bars) for each, backbone in zip(planned, backbones, strict=True)
-        ]
-        record, best, setting = add_activity(draft.provenance, _cheapest(found), recipe, setting, specialists, bars)
+        areas = answered_areas(draft, scenes, answers, planned, runtime, bars.task(RESCALED))
+        setting = CalibrationSet(tuple(scenes), answers, recall, price, runtime, areas.areas)
+        found = [_calibrated(*each, draft, setting, bars) for each in zip(planned, backbones, strict=True)]
+        record, best, setting = add_activity(draft.provenance, _cheapest(found), taken, setting, specialists, bars)
         best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
-    known = {"runtime": runtime.name, "torch": str(torch.__version__), "calibrated_on_training": self_calibrated}
-    cost = {"minimised": minimise, "cost": best.cost} | _tried(found)
-    origin = _origin(recipe, scenes, sizes, lost) | _origin_of_base(base, base_weights)
-    return replace(best.model, provenance={**best.model.provenance, **record, **origin, **known, **cost})
+    share = refined_share(scenes, answers, areas, task.planes)
+    known = {"calibrated_on_training": self_calibrated, "steps_taken": taken.steps, "refined_share": share}
+    cost = {"minimised": minimise, "cost": best.cost} | tried(found)
+    data = origin(recipe, scenes, task.sizes, task.lost, runtime) | origin_of_base(base, base_weights)
+    return replace(best.model, provenance={**best.model.provenance, **record, **data, **known, **cost})
 
 
-def _fine_planes(planes: Geometry) -> Geometry:
-    """Planes with the refine net's cells, which are the base's unless a search finds larger ones."""
-    scan = min(planes.scan_downsample, planes.fine_cell)
-    return replace(planes, cell=planes.fine_cell, fine=1, scan_downsample=scan)
+def _refining(
+    task: FitTask,
+    name: str,
+    runtime: Runtime,
+    specialists: Mode | None,
+    cache: str | os.PathLike[str] | None,
+    bars: Progress,
+) -> tuple[Model, Recipe]:
+    """A model with a trained refine net and specialists, and its recipe with the steps that the net took."""
+    net, taken = train_refiner(task.recipe, task.scenes, runtime, bars.task(OBJECTS))
+    draft = _draft(task.recipe, task.labels, name, net)
+    # Specialists learn from as many crops as the refine net needed.
+    recipe = replace(task.recipe, steps=taken)
+    return add_specialists(draft, recipe, task.scenes, runtime, specialists, cache, bars), recipe
 
 
 def _planned(usual: Recipe, *, search: bool, built_in: bool) -> list[Recipe]:
     return scan_candidates(usual, built_in=built_in) if search else [usual]
-
-
-def _scenes(
-    pairs: Sequence[tuple[Image, Annotations]],
-    labels: tuple[Label, ...],
-    planes: Geometry,
-    spec: StackSpec,
-    sizes: Sizes,
-    seed: int,
-    *,
-    strict: bool,
-) -> tuple[list[Scene], tuple[LeftOut, ...]]:
-    """Scenes with their held-out parts marked, and the objects that are left out."""
-    largest = largest_side(spec, planes.refine_downsample)
-    smallest = smallest_side(planes.refine_downsample)
-    options: dict[str, float] = {"largest": largest, "smallest": smallest, "nominal": sizes.nominal}
-    scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, **options) for i, a in pairs]
-    lost = check_objects(scenes, largest, smallest, strict=strict)
-    if sizes.guess:
-        _tell(f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); give object_size to choose")
-    if lost:
-        _tell(f"left out, objects must have {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
-    hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
-    return scenes, lost
 
 
 def _price(
@@ -267,17 +248,12 @@ def _price(
 def _check_held(scenes: Sequence[Scene], answers: Answers) -> bool:
     """Whether thresholds must be set on the training data; if so, warn the caller."""
     if self_calibrated := calibrates_on_all(scenes, answers):
-        _tell(
+        tell(
             "hardly anything was found in the held-out parts of the scenes (of "
             f"{PART * scenes[0].fine_cell} px a side): thresholds are set on training data, and recall elsewhere may "
             "be lower; annotate larger or more scenes"
         )
     return self_calibrated
-
-
-def _tell(text: str) -> None:
-    """Warn the caller of `fit`."""
-    warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
@@ -293,26 +269,16 @@ def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvSt
 
 
 def _calibrated(
-    recipe: Recipe, draft: Model, setting: CalibrationSet, backbone: Base | None, bars: Progress
+    recipe: Recipe, backbone: Base | None, draft: Model, setting: CalibrationSet, bars: Progress
 ) -> Calibrated:
     """The model with a trained base for one geometry, thresholds set."""
-    fitted = train_base(recipe, backbone, draft, setting, bars)
+    fitted = train_base(recipe, backbone, setting, bars)
     model = replace(draft, geometry=recipe.geometry, base=fitted)
-    return calibrate(model, setting, bars.task("calibrating"))
+    return calibrate(model, setting, bars.task(THRESHOLDS))
 
 
 def _cheapest(found: Sequence[Calibrated]) -> Calibrated:
     return min(found, key=lambda each: each.cost)
-
-
-def _tried(found: Sequence[Calibrated]) -> dict[str, Any]:
-    """Provenance: the cost with each scan that was tried."""
-    return {"cost_without_glances": {_scan_of(each.model): each.cost for each in found}}
-
-
-def _scan_of(model: Model) -> str:
-    g, spec = model.geometry, model.base.spec
-    return f"scan 1/{g.scan_downsample}, cells of {g.cell} px, {spec.macs_per_cell / g.cell**2 / 1e3:.2f} kMAC a pixel"
 
 
 def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Base | None:
@@ -329,29 +295,6 @@ def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Base | None
     return make_backbone(base, weights, channels=recipe.channels, stride=stride, mean=recipe.mean, std=recipe.std)
 
 
-def _origin(recipe: Recipe, scenes: Sequence[Scene], sizes: Sizes, lost: Sequence[LeftOut]) -> dict[str, Any]:
-    """Provenance: data and settings of the fit."""
-    return {
-        "scenes": [scene.image.name for scene in scenes],
-        "objects": int(sum(len(s.centre) for s in scenes)),
-        "median_size": sizes.median,
-        "point_size": sizes.nominal,
-        "left_out": {each.label: [each.too_large, each.too_small] for each in lost},
-        "steps": int(recipe.steps),
-        "seed": int(recipe.seed),
-        "rotate": recipe.rotate,
-        KEY: Remembered.of([scene.image for scene in scenes]).to_json(),
-    }
-
-
-def _origin_of_base(base: str | None, weights: Weights) -> dict[str, Any]:
-    """Provenance of a base that is no built-in net."""
-    if base is None or prefix_of(base) != TIMM:
-        return {} if base is None else {"base": base}
-    source = "timm's hub" if weights is None else Path(weights).name
-    return {"base": base, "base_weights": source, "timm": version("timm")}
-
-
 def _check(
     recall: float,
     steps: int,
@@ -366,8 +309,10 @@ def _check(
     _check_scan(geometry, width)
     if not 0 < recall < 1:
         raise ValueError(f"recall must lie between 0 and 1, got {recall}")
-    if steps % 1 != 0 or steps < 10:
-        raise ValueError(f"steps must be a whole number, at least 10 (useful from some hundreds); got {steps}")
+    if steps % 1 != 0 or steps < _LEAST_STEPS:
+        raise ValueError(
+            f"steps must be a whole number, at least {_LEAST_STEPS} (useful from some hundreds); got {steps}"
+        )
     check_seed(seed)
     if object_size is not None and not 0 < object_size < np.inf:
         raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
@@ -377,6 +322,12 @@ def _check(
         raise ValueError("base_weights are weights of a base of timm: name it too, such as base='timm:mobilenetv2_100'")
     if specialists is not None and specialists not in MODES:
         raise ValueError(f"specialists must be None or one of {', '.join(MODES)}, got {specialists!r}")
+
+
+def _decided(geometry: object, base: str | None, weights: Weights, width: float) -> list[str]:
+    """Parameters that are given although a model to go on from decides them."""
+    given = {"geometry": geometry, "base": base, "base_weights": weights, "width": None if width == 1 else width}
+    return [name for name, value in given.items() if value is not None]
 
 
 def _check_scan(geometry: Geometry | str | None, width: float) -> None:

@@ -190,6 +190,13 @@ class Scene:
         into.boxed[view][core] = 1
 
 
+def is_held(scene: Scene) -> NDArray[np.bool_]:
+    """Which objects of a scene have their centre in a held-out part; (n,)."""
+    y, x = (scene.centre / scene.fine_cell // PART).astype(int).T
+    held: NDArray[np.bool_] = scene.held[y.clip(0, scene.part_shape[0] - 1), x.clip(0, scene.part_shape[1] - 1)]
+    return held
+
+
 def part_of(target: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
     """A block of a map of cells, NaN outside the map; (h, w)."""
     block = np.full((box.height, box.width), np.nan, np.float32)

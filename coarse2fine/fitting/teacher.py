@@ -17,7 +17,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
 from coarse2fine.refiners.suppress import suppress
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.refine import refine
+from coarse2fine.steps.refine import refine, window_pixels
 
 FLOOR = 0.05
 _MOST_PARTS = 1024
@@ -37,12 +37,15 @@ class Answers:
         Probability from which a candidate counts, by the best F1 on held-out parts.
     f1 : float
         That F1; NaN if the held-out parts hold no object.
+    pixels : int
+        Pixels that the refine net read, halos included.
     """
 
     found: tuple[Candidates, ...]
     targets: tuple[NDArray[np.float32], ...]
     threshold: float
     f1: float
+    pixels: int = 0
 
 
 def exhaustive_answer(
@@ -62,7 +65,7 @@ def exhaustive_answer(
         Called with the numbers of parts done and of all parts.
     """
     parts = _parts(scenes, seed)
-    total, before = sum(len(p) for p in parts), 0
+    total, before, pixels = sum(len(p) for p in parts), 0, 0
     found, ran = [], []
     for scene, rows in zip(scenes, parts, strict=True):
         plan = Plan(rows * PART, np.full((len(rows), 2), PART), np.ones(len(rows), np.float32), scene.cell_shape)
@@ -74,9 +77,10 @@ def exhaustive_answer(
         found.append(settle(fine.candidates, model))
         ran.append(plan.take(fine.done).covered())
         before += len(rows)
+        pixels += int(window_pixels(plan, model).sum())
     threshold, f1 = _threshold(model, scenes, found)
     targets = [target_of(c, a, threshold) for c, a in zip(found, ran, strict=True)]
-    return Answers(tuple(found), tuple(targets), threshold, f1)
+    return Answers(tuple(found), tuple(targets), threshold, f1, pixels)
 
 
 def settle(candidates: Candidates, model: Model) -> Candidates:

@@ -1,9 +1,10 @@
-"""What the base learns from: the refine net's answer to the very crop."""
+"""What the base learns from: crops of the refine net's answer at several scales."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,17 @@ import pytest
 from numpy.typing import NDArray
 
 import coarse2fine.fitting.distillation
+import coarse2fine.fitting.rescaled
 import coarse2fine.fitting.teacher
 from coarse2fine.annotations.read import read_annotations
-from coarse2fine.fitting.calibrate import CalibrationSet, Price
-from coarse2fine.fitting.crops import Recipe
-from coarse2fine.fitting.distillation import DistillationSample, _crop, _places, make_samples
-from coarse2fine.fitting.scene import PART, Scene, part_of, pooled
+from coarse2fine.fitting.crops import Recipe, within
+from coarse2fine.fitting.distillation import held_samples, make_samples
+from coarse2fine.fitting.rescaled import ZOOMS, Area, Areas, answered_areas
+from coarse2fine.fitting.scene import PART, Scene
 from coarse2fine.fitting.teacher import exhaustive_answer
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.preprocess import normalised
 from coarse2fine.refiners.detection import DetectionRefiner
 from coarse2fine.refiners.net import net_of
 from coarse2fine.tiling.geometry import Box
@@ -28,92 +31,158 @@ from tests.refining import net
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 SIDE, COUNT = 768, 12
+FAR = [[0, 0], [SIDE, 0], [SIDE, 640], [0, 640], [0, 0]]
+REGION = {
+    "type": "Feature",
+    "geometry": {"type": "Polygon", "coordinates": [FAR]},
+    "properties": {"classification": {"name": "Region*"}},
+}
 
 
-def teach(
-    model: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, zoom: float, *features: dict[str, Any]
-) -> tuple[list[DistillationSample], list[Box], CalibrationSet, Recipe]:
-    monkeypatch.setattr(coarse2fine.fitting.distillation, "_ZOOM", zoom)
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coarse2fine.fitting.distillation, "_SAMPLES", COUNT)
-    runtime = Runtime.choose("cpu", "fp32")
+
+
+def answered(model: Model, make_image: MakeImage, runtime: Runtime, *features: dict[str, Any]) -> tuple[Model, Areas]:
     collection = {"type": "FeatureCollection", "features": list(features)}
     annotations = read_annotations(collection, full_shape=(SIDE, SIDE))
-    g = model.geometry
-    scene = Scene(
-        open_image(make_image(SIDE, SIDE)), annotations, model.labels, fine_cell=g.fine_cell, largest=99, nominal=16
-    )
+    image = open_image(make_image(SIDE, SIDE))
+    scene = Scene(image, annotations, model.labels, fine_cell=model.geometry.fine_cell, largest=99, nominal=16)
     scene.held[0, 0] = scene.held.size > 1
     answers = exhaustive_answer(model, [scene], runtime, 0)
     assert len(answers.found[0]) > 20
     model = replace(model, threshold=answers.threshold)
-    setting = CalibrationSet((scene,), answers, 0.9, Price("macs"), runtime)
+    return model, answered_areas(model, [scene], answers, [recipe_of(model)], runtime)
+
+
+def recipe_of(model: Model) -> Recipe:
     mean, std = np.array(model.mean, np.float32), np.array(model.std, np.float32)
-    recipe = Recipe(g, net(model).spec, 3, mean, std, True, 30, 5)
-    samples = make_samples(recipe, model.base, model, setting)
-    places = _places([scene], answers.targets)
-    side = samples[0].target.shape[1]
-    boxes = [_crop(places, side, g.fine, np.random.default_rng((5, n)))[1] for n in range(COUNT)]
-    return samples, boxes, setting, recipe
+    return Recipe(model.geometry, net(model).spec, 3, mean, std, True, 30, 5)
 
 
-def test_crops_of_one_scale_hold_the_exhaustive_answer(
-    detector: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+def plain_answer(model: Model, area: Area, box: Box, runtime: Runtime) -> NDArray[np.float32]:
+    """The best class's probability in a box of cells, from the net alone, on pixels read for this box."""
+    spec = net(model).spec
+    pixels = area.read(box.scale(spec.stride).expand(spec.margin), model.geometry.refine_downsample)
+    out = net(model)(normalised(pixels[None], model, runtime))[0, :-4]
+    return np.asarray(out.max(dim=0).values.sigmoid().detach().numpy(), np.float32)
+
+
+def test_a_cut_holds_what_the_refine_net_answers_to_the_crop_alone(
+    detector: Model, make_image: MakeImage, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Which of several overlapping finds stays may be decided beyond a crop: here all stay.
-    for module in (coarse2fine.fitting.distillation, coarse2fine.fitting.teacher):
+    for module in (coarse2fine.fitting.rescaled, coarse2fine.fitting.teacher):
         monkeypatch.setattr(module, "settle", lambda candidates, _: candidates)
-    samples, boxes, setting, recipe = teach(detector, make_image, monkeypatch, 0.0)
-    assert len(samples) == COUNT
-    spec, there = detector.base.spec, 0
-    scene = setting.scenes[0]
-    for sample, box in zip(samples, boxes, strict=True):
-        plain = scene.image.read_scaled(box.scale(spec.stride).expand(spec.margin), recipe.geometry.scan_downsample)
-        inside = box.intersect(Box(0, 0, *scene.cell_shape)) == box
-        if inside:  # beyond the edge an average of repeated pixels may round otherwise
-            np.testing.assert_array_equal(sample.pixels, plain)
-        target, valid = pooled(part_of(setting.answers.targets[0], box), scene.known(box), 1)
-        np.testing.assert_array_equal(sample.valid[0], valid)
-        np.testing.assert_allclose(sample.target[0][valid], target[valid], atol=2e-5)
-        there += int((target[valid] > 0.2).sum())
-    assert there > 5
+    model, areas = answered(detector, make_image, runtime)
+    assert {area.zoom for area in areas.areas} == {Fraction(1), *ZOOMS}
+    rng = np.random.default_rng(0)
+    for area in areas.areas:
+        found = 0
+        for y, x in rng.integers(0, np.array(area.target.shape) - 20, (4, 2)).tolist():
+            box = Box(y, x, y + 20, x + 20)
+            p = plain_answer(model, area, box, runtime)
+            odds = p / (1 - p) * (1 - model.threshold) / model.threshold
+            expected = np.where(p >= 0.05, odds / (1 + odds), 0)
+            sure = np.abs(p - 0.05) > 1e-4
+            np.testing.assert_allclose(area.target[box.slices][sure], expected[sure], atol=1e-4)
+            found += int((expected > 0.2).sum())
+        assert found
 
 
-def test_a_crop_of_another_scale_is_what_the_refine_net_sees_there(
-    detector: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+def test_rescaled_scenes_look_as_if_they_were_taken_from_nearer_or_farther(
+    detector: Model, make_image: MakeImage, runtime: Runtime
 ) -> None:
-    plain = teach(detector, make_image, monkeypatch, 0.0)[0]
-    samples = teach(detector, make_image, monkeypatch, 0.4)[0]
-    assert {sample.pixels.shape for sample in samples} == {plain[0].pixels.shape}
-    differ = [not np.array_equal(a.target, b.target) for a, b in zip(samples, plain, strict=True)]
-    assert sum(differ) > COUNT // 2
-    assert {sample.target.dtype for sample in samples} == {np.dtype(np.float32)}
-    again = teach(detector, make_image, monkeypatch, 0.4)[0]
-    for one, other in zip(samples, again, strict=True):
-        np.testing.assert_array_equal(one.pixels, other.pixels)
-        np.testing.assert_array_equal(one.target, other.target)
+    _, areas = answered(detector, make_image, runtime)
+    whole = areas.areas[0]
+    for area in areas.areas[1:]:
+        zoom, side = float(area.zoom), round(SIDE / float(area.zoom))
+        assert (area.image.height, area.image.width) == (side, side)
+        # The mean of a square is that of the square it was taken from.
+        box, source = Box(16, 32, 96, 144), Box(*(round(n * zoom) for n in (16, 32, 96, 144)))
+        np.testing.assert_allclose(area.read(box, 1).mean(), whole.read(source, 1).mean(), atol=2)
+        inside = area.known[: side // 8, : side // 8]
+        y, x = ((np.indices(inside.shape) + 0.5) * 8 * zoom).astype(int) // (8 * PART)
+        np.testing.assert_array_equal(inside, (y > 0) | (x > 0))
+    pixels = sum(SIDE**2 / float(zoom) ** 2 for zoom in ZOOMS)
+    assert pixels < areas.pixels < 2 * pixels
+
+
+def test_samples_are_crops_of_pixels_and_answers(detector: Model, make_image: MakeImage, runtime: Runtime) -> None:
+    model, areas = answered(detector, make_image, runtime)
+    scene = areas.areas[:1]
+    samples = make_samples(recipe_of(model), model.base.spec, scene)
+    again = make_samples(recipe_of(model), model.base.spec, scene)
+    assert len(samples) == COUNT
+    side, spec = samples.target.shape[-1], model.base.spec
+    plain = scene[0].read(Box(0, 0, SIDE // 2, SIDE // 2).expand(spec.margin), 2)
+    windows = np.lib.stride_tricks.sliding_window_view(scene[0].target, (side, side))
+    for number in range(COUNT):
+        np.testing.assert_array_equal(again.pixels[number], samples.pixels[number])
+        target = np.where(samples.valid[number, 0], samples.target[number, 0], 0)
+        places = [
+            (y, x)
+            for y, x in np.ndindex(windows.shape[:2])
+            if np.array_equal(windows[y, x] * samples.valid[number, 0], target)
+        ]
+        size = spec.input_size(side)
+        cuts = [plain[y * 4 : y * 4 + size, x * 4 : x * 4 + size] for y, x in places]
+        assert any(np.array_equal(cut, samples.pixels[number]) for cut in cuts)
+    assert (samples.target * samples.valid > 0.2).any(axis=(1, 2, 3)).sum() >= COUNT // 3
 
 
 def test_nothing_is_learned_from_what_is_held_back_or_not_annotated(
-    detector: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+    detector: Model, make_image: MakeImage, runtime: Runtime
 ) -> None:
-    ring = [[0, 0], [SIDE, 0], [SIDE, 640], [0, 640], [0, 0]]
-    region = {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"classification": {"name": "Region*"}},
-    }
-    samples, boxes, setting, _ = teach(detector, make_image, monkeypatch, 0.0, region)
-    seen = np.zeros(setting.scenes[0].cell_shape, bool)
-    for sample, box in zip(samples, boxes, strict=True):
-        y, x = np.nonzero(sample.valid[0])
-        seen[y + box.y0, x + box.x0] = True
-    assert seen.any()
-    assert not seen[:PART, :PART].any()
-    assert not seen[640 // 8 :].any()
+    model, areas = answered(detector, make_image, runtime, REGION)
+    whole = areas.areas[0]
+    assert whole.known.any()
+    assert not (whole.known & whole.held).any()
+    assert not whole.known[:PART, :PART].any()
+    for area in areas.areas:
+        assert not area.known[int(640 / 8 / area.zoom) + 1 :].any()
+    held = held_samples(recipe_of(model), model.base.spec, areas.areas)
+    assert held.valid.any()
+    only = [replace(whole, target=np.where(whole.held, whole.target, np.float32(np.nan)))]
+    np.testing.assert_array_equal(held_samples(recipe_of(model), model.base.spec, only).target, held.target)
 
 
-def test_planes_of_other_resolutions(detector: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_large_scenes_squares_are_taken(
+    detector: Model, make_image: MakeImage, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coarse2fine.fitting.rescaled, "_MOST_PIXELS", 6 * 256**2)
+    monkeypatch.setattr(coarse2fine.fitting.rescaled, "_SIDE", 256)
+    model, areas = answered(detector, make_image, runtime)
+    squares = areas.areas[1:]
+    assert [area.target.shape for area in squares] == [(32, 32)] * 6
+    for area in squares:
+        assert area.cut
+        assert not area.known[0].any()
+        assert not area.known[:, -1].any()
+    assert any(area.known.any() for area in squares)
+    assert areas.pixels < 2 * 6 * 256**2
+    # They are smaller than a crop: only the scene itself is left.
+    assert len(make_samples(recipe_of(model), model.base.spec, areas.areas)) == COUNT
+
+
+def test_planes_of_other_resolutions(detector: Model, make_image: MakeImage, runtime: Runtime) -> None:
     refiner = DetectionRefiner(net_of(detector.refiner), detector.labels, 2)
     glance = replace(detector, geometry=Geometry(cell=16, scan_downsample=4, refine_downsample=2), refiner=refiner)
-    samples = teach(glance, make_image, monkeypatch, 0.3)[0]
-    assert samples[0].pixels.shape[0] == detector.base.spec.input_size(samples[0].target.shape[1])
+    model, areas = answered(glance, make_image, runtime)
+    samples = make_samples(recipe_of(model), model.base.spec, areas.areas)
+    assert samples.pixels.shape[1] == model.base.spec.input_size(samples.target.shape[-1])
+    assert {area.plane for area in areas.areas[1:]} == {2}
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (7, 40), (5, 6)])
+def test_crops_lie_in_the_map_as_far_as_they_fit(shape: tuple[int, int]) -> None:
+    for corner in np.random.default_rng(0).integers(-50, 50, (50, 2)):
+        moved = within(corner, 8, shape)
+        for start, asked, size in zip(moved, corner, shape, strict=True):
+            if size >= 8:
+                assert 0 <= start <= size - 8
+                assert start == asked or asked < 0 or asked > size - 8
+            else:
+                assert start <= 0
+                assert start + 8 >= size

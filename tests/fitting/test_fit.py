@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from numpy.typing import NDArray
 
 from coarse2fine import AnnotationError, Geometry, ImageError, Model, analyze, fit, load_model
 from coarse2fine.fitting.explorer import fit_explorer
@@ -26,60 +23,11 @@ from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.refiners.net import net_of
 from coarse2fine.tiling.opening import open_image
+from tests.fitting.discs import QUICK, RADIUS, SIDE, collection, discs, feature
 from tests.refining import net, with_specialists
 
-SIDE, RADIUS = 512, 9
 # Small scenes are quick; a test of its own holds that this is told.
 pytestmark = pytest.mark.filterwarnings("ignore:hardly anything was found in the held-out parts:UserWarning")
-Scene = tuple[NDArray[np.uint8], dict[str, Any]]
-
-
-def feature(label: str, ring: list[list[float]]) -> dict[str, Any]:
-    geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
-    if len(ring) == 1:
-        geometry = {"type": "Point", "coordinates": ring[0]}
-    return {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": label}}}
-
-
-def collection(*features: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "FeatureCollection", "features": list(features)}
-
-
-def discs(seed: int, lake: bool = False) -> tuple[Scene, NDArray[np.float64]]:
-    """Forty bright discs on noise, with their boxes; perhaps a large dark polygon."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(60, 120, (SIDE, SIDE)).astype(np.uint8)
-    features = []
-    if lake:
-        shore = np.array([[30, 60], [330, 20], [300, 200], [380, 330], [120, 350]])
-        cv2.fillPoly(pixels, [shore.astype(np.int32)], 20)
-        features.append(feature("lake", shore.astype(float).tolist()))
-    grid = rng.permutation(100)[:40]
-    centres = np.stack([grid // 10, grid % 10], axis=1) * 49.0 + 30 + rng.uniform(-8, 8, (40, 2))
-    for y, x in centres.round().tolist():
-        cv2.circle(pixels, (int(x), int(y)), RADIUS, 230, -1)
-        y0, x0, y1, x1 = y - RADIUS, x - RADIUS, y + RADIUS + 1, x + RADIUS + 1
-        features.append(feature("disc", [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]))
-    return (pixels, collection(*features)), centres.round() + 0.5
-
-
-@pytest.fixture(scope="module")
-def small_steps() -> Iterator[None]:
-    """Smaller batches and crops than in earnest: what is tested is that fitting works, not how well."""
-    with pytest.MonkeyPatch.context() as patch:
-        # The package's `fit` is the function; its module hides behind it.
-        sizes = {"fitting.refiner": {"_CROP": 10, "_BATCH": 4}, "fitting.base": {"_BATCH": 8, "_LONGER": 1}}
-        sizes |= {"fitting.distillation": {"_CROP": 24, "_SAMPLES": 60}}
-        for module, constants in sizes.items():
-            for name, value in constants.items():
-                patch.setattr(sys.modules[f"coarse2fine.{module}"], name, value)
-        yield
-
-
-@pytest.fixture(scope="module")
-def fitted(small_steps: None) -> Model:
-    pixels, annotations = discs(0)[0]
-    return fit([pixels], [annotations], steps=60, precision="fp32", progress=False, name="discs")
 
 
 def test_a_fitted_model_finds_discs_it_has_never_seen(fitted: Model, tmp_path: Path) -> None:
@@ -109,8 +57,8 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_luck_alone(
     pixels, annotations = discs(2)[0]
     torch.manual_seed(7)
     luck = torch.get_rng_state()
-    first, again = (fit([pixels], [annotations], steps=10, precision="fp32", progress=False) for _ in range(2))
-    other = fit([pixels], [annotations], steps=10, seed=1, precision="fp32", progress=False)
+    first, again = (fit([pixels], [annotations], steps=10, **QUICK) for _ in range(2))
+    other = fit([pixels], [annotations], steps=10, seed=1, **QUICK)
     for nets in ([m.base for m in (first, again, other)], [net_of(m.refiner) for m in (first, again, other)]):
         a, b, c = (net.state_dict() for net in nets)
         assert all(torch.equal(a[k], b[k]) for k in a)
@@ -125,7 +73,7 @@ def test_a_network_of_timm_can_scan(small_steps: None, tmp_path: Path) -> None:
     whole = timm.create_model(name)
     weights = tmp_path / "weights.pth"
     torch.save(whole.state_dict(), weights)
-    options: dict[str, Any] = {"base": f"timm:{name}", "steps": 10, "precision": "fp32", "progress": False}
+    options: dict[str, Any] = {"base": f"timm:{name}", "steps": 10, **QUICK}
     luck = torch.get_rng_state()
     tuned, random = (fit([pixels], [annotations], base_weights=w, **options) for w in (weights, "none"))
     assert torch.equal(torch.get_rng_state(), luck)
@@ -151,8 +99,7 @@ def test_the_cheapest_geometry_is_found_by_measuring(small_steps: None) -> None:
             geometry="search",
             minimise=minimise,
             steps=20,
-            precision="fp32",
-            progress=False,
+            **QUICK,
         )
         told = model.provenance
         assert told["minimised"] == minimise
@@ -168,13 +115,13 @@ def test_the_cheapest_geometry_is_found_by_measuring(small_steps: None) -> None:
 def test_a_geometry_of_ones_own(small_steps: None) -> None:
     pixels, annotations = discs(0)[0]
     mine = Geometry(cell=16, scan_downsample=4, refine_downsample=1, fine=2)
-    model = fit([pixels], [annotations], geometry=mine, steps=60, precision="fp32", progress=False)
+    model = fit([pixels], [annotations], geometry=mine, steps=60, **QUICK)
     assert model.geometry == mine
     with analyze(pixels, model) as part, analyze(pixels, model, budget=1.0) as whole:
         assert len(part.regions) >= 0.8 * len(whole.regions) > 0
         assert part.refined.shape == (32, 32)
     large = Geometry(cell=32, scan_downsample=8, refine_downsample=1, fine=4)
-    model = fit([pixels], [annotations], geometry=large, minimise="seconds", steps=10, precision="fp32", progress=False)
+    model = fit([pixels], [annotations], geometry=large, minimise="seconds", steps=10, **QUICK)
     assert model.geometry == large
     for wrong, message in (
         (Geometry(cell=16, scan_downsample=4, refine_downsample=1), r"expected cell = 8 \* refine_downsample \* fine"),
@@ -190,7 +137,7 @@ def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypat
     pixels = np.random.default_rng(0).integers(60, 120, (2048, 2048)).astype(np.uint8)
     small, annotations = discs(0)[0]
     pixels[:SIDE, :SIDE] = small
-    model = fit([pixels], [annotations], steps=60, recall=0.9, precision="fp32", progress=False)
+    model = fit([pixels], [annotations], steps=60, recall=0.9, **QUICK)
     assert len(model.cascade) >= 1
     told = model.provenance
     assert told["cost"] < min(told["cost_without_glances"].values())
@@ -271,7 +218,7 @@ def test_a_cluster_is_not_asked_where_it_may_not_see_the_folder(
 
 def test_areas_come_back_as_outlines(small_steps: None) -> None:
     pixels, annotations = discs(3, lake=True)[0]
-    model = fit([pixels], [annotations], steps=40, precision="fp32", progress=False)
+    model = fit([pixels], [annotations], steps=40, **QUICK)
     assert {label.name: label.kind for label in model.labels} == {"disc": "object", "lake": "area"}
     regions = analyze(pixels, model, budget=1.0, threshold=0.5, precision="fp32").regions
     lakes = [r for r in regions if r.label == "lake"]
@@ -287,7 +234,7 @@ def test_areas_come_back_as_outlines(small_steps: None) -> None:
 def test_an_image_of_areas_alone_can_be_fitted(small_steps: None) -> None:
     pixels, annotations = discs(3, lake=True)[0]
     lake = collection(annotations["features"][0])
-    model = fit([np.repeat(pixels[..., None], 3, axis=2)], [lake], steps=10, precision="fp32", progress=False)
+    model = fit([np.repeat(pixels[..., None], 3, axis=2)], [lake], steps=10, **QUICK)
     assert model.channels == 3
     assert model.geometry.refine_downsample > 1
 
@@ -295,7 +242,7 @@ def test_an_image_of_areas_alone_can_be_fitted(small_steps: None) -> None:
 def test_a_scene_of_points_can_be_fitted(small_steps: None) -> None:
     (pixels, _), centres = discs(4)
     points = collection(*(feature("disc", [[x, y]]) for y, x in centres.tolist()))
-    model = fit([pixels], [points], steps=10, object_size=19, precision="fp32", progress=False)
+    model = fit([pixels], [points], steps=10, object_size=19, **QUICK)
     assert model.provenance["median_size"] == 19
 
 
@@ -328,8 +275,7 @@ def test_a_scene_where_nothing_is_learned_still_gives_a_model(small_steps: None)
         [blank],
         [collection(feature("ghost", [[50, 50], [60, 50], [60, 60], [50, 60]]))],
         steps=10,
-        precision="fp32",
-        progress=False,
+        **QUICK,
     )
     analysis = analyze(blank, model, precision="fp32")
     assert np.isfinite(analysis.interest).all()
@@ -449,7 +395,7 @@ def test_threads_do_not_change_what_training_sees() -> None:
         error = train(
             net, make, torch.nn.functional.mse_loss, Runtime.choose("cpu", "fp32"), steps=150, seed=0, rate=0.1
         )
-        assert error < 0.1
+        assert error.loss < 0.1
         assert not net.training
         return net.weight.detach()
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, calibrate
 from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.forecast import FINDING, SCAN_SPECIALISTS, THRESHOLDS
+from coarse2fine.fitting.rescaled import reanswered
 from coarse2fine.fitting.scene import Scene
 from coarse2fine.fitting.specialists.add import REMEDY, Mode, tests_of
 from coarse2fine.fitting.specialists.blocks import (
@@ -86,15 +88,14 @@ def add_activity(
     record: dict[str, Any] = {**provenance["specialists"]}
     tried = tests_of(mode, len(record["first_stage"]))
     learn = _Learning(model, recipe, setting.scenes, setting.runtime)
-    groups, told = _tried(learn, tried, bars.task("specialists of the scan"))
+    groups, told = _tried(learn, tried, bars.task(SCAN_SPECIALISTS))
     record["held_back"] = record["held_back"] | ({"activity": told} if told else {})
     if groups is not None:
         record["chosen"] = " and ".join(filter(None, (record["chosen"], "activity")))
         model = replace(model, refiner=replace(refiner, groups=groups))
-        done = bars.task("refine net's answer")
-        answers = exhaustive_answer(model, setting.scenes, setting.runtime, recipe.seed, done)
-        setting = replace(setting, answers=answers)
-        fitted = calibrate(replace(model, threshold=answers.threshold), setting, bars.task("calibrating"))
+        answers = exhaustive_answer(model, setting.scenes, setting.runtime, recipe.seed, bars.task(FINDING))
+        setting = replace(setting, answers=answers, areas=reanswered(setting.areas, answers))
+        fitted = calibrate(replace(model, threshold=answers.threshold), setting, bars.task(THRESHOLDS))
     elif mode == "activity":
         gained = told or "there is nothing for them to learn from"
         warnings.warn(

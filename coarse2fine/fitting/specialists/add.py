@@ -85,7 +85,7 @@ def add_specialists(
         return draft
     twins = FeatureMaps.of(refiner.net)
     options = TrainingOptions(seed=recipe.seed)
-    tick = bars.task("specialists")
+    tick = bars.task("trying specialists")
     record: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}, "first_stage": {}}
     wanted = {"auto": ("heads", "tree"), "activity": ()}.get(mode, (mode,))
     tree: SpecialistTree | None = None
