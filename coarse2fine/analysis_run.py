@@ -1,46 +1,40 @@
-"""Steps of one analysis: what each may spend, and on which windows."""
+"""One analysis, step by step: each band of the model by itself, within limits that they share."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.audit.blocks import AuditState
-from coarse2fine.audit.certify import certify
-from coarse2fine.audit.pilot import MOST_OVER, Pilot, affordable, scan_pays
+from coarse2fine.audit.joint_bound import shared_confidence
 from coarse2fine.audit.result import Audit, Audited
-from coarse2fine.audit.survey import survey
+from coarse2fine.band_run import BandRun
 from coarse2fine.config import Config
-from coarse2fine.experts.errors import ExpertError
 from coarse2fine.model import Model
-from coarse2fine.models.candidates import Candidates
-from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
+from coarse2fine.region import Region
 from coarse2fine.results.cost import Cost
+from coarse2fine.steps.bands import divide, map_on_grid, plan_on_grid
 from coarse2fine.steps.checkpoint import Checkpoint
-from coarse2fine.steps.choose import choose
-from coarse2fine.steps.mask import MaskSource, cells_inside
-from coarse2fine.steps.pieces import refine_in_pieces
-from coarse2fine.steps.plan import Plan, cover, dense_plan
-from coarse2fine.steps.refine import Refinement, refine
-from coarse2fine.steps.scan import SCANNED, Scan, scan_macs
-from coarse2fine.steps.strategy import strategy_of
+from coarse2fine.steps.conclude import conclude, once
+from coarse2fine.steps.mask import MaskSource
+from coarse2fine.steps.pieces import cut
+from coarse2fine.steps.plan import Plan
+from coarse2fine.steps.refine import Refinement
+from coarse2fine.steps.scan import Scan
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.stats import ReadStats
 
-# Sides of windows, in cells, tried with a limit on cells if the model's own windows cost more than may be spent.
-_LARGER = (4, 8, 16, 32)
-
 
 class AnalysisRun:
-    """One analysis, step by step.
+    """One analysis, step by step; what a step takes and returns has one entry for each band of the model.
 
     Parameters
     ----------
@@ -51,11 +45,6 @@ class AnalysisRun:
         Partial results, which are not computed again.
     mask : path or ndarray, bool, (h, w), optional
 
-    Attributes
-    ----------
-    inside : ndarray, bool, (cell height, cell width)
-        Cells to analyse.
-
     Raises
     ------
     ValueError
@@ -65,288 +54,178 @@ class AnalysisRun:
     def __init__(
         self, image: Image, model: Model, config: Config, checkpoint: Checkpoint, mask: MaskSource | None = None
     ) -> None:
-        self._image, self._model, self._config, self._checkpoint = image, model, config, checkpoint
-        self._deadline = None if config.seconds is None else time.perf_counter() + config.seconds
-        self.runtime = Runtime.choose(config.device, config.precision)
-        self.threshold = model.threshold if config.threshold is None else config.threshold
-        self.cell_shape = model.cell_shape((image.height, image.width))
-        cell = model.geometry.cell
-        self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
-        self._strategy = strategy_of(model)
-        self.exhaustive_macs = self._strategy.exhaustive_macs(image.shape[:2], self._dense)
-        self.pilot = Pilot.none(self.cell_shape)
-        self._notes: dict[str, None] = {}
-        self._whole = config.exhaustive or self._may_refine_all() or self._needs_no_scan()
-        self.sample = self._checked_sample()
-        self.audits = bool(self.sample or config.recall)
-
-    def _checked_sample(self) -> float:
-        """Share of the exhaustive pass's multiply-adds for a random sample."""
-        config, model = self._config, self._model
-        if not model.refiner.learns:
-            # A sample by the expert alone says nothing of what its alternatives miss.
-            return 0.0 if self._routes else config.sample
-        if config.recall or config.audit:
-            raise ValueError(
-                f"{model.name} was not fitted to anything, so there is no recall to speak of: leave out recall and "
-                "audit, or fit a model"
-            )
-        return 0.0
+        self._image, self._model, self._config = image, model, config
+        count = len(model.bands)
+        # What is said of the bands holds together with the confidence (Bonferroni).
+        own = config if count == 1 else replace(config, confidence=shared_confidence(config.confidence, count))
+        self.bands = tuple(BandRun(image, band, own, checkpoint.of_band(i), mask) for i, band in enumerate(model.bands))
+        self.audits = self.bands[0].audits
+        self.exhaustive_macs = sum(band.exhaustive_macs for band in self.bands)
+        if self._may_refine_all():
+            for band in self.bands:
+                band.refine_all()
 
     @property
-    def _routes(self) -> bool:
-        """Whether cells are routed to alternatives of the refiner: unless something is stated of its own finds."""
-        config = self._config
-        return self._model.refiner.routed and config.budget is None and config.recall is None and not config.audit
+    def runtime_name(self) -> str:
+        """Device and number format."""
+        return self.bands[0].runtime.name
+
+    @property
+    def threshold(self) -> float:
+        """Least probability of a find; that of the finest band, if each has its own."""
+        return self.bands[0].threshold
 
     def _may_refine_all(self) -> bool:
         """Whether the only limit is a number of cells that allows for all."""
         cells = self._config.cells
-        if cells is None or cells < self.inside.sum() or self._strategy.needed:
+        if cells is None or cells < sum(int(band.inside.sum()) for band in self.bands):
             return False
         rest = replace(self._config, cells=None)
         return rest.exhaustive or not rest.limited
 
-    def _needs_no_scan(self) -> bool:
-        """Whether a scan does not pay with this model, and nothing limits the analysis."""
-        return not (self._model.refiner.screened or self._config.limited)
+    def look(self, tick: Tick | None) -> tuple[tuple[Scan, Any], ...]:
+        """The scans, and the contexts that the refiners learn from the image, or None."""
+        self._check_pays(sum(band.least_macs for band in self.bands))
+        return tuple(band.look(tick) for band in self.bands)
 
-    def look(self, tick: Tick | None) -> tuple[Scan, Any]:
-        """The scan, and the context that the refiner learns from the image, or None."""
-        strategy = self._strategy
-        if not strategy.needed and (self._whole or self._scan_exceeds_all() or not self._pays()):
-            # Every cell is refined anyway, so a scan would save nothing.
-            self._whole = True
-            return Scan.none(), None
-        most = self._most_after_scan()
-        self._check_pays(strategy.least_macs(self._image.shape[:2], self.inside, most))
-        scan, learned = self._checkpoint.scan_or_load(
-            lambda: strategy.scan(self._image, self.runtime, self.inside, self._config.seed, most, tick)
-        )
-        return self._masked(scan), scan.leaves if self._routes else learned
-
-    def _most_after_scan(self) -> int:
-        """Multiply-adds left for everything after the scan of the plane."""
-        most = self._dense_macs
-        if self._config.budget is None:
-            return most
-        left = int(self._config.budget * self.exhaustive_macs) - scan_macs(self._model, self._image.shape[:2])
-        return min(most, left)
-
-    def _scan_exceeds_all(self) -> bool:
-        """Whether the scan alone would cost more than the exhaustive pass, and no limit excludes that pass."""
-        config = self._config
-        default = config.budget is None and config.cells is None and config.recall is None
-        return default and scan_macs(self._model, self._image.shape[:2], self.inside) > self.exhaustive_macs
-
-    def _masked(self, scan: Scan) -> Scan:
-        return scan if self._unmasked else replace(scan, interest=scan.interest * self.inside)
-
-    @cached_property
-    def _unmasked(self) -> bool:
-        """Whether every cell is to be analysed."""
-        return bool(self.inside.all())
-
-    @cached_property
-    def _dense(self) -> Plan:
-        """The exhaustive pass."""
-        model = self._model
-        if self._unmasked:
-            return dense_plan(self.cell_shape, model.longest_window)
-        return cover(self.inside, model.window_macs, model.longest_window)
-
-    @cached_property
-    def _dense_macs(self) -> int:
-        """Multiply-adds of the exhaustive pass, with what specialists may take."""
-        return self._dense.macs(self._model.window_macs)
-
-    @property
-    def _prices_first(self) -> bool:
-        return self._config.recall is not None and not self._config.limited and not self._whole
-
-    def _pays(self) -> bool:
-        """Whether a scan pays: always, except if refining everything seems cheaper for certifying a recall."""
-        config, macs = self._config, self._dense_macs
-        if config.recall is None or not self._prices_first:
-            return True
-        bare = self._audit_state(
-            np.zeros(self.cell_shape, np.float32),
-            ~self.inside,
-            Candidates.empty(),
-            partial(self.refine_piece, learned=None),
-        )
-        pilot = Pilot.draw(bare, macs, config.recall, confidence=config.confidence, seed=config.seed)
-        self.pilot = pilot or self.pilot
-        return scan_pays(pilot, scan_macs(self._model, self._image.shape[:2], self.inside), macs)
-
-    def _audit_state(
-        self,
-        interest: NDArray[np.float32],
-        covered: NDArray[np.bool_],
-        candidates: Candidates,
-        refine: Callable[[Plan], Refinement],
-    ) -> AuditState:
-        """State of the audit, including the pilot's finds."""
-        at = AuditState(self._model, interest, covered, candidates, self.threshold, refine, self._config.cap)
-        return at.with_more(self.pilot.candidates, self.pilot.covered) if self.pilot.macs else at
-
-    def choose(self, scan: Scan) -> Plan:
+    def choose(self, scans: Sequence[Scan]) -> tuple[Plan, ...]:
         """The windows to refine."""
-        plan = self._choose(scan)
-        return plan if self._unmasked else plan.take(plan.touching(self.inside))
+        if not self._config.exhaustive:
+            self._check_pays(sum(scan.macs for scan in scans), self.bands[0].sample)
+            if len(self.bands) > 1:
+                self._divide(scans)
+        return tuple(band.choose(scan) for band, scan in zip(self.bands, scans, strict=True))
 
-    def _choose(self, scan: Scan) -> Plan:
-        config, model = self._config, self._model
-        if self._whole:
-            return self._dense
+    def _divide(self, scans: Sequence[Scan]) -> None:
+        """Divide limits on multiply-adds and cells among the bands."""
+        config, models, interests = self._config, self._model.bands, [scan.interest for scan in scans]
+        if not all(interest.size for interest in interests):
+            return  # all cells are refined, without a limit
+        if config.budget is not None:
+            each = [
+                scan.macs + band.sample * band.exhaustive_macs for band, scan in zip(self.bands, scans, strict=True)
+            ]
+            left = config.budget * self.exhaustive_macs - sum(each)
+            shares = divide(left, models, interests, lambda model, side: model.window_macs(side, side))
+            for band, spent, share in zip(self.bands, each, shares, strict=True):
+                # Rounded down: the shares together must not exceed the budget.
+                band.budget = math.nextafter((spent + share) / band.exhaustive_macs, 0)
         if config.cells is not None:
-            return self._few(scan, config.cells)
-        chosen = partial(
-            choose, scan.interest, model.window, window_macs=model.window_macs, longest=model.longest_window
-        )
-        if config.budget is None and self._strategy.default_share is None:
-            plan = chosen(tau=model.tau)
-            if config.recall is not None:
-                pilot = self.pilot if self._prices_first else None
-                spent = scan.macs + self.pilot.macs
-                return affordable(plan, pilot, spent, self._dense, model.window_macs)
-            return plan if config.limited else self._cheapest(plan)
-        left = self._left(scan)
-        if config.recall is None:
-            return chosen(budget_macs=left)
-        # The other half is for the audit, which itself begins with further windows if that makes the whole cheaper.
-        return chosen(budget_macs=left // 2, tau=model.tau)
+            shares = divide(config.cells, models, interests, lambda _, side: side**2)
+            cells = np.floor(shares).astype(int)
+            cells[np.argmax(shares)] += config.cells - cells.sum()
+            for band, most in zip(self.bands, cells.tolist(), strict=True):
+                band.cells = most
 
-    def _left(self, scan: Scan) -> int:
-        """Multiply-adds left for windows."""
-        share, usual = self._config.budget, self._strategy.default_share
-        if share is None and usual is None:
-            return int(MOST_OVER * self._dense_macs) - scan.macs
-        self._check_pays(scan.macs, self.sample)
-        left = int(((share or usual or 0) - self.sample) * self.exhaustive_macs) - scan.macs
-        # In a small image the scan and its sample may use up the default share; half of it is for windows all the same.
-        return left if share is not None else max(left, int((usual or 0) / 2 * self.exhaustive_macs))
+    def pieces(self, plans: Sequence[Plan]) -> list[tuple[int, NDArray[np.intp]]]:
+        """The pieces in which the plans are refined: number of the band, and rows of its plan."""
+        parts = enumerate(zip(self._model.bands, plans, strict=True))
+        return [(number, rows) for number, (model, plan) in parts for rows in cut(plan, model)]
 
-    def _few(self, scan: Scan, cells: int) -> Plan:
-        """The smallest windows within `cells`; if they cost too much, those of the size that covers most interest."""
-        window, macs, left = self._model.window, self._model.window_macs, self._left(scan)
-        plan = choose(scan.interest, window, window_macs=macs, budget_cells=cells)
-        if not len(plan) or plan.macs(macs) <= left:
-            return plan
-        if self._config.budget is None:
-            left = max(left, int(plan.costs(macs)[0]))  # at least one window after a scan
-        most = min(math.isqrt(cells), self._model.longest_window)
-        sides = (window, *(side for side in _LARGER if window < side <= most))
-        plans = [choose(scan.interest, s, window_macs=macs, budget_macs=left, budget_cells=cells) for s in sides]
-        return max(plans, key=lambda each: float(scan.interest[each.covered()].sum()))
+    def refine(self, plans: Sequence[Plan], learned: Sequence[Any], tick: Tick | None = None) -> tuple[Refinement, ...]:
+        """Refine the plans, those of coarser bands first: they cost least. Each has its share of the time left."""
+        found: list[Refinement] = []
+        macs = [plan.macs(model.window_macs) for plan, model in zip(plans, self._model.bands, strict=True)]
+        for number in reversed(range(len(plans))):
+            if any(fine.interrupted for fine in found):
+                found.append(Refinement.none(interrupted=True))
+                continue
+            band, share = self.bands[number], macs[number] / max(1, sum(macs[: number + 1]))
+            now = time.perf_counter()
+            deadline = None if band.deadline is None else now + max(0.0, band.deadline - now) * share
+            found.append(band.refine(plans[number], learned[number], tick, deadline=deadline))
+            band.check_refined(plans[number], found[-1])
+        return tuple(reversed(found))
 
-    def _cheapest(self, plan: Plan) -> Plan:
-        """The plan, or the exhaustive pass if that costs less than the plan and its audit."""
-        macs = plan.macs(self._model.window_macs) + self.sample * self.exhaustive_macs
-        return plan if macs < self._dense_macs else self._dense
-
-    def refine(self, plan: Plan, learned: Any, tick: Tick | None = None) -> Refinement:
-        """Refine a plan: in pieces that the checkpoint stores, or without it if there is a deadline."""
-        closely = self._closely(learned)
-        if self._deadline is not None:
-            fine = closely(plan, tick=tick, deadline=self._deadline)
-        else:
-            fine = refine_in_pieces(plan, self._model, self._checkpoint, closely, tick)
-        self._notes |= dict.fromkeys(fine.notes)
-        if self._unmasked:
-            return fine
-        y, x = fine.candidates.cells.T // self._model.geometry.fine
-        return replace(fine, candidates=fine.candidates.take(self.inside[y, x]))
-
-    def _refine_more(self, plan: Plan, learned: Any, tick: Tick | None) -> Refinement:
-        """Refine further windows for an audit: none after the deadline."""
-        if self._deadline is not None and time.perf_counter() >= self._deadline:
-            return Refinement(Candidates.empty(), np.zeros(0, np.intp), 0, (), late=True)
-        return self.refine(plan, learned, tick)
-
-    def refine_piece(self, plan: Plan, learned: Any) -> Refinement:
-        """Refine one piece of a plan, or load it from the checkpoint."""
-        fine = self._checkpoint.refine_or_load(plan, self._closely(learned))
-        self._notes |= dict.fromkeys(fine.notes)
-        return fine
-
-    def check_refined(self, plan: Plan, fine: Refinement) -> None:
-        """Raise an ExpertError if the refiner failed on every window of the plan: the image is not the reason."""
-        if 0 < len(plan) == fine.refused:
-            raise ExpertError(f"nothing could be refined, {len(plan):,} of {len(plan):,} failed: {fine.failures[-1]}")
-
-    def notes(self, candidates: Candidates, leaves: NDArray[np.int32] | None = None) -> list[str]:
-        """Notes of the refiner on its work and its finds.
-
-        Parameters
-        ----------
-        candidates : Candidates
-        leaves : ndarray, int32, (n,), optional
-            Leaves by which the refined cells were routed.
-        """
-        refiner, cell = self._model.refiner, self._model.geometry.fine_cell
-        shape = (self._image.height / cell, self._image.width / cell)
-        sure = candidates.take(candidates.scores >= self.threshold)
-        return [*self._notes, *(refiner.routing_notes(leaves) if refiner.routed else ()), *refiner.notes(sure, shape)]
-
-    def _closely(self, learned: Any) -> Callable[..., Refinement]:
-        return partial(
-            refine,
-            self._image,
-            model=self._model,
-            runtime=self.runtime,
-            floor=self.threshold,
-            learned=learned if self._model.scan_groups is None else self._fired(learned),
-            batch_size=self._config.batch_size,
-            capped=not self._whole and (self._config.budget is not None or self._config.recall is not None),
-        )
-
-    def _fired(self, groups: NDArray[np.uint16] | None) -> NDArray[np.uint16]:
-        """`Scan.groups` of the part to analyse: outside nothing fires, and nothing has to be scanned."""
-        found = np.zeros(self.cell_shape, np.uint16) if groups is None else groups
-        return found if self._unmasked else np.where(self.inside, found, SCANNED)
-
-    def audit(self, scan: Scan, plan: Plan, fine: Refinement, learned: Any, tick: Tick | None = None) -> Audited:
+    def audit(
+        self,
+        scans: Sequence[Scan],
+        plans: Sequence[Plan],
+        fines: Sequence[Refinement],
+        learned: Sequence[Any],
+        tick: Tick | None = None,
+    ) -> tuple[Audited, ...]:
         """Certify or sample after scan and refinement; neither if the refinement was cut short."""
-        interest = scan.interest if scan.interest.size else np.zeros(self.cell_shape, np.float32)
-        again = partial(self._refine_more, learned=learned, tick=tick)
-        covered = plan.take(fine.done).covered() | ~self.inside
-        state = self._audit_state(interest, covered, fine.candidates, again)
-        config = self._config
-        if config.recall is not None and not fine.cut:
-            most = MOST_OVER * self._dense_macs
-            share = math.inf if config.budget is None else config.budget * self.exhaustive_macs
-            left = int(min(most, share)) - scan.macs - fine.macs - self.pilot.macs
-            return certify(state, config.recall, confidence=config.confidence, seed=config.seed, most_macs=left)
-        macs = int(self.sample * self.exhaustive_macs)
-        if fine.cut or not macs:
-            return Audited.none(state, None if config.recall is None and not macs else config.confidence)
-        return survey(state, macs, confidence=config.confidence, seed=config.seed, if_telling=config.audit is None)
+        found: list[Audited] = []
+        for number in range(len(self.bands)):
+            fine = fines[number]
+            if any(each.interrupted for each in fines) or any(each.interrupted for each in found):
+                fine = replace(fine, interrupted=True)
+            found.append(self.bands[number].audit(scans[number], plans[number], fine, learned[number], tick))
+        return tuple(found)
 
-    def reported_audit(self, audit: Audit) -> Audit | None:
+    def reported_audit(self, audited: Sequence[Audited]) -> Audit | None:
         """The audit for the result; None without one, or if one by default gave no estimate."""
         usual = self._config.recall is None and self._config.audit is None
-        return None if not self.audits or (usual and math.isnan(audit.missed)) else audit
+        if not self.audits:
+            return None
+        planes = [band.geometry.refine_downsample for band in self._model.bands]
+        whole = Audit.joined([each.audit for each in audited], planes, self._config.confidence)
+        return None if usual and math.isnan(whole.missed) else whole
 
-    def cost(self, scan: Scan, fine: Refinement, audited: Audited, read: ReadStats, seconds: dict[str, float]) -> Cost:
-        """Cost of the analysis."""
-        refined = int((audited.refined & self.inside).sum())
-        exhaustive = self.exhaustive_macs
-        if self._whole and refined == self.inside.sum():
-            # The cost of specialists and columns depends on the image: this run was the exhaustive pass, use its own.
-            exhaustive = scan.macs + fine.macs
-        return Cost(
-            scan_macs=scan.macs,
-            refine_macs=fine.macs,
-            audit_macs=self.pilot.macs + audited.macs,
-            exhaustive_macs=exhaustive,
-            cells=int(self.inside.sum()),
-            cells_refined=refined,
-            chunks=read.chunks,
-            bytes=read.bytes,
-            fetched=read.fetched,
-            **seconds,
-        )
+    def conclude(self, scans: Sequence[Scan], audited: Sequence[Audited]) -> tuple[Region, ...]:
+        """The finds, each object once even if several bands found it, highest score first."""
+        each = [
+            conclude(done.candidates, model, scan, self._image, band.threshold)
+            for done, model, scan, band in zip(audited, self._model.bands, scans, self.bands, strict=True)
+        ]
+        return once(each, self._model)
+
+    def notes(self, audited: Sequence[Audited], learned: Sequence[Any]) -> list[str]:
+        """Notes of the refiners on their work and their finds."""
+        rows = zip(self.bands, audited, learned, strict=True)
+        found = [band.notes(done.candidates, band.leaves(known, done.refined)) for band, done, known in rows]
+        return list(dict.fromkeys(note for notes in found for note in notes))
+
+    def failures(
+        self, scans: Sequence[Scan], fines: Sequence[Refinement], audited: Sequence[Audited]
+    ) -> tuple[str, ...]:
+        """Why parts of the image could not be read, each once."""
+        rows = zip(scans, self.bands, fines, audited, strict=True)
+        every = (scan.failures + band.pilot.failures + fine.failures + done.failures for scan, band, fine, done in rows)
+        return tuple(dict.fromkeys(failure for failures in every for failure in failures))
+
+    def interest(self, scans: Sequence[Scan]) -> NDArray[np.float32]:
+        """Interest of each cell of the result's grid: that of the band in which it is greatest."""
+        known = [(scan.interest, ratio) for scan, ratio in zip(scans, self._ratios, strict=True) if scan.interest.size]
+        found = [map_on_grid(interest, ratio, self._cell_shape) for interest, ratio in known]
+        return np.maximum.reduce(found) if found else np.zeros((0, 0), np.float32)
+
+    def plan(self, scans: Sequence[Scan], plans: Sequence[Plan], audited: Sequence[Audited]) -> Plan:
+        """All windows, those of certifications included, in cells of the result's grid."""
+        rows = zip(scans, plans, audited, strict=True)
+        explained = [plan.joined(done.plan).explained(scan.interest, scan.fired) for scan, plan, done in rows]
+        return plan_on_grid(explained, self._ratios, self._cell_shape)
+
+    def refined(self, audited: Sequence[Audited]) -> NDArray[np.bool_]:
+        """Cells of the result's grid that any band refined."""
+        rows = zip(audited, self.bands, self._ratios, strict=True)
+        found = [map_on_grid(done.refined & band.inside, ratio, self._cell_shape) for done, band, ratio in rows]
+        return np.asarray(np.logical_or.reduce(found), np.bool_)
+
+    def cost(
+        self,
+        scans: Sequence[Scan],
+        fines: Sequence[Refinement],
+        audited: Sequence[Audited],
+        read: ReadStats,
+        seconds: dict[str, float],
+    ) -> Cost:
+        """Cost of the analysis: that of all bands."""
+        spent: Counter[str] = Counter(chunks=read.chunks, bytes=read.bytes, fetched=read.fetched)
+        for band, scan, fine, done in zip(self.bands, scans, fines, audited, strict=True):
+            spent.update(band.spent(scan, fine, done))
+        return Cost(**spent, **seconds)  # type: ignore[arg-type]
+
+    @property
+    def _ratios(self) -> list[int]:
+        """Side of each band's cells in cells of the result's grid."""
+        return [band.geometry.cell // self._model.cell for band in self._model.bands]
+
+    @property
+    def _cell_shape(self) -> tuple[int, int]:
+        """Cells of the result's grid."""
+        return ceil_div(self._image.height, self._model.cell), ceil_div(self._image.width, self._model.cell)
 
     def _check_pays(self, macs: int, sample: float = 0.0) -> None:
         share = macs / self.exhaustive_macs + sample

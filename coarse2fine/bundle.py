@@ -138,7 +138,7 @@ def check_finite(name: str, arrays: Mapping[str, NDArray[Any]], description: Map
     """Raise a ModelError for NaN or infinite numbers, with which a model would find nothing and raise no error."""
     for key, array in arrays.items():
         # A feature in no group has an infinite threshold: it never fires.
-        good = ~np.isnan(array) & (array > -np.inf) if key in _UNBOUNDED else np.isfinite(array)
+        good = ~np.isnan(array) & (array > -np.inf) if key.endswith(_UNBOUNDED) else np.isfinite(array)
         if array.dtype.kind in "fc" and not good.all():
             raise ModelError(f"{name}: the tensor {key} holds NaN or infinite values; fit or copy the model again")
     try:

@@ -18,7 +18,6 @@ from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.cost import Clock
 from coarse2fine.results.folder import provenance
 from coarse2fine.steps.checkpoint import Checkpoint
-from coarse2fine.steps.conclude import conclude
 from coarse2fine.steps.mask import MaskSource
 from coarse2fine.steps.traits import describe_kinds
 from coarse2fine.tiling.image import Image
@@ -153,34 +152,33 @@ def run_analysis(
     with _closed_on_failure(opened, mine=opened is not image):
         run = AnalysisRun(opened, model, config, checkpoint or Checkpoint(), mask)
         with clock("scan"):
-            scan, learned = run.look(steps.task("scan"))
+            scans, learned = zip(*run.look(steps.task("scan")), strict=True)
         with clock("choose"):
-            plan = run.choose(scan)
+            plans = run.choose(scans)
         with clock("refine"):
-            fine = run.refine(plan, learned, steps.task("refine"))
-            run.check_refined(plan, fine)
+            fines = run.refine(plans, learned, steps.task("refine"))
         with clock("audit"):
-            audited = run.audit(scan, plan, fine, learned, steps.task("audit") if run.audits else None)
+            audited = run.audit(scans, plans, fines, learned, steps.task("audit") if run.audits else None)
     with clock("conclude"):
-        regions = conclude(audited.candidates, model, scan, opened, run.threshold)
+        regions = run.conclude(scans, audited)
         kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
-    cost = run.cost(scan, fine, audited, opened.stats.since(before), clock.seconds)
-    leaves = None if learned is None or not model.refiner.routed else learned[audited.refined]
-    notes = run.notes(audited.candidates, leaves) + ([] if config.limited else model.refiner.outcome(cost.share))
-    failures = tuple(dict.fromkeys(scan.failures + run.pilot.failures + fine.failures + audited.failures))
+    cost = run.cost(scans, fines, audited, opened.stats.since(before), clock.seconds)
+    notes = run.notes(audited, learned) + ([] if config.limited else model.refiner.outcome(cost.share))
+    failures = run.failures(scans, fines, audited)
+    cut = any(fine.interrupted for fine in fines) or any(done.interrupted for done in audited)
     return Analysis(
         image=opened,
         regions=regions,
-        interest=scan.interest,
-        plan=plan.joined(audited.plan).explained(scan.interest, scan.fired),
-        refined=audited.refined & run.inside,
-        cell=model.geometry.cell,
+        interest=run.interest(scans),
+        plan=run.plan(scans, plans, audited),
+        refined=run.refined(audited),
+        cell=model.cell,
         cost=cost,
-        audit=run.reported_audit(audited.audit),
-        complete=len(fine.done) == len(plan) and not (failures or fine.interrupted or audited.interrupted),
+        audit=run.reported_audit(audited),
+        complete=sum(len(fine.done) for fine in fines) == sum(map(len, plans)) and not (failures or cut),
         failures=failures,
         provenance={
-            **provenance(model, model_sha256, run.runtime.name, {**config.parameters(), "threshold": run.threshold}),
+            **provenance(model, model_sha256, run.runtime_name, {**config.parameters(), "threshold": run.threshold}),
             **({"kinds": kinds} if kinds else {}),
             **notes_on(model, opened, notes),
         },

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from coarse2fine._version import __version__
 from coarse2fine.bases import unfitted
 from coarse2fine.bundle import check_finite, locate, packed, under
+from coarse2fine.cascade import DENSE_SIDE, MOST_PIXELS, CascadeStage, Geometry
 from coarse2fine.experts.again import GivenExperts
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.refiner import ExpertRefiner
@@ -30,82 +31,9 @@ from coarse2fine.terminal import printable
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.writing.atomic import replace_file
 
-DENSE_SIDE = 128
-"""Longest side of a window in cells."""
-MOST_PIXELS = 2**16
-"""Largest size that a model may state in pixels or cells."""
+__all__ = ["DENSE_SIDE", "MOST_PIXELS", "CascadeStage", "Geometry", "Model", "load_model"]
+
 _LEAST_STD = 1e-6
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Resolutions of a model's planes, and its cells.
-
-    Parameters
-    ----------
-    cell : int
-        Side of a cell, the square under one position of the base's feature map, in full-resolution pixels.
-    scan_downsample, refine_downsample : int
-        Full-resolution pixels per pixel of the plane the base scans and of the plane the refiner reads.
-    fine : int
-        Fine cells of the refiner along one side of a cell.
-    """
-
-    cell: int
-    scan_downsample: int
-    refine_downsample: int
-    fine: int = 1
-
-    def __post_init__(self) -> None:
-        numbers = (self.cell, self.scan_downsample, self.refine_downsample, self.fine)
-        if not all(isinstance(n, int) and 0 < n <= MOST_PIXELS for n in numbers):
-            raise ValueError(f"expected whole numbers from 1 to {MOST_PIXELS:,} in {self}")
-        if self.cell % self.scan_downsample or self.cell % (self.refine_downsample * self.fine):
-            raise ValueError(f"a cell must be whole pixels in every plane, got {self}")
-
-    @property
-    def fine_cell(self) -> int:
-        """Side of a fine cell in full-resolution pixels."""
-        return self.cell // self.fine
-
-
-@dataclass(frozen=True)
-class CascadeStage:
-    """A scan at one resolution: a net on one plane of the image, and a rule that chooses cells for the next stage.
-
-    Parameters
-    ----------
-    net : Base
-    cell : int
-        Side of a cell, the square under one position of the net's feature map, in full-resolution pixels.
-    downsample : int
-        Full-resolution pixels per pixel of the plane.
-    firing : Firing or None
-        Rule from the net's activations to probabilities; None in a model that learns it from each image.
-    tau : float
-        Probability of a find from which the next stage scans a cell.
-
-    Raises
-    ------
-    ValueError
-        If the net's stride does not give cells of this size.
-    """
-
-    net: Base
-    cell: int
-    downsample: int
-    firing: Firing | None
-    tau: float
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.cell, int) and 0 < self.cell <= MOST_PIXELS and self.tau >= 0):
-            raise ValueError(f"expected a cell of 1 to {MOST_PIXELS:,} px and a tau of at least 0, got {self}")
-        if self.net.spec.stride * self.downsample != self.cell:
-            raise ValueError(f"the net's stride {self.net.spec.stride} does not make cells of {self.cell} px")
-
-    def cell_shape(self, full_shape: tuple[int, int]) -> tuple[int, int]:
-        """Cells of an image of `full_shape` pixels (height, width); those at the far edges may reach beyond it."""
-        return ceil_div(full_shape[0], self.cell), ceil_div(full_shape[1], self.cell)
 
 
 @dataclass(frozen=True)
@@ -135,6 +63,9 @@ class Model:
         one before it chose. Cell sides are multiples of the next stage's.
     provenance : mapping
         Training data, seed, figures; JSON values.
+    coarser : tuple of Model
+        Models for bands of larger objects, by the plane that they refine; all other fields are those of the band of
+        the smallest objects.
     """
 
     name: str
@@ -149,6 +80,7 @@ class Model:
     window: int = 2
     cascade: tuple[CascadeStage, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    coarser: tuple[Model, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -172,6 +104,20 @@ class Model:
                     f"1/{closer.downsample}: expected a multiple of the next stage's cells, or a coarser plane"
                 )
 
+        self._check_bands()
+
+    def _check_bands(self) -> None:
+        bands = self.bands
+        if len(bands) > 1 and any(
+            band.refiner.learns or band.expert or band.channels != self.channels for band in bands
+        ):
+            raise ValueError("bands of several object sizes are fitted to annotations and read the same channels")
+        if any(band.coarser for band in self.coarser) or any(band.geometry.cell % self.cell for band in bands):
+            raise ValueError(f"expected bands whose cells are multiples of {self.cell} px, without bands of their own")
+        for finer, band in pairwise(bands):
+            if band.geometry.refine_downsample <= finer.geometry.refine_downsample:
+                raise ValueError("expected the bands in order of the planes that they refine, the finest first")
+
     def _check_numbers(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"expected a mean and a std for {self.channels} channel(s), got {self.mean}, {self.std}")
@@ -186,23 +132,27 @@ class Model:
         return f"<Model {self.name!r} ({self.refiner.kind}): {classes}, cells of {self.geometry.cell} px>"
 
     def __str__(self) -> str:
-        g = self.geometry
         names = printable(", ".join(label.name for label in self.labels))
-        scans = ", then ".join(f"1/{level.downsample}" for level in self.levels)
-        return "\n  ".join(
-            [
-                f"{printable(self.name)} ({self.refiner.kind}): {names}",
-                f"scan at {scans}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
-                f"{self.refiner.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
-                f"{self.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned",
-                *self.refiner.details(),
-            ]
-        )
+        lines = [f"{printable(self.name)} ({self.refiner.kind}): {names}"]
+        return "\n  ".join([*lines, *(line for band in self.bands for line in _described(band))])
+
+    @property
+    def bands(self) -> tuple[Model, ...]:
+        """Models of one band each, that of the smallest objects first."""
+        return (replace(self, coarser=()) if self.coarser else self, *self.coarser)
+
+    @property
+    def cell(self) -> int:
+        """Side of a cell of results in full-resolution pixels: the smallest of all bands."""
+        return min(band.geometry.cell for band in (self, *self.coarser))
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """Classes of finds."""
-        return self.refiner.labels
+        """Classes of finds; of several bands, in alphabetical order."""
+        if not self.coarser:
+            return self.refiner.labels
+        every = {label.name: label for band in self.bands for label in band.refiner.labels}
+        return tuple(every[name] for name in sorted(every))
 
     @property
     def tree(self) -> SpecialistTree | None:
@@ -292,27 +242,7 @@ class Model:
         target = Path(path)
         if not target.parent.is_dir():
             raise ModelError(f"cannot save {target}: its folder does not exist; make it first")
-        arrays = weights(self.base, "base.") | self.refiner.arrays(self.base)
-        description: dict[str, Any] = {
-            **self.refiner.describe(),
-            "written_by": f"coarse2fine {__version__}",
-            "name": self.name,
-            "task": self.refiner.kind,
-            "geometry": asdict(self.geometry),
-            "mean": self.mean,
-            "std": self.std,
-            "base": str(self.base.spec),
-            "channels": self.channels,
-            "threshold": self.threshold,
-            "tau": self.tau,
-            "window": self.window,
-            "provenance": dict(self.provenance),
-        }
-        if self.firing is not None:
-            arrays |= firing_arrays(self.firing, "firing.")
-            description["firing"] = {"rule": self.firing.rule, "prior": self.firing.prior}
-        description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(self.cascade)]
-        replace_file(target, packed(arrays, description))
+        replace_file(target, packed(*_content(self)))
         return target
 
 
@@ -335,13 +265,13 @@ def load_model(model: str | os.PathLike[str] | Model) -> Model:
     arrays, text = read_model_file(path)
     check_finite(str(path), arrays, text)
     try:
-        check_text(text)
         return _assemble(arrays, text)
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{path} does not describe a whole model ({error}); fit or copy it again") from error
 
 
 def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
+    check_text(text)
     base = filled(unfitted(text["channels"], text["base"]), under(arrays, "base."))
     refiner = find_refiner(text["task"])(arrays, text, base)
     if refiner.learns == ("firing" in text):
@@ -362,7 +292,53 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
             for i, described in enumerate(text.get("glances", ()))
         ),
         provenance=text["provenance"],
+        coarser=tuple(_assemble(under(arrays, f"band{i}."), band) for i, band in enumerate(text.get("bands", ()))),
     )
+
+
+def _described(band: Model) -> list[str]:
+    """Lines of a printed model on one band."""
+    g = band.geometry
+    scans = ", then ".join(f"1/{level.downsample}" for level in band.levels)
+    sizes = band.provenance.get("band")
+    lead = f"objects of {sizes[0]:,.0f} to {sizes[1]:,.0f} px: " if sizes else ""
+    return [
+        f"{lead}scan at {scans}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
+        f"{band.refiner.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
+        f"{band.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned",
+        *band.refiner.details(),
+    ]
+
+
+def _content(model: Model) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays and description of a model file."""
+    arrays = weights(model.base, "base.") | model.refiner.arrays(model.base)
+    description: dict[str, Any] = {
+        **model.refiner.describe(),
+        "written_by": f"coarse2fine {__version__}",
+        "name": model.name,
+        "task": model.refiner.kind,
+        "geometry": asdict(model.geometry),
+        "mean": model.mean,
+        "std": model.std,
+        "base": str(model.base.spec),
+        "channels": model.channels,
+        "threshold": model.threshold,
+        "tau": model.tau,
+        "window": model.window,
+        "provenance": dict(model.provenance),
+    }
+    if model.firing is not None:
+        arrays |= firing_arrays(model.firing, "firing.")
+        description["firing"] = {"rule": model.firing.rule, "prior": model.firing.prior}
+    description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(model.cascade)]
+    if model.coarser:
+        description["bands"] = []
+    for i, band in enumerate(model.coarser):
+        own, text = _content(band)
+        arrays |= {f"band{i}.{name}": array for name, array in own.items()}
+        description["bands"].append(text)
+    return arrays, description
 
 
 def _describe(level: CascadeStage, prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:

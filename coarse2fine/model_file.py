@@ -7,11 +7,12 @@ A file written by this version has these arrays:
 - ``base.NAME``, the weights of the base, by their names in its `state_dict`;
 - ``firing.NAME``, its firing rule, see `firing_arrays`; absent if the refiner learns from each image;
 - ``glanceN.NAME`` and ``glanceN.firing.NAME``, the same of the N-th stage of the cascade before the base;
-- those of the refiner's `arrays`.
+- those of the refiner's `arrays`;
+- ``bandN.NAME``, all of these of the N-th coarser band of a model for several bands of object sizes.
 
-The description has the entries of `_TEXT`, ``firing`` and ``glances`` with the values of these rules and stages, and
-the entries of the refiner's `describe`. Older files lack entries that were added since, so a new one needs a default
-when it is read.
+The description has the entries of `_TEXT`, ``firing`` and ``glances`` with the values of these rules and stages,
+``bands`` with the descriptions of the coarser bands, and the entries of the refiner's `describe`. Older files lack
+entries that were added since, so a new one needs a default when it is read.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ PARTS = ("tiling", "models")
 # The lowest floor first. Rooms on one floor do not import each other.
 FLOORS = (
     ("_environment", "_version", "terminal", "plugins", "region", "tiling", "models"),
-    ("paths",),
+    ("paths", "cascade"),
     ("bases", "config", "progress", "bundle", "annotations"),
     ("model_file",),
     ("specialists",),
@@ -36,7 +36,8 @@ FLOORS = (
     ("audit",),
     ("fitting",),
     ("results",),
-    ("report", "analysis_run"),
+    ("report", "band_run"),
+    ("analysis_run",),
     ("engine",),
     ("annotate", "batch", "demo"),
     ("bench",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,9 @@ class Part:
         Whether `cap` is certain; otherwise the interval assumes it.
     sample : Sample, optional
         Sums from which audits of several images are pooled; None after a certification.
+    plane : int, optional
+        Full-resolution pixels per pixel of the plane in which they were looked for, if the model has several bands of
+        object sizes; each then has a recall of its own.
     """
 
     kind: Kind
@@ -55,6 +58,12 @@ class Part:
     cap: float
     certain: bool
     sample: Sample | None = None
+    plane: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What is counted, in words."""
+        return _NAMES[self.kind] + ("" if self.plane is None else f" at 1/{self.plane}")
 
     @property
     def recall(self) -> float:
@@ -83,6 +92,7 @@ class Part:
             "kind": self.kind,
             **_stated(self),
             "sample": sample,
+            **({} if self.plane is None else {"plane": self.plane}),
         }
 
     @classmethod
@@ -96,6 +106,7 @@ class Part:
             missed=math.nan if record["missed"] is None else record["missed"],
             missed_interval=(low, high),
             sample=sample,
+            plane=record.get("plane"),
             **{name: record[name] for name in ("kind", "found", "confidence", "cap", "certain")},
         )
 
@@ -111,8 +122,8 @@ class Audit:
     Parameters
     ----------
     kinds : tuple of Part
-        Results for objects and for cells of areas, as far as the model finds them. The recall of an audit is that of
-        the worse kind: the many cells of a lake say nothing about the objects beside it.
+        Results for objects and for cells of areas, as far as the model finds them, of each of its bands. The recall of
+        an audit is that of the worst: the many cells of a lake say nothing about the objects beside it.
     confidence : float
         Probability, over the random choice of blocks, with which all intervals hold.
     blocks, audited : int
@@ -178,6 +189,30 @@ class Audit:
         return self.target is not None and self.recall_interval[0] >= self.target
 
     @classmethod
+    def joined(cls, audits: Sequence[Audit], planes: Sequence[int], confidence: float) -> Audit:
+        """Audit of an image by a model of several bands, from the audit of each.
+
+        Parameters
+        ----------
+        audits : sequence of Audit
+        planes : sequence of int
+            Full-resolution pixels per pixel of each band's refined plane.
+        confidence : float
+            Probability with which all of them hold together.
+        """
+        if len(audits) == 1:
+            return audits[0]
+        sides = {audit.side for audit in audits if audit.blocks}
+        return cls(
+            tuple(replace(p, plane=plane) for audit, plane in zip(audits, planes, strict=True) for p in audit.kinds),
+            confidence=confidence,
+            blocks=sum(audit.blocks for audit in audits),
+            audited=sum(audit.audited for audit in audits),
+            side=sides.pop() if len(sides) == 1 else 0,
+            target=audits[0].target,
+        )
+
+    @classmethod
     def pooled(cls, audits: Sequence[Audit | None], *, confidence: float = 0.95, target: float | None = None) -> Audit:
         """Audit of many images together, with a far narrower interval than those of single images.
 
@@ -201,10 +236,11 @@ class Audit:
         if not made or not all(audit.sampled for audit in made):
             raise ValueError("only random samples can be pooled: analyse every image with audit=0.01, without recall")
         parts = [part for audit in made for part in audit.kinds]
-        kinds = [kind for kind in _NAMES if any(part.kind == kind for part in parts)]
+        kinds = list(dict.fromkeys((part.kind, part.plane) for part in parts))
+        kinds.sort(key=lambda each: (list(_NAMES).index(each[0]), each[1] or 0))
         sides = {audit.side for audit in made if audit.blocks}
         return cls(
-            tuple(_pooled(kind, parts, shared_confidence(confidence, len(kinds))) for kind in kinds),
+            tuple(_pooled(*each, parts, shared_confidence(confidence, len(kinds))) for each in kinds),
             confidence=confidence,
             blocks=sum(a.blocks for a in made),
             audited=sum(a.audited for a in made),
@@ -250,14 +286,14 @@ class Audit:
         return f"recall {self.recall:.1%} of the exhaustive pass, {span} {sure}{alone}{self._each()} ({work})"
 
     def _each(self) -> str:
-        """Recall of each kind, if there are two."""
+        """Recall of each kind, if there are several."""
         if len(self.kinds) < 2:
             return ""
         spans = []
         for part in self.kinds:
             low, high = part.recall_interval
             span = f"at least {_floored(low)}" if self.target is not None else f"{_floored(low)} to {high:.1%}"
-            spans.append(f"{_NAMES[part.kind]} {span}{self._assuming(part)}")
+            spans.append(f"{part.name} {span}{self._assuming(part)}")
         return f": {', '.join(spans)}"
 
     def _assuming(self, part: Part) -> str:
@@ -335,12 +371,12 @@ def _stated(of: Part | Audit) -> dict[str, Any]:
     }
 
 
-def _pooled(kind: Kind, parts: Sequence[Part], confidence: float) -> Part:
-    """Pooled result of one kind in many images."""
-    mine = [part for part in parts if part.kind == kind]
+def _pooled(kind: Kind, plane: int | None, parts: Sequence[Part], confidence: float) -> Part:
+    """Pooled result of one kind, and one band, in many images."""
+    mine = [part for part in parts if (part.kind, part.plane) == (kind, plane)]
     whole = pool([part.sample for part in mine if part.sample is not None])
     found, certain = sum(part.found for part in mine), all(part.certain for part in mine)
-    return Part.of_sample(kind, whole, found, confidence, certain=certain)
+    return replace(Part.of_sample(kind, whole, found, confidence, certain=certain), plane=plane)
 
 
 def _unknown(blocks: Blocks, confidence: float) -> Audit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import psutil
@@ -133,15 +134,16 @@ def _expected(job: Job) -> Expected:
             shape, kind = image.shape, image.format
     except ImageError as error:
         return Expected(name, source, problem=str(error))
-    cell_shape = model.cell_shape(shape[:2])
-    scan, most = _least_and_most(model, config, (shape[0], shape[1]))
+    cells = sum(math.prod(band.cell_shape(shape[:2])) for band in model.bands)
+    each = [_least_and_most(band, config, (shape[0], shape[1])) for band in model.bands]
+    scan, most = (sum(macs) for macs in zip(*each, strict=True))
     whole = shape[0] * shape[1] * shape[2] if kind in RASTERS else 0
-    memory = 2 * whole + _BYTES_A_CELL * cell_shape[0] * cell_shape[1]
+    memory = 2 * whole + _BYTES_A_CELL * cells
     return Expected(name, source, shape, scan, most, memory)
 
 
 def _least_and_most(model: Model, config: Config, full_shape: tuple[int, int]) -> tuple[int, int]:
-    """Multiply-adds of the scan, and an upper bound for the analysis, both without the mask."""
+    """Multiply-adds of a band's scan, and an upper bound for its analysis, both without the mask."""
     dense = dense_plan(model.cell_shape(full_shape), model.longest_window)
     strategy = strategy_of(model)
     scan = 0 if config.exhaustive and not strategy.needed else scan_macs(model, full_shape)

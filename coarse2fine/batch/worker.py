@@ -22,7 +22,6 @@ from coarse2fine.engine import run_analysis
 from coarse2fine.progress import Steps
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.steps.checkpoint import Checkpoint, StoredCheckpoint
-from coarse2fine.steps.pieces import cut
 from coarse2fine.tiling.image import Image
 
 # The number of threads and the watchdog are global to the process.
@@ -121,8 +120,8 @@ def prepare_item(job: Job, steps: Steps) -> Record | int:
     with job.open() as image:
         if image.height * image.width >= job.keep_from and job.config.seconds is None:
             run = _stored_run(job, image)
-            scan, _ = run.look(steps.task("scan"))
-            return len(list(cut(run.choose(scan), model_of(job))))
+            scans = [scan for scan, _ in run.look(steps.task("scan"))]
+            return len(run.pieces(run.choose(scans)))
     return analyze_item(job, steps)
 
 
@@ -130,9 +129,10 @@ def refine_piece(job: Job, number: int) -> int:
     """Refine one piece of a large image and keep it; returns its number."""
     with job.open() as image:
         run = _stored_run(job, image)
-        scan, learned = run.look(None)
-        plan = run.choose(scan)
-        run.refine_piece(plan.take(list(cut(plan, model_of(job)))[number]), learned)
+        scans, learned = zip(*run.look(None), strict=True)
+        plans = run.choose(scans)
+        band, rows = run.pieces(plans)[number]
+        run.bands[band].refine_piece(plans[band].take(rows), learned[band])
     return number
 
 

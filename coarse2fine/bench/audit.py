@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coarse2fine.analysis_run import AnalysisRun
 from coarse2fine.audit.blocks import AuditState
 from coarse2fine.audit.result import Audited
 from coarse2fine.audit.survey import survey
+from coarse2fine.band_run import BandRun
 from coarse2fine.bench.lookup import SceneLookup
 from coarse2fine.bench.results import SAMPLE, AuditRun
 from coarse2fine.config import AUDIT, Config
@@ -63,7 +63,7 @@ class _Known(Checkpoint):
 def _certified(lookup: SceneLookup, recall: float, draw: int) -> tuple[Audited, int]:
     """The audit of an analysis that certifies a recall, and the multiply-adds spent before it."""
     config = Config(recall=recall, confidence=CONFIDENCE, seed=draw)
-    run = AnalysisRun(lookup.image, lookup.model, config, _Known(lookup))
+    run = BandRun(lookup.image, lookup.model, config, _Known(lookup))
     scan, read = run.look(None)
     plan = run.choose(scan)
     fine = run.refine(plan, read)

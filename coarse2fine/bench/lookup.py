@@ -59,6 +59,11 @@ class SceneLookup:
     truth : Annotations
     runtime : Runtime
 
+    Raises
+    ------
+    ValueError
+        If the model has several bands of object sizes: methods are compared on one plane.
+
     Attributes
     ----------
     cell_shape : tuple of int
@@ -72,6 +77,10 @@ class SceneLookup:
     """
 
     def __init__(self, model: Model, image: Image, truth: Annotations, runtime: Runtime) -> None:
+        if model.coarser:
+            raise ValueError(
+                f"benchmarks compare methods on one plane: {model.name} has {len(model.bands)} bands of sizes"
+            )
         self.model, self.image, self.truth = model, image, truth
         self._labelled = Labelled(truth, model)
         self.cell_shape = model.cell_shape((image.height, image.width))

@@ -21,6 +21,8 @@ from coarse2fine.bench.results import Measurement
 from coarse2fine.bench.score import object_boxes
 from coarse2fine.engine import analyze
 from coarse2fine.fitting.fit import fit
+from coarse2fine.fitting.geometry import choose_geometry, find_labels
+from coarse2fine.fitting.geometry import measure as measure_sizes
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
@@ -171,8 +173,11 @@ def _fitted(train: Sequence[BenchScene], path: Path | None, **options: Any) -> M
         found = load_model(path)
         if all(found.provenance.get(key) == value for key, value in wanted.items()):
             return found
-    # Specialists have a benchmark of their own.
-    model = fit([s.image for s in train], [s.annotations for s in train], specialists=None, **options)
+    truth = [scene.truth for scene in train]
+    labels = find_labels(truth)
+    # One band of object sizes: methods are compared on one plane. Specialists have a benchmark of their own.
+    options |= {"geometry": choose_geometry(measure_sizes(truth, labels, None), labels), "specialists": None}
+    model = fit([s.image for s in train], [s.annotations for s in train], **options)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         model.save(path)

@@ -8,6 +8,7 @@ find something, not what a person marked. Held-out parts of the scenes set the t
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -15,42 +16,26 @@ from typing import Literal
 import numpy as np
 import torch
 
-from coarse2fine.bases import TIMM, prefix_of, unfitted
+from coarse2fine.bases import TIMM, prefix_of
 from coarse2fine.config import check_seed, names_checked
 from coarse2fine.experts.expert import Expert
-from coarse2fine.fitting.base import train_base
-from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, calibrate, calibrates_on_all
-from coarse2fine.fitting.cascade import add_glances, measure_price, scan_candidates
-from coarse2fine.fitting.crops import Recipe
-from coarse2fine.fitting.forecast import FINDING, OBJECTS, RESCALED, THRESHOLDS, expected_steps
-from coarse2fine.fitting.geometry import (
-    FINE_STRIDE,
-    STRIDES,
-    base_spec,
-)
-from coarse2fine.fitting.hold_out import check_cells
-from coarse2fine.fitting.origin import origin, origin_of_base, tried
+from coarse2fine.fitting.bands import check_left_out
+from coarse2fine.fitting.geometry import FINE_STRIDE, STRIDES, largest_side, smallest_side
+from coarse2fine.fitting.one_band import BandOrder, ReadyBand, fit_band
 from coarse2fine.fitting.pairs import Sources, load_pairs
-from coarse2fine.fitting.refiner import train_refiner
-from coarse2fine.fitting.rescaled import answered_areas, refined_share
 from coarse2fine.fitting.resume import SHARE, load_start, reading
-from coarse2fine.fitting.scene import PART, Scene
-from coarse2fine.fitting.specialists.activity import add_activity
-from coarse2fine.fitting.specialists.add import MODES, Mode, add_specialists
-from coarse2fine.fitting.task import FitTask, Schedule, prepare, tell
-from coarse2fine.fitting.teacher import Answers, exhaustive_answer
-from coarse2fine.fitting.timm_weights import Weights, make_backbone
+from coarse2fine.fitting.scene import LeftOut
+from coarse2fine.fitting.specialists.add import MODES, Mode
+from coarse2fine.fitting.task import FitTask, Schedule, bands_of, prepare, tell
+from coarse2fine.fitting.timm_weights import Weights
 from coarse2fine.fitting.watching.fit import fit_expert
 from coarse2fine.fitting.watching.recipe import WatchRecipe
 from coarse2fine.model import Geometry, Model
-from coarse2fine.models.base import Base
-from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.precision import Precision
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.timm_text import parse_network
 from coarse2fine.progress import Progress
-from coarse2fine.refiners.detection import DetectionRefiner
-from coarse2fine.refiners.protocol import Label
+from coarse2fine.terminal import say
 
 _LEAST_STEPS = 10
 
@@ -193,106 +178,32 @@ def fit(
         channels, value_range = reading(start, channels, value_range)
         steps = max(_LEAST_STEPS, round(SHARE * steps))
     pairs = load_pairs(images, annotations, channels, value_range)
-    task = prepare(pairs, start, object_size, geometry, Schedule(rotate, steps, seed, width))
-    recipe, scenes = task.recipe, task.scenes
-    planned = _planned(replace(recipe, geometry=task.planes), search=geometry == "search", built_in=base is None)
-    with Progress(progress, expected_steps(recipe, planned, scenes)) as bars, torch.random.fork_rng(devices=[]):
-        check_cells(scenes, min(each.geometry.cell for each in planned))
-        # Before any training, so that a fault of the network or its weights is reported at once.
-        backbones = [_backbone(each, base, base_weights) for each in planned]
-        draft, taken = _refining(task, name, runtime, specialists, cache, bars)
-        answers = exhaustive_answer(draft, scenes, runtime, seed, bars.task(FINDING))
-        draft = replace(draft, threshold=answers.threshold)
-        self_calibrated = _check_held(scenes, answers)
-        price = _price(minimise, draft, scenes, runtime, seed, planned)
-        areas = answered_areas(draft, scenes, answers, planned, runtime, bars.task(RESCALED))
-        setting = CalibrationSet(tuple(scenes), answers, recall, price, runtime, areas.areas)
-        found = [_calibrated(*each, draft, setting, bars) for each in zip(planned, backbones, strict=True)]
-        record, best, setting = add_activity(draft.provenance, _cheapest(found), taken, setting, specialists, bars)
-        best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
-    share = refined_share(scenes, answers, areas, task.planes)
-    known = {"calibrated_on_training": self_calibrated, "steps_taken": taken.steps, "refined_share": share}
-    cost = {"minimised": minimise, "cost": best.cost} | tried(found)
-    data = origin(recipe, scenes, task.sizes, task.lost, runtime) | origin_of_base(base, base_weights)
-    return replace(best.model, provenance={**best.model.provenance, **record, **data, **known, **cost})
+    bands, schedule = bands_of(pairs, start, object_size, geometry), Schedule(rotate, steps, seed, width)
+    strict = start is None and not isinstance(geometry, Geometry)
+    order = BandOrder(base, base_weights, geometry == "search", minimise, recall, specialists, cache, name)
+    with torch.random.fork_rng(devices=[]):
+        # Before any training, so that a fault of the data, the network or its weights is reported at once.
+        ready = [ReadyBand.of(order, prepare(pairs, band, start, schedule, strict=strict)) for band in bands]
+        lost, models = _lost([each.task for each in ready]), []
+        with Progress(progress, [step for each in ready for step in each.expected]) as bars:
+            for number, each in enumerate(ready):
+                if len(ready) > 1 and progress:
+                    say(f"band {number + 1} of {len(ready)}: {each.task.band}", file=sys.stderr)
+                models.append(fit_band(each, runtime, number, bars))
+    known = {"left_out": {each.label: [each.too_large, each.too_small] for each in lost}}
+    finest = replace(models[0], provenance={**models[0].provenance, **known})
+    return replace(finest, coarser=tuple(models[1:]))
 
 
-def _refining(
-    task: FitTask,
-    name: str,
-    runtime: Runtime,
-    specialists: Mode | None,
-    cache: str | os.PathLike[str] | None,
-    bars: Progress,
-) -> tuple[Model, Recipe]:
-    """A model with a trained refine net and specialists, and its recipe with the steps that the net took."""
-    net, taken = train_refiner(task.recipe, task.scenes, runtime, bars.task(OBJECTS))
-    draft = _draft(task.recipe, task.labels, name, net)
-    # Specialists learn from as many crops as the refine net needed.
-    recipe = replace(task.recipe, steps=taken)
-    return add_specialists(draft, recipe, task.scenes, runtime, specialists, cache, bars), recipe
-
-
-def _planned(usual: Recipe, *, search: bool, built_in: bool) -> list[Recipe]:
-    return scan_candidates(usual, built_in=built_in) if search else [usual]
-
-
-def _price(
-    minimise: str, draft: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, planned: Sequence[Recipe]
-) -> Price:
-    if minimise == "macs":
-        return Price("macs")
-    return measure_price(draft, scenes, runtime, seed, {each.geometry.fine for each in planned})
-
-
-def _check_held(scenes: Sequence[Scene], answers: Answers) -> bool:
-    """Whether thresholds must be set on the training data; if so, warn the caller."""
-    if self_calibrated := calibrates_on_all(scenes, answers):
-        tell(
-            "hardly anything was found in the held-out parts of the scenes (of "
-            f"{PART * scenes[0].fine_cell} px a side): thresholds are set on training data, and recall elsewhere may "
-            "be lower; annotate larger or more scenes"
-        )
-    return self_calibrated
-
-
-def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
-    """A model with a trained refine net and an untrained base."""
-    return Model(
-        name=name,
-        geometry=recipe.geometry,
-        mean=tuple(float(m) for m in recipe.mean),
-        std=tuple(float(s) for s in recipe.std),
-        base=ConvStack(base_spec(recipe.channels, recipe.geometry)).eval(),
-        refiner=DetectionRefiner(refiner, labels, recipe.geometry.refine_downsample),
-    )
-
-
-def _calibrated(
-    recipe: Recipe, backbone: Base | None, draft: Model, setting: CalibrationSet, bars: Progress
-) -> Calibrated:
-    """The model with a trained base for one geometry, thresholds set."""
-    fitted = train_base(recipe, backbone, setting, bars)
-    model = replace(draft, geometry=recipe.geometry, base=fitted)
-    return calibrate(model, setting, bars.task(THRESHOLDS))
-
-
-def _cheapest(found: Sequence[Calibrated]) -> Calibrated:
-    return min(found, key=lambda each: each.cost)
-
-
-def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Base | None:
-    """The requested base, if any; its new parts and its random weights follow the seed."""
-    if base is None:
-        return None
-    torch.manual_seed(recipe.seed + 1)
-    stride = recipe.geometry.cell // recipe.geometry.scan_downsample
-    if prefix_of(base) != TIMM:
-        net = unfitted(recipe.channels, base)()
-        if net.spec.stride != stride:
-            raise ValueError(f"{base} has cells of {net.spec.stride} px, expected {stride} px in {recipe.geometry}")
-        return net
-    return make_backbone(base, weights, channels=recipe.channels, stride=stride, mean=recipe.mean, std=recipe.std)
+def _lost(tasks: Sequence[FitTask]) -> tuple[LeftOut, ...]:
+    """The objects that are left out; warn the caller of them, or refuse if they are too many."""
+    first, last = tasks[0].recipe, tasks[-1].recipe
+    smallest = smallest_side(first.geometry.refine_downsample)
+    largest = largest_side(last.refiner, last.geometry.refine_downsample)
+    lost = tasks[0].lost if len(tasks) == 1 else check_left_out([task.band for task in tasks], largest, smallest)
+    if lost:
+        tell(f"left out, objects must have {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
+    return lost
 
 
 def _check(

@@ -38,7 +38,8 @@ _AREA_SIDE = 256.0
 _POINT_SIDE, _LEAST_SIDE = 32.0, 4.0
 # Quantile of the distances between neighbouring points; at the median half of the objects would overlap another.
 _POINT_QUANTILE = 0.1
-_MOST_REDUCED = 64
+PLANES = (1, 2, 4, 8, 16, 32, 64)
+"""Downsamples of the planes that may be refined."""
 _LEAST_PIXELS = 2.5
 
 
@@ -147,14 +148,33 @@ def choose_geometry(sizes: Sizes, labels: Sequence[Label]) -> Geometry:
     """
     if all(label.kind == "area" for label in labels):
         return Geometry(cell=FINE_STRIDE * 4, scan_downsample=16, refine_downsample=4)
-    coarsest = max(1.0, sizes.small / _SCAN_PIXELS)
     typical = 2 ** math.ceil(math.log2(max(1.0, 1.2 * sizes.large / _FIELD)))
-    typical = min(typical, 2 ** math.floor(math.log2(coarsest)), _MOST_REDUCED)
-    planes = [2**k for k in range(_MOST_REDUCED.bit_length())]
-    refine = min(planes, key=lambda r: (*_unseen(sizes, labels, r), abs(math.log2(r / typical))))
-    scan = 2 ** math.floor(math.log2(coarsest))
-    scan = min(max(scan, 2 * refine), FINE_STRIDE * refine)
+    typical = min(typical, _coarsest_scan(sizes), PLANES[-1])
+    return geometry_at(min(PLANES, key=lambda r: (*_unseen(sizes, labels, r), abs(math.log2(r / typical)))), sizes)
+
+
+def geometry_at(refine: int, sizes: Sizes) -> Geometry:
+    """Geometry with a given plane to refine: the scan is as coarse as small objects allow."""
+    scan = min(max(_coarsest_scan(sizes), 2 * refine), FINE_STRIDE * refine)
     return Geometry(cell=FINE_STRIDE * refine, scan_downsample=scan, refine_downsample=refine)
+
+
+def _coarsest_scan(sizes: Sizes) -> int:
+    """The coarsest plane that resolves small objects."""
+    return int(2 ** math.floor(math.log2(max(1.0, sizes.small / _SCAN_PIXELS))))
+
+
+def suiting(sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Downsample at which objects of these sides nearly fill the refine net's field; at least 1."""
+    return np.maximum(1.0, 1.2 * sides / _FIELD)
+
+
+def taken(sizes: Sizes, planes: Sequence[int]) -> NDArray[np.bool_]:
+    """Which objects (n) each plane (p) resolves and holds in the field of even the narrower refine net; (n, p)."""
+    short, side = sizes.sides.T[:, :, None]
+    plane = np.array(planes)
+    largest = largest_side(StackSpec.parse(1, NARROW_REFINER.format(out=1)), 1)
+    return np.asarray((short <= largest * plane) & ((side >= _SCAN_PIXELS * plane) | (plane == 1)))
 
 
 def _unseen(sizes: Sizes, labels: Sequence[Label], refine: int) -> tuple[int, int]:

@@ -55,10 +55,17 @@ def check_objects(scenes: Sequence[Scene], largest: float, smallest: float, *, s
         LeftOut(name, *(int(rows[label == i].sum()) for rows in (np.ones_like(large), large, small)))
         for i, name in zip(index, names, strict=True)
     ]
-    lost = tuple(each for each in counts if each.count)
-    gone = any(each.count == each.objects for each in lost)
-    if gone or sum(each.count for each in lost) >= _MOST_LOST * len(label):
-        _refuse(lost, largest, smallest, whole=sum(each.count for each in lost) == len(label), strict=strict)
+    return refuse_if_many(counts, largest, smallest, strict=strict)
+
+
+def refuse_if_many(
+    counts: Sequence[LeftOut], largest: float, smallest: float, *, strict: bool = True
+) -> tuple[LeftOut, ...]:
+    """The classes that lose objects; parameters and errors as in `check_objects`."""
+    lost, every = tuple(each for each in counts if each.count), sum(each.objects for each in counts)
+    gone, count = any(each.count == each.objects for each in lost), sum(each.count for each in lost)
+    if gone or count >= _MOST_LOST * every:
+        _refuse(lost, largest, smallest, whole=count == every, strict=strict)
     return lost
 
 

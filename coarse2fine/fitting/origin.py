@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from coarse2fine.bases import TIMM, prefix_of
+from coarse2fine.fitting.bands import SizeBand
 from coarse2fine.fitting.calibrate import Calibrated
 from coarse2fine.fitting.crops import Recipe
-from coarse2fine.fitting.geometry import Sizes
-from coarse2fine.fitting.scene import LeftOut, Scene
+from coarse2fine.fitting.scene import Scene
 from coarse2fine.fitting.timm_weights import Weights
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
@@ -30,21 +30,19 @@ def _scan_of(model: Model) -> str:
     return f"scan 1/{g.scan_downsample}, cells of {g.cell} px, {spec.macs_per_cell / g.cell**2 / 1e3:.2f} kMAC a pixel"
 
 
-def origin(
-    recipe: Recipe, scenes: Sequence[Scene], sizes: Sizes, lost: Sequence[LeftOut], runtime: Runtime
-) -> dict[str, Any]:
+def origin(recipe: Recipe, scenes: Sequence[Scene], band: SizeBand, runtime: Runtime) -> dict[str, Any]:
     """Provenance: data and settings of the fit."""
     return {
         "scenes": [scene.image.name for scene in scenes],
         "objects": int(sum(len(s.centre) for s in scenes)),
-        "median_size": sizes.median,
-        "point_size": sizes.nominal,
-        "left_out": {each.label: [each.too_large, each.too_small] for each in lost},
+        "median_size": band.sizes.median,
+        "point_size": band.sizes.nominal,
         "steps": int(recipe.steps),
         "seed": int(recipe.seed),
         "rotate": recipe.rotate,
         "runtime": runtime.name,
         "torch": str(torch.__version__),
+        **({} if band.alone else {"band": [round(side, 1) for side in band.range]}),
         **({} if recipe.start is None else {"went_on_from": recipe.start.name}),
         KEY: Remembered.of([scene.image for scene in scenes]).to_json(),
     }

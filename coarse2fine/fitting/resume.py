@@ -35,7 +35,7 @@ def load_start(model: Model | str | os.PathLike[str], given: Collection[str]) ->
     Raises
     ------
     ModelError
-        If the model was not fitted to annotations.
+        If the model was not fitted to annotations, or has several bands of object sizes.
     ValueError
         If parameters are given that the model decides.
     """
@@ -44,6 +44,8 @@ def load_start(model: Model | str | os.PathLike[str], given: Collection[str]) ->
     start = model if isinstance(model, Model) else load_model(model)
     if not isinstance(start.refiner, DetectionRefiner):
         raise ModelError(f"{start.name} was not fitted to annotations ({start.refiner.kind}): leave out model")
+    if start.coarser:
+        raise ModelError(f"{start.name} has {len(start.bands)} bands of object sizes, and only one can go on: fit anew")
     return start
 
 

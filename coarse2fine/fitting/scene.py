@@ -262,6 +262,6 @@ def _refuse(lost: Sequence[LeftOut], largest: float, smallest: float, *, whole: 
         return
     raise AnnotationError(
         f"too many objects would be left out: {'; '.join(map(str, lost))}. At this resolution objects must have "
-        f"{smallest:,.0f} to {largest:,.0f} px. Fit one model for each range of sizes (mark the others Ignore*), "
-        "or fit on smaller or larger copies of the images"
+        f"{smallest:,.0f} to {largest:,.0f} px. Annotate more objects of these sizes: 20 of similar size get a plane "
+        "of their own if you give no geometry. Or mark them Ignore*"
     )

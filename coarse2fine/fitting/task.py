@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from coarse2fine.annotations.read import Annotations
+from coarse2fine.fitting.bands import SizeBand, choose_bands
 from coarse2fine.fitting.crops import Recipe, normalisation
 from coarse2fine.fitting.geometry import (
-    Sizes,
-    choose_geometry,
     find_labels,
     largest_side,
     measure,
@@ -26,7 +25,6 @@ from coarse2fine.fitting.scene import LeftOut, Scene
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.refiners.net import net_of
-from coarse2fine.refiners.protocol import Label
 from coarse2fine.tiling.image import Image
 
 _HELD_SHARE = 0.2
@@ -43,52 +41,66 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True)
 class FitTask:
-    """Scenes, and what is to be learned from them.
+    """Scenes, and what is to be learned from them, for the objects of one band of sizes.
 
     Parameters
     ----------
     recipe : Recipe
         Of the refine net.
     scenes : list of Scene
-    labels : tuple of Label
-    planes : Geometry
-        Planes of the model, unless a search finds others.
-    sizes : Sizes
+    band : SizeBand
+        Its planes are those of the model, unless a search finds others.
     lost : tuple of LeftOut
     """
 
     recipe: Recipe
     scenes: list[Scene]
-    labels: tuple[Label, ...]
-    planes: Geometry
-    sizes: Sizes
+    band: SizeBand
     lost: tuple[LeftOut, ...]
 
 
-def prepare(
+def bands_of(
     pairs: Sequence[tuple[Image, Annotations]],
     start: Model | None,
     object_size: float | None,
     geometry: Geometry | str | None,
-    schedule: Schedule,
-) -> FitTask:
-    """Scenes and recipe, after a model to go on from if there is one."""
+) -> tuple[SizeBand, ...]:
+    """Bands of object sizes, the finest first: one if the planes are given, or if there is a model to go on from."""
     labels = find_labels([a for _, a in pairs])
     if start is not None:
         labels, geometry = known_labels(start, labels), start.geometry
         object_size = object_size or start.provenance.get("point_size")
     sizes = measure([a for _, a in pairs], labels, object_size)
-    planes = geometry if isinstance(geometry, Geometry) else choose_geometry(sizes, labels)
+    if isinstance(geometry, Geometry):
+        return (SizeBand(geometry, labels, sizes),)
+    return choose_bands(sizes, labels)
+
+
+def prepare(
+    pairs: Sequence[tuple[Image, Annotations]], band: SizeBand, start: Model | None, schedule: Schedule, *, strict: bool
+) -> FitTask:
+    """Scenes and recipe of a band, after a model to go on from if there is one.
+
+    Parameters
+    ----------
+    pairs : sequence of (Image, Annotations)
+    band : SizeBand
+    start : Model or None
+    schedule : Schedule
+    strict : bool
+        Whether to refuse if the only band leaves out too many objects.
+    """
+    planes = band.geometry
     depth = 1 if all(image.channels == 1 for image, _ in pairs) else 3
     depth = depth if start is None else start.channels
-    spec = refiner_spec(depth, labels, sizes, planes) if start is None else net_of(start.refiner).spec
-    scenes, lost = _scenes(pairs, labels, planes, spec, sizes, schedule.seed, strict=planes is not geometry)
+    spec = refiner_spec(depth, band.labels, band.sizes, planes) if start is None else net_of(start.refiner).spec
+    scenes, lost = _scenes(pairs, band, spec, schedule.seed, strict=strict and band.alone)
     if start is None:
         mean, std = normalisation([image for image, _ in pairs], depth, planes.scan_downsample)
     else:
         mean, std = np.array(start.mean, np.float32), np.array(start.std, np.float32)
     recipe = Recipe(_fine_planes(planes), spec, depth, mean, std, *schedule, start)
-    return FitTask(recipe, scenes, labels, planes, sizes, lost)
+    return FitTask(recipe, scenes, band, lost)
 
 
 def _fine_planes(planes: Geometry) -> Geometry:
@@ -98,25 +110,19 @@ def _fine_planes(planes: Geometry) -> Geometry:
 
 
 def _scenes(
-    pairs: Sequence[tuple[Image, Annotations]],
-    labels: tuple[Label, ...],
-    planes: Geometry,
-    spec: StackSpec,
-    sizes: Sizes,
-    seed: int,
-    *,
-    strict: bool,
+    pairs: Sequence[tuple[Image, Annotations]], band: SizeBand, spec: StackSpec, seed: int, *, strict: bool
 ) -> tuple[list[Scene], tuple[LeftOut, ...]]:
-    """Scenes with their held-out parts marked, and the objects that are left out."""
+    """Scenes of a band with their held-out parts marked, and the objects that it leaves out."""
+    planes, sizes = band.geometry, band.sizes
     largest = largest_side(spec, planes.refine_downsample)
     smallest = smallest_side(planes.refine_downsample)
-    options: dict[str, float] = {"largest": largest, "smallest": smallest, "nominal": sizes.nominal}
-    scenes = [Scene(i, a, labels, fine_cell=planes.fine_cell, **options) for i, a in pairs]
+    limits = {"largest": min(largest, band.largest), "smallest": max(smallest, band.smallest)}
+    scenes = [
+        Scene(i, band.of(a), band.labels, fine_cell=planes.fine_cell, nominal=sizes.nominal, **limits) for i, a in pairs
+    ]
     lost = check_objects(scenes, largest, smallest, strict=strict)
     if sizes.guess:
         tell(f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); give object_size to choose")
-    if lost:
-        tell(f"left out, objects must have {smallest:,.0f} to {largest:,.0f} px: {'; '.join(map(str, lost))}")
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     return scenes, lost
 

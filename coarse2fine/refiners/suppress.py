@@ -30,12 +30,29 @@ def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> 
     group : ndarray, int64, (n,), optional
         Candidates of different groups do not suppress each other.
     """
+    return candidates.take(kept(candidates, group))
+
+
+def kept(
+    candidates: Candidates, group: NDArray[np.int64] | None = None, band: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
+    """Which candidates remain after `suppress`.
+
+    Parameters
+    ----------
+    candidates, group
+        See `suppress`.
+    band : ndarray, int64, (n,), optional
+        Candidates of one band do not suppress each other.
+    """
     if len(candidates) < 2:
-        return candidates
+        return np.ones(len(candidates), bool)
     first, second = _same(candidates, candidates)
     apart = first < second
     if group is not None:
         apart &= group[first] == group[second]
+    if band is not None:
+        apart &= band[first] != band[second]
     first, second = first[apart], second[apart]
     # Ties go to the lower index, raster order, so the result does not depend on the order of the windows.
     count = len(candidates)
@@ -48,7 +65,7 @@ def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> 
     for i, j in zip(better[best_first].tolist(), worse[best_first].tolist(), strict=True):
         if keep[i]:
             keep[j] = 0
-    return candidates.take(np.frombuffer(keep, np.bool_))
+    return np.frombuffer(keep, np.bool_)
 
 
 def repeats(candidates: Candidates, known: Candidates) -> NDArray[np.bool_]:

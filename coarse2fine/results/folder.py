@@ -120,11 +120,18 @@ def provenance(model: Model, sha256: str | None, runtime: str, parameters: dict[
             "sha256": sha256,
             "geometry": dataclasses.asdict(model.geometry),
             **model.provenance,
+            **({"bands": [_band(band) for band in model.coarser]} if model.coarser else {}),
         },
         "parameters": {**parameters, "runtime": runtime},
         "coarse2fine": __version__,
         "versions": versions(),
     }
+
+
+def _band(model: Model) -> dict[str, Any]:
+    """Provenance of a coarser band of a model."""
+    geometry = dataclasses.asdict(model.geometry)
+    return {"geometry": geometry, "threshold": model.threshold, **model.provenance}
 
 
 def cost_json(cost: Cost) -> dict[str, Any]:

@@ -35,6 +35,10 @@ class Checkpoint:
         """The stored refinement of a whole plan; `refine` makes it if none is stored."""
         return refine(plan)
 
+    def of_band(self, number: int) -> Checkpoint:  # noqa: ARG002
+        """That of one band of a model, see `coarse2fine.model.Model.bands`; 0 for the finest."""
+        return self
+
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -57,7 +61,17 @@ class StoredCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.reused = 0
+        self._own = 0
+        self._bands: dict[int, StoredCheckpoint] = {}
+
+    @property
+    def reused(self) -> int:
+        return self._own + sum(each.reused for each in self._bands.values())
+
+    def of_band(self, number: int) -> StoredCheckpoint:
+        if not number:
+            return self
+        return self._bands.setdefault(number, StoredCheckpoint(self._folder / f"band{number}"))
 
     def scan_or_load(self, look: Callable[[], Looked]) -> Looked:
         path = self._folder / "scan.npz"
@@ -85,7 +99,7 @@ class StoredCheckpoint(Checkpoint):
             return None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # damaged, for example by a power cut
             return None
-        self.reused += 1
+        self._own += 1
         return arrays
 
     def _store(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.firing import NO_FEATURE, feature_name
-from coarse2fine.refiners.suppress import clusters
+from coarse2fine.refiners.suppress import clusters, kept
 from coarse2fine.region import Region
 from coarse2fine.steps.scan import Scan
 from coarse2fine.tiling.geometry import ceil_div
@@ -39,6 +41,36 @@ def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, thr
     objects = model.refiner.suppress(sure.take(~area))
     regions = _objects(objects, model, scan, image) + _areas(sure.take(area), model, scan, image, width)
     return tuple(sorted(regions, key=lambda r: (-r.score, r.full_box)))
+
+
+def once(bands: Sequence[tuple[Region, ...]], model: Model) -> tuple[Region, ...]:
+    """The finds of all bands, each object once: of several bands' finds of one object the best remains.
+
+    Parameters
+    ----------
+    bands : sequence of tuple of Region
+        The finds of each band, in which each object is already once.
+    model : Model
+    """
+    if len(bands) == 1:
+        return bands[0]
+    rows = [(region, i) for i, band in enumerate(bands) for region in band]
+    every = sorted(rows, key=lambda row: (-row[0].score, row[0].full_box))
+    regions, home = [region for region, _ in every], np.array([i for _, i in every], np.int64)
+    number = {label.name: i for i, label in enumerate(model.labels)}
+    area = np.array([model.labels[number[r.label]].kind == "area" for r in regions], bool)
+    boxes = np.array([r.full_box for r in regions], np.float32).reshape(-1, 4)
+    boxes /= model.geometry.fine_cell
+    table = Candidates(
+        cells=boxes[:, :2].astype(np.int32),
+        scores=np.array([r.score for r in regions], np.float32),
+        labels=np.array([number[r.label] for r in regions], np.int16),
+        boxes=boxes,
+        nodes=np.zeros(len(regions), np.int32),
+    )
+    keep = np.ones(len(regions), bool)
+    keep[~area] = kept(table.take(~area), band=home[~area])
+    return tuple(region for region, stays in zip(regions, keep.tolist(), strict=True) if stays)
 
 
 def _objects(found: Candidates, model: Model, scan: Scan, image: Image) -> list[Region]:

@@ -62,6 +62,11 @@ class Refinement:
     notes: tuple[str, ...] = ()
     refused: int = 0
 
+    @classmethod
+    def none(cls, *, interrupted: bool = False, late: bool = False) -> Refinement:
+        """Nothing was refined."""
+        return cls(Candidates.empty(), np.zeros(0, np.intp), 0, (), interrupted, late)
+
     @property
     def cut(self) -> bool:
         """Whether it ended early, so that windows may be left."""

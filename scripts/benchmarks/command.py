@@ -9,6 +9,7 @@ batch        folders of images: broken files, kills, workers that run out of mem
 soak         2,000 images by one worker: its memory and open files, and their curve.
 experts      real models behind the scan: tiles, multiply-adds and seconds, forecast beside outcome, other tools.
 annotate     a simulated annotator: F1 against clicks for suggested places, random places and whole scenes.
+sizes        objects of 8 to 400 px: recall by size of one model of several bands, beside models of one size.
 specialists  specialists against controls: errors against multiply-adds, paired tests; novelty without labels.
 glyphs       trees of forks against controls, on a thousand glyphs of many scripts, rendered from fonts.
 """
@@ -25,6 +26,7 @@ from benchmarks.annotate import run as annotating
 from benchmarks.batches import run as batches
 from benchmarks.limit import run as limits
 from benchmarks.reading import run as reading
+from benchmarks.sizes import run as sizes
 from benchmarks.soak import run as soaking
 from coarse2fine.bench.sections import SectionReport
 from coarse2fine.cli.benchmark import GIGAPIXEL, SCENES, add_gigapixel, add_output, add_scenes, made_place
@@ -52,25 +54,14 @@ def main(given: Sequence[str] | None = None) -> int:
     batch = commands.add_parser("batch", help="analysis of folders of images")
     _add(batch, _batch, "fewer images and kills: under five minutes", "images are made, up to 2 GB")
     _add_soak(commands.add_parser("soak", help="memory and open files of a worker that runs for long"))
-    experts = commands.add_parser("experts", help="experts behind the scan")
-    experts.add_argument(
-        "--data", type=Path, help="folder with mars and weights (default: what needs them is left out)"
-    )
-    experts.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
-    experts.add_argument("--pairs", nargs="+", metavar="SCENE/EXPERT", help="only these pairs (default: all)")
-    _add(
-        experts,
-        _experts,
-        "small scenes, three pairs: under five minutes",
-        "scenes, weights and answers are kept",
-        seeded=False,
-    )
+    _add_experts(commands.add_parser("experts", help="experts behind the scan"))
     annotate = commands.add_parser("annotate", help="F1 against clicks of a simulated annotator")
     annotate.add_argument(
         "--data", type=Path, required=True, help="folder with a subfolder per data set: images and GeoJSON"
     )
     annotate.add_argument("--steps", type=int, help="steps of each net (default: 400; 40 with --quick)")
     _add(annotate, _annotate, "one seed, small scenes, few steps", "F1 is kept: a second run goes on", seeded=False)
+    _add_sizes(commands.add_parser("sizes", help="objects of many sizes"))
     each = commands.add_parser("specialists", help="specialists against controls")
     each.add_argument(
         "--data", type=Path, help="folder with a subfolder per data set: .npz, or images and GeoJSON (default: digits)"
@@ -139,6 +130,25 @@ def _batch(given: argparse.Namespace) -> SectionReport:
     return batches.benchmark_batch(given.out, scale=batches.QUICK if given.quick else batches.FULL, seed=given.seed)
 
 
+def _add_experts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, help="folder with mars and weights (default: what needs them is left out)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
+    parser.add_argument("--pairs", nargs="+", metavar="SCENE/EXPERT", help="only these pairs (default: all)")
+    _add(
+        parser,
+        _experts,
+        "small scenes, three pairs: under five minutes",
+        "scenes, weights and answers are kept",
+        seeded=False,
+    )
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
+    parser.add_argument("--steps", type=int, help="steps of each net (default: 400; 60 with --quick)")
+    _add(parser, _sizes, "one seed, few steps", "results are kept: a second run goes on", seeded=False)
+
+
 def _add_soak(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, help="number of images (default: 2000; 60 with --quick)")
     _add(parser, _soak, "60 images: a minute", "images are made, and the curve is drawn", seeded=False)
@@ -165,6 +175,12 @@ def _annotate(given: argparse.Namespace) -> SectionReport:
     scale = annotating.QUICK if given.quick else annotating.FULL
     scale = scale if given.steps is None else replace(scale, steps=given.steps)
     return annotating.benchmark_annotate(given.out, data=given.data, scale=scale)
+
+
+def _sizes(given: argparse.Namespace) -> SectionReport:
+    scale = sizes.QUICK if given.quick else sizes.FULL
+    chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
+    return sizes.benchmark_sizes(given.out, scale=replace(scale, **chosen))
 
 
 def _specialists(given: argparse.Namespace) -> SectionReport:

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from coarse2fine import ExpertError, analyze
-from coarse2fine.analysis_run import AnalysisRun
 from coarse2fine.audit import blocks as audit_blocks
 from coarse2fine.audit.blocks import AuditState, Blocks
 from coarse2fine.audit.certify import certify
+from coarse2fine.band_run import BandRun
 from coarse2fine.config import Config
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
@@ -408,9 +408,9 @@ def test_resume_equals_an_uninterrupted_run(crowded: Pixels, tmp_path: Any, monk
             raise MemoryError
         return polygons(pixels)
 
-    def run(given: Any, checkpoint: Checkpoint) -> tuple[AnalysisRun, Refinement]:
+    def run(given: Any, checkpoint: Checkpoint) -> tuple[BandRun, Refinement]:
         with open_image(crowded) as image:
-            made = AnalysisRun(image, given, Config(budget=1.0), checkpoint)
+            made = BandRun(image, given, Config(budget=1.0), checkpoint)
             return made, made.refine(made.choose(made.look(None)[0]), None)
 
     whole = run(model, Checkpoint())[1]

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coarse2fine import ExpertError, Model, analyze, analyze_folder, load_model
-from coarse2fine.analysis_run import AnalysisRun
+from coarse2fine.band_run import BandRun
 from coarse2fine.config import Config
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.refiner import ExpertRefiner
@@ -155,10 +155,10 @@ def test_a_stored_scan_has_its_leaves(crowded: Pixels, tmp_path: Path) -> None:
     with open_image(crowded) as image:
         for _ in range(2):
             checkpoint = StoredCheckpoint(tmp_path)
-            _, leaves = AnalysisRun(image, model, Config(), checkpoint).look(None)
+            _, leaves = BandRun(image, model, Config(), checkpoint).look(None)
             places.append(leaves)
         assert checkpoint.reused == 1
-        assert AnalysisRun(image, model, Config(recall=0.7), StoredCheckpoint(tmp_path)).look(None)[1] is None
+        assert BandRun(image, model, Config(recall=0.7), StoredCheckpoint(tmp_path)).look(None)[1] is None
     assert (places[0] == places[1]).all()
     assert set(np.unique(places[0])) == {1, 2}
 

@@ -339,7 +339,7 @@ def test_what_is_left_out_is_counted_by_class_and_too_much_is_refused() -> None:
     assert [(each.label, each.objects, each.too_large, each.too_small) for each in lost] == [("right", 9, 2, 1)]
     assert str(lost[0]) == "3 of 9 right (2 too large and 1 too small)"
     for limits in ((15, 4), (80, 17), (10, 0)):
-        with pytest.raises(AnnotationError, match=r"9 right .*one model for each range"):
+        with pytest.raises(AnnotationError, match=r"9 right .*a plane of their own"):
             check_objects(made(*limits), *limits, strict=True)
     assert check_objects(made(200, 16.5), 200, 16.5, strict=False)[0].too_small == 12
     with pytest.raises(AnnotationError, match="left out"):

@@ -1,0 +1,169 @@
+"""Fitting of the model of one band of object sizes: its nets, specialists, thresholds and cascade."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from coarse2fine.bases import TIMM, prefix_of, unfitted
+from coarse2fine.fitting.base import train_base
+from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, calibrate, calibrates_on_all
+from coarse2fine.fitting.cascade import add_glances, measure_price, scan_candidates
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.forecast import FINDING, OBJECTS, RESCALED, THRESHOLDS, expected_steps
+from coarse2fine.fitting.geometry import base_spec
+from coarse2fine.fitting.hold_out import check_cells
+from coarse2fine.fitting.origin import origin, origin_of_base, tried
+from coarse2fine.fitting.refiner import train_refiner
+from coarse2fine.fitting.rescaled import answered_areas, refined_share
+from coarse2fine.fitting.scene import PART, Scene
+from coarse2fine.fitting.specialists.activity import add_activity
+from coarse2fine.fitting.specialists.add import Mode, add_specialists
+from coarse2fine.fitting.task import FitTask, tell
+from coarse2fine.fitting.teacher import Answers, exhaustive_answer
+from coarse2fine.fitting.timm_weights import Weights, make_backbone
+from coarse2fine.model import Model
+from coarse2fine.models.base import Base
+from coarse2fine.models.conv_stack import ConvStack
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.progress import Progress
+from coarse2fine.refiners.detection import DetectionRefiner
+from coarse2fine.refiners.protocol import Label
+
+
+@dataclass(frozen=True)
+class BandOrder:
+    """Parameters of `fit` that are the same for all bands."""
+
+    base: str | None
+    base_weights: Weights
+    search: bool
+    minimise: Literal["macs", "seconds"]
+    recall: float
+    specialists: Mode | None
+    cache: str | os.PathLike[str] | None
+    name: str
+
+
+@dataclass(frozen=True)
+class ReadyBand:
+    """One band before training: its task, settings for each geometry to try, and networks if they are given."""
+
+    order: BandOrder
+    task: FitTask
+    planned: list[Recipe]
+    backbones: list[Base | None]
+
+    @classmethod
+    def of(cls, order: BandOrder, task: FitTask) -> ReadyBand:
+        """Check the scenes of a task, and what is given for it."""
+        usual = replace(task.recipe, geometry=task.band.geometry)
+        planned = scan_candidates(usual, built_in=order.base is None) if order.search else [usual]
+        check_cells(task.scenes, min(each.geometry.cell for each in planned))
+        return cls(order, task, planned, [_backbone(each, order.base, order.base_weights) for each in planned])
+
+    @property
+    def expected(self) -> list[tuple[str, float]]:
+        """Steps of its fit with their multiply-adds."""
+        return expected_steps(self.task.recipe, self.planned, self.task.scenes)
+
+
+def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) -> Model:
+    """The model of one band; `number` counts them from the finest."""
+    order, task, planned = ready.order, ready.task, ready.planned
+    scenes, recipe = task.scenes, task.recipe
+    cache = Path(order.cache) / f"band{number}" if number and order.cache is not None else order.cache
+    draft, taken = _refining(task, order.name, runtime, order.specialists, cache, bars)
+    answers = exhaustive_answer(draft, scenes, runtime, recipe.seed, bars.task(FINDING))
+    draft = replace(draft, threshold=answers.threshold)
+    self_calibrated = _check_held(scenes, answers)
+    price = _price(order.minimise, draft, scenes, runtime, recipe.seed, planned)
+    areas = answered_areas(draft, scenes, answers, planned, runtime, bars.task(RESCALED))
+    setting = CalibrationSet(tuple(scenes), answers, order.recall, price, runtime, areas.areas)
+    found = [_calibrated(*each, draft, setting, bars) for each in zip(planned, ready.backbones, strict=True)]
+    record, best, setting = add_activity(draft.provenance, _cheapest(found), taken, setting, order.specialists, bars)
+    best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
+    share = refined_share(scenes, answers, areas, task.band.geometry)
+    known = {"calibrated_on_training": self_calibrated, "steps_taken": taken.steps, "refined_share": share}
+    cost = {"minimised": order.minimise, "cost": best.cost} | tried(found)
+    data = origin(recipe, scenes, task.band, runtime) | origin_of_base(order.base, order.base_weights)
+    return replace(best.model, provenance={**best.model.provenance, **record, **data, **known, **cost})
+
+
+def _refining(
+    task: FitTask,
+    name: str,
+    runtime: Runtime,
+    specialists: Mode | None,
+    cache: str | os.PathLike[str] | None,
+    bars: Progress,
+) -> tuple[Model, Recipe]:
+    """A model with a trained refine net and specialists, and its recipe with the steps that the net took."""
+    net, taken = train_refiner(task.recipe, task.scenes, runtime, bars.task(OBJECTS))
+    draft = _draft(task.recipe, task.band.labels, name, net)
+    # Specialists learn from as many crops as the refine net needed.
+    recipe = replace(task.recipe, steps=taken)
+    return add_specialists(draft, recipe, task.scenes, runtime, specialists, cache, bars), recipe
+
+
+def _price(
+    minimise: str, draft: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int, planned: Sequence[Recipe]
+) -> Price:
+    if minimise == "macs":
+        return Price("macs")
+    return measure_price(draft, scenes, runtime, seed, {each.geometry.fine for each in planned})
+
+
+def _check_held(scenes: Sequence[Scene], answers: Answers) -> bool:
+    """Whether thresholds must be set on the training data; if so, warn the caller."""
+    if self_calibrated := calibrates_on_all(scenes, answers):
+        tell(
+            "hardly anything was found in the held-out parts of the scenes (of "
+            f"{PART * scenes[0].fine_cell} px a side): thresholds are set on training data, and recall elsewhere may "
+            "be lower; annotate larger or more scenes"
+        )
+    return self_calibrated
+
+
+def _draft(recipe: Recipe, labels: tuple[Label, ...], name: str, refiner: ConvStack) -> Model:
+    """A model with a trained refine net and an untrained base."""
+    return Model(
+        name=name,
+        geometry=recipe.geometry,
+        mean=tuple(float(m) for m in recipe.mean),
+        std=tuple(float(s) for s in recipe.std),
+        base=ConvStack(base_spec(recipe.channels, recipe.geometry)).eval(),
+        refiner=DetectionRefiner(refiner, labels, recipe.geometry.refine_downsample),
+    )
+
+
+def _calibrated(
+    recipe: Recipe, backbone: Base | None, draft: Model, setting: CalibrationSet, bars: Progress
+) -> Calibrated:
+    """The model with a trained base for one geometry, thresholds set."""
+    fitted = train_base(recipe, backbone, setting, bars)
+    model = replace(draft, geometry=recipe.geometry, base=fitted)
+    return calibrate(model, setting, bars.task(THRESHOLDS))
+
+
+def _cheapest(found: Sequence[Calibrated]) -> Calibrated:
+    return min(found, key=lambda each: each.cost)
+
+
+def _backbone(recipe: Recipe, base: str | None, weights: Weights) -> Base | None:
+    """The requested base, if any; its new parts and its random weights follow the seed."""
+    if base is None:
+        return None
+    torch.manual_seed(recipe.seed + 1)
+    stride = recipe.geometry.cell // recipe.geometry.scan_downsample
+    if prefix_of(base) != TIMM:
+        net = unfitted(recipe.channels, base)()
+        if net.spec.stride != stride:
+            raise ValueError(f"{base} has cells of {net.spec.stride} px, expected {stride} px in {recipe.geometry}")
+        return net
+    return make_backbone(base, weights, channels=recipe.channels, stride=stride, mean=recipe.mean, std=recipe.std)

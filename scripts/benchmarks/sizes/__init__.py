@@ -1,0 +1,1 @@
+"""Objects of many sizes in one scene: a model of several bands beside models of one band."""
