@@ -14,6 +14,7 @@ from documents.browser import wait_for
 
 from coarse2fine import load_model
 from coarse2fine.annotate.server import AnnotateServer
+from coarse2fine.fitting.forecast import OBJECTS
 from tests.annotate.local import ask, boxed, send, serving, squares
 
 
@@ -81,7 +82,7 @@ def test_a_fit_is_cancelled_and_leaves_nothing(server: AnnotateServer, picture: 
     status, found = ask(server, "/fit.json", {"steps": 100})
     assert status == 409
     assert "cancel it first" in found["error"]
-    wait_for(lambda: ask(server, "/state.json")[1]["fit"]["step"] == "refine net", "the first step", 200)
+    wait_for(lambda: ask(server, "/state.json")[1]["fit"]["step"] == OBJECTS, "the first step", 200)
     assert ask(server, "/cancel.json", {})[1]["status"] == "cancelled"
     assert ask(server, "/cancel.json", {})[1]["status"] == "cancelled"
     wait_for(lambda: len(list(picture.parent.iterdir())) == 2, "the files of the fit to be removed")

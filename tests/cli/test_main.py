@@ -120,7 +120,11 @@ def test_doctor_names_every_extra_that_is_missing(
     monkeypatch.setattr(doctor, "_self_test", lambda: 0)
     assert main(["doctor"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("extras "))
-    assert set(line.partition(": ")[2].split(", ")) == set(project["optional-dependencies"]) - {"dev", "docs", "notebook"}
+    assert set(line.partition(": ")[2].split(", ")) == set(project["optional-dependencies"]) - {
+        "dev",
+        "docs",
+        "notebook",
+    }
 
 
 def test_train_is_fit(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
