@@ -25,7 +25,7 @@ PRIOR_LOGIT = -4.0
 SCAN, SAMPLES = "learning where to look", "choosing samples of it"
 """Names of the steps of training."""
 LONGER = 4
-"""Base steps per refine-net step, at most: the base is cheap to train and has many samples to learn from."""
+"""Base steps per step that the refine net may take: the base is cheap to train and has many samples to learn from."""
 _BATCH = 16
 # Largest added noise, in standard deviations of the scenes' pixels: other cameras have other noise.
 _GRAIN = 0.1
@@ -54,19 +54,17 @@ def train_base(
     old = None if recipe.start is None else scanning_net(recipe.start, recipe.geometry)
     net = old or backbone or ConvStack(base_spec(recipe.channels, recipe.geometry, recipe.width), batch_norm=True)
     samples = make_samples(recipe, net.spec, setting.areas, bars.task(SAMPLES))
-    held = held_samples(recipe, net.spec, setting.areas)
     if old is not None:
+        held = held_samples(recipe, net.spec, setting.areas)
         net = trainable(old, recipe.plain(held.pixels[:_BATCH]))
     elif net.reader.bias is not None:
         with torch.no_grad():
             net.reader.bias.fill_(PRIOR_LOGIT)
     make, share = _batches(recipe, samples), 1.0 if old is None else GENTLE
-    options: dict[str, Any] = {
-        "steps": LONGER * recipe.steps,
-        "seed": seed,
-        "tick": bars.task(name),
-        "check": _held_loss(recipe, held, setting.runtime),
-    }
+    options: dict[str, Any] = {"steps": LONGER * recipe.steps, "seed": seed, "tick": bars.task(name)}
+    # A new base takes all its steps: ended at the plateau of its loss, it needed more area for the same recall.
+    if old is not None:
+        options["check"] = _held_loss(recipe, held, setting.runtime)
     if isinstance(net, ConvStack):
         train(net, make, _answer_loss, setting.runtime, rate=share * RATE, **options)
         return net.folded()
