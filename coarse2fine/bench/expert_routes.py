@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench.expert_answers import run_tiles
+from coarse2fine.bench.expert_answers import grid_of, run_tiles
 from coarse2fine.experts.agreement import counts_in_tiles
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.refiner import ExpertRefiner
@@ -83,6 +84,5 @@ def measure_routes(
 
 def _finds(expert: Expert, image: Image, tick: Tick | None) -> Candidates:
     """All finds of an expert in an image, before suppression."""
-    side = expert.tile * expert.downsample
-    count = -(-image.height // side) * -(-image.width // side)
-    return Candidates.concatenate([found for _, found in run_tiles(expert, image, np.arange(count), tick)])
+    every = np.arange(math.prod(grid_of(expert, image)))
+    return Candidates.concatenate([found for _, found in run_tiles(expert, image, every, tick)])

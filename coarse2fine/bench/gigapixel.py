@@ -18,6 +18,7 @@ import numpy as np
 from coarse2fine.annotations.read import read_annotations
 from coarse2fine.bench.composite import Composition, compose
 from coarse2fine.bench.data import BenchScene, load_scenes
+from coarse2fine.bench.expert_run import mean_figures
 from coarse2fine.bench.in_process import regions_from, run_apart
 from coarse2fine.bench.lookup import SceneLookup
 from coarse2fine.bench.methods import OURS, Method, methods
@@ -132,13 +133,15 @@ def benchmark_gigapixel(
     with Progress(progress) as bars:
         tick = bars.task("scenes")
         first = scenes.make(least, _FIRST_SEED, crowded=True)
-        taus, costs, finds = _calibrated(first, load_model(model))
+        loaded = load_model(model)
+        taus, costs, finds = _calibrated(first, loaded)
         rows = [(size, seed) for size in sorted(sizes) for seed in range(seeds)]
         for number, (size, seed) in enumerate(rows):
             tick(number, len(rows))
-            runs.append(_measured(scenes.make(size, _SEED + seed), model, size, min(1.0, least / size), taus))
+            scene = scenes.make(size, _SEED + seed)
+            runs.append(_measured(scene, model, loaded, size, min(1.0, least / size), taus))
         tick(len(rows), len(rows))
-    means = {name: float(np.mean([run[name] for run in runs if name in run])) for name in _names(runs)}
+    means, _ = mean_figures(runs)
     sections = [Section(f"least cost, {least:g} gigapixels, {finds:,} finds", costs), Section("scenes", means)]
     parameters = {
         "model": model,
@@ -149,10 +152,6 @@ def benchmark_gigapixel(
     }
     notes = [f"number format: {Runtime.choose().name}"]
     return SectionReport("gigapixel", sections, tuple(range(seeds)), parameters, EXPLAINED, notes)
-
-
-def _names(runs: Sequence[dict[str, float]]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run))
 
 
 def _calibrated(scene: BenchScene, model: Model) -> tuple[dict[str, float], dict[str, float], int]:
@@ -188,9 +187,11 @@ def _below(score: np.float32) -> float:
     return float(np.nextafter(score, np.float32(0)))
 
 
-def _measured(scene: BenchScene, model: str, size: float, share: float, taus: dict[str, float]) -> dict[str, float]:
+def _measured(
+    scene: BenchScene, model: str, loaded: Model, size: float, share: float, taus: dict[str, float]
+) -> dict[str, float]:
     """Figures of one scene, by "size, threshold/column"."""
-    path, loaded = str(scene.image), load_model(model)
+    path = str(scene.image)
     whole = run_apart("exhaustive", path=path, model=model, share=share)
     reference, labelled = regions_from(whole["regions"]), Labelled(scene.truth, loaded)
     figures: dict[str, float] = {}

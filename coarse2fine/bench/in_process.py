@@ -7,24 +7,20 @@ result as JSON. The parent calls `run_apart`.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import numpy as np
-
+from coarse2fine.bench.child_process import printed_json
 from coarse2fine.bench.peak import PEAK_IS_KNOWN, peak_memory
+from coarse2fine.demo.gigapixel import refine_sample
 from coarse2fine.engine import analyze
 from coarse2fine.model import load_model
-from coarse2fine.models.runtime import Runtime
 from coarse2fine.region import Region
 from coarse2fine.steps.conclude import conclude
 from coarse2fine.steps.plan import dense_plan
-from coarse2fine.steps.refine import refine
 from coarse2fine.steps.scan import Scan
 from coarse2fine.tiling.opening import open_image
 
@@ -75,24 +71,16 @@ def exhaustive(path: str, model: str, share: float) -> dict[str, Any]:
     """
     loaded = load_model(model)
     with open_image(path) as image:
-        plan = dense_plan(loaded.cell_shape((image.height, image.width)))
-        count = max(1, round(share * len(plan)))
-        order = np.random.default_rng(_SEED).permutation(len(plan))
-        pass_over = partial(refine, image, model=loaded, runtime=Runtime.choose(), floor=loaded.threshold)
-        pass_over(plan.take(order[:1]))  # warm-up: preparing the net must not be scaled up with the sample
-        before, start = image.stats.snapshot(), time.perf_counter()
-        chosen = plan.take(np.sort(order[:count]))
-        fine = pass_over(chosen)
-        seconds, scale = time.perf_counter() - start, len(plan) / count
-        decoded = image.stats.since(before).bytes
-        covered, cell = chosen.covered(), loaded.geometry.cell
-        regions = conclude(fine.candidates, loaded, Scan.none(), image, loaded.threshold)
+        blocks = len(dense_plan(loaded.cell_shape((image.height, image.width))))
+        part = refine_sample(image, loaded, max(1, round(share * blocks)), _SEED)
+        covered, cell = part.plan.covered(), loaded.geometry.cell
+        regions = conclude(part.fine.candidates, loaded, Scan.none(), image, loaded.threshold)
         inside = [r for r in regions if covered[tuple(int(at // cell) for at in r.full_centre)]]
     return {
-        "seconds": seconds * scale,
-        "bytes": decoded * scale,
-        "blocks": count,
-        "all": len(plan),
+        "seconds": part.seconds,
+        "bytes": part.bytes,
+        "blocks": len(part.plan),
+        "all": blocks,
         "regions": [_plain(region) for region in inside],
     }
 
@@ -128,19 +116,8 @@ def run_apart(task: str, **given: Any) -> dict[str, Any]:
     OSError
         If the process fails; with the last line that it printed.
     """
-    done = subprocess.run(  # noqa: S603 (this module, in this Python)
-        [sys.executable, "-m", __name__],
-        input=json.dumps([task, given]),
-        capture_output=True,
-        check=False,
-        encoding="utf-8",
-        errors="replace",
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise OSError(f"the process that measures the {task} failed: {reason}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    command = [sys.executable, "-m", __name__]
+    return printed_json(command, f"the process that measures the {task}", given=json.dumps([task, given]))
 
 
 if __name__ == "__main__":

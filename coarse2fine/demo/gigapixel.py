@@ -17,8 +17,9 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.json_file import write_json
-from coarse2fine.steps.plan import dense_plan
-from coarse2fine.steps.refine import refine
+from coarse2fine.steps.plan import Plan, dense_plan
+from coarse2fine.steps.refine import Refinement, refine
+from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.writing.pyramid import write_pyramid
 
@@ -72,7 +73,8 @@ def run(folder: Path, side: int) -> None:
         cost = analysis.cost
         share = cost.cells_refined / cost.cells
         print(f"refined    {cost.cells_refined:,} of {cost.cells:,} cells of {analysis.cell} px: {share:.3%}")
-        seconds = _exhaustive_seconds(path, model)
+        with open_image(path) as image:
+            seconds = refine_sample(image, model, _SAMPLED_BLOCKS, 0).seconds
         print(
             f"compute    {cost.macs / 1e9:,.0f} GMAC ({cost.scan_macs / cost.macs:.0%} of it the scan) against "
             f"{cost.exhaustive_macs / 1e9:,.0f} for every cell: {cost.speedup:.1f}x less"
@@ -133,15 +135,43 @@ def _write_scene(scene: DigitScene, path: Path) -> Path:
     return path
 
 
-def _exhaustive_seconds(path: Path, model: Model) -> float:
-    """Seconds of the exhaustive pass, from a random sample of its blocks (reading included)."""
-    with open_image(path) as image:
-        plan = dense_plan(model.cell_shape((image.height, image.width)))
-        count = min(_SAMPLED_BLOCKS, len(plan))
-        order = np.random.default_rng(0).permutation(len(plan))
-        again = partial(refine, image, model=model, runtime=Runtime.choose(), floor=model.threshold)
-        # Warm-up: preparing the net for the block's shape must not be scaled up with the sample.
-        again(plan.take(order[-1:]))
-        start = time.perf_counter()
-        again(plan.take(np.sort(order[:count])))
-        return (time.perf_counter() - start) * len(plan) / count
+@dataclass(frozen=True)
+class SampledPass:
+    """Random blocks of the exhaustive pass.
+
+    Parameters
+    ----------
+    plan : Plan
+        The blocks.
+    fine : Refinement
+    seconds, bytes : float
+        Time, reading included, and decoded bytes, both scaled to all blocks.
+    """
+
+    plan: Plan
+    fine: Refinement
+    seconds: float
+    bytes: float
+
+
+def refine_sample(image: Image, model: Model, count: int, seed: int) -> SampledPass:
+    """Refine random blocks of the exhaustive pass.
+
+    Parameters
+    ----------
+    image : Image
+    model : Model
+    count : int
+        Number of blocks, or as many as there are.
+    seed : int
+    """
+    whole = dense_plan(model.cell_shape((image.height, image.width)))
+    order = np.random.default_rng(seed).permutation(len(whole))
+    again = partial(refine, image, model=model, runtime=Runtime.choose(), floor=model.threshold)
+    # Warm-up: preparing the net for the block's shape must not be scaled up with the sample.
+    again(whole.take(order[-1:]))
+    plan = whole.take(np.sort(order[:count]))
+    before, start = image.stats.snapshot(), time.perf_counter()
+    fine = again(plan)
+    seconds, scale = time.perf_counter() - start, len(whole) / len(plan)
+    return SampledPass(plan, fine, seconds * scale, image.stats.since(before).bytes * scale)

@@ -23,6 +23,7 @@ from coarse2fine.models.base import Base
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.refiners.protocol import TIMED_SECONDS, ImageContext, Label, Refiner, RunningRefiner
 from coarse2fine.refiners.registry import register_refiner
+from coarse2fine.tiling.geometry import ceil_div
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class ExpertRefiner(Refiner):
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds of the tiles that cover a window of fine cells."""
-        return -(-height // self.cells) * -(-width // self.cells) * max(1, self.expert.tile_macs)
+        return ceil_div(height, self.cells) * ceil_div(width, self.cells) * max(1, self.expert.tile_macs)
 
     def start(self, context: ImageContext) -> RunningRefiner:
         folder, known = self.cache, self.experts

@@ -13,7 +13,7 @@ from coarse2fine.fitting.calibrate import CalibrationSet
 from coarse2fine.fitting.crops import Recipe, turn_planes
 from coarse2fine.fitting.distillation import Samples, crop_side, held_samples, make_samples
 from coarse2fine.fitting.geometry import base_spec
-from coarse2fine.fitting.optimise import RATE, train
+from coarse2fine.fitting.optimise import RATE, outputs, train
 from coarse2fine.fitting.resume import GENTLE, scanning_net, trainable
 from coarse2fine.models.backbone import Backbone
 from coarse2fine.models.base import Base, BaseSpec
@@ -92,12 +92,9 @@ def _held_loss(recipe: Recipe, samples: Samples, runtime: Runtime) -> Callable[[
     """Loss of a net on samples as they are."""
 
     def loss(net: nn.Module) -> float:
-        out = torch.cat(
-            [net(recipe.plain(samples.pixels[i : i + _BATCH]).to(runtime.device)).float().cpu() for i in starts]
-        )
-        return float(_answer_loss(out, target, valid))
+        return float(_answer_loss(outputs(net, x, _BATCH, runtime), target, valid))
 
-    starts = range(0, len(samples), _BATCH)
+    x = recipe.plain(samples.pixels)
     target, valid = torch.from_numpy(samples.target), torch.from_numpy(samples.valid).float()
     return loss
 

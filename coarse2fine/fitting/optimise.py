@@ -131,6 +131,11 @@ def train(
     return Trained(float(np.mean(losses[math.ceil(0.9 * len(losses)) - 1 :])), len(losses))
 
 
+def outputs(net: nn.Module, x: Tensor, batch: int, runtime: Runtime) -> Tensor:
+    """A net's output for many inputs, a batch at a time, on the CPU in float32."""
+    return torch.cat([net(part.to(runtime.device)).float().cpu() for part in torch.split(x, batch)])
+
+
 class _OneCycle:
     """A learning rate that rises and falls over a number of steps."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from coarse2fine.fitting.base import PRIOR_LOGIT
 from coarse2fine.fitting.crops import Recipe, turn_boxes, turn_planes, within
-from coarse2fine.fitting.optimise import RATE, train
+from coarse2fine.fitting.optimise import RATE, outputs, train
 from coarse2fine.fitting.resume import GENTLE, unfolded
 from coarse2fine.fitting.scene import PART, Scene, is_held
 from coarse2fine.models.box_head import BOX_CHANNELS, detection_loss
@@ -163,8 +163,7 @@ def _held_loss(recipe: Recipe, scenes: Sequence[Scene], runtime: Runtime) -> Cal
     x, targets = recipe.plain(crops.pixels), crops.targets()
 
     def loss(net: nn.Module) -> float:
-        out = torch.cat([net(part.to(runtime.device)).float().cpu() for part in torch.split(x, _BATCH)])
-        return float(detection_loss(out, *targets))
+        return float(detection_loss(outputs(net, x, _BATCH, runtime), *targets))
 
     return loss
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.model import Model
+from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.windows import best_windows
 
@@ -86,4 +87,4 @@ def plan_on_grid(plans: Sequence[Plan], ratios: Sequence[int], cell_shape: tuple
 
 
 def _fired(plan: Plan, width: int) -> NDArray[np.uint8]:
-    return np.full((len(plan), width), 255, np.uint8) if plan.fired is None else plan.fired
+    return np.full((len(plan), width), NO_FEATURE, np.uint8) if plan.fired is None else plan.fired

@@ -118,9 +118,7 @@ class Scan:
         inside = (rows < height) & (columns < width)
         self.fired[rows[inside], columns[inside], : names.shape[1]] = names[inside]
         if self.groups is not None and groups is not None:
-            for (top, left), block in zip(cell_corners.tolist(), group_bits(groups, high), strict=True):
-                part = self.groups[top : top + block.shape[0], left : left + block.shape[1]]
-                part[:] = block[: part.shape[0], : part.shape[1]]
+            _write(self.groups, cell_corners, group_bits(groups, high))
 
 
 def group_bits(groups: Groups, high: Tensor) -> NDArray[np.uint16]:

@@ -43,6 +43,7 @@ from coarse2fine.progress import Progress, Tick
 from coarse2fine.refiners.detection import DetectionRefiner
 from coarse2fine.refiners.net import net_of
 from coarse2fine.specialists.groups import SpecialistGroups
+from coarse2fine.tiling.geometry import ceil_div
 
 # Most groups, and the largest share of the blocks in which one fires.
 _GROUPS, _DENSITY = 6, 0.1
@@ -229,7 +230,7 @@ def _outputs(
 ) -> tuple[GrownGroups, Items]:
     """Outputs of all columns in the cells of held-out blocks, each cell an item."""
     added: list[list[Tensor]] = [[] for _ in columns]
-    for rows in np.array_split(np.arange(len(blocks)), -(-len(blocks) // 16)):
+    for rows in np.array_split(np.arange(len(blocks)), ceil_div(len(blocks), 16)):
         inputs = learn.inputs(columns[0], blocks, rows)
         with torch.no_grad():
             for each, column in zip(added, columns, strict=True):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.forecast import SPECIALISTS
 from coarse2fine.fitting.scene import Scene
 from coarse2fine.fitting.specialists.first_stage import candidates, choose_first
 from coarse2fine.fitting.specialists.grow_tree import Grown, TreeGrower
@@ -85,7 +86,7 @@ def add_specialists(
         return draft
     twins = FeatureMaps.of(refiner.net)
     options = TrainingOptions(seed=recipe.seed)
-    tick = bars.task("trying specialists")
+    tick = bars.task(SPECIALISTS)
     record: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}, "first_stage": {}}
     wanted = {"auto": ("heads", "tree"), "activity": ()}.get(mode, (mode,))
     tree: SpecialistTree | None = None

@@ -15,6 +15,7 @@ from coarse2fine.fitting.hold_out import some_parts
 from coarse2fine.fitting.scene import PART, Scene
 from coarse2fine.fitting.specialists.unsure_cells import group_of
 from coarse2fine.model import Model
+from coarse2fine.models.base import round_up
 from coarse2fine.models.box_head import BOX_CHANNELS
 from coarse2fine.models.routing import Answered
 from coarse2fine.models.runtime import Runtime
@@ -22,7 +23,7 @@ from coarse2fine.preprocess import normalised
 from coarse2fine.refiners.net import net_of
 from coarse2fine.specialists.groups import TILE_OF_BLOCKS
 from coarse2fine.specialists.tree import SpecialistTree
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 
 SIDE = TILE_OF_BLOCKS
 """Fine cells along a side of a block that is trained on."""
@@ -75,7 +76,7 @@ class Blocks:
 def block_side(model: Model) -> int:
     """Cells along a side of the blocks in which the scan chooses: `SIDE` fine cells, rounded up to its alignment."""
     cells = max(1, SIDE // model.geometry.fine)
-    return -(-cells // model.base.spec.align) * model.base.spec.align
+    return round_up(cells, model.base.spec.align)
 
 
 def see(model: Model, scenes: Sequence[Scene], runtime: Runtime, seed: int) -> Seen:
@@ -146,7 +147,7 @@ def read_blocks(
         targets.append(torch.from_numpy(t.classes))
         valid.append(torch.from_numpy(t.valid))
     stacked, answers = np.stack(pixels), []
-    for rows in np.array_split(np.arange(len(stacked)), -(-len(stacked) // _BATCH)):
+    for rows in np.array_split(np.arange(len(stacked)), ceil_div(len(stacked), _BATCH)):
         with torch.inference_mode():
             x_ = normalised(stacked[rows], model, runtime)
             features = net.features(x_)

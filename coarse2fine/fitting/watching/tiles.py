@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 
 FOLDS = 3
@@ -125,6 +126,6 @@ def unwatched(images: Sequence[Image], model: Model, seed: int) -> list[WatchedS
 def _block_side(shapes: Sequence[tuple[int, int]]) -> int:
     """Largest side of blocks, in tiles, of which there are enough."""
     side = 32
-    while side > 1 and sum(-(-h // side) * -(-w // side) for h, w in shapes) < _BLOCKS:
+    while side > 1 and sum(ceil_div(h, side) * ceil_div(w, side) for h, w in shapes) < _BLOCKS:
         side //= 2
     return side

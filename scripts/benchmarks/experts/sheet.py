@@ -13,7 +13,7 @@ from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 
 from coarse2fine.demo.texture import Ground
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 
 # Pixels of the sheet for each mark.
 _PIXELS_FOR = {"paragraph": 12e6, "caption": 6e6, "stamp": 30e6, "drawing": 1.5e6}
@@ -120,7 +120,7 @@ def fonts() -> tuple[str, ...]:
     found = [path for path in every if path.lower().endswith((".ttf", ".otf")) and _latin(path)]
     usual: str = font_manager.findfont("DejaVu Sans")
     found = found or [usual]
-    step = -(-len(found) // _MOST_FONTS)
+    step = ceil_div(len(found), _MOST_FONTS)
     return tuple(found[::step])
 
 

@@ -19,7 +19,7 @@ from coarse2fine.bench.data import BenchScene
 from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Tick
-from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
@@ -152,7 +152,9 @@ def usual_vectors(path: Path, weights: Path, lessons: Sequence[Lesson], tile: in
             height, width = (n // tile * tile for n in lesson.pixels.shape[:2])
             tiles = lesson.pixels[:height, :width].reshape(height // tile, tile, width // tile, tile, 3)
             flat = np.ascontiguousarray(tiles.swapaxes(1, 2).reshape(-1, tile, tile, 3))
-            vectors += [module(torch.from_numpy(batch)).numpy() for batch in np.array_split(flat, -(-len(flat) // 16))]
+            vectors += [
+                module(torch.from_numpy(batch)).numpy() for batch in np.array_split(flat, ceil_div(len(flat), 16))
+            ]
     every = np.concatenate(vectors)
     mean = every.mean(axis=0)
     scale = np.quantile(np.linalg.norm(every - mean, axis=1), _USUAL)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -15,6 +13,7 @@ import numpy as np
 
 from benchmarks.experts.rivals import Boxes, same_share
 from benchmarks.peers import tools
+from coarse2fine.bench.child_process import printed_json
 from coarse2fine.bench.gigapixel import HugeScenes
 from coarse2fine.bench.sections import Section, SectionReport
 from coarse2fine.models.runtime import Runtime
@@ -83,15 +82,8 @@ def _boxes(runs: list[dict[str, Any]]) -> Boxes:
 def _run(name: str, path: object) -> dict[str, Any]:
     scripts = str(Path(__file__).parents[2])
     known = [scripts, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    done = subprocess.run(
+    return printed_json(
         [sys.executable, "-m", "benchmarks.peers.tools", name, str(path), "digits"],
-        capture_output=True,
-        check=False,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))},
+        name,
+        environment={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))},
     )
-    if done.returncode:
-        raise OSError(f"{name} failed: {(done.stderr.strip().splitlines() or ['it printed nothing'])[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from benchmarks.reading import child
 from benchmarks.reading.child import TILE_SIDE, TILES
 from benchmarks.reading.readers import touched
 from benchmarks.reading.speed import SIDE, in_threads
+from coarse2fine.bench.child_process import printed_json
 from coarse2fine.bench.sections import Section, compared
 from coarse2fine.tiling.conversion.convert import convert
 from coarse2fine.tiling.geometry import Box, ceil_div
@@ -84,12 +83,7 @@ def in_child(task: str, *arguments: object) -> dict[str, float]:
     """Do a task of `child` in a fresh process; OSError with the last line that it printed if it fails."""
     # -P: do not import from the working directory.
     command = [sys.executable, "-P", child.__file__, task, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8", errors="replace")
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise OSError(f"the process that measures '{task}' failed: {reason}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return printed_json(command, f"the process that measures '{task}'")
 
 
 def measure_memory(images: Mapping[float, Path], converted: Mapping[float, Path], scratch: Path) -> Section:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from coarse2fine import ExpertError, Model, analyze, expert, fit, load_model
 from coarse2fine.experts.expert import Expert
+from tests.fitting.watching.discs import dark
 
 Pixels = NDArray[np.uint8]
 
@@ -23,16 +24,6 @@ def scene(seed: int, discs: int, side: int = 1280) -> Pixels:
         for y, x in rng.integers(12, side - 12, (count, 2)).tolist():
             cv2.circle(image, (x, y), 8, (shade,) * 3, -1)
     return image.clip(0, 255).astype(np.uint8)
-
-
-def dark(pixels: Pixels) -> list[NDArray[np.float64]]:
-    """Boxes of dark discs."""
-    found = []
-    for tile in pixels:
-        _, _, stats, _ = cv2.connectedComponentsWithStats((tile[..., 0] < 60).astype(np.uint8))
-        rows = [(x, y, x + w, y + h, 0.9, 0) for x, y, w, h, area in stats[1:].tolist() if area > 60]
-        found.append(np.array(rows, np.float64).reshape(-1, 6))
-    return found
 
 
 def watched() -> Expert:

@@ -16,6 +16,7 @@ from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.fitting.watching.calibrate import Screen, TriedTiles
 from coarse2fine.fitting.watching.routing import Clusters, Given, Routed, choice_in, choose_routes
+from tests.fitting.watching.discs import dark
 
 Pixels = NDArray[np.uint8]
 RECALL, PRICE = 0.9, 0.25
@@ -138,16 +139,6 @@ def scene(seed: int, side: int = 768) -> Pixels:
     for y, x in rng.integers(12, side - 12, (70, 2)).tolist():
         cv2.circle(image, (x, y), 7, 20, -1)
     return np.repeat(image[..., None], 3, axis=2)
-
-
-def dark(pixels: Pixels) -> list[NDArray[np.float64]]:
-    """Boxes of dark discs."""
-    found = []
-    for tile in pixels:
-        _, _, stats, _ = cv2.connectedComponentsWithStats((tile[..., 0] < 60).astype(np.uint8))
-        rows = [(x, y, x + w, y + h, 0.9, 0) for x, y, w, h, area in stats[1:].tolist() if area > 60]
-        found.append(np.array(rows, np.float64).reshape(-1, 6))
-    return found
 
 
 def smooth_only(pixels: Pixels) -> list[NDArray[np.float64] | None]:
