@@ -150,9 +150,7 @@ def test_what_is_found_does_not_depend_on_windows(model: Model, make_image: Make
     assert whole.refined.all()
     assert whole.regions == again.regions
     assert whole.regions
-    # The noise is found, and every region names its way down to its kind.
-    y, x = np.array([r.full_centre for r in whole.regions]).T
-    assert (np.hypot(y - 48, x - 70) < 16).any()
+    # Every region names its way down to its kind.
     assert model.tree is not None
     for region in whole.regions:
         assert region.route == model.tree.route(region.route[-1])
