@@ -49,7 +49,7 @@ class Samples:
 
 
 def make_samples(recipe: Recipe, spec: BaseSpec, areas: Sequence[Area], tick: Tick | None = None) -> Samples:
-    """Cut crops to learn from, each scale equally often, half of them around a find.
+    """Cut crops to learn from, the scenes and each third of the scales equally often, half of them around a find.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def crop_side(spec: BaseSpec) -> int:
 
 
 class _Places:
-    """Draws places of crops: each scale equally often, half of the crops around a find.
+    """Draws places of crops: the scenes and each third of the scales equally often, half of them around a find.
 
     Parameters
     ----------
@@ -126,9 +126,9 @@ class _Places:
         self._fine, self._side = fine, side
         self._shapes = [tuple(ceil_div(n, fine) for n in area.target.shape) for area in areas]
         self._scales: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        for zoom in sorted({area.zoom for area in areas}):
-            rows = [a for a, area in enumerate(areas) if area.zoom == zoom and cells[a].any()]
-            if zoom != 1:  # a square of a large scene may be smaller than a crop of a coarse stage
+        for stratum in sorted({area.stratum for area in areas}):
+            rows = [a for a, area in enumerate(areas) if area.stratum == stratum and cells[a].any()]
+            if stratum:  # a square of a large scene may be smaller than a crop of a coarse stage
                 rows = [a for a in rows if min(self._shapes[a]) >= side or not areas[a].cut]
             if rows:
                 found = [_numbered(a, np.nan_to_num(areas[a].target) * cells[a] > _FOUND) for a in rows]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import coarse2fine.fitting.teacher
 from coarse2fine.annotations.read import read_annotations
 from coarse2fine.fitting.crops import Recipe, within
 from coarse2fine.fitting.distillation import held_samples, make_samples
-from coarse2fine.fitting.rescaled import ZOOMS, Area, Areas, answered_areas
+from coarse2fine.fitting.rescaled import COPIES, LARGEST, Area, Areas, answered_areas
 from coarse2fine.fitting.scene import PART, Scene
 from coarse2fine.fitting.teacher import exhaustive_answer
 from coarse2fine.model import Geometry, Model
@@ -44,16 +43,21 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coarse2fine.fitting.distillation, "_SAMPLES", COUNT)
 
 
-def answered(model: Model, make_image: MakeImage, runtime: Runtime, *features: dict[str, Any]) -> tuple[Model, Areas]:
+def answered(
+    model: Model, make_image: MakeImage, runtime: Runtime, *features: dict[str, Any], sides: Sequence[int] = (SIDE,)
+) -> tuple[Model, Areas]:
     collection = {"type": "FeatureCollection", "features": list(features)}
-    annotations = read_annotations(collection, full_shape=(SIDE, SIDE))
-    image = open_image(make_image(SIDE, SIDE))
-    scene = Scene(image, annotations, model.labels, fine_cell=model.geometry.fine_cell, largest=99, nominal=16)
-    scene.held[0, 0] = scene.held.size > 1
-    answers = exhaustive_answer(model, [scene], runtime, 0)
+    scenes = []
+    for side in sides:
+        annotations = read_annotations(collection, full_shape=(side, side))
+        image = open_image(make_image(side, side))
+        scene = Scene(image, annotations, model.labels, fine_cell=model.geometry.fine_cell, largest=99, nominal=16)
+        scene.held[0, 0] = scene.held.size > 1
+        scenes.append(scene)
+    answers = exhaustive_answer(model, scenes, runtime, 0)
     assert len(answers.found[0]) > 20
     model = replace(model, threshold=answers.threshold)
-    return model, answered_areas(model, [scene], answers, [recipe_of(model)], runtime)
+    return model, answered_areas(model, scenes, answers, [recipe_of(model)], runtime)
 
 
 def recipe_of(model: Model) -> Recipe:
@@ -76,7 +80,7 @@ def test_a_cut_holds_what_the_refine_net_answers_to_the_crop_alone(
     for module in (coarse2fine.fitting.rescaled, coarse2fine.fitting.teacher):
         monkeypatch.setattr(module, "settle", lambda candidates, _: candidates)
     model, areas = answered(detector, make_image, runtime)
-    assert {area.zoom for area in areas.areas} == {Fraction(1), *ZOOMS}
+    assert [area.stratum for area in areas.areas] == [0, 1, 2, 3]
     rng = np.random.default_rng(0)
     for area in areas.areas:
         found = 0
@@ -105,8 +109,22 @@ def test_rescaled_scenes_look_as_if_they_were_taken_from_nearer_or_farther(
         inside = area.known[: side // 8, : side // 8]
         y, x = ((np.indices(inside.shape) + 0.5) * 8 * zoom).astype(int) // (8 * PART)
         np.testing.assert_array_equal(inside, (y > 0) | (x > 0))
-    pixels = sum(SIDE**2 / float(zoom) ** 2 for zoom in ZOOMS)
+    pixels = sum(SIDE**2 / float(area.zoom) ** 2 for area in areas.areas[1:])
     assert pixels < areas.pixels < 2 * pixels
+
+
+def test_every_copy_has_its_own_scale_and_all_scales_are_covered(
+    detector: Model, make_image: MakeImage, runtime: Runtime
+) -> None:
+    _, areas = answered(detector, make_image, runtime, sides=(SIDE, 300, 200, 300))
+    assert [area.zoom for area in areas.areas[:4]] == [1] * 4
+    scales = np.log([float(area.zoom) for area in areas.areas[4:]])
+    assert len(scales) == len(set(scales)) == 4 * COPIES
+    # One in each twelfth of the range, up to rounding; each scene has one in each third.
+    steps = (np.sort(scales) / LARGEST + 1) * 6
+    np.testing.assert_allclose(steps, np.arange(12) + 0.5, atol=0.7)
+    thirds = scales.reshape(COPIES, 4)
+    assert (thirds[:-1].max(axis=1) < thirds[1:].min(axis=1)).all()
 
 
 def test_samples_are_crops_of_pixels_and_answers(detector: Model, make_image: MakeImage, runtime: Runtime) -> None:
