@@ -30,6 +30,8 @@ _SETTINGS = {
     "distributed.comm.timeouts.connect": "60s",
     # On a busy machine a worker restarts slowly; `revive` replaces one that does not.
     "distributed.deploy.lost-worker-timeout": "60s",
+    # A worker keeps the stacks of its last hour, sampled each 10 ms: tens of MB that nobody looks at.
+    "distributed.worker.profile.enabled": False,
     # Scheduler and workers serve web pages, which every user of this machine could read: none are served.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],

@@ -30,7 +30,6 @@ def test_images_are_of_all_kinds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="memory of a worker still grows in 240 images; the cause is not found yet", strict=False)
 def test_a_worker_does_not_grow(tmp_path: Path) -> None:
     curve = soak(tmp_path, SoakScale(IMAGES, 96), lambda *_: None)
     assert curve.done[-1] > IMAGES * 0.9
