@@ -5,6 +5,8 @@ The refine net ran once on each scene and scale (`coarse2fine.fitting.rescaled`)
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,8 @@ from coarse2fine.tiling.geometry import Box, ceil_div
 _CROP, _CROP_PIXELS = 48, 192
 _SAMPLES, _SAMPLES_A_STEP = 2000, 4
 _HELD_SAMPLES = 64
+# Streams of random numbers.
+_LEARNING, _HELD = 1, 2
 # Targets from which a cell counts as a find when crops are drawn.
 _FOUND = 0.2
 
@@ -62,14 +66,14 @@ def make_samples(recipe: Recipe, spec: BaseSpec, areas: Sequence[Area], tick: Ti
         Called with the numbers of samples done and of all samples.
     """
     count = min(_SAMPLES, _SAMPLES_A_STEP * recipe.steps)
-    return _cut(recipe, spec, areas, [area.known for area in areas], count, 1, tick)
+    return _cut(recipe, spec, areas, [area.known for area in areas], count, _LEARNING, tick)
 
 
 def held_samples(recipe: Recipe, spec: BaseSpec, areas: Sequence[Area]) -> Samples:
     """Cut crops of held-out cells, to see how well a base does; of all cells if none is held out."""
     held = [area.held for area in areas]
     cells = held if any(each.any() for each in held) else [area.known for area in areas]
-    return _cut(recipe, spec, areas, cells, min(_HELD_SAMPLES, _SAMPLES), 2, None)
+    return _cut(recipe, spec, areas, cells, min(_HELD_SAMPLES, _SAMPLES), _HELD, None)
 
 
 def _cut(
@@ -81,25 +85,41 @@ def _cut(
     stream: int,
     tick: Tick | None,
 ) -> Samples:
-    """Crops of which the given cells (a map of fine cells for each area) are valid."""
+    """Crops of which the given cells (a map of fine cells for each area) are valid.
+
+    Those to learn from lie between the cells of their area: an object may then have any place within its cell.
+    """
     g, side = recipe.geometry, crop_side(spec)
     places = _Places(areas, cells, g.fine, side)
     rng = np.random.default_rng((recipe.seed, stream))
     # In the order of their places, so that chunks that are read for one crop serve the next.
-    drawn = sorted(places.draw(rng) for _ in range(count))
+    most = spec.stride if stream == _LEARNING else 1
+    drawn = sorted((*places.draw(rng), *rng.integers(most, size=2).tolist()) for _ in range(count))
     pixels = np.empty((count, *(spec.input_size(side),) * 2, recipe.channels), np.uint8)
     target, valid = np.empty((count, 1, side, side), np.float32), np.empty((count, 1, side, side), bool)
-    for number, (a, y, x) in enumerate(drawn):
+    for number, (a, y, x, *moved) in enumerate(drawn):
         area, box = areas[a], Box(y, x, y + side, x + side)
-        pixels[number] = as_channels(
-            area.read(box.scale(spec.stride).expand(spec.margin), g.scan_downsample), recipe.channels
-        )
-        fine = box.scale(g.fine)
-        known = np.nan_to_num(part_of(cells[a].astype(np.float32), fine)) > 0
-        target[number, 0], valid[number, 0] = pooled(part_of(area.target, fine), known, g.fine)
+        by = tuple(n * area.moves for n in moved)
+        seen = box.scale(spec.stride).expand(spec.margin).shift(*by)
+        pixels[number] = as_channels(area.read(seen, g.scan_downsample), recipe.channels)
+        target[number, 0], valid[number, 0] = _targets(area, cells[a], box, g.fine, np.array(by) / spec.stride)
         if tick:
             tick(number + 1, count)
     return Samples(pixels, target, valid)
+
+
+def _targets(
+    area: Area, cells: NDArray[np.bool_], box: Box, ratio: int, by: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Targets (h, w) of a box of a grid that is moved by less than a cell, and where they are known."""
+    fine, by = box.scale(ratio), by * ratio
+    if not by.any():
+        known = np.nan_to_num(part_of(cells.astype(np.float32), fine)) > 0
+        return pooled(part_of(area.target, fine), known, ratio)
+    known = np.ones((fine.height, fine.width), bool)
+    for corner in itertools.product(*((math.floor(n), math.ceil(n)) for n in by.tolist())):
+        known &= np.nan_to_num(part_of(cells.astype(np.float32), fine.shift(*corner))) > 0
+    return pooled(area.moved(fine, (by[0], by[1])), known, ratio)
 
 
 def crop_side(spec: BaseSpec) -> int:

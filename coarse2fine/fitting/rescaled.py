@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.scene import Scene
-from coarse2fine.fitting.teacher import FLOOR, Answers, settle, target_of
+from coarse2fine.fitting.teacher import FLOOR, Answers, finds_of, settle, target_of
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
@@ -58,8 +58,12 @@ class Area:
         Full-resolution pixels of a scene of this scale along one pixel of `image`.
     target : ndarray, float32, (fine cell height, fine cell width)
         Probability that a cell holds a find, NaN where the refine net did not run.
+    finds : ndarray, float32, (n, 3)
+        Middles (y, x) of the finds in fine cells, and their targets.
     known, held : ndarray, bool, (fine cell height, fine cell width)
         Cells to learn from, and held-out cells: both annotated. Rescaled copies hold none out.
+    moves : bool
+        Whether the finds are objects, whose cells follow if the grid of cells moves; parts of areas are not.
     cut : bool
         Whether the scene goes on beyond the edges.
     """
@@ -69,13 +73,23 @@ class Area:
     image: Image
     plane: int
     target: NDArray[np.float32]
+    finds: NDArray[np.float32]
     known: NDArray[np.bool_]
     held: NDArray[np.bool_]
+    moves: bool
     cut: bool = False
 
     def read(self, box: Box, downsample: int) -> NDArray[np.uint8]:
         """Pixels (h, w, c) of a box of the plane at `downsample`, a multiple of `plane`."""
         return self.image.read_scaled(box, downsample // self.plane)
+
+    def moved(self, box: Box, by: tuple[float, float]) -> NDArray[np.float32]:
+        """Targets (h, w) of a box of a grid of fine cells that is moved `by` (y, x) cells; 0 beyond the area."""
+        target = np.zeros((box.height, box.width), np.float32)
+        place = np.floor(self.finds[:, :2] - np.array(by, np.float32)).astype(int) - (box.y0, box.x0)
+        inside = ((place >= 0) & (place < target.shape)).all(axis=1)
+        np.maximum.at(target, tuple(place[inside].T), self.finds[inside, 2])
+        return target
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,9 @@ def answered_areas(
     """
     geometries = (model.geometry, *(recipe.geometry for recipe in planned))
     plane = math.gcd(model.geometry.refine_downsample, *(g.scan_downsample for g in geometries))
-    areas = [_whole(scene, target) for scene, target in zip(scenes, answers.targets, strict=True)]
+    finds = _finds(answers)
+    moves = not model.areas.any()
+    areas = [_whole(*each, moves) for each in zip(scenes, answers.targets, finds, strict=True)]
     places = _places(scenes, model.geometry.refine_downsample, np.random.default_rng((planned[0].seed, 3)))
     reader, pixels = _at_plane(model, plane), 0
     for done, place in enumerate(places):
@@ -132,7 +148,10 @@ def answered_areas(
 
 def reanswered(areas: Sequence[Area], answers: Answers) -> tuple[Area, ...]:
     """The areas with other answers on the scenes themselves, which come first."""
-    whole = [replace(area, target=target) for area, target in zip(areas, answers.targets, strict=False)]
+    whole = [
+        replace(area, target=target, finds=finds)
+        for area, target, finds in zip(areas, answers.targets, _finds(answers), strict=False)
+    ]
     return (*whole, *areas[len(whole) :])
 
 
@@ -147,10 +166,14 @@ def refined_share(scenes: Sequence[Scene], answers: Answers, areas: Areas, geome
     return round((answers.pixels + areas.pixels) / pixels, 2)
 
 
-def _whole(scene: Scene, target: NDArray[np.float32]) -> Area:
-    box = Box(0, 0, *scene.cell_shape)
-    ran = ~np.isnan(target)
-    return Area(Fraction(1), 0, scene.image, 1, target, scene.known(box) & ran, scene.known(box, held=True) & ran)
+def _finds(answers: Answers) -> list[NDArray[np.float32]]:
+    return [finds_of(found, answers.threshold) for found in answers.found]
+
+
+def _whole(scene: Scene, target: NDArray[np.float32], finds: NDArray[np.float32], moves: bool) -> Area:
+    box, ran = Box(0, 0, *scene.cell_shape), ~np.isnan(target)
+    known, held = (scene.known(box, held=each) & ran for each in (False, True))
+    return Area(Fraction(1), 0, scene.image, 1, target, finds, known, held, moves)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +253,7 @@ def _rescaled(model: Model, place: _Place, plane: int, runtime: Runtime) -> tupl
     image = open_image(np.asarray(cv2.resize(pixels, shape[::-1], interpolation=how), np.uint8).reshape(*shape, -1))
     cell = model.geometry.fine_cell
     cells = (ceil_div(shape[0], cell), ceil_div(shape[1], cell))
-    target, count = _answer(model, image, cells, runtime)
+    target, finds, count = _answer(model, image, cells, runtime)
     at = [
         (begin + (np.arange(n) + 0.5) * cell * length / size) * plane
         for begin, n, length, size in zip((y0, x0), cells, (box.height, box.width), shape, strict=True)
@@ -238,20 +261,23 @@ def _rescaled(model: Model, place: _Place, plane: int, runtime: Runtime) -> tupl
     known = scene.trains_at(*at)
     if side is not None:  # beyond a cut edge the net saw repeated pixels
         known &= _inner(cells, ceil_div(model.refiner.margin, model.refiner.stride))
-    held = np.zeros_like(known)
-    return Area(zoom, place.stratum, image, plane, target, known, held, side is not None), count
+    moves, held = not model.areas.any(), np.zeros_like(known)
+    return Area(zoom, place.stratum, image, plane, target, finds, known, held, moves, side is not None), count
 
 
-def _answer(model: Model, image: Image, cells: tuple[int, int], runtime: Runtime) -> tuple[NDArray[np.float32], int]:
-    """Targets of all fine cells of an image, and the number of pixels that were refined."""
+def _answer(
+    model: Model, image: Image, cells: tuple[int, int], runtime: Runtime
+) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+    """Targets of all fine cells of an image, its finds, and the number of pixels that were refined."""
     corners = np.argwhere(np.ones([ceil_div(n, _WINDOW) for n in cells])) * _WINDOW
     sides = np.minimum(_WINDOW, np.array(cells) - corners)
     plan = Plan(corners, sides, np.ones(len(corners), np.float32), cells)
     fine = refine(image, plan, model, runtime, floor=FLOOR)
     if fine.interrupted:
         raise KeyboardInterrupt  # an unfinished pass would mark the rest as empty
-    ran = plan.take(fine.done).covered()
-    return target_of(settle(fine.candidates, model), ran, model.threshold), int(window_pixels(plan, model).sum())
+    found, ran = settle(fine.candidates, model), plan.take(fine.done).covered()
+    target = target_of(found, ran, model.threshold)
+    return target, finds_of(found, model.threshold), int(window_pixels(plan, model).sum())
 
 
 def _inner(shape: tuple[int, int], border: int) -> NDArray[np.bool_]:

@@ -163,8 +163,15 @@ def target_of(candidates: Candidates, ran: NDArray[np.bool_], threshold: float) 
     ndarray, float32, (cell height, cell width)
     """
     target = np.where(ran, np.float32(0), np.float32(np.nan))
+    y, x = candidates.cells.T
+    target[y, x] = np.fmax(target[y, x], finds_of(candidates, threshold)[:, 2])
+    return target
+
+
+def finds_of(candidates: Candidates, threshold: float) -> NDArray[np.float32]:
+    """Middle (y, x) of each find in fine cells, within its cell, and its target as in `target_of`; (n, 3)."""
     p = candidates.scores.astype(np.float64).clip(1e-6, 1 - 1e-6)
     odds = p / (1 - p) * (1 - threshold) / threshold
-    y, x = candidates.cells.T
-    target[y, x] = np.fmax(target[y, x], (odds / (1 + odds)).astype(np.float32))
-    return target
+    middle = (candidates.boxes[:, :2] + candidates.boxes[:, 2:]) / 2
+    middle = np.clip(middle, candidates.cells, candidates.cells + 0.999)
+    return np.column_stack([middle, odds / (1 + odds)]).astype(np.float32)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -24,9 +25,10 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import normalised
 from coarse2fine.refiners.detection import DetectionRefiner
 from coarse2fine.refiners.net import net_of
+from coarse2fine.refiners.protocol import Label
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
-from tests.refining import net
+from tests.refining import built_in, net
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 SIDE, COUNT = 768, 12
@@ -129,7 +131,7 @@ def test_every_copy_has_its_own_scale_and_all_scales_are_covered(
 
 def test_samples_are_crops_of_pixels_and_answers(detector: Model, make_image: MakeImage, runtime: Runtime) -> None:
     model, areas = answered(detector, make_image, runtime)
-    scene = areas.areas[:1]
+    scene = [replace(areas.areas[0], moves=False)]
     samples = make_samples(recipe_of(model), model.base.spec, scene)
     again = make_samples(recipe_of(model), model.base.spec, scene)
     assert len(samples) == COUNT
@@ -148,6 +150,49 @@ def test_samples_are_crops_of_pixels_and_answers(detector: Model, make_image: Ma
         cuts = [plain[y * 4 : y * 4 + size, x * 4 : x * 4 + size] for y, x in places]
         assert any(np.array_equal(cut, samples.pixels[number]) for cut in cuts)
     assert (samples.target * samples.valid > 0.2).any(axis=(1, 2, 3)).sum() >= COUNT // 3
+
+
+def test_targets_follow_a_moved_grid(detector: Model, make_image: MakeImage, runtime: Runtime) -> None:
+    _, areas = answered(detector, make_image, runtime)
+    for area in areas.areas:
+        box = Box(0, 0, *area.target.shape)
+        np.testing.assert_array_equal(area.moved(box, (0, 0)), area.target)
+    finds = np.array([[3.9, 2.1, 0.5], [3.4, 2.2, 0.75], [0.2, 0.1, 1.0]], np.float32)
+    moved = replace(areas.areas[0], finds=finds).moved(Box(1, 0, 6, 5), (0.5, 0.25))
+    expected = np.zeros((5, 5))
+    expected[2, 1], expected[1, 1] = 0.5, 0.75  # rows 3 and 2 of the grid; the third find lies outside
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_objects_may_have_any_place_within_their_cell(
+    detector: Model, make_image: MakeImage, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coarse2fine.fitting.distillation, "_SAMPLES", 40)
+    model, areas = answered(detector, make_image, runtime)
+    scene, spec = areas.areas[0], model.base.spec
+    finds = scene.finds[scene.finds[:, 2] > 0.5]
+    clear = np.where(scene.target > 0.5, scene.target, np.float32(0))
+    samples = make_samples(recipe_of(model), spec, [replace(scene, finds=finds, target=clear)])
+    size, side = samples.pixels.shape[1], samples.target.shape[-1]
+    plane = scene.read(Box(0, 0, SIDE // 2, SIDE // 2).expand(spec.margin + spec.stride), 2).astype(np.float32)
+    corners = set()
+    for pixels, target, valid in zip(samples.pixels, samples.target[:, 0], samples.valid[:, 0], strict=True):
+        match = cv2.matchTemplate(plane, pixels.astype(np.float32), cv2.TM_SQDIFF)
+        y, x = np.unravel_index(match.argmin(), match.shape)
+        assert np.array_equal(plane[y : y + size, x : x + size], pixels)
+        corners.add((y % spec.stride, x % spec.stride))
+        place = np.floor((finds[:, :2] * 8 / 2 - (y, x)) / spec.stride + 1).astype(int)  # cells of 8 px, plane at 1/2
+        inside = ((place >= 0) & (place < side)).all(axis=1)
+        expected = np.zeros((side, side), bool)
+        expected[tuple(place[inside].T)] = True
+        np.testing.assert_array_equal((target > 0) & valid, expected & valid)
+    assert len(corners) > 10
+
+
+def test_parts_of_areas_stay_in_their_cells(detector: Model, make_image: MakeImage, runtime: Runtime) -> None:
+    tissue = replace(built_in(detector), labels=(Label("left", "area"), Label("right")))
+    _, areas = answered(replace(detector, refiner=tissue), make_image, runtime)
+    assert not any(area.moves for area in areas.areas)
 
 
 def test_nothing_is_learned_from_what_is_held_back_or_not_annotated(
