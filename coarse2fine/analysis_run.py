@@ -1,4 +1,4 @@
-"""One analysis, step by step: each band of the model by itself, within limits that they share."""
+"""One analysis, step by step: each band, or expert, of the model by itself, within limits that they share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from coarse2fine.tiling.stats import ReadStats
 
 
 class AnalysisRun:
-    """One analysis, step by step; what a step takes and returns has one entry for each band of the model.
+    """One analysis, step by step; what a step takes and returns has one entry for each band, or expert, of the model.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class AnalysisRun:
         # What is said of the bands holds together with the confidence (Bonferroni).
         own = config if count == 1 else replace(config, confidence=shared_confidence(config.confidence, count))
         self.bands = tuple(BandRun(image, band, own, checkpoint.of_band(i), mask) for i, band in enumerate(model.bands))
-        self.audits = self.bands[0].audits
+        self.audits = any(band.audits for band in self.bands)
         self.exhaustive_macs = sum(band.exhaustive_macs for band in self.bands)
         if self._may_refine_all():
             for band in self.bands:
@@ -72,7 +72,7 @@ class AnalysisRun:
 
     @property
     def threshold(self) -> float:
-        """Least probability of a find; that of the finest band, if each has its own."""
+        """Least probability of a find; that of the first band, if each has its own."""
         return self.bands[0].threshold
 
     def _may_refine_all(self) -> bool:
@@ -97,7 +97,11 @@ class AnalysisRun:
         return tuple(band.choose(scan) for band, scan in zip(self.bands, scans, strict=True))
 
     def _divide(self, scans: Sequence[Scan]) -> None:
-        """Divide limits on multiply-adds and cells among the bands."""
+        """Divide limits on multiply-adds and cells among the bands.
+
+        A budget is divided among experts by what each costs everywhere: their finds are not of one kind, so that the
+        finds of one do not make up for those of another.
+        """
         config, models, interests = self._config, self._model.bands, [scan.interest for scan in scans]
         if not all(interest.size for interest in interests):
             return  # all cells are refined, without a limit
@@ -106,7 +110,10 @@ class AnalysisRun:
                 scan.macs + band.sample * band.exhaustive_macs for band, scan in zip(self.bands, scans, strict=True)
             ]
             left = config.budget * self.exhaustive_macs - sum(each)
-            shares = divide(left, models, interests, lambda model, side: model.window_macs(side, side))
+            if self._model.output:
+                shares = [left * band.exhaustive_macs / self.exhaustive_macs for band in self.bands]
+            else:
+                shares = divide(left, models, interests, lambda model, side: model.window_macs(side, side))
             for band, spent, share in zip(self.bands, each, shares, strict=True):
                 # Rounded down: the shares together must not exceed the budget.
                 band.budget = math.nextafter((spent + share) / band.exhaustive_macs, 0)
@@ -123,7 +130,7 @@ class AnalysisRun:
         return [(number, rows) for number, (model, plan) in parts for rows in cut(plan, model)]
 
     def refine(self, plans: Sequence[Plan], learned: Sequence[Any], tick: Tick | None = None) -> tuple[Refinement, ...]:
-        """Refine the plans, those of coarser bands first: they cost least. Each has its share of the time left."""
+        """Refine the plans, the last first: of bands it costs least. Each has its share of the time left."""
         found: list[Refinement] = []
         macs = [plan.macs(model.window_macs) for plan, model in zip(plans, self._model.bands, strict=True)]
         for number in reversed(range(len(plans))):
@@ -159,9 +166,14 @@ class AnalysisRun:
         usual = self._config.recall is None and self._config.audit is None
         if not self.audits:
             return None
-        planes = [band.geometry.refine_downsample for band in self._model.bands]
-        whole = Audit.joined([each.audit for each in audited], planes, self._config.confidence)
-        return None if usual and math.isnan(whole.missed) else whole
+        named = [_named(each.audit, band) for each, band in zip(audited, self._model.bands, strict=True)]
+        whole = Audit.joined(named if self._several else [audited[0].audit], self._config.confidence)
+        return None if usual and all(math.isnan(part.missed) for part in whole.kinds) else whole
+
+    @property
+    def _several(self) -> bool:
+        """Whether what is said must name its band or expert."""
+        return len(self.bands) > 1 or bool(self._model.output)
 
     def conclude(self, scans: Sequence[Scan], audited: Sequence[Audited]) -> tuple[Region, ...]:
         """The finds, each object once even if several bands found it, highest score first."""
@@ -172,10 +184,25 @@ class AnalysisRun:
         return once(each, self._model)
 
     def notes(self, audited: Sequence[Audited], learned: Sequence[Any]) -> list[str]:
-        """Notes of the refiners on their work and their finds."""
+        """Notes of the refiners on their work and their finds; those of several experts begin with its output."""
         rows = zip(self.bands, audited, learned, strict=True)
         found = [band.notes(done.candidates, band.leaves(known, done.refined)) for band, done, known in rows]
-        return list(dict.fromkeys(note for notes in found for note in notes))
+        return self._said(found)
+
+    def outcomes(self, scans: Sequence[Scan], fines: Sequence[Refinement], audited: Sequence[Audited]) -> list[str]:
+        """Notes on the cost of an analysis without limits, beside what was forecast for each refiner."""
+        found = []
+        rows = zip(self.bands, self._model.bands, scans, fines, audited, strict=True)
+        for band, model, scan, fine, done in rows:
+            spent = band.spent(scan, fine, done)
+            macs = spent["scan_macs"] + spent["refine_macs"] + spent["audit_macs"]
+            found.append([] if self._config.limited else model.refiner.outcome(macs / spent["exhaustive_macs"]))
+        return self._said(found)
+
+    def _said(self, notes: Sequence[Sequence[str]]) -> list[str]:
+        """Notes of each band, each once; with the name of the output if there is one."""
+        leads = [f"{band.output}: " if band.output else "" for band in self._model.bands]
+        return list(dict.fromkeys(lead + note for lead, some in zip(leads, notes, strict=True) for note in some))
 
     def failures(
         self, scans: Sequence[Scan], fines: Sequence[Refinement], audited: Sequence[Audited]
@@ -235,3 +262,9 @@ class AnalysisRun:
                 f"a budget of {self._config.budget:g} does not pay for the scan{audit}, which alone costs {share:.3f} "
                 "of the exhaustive pass; allow more, or give no budget"
             )
+
+
+def _named(audit: Audit, band: Model) -> Audit:
+    """An audit whose kinds name their expert, by its output, or their band, by its refined plane."""
+    plane = None if band.output else band.geometry.refine_downsample
+    return replace(audit, kinds=tuple(replace(part, plane=plane, output=band.output) for part in audit.kinds))

@@ -349,7 +349,7 @@ class BandRun:
         """Multiply-adds and cells of the analysis, by the names of `Cost`'s fields."""
         refined = int((audited.refined & self.inside).sum())
         exhaustive = self.exhaustive_macs
-        if self._whole and refined == self.inside.sum():
+        if self._whole and refined == self.inside.sum() and self._model.expert is None:
             # The cost of specialists and columns depends on the image: this run was the exhaustive pass, use its own.
             exhaustive = scan.macs + fine.macs
         return {

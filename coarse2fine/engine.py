@@ -33,6 +33,7 @@ def analyze(
     value_range: tuple[float, float] | None = None,
     mask: MaskSource | None = None,
     expert: GivenExperts | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = False,
     **options: Unpack[AnalysisOptions],
 ) -> Analysis:
@@ -84,9 +85,13 @@ def analyze(
         Part to analyse: GeoJSON with polygons, or an image of the same extent at any resolution that is not black
         there. Costs and recall then refer to that part. A fitted model's scan leaves out blocks far from it; the
         generic one's learns from the whole image.
-    expert : Expert, str or sequence of these, optional
+    expert : Expert, str, or sequence or mapping of these, optional
         Your own model that a model file of ``fit(..., expert=...)`` runs: a file may not start code, so name it again,
-        see `coarse2fine.expert`; with alternatives all of them, in the order of the fit.
+        see `coarse2fine.expert`; with alternatives all of them, in the order of the fit; with several outputs by their
+        names.
+    cache : path, optional
+        Folder in which an expert's answers are stored, by its hash and the pixels of the tiles, and from which known
+        ones are taken, those of ``fit(..., cache=...)`` too.
     progress : bool
         Whether to show a progress bar.
 
@@ -116,6 +121,8 @@ def analyze(
         loaded = load_model(model)
         if expert is not None:
             loaded = loaded.with_expert(expert)
+        if cache is not None:
+            loaded = loaded.with_cache(cache)
         opened = open_for(loaded, image, channels=channels, value_range=value_range)
         with _closed_on_failure(opened, mine=opened is not image):
             warn_of(loaded, opened)
@@ -163,7 +170,7 @@ def run_analysis(
         regions = run.conclude(scans, audited)
         kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
     cost = run.cost(scans, fines, audited, opened.stats.since(before), clock.seconds)
-    notes = run.notes(audited, learned) + ([] if config.limited else model.refiner.outcome(cost.share))
+    notes = run.notes(audited, learned) + run.outcomes(scans, fines, audited)
     failures = run.failures(scans, fines, audited)
     cut = any(fine.interrupted for fine in fines) or any(done.interrupted for done in audited)
     return Analysis(

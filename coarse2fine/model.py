@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +17,9 @@ from coarse2fine._version import __version__
 from coarse2fine.bases import unfitted
 from coarse2fine.bundle import check_finite, locate, packed, under
 from coarse2fine.cascade import DENSE_SIDE, MOST_PIXELS, CascadeStage, Geometry
-from coarse2fine.experts.again import GivenExperts
+from coarse2fine.experts.again import GivenExperts, ListedExperts, all_again
 from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.outputs import check_outputs
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of, read_model_file, weights
 from coarse2fine.models.base import Base
@@ -63,9 +65,12 @@ class Model:
         one before it chose. Cell sides are multiples of the next stage's.
     provenance : mapping
         Training data, seed, figures; JSON values.
-    coarser : tuple of Model
-        Models for bands of larger objects, by the plane that they refine; all other fields are those of the band of
-        the smallest objects.
+    others : tuple of Model
+        Further models over the same image, each for a band of larger objects, in the order of the planes that they
+        refine, or for a further expert; all other fields are those of the band of the smallest objects, or of the first
+        expert.
+    output : str
+        Name of what its expert finds, if there may be several experts.
     """
 
     name: str
@@ -80,7 +85,8 @@ class Model:
     window: int = 2
     cascade: tuple[CascadeStage, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    coarser: tuple[Model, ...] = ()
+    others: tuple[Model, ...] = ()
+    output: str = ""
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -107,16 +113,19 @@ class Model:
         self._check_bands()
 
     def _check_bands(self) -> None:
-        bands = self.bands
-        if len(bands) > 1 and any(
-            band.refiner.learns or band.expert or band.channels != self.channels for band in bands
-        ):
-            raise ValueError("bands of several object sizes are fitted to annotations and read the same channels")
-        if any(band.coarser for band in self.coarser) or any(band.geometry.cell % self.cell for band in bands):
-            raise ValueError(f"expected bands whose cells are multiples of {self.cell} px, without bands of their own")
-        for finer, band in pairwise(bands):
-            if band.geometry.refine_downsample <= finer.geometry.refine_downsample:
-                raise ValueError("expected the bands in order of the planes that they refine, the finest first")
+        bands, experts = self.bands, {band.output: band.expert for band in self.bands if band.expert is not None}
+        if any(band.others for band in self.others):
+            raise ValueError("expected models for bands, or for experts, without bands of their own")
+        if len(bands) > 1 and any(band.refiner.learns or band.channels != self.channels for band in bands):
+            raise ValueError("expected bands, or experts, of fitted models that read the same channels")
+        if len(experts) == len(bands) and (len(bands) > 1 or self.output):
+            check_outputs(experts)
+        elif (len(bands) > 1 and experts) or any(band.output for band in bands):
+            raise ValueError("expected an expert and a name of its own for each output")
+        elif self.cell != min(band.geometry.cell for band in bands):
+            raise ValueError("expected bands whose cells are multiples of the smallest")
+        elif any(b.geometry.refine_downsample <= a.geometry.refine_downsample for a, b in pairwise(bands)):
+            raise ValueError("expected the bands in order of the planes that they refine, the finest first")
 
     def _check_numbers(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
@@ -138,18 +147,18 @@ class Model:
 
     @property
     def bands(self) -> tuple[Model, ...]:
-        """Models of one band each, that of the smallest objects first."""
-        return (replace(self, coarser=()) if self.coarser else self, *self.coarser)
+        """Models of one band each, that of the smallest objects first, or of one expert each."""
+        return (replace(self, others=()) if self.others else self, *self.others)
 
     @property
     def cell(self) -> int:
-        """Side of a cell of results in full-resolution pixels: the smallest of all bands."""
-        return min(band.geometry.cell for band in (self, *self.coarser))
+        """Side of a cell of results in full-resolution pixels: it divides the cells of all bands and experts."""
+        return math.gcd(*(band.geometry.cell for band in (self, *self.others)))
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """Classes of finds; of several bands, in alphabetical order."""
-        if not self.coarser:
+        """Classes of finds; of several bands or experts, in alphabetical order."""
+        if not self.others:
             return self.refiner.labels
         every = {label.name: label for band in self.bands for label in band.refiner.labels}
         return tuple(every[name] for name in sorted(every))
@@ -193,26 +202,50 @@ class Model:
         return self.refiner.expert if isinstance(self.refiner, ExpertRefiner) else None
 
     @property
-    def experts(self) -> tuple[Expert, ...]:
-        """The user's models that refine: the expert and its alternatives; none if there is no expert."""
-        return self.refiner.experts if isinstance(self.refiner, ExpertRefiner) else ()
+    def experts(self) -> tuple[tuple[str, Expert], ...]:
+        """The user's models that refine, with the names of their outputs: each expert, then its alternatives."""
+        refiners = [(band.output, band.refiner) for band in (self, *self.others)]
+        return tuple((name, each) for name, own in refiners if isinstance(own, ExpertRefiner) for each in own.experts)
 
-    def with_expert(self, given: GivenExperts) -> Model:
+    def with_expert(self, given: GivenExperts | ListedExperts) -> Model:
         """A copy with the experts that it was fitted with, so that it can run.
 
         Parameters
         ----------
-        given : Expert, str or sequence of these
-            The expert, or its text, see `coarse2fine.expert`; with alternatives all of them, in the order of the fit.
+        given : Expert, str, or sequence or mapping of these
+            The expert, or its text, see `coarse2fine.expert`; with alternatives all of them, in the order of the fit;
+            with several outputs by their names.
 
         Raises
         ------
         ModelError
             If the model was not fitted with an expert, or with another one.
         """
-        if not isinstance(self.refiner, ExpertRefiner):
-            raise ModelError(f"{self.name} was not fitted with an expert: leave out expert, or fit(..., expert=...)")
-        return replace(self, refiner=self.refiner.with_calls(given))
+        made = iter(all_again(self._known_experts("expert"), given))
+        return self._with_refiners(lambda refiner: refiner.with_experts([next(made) for _ in refiner.experts]))
+
+    def with_cache(self, folder: str | os.PathLike[str]) -> Model:
+        """A copy whose experts' answers are stored in a folder, and are not asked for again.
+
+        Raises
+        ------
+        ModelError
+            If the model was not fitted with an expert.
+        """
+        self._known_experts("cache")
+        return self._with_refiners(lambda refiner: replace(refiner, cache=Path(folder)))
+
+    def _known_experts(self, given: str) -> tuple[tuple[str, Expert], ...]:
+        """The experts; an error if there are none although the parameter `given` is for them."""
+        if not self.experts:
+            raise ModelError(f"{self.name} was not fitted with an expert: leave out {given}, or fit(..., expert=...)")
+        return self.experts
+
+    def _with_refiners(self, change: Callable[[ExpertRefiner], ExpertRefiner]) -> Model:
+        """A copy with changed refiners, all of which run experts."""
+        known = [(each, each.refiner) for each in self.bands]
+        first, *others = (replace(each, refiner=change(own)) for each, own in known if isinstance(own, ExpertRefiner))
+        return replace(first, others=tuple(others))
 
     def refiner_macs(self, cell_height: int, cell_width: int) -> int:
         """Multiply-adds of the refiner without specialists on one window, halo included; sides in cells."""
@@ -292,7 +325,8 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
             for i, described in enumerate(text.get("glances", ()))
         ),
         provenance=text["provenance"],
-        coarser=tuple(_assemble(under(arrays, f"band{i}."), band) for i, band in enumerate(text.get("bands", ()))),
+        others=tuple(_assemble(under(arrays, f"band{i}."), band) for i, band in enumerate(text.get("bands", ()))),
+        output=text.get("output", ""),
     )
 
 
@@ -302,6 +336,7 @@ def _described(band: Model) -> list[str]:
     scans = ", then ".join(f"1/{level.downsample}" for level in band.levels)
     sizes = band.provenance.get("band")
     lead = f"objects of {sizes[0]:,.0f} to {sizes[1]:,.0f} px: " if sizes else ""
+    lead = f"{band.output} ({printable(', '.join(label.name for label in band.labels))}): " if band.output else lead
     return [
         f"{lead}scan at {scans}, refine at 1/{g.refine_downsample}, cells of {g.cell} px; "
         f"{band.refiner.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
@@ -332,9 +367,11 @@ def _content(model: Model) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         arrays |= firing_arrays(model.firing, "firing.")
         description["firing"] = {"rule": model.firing.rule, "prior": model.firing.prior}
     description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(model.cascade)]
-    if model.coarser:
+    if model.output:
+        description["output"] = model.output
+    if model.others:
         description["bands"] = []
-    for i, band in enumerate(model.coarser):
+    for i, band in enumerate(model.others):
         own, text = _content(band)
         arrays |= {f"band{i}.{name}": array for name, array in own.items()}
         description["bands"].append(text)

@@ -8,11 +8,12 @@ A file written by this version has these arrays:
 - ``firing.NAME``, its firing rule, see `firing_arrays`; absent if the refiner learns from each image;
 - ``glanceN.NAME`` and ``glanceN.firing.NAME``, the same of the N-th stage of the cascade before the base;
 - those of the refiner's `arrays`;
-- ``bandN.NAME``, all of these of the N-th coarser band of a model for several bands of object sizes.
+- ``bandN.NAME``, all of these of the N-th further model, for a coarser band of object sizes or a further expert.
 
 The description has the entries of `_TEXT`, ``firing`` and ``glances`` with the values of these rules and stages,
-``bands`` with the descriptions of the coarser bands, and the entries of the refiner's `describe`. Older files lack
-entries that were added since, so a new one needs a default when it is read.
+``bands`` with the descriptions of the further models, ``output`` with the name of what its expert finds, and the
+entries of the refiner's `describe`. Older files lack entries that were added since, so a new one needs a default when
+it is read.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def banded(detector: Model) -> Model:
         refiner=replace(detector.refiner, downsample=4),  # type: ignore[type-var]
         provenance={"band": [90, 400]},
     )
-    return replace(detector, coarser=(coarse,), provenance={"band": [8, 60]})
+    return replace(detector, others=(coarse,), provenance={"band": [8, 60]})
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +173,9 @@ def test_bands_that_do_not_suit_each_other_are_refused(tmp_path: Path, banded: M
     with pytest.raises(ModelError, match="does not describe a whole model"):
         load_model(path)
     with pytest.raises(ValueError, match="without bands of their own"):
-        replace(detector, coarser=(banded,))
+        replace(detector, others=(banded,))
     with pytest.raises(ValueError, match="the finest first"):
-        replace(detector, coarser=(detector,))
+        replace(detector, others=(detector,))
 
 
 def test_results_are_saved_and_read(tmp_path: Path, pixels: NDArray[np.uint8], banded: Model) -> None:

@@ -48,6 +48,8 @@ class Part:
     plane : int, optional
         Full-resolution pixels per pixel of the plane in which they were looked for, if the model has several bands of
         object sizes; each then has a recall of its own.
+    output : str
+        Name of the output, if the model has several experts; each then has a recall of its own.
     """
 
     kind: Kind
@@ -59,11 +61,13 @@ class Part:
     certain: bool
     sample: Sample | None = None
     plane: int | None = None
+    output: str = ""
 
     @property
     def name(self) -> str:
         """What is counted, in words."""
-        return _NAMES[self.kind] + ("" if self.plane is None else f" at 1/{self.plane}")
+        of = f" of {self.output}" if self.output else ""
+        return _NAMES[self.kind] + of + ("" if self.plane is None else f" at 1/{self.plane}")
 
     @property
     def recall(self) -> float:
@@ -93,6 +97,7 @@ class Part:
             **_stated(self),
             "sample": sample,
             **({} if self.plane is None else {"plane": self.plane}),
+            **({"output": self.output} if self.output else {}),
         }
 
     @classmethod
@@ -107,6 +112,7 @@ class Part:
             missed_interval=(low, high),
             sample=sample,
             plane=record.get("plane"),
+            output=record.get("output", ""),
             **{name: record[name] for name in ("kind", "found", "confidence", "cap", "certain")},
         )
 
@@ -122,8 +128,8 @@ class Audit:
     Parameters
     ----------
     kinds : tuple of Part
-        Results for objects and for cells of areas, as far as the model finds them, of each of its bands. The recall of
-        an audit is that of the worst: the many cells of a lake say nothing about the objects beside it.
+        Results for objects and for cells of areas, as far as the model finds them, of each of its bands or experts. The
+        recall of an audit is that of the worst: the many cells of a lake say nothing about the objects beside it.
     confidence : float
         Probability, over the random choice of blocks, with which all intervals hold.
     blocks, audited : int
@@ -189,27 +195,18 @@ class Audit:
         return self.target is not None and self.recall_interval[0] >= self.target
 
     @classmethod
-    def joined(cls, audits: Sequence[Audit], planes: Sequence[int], confidence: float) -> Audit:
-        """Audit of an image by a model of several bands, from the audit of each.
-
-        Parameters
-        ----------
-        audits : sequence of Audit
-        planes : sequence of int
-            Full-resolution pixels per pixel of each band's refined plane.
-        confidence : float
-            Probability with which all of them hold together.
-        """
+    def joined(cls, audits: Sequence[Audit], confidence: float) -> Audit:
+        """Audit by a model of several bands or experts, from that of each; all hold together with `confidence`."""
         if len(audits) == 1:
             return audits[0]
         sides = {audit.side for audit in audits if audit.blocks}
         return cls(
-            tuple(replace(p, plane=plane) for audit, plane in zip(audits, planes, strict=True) for p in audit.kinds),
+            tuple(part for audit in audits for part in audit.kinds),
             confidence=confidence,
             blocks=sum(audit.blocks for audit in audits),
             audited=sum(audit.audited for audit in audits),
             side=sides.pop() if len(sides) == 1 else 0,
-            target=audits[0].target,
+            target=next((audit.target for audit in audits if audit.target is not None), None),
         )
 
     @classmethod
@@ -236,7 +233,7 @@ class Audit:
         if not made or not all(audit.sampled for audit in made):
             raise ValueError("only random samples can be pooled: analyse every image with audit=0.01, without recall")
         parts = [part for audit in made for part in audit.kinds]
-        kinds = list(dict.fromkeys((part.kind, part.plane) for part in parts))
+        kinds = list(dict.fromkeys((part.kind, part.plane, part.output) for part in parts))
         kinds.sort(key=lambda each: (list(_NAMES).index(each[0]), each[1] or 0))
         sides = {audit.side for audit in made if audit.blocks}
         return cls(
@@ -278,7 +275,7 @@ class Audit:
             short = "" if self.certified else f"; {_percent(self.target)} is not certified"
             return f"recall at least {_floored(low)} {sure}{alone}{self._each()}{short} ({work})"
         if math.isnan(self.missed):
-            return f"recall unknown ({work})"
+            return f"recall unknown{self._each()} ({work})"
         if self.blocks and self.too_few(share):
             lead = "too few finds for so small a sample: "
             return f"{lead}recall {_floored(low)} to {high:.1%} {sure}{alone}{self._each()} ({work})"
@@ -293,6 +290,7 @@ class Audit:
         for part in self.kinds:
             low, high = part.recall_interval
             span = f"at least {_floored(low)}" if self.target is not None else f"{_floored(low)} to {high:.1%}"
+            span = "unknown" if self.target is None and math.isnan(part.missed) else span
             spans.append(f"{part.name} {span}{self._assuming(part)}")
         return f": {', '.join(spans)}"
 
@@ -371,12 +369,12 @@ def _stated(of: Part | Audit) -> dict[str, Any]:
     }
 
 
-def _pooled(kind: Kind, plane: int | None, parts: Sequence[Part], confidence: float) -> Part:
-    """Pooled result of one kind, and one band, in many images."""
-    mine = [part for part in parts if (part.kind, part.plane) == (kind, plane)]
+def _pooled(kind: Kind, plane: int | None, output: str, parts: Sequence[Part], confidence: float) -> Part:
+    """Pooled result of one kind, and one band or expert, in many images."""
+    mine = [part for part in parts if (part.kind, part.plane, part.output) == (kind, plane, output)]
     whole = pool([part.sample for part in mine if part.sample is not None])
     found, certain = sum(part.found for part in mine), all(part.certain for part in mine)
-    return replace(Part.of_sample(kind, whole, found, confidence, certain=certain), plane=plane)
+    return replace(Part.of_sample(kind, whole, found, confidence, certain=certain), plane=plane, output=output)
 
 
 def _unknown(blocks: Blocks, confidence: float) -> Audit:

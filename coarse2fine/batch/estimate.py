@@ -76,7 +76,7 @@ class Estimate:
     workers : int
         Processes at a time; 0 with a scheduler.
     macs_per_second : float
-        Speed of one process with the refine net, measured on this machine.
+        Speed of one process with the refine net, or the experts, measured on this machine.
     base_memory : int
         Bytes of a process with libraries and model.
     """
@@ -153,8 +153,11 @@ def _least_and_most(model: Model, config: Config, full_shape: tuple[int, int]) -
 
 
 def _speed(model: Model, runtime: Runtime) -> float:
-    """Multiply-adds per second of the refiner on a window."""
-    return model.refiner.macs_per_second(context_of(model, runtime, (TIMED_SIDE, TIMED_SIDE), model.threshold))
+    """Multiply-adds per second of the refiners on windows, each in proportion to its part of the exhaustive pass."""
+    macs = [band.refiner.macs_per_cell / band.geometry.fine_cell**2 for band in model.bands]
+    sides = (TIMED_SIDE, TIMED_SIDE)
+    speeds = [band.refiner.macs_per_second(context_of(band, runtime, sides, band.threshold)) for band in model.bands]
+    return sum(macs) / sum(n / speed for n, speed in zip(macs, speeds, strict=True))
 
 
 def _duration(seconds: float) -> str:

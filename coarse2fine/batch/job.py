@@ -15,7 +15,7 @@ from coarse2fine._version import __version__
 from coarse2fine.batch.inputs import Item
 from coarse2fine.bundle import ModelSpec
 from coarse2fine.config import Config
-from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.again import ListedExperts
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.errors import ModelError
 from coarse2fine.remembered import open_for
@@ -36,7 +36,7 @@ _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
 
 
 @lru_cache(maxsize=4)
-def loaded(spec: ModelSpec, experts: tuple[str, ...] | None = None) -> Model:
+def loaded(spec: ModelSpec, experts: ListedExperts | None = None) -> Model:
     """The model, loaded once per process, with the experts that texts name.
 
     Raises
@@ -51,11 +51,12 @@ def loaded(spec: ModelSpec, experts: tuple[str, ...] | None = None) -> Model:
 
 
 def model_of(job: Job) -> Model:
-    """The job's model, with its experts if it has some; see `loaded`."""
-    texts = tuple(each for each in job.experts or () if isinstance(each, str))
-    if job.experts and len(texts) < len(job.experts):
-        return loaded(job.model).with_expert(job.experts)
-    return loaded(job.model, texts or None)
+    """The job's model, with its experts and their stored answers if it has some; see `loaded`."""
+    if job.experts and not all(isinstance(each, str) for _, each in job.experts):
+        model = loaded(job.model).with_expert(job.experts)
+    else:
+        model = loaded(job.model, job.experts or None)
+    return model if job.cache is None else model.with_cache(job.cache)
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,10 @@ class Job:
         Least pixels of an image whose partial work is stored.
     report : bool
         Whether to write a page with the results.
-    experts : tuple of str or Expert, optional
-        The experts that the model runs; objects only in the process that made them.
+    experts : tuple of (str, str or Expert), optional
+        The experts that the model runs, with their outputs; objects only in the process that made them.
+    cache : str, optional
+        Folder of the experts' stored answers.
     """
 
     item: Item
@@ -133,7 +136,8 @@ class Job:
     time_limit: float | None = None
     keep_from: int = KEEP_FROM
     report: bool = True
-    experts: tuple[str | Expert, ...] | None = None
+    experts: ListedExperts | None = None
+    cache: str | None = None
 
     def open(self) -> Image:
         """Open the image with the job's options, or else as the model's images were opened.

@@ -11,8 +11,9 @@ from coarse2fine.batch.inputs import Item, sharded
 from coarse2fine.batch.job import KEEP_FROM, Job, Opening, cores, key_of
 from coarse2fine.bundle import ModelSpec
 from coarse2fine.config import Config
-from coarse2fine.experts.again import GivenExperts
+from coarse2fine.experts.again import GivenExperts, ListedExperts, listed
 from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.paths import PathLike
@@ -109,8 +110,10 @@ class BatchRequest:
         Whether the results of a single item lie in `out` itself.
     report : bool
         Whether to write ``report.html`` for each image and for the batch.
-    expert : Expert, str or sequence of these, optional
-        The expert that the model runs, and its alternatives; by default those that a model in memory has.
+    expert : Expert, str, or sequence or mapping of these, optional
+        The experts that the model runs, see `analyze`; by default those that a model in memory has.
+    cache : path, optional
+        Folder of stored answers of the experts; by default that of a model in memory.
     """
 
     items: Sequence[Item]
@@ -122,6 +125,7 @@ class BatchRequest:
     flat: bool = False
     report: bool = True
     expert: GivenExperts | None = None
+    cache: PathLike | None = None
 
     def jobs(self) -> list[Job]:
         """The work on each item, in order.
@@ -158,6 +162,7 @@ class BatchRequest:
                 keep_from=KEEP_FROM,
                 report=self.report,
                 experts=experts,
+                cache=self._answers_folder(),
             )
             if not is_url(item.source) and job.target == Path(item.source).absolute():
                 raise ValueError(
@@ -166,15 +171,24 @@ class BatchRequest:
             jobs.append(job)
         return jobs
 
-    def _sendable_experts(self) -> tuple[Expert | str, ...] | None:
+    def _answers_folder(self) -> str | None:
+        """Folder of stored answers, if there is one."""
+        folder = self.cache
+        if folder is None and isinstance(self.model, Model) and isinstance(self.model.refiner, ExpertRefiner):
+            folder = self.model.refiner.cache
+        return None if folder is None else str(Path(folder).absolute())
+
+    def _sendable_experts(self) -> ListedExperts | None:
         """The experts as their texts, by which workers make them; objects if this process does all the work."""
-        given = self.expert
+        given: GivenExperts | ListedExperts | None = self.expert
         if given is None and isinstance(self.model, Model) and self.model.expert and self.model.expert.call:
             given = self.model.experts
         if given is None:
             return None
-        every = (given,) if isinstance(given, Expert | str) else tuple(given)
-        return every if self.workers.here or self.flat else tuple(map(_text_of, every))
+        every = listed(given)
+        if self.workers.here or self.flat:
+            return every
+        return tuple((output, _text_of(each)) for output, each in every)
 
 
 def _text_of(given: Expert | str) -> str:

@@ -38,6 +38,7 @@ def analyze_folder(
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
     expert: GivenExperts | None = None,
+    cache: PathLike | None = None,
     mask: PathLike | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -68,9 +69,11 @@ def analyze_folder(
         See `analyze`; they apply to each image, as do `channels` and `value_range`.
     mpp : float, optional
         Microns per pixel, instead of the files'; a list's value takes precedence.
-    expert : Expert, str or sequence of these, optional
-        Your own model that a model of `fit(..., expert=...)` runs; workers make it from its text, and an object needs
-        ``workers=0``.
+    expert : Expert, str, or sequence or mapping of these, optional
+        Your own model that a model of `fit(..., expert=...)` runs, see `analyze`; workers make it from its text, and an
+        object needs ``workers=0``.
+    cache : path, optional
+        Folder of an expert's stored answers, which every worker must have access to; see `analyze`.
     mask : path, optional
         A folder or glob of masks named as the images, or one for all of them; see `analyze`.
     workers : int, optional
@@ -117,6 +120,7 @@ def analyze_folder(
         opening=Opening(mpp, channels, value_range),
         report=report,
         expert=expert,
+        cache=cache,
     )
     return run_batch(request, overwrite=overwrite, on_error=on_error, progress=progress)
 

@@ -58,12 +58,12 @@ def measure_routes(
     runtime = Runtime.choose(None, "auto")
     scan, plain = look(image, model, runtime), look(image, alone, runtime)
     assert scan.leaves is not None
-    first, *others = (_finds(each, image, tick) for each in model.experts)
-    cells, objects = refiner.cells, model.experts[0].finds_objects
+    first, *others = (_finds(each, image, tick) for each in refiner.experts)
+    cells, objects = refiner.cells, refiner.expert.finds_objects
     shared = [counts_in_tiles(first, o, objects=objects, cells=cells, shape=counts.shape) for o in others]
     given = np.stack([counts, *(each[0] for each in shared)])
     extra = np.stack([np.zeros_like(counts), *(each[1] for each in shared)])
-    macs = np.array([max(1, each.tile_macs) for each in model.experts])
+    macs = np.array([max(1, each.tile_macs) for each in refiner.experts])
     routed, usual = scan.interest > model.tau, plain.interest > alone.tau
     number = refiner.routes.choice[scan.leaves]
     dealt = number.copy()

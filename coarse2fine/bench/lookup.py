@@ -77,7 +77,7 @@ class SceneLookup:
     """
 
     def __init__(self, model: Model, image: Image, truth: Annotations, runtime: Runtime) -> None:
-        if model.coarser:
+        if model.others:
             raise ValueError(
                 f"benchmarks compare methods on one plane: {model.name} has {len(model.bands)} bands of sizes"
             )

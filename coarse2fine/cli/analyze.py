@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coarse2fine.cli.experts import by_output
 from coarse2fine.cli.options import add_common, add_fields, add_opening, check_place, config_from
 from coarse2fine.terminal import say, say_lines
 
@@ -32,7 +33,10 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
         "--expert",
         action="append",
         metavar="SPEC",
-        help="your own model that the model file runs, see `fit --help`; again for each of its alternatives",
+        help="your own model that the model file runs, see `fit --help`; again for all that were given there",
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="folder of stored answers of --expert, such as that of `fit --cache`"
     )
     parser.add_argument("--overwrite", action="store_true", help="analyse finished images again")
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
@@ -86,7 +90,8 @@ def analyze_command(parsed: argparse.Namespace) -> int:
         opening,
         flat=one,
         report=not parsed.no_report,
-        expert=parsed.expert,
+        expert=by_output(parsed.expert, str) if parsed.expert else None,
+        cache=parsed.cache,
     )
     if parsed.dry_run:
         found = estimate(request)

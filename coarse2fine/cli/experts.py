@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coarse2fine.terminal import say_lines
 
 if TYPE_CHECKING:
     from coarse2fine.experts.expert import Expert
+
+_Made = TypeVar("_Made")
 
 _SPEC = "adapter:model, such as ultralytics:best.pt or onnx:unet.onnx, or package.module:function"
 
@@ -27,10 +31,11 @@ def add_expert(parser: argparse.ArgumentParser) -> None:
 def add_expert_options(group: argparse._ArgumentGroup, name: str = "", *, several: bool = False) -> None:
     """Add the options that describe an expert; `name` is that of its text, if it is an option too.
 
-    With `several` it may be given again, for alternatives with the same options.
+    With `several` it may be given again, for alternatives and for further outputs.
     """
     if several:
-        group.add_argument(name, metavar="SPEC", action="append", help=f"{_SPEC}; again for a cheaper alternative")
+        more = "again for a cheaper alternative, or as NAME=SPEC for each of several outputs"
+        group.add_argument(name, metavar="SPEC", action="append", help=f"{_SPEC}; {more}")
     elif name:
         group.add_argument(name, metavar="SPEC", help=_SPEC)
     group.add_argument("--kind", choices=("boxes", "map", "classes", "vectors"), help="form of its answers")
@@ -45,20 +50,38 @@ def add_expert_options(group: argparse._ArgumentGroup, name: str = "", *, severa
 
 
 def expert_from(parsed: argparse.Namespace, spec: str) -> Expert:
-    """The expert of a command line."""
+    """The expert of a command line: a text may end with options of its own, as a JSON object after a space."""
+    from coarse2fine.experts.again import with_options
     from coarse2fine.experts.expert import expert
 
-    options = dict(map(_pair, parsed.expert_option))
-    return expert(
-        spec,
-        kind=parsed.kind,
-        tile=parsed.tile,
-        context=parsed.context,
-        downsample=parsed.expert_downsample,
-        labels=parsed.labels,
-        confidence=parsed.confidence,
-        **options,
-    )
+    shared = {
+        "kind": parsed.kind,
+        "tile": parsed.tile,
+        "context": parsed.context,
+        "downsample": parsed.expert_downsample,
+        "labels": parsed.labels,
+        "confidence": parsed.confidence,
+    }
+    text, own = with_options(spec)
+    return expert(text, **(shared | dict(map(_pair, parsed.expert_option)) | own))
+
+
+def by_output(specs: Sequence[str], make: Callable[[str], _Made]) -> list[_Made] | dict[str, list[_Made]]:
+    """What is made of the texts of experts: a list, or if they are NAME=SPEC, lists by the names of their outputs.
+
+    Raises
+    ------
+    ValueError
+        If only some have a name.
+    """
+    # A colon ends the prefix of a text, so that an equals sign after it belongs to the text.
+    pairs = [re.fullmatch(r"(?:(\w+)=)?(.*)", spec, re.DOTALL) for spec in specs]
+    named = [(found[1] or "", make(found[2])) for found in pairs if found]
+    if not all(name for name, _ in named):
+        if any(name for name, _ in named):
+            raise ValueError(f"name all outputs, such as --expert nuclei=SPEC, or none; got {', '.join(specs)}")
+        return [each for _, each in named]
+    return {name: [each for other, each in named if other == name] for name in dict.fromkeys(n for n, _ in named)}
 
 
 def watch_from(text: str) -> float | str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from coarse2fine.cli.experts import add_expert_options, expert_from, watch_from
+from coarse2fine.cli.experts import add_expert_options, by_output, expert_from, watch_from
 from coarse2fine.cli.options import add_common, add_reading, check_writable
 from coarse2fine.terminal import say, say_lines
 
@@ -83,7 +84,7 @@ def _fit(parsed: argparse.Namespace) -> None:
         parsed.images,
         parsed.annotations,
         model=parsed.model,
-        expert=[expert_from(parsed, spec) for spec in parsed.expert] if parsed.expert else None,
+        expert=by_output(parsed.expert, partial(expert_from, parsed)) if parsed.expert else None,
         watch=watch_from(parsed.watch),
         channels=parsed.channels,
         value_range=parsed.value_range,

@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from coarse2fine.experts.errors import ExpertError
 from coarse2fine.experts.expert import Expert, expert
 
-GivenExperts = Expert | str | Sequence[Expert | str]
-"""The experts of a model as a user gives them again: one, or one for each, in the order of the fit."""
+GivenExpert = Expert | str
+"""An expert as a user gives it again: itself, or its text."""
+
+GivenExperts = GivenExpert | Sequence[GivenExpert] | Mapping[str, GivenExpert | Sequence[GivenExpert]]
+"""The experts of a model as a user gives them again, in the order of the fit; those of several outputs by name."""
+
+ListedExperts = tuple[tuple[str, GivenExpert], ...]
+"""The same as pairs of output and expert; the output is empty if it was not named."""
 
 
-def all_again(known: Sequence[Expert], given: GivenExperts) -> list[Expert]:
+def listed(given: GivenExperts | ListedExperts) -> ListedExperts:
+    """Given experts as pairs of output and expert."""
+    if isinstance(given, Mapping):
+        return tuple((name, each) for name, some in given.items() for _, each in listed(some))
+    if isinstance(given, Expert | str):
+        return (("", given),)
+    return tuple(each if isinstance(each, tuple) else ("", each) for each in given)
+
+
+def all_again(known: Sequence[tuple[str, Expert]], given: GivenExperts | ListedExperts) -> list[Expert]:
     """The experts of a model file, with the calls of those that the user gives; see `again`.
+
+    Parameters
+    ----------
+    known : sequence of (str, Expert)
+        Each with the name of its output, empty if the model has no names.
+    given : Expert, str, sequence or mapping of these
+        All of them, by their outputs, or without names in the order of the fit.
 
     Raises
     ------
     ExpertError
-        If it is another number of them.
+        If it is another number of them, or outputs have other names.
     """
-    each = [given] if isinstance(given, Expert | str) else list(given)
-    if len(each) != len(known):
-        names = ", ".join(repr(expert.name) for expert in known)
-        raise ExpertError(f"expected all experts of the model in this order: {names}; got {len(each)}")
-    return [again(one, other) for one, other in zip(known, each, strict=True)]
+    each, names = listed(given), [name for name, _ in known]
+    if any(name for name, _ in each):
+        each = tuple(sorted(each, key=lambda pair: names.index(pair[0]) if pair[0] in names else len(names)))
+        mismatch = [name for name, _ in each] != names
+    else:
+        mismatch = len(each) != len(known)
+    if mismatch:
+        wanted = ", ".join(repr(f"{name}={expert.name}" if name else expert.name) for name, expert in known)
+        got = ", ".join(name or "one without a name" for name, _ in each) if any(n for n, _ in each) else len(each)
+        raise ExpertError(f"expected all experts of the model in this order: {wanted}; got {got}")
+    return [again(one, other) for (_, one), (_, other) in zip(known, each, strict=True)]
 
 
 def again(known: Expert, given: Expert | str) -> Expert:
@@ -69,7 +97,7 @@ def again(known: Expert, given: Expert | str) -> Expert:
 
 def _of_known(known: Expert, text: str) -> Expert:
     """The expert of a text, with what a model file says of it as far as that cannot name code or files."""
-    spec, options = _with_options(text)
+    spec, options = with_options(text)
     harmless = {name: value for name, value in known.options.items() if _numbers(value)}
     if missing := sorted(known.options.keys() - harmless.keys() - options.keys()):
         whole = replace(known, spec=spec, options={**known.options, **options}).text
@@ -78,19 +106,16 @@ def _of_known(known: Expert, text: str) -> Expert:
             f"trust it, give all options, as {whole!r}"
         )
     options = harmless | options
-    interest = options.pop("interest", None)
-    made = expert(
-        spec,
-        kind=known.kind,
-        tile=known.tile,
-        context=known.context,
-        downsample=known.downsample,
-        labels=[label.name for label in known.labels],
-        areas=known.labels[0].kind == "area",
-        confidence=known.confidence,
-        interest=interest,
-        **options,
-    )
+    facts: dict[str, Any] = {
+        "kind": known.kind,
+        "tile": known.tile,
+        "context": known.context,
+        "downsample": known.downsample,
+        "labels": [label.name for label in known.labels],
+        "areas": known.labels[0].kind == "area",
+        "confidence": known.confidence,
+    }
+    made = expert(spec, **(facts | options))
     return replace(made, batch=min(made.batch, known.batch))
 
 
@@ -99,8 +124,14 @@ def _numbers(value: Any) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, list) and all(map(_numbers, value)))
 
 
-def _with_options(text: str) -> tuple[str, dict[str, Any]]:
-    """A text without the options after it, and these."""
+def with_options(text: str) -> tuple[str, dict[str, Any]]:
+    """A text without the options after it, and these.
+
+    Raises
+    ------
+    ExpertError
+        If they are no JSON object.
+    """
     spec, brace, rest = text.partition(" {")
     if not brace:
         return text, {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.experts.again import GivenExperts, all_again
 from coarse2fine.experts.answer_store import AnswerStore
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.finds import notes_on_finds
@@ -92,9 +91,9 @@ class ExpertRefiner(Refiner):
         """Notes on which expert answered for how many tiles."""
         return [] if self.routes is None else self.routes.notes(self.expert, leaves)
 
-    def with_calls(self, given: GivenExperts) -> ExpertRefiner:
-        """A copy with the calls of the experts that the user gives; see `again`."""
-        expert, *others = all_again(self.experts, given)
+    def with_experts(self, experts: Sequence[Expert]) -> ExpertRefiner:
+        """A copy with other copies of its experts, in their order."""
+        expert, *others = experts
         routes = None if self.routes is None else replace(self.routes, alternatives=tuple(others))
         return replace(self, expert=expert, routes=routes)
 

@@ -18,7 +18,6 @@ import torch
 
 from coarse2fine.bases import TIMM, prefix_of
 from coarse2fine.config import check_seed, names_checked
-from coarse2fine.experts.expert import Expert
 from coarse2fine.fitting.bands import check_left_out
 from coarse2fine.fitting.geometry import FINE_STRIDE, STRIDES, largest_side, smallest_side
 from coarse2fine.fitting.one_band import BandOrder, ReadyBand, fit_band
@@ -28,8 +27,8 @@ from coarse2fine.fitting.scene import LeftOut
 from coarse2fine.fitting.specialists.add import MODES, Mode
 from coarse2fine.fitting.task import FitTask, Schedule, bands_of, prepare, tell
 from coarse2fine.fitting.timm_weights import Weights
-from coarse2fine.fitting.watching.fit import fit_expert
-from coarse2fine.fitting.watching.recipe import WatchRecipe
+from coarse2fine.fitting.watching.recipe import WatchedExperts, WatchRecipe
+from coarse2fine.fitting.watching.several import fit_experts
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.precision import Precision
 from coarse2fine.models.runtime import Runtime
@@ -46,7 +45,7 @@ def fit(
     annotations: Sources | None = None,
     *,
     model: Model | str | os.PathLike[str] | None = None,
-    expert: Expert | Sequence[Expert] | None = None,
+    expert: WatchedExperts | None = None,
     watch: float | str = 0.1,
     channels: int | Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
@@ -86,14 +85,16 @@ def fit(
         nets are trained further on these scenes, in at most a quarter of `steps`. Thresholds and specialists are fitted
         anew. Give the earlier scenes too, or the model forgets what it learned from them. Of the parameters that
         follow, `expert`, `geometry`, `base`, `base_weights` and `width` must be left out.
-    expert : Expert or sequence of Expert, optional
+    expert : Expert, or sequence or mapping of Expert, optional
         Your own model, see `coarse2fine.expert`: instead of learning from annotations, the scan learns where it finds
         something, and `analyze` runs it there. Of the other parameters only `channels`, `value_range`, `rotate`,
         `recall`, `steps`, `cache`, `seed`, `name`, `device`, `precision` and `progress` then have a meaning. If there
         are several, the first is the reference, and the others are alternatives: each answers for the tiles of those
-        clusters of the scan's features in which it gives what the first does, if it is cheaper.
+        clusters of the scan's features in which it gives what the first does, if it is cheaper. A mapping, such as
+        ``{"nuclei": a, "tissue": b}``, names outputs: each expert, perhaps with alternatives, has a scan, thresholds
+        and recall of its own.
     watch : float or str
-        Share of the tiles on which the expert runs while it is watched, or a time, such as ``"20min"``.
+        Share of the tiles on which the expert runs while it is watched, or a time, such as ``"20min"``; of each output.
     channels, value_range : optional
         How to read the images, see `open_image`. The model stores what was read, and analyses read images alike.
     rotate : bool
@@ -171,8 +172,8 @@ def fit(
     if expert is not None:
         if model is not None:
             raise ValueError("model goes on from annotated scenes, expert is watched instead: leave out one of them")
-        watching = WatchRecipe.of(expert, watch, recall, steps, rotate, seed, name, cache)
-        return fit_expert(images, annotations, watching, runtime, channels, value_range, progress=progress)
+        watching = WatchRecipe.each(expert, watch, recall, steps, rotate, seed, name, cache)
+        return fit_experts(images, annotations, watching, runtime, channels, value_range, progress=progress)
     start = None if model is None else load_start(model, _decided(geometry, base, base_weights, width))
     if start is not None:
         channels, value_range = reading(start, channels, value_range)
@@ -192,7 +193,7 @@ def fit(
                 models.append(fit_band(each, runtime, number, bars))
     known = {"left_out": {each.label: [each.too_large, each.too_small] for each in lost}}
     finest = replace(models[0], provenance={**models[0].provenance, **known})
-    return replace(finest, coarser=tuple(models[1:]))
+    return replace(finest, others=tuple(models[1:]))
 
 
 def _lost(tasks: Sequence[FitTask]) -> tuple[LeftOut, ...]:

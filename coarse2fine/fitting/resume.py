@@ -44,7 +44,7 @@ def load_start(model: Model | str | os.PathLike[str], given: Collection[str]) ->
     start = model if isinstance(model, Model) else load_model(model)
     if not isinstance(start.refiner, DetectionRefiner):
         raise ModelError(f"{start.name} was not fitted to annotations ({start.refiner.kind}): leave out model")
-    if start.coarser:
+    if start.others:
         raise ModelError(f"{start.name} has {len(start.bands)} bands of object sizes, and only one can go on: fit anew")
     return start
 

@@ -119,8 +119,9 @@ def provenance(model: Model, sha256: str | None, runtime: str, parameters: dict[
             "task": model.refiner.kind,
             "sha256": sha256,
             "geometry": dataclasses.asdict(model.geometry),
+            **_output(model),
             **model.provenance,
-            **({"bands": [_band(band) for band in model.coarser]} if model.coarser else {}),
+            **({"bands": [_band(band) for band in model.others]} if model.others else {}),
         },
         "parameters": {**parameters, "runtime": runtime},
         "coarse2fine": __version__,
@@ -129,9 +130,14 @@ def provenance(model: Model, sha256: str | None, runtime: str, parameters: dict[
 
 
 def _band(model: Model) -> dict[str, Any]:
-    """Provenance of a coarser band of a model."""
+    """Provenance of a further band, or a further expert, of a model."""
     geometry = dataclasses.asdict(model.geometry)
-    return {"geometry": geometry, "threshold": model.threshold, **model.provenance}
+    return {"geometry": geometry, "threshold": model.threshold, **_output(model), **model.provenance}
+
+
+def _output(model: Model) -> dict[str, Any]:
+    """Name and labels of what an expert finds, if it has a name."""
+    return {"output": model.output, "labels": [label.name for label in model.refiner.labels]} if model.output else {}
 
 
 def cost_json(cost: Cost) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def conclude(candidates: Candidates, model: Model, scan: Scan, image: Image, thr
 def once(bands: Sequence[tuple[Region, ...]], model: Model) -> tuple[Region, ...]:
     """The finds of all bands, each object once: of several bands' finds of one object the best remains.
 
+    Finds of several experts all remain.
+
     Parameters
     ----------
     bands : sequence of tuple of Region
@@ -57,6 +59,8 @@ def once(bands: Sequence[tuple[Region, ...]], model: Model) -> tuple[Region, ...
     rows = [(region, i) for i, band in enumerate(bands) for region in band]
     every = sorted(rows, key=lambda row: (-row[0].score, row[0].full_box))
     regions, home = [region for region, _ in every], np.array([i for _, i in every], np.int64)
+    if model.output:
+        return tuple(regions)
     number = {label.name: i for i, label in enumerate(model.labels)}
     area = np.array([model.labels[number[r.label]].kind == "area" for r in regions], bool)
     boxes = np.array([r.full_box for r in regions], np.float32).reshape(-1, 4)

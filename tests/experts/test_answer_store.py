@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
-from coarse2fine import ExpertError, analyze, fit
+from coarse2fine import ExpertError, ModelError, analyze, analyze_folder, fit
 from coarse2fine.experts.answer_store import AnswerStore
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.refiner import ExpertRefiner
@@ -62,7 +63,8 @@ def test_costs_count_the_tiles_that_ran(tmp_path: Path) -> None:
     image = scene(333, 420, 60, seed=5)
     model = stored_model(replace(counted()[1], tile_macs=1000), tmp_path)
     first, second = (analyze(image, model, budget=1.0).cost for _ in range(2))
-    assert first.refine_macs == first.exhaustive_macs
+    assert first.exhaustive_macs == second.exhaustive_macs == 42 * 1000
+    assert first.refine_macs == 41 * 1000  # two tiles of ground alone are equal, and of different batches
     assert second.refine_macs == 0
 
 
@@ -126,3 +128,59 @@ def test_a_second_fit_asks_only_for_the_trial(tmp_path: Path) -> None:
     second = fit(scenes, expert=made, **options)
     assert call.tiles < asked / 2
     assert second.tau == first.tau
+
+
+def test_a_model_file_uses_stored_answers(tmp_path: Path) -> None:
+    image, cache = scene(333, 420, 60, seed=5), tmp_path / "answers"
+    call, made = counted()
+    path = model_of(made).save(tmp_path / "m.c2f")
+    plain = analyze(image, path, expert=made, budget=1.0).regions
+    asked = call.tiles
+    assert analyze(image, path, expert=made, cache=cache, budget=1.0).regions == plain
+    once = call.tiles
+    assert asked < once < 2 * asked
+    second = analyze(image, path, expert=made, cache=cache, budget=1.0)
+    assert second.regions == plain
+    assert call.tiles == once
+    assert (second.cost.refine_macs, second.cost.exhaustive_macs) == (0, asked * made.tile_macs)
+    assert "0.0% of the exhaustive pass" in str(second)
+    batch = analyze_folder(
+        _written(tmp_path / "a.png", image),
+        tmp_path / "out",
+        path,
+        expert=made,
+        cache=cache,
+        workers=0,
+        budget=1.0,
+        report=False,
+    )
+    assert batch.ok
+    assert call.tiles == once
+
+
+def test_answers_of_the_fit_count_in_an_analysis(tmp_path: Path) -> None:
+    ground = np.random.default_rng(0).integers(0, 9, (448, 448, 1), np.uint8)  # no two tiles are equal
+    image, cache = np.minimum(scene(448, 448, 25, seed=3), 240) + ground, tmp_path / "answers"
+    call, made = counted(tile_macs=10**9)
+    model = fit(image, expert=made, watch=1.0, steps=10, cache=cache, progress=False)
+    path, asked = model.save(tmp_path / "m.c2f"), call.tiles
+    assert isinstance(model.refiner, ExpertRefiner)
+    assert model.refiner.forecast is not None
+    assert analyze(image, path, expert=made, cache=cache, budget=1.0).regions
+    every = asked + model.refiner.forecast.tiles - model.refiner.forecast.watched
+    assert call.tiles == every
+    batch = analyze_folder(
+        _written(tmp_path / "a.png", image), tmp_path / "out", model, workers=0, budget=1.0, report=False
+    )
+    assert batch.ok
+    assert call.tiles == every
+
+
+def test_a_cache_needs_an_expert(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="was not fitted with an expert: leave out cache"):
+        analyze(scene(100, 100), "digits", cache=tmp_path)
+
+
+def _written(path: Path, image: Pixels) -> Path:
+    cv2.imwrite(str(path), image)
+    return path

@@ -126,7 +126,7 @@ def by_text(tmp_path: Path) -> Path:
 def test_a_file_holds_all_experts_and_they_are_named_again(crowded: Pixels, tmp_path: Path) -> None:
     path = by_text(tmp_path)
     model = load_model(path)
-    assert [each.spec for each in model.experts] == list(TEXTS)
+    assert [each.spec for _, each in model.experts] == list(TEXTS)
     assert "alternative" in str(model)
     wanted = analyze(crowded, routed(disc_expert(Finder(shifted(0.1)))))
     assert found(analyze(crowded, path, expert=TEXTS)) == found(wanted)

@@ -16,8 +16,7 @@ from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.forecast import Forecast
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.fitting.crops import normalisation
-from coarse2fine.fitting.pairs import Sources, load_images, load_pairs
-from coarse2fine.fitting.watching.accuracy import accuracy_of, check_labels
+from coarse2fine.fitting.watching.accuracy import accuracy_of
 from coarse2fine.fitting.watching.calibrate import (
     RECALLS,
     Screen,
@@ -26,7 +25,7 @@ from coarse2fine.fitting.watching.calibrate import (
     calibrated_stage,
     share_with_finds,
 )
-from coarse2fine.fitting.watching.recipe import WatchRecipe, tried_experts
+from coarse2fine.fitting.watching.recipe import WatchRecipe
 from coarse2fine.fitting.watching.routing import Given, Routed, choose_routes
 from coarse2fine.fitting.watching.samples import tile_samples
 from coarse2fine.fitting.watching.scan import ScanPlan, plan_scan, train_scan
@@ -37,7 +36,6 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.pooled import PooledStack
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
-from coarse2fine.remembered import KEY, Remembered
 from coarse2fine.steps.scan import survey_level
 from coarse2fine.tiling.image import Image
 
@@ -51,8 +49,7 @@ _SCAN_COST, _CLOSE_COST = 0.02, 0.15
 _FIND_PIXELS, _TILE_PIXELS = 7.0, 64.0
 # A closer scan is kept if it lowers the cost by this factor.
 _GAIN = 0.93
-_EXPECTED = (
-    ("trying the expert", 0.03),
+EXPECTED = (
     ("watching", 0.2),
     ("scan so far", 0.04),
     ("watching", 0.15),
@@ -63,48 +60,44 @@ _EXPECTED = (
     ("closer scan", 0.05),
     *((f"closer scan, without part {fold + 1}", 0.05) for fold in range(FOLDS)),
 )
+"""Steps of a fit by watching after the trial of the experts, with their usual shares of the time."""
 
 
-def fit_expert(
-    images: Sources,
-    annotations: Sources | None,
+def fit_watched(
+    images: Sequence[Image],
+    truths: Sequence[Annotations],
+    experts: tuple[Expert, ...],
+    seconds: float,
     recipe: WatchRecipe,
     runtime: Runtime,
-    channels: int | Sequence[int] | None = None,
-    value_range: tuple[float, float] | None = None,
-    *,
-    progress: bool,
+    bars: Progress,
 ) -> Model:
     """Fit a scan that chooses the tiles on which an expert finds something.
 
     Parameters
     ----------
-    images, annotations, channels, value_range, progress
-        See `coarse2fine.fit`.
+    images : sequence of Image
+    truths : sequence of Annotations
+        Of each image, if there are any: they say how accurate the expert is.
+    experts : tuple of Expert
+        The expert, and its alternatives, as `tried_experts` returns them.
+    seconds : float
+        Time that a tile takes with all of them.
     recipe : WatchRecipe
     runtime : Runtime
         Of the scan.
+    bars : Progress
 
     Raises
     ------
-    AnnotationError
-        If annotations are given, and cannot be read or have no class in common with the expert.
     ExpertError
         If the expert cannot run.
     ValueError
         If it finds nothing in the watched tiles.
     """
-    pairs = [] if annotations is None else load_pairs(images, annotations, channels, value_range)
-    truths = [truth for _, truth in pairs]
-    if truths:
-        check_labels(recipe.experts[0], truths)
-    opened = [image for image, _ in pairs] or load_images(images, channels, value_range)
-    with Progress(progress, _EXPECTED) as bars, torch.random.fork_rng(devices=[]):
-        experts, seconds = tried_experts(recipe.experts, opened, bars.task("trying the expert"))
-        fitting = _Fitting(opened, experts, recipe, runtime, bars)
-        fitting.watch_rounds(seconds)
-        model = fitting.model(truths)
-    return replace(model, provenance={**model.provenance, KEY: Remembered.of(opened).to_json()})
+    fitting = _Fitting(images, experts, recipe, runtime, bars)
+    fitting.watch_rounds(seconds)
+    return fitting.model(truths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +153,7 @@ class _Fitting:
             std=tuple(map(float, self._std)),
             base=net,
             refiner=ExpertRefiner(expert, cache=self._cache),
+            output=self._recipe.output,
             threshold=expert.confidence,
             window=1,
         )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from coarse2fine.experts.check import check_expert
 from coarse2fine.experts.expert import Expert
+from coarse2fine.experts.outputs import check_outputs
 from coarse2fine.experts.routes import check_alike
 from coarse2fine.fitting.watching.watch import WatchLimit
 from coarse2fine.progress import Tick
 from coarse2fine.tiling.image import Image
+
+WatchedExperts = Expert | Sequence[Expert] | Mapping[str, Expert | Sequence[Expert]]
+"""Experts of a fit: one, or one with its alternatives, or these for each output by its name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class WatchRecipe:
     name : str
     cache : path, optional
         Folder in which the expert's answers are stored.
+    output : str
+        Name of what the expert finds, if there may be several outputs.
     """
 
     experts: tuple[Expert, ...]
@@ -45,14 +51,35 @@ class WatchRecipe:
     seed: int
     name: str
     cache: str | os.PathLike[str] | None = None
+    output: str = ""
 
     @classmethod
-    def of(cls, expert: Expert | Sequence[Expert], watch: float | str, *others: Any) -> Self:
-        """From the parameters of `fit`: one expert or several, a share or a time, and the other fields in order."""
-        experts = (expert,) if isinstance(expert, Expert) else tuple(expert)
-        if not experts or not all(isinstance(each, Expert) for each in experts):
-            raise ValueError(f"expected an expert, or several, made by coarse2fine.expert; got {expert!r:.100}")
-        return cls(experts, WatchLimit.parse(watch), *others)
+    def each(cls, given: WatchedExperts, watch: float | str, *others: Any) -> list[Self]:
+        """One for each output, from the parameters of `fit`: experts, a share or a time, and the other fields in order.
+
+        Raises
+        ------
+        ExpertError
+            If several outputs cannot be joined in one model.
+        ValueError
+            If something else than experts is given.
+        """
+        limit = WatchLimit.parse(watch)
+        if not isinstance(given, Mapping):
+            return [cls(_experts(given), limit, *others)]
+        recipes = [replace(cls(_experts(each), limit, *others), output=name) for name, each in given.items()]
+        if not recipes:
+            raise ValueError("expected at least one output with an expert, got none")
+        check_outputs({recipe.output: recipe.experts[0] for recipe in recipes})
+        return recipes
+
+
+def _experts(given: Expert | Sequence[Expert]) -> tuple[Expert, ...]:
+    """An expert and its alternatives."""
+    experts = (given,) if isinstance(given, Expert) else tuple(given)
+    if not experts or not all(isinstance(each, Expert) for each in experts):
+        raise ValueError(f"expected an expert, or several, made by coarse2fine.expert; got {given!r:.100}")
+    return experts
 
 
 def tried_experts(experts: Sequence[Expert], images: Sequence[Image], tick: Tick) -> tuple[tuple[Expert, ...], float]:

@@ -1,0 +1,82 @@
+"""Fitting by watching: one expert, or several with an output each over the same images, which are opened once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from coarse2fine.annotations.annotated import AnnotationError
+from coarse2fine.annotations.read import Annotations
+from coarse2fine.fitting.pairs import Sources, load_images, load_pairs
+from coarse2fine.fitting.watching.accuracy import check_labels
+from coarse2fine.fitting.watching.fit import EXPECTED, fit_watched
+from coarse2fine.fitting.watching.recipe import WatchRecipe, tried_experts
+from coarse2fine.model import Model
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.progress import Progress
+from coarse2fine.remembered import KEY, Remembered
+
+
+def fit_experts(
+    images: Sources,
+    annotations: Sources | None,
+    recipes: Sequence[WatchRecipe],
+    runtime: Runtime,
+    channels: int | Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    *,
+    progress: bool,
+) -> Model:
+    """Fit one model around the expert, or the experts, of the recipes.
+
+    Parameters
+    ----------
+    images, annotations, channels, value_range, progress
+        See `coarse2fine.fit`.
+    recipes : sequence of WatchRecipe
+        One for each output.
+    runtime : Runtime
+        Of the scans.
+
+    Raises
+    ------
+    AnnotationError
+        If annotations are given, and cannot be read or have no class in common with an expert.
+    ExpertError
+        If an expert cannot run.
+    ValueError
+        If one finds nothing in the watched tiles.
+    """
+    pairs = [] if annotations is None else load_pairs(images, annotations, channels, value_range)
+    truths = _truths_of(recipes, [truth for _, truth in pairs])
+    opened = [image for image, _ in pairs] or load_images(images, channels, value_range)
+    steps = [("trying the expert", 0.03)] * len(recipes) + [*EXPECTED] * len(recipes)
+    with Progress(progress, steps) as bars, torch.random.fork_rng(devices=[]):
+        # All are tried before the first is watched, so that a fault of any is reported at once.
+        tried = [tried_experts(recipe.experts, opened, bars.task("trying the expert")) for recipe in recipes]
+        first, *others = (
+            fit_watched(opened, known, *experts, recipe, runtime, bars)
+            for known, experts, recipe in zip(truths, tried, recipes, strict=True)
+        )
+    provenance = {**first.provenance, KEY: Remembered.of(opened).to_json()}
+    return replace(first, provenance=provenance, others=tuple(others))
+
+
+def _truths_of(recipes: Sequence[WatchRecipe], truths: Sequence[Annotations]) -> list[Sequence[Annotations]]:
+    """The annotations by which each expert is judged: of several experts, none for those without an annotated class."""
+    if not truths:
+        return [()] * len(recipes)
+    if len(recipes) == 1:
+        check_labels(recipes[0].experts[0], truths)
+        return [truths]
+    annotated = {name for truth in truths for name in truth.labels}
+    labels = [{label.name for label in recipe.experts[0].labels} for recipe in recipes]
+    known = {name for mine in labels for name in mine}
+    if not annotated & known:
+        raise AnnotationError(
+            f"the annotated classes {', '.join(sorted(annotated))} are none of the experts' "
+            f"({', '.join(sorted(known))}): name the experts' labels= as the annotations do"
+        )
+    return [truths if annotated & mine else () for mine in labels]
