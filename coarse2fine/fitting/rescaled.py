@@ -1,4 +1,4 @@
-"""The refine net's answer on the scenes at several scales: bases learn from crops of it.
+"""The refine net's answer on the scenes at many scales: bases learn from crops of it.
 
 Distillation works best if teacher and student see the same augmented input (Beyer et al. 2022, arXiv:2106.05237), and
 scale augmentation makes a base generalise better to images that it was not fitted on. So the refine net runs on
