@@ -1,6 +1,7 @@
 """Training samples of the base: crops of the fitting scenes at many scales, with the refine net's output.
 
-The refine net ran once on each scene and each rescaled copy (`coarse2fine.fitting.rescaled`); samples are cut from its answers.
+The refine net ran once on each scene and each rescaled copy (`coarse2fine.fitting.rescaled`); samples are cut from its
+answers.
 """
 
 from __future__ import annotations
