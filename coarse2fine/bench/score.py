@@ -39,6 +39,27 @@ class LabelScore:
         return self.hits / finds if finds else float("nan")
 
 
+@dataclass(frozen=True, eq=False)
+class MatchedFinds:
+    """Finds of a scene, each with the labelled object that it is.
+
+    Parameters
+    ----------
+    labels : ndarray, str, (n,)
+        Class of each.
+    scores : ndarray, float32, (n,)
+    owner : ndarray, int64, (n,)
+        Index of its object; -1 if it is none.
+    counted : ndarray, bool, (n,)
+        Whether its object, or for want of one its centre, lies in an annotated area.
+    """
+
+    labels: NDArray[np.str_]
+    scores: NDArray[np.float32]
+    owner: NDArray[np.int64]
+    counted: NDArray[np.bool_]
+
+
 class Labelled:
     """The labelled objects of a scene, to be matched with finds.
 
@@ -51,30 +72,92 @@ class Labelled:
     truth : Annotations
     model : Model
         Gives the size of a cell, and which classes are areas.
+
+    Attributes
+    ----------
+    labels : ndarray, str, (m,)
+        Class of each object.
+    boxes : ndarray, float64, (m, 4)
+        Their bounds (y0, x0, y1, x1).
+    counted : ndarray, bool, (m,)
+        Whether the centre of each lies in an annotated area.
     """
 
     def __init__(self, truth: Annotations, model: Model) -> None:
         self._areas = {label.name for label in model.labels if label.kind == "area"}
-        boxes = object_boxes(truth, model)[[a.label not in self._areas for a in truth.objects]]
-        self._label = np.array([a.label for a in truth.objects if a.label not in self._areas], str)
-        self._reach = np.maximum(model.geometry.cell, (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0.0) / 2)
-        self._centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        self.boxes = object_boxes(truth, model)[[a.label not in self._areas for a in truth.objects]]
+        self.labels = np.array([a.label for a in truth.objects if a.label not in self._areas], str)
+        longer = (self.boxes[:, 2:] - self.boxes[:, :2]).max(axis=1, initial=0.0)
+        self._reach = np.maximum(model.geometry.cell, longer / 2)
+        self._centre = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
         self._annotated = AnnotatedArea(truth).contains
-        self._counted = self._annotated(*self._centre.T)
+        self.counted = self._annotated(*self._centre.T)
 
     def score(self, regions: Sequence[Region]) -> LabelScore:
         """Match finds with objects of their class, one to one."""
+        found = self.matched(regions)
+        right = found.owner >= 0
+        return LabelScore(
+            int((right & found.counted).sum()), int((~right & found.counted).sum()), int(self.counted.sum())
+        )
+
+    def matched(self, regions: Sequence[Region], overlap: float | None = None) -> MatchedFinds:
+        """Match finds with objects of their class, one to one, the best find first.
+
+        Parameters
+        ----------
+        regions : sequence of Region
+        overlap : float, optional
+            Least IoU of a find with its object, which is the free one that it overlaps most, instead of the rule on
+            centres.
+        """
         found = [r for r in regions if r.label not in self._areas]
-        found_centre = np.array([r.full_centre for r in found], np.float64).reshape(-1, 2)
+        boxes = np.array([r.full_box for r in found], np.float64).reshape(-1, 4)
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         scores = np.array([r.score for r in found], np.float32)
-        found_label = np.array([r.label for r in found], str)
-        hits, false_alarms = 0, 0
-        for name in sorted({*self._label.tolist(), *found_label.tolist()}):
-            mine, true = np.flatnonzero(found_label == name), np.flatnonzero(self._label == name)
-            owner = match(found_centre[mine], scores[mine], self._centre[true], self._reach[true])
-            hits += int(self._counted[true[owner[owner >= 0]]].sum())
-            false_alarms += int(self._annotated(*found_centre[mine[owner < 0]].T).sum())
-        return LabelScore(hits, false_alarms, int(self._counted.sum()))
+        labels = np.array([r.label for r in found], str)
+        owner = np.full(len(found), -1, np.int64)
+        for name in np.unique(labels):
+            mine, true = np.flatnonzero(labels == name), np.flatnonzero(self.labels == name)
+            if overlap is None:
+                own = match(centre[mine], scores[mine], self._centre[true], self._reach[true])
+            else:
+                own = match_boxes(boxes[mine], scores[mine], self.boxes[true], overlap)
+            owner[mine[own >= 0]] = true[own[own >= 0]]
+        counted = self._annotated(*centre.T)
+        counted[owner >= 0] = self.counted[owner[owner >= 0]]
+        return MatchedFinds(labels, scores, owner, counted)
+
+
+def match_boxes(
+    found: NDArray[np.float64], scores: NDArray[np.float32], true: NDArray[np.float64], overlap: float
+) -> NDArray[np.int64]:
+    """Match boxes one to one, the best find first, each with the unmatched object that it overlaps most.
+
+    Parameters
+    ----------
+    found, true : ndarray, float64, (n, 4) and (m, 4)
+        y0, x0, y1, x1.
+    scores : ndarray, float32, (n,)
+        Scores of the finds.
+    overlap : float
+        Least IoU of a find and its object.
+
+    Returns
+    -------
+    ndarray, int64, (n,)
+        Index of each find's object; -1 for a false alarm.
+    """
+    owner = np.full(len(found), -1, np.int64)
+    i, j = shapely.STRtree(_boxes(true)).query(_boxes(found), predicate="intersects")
+    iou = _iou(found[i], true[j])
+    rank = np.empty(len(found), np.int64)
+    rank[np.argsort(-scores, kind="stable")] = np.arange(len(found))
+    free = np.ones(len(true), bool)
+    for row in np.lexsort((-iou, rank[i])).tolist():
+        if iou[row] >= overlap and owner[i[row]] < 0 and free[j[row]]:
+            owner[i[row]], free[j[row]] = j[row], False
+    return owner
 
 
 def object_boxes(truth: Annotations, model: Model) -> NDArray[np.float64]:
@@ -106,12 +189,9 @@ def against_exhaustive(regions: Sequence[Region], reference: Sequence[Region], c
     # Boxes grown by half a cell intersect whenever either rule can hold.
     grown = there + np.array([-0.5, -0.5, 0.5, 0.5]) * cell
     j, i = shapely.STRtree(_boxes(grown)).query(_boxes(found), predicate="intersects")
-    low, high = np.maximum(found[j, :2], there[i, :2]), np.minimum(found[j, 2:], there[i, 2:])
-    common = (high - low).clip(min=0).prod(axis=1)
-    union = _area(found[j]) + _area(there[i]) - common
     apart = np.hypot(*((found[j, :2] + found[j, 2:] - there[i, :2] - there[i, 2:]) / 2).T)
     label = np.array([r.label for r in regions]), np.array([r.label for r in reference])
-    same = (label[0][j] == label[1][i]) & ((apart <= cell / 2) | (common > _SAME_IOU * union))
+    same = (label[0][j] == label[1][i]) & ((apart <= cell / 2) | (_iou(found[j], there[i]) > _SAME_IOU))
     graph = coo_array((np.ones(int(same.sum()), np.int8), (i[same], j[same])), shape=(len(there), len(found)))
     return float((maximum_bipartite_matching(graph.tocsr()) >= 0).sum() / len(there))
 
@@ -122,6 +202,9 @@ def _boxes(bounds: NDArray[np.float64]) -> NDArray[np.object_]:
     return boxes
 
 
-def _area(bounds: NDArray[np.float64]) -> NDArray[np.float64]:
-    area: NDArray[np.float64] = (bounds[:, 2:] - bounds[:, :2]).prod(axis=1)
-    return area
+def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union of boxes, row by row; 0 for two boxes without area."""
+    common = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(min=0).prod(axis=1)
+    union = sum((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (a, b)) - common
+    found: NDArray[np.float64] = np.divide(common, union, out=np.zeros(len(a)), where=union > 0)
+    return found

@@ -11,6 +11,7 @@ experts      real models behind the scan: tiles, multiply-adds and seconds, fore
 annotate     a simulated annotator: F1 against clicks for suggested places, random places and whole scenes.
 sizes        objects of 8 to 400 px: recall by size of one model of several bands, beside models of one size.
 specialists  specialists against controls: errors against multiply-adds, paired tests; novelty without labels.
+detectors    the closer look beside detectors trained as long on the same scenes: average precision and cost.
 glyphs       trees of forks against controls, on a thousand glyphs of many scripts, rendered from fonts.
 """
 
@@ -62,6 +63,7 @@ def main(given: Sequence[str] | None = None) -> int:
     annotate.add_argument("--steps", type=int, help="steps of each net (default: 400; 40 with --quick)")
     _add(annotate, _annotate, "one seed, small scenes, few steps", "F1 is kept: a second run goes on", seeded=False)
     _add_sizes(commands.add_parser("sizes", help="objects of many sizes"))
+    _add_detectors(commands.add_parser("detectors", help="the closer look beside standard detectors"))
     each = commands.add_parser("specialists", help="specialists against controls")
     each.add_argument(
         "--data", type=Path, help="folder with a subfolder per data set: .npz, or images and GeoJSON (default: digits)"
@@ -189,6 +191,31 @@ def _specialists(given: argparse.Namespace) -> SectionReport:
     scale = specialists.QUICK if given.quick else specialists.FULL
     chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
     return specialists.benchmark_specialists(given.out, data=given.data, scale=replace(scale, **chosen))
+
+
+def _add_detectors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder of images with GeoJSON beside them")
+    parser.add_argument("--test", nargs="+", required=True, metavar="NAME", help="scenes to test on, not to fit on")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
+    parser.add_argument("--steps", type=int, help="limit on steps of each of our nets (default: 1000; 60 with --quick)")
+    parser.add_argument("--weights", type=Path, help="weights of timm's mobilenetv2_100, for one more detector")
+    _add(
+        parser,
+        _detectors,
+        "one seed, few steps",
+        "figures of each seed and net are kept: a second run goes on",
+        seeded=False,
+    )
+
+
+def _detectors(given: argparse.Namespace) -> SectionReport:
+    from benchmarks.detectors import run as detectors  # noqa: PLC0415 (needs an extra)
+
+    scale = detectors.QUICK if given.quick else detectors.FULL
+    chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
+    return detectors.benchmark_detectors(
+        given.out, data=given.data, test=given.test, weights=given.weights, scale=replace(scale, **chosen)
+    )
 
 
 def _add_glyphs(parser: argparse.ArgumentParser) -> None:
