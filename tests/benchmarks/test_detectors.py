@@ -12,15 +12,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from benchmarks.detectors import run
+from benchmarks.detectors import nets, run
 from benchmarks.detectors.nets import RCNN, RETINA, Shape, detector, recalibrate, timm_backbone
 from benchmarks.detectors.precision import MISSED, Outcomes, average_precision
 from benchmarks.detectors.training import Drawing, Lesson, train, turned
+from numpy.typing import NDArray
 
-from coarse2fine import Model, Region, load_model
+from coarse2fine import Model, Region, expert, load_model
 from coarse2fine.annotations.annotated import AnnotatedArea
 from coarse2fine.annotations.read import read_annotations
-from coarse2fine.bench.data import digit_split
+from coarse2fine.bench.data import BenchScene, digit_split
 from coarse2fine.bench.score import Labelled
 from coarse2fine.models.errors import ModelError
 from coarse2fine.tiling.opening import open_image
@@ -177,32 +178,76 @@ def test_long_objects_have_long_anchors() -> None:
     assert Shape.of(RCNN, np.tile([10.0, 40.0], (9, 1))).ratios == (0.5, 1.0, 2.0)
 
 
-@needs_torchvision
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [RCNN, RETINA])
-def test_a_trained_detector_finds_squares(name: str) -> None:
-    """Bright squares on a dark ground: after seconds of training most are found, with their boxes."""
+@pytest.fixture(scope="module")
+def squares() -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Bright squares of 24 px on a dark ground, and their boxes."""
     rng = np.random.default_rng(3)
-    pixels = rng.normal(60, 5, (640, 640)).clip(0, 255).astype(np.uint8)
-    boxes: list[tuple[str, Box]] = []
-    for y, x in np.ndindex(8, 8):
-        top, left = 80 * y + int(rng.integers(10, 30)), 80 * x + int(rng.integers(10, 30))
-        pixels[top : top + 32, left : left + 32] = 220
-        boxes.append(("square", (top, left, top + 32, left + 32)))
-    scene = annotated(boxes)
-    truth = read_annotations(scene)
-    shape = Shape.of(name, np.full((9, 2), 32.0))
-    std = np.full(3, 0.2, np.float32)
-    with torch.random.fork_rng(), open_image(pixels) as image:
+    pixels, boxes = rng.normal(60, 5, (320, 320)).clip(0, 255).astype(np.uint8), []
+    for y, x in np.ndindex(5, 5):
+        top, left = 64 * y + int(rng.integers(4, 36)), 64 * x + int(rng.integers(4, 36))
+        pixels[top : top + 24, left : left + 24] = 220
+        boxes.append((top, left, top + 24, left + 24))
+    return pixels, np.array(boxes, np.float64)
+
+
+def test_targets_frame_the_objects_of_turned_crops(squares: tuple[NDArray[np.uint8], NDArray[np.float64]]) -> None:
+    pixels, boxes = squares
+    seen = 0
+    with open_image(pixels) as image:
+        lesson = Lesson(image, boxes, np.full(len(boxes), 2), None)
+        drawing = Drawing([lesson], 100, True, np.full(3, 0.2, np.float32), 1)
+        for seed in range(8):
+            crop, target = drawing.draw(np.random.default_rng(seed))
+            assert crop.shape == (3, 100, 100)
+            assert (target["labels"] == 3).all()
+            bright = crop[0] > (crop.min() + crop.max()) / 2
+            for x0, y0, x1, y1 in target["boxes"].int().tolist():
+                assert bright[y0:y1, x0:x1].all()
+                assert bright[max(0, y0 - 2) : y1 + 2, max(0, x0 - 2) : x1 + 2].float().mean() < 1 or (y1 - y0) < 24
+                seen += 1
+    assert seen > 8
+
+
+@needs_torchvision
+@pytest.mark.parametrize("name", [RCNN, RETINA])
+def test_training_lowers_the_loss(
+    name: str, squares: tuple[NDArray[np.uint8], NDArray[np.float64]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nets, "_CROP", 96)
+    shape, std = Shape.of(name, np.full((9, 2), 24.0)), np.full(3, 0.2, np.float32)
+    with torch.random.fork_rng(), open_image(squares[0]) as image:
         torch.manual_seed(0)
-        net = detector(name, shape, 1, np.full(3, 0.3, np.float32), std)
-        lesson = Lesson(image, np.array([box for _, box in boxes]), np.zeros(len(boxes), np.int64), None)
+        net: Any = detector(name, shape, 1, np.full(3, 0.3, np.float32), std)
+        lesson = Lesson(image, squares[1], np.zeros(len(squares[1]), np.int64), None)
         drawing = Drawing([lesson], shape.crop, True, std, int(name == RCNN))
-        assert train(net, drawing, 20.0, 0, pretrained=False) > 3
-    bench = digit_split(64).train[0]
-    finds = run.expert_finds(run.as_expert(net, shape, ["square"]), type(bench)("squares", pixels, scene, truth))
-    outcomes = Outcomes.of(Labelled(truth, load_model("craters")), finds, 0.5)
-    assert outcomes.average_precision() > 0.5
+        images, targets = zip(*(drawing.draw(np.random.default_rng(seed)) for seed in range(4)), strict=True)
+
+        def loss() -> float:
+            with torch.no_grad():
+                return float(torch.stack(list(net.train()(list(images), list(targets)).values())).sum())
+
+        before = loss()
+        assert train(net, drawing, 5.0, 0, pretrained=False) > 3
+        assert not net.training
+        assert loss() < 0.7 * before
+
+
+def test_an_expert_finds_each_object_once_over_its_tiles(
+    squares: tuple[NDArray[np.uint8], NDArray[np.float64]],
+) -> None:
+    pixels, boxes = squares
+
+    def bright(tiles: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
+        found = []
+        for tile in tiles:
+            _, _, stats, _ = cv2.connectedComponentsWithStats((tile[..., 0] > 140).astype(np.uint8))
+            found.append(np.array([(x, y, x + w, y + h, 0.8, 0) for x, y, w, h, _ in stats[1:]], float).reshape(-1, 6))
+        return found
+
+    scene = BenchScene("squares", pixels, {}, read_annotations(annotated([])))
+    finds = run.expert_finds(expert(bright, tile=64, context=24, labels=["square"]), scene)
+    assert sorted(find.full_box for find in finds) == sorted(map(tuple, boxes.tolist()))
+    assert {(find.label, round(find.score, 3)) for find in finds} == {("square", 0.8)}
 
 
 @needs_torchvision
