@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coarse2fine.fitting.calibrate import CalibrationSet
@@ -20,6 +21,7 @@ from coarse2fine.models.base import Base, BaseSpec
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
+from coarse2fine.tiling.orientation import Turn
 
 PRIOR_LOGIT = -4.0
 SCAN, SAMPLES = "learning where to look", "choosing samples of it"
@@ -80,7 +82,13 @@ def batch_macs(spec: BaseSpec) -> int:
 
 def _batches(recipe: Recipe, samples: Samples) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
     def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
-        rows, turn = rng.integers(len(samples), size=_BATCH), recipe.turn(rng)
+        rows = rng.integers(len(samples), size=_BATCH)
+        # Each crop has its own turn: if a batch had one, one base on Mars needed a sixth more area.
+        turns = [recipe.turn(rng) for _ in rows]
+        alike = [(turn, rows[[each == turn for each in turns]]) for turn in dict.fromkeys(turns)]
+        return tuple(torch.cat(parts) for parts in zip(*(turned(*each, rng) for each in alike), strict=True))
+
+    def turned(turn: Turn, rows: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, ...]:
         x = recipe.batch(samples.pixels[rows], turn, rng, _GRAIN)
         target, valid = (turn_planes(each[rows], turn) for each in (samples.target, samples.valid))
         return x, torch.from_numpy(target), torch.from_numpy(valid).float()
