@@ -28,7 +28,7 @@ from coarse2fine.tiling.orientation import Turn
 _UPRIGHT = Turn(transpose=False, mirror_y=False, mirror_x=False)
 _CROP, _BATCH = 24, 8
 # Crops are drawn once and used several times, each time turned and in another light.
-_CROPS_A_STEP, _HELD_CROPS = 2, 32
+_CROPS_A_STEP, _MOST_CROPS, _HELD_CROPS = 2, 2000, 32
 
 
 def train_refiner(
@@ -45,7 +45,8 @@ def train_refiner(
         Called with the numbers of steps done and of all steps.
     """
     torch.manual_seed(recipe.seed)
-    crops = _drawn(recipe, _Places(scenes), max(_BATCH, _CROPS_A_STEP * recipe.steps))
+    count = min(_CROPS_A_STEP * recipe.steps, _MOST_CROPS)  # bounded: they are kept in memory
+    crops = _drawn(recipe, _Places(scenes), max(_BATCH, count))
     net = _begun(recipe, crops)
 
     def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
