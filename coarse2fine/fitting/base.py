@@ -83,7 +83,6 @@ def batch_macs(spec: BaseSpec) -> int:
 def _batches(recipe: Recipe, samples: Samples) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
     def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
         rows = rng.integers(len(samples), size=_BATCH)
-        # Each crop has its own turn: if a batch had one, one base on Mars needed a sixth more area.
         turns = [recipe.turn(rng) for _ in rows]
         alike = [(turn, rows[[each == turn for each in turns]]) for turn in dict.fromkeys(turns)]
         return tuple(torch.cat(parts) for parts in zip(*(turned(*each, rng) for each in alike), strict=True))
