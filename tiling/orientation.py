@@ -32,6 +32,11 @@ class Turn(NamedTuple):
         """Turn that makes pixels stored in an EXIF orientation, 1 to 8, upright."""
         return cls(orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7))
 
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> Turn:
+        """One of the eight, each equally likely."""
+        return cls(*(rng.random(3) < 0.5).tolist())
+
     def apply(self, pixels: NDArray[Any], y: int = 0, x: int = 1) -> NDArray[Any]:
         """View of pixels, turned; `y` and `x` are the axes of rows and columns."""
         if self.transpose:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +105,12 @@ def grid_of(expert: Expert, image: Image) -> tuple[int, int]:
     """Rows and columns of the expert's tiles."""
     side = expert.tile * expert.downsample
     return ceil_div(image.height, side), ceil_div(image.width, side)
+
+
+def all_finds(expert: Expert, image: Image, tick: Tick | None = None) -> Candidates:
+    """All finds of an expert in an image, before suppression; parameters and errors as of `run_tiles`."""
+    every = np.arange(math.prod(grid_of(expert, image)))
+    return Candidates.concatenate([found for _, found in run_tiles(expert, image, every, tick)])
 
 
 def run_tiles(

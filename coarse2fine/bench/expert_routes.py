@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench.expert_answers import grid_of, run_tiles
+from coarse2fine.bench.expert_answers import all_finds
 from coarse2fine.experts.agreement import counts_in_tiles
-from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.model import Model
-from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
 from coarse2fine.steps.scan import look
@@ -58,7 +55,7 @@ def measure_routes(
     runtime = Runtime.choose(None, "auto")
     scan, plain = look(image, model, runtime), look(image, alone, runtime)
     assert scan.leaves is not None
-    first, *others = (_finds(each, image, tick) for each in refiner.experts)
+    first, *others = (all_finds(each, image, tick) for each in refiner.experts)
     cells, objects = refiner.cells, refiner.expert.finds_objects
     shared = [counts_in_tiles(first, o, objects=objects, cells=cells, shape=counts.shape) for o in others]
     given = np.stack([counts, *(each[0] for each in shared)])
@@ -80,9 +77,3 @@ def measure_routes(
             "tmac": float(scan.macs + macs[who[sent]].sum()) / 1e12,
         }
     return found
-
-
-def _finds(expert: Expert, image: Image, tick: Tick | None) -> Candidates:
-    """All finds of an expert in an image, before suppression."""
-    every = np.arange(math.prod(grid_of(expert, image)))
-    return Candidates.concatenate([found for _, found in run_tiles(expert, image, every, tick)])

@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from coarse2fine.annotations.read import AnnotatedArea, Annotations
 from coarse2fine.fitting.matching import match
 from coarse2fine.model import Model
+from coarse2fine.refiners.suppress import iou
 from coarse2fine.region import Region
 
 _SAME_IOU = 0.5
@@ -150,12 +151,12 @@ def match_boxes(
     """
     owner = np.full(len(found), -1, np.int64)
     i, j = shapely.STRtree(_boxes(true)).query(_boxes(found), predicate="intersects")
-    iou = _iou(found[i], true[j])
+    overlaps = iou(found[i], true[j])
     rank = np.empty(len(found), np.int64)
     rank[np.argsort(-scores, kind="stable")] = np.arange(len(found))
     free = np.ones(len(true), bool)
-    for row in np.lexsort((-iou, rank[i])).tolist():
-        if iou[row] >= overlap and owner[i[row]] < 0 and free[j[row]]:
+    for row in np.lexsort((-overlaps, rank[i])).tolist():
+        if overlaps[row] >= overlap and owner[i[row]] < 0 and free[j[row]]:
             owner[i[row]], free[j[row]] = j[row], False
     return owner
 
@@ -191,7 +192,7 @@ def against_exhaustive(regions: Sequence[Region], reference: Sequence[Region], c
     j, i = shapely.STRtree(_boxes(grown)).query(_boxes(found), predicate="intersects")
     apart = np.hypot(*((found[j, :2] + found[j, 2:] - there[i, :2] - there[i, 2:]) / 2).T)
     label = np.array([r.label for r in regions]), np.array([r.label for r in reference])
-    same = (label[0][j] == label[1][i]) & ((apart <= cell / 2) | (_iou(found[j], there[i]) > _SAME_IOU))
+    same = (label[0][j] == label[1][i]) & ((apart <= cell / 2) | (iou(found[j], there[i]) > _SAME_IOU))
     graph = coo_array((np.ones(int(same.sum()), np.int8), (i[same], j[same])), shape=(len(there), len(found)))
     return float((maximum_bipartite_matching(graph.tocsr()) >= 0).sum() / len(there))
 
@@ -200,11 +201,3 @@ def _boxes(bounds: NDArray[np.float64]) -> NDArray[np.object_]:
     y0, x0, y1, x1 = bounds.T
     boxes: NDArray[np.object_] = shapely.box(x0, y0, x1, y1)
     return boxes
-
-
-def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of boxes, row by row; 0 for two boxes without area."""
-    common = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(min=0).prod(axis=1)
-    union = sum((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (a, b)) - common
-    found: NDArray[np.float64] = np.divide(common, union, out=np.zeros(len(a)), where=union > 0)
-    return found

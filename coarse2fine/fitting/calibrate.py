@@ -134,8 +134,9 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
     seen = survey_scenes(model, setting, level, tick)
     price = setting.price
     scan = price.scan(seen.macs, seen)
-    window, cost, tau = _cheapest_window(model, setting, seen.interests, scan)
-    taus = {f"{r:g}": window_threshold(model, setting, seen.interests, window, r)[0] for r in _TOLD_RECALLS}
+    window, scores = _cheapest_window(model, setting, seen.interests, scan)
+    tau, count = scores.threshold(setting.recall)
+    taus = {f"{r:g}": scores.threshold(r)[0] for r in _TOLD_RECALLS}
     provenance = {
         "f1_held_back": None if math.isnan(setting.answers.f1) else round(setting.answers.f1, 4),
         "area_for_95_percent": {rule: round(a, 5) for rule, a in areas.items()},
@@ -144,24 +145,24 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
         "taus": taus,
     }
     model = replace(model, window=window, tau=tau, provenance=provenance)
-    return Calibrated(model, seen, cost)
+    return Calibrated(model, seen, scan + count * price.window(model, window))
 
 
 def _cheapest_window(
     model: Model, setting: CalibrationSet, interests: Sequence[NDArray[np.float32]], scan: float
-) -> tuple[int, float, float]:
-    """The window that costs least, its cost with the scan at the recall that is wanted, and its threshold.
+) -> tuple[int, WindowScores]:
+    """The window that costs least with the scan, and its scores.
 
     A few finds decide the cost at one recall: lower recalls, which more of them decide, choose the window too.
     """
-    costs, taus = {}, {}
-    recalls = (setting.recall, *_STEADY_RECALLS)
-    for window in WINDOWS:
-        found = [window_threshold(model, setting, interests, window, recall) for recall in recalls]
-        costs[window] = [scan + count * setting.price.window(model, window) for _, count in found]
-        taus[window] = found[0][0]
-    window = min(WINDOWS, key=lambda side: math.prod(costs[side]))
-    return window, costs[window][0], taus[window]
+    scores = {window: WindowScores.of(model, setting, interests, window) for window in WINDOWS}
+
+    def cost(window: int) -> float:
+        counts = [scores[window].threshold(recall)[1] for recall in (setting.recall, *_STEADY_RECALLS)]
+        return math.prod(scan + count * setting.price.window(model, window) for count in counts)
+
+    window = min(WINDOWS, key=cost)
+    return window, scores[window]
 
 
 def calibrate_level(
@@ -226,26 +227,45 @@ def calibrates_on_all(scenes: Sequence[Scene], answers: Answers) -> bool:
     return count < _FEW_FINDS
 
 
-def window_threshold(
-    model: Model,
-    setting: CalibrationSet,
-    interests: Sequence[NDArray[np.float32]],
-    window: int,
-    recall: float,
-) -> tuple[float, int]:
-    """The window score above which windows hold `recall` of the held-out finds, and the number of windows above it."""
-    values, areas, scores = [], [], []
-    for cells, area, interest in zip(*held_finds(model, setting), interests, strict=True):
-        side = min(window, *interest.shape)
-        corners, sums = best_windows(interest, side, _LEAST_TAU)
-        best = np.zeros(interest.shape, np.float32)
-        for dy, dx in np.ndindex(side, side):
-            np.maximum.at(best, (corners[:, 0] + dy, corners[:, 1] + dx), sums)
-        values.append(best[cells[:, 0], cells[:, 1]])
-        areas.append(area)
-        scores.append(sums)
-    tau = least_of(np.concatenate(values), np.concatenate(areas), recall)
-    return tau, int(sum((s > tau).sum() for s in scores))
+@dataclass(frozen=True, eq=False)
+class WindowScores:
+    """Scores of the windows of one size on all scenes.
+
+    Parameters
+    ----------
+    scores : ndarray, float32, (n,)
+        Of all windows.
+    finds : ndarray, float32, (m,)
+        Score of the best window over each held-out find.
+    areas : ndarray, bool, (m,)
+        Which of these finds are parts of areas.
+    """
+
+    scores: NDArray[np.float32]
+    finds: NDArray[np.float32]
+    areas: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls, model: Model, setting: CalibrationSet, interests: Sequence[NDArray[np.float32]], window: int
+    ) -> WindowScores:
+        """The scores for windows of a side, in cells, and maps of interest."""
+        values, areas, scores = [], [], []
+        for cells, area, interest in zip(*held_finds(model, setting), interests, strict=True):
+            side = min(window, *interest.shape)
+            corners, sums = best_windows(interest, side, _LEAST_TAU)
+            best = np.zeros(interest.shape, np.float32)
+            for dy, dx in np.ndindex(side, side):
+                np.maximum.at(best, (corners[:, 0] + dy, corners[:, 1] + dx), sums)
+            values.append(best[cells[:, 0], cells[:, 1]])
+            areas.append(area)
+            scores.append(sums)
+        return cls(np.concatenate(scores), np.concatenate(values), np.concatenate(areas))
+
+    def threshold(self, recall: float) -> tuple[float, int]:
+        """The score above which windows hold `recall` of the finds, and the number of windows above it."""
+        tau = least_of(self.finds, self.areas, recall)
+        return tau, int((self.scores > tau).sum())
 
 
 def held_finds(model: Model, setting: CalibrationSet) -> tuple[list[NDArray[np.int64]], list[NDArray[np.bool_]]]:

@@ -23,11 +23,11 @@ from coarse2fine.fitting.calibrate import (
     CalibrationSet,
     Price,
     StageScan,
+    WindowScores,
     calibrate_level,
     held_finds,
     least_of,
     survey_scenes,
-    window_threshold,
 )
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.scene import Scene
@@ -167,7 +167,7 @@ def _with_glance(
         interest, macs = zoomed(model.levels, [view.interests[index] for view in views])
         interests.append(interest)
         costs += sum(price.scan(m, view) for m, view in zip(macs, views[1:], strict=True))
-    tau, count = window_threshold(model, setting, interests, model.window, setting.recall)
+    tau, count = WindowScores.of(model, setting, interests, model.window).threshold(setting.recall)
     # The glance has missed more than the recall allows: no window threshold reaches it.
     if tau <= 0:
         return None

@@ -57,8 +57,8 @@ class Recipe:
 
     def turn(self, rng: np.random.Generator) -> Turn:
         """A random symmetry; the identity if objects have a right way up."""
-        flags = rng.random(3) < 0.5
-        return Turn(*flags.tolist()) if self.rotate else Turn(False, False, False)
+        turn = Turn.random(rng)
+        return turn if self.rotate else Turn(False, False, False)
 
     def batch(self, pixels: NDArray[np.uint8], turn: Turn, rng: np.random.Generator, grain: float = 0.0) -> Tensor:
         """A net's input (n, c, h, w) from pixels (n, h, w, c): turned, with varied light, and noise.

@@ -114,11 +114,8 @@ def _targets(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Targets (h, w) of a box of a grid that is moved by less than a cell, and where they are known."""
     fine, by = box.scale(ratio), by * ratio
-    if not by.any():
-        known = np.nan_to_num(part_of(cells.astype(np.float32), fine)) > 0
-        return pooled(part_of(area.target, fine), known, ratio)
     known = np.ones((fine.height, fine.width), bool)
-    for corner in itertools.product(*((math.floor(n), math.ceil(n)) for n in by.tolist())):
+    for corner in itertools.product(*({math.floor(n), math.ceil(n)} for n in by.tolist())):
         known &= np.nan_to_num(part_of(cells.astype(np.float32), fine.shift(*corner))) > 0
     return pooled(area.moved(fine, (by[0], by[1])), known, ratio)
 

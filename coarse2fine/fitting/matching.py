@@ -49,6 +49,16 @@ def match(
     return owner
 
 
+def at_thresholds(
+    scores: NDArray[np.float32], right: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct scores, the highest first, with the numbers of right finds and of all finds from each on."""
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    last = np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]  # a threshold takes all equal scores or none
+    return ordered[last], np.cumsum(right[order])[last], np.arange(1, len(ordered) + 1)[last]
+
+
 def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], true_count: int) -> tuple[float, float]:
     """Middle of the thresholds between 0.1 and 0.9 whose F1 is within half a per cent of the best, and its F1.
 
@@ -64,12 +74,9 @@ def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], tru
     true_count : int
         Number of true objects.
     """
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    hits = np.cumsum(right[order])
-    f1 = 2 * hits / (np.arange(1, len(scores) + 1) + max(true_count, 1))
-    last = np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]  # a threshold takes all equal scores or none
-    allowed = (ordered >= 0.1) & (ordered <= 0.9) & last
+    ordered, hits, finds = at_thresholds(scores, right)
+    f1 = 2 * hits / (finds + max(true_count, 1))
+    allowed = (ordered >= 0.1) & (ordered <= 0.9)
     if not allowed.any():
         return 0.5, 0.0
     plateau = np.flatnonzero(allowed & (f1 >= _AS_GOOD * f1[allowed].max()))

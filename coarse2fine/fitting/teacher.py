@@ -173,5 +173,6 @@ def finds_of(candidates: Candidates, threshold: float) -> NDArray[np.float32]:
     p = candidates.scores.astype(np.float64).clip(1e-6, 1 - 1e-6)
     odds = p / (1 - p) * (1 - threshold) / threshold
     middle = (candidates.boxes[:, :2] + candidates.boxes[:, 2:]) / 2
-    middle = np.clip(middle, candidates.cells, candidates.cells + 0.999)
+    cells = candidates.cells.astype(np.float32)
+    middle = np.clip(middle, cells, np.nextafter(cells + 1, np.float32(0)))
     return np.column_stack([middle, odds / (1 + odds)]).astype(np.float32)

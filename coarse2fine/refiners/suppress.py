@@ -122,7 +122,7 @@ def _same_object(a: Candidates, b: Candidates) -> NDArray[np.bool_]:
     smaller = np.sqrt(np.minimum(*((rows[:, 2:] - rows[:, :2]).prod(axis=1) for rows in (p, q))))
     # Boxes are in units of fine cells.
     near = distance < np.minimum(smaller, 1.0)
-    overlap, alike = _iou(p, q), a.labels == b.labels
+    overlap, alike = iou(p, q), a.labels == b.labels
     low, high = p[:, :2] - q[:, :2], q[:, 2:] - p[:, 2:]
     within = ((low >= 0) & (high >= 0)).all(axis=1) | ((low <= 0) & (high <= 0)).all(axis=1)
     limit = np.where(within, _OVERLAP_WITHIN, _OVERLAP_OF_CLASSES)
@@ -130,8 +130,8 @@ def _same_object(a: Candidates, b: Candidates) -> NDArray[np.bool_]:
     return same
 
 
-def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of boxes in rows (y0, x0, y1, x1)."""
+def iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union of boxes (y0, x0, y1, x1), row by row; 0 for two boxes without area."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     common = sides.clip(min=0).prod(axis=1)
     union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - common

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from benchmarks.annotate import run as annotating
 from benchmarks.batches import run as batches
@@ -32,6 +33,8 @@ from benchmarks.soak import run as soaking
 from coarse2fine.bench.sections import SectionReport
 from coarse2fine.cli.benchmark import GIGAPIXEL, SCENES, add_gigapixel, add_output, add_scenes, made_place
 from coarse2fine.terminal import say, say_lines
+
+_Scale = TypeVar("_Scale", bound=Any)  # a dataclass
 
 # ImageError, ModelError and AnnotationError are ValueErrors.
 _EXPECTED = (OSError, ImportError, ValueError)
@@ -113,6 +116,12 @@ def _add(
     parser.set_defaults(run=run)
 
 
+def _scale(given: argparse.Namespace, full: _Scale, quick: _Scale, *options: str) -> _Scale:
+    """The size of a benchmark, with the values of options of these names if they are given."""
+    chosen = {name: getattr(given, name) for name in options if getattr(given, name) is not None}
+    return replace(quick if given.quick else full, **chosen)
+
+
 def _io(given: argparse.Namespace) -> SectionReport:
     scale = reading.QUICK if given.quick else reading.FULL
     return reading.benchmark_io(given.out, data=given.data, scale=scale, seed=given.seed)
@@ -157,40 +166,32 @@ def _add_soak(parser: argparse.ArgumentParser) -> None:
 
 
 def _soak(given: argparse.Namespace) -> SectionReport:
-    scale = soaking.QUICK if given.quick else soaking.FULL
-    return soaking.benchmark_soak(
-        given.out, scale=scale if given.images is None else replace(scale, images=given.images)
-    )
+    return soaking.benchmark_soak(given.out, scale=_scale(given, soaking.FULL, soaking.QUICK, "images"))
 
 
 def _experts(given: argparse.Namespace) -> SectionReport:
     from benchmarks.experts import run as experts  # noqa: PLC0415 (needs an extra)
 
-    scale = experts.QUICK if given.quick else experts.FULL
-    scale = replace(
-        scale, pairs=tuple(given.pairs or scale.pairs), seeds=scale.seeds if given.seeds is None else given.seeds
-    )
+    scale = _scale(given, experts.FULL, experts.QUICK, "seeds")
+    scale = replace(scale, pairs=tuple(given.pairs or scale.pairs))
     return experts.benchmark_experts(given.out, data=given.data, scale=scale)
 
 
 def _annotate(given: argparse.Namespace) -> SectionReport:
-    scale = annotating.QUICK if given.quick else annotating.FULL
-    scale = scale if given.steps is None else replace(scale, steps=given.steps)
+    scale = _scale(given, annotating.FULL, annotating.QUICK, "steps")
     return annotating.benchmark_annotate(given.out, data=given.data, scale=scale)
 
 
 def _sizes(given: argparse.Namespace) -> SectionReport:
-    scale = sizes.QUICK if given.quick else sizes.FULL
-    chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
-    return sizes.benchmark_sizes(given.out, scale=replace(scale, **chosen))
+    scale = _scale(given, sizes.FULL, sizes.QUICK, "seeds", "steps")
+    return sizes.benchmark_sizes(given.out, scale=scale)
 
 
 def _specialists(given: argparse.Namespace) -> SectionReport:
     from benchmarks.specialists import run as specialists  # noqa: PLC0415 (needs an extra)
 
-    scale = specialists.QUICK if given.quick else specialists.FULL
-    chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
-    return specialists.benchmark_specialists(given.out, data=given.data, scale=replace(scale, **chosen))
+    scale = _scale(given, specialists.FULL, specialists.QUICK, "seeds", "steps")
+    return specialists.benchmark_specialists(given.out, data=given.data, scale=scale)
 
 
 def _add_detectors(parser: argparse.ArgumentParser) -> None:
@@ -211,10 +212,9 @@ def _add_detectors(parser: argparse.ArgumentParser) -> None:
 def _detectors(given: argparse.Namespace) -> SectionReport:
     from benchmarks.detectors import run as detectors  # noqa: PLC0415 (needs an extra)
 
-    scale = detectors.QUICK if given.quick else detectors.FULL
-    chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
+    scale = _scale(given, detectors.FULL, detectors.QUICK, "seeds", "steps")
     return detectors.benchmark_detectors(
-        given.out, data=given.data, test=given.test, weights=given.weights, scale=replace(scale, **chosen)
+        given.out, data=given.data, test=given.test, weights=given.weights, scale=scale
     )
 
 
@@ -233,6 +233,5 @@ def _add_glyphs(parser: argparse.ArgumentParser) -> None:
 def _glyphs(given: argparse.Namespace) -> SectionReport:
     from benchmarks.glyphs import run as glyphs  # noqa: PLC0415 (matplotlib is slow to import)
 
-    scale = glyphs.QUICK if given.quick else glyphs.FULL
-    scale = scale if given.seeds is None else replace(scale, seeds=given.seeds)
+    scale = _scale(given, glyphs.FULL, glyphs.QUICK, "seeds")
     return glyphs.benchmark_glyphs(given.out, data=given.data, scale=scale)

@@ -195,7 +195,7 @@ def test_targets_frame_the_objects_of_turned_crops(squares: tuple[NDArray[np.uin
     seen = 0
     with open_image(pixels) as image:
         lesson = Lesson(image, boxes, np.full(len(boxes), 2), None)
-        drawing = Drawing([lesson], 100, True, np.full(3, 0.2, np.float32), 1)
+        drawing = Drawing([lesson], 100, np.full(3, 0.2, np.float32), 1)
         for seed in range(8):
             crop, target = drawing.draw(np.random.default_rng(seed))
             assert crop.shape == (3, 100, 100)
@@ -219,7 +219,7 @@ def test_training_lowers_the_loss(
         torch.manual_seed(0)
         net: Any = detector(name, shape, 1, np.full(3, 0.3, np.float32), std)
         lesson = Lesson(image, squares[1], np.zeros(len(squares[1]), np.int64), None)
-        drawing = Drawing([lesson], shape.crop, True, std, int(name == RCNN))
+        drawing = Drawing([lesson], shape.crop, std, int(name == RCNN))
         images, targets = zip(*(drawing.draw(np.random.default_rng(seed)) for seed in range(4)), strict=True)
 
         def loss() -> float:

@@ -176,8 +176,8 @@ class _Batches:
         shift = rng.uniform(-room, room, 2)
         pixels = _resampled(whole, side, zoom, shift)
         finds, valid = self._targets(self._samples.boxes[row], zoom, shift)
-        flags = rng.random(3) < 0.5
-        turn = Turn(*flags.tolist()) if self._rotate else Turn(False, False, False)
+        turn = Turn.random(rng)
+        turn = turn if self._rotate else Turn(False, False, False)
         normal = (pixels.astype(np.float32) / 255 - self._mean) / self._std
         planes = turn_planes(normal.astype(np.float32).transpose(2, 0, 1), turn).astype(np.float64)
         tint = rng.normal(0, 0.1, (len(planes), 1, 1)) if len(planes) > 1 else 0.0

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coarse2fine.bench.score import Labelled
+from coarse2fine.fitting.matching import at_thresholds
 from coarse2fine.region import Region
 
 MISSED = -1.0
@@ -76,7 +77,7 @@ class Outcomes:
 
     def best(self) -> Point:
         """The threshold, one for all classes, with the highest F1; the higher of equal ones."""
-        scores, hits, finds = _sweep(self.scores, self.right)
+        scores, hits, finds = at_thresholds(self.scores, self.right)
         objects = len(self.object_labels)
         if not len(scores) or not objects:
             return Point(1.0, 0.0, 0.0, 0.0)
@@ -106,17 +107,6 @@ def average_precision(scores: NDArray[np.float32], right: NDArray[np.bool_], obj
     objects : int
         Number of objects, at least 1.
     """
-    _, hits, finds = _sweep(scores, right)
+    _, hits, finds = at_thresholds(scores, right)
     highest = np.maximum.accumulate((hits / finds)[::-1])[::-1]
     return float((np.diff(hits / objects, prepend=0.0) * highest).sum())
-
-
-def _sweep(
-    scores: NDArray[np.float32], right: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Thresholds, the highest first, with the numbers of right finds and of all finds from each on."""
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    # A threshold takes all equal scores or none.
-    last = np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]
-    return ordered[last], np.cumsum(right[order])[last], np.arange(1, len(ordered) + 1)[last]

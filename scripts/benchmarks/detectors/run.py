@@ -17,7 +17,7 @@ from benchmarks.detectors.nets import FLOOR, MOST, RCNN, RETINA, Shape, detector
 from benchmarks.detectors.precision import Outcomes
 from benchmarks.detectors.training import Drawing, lessons_of, train
 from coarse2fine.bench.data import BenchScene, Split, load_scenes, splits
-from coarse2fine.bench.expert_answers import grid_of, run_tiles
+from coarse2fine.bench.expert_answers import all_finds, grid_of
 from coarse2fine.bench.results import mean
 from coarse2fine.bench.score import Labelled, object_boxes
 from coarse2fine.bench.sections import Section, SectionReport
@@ -29,7 +29,6 @@ from coarse2fine.fitting.crops import normalisation
 from coarse2fine.fitting.fit import fit
 from coarse2fine.fitting.forecast import OBJECTS
 from coarse2fine.model import Model, load_model
-from coarse2fine.models.candidates import Candidates
 from coarse2fine.progress import Moment, listening
 from coarse2fine.region import Region
 from coarse2fine.results.json_file import write_json
@@ -201,7 +200,7 @@ class _Seed:
             net = detector(
                 RCNN if name == RCNN else RETINA, shape, len(labels), mean_, std, self.weights if pretrained else None
             )
-            drawing = Drawing(lessons, shape.crop, True, std, int(name == RCNN))
+            drawing = Drawing(lessons, shape.crop, std, int(name == RCNN))
             start = time.process_time()
             steps = train(net, drawing, seconds, self.seed, pretrained=pretrained)
             spent = time.process_time() - start
@@ -243,10 +242,8 @@ def as_expert(net: torch.nn.Module, shape: Shape, labels: Sequence[str]) -> Expe
 def expert_finds(run: Expert, scene: BenchScene) -> list[Region]:
     """What an expert finds in all tiles of a scene, as in an exhaustive pass."""
     with open_image(scene.image) as image:
-        rows, columns = grid_of(run, image)
-        parts = [found for _, found in run_tiles(run, image, np.arange(rows * columns))]
+        every = suppress_across(all_finds(run, image), run.overlap)
         high = np.array([image.height, image.width] * 2)
-    every = suppress_across(Candidates.concatenate(parts), run.overlap)
     boxes = (every.boxes.astype(np.float64) * run.cell * run.downsample).clip(0, high)
     return [
         Region(run.labels[label].name, min(score, 1.0), (box[0], box[1], box[2], box[3]))

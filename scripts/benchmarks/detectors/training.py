@@ -99,7 +99,6 @@ class Drawing:
     lessons : sequence of Lesson
     side : int
         Of a crop, in pixels of the image.
-    rotate : bool
     std : ndarray, float32, (3,)
         Standard deviations of the scenes' pixels, in 0..1: the unit in which brightness varies.
     first : int
@@ -108,7 +107,6 @@ class Drawing:
 
     lessons: Sequence[Lesson]
     side: int
-    rotate: bool
     std: NDArray[np.float32]
     first: int
 
@@ -116,8 +114,7 @@ class Drawing:
         """An image (3, side, side), nearly in 0..1, and its target as torchvision's detectors take it."""
         lesson, y, x = self._place(rng)
         pixels, boxes, labels = lesson.crop(y, x, self.side)
-        flags = rng.random(3) < 0.5
-        turn = Turn(*flags.tolist()) if self.rotate else Turn(False, False, False)
+        turn = Turn.random(rng)
         boxes = turned(boxes, turn, self.side)
         image = torch.from_numpy(np.ascontiguousarray(turn.apply(pixels))).permute(2, 0, 1).float() / 255
         gain, shift = rng.uniform(0.8, 1.25), rng.normal(0, 0.2)
