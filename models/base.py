@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from copy import deepcopy
+from typing import Protocol, Self
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -85,6 +89,21 @@ class Base(nn.Module, ABC):
     def head(self, high: Tensor) -> Tensor:
         """The answer, a linear function of the high-level map."""
         return self.reader(high)  # type: ignore[no-any-return]
+
+    def read_by(self, weights: NDArray[np.float32], bias: float) -> Self:
+        """A copy whose answer is another weighted sum of the high-level map.
+
+        Parameters
+        ----------
+        weights : ndarray, float32, (high_channels,)
+        bias : float
+        """
+        net = deepcopy(self)
+        with torch.no_grad():
+            net.reader.weight.copy_(torch.from_numpy(weights).view_as(net.reader.weight))
+            assert net.reader.bias is not None
+            net.reader.bias.fill_(bias)
+        return net
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.high(x))

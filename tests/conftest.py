@@ -106,7 +106,7 @@ def _firing(base: Base, side: int = 300) -> Firing:
         own = base.head(planes)[0, 0].reshape(-1).numpy()
     high = planes[0].flatten(1).T.contiguous().numpy()
     chance = 1 / (1 + np.exp(-(high @ rng.normal(0, 1, high.shape[1]) - 1.5)))
-    return calibrate_firing(high, own, (rng.random(len(high)) < chance).astype(np.float32))[0]
+    return calibrate_firing(high, own, (rng.random(len(high)) < chance).astype(np.float32))
 
 
 def _detector(channels: int) -> Model:

@@ -15,7 +15,7 @@ from coarse2fine.fitting.rescaled import Area
 from coarse2fine.fitting.scene import PART, Scene, part_of, pooled
 from coarse2fine.fitting.teacher import Answers, _held
 from coarse2fine.model import CascadeStage, Model
-from coarse2fine.models.firing import calibrate_firing
+from coarse2fine.models.firing import Rule, calibrate_firing, choose_rule
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
 from coarse2fine.steps.scan import features, survey_level
@@ -130,7 +130,7 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
     """
     level, areas = calibrate_level(model, setting, model.levels[-1])
     assert level.firing is not None
-    model = replace(model, firing=level.firing)
+    model = replace(model, base=level.net, firing=level.firing)
     seen = survey_scenes(model, setting, level, tick)
     price = setting.price
     scan = price.scan(seen.macs, seen)
@@ -139,7 +139,7 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
     taus = {f"{r:g}": scores.threshold(r)[0] for r in _TOLD_RECALLS}
     provenance = {
         "f1_held_back": None if math.isnan(setting.answers.f1) else round(setting.answers.f1, 4),
-        "area_for_95_percent": {rule: round(a, 5) for rule, a in areas.items()},
+        "area_for_95_percent": {str(rule): round(a, 5) for rule, a in areas.items()},
         "rule": level.firing.rule,
         "recall_target": setting.recall,
         "taus": taus,
@@ -167,8 +167,10 @@ def _cheapest_window(
 
 def calibrate_level(
     model: Model, setting: CalibrationSet, level: CascadeStage
-) -> tuple[CascadeStage, dict[str, float]]:
+) -> tuple[CascadeStage, dict[Rule, float]]:
     """The stage with its firing rule, and the share of the cells that each rule needs for 95 % of the finds.
+
+    If the features choose, their weights replace those that the net's training found.
 
     Parameters
     ----------
@@ -178,8 +180,11 @@ def calibrate_level(
         With a trained net.
     """
     high, logit, target = _held_cells(model, setting, level)
-    firing, areas = calibrate_firing(high, logit, target)
-    return replace(level, firing=firing), areas
+    chosen, areas = choose_rule(high, logit, target)
+    if chosen is None:
+        return replace(level, firing=calibrate_firing(high, logit, target)), areas
+    firing = calibrate_firing(high, chosen(high), target, "discriminant")
+    return replace(level, net=level.net.read_by(*chosen), firing=firing), areas
 
 
 def survey_scenes(model: Model, setting: CalibrationSet, level: CascadeStage, tick: Tick | None = None) -> StageScan:

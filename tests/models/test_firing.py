@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -14,13 +12,12 @@ from scipy.stats import mannwhitneyu
 
 from coarse2fine.models.firing import (
     NO_FEATURE,
-    RULES,
     Curve,
     Firing,
-    Rule,
     area_for_recall,
     calibrate_firing,
-    raw_score,
+    choose_rule,
+    linear_discriminant,
 )
 
 
@@ -34,8 +31,8 @@ def cells(seed: int, count: int = 4000) -> tuple[NDArray[np.float32], NDArray[np
     return high, logit, there.astype(np.float32)
 
 
-def as_planes(high: NDArray[np.float32], logit: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(high.T.copy())[None, :, :, None], torch.from_numpy(logit)[None, None, :, None]
+def as_plane(logit: NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(logit)[None, None, :, None]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 300), st.sampled_from(["normal", "relu", "constant", "counts"]))
@@ -63,43 +60,72 @@ def test_a_curve_gives_the_precision_of_each_bin() -> None:
     assert found.tolist() == pytest.approx([0.8**2, 0.95**2], abs=0.05)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_every_rule_orders_unseen_cells_better_than_chance(rule: Rule) -> None:
-    firing, _ = calibrate_firing(*cells(1))
-    high, logit, there = cells(2)
-    score = raw_score(rule, *as_planes(high, logit), firing.prior, firing.features, firing.curves)[0, :, 0].numpy()
-    beaten = mannwhitneyu(score[there > 0], score[there == 0]).statistic
-    assert beaten / (there.sum() * (there == 0).sum()) > 0.75
+def test_the_discriminant_orders_unseen_cells_better_than_any_feature() -> None:
+    high, _, there = cells(1)
+    seen, _, known = cells(2)
+
+    def auroc(score: NDArray[np.float32]) -> float:
+        return float(mannwhitneyu(score[there > 0], score[there == 0]).statistic / (there.sum() * (there == 0).sum()))
+
+    found = auroc(linear_discriminant(seen, known)(high))
+    assert found > 0.85
+    assert found > max(auroc(high[:, f]) for f in range(6)) + 0.03
 
 
-def test_the_rule_kept_needs_the_least_area() -> None:
-    firing, areas = calibrate_firing(*cells(3))
-    assert set(areas) == set(RULES)
-    assert areas[firing.rule] == min(areas.values())
-    assert set(firing.features[:2].tolist()) == {0, 1}  # those that tell most come first
+def test_the_discriminant_is_that_of_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.discriminant_analysis")
+    rng = np.random.default_rng(3)
+    there = rng.random(60_000) < 0.5  # both kinds alike, so that both means of the covariances are one
+    high = rng.normal(0, 1, (60_000, 4)) @ rng.normal(0, 1, (4, 4)) + there[:, None] * [1, 0, -1, 0.5]
+    high = high.astype(np.float32)
+    ours = linear_discriminant(high, there.astype(np.float32))
+    theirs = sklearn.LinearDiscriminantAnalysis().fit(high, there)
+    agreed = np.corrcoef(ours(high), theirs.decision_function(high))[0, 1]
+    assert agreed > 0.97  # ours is shrunk
+
+
+def test_the_features_choose_unless_the_logit_needs_far_less_area() -> None:
+    high, logit, there = cells(3, 20_000)
+    chosen, areas = choose_rule(high, logit, there)
+    assert areas["discriminant"] < 1.1 * areas["logit"]
+    assert chosen is not None
+    beyond = area_for_recall(chosen(cells(4)[0]), cells(4)[2], 0.95)
+    assert beyond == pytest.approx(areas["discriminant"], abs=0.08)
+    chosen, areas = choose_rule(high, (3 * there + logit).astype(np.float32), there)
+    assert areas["discriminant"] > 1.1 * areas["logit"]
+    assert chosen is None
+
+
+def test_features_that_tell_nothing_or_never_fire_do_no_harm() -> None:
+    high, _, there = cells(5)
+    dead = np.concatenate([high, np.zeros_like(high)], axis=1)
+    found = linear_discriminant(dead, there)
+    assert np.all(found.weights[6:] == 0)
+    assert np.allclose(found(dead), linear_discriminant(high, there)(high), atol=1e-4)
+    assert np.all(np.isfinite(linear_discriminant(np.zeros((50, 3), np.float32), there[:50] * 0 + 0.5).weights))
 
 
 def test_probability_rises_with_the_raw_score_and_is_calibrated() -> None:
     high, _, there = cells(4, 40_000)
     rng = np.random.default_rng(4)
     logit = (rng.normal(-3, 1, len(there)) + 3 * there).astype(np.float32)
-    firing, _ = calibrate_firing(high, logit, there)
-    assert firing.rule == "logit"
-    found = firing.probability(*as_planes(high, logit))[0, :, 0].numpy()
+    firing = calibrate_firing(high, logit, there)
+    found = firing.probability(as_plane(logit))[0, :, 0].numpy()
     assert found.mean() == pytest.approx(there.mean(), rel=0.3)
     ordered = found[np.argsort(logit, kind="stable")]
     assert np.all(np.diff(ordered) >= 0)
     assert len(np.unique(found)) > 0.9 * len(np.unique(logit))  # ranks are kept
     beyond = torch.tensor([-99.0, 99.0])[None, None, :, None]
-    ends = firing.probability(torch.zeros(1, 6, 2, 1), beyond)[0, :, 0]
+    ends = firing.probability(beyond)[0, :, 0]
     assert ends.tolist() == pytest.approx([found.min(), found.max()], rel=1e-2, abs=1e-3)
 
 
 @pytest.mark.parametrize("there", [0.0, 1.0])
 def test_nothing_or_everything_there_stays_finite(there: float) -> None:
     high, logit, targets = cells(5, 500)
-    firing, areas = calibrate_firing(high, logit, np.full_like(targets, there))
-    found = firing.probability(*as_planes(high, logit))
+    chosen, areas = choose_rule(high, logit, np.full_like(targets, there))
+    assert chosen is None
+    found = calibrate_firing(high, logit, np.full_like(targets, there)).probability(as_plane(logit))
     assert bool(torch.isfinite(found).all())
     assert float(found.mean()) == pytest.approx(there, abs=1e-3)
     assert all(0 < area <= 1 for area in areas.values())
@@ -107,7 +133,7 @@ def test_nothing_or_everything_there_stays_finite(there: float) -> None:
 
 def test_strongest_features_have_the_greatest_lift() -> None:
     high, logit, there = cells(6)
-    firing, _ = calibrate_firing(high, logit, there)
+    firing = calibrate_firing(high, logit, there)
     rows = torch.from_numpy(high[:50])
     named = firing.strongest(rows, 3)
     assert named.dtype == torch.uint8
@@ -121,7 +147,7 @@ def test_strongest_features_have_the_greatest_lift() -> None:
 
 def test_a_model_of_few_features_names_few() -> None:
     high, logit, there = cells(7, 500)
-    firing, _ = calibrate_firing(high[:, :2], logit, there)
+    firing = calibrate_firing(high[:, :2], logit, there)
     assert firing.strongest(torch.from_numpy(high[:5, :2]), 3).shape == (5, 2)
 
 
@@ -137,7 +163,7 @@ def test_area_for_recall_is_the_shortest_prefix(seed: int, count: int, recall: f
 
 
 def test_firing_is_a_value() -> None:
-    firing, _ = calibrate_firing(*cells(8, 300))
+    firing = calibrate_firing(*cells(8, 300))
     assert isinstance(firing, Firing)
     with pytest.raises(AttributeError):
         firing.rule = "logit"  # type: ignore[misc]
@@ -147,8 +173,6 @@ def test_looked_up_probabilities_are_those_computed() -> None:
     rng = np.random.default_rng(0)
     logit = rng.normal(0, 3, 4000).astype(np.float32)
     targets = (rng.random(4000) < 1 / (1 + np.exp(-logit))).astype(np.float32)
-    firing, _ = calibrate_firing(rng.random((4000, 5)).astype(np.float32), logit, targets)
-    firing = replace(firing, rule="logit")
+    firing = calibrate_firing(rng.random((4000, 5)).astype(np.float32), logit, targets)
     low = torch.from_numpy(rng.normal(0, 9, (2, 1, 30, 40))).bfloat16()
-    high = torch.zeros(2, 5, 30, 40)
-    assert torch.equal(firing.probability(high, low), firing.probability(high, low.float()))
+    assert torch.equal(firing.probability(low), firing.probability(low.float()))

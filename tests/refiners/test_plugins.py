@@ -47,7 +47,7 @@ def model() -> Model:
     refiner, base = ran("A refiner"), ran("A base")
     net = base["Mean"](base["Spec"]()).eval()
     light = np.linspace(0, 1, 5000, dtype=np.float32)[:, None]
-    firing, _ = calibrate_firing(light, light[:, 0], (light[:, 0] > 0.2).astype(np.float32))
+    firing = calibrate_firing(light, light[:, 0], (light[:, 0] > 0.2).astype(np.float32))
     with torch.no_grad():
         net.reader.weight.fill_(1.0)
         net.reader.bias.fill_(0.0)

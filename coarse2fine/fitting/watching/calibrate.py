@@ -102,9 +102,9 @@ def calibrated_stage(
     chance = tiles.weight / tiles.weight.sum()
     rows = np.random.default_rng(seed).choice(len(tiles), _ROWS, p=chance)
     held = (tiles.finds[rows] > 0).astype(np.float32)
-    firing, _ = calibrate_firing(high[rows], logit[rows], held, rules=("logit",))
-    planes, lone = torch.from_numpy(high.T.copy())[None, :, :, None], torch.from_numpy(logit)[None, None, :, None]
-    return replace(stage, firing=firing), firing.probability(planes, lone)[0, :, 0].numpy()
+    firing = calibrate_firing(high[rows], logit[rows], held)
+    lone = torch.from_numpy(logit)[None, None, :, None]
+    return replace(stage, firing=firing), firing.probability(lone)[0, :, 0].numpy()
 
 
 def activations(
