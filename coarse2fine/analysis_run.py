@@ -207,10 +207,12 @@ class AnalysisRun:
     def failures(
         self, scans: Sequence[Scan], fines: Sequence[Refinement], audited: Sequence[Audited]
     ) -> tuple[str, ...]:
-        """Why parts of the image could not be read, each once."""
+        """Why parts of the image could not be read or refined, each once; with the output if only one says so."""
         rows = zip(scans, self.bands, fines, audited, strict=True)
-        every = (scan.failures + band.pilot.failures + fine.failures + done.failures for scan, band, fine, done in rows)
-        return tuple(dict.fromkeys(failure for failures in every for failure in failures))
+        every = [scan.failures + band.pilot.failures + fine.failures + done.failures for scan, band, fine, done in rows]
+        times = Counter(failure for failures in every for failure in dict.fromkeys(failures))
+        shared = [failure for failure, count in times.items() if count > 1]
+        return (*shared, *self._said([[each for each in failures if times[each] == 1] for failures in every]))
 
     def interest(self, scans: Sequence[Scan]) -> NDArray[np.float32]:
         """Interest of each cell of the result's grid: that of the band in which it is greatest."""

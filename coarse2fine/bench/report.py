@@ -104,6 +104,7 @@ class Report:
             "runs": [_record(o) for o in self.outcomes],
             "audits": [_record(a) for a in self.audits],
             "curves": self._mean_curves(),
+            "printed": str(self).splitlines(),
         }
 
     def _mean_curves(self) -> dict[str, dict[str, list[float]]]:

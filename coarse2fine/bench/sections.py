@@ -92,7 +92,7 @@ class SectionReport:
     def save(self, json: Path) -> Path:
         """Write the figures to `json`, whose folder must exist."""
         record = summary(self.benchmark, self.figures(), self.seeds, self.parameters, self.all_notes(), _PACKAGES)
-        return write_json(json, record | {"explained": list(self.explained)})
+        return write_json(json, record | {"explained": list(self.explained), "printed": str(self).splitlines()})
 
 
 def compared(name: str, these: Sequence[float], those: Sequence[float]) -> dict[str, float]:

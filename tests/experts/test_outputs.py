@@ -154,6 +154,18 @@ def test_the_audit_of_one_is_kept_if_the_other_says_nothing(image: Pixels, monke
         Audit.pooled([audit])
 
 
+def test_failures_name_the_expert_that_failed(image: Pixels) -> None:
+    def now_and_then(pixels: Pixels) -> Any:
+        if (pixels.reshape(len(pixels), -1).max(axis=1) > 100).any():
+            raise RuntimeError("too light for me")
+        return np.zeros((len(pixels), 1, 96, 96), np.float32)
+
+    result = analyze(image, both(ground=Finder(now_and_then)), budget=1.0, audit=0)
+    assert result.failures
+    assert all(each.startswith("ground: the expert failed on the tile at y=") for each in result.failures)
+    assert keys(result, *DISCS)
+
+
 def test_a_file_holds_all_and_they_are_named_again(image: Pixels, tmp_path: Path) -> None:
     model = both()
     path = model.save(tmp_path / "m.c2f")
