@@ -27,7 +27,7 @@ PRIOR_LOGIT = -4.0
 SCAN, SAMPLES = "learning where to look", "choosing samples of it"
 """Names of the steps of training."""
 LONGER = 4
-"""Base steps per step that the refine net may take: the base is cheap to train and has many samples to learn from."""
+"""Base steps per step that the refine net took: the base is cheap to train and has many samples to learn from."""
 _BATCH = 16
 # Largest added noise, in standard deviations of the scenes' pixels: other cameras have other noise.
 _GRAIN = 0.1

@@ -43,7 +43,7 @@ def expected_steps(recipe: Recipe, planned: Sequence[Recipe], scenes: Sequence[S
     ]
     for each in planned:
         spec = base_spec(each.channels, each.geometry, each.width)
-        training = _TRAINING * base.LONGER * each.steps * base.batch_macs(spec)
+        training = _TRAINING * base.LONGER * likely_steps(each.steps) * base.batch_macs(spec)
         scan = full * spec.macs_per_cell / each.geometry.cell**2
         steps += [
             (base.SAMPLES, _SAMPLES * learning),

@@ -85,9 +85,11 @@ def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) ->
     price = _price(order.minimise, draft, scenes, runtime, recipe.seed, planned)
     areas = answered_areas(draft, scenes, answers, planned, runtime, bars.task(RESCALED))
     setting = CalibrationSet(tuple(scenes), answers, order.recall, price, runtime, areas.areas)
-    found = [_calibrated(*each, draft, setting, bars) for each in zip(planned, ready.backbones, strict=True)]
+    # Bases take steps as the refine net did: it needed few if the scenes are few, or the objects plain.
+    lessons = [replace(each, steps=taken.steps) for each in planned]
+    found = [_calibrated(*each, draft, setting, bars) for each in zip(lessons, ready.backbones, strict=True)]
     record, best, setting = add_activity(draft.provenance, _cheapest(found), taken, setting, order.specialists, bars)
-    best = add_glances(best, replace(recipe, geometry=best.model.geometry), setting, bars)
+    best = add_glances(best, replace(taken, geometry=best.model.geometry), setting, bars)
     share = refined_share(scenes, answers, areas, task.band.geometry)
     known = {"calibrated_on_training": self_calibrated, "steps_taken": taken.steps, "refined_share": share}
     cost = {"minimised": order.minimise, "cost": best.cost} | tried(found)
