@@ -400,16 +400,16 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         read_annotations(tmp_path)
 
 
-def test_a_hundred_thousand_features_take_seconds(tmp_path: Path) -> None:
-    boxes = [(i % 1000 * 30, i // 1000 * 30) for i in range(100_000)]
+def test_thousands_of_features_take_seconds(tmp_path: Path) -> None:
+    boxes = [(i % 1000 * 30, i // 1000 * 30) for i in range(25_000)]
     corners = [[[x, y], [x + 20, y], [x + 20, y + 10], [x, y + 10], [x, y]] for x, y in boxes]
     path = tmp_path / "many.geojson"
     path.write_text(json.dumps(collection(*[feature({"type": "Polygon", "coordinates": [ring]}) for ring in corners])))
     start = time.process_time()
-    annotations = read_annotations(path, full_shape=(3000, 30_000))
-    assert time.process_time() - start < 20  # 3 s on an idle machine
-    assert len(annotations.objects) == 100_000
-    assert annotations.objects[-1].full_bounds == (2970, 29_970, 2980, 29_990)
+    annotations = read_annotations(path, full_shape=(750, 30_000))
+    assert time.process_time() - start < 8  # 1 s on an idle machine
+    assert len(annotations.objects) == 25_000
+    assert annotations.objects[-1].full_bounds == (720, 29_970, 730, 29_990)
 
 
 # Finding and pairing files

@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 
 KINDS = ("none", "single", "spread", "clustered", "full", "heavy")
 HOPES = ("blind", "good", "wrong", "noisy")
+SEEDS = (5, pytest.param(21, marks=pytest.mark.slow))
+"""Worlds of each kind and hope: 120 in all, and 504 in `make slow`."""
 
 
 def population(rng: np.random.Generator, kind: str, hope: str, blocks: int) -> tuple[Counts, Floats, int]:
@@ -66,9 +68,10 @@ def certify(bound: MissBound, y: Counts, expected: Floats, target: int, rng: np.
     return bool(bound.upper >= y.sum())
 
 
-def test_bound_covers_under_adaptive_stopping() -> None:
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_bound_covers_under_adaptive_stopping(seeds: int) -> None:
     held, runs = 0, 0
-    for (kind, hope), seed in itertools.product(itertools.product(KINDS, HOPES), range(21)):
+    for (kind, hope), seed in itertools.product(itertools.product(KINDS, HOPES), range(seeds)):
         rng = np.random.default_rng([seed, KINDS.index(kind), HOPES.index(hope)])
         y, expected, cap = population(rng, kind, hope, int(rng.choice([200, 400, 1000])))
         # The stop is set where it does most harm: just below the truth, as far as that goes.
@@ -76,7 +79,6 @@ def test_bound_covers_under_adaptive_stopping() -> None:
         bound = MissBound(expected, cap, target=target, confidence=0.9, seed=seed)
         held += certify(bound, y, expected, target, rng)
         runs += 1
-    assert runs >= 500
     assert held >= 0.9 * runs
 
 
@@ -165,10 +167,11 @@ def test_good_scores_save_draws_and_wrong_ones_do_not_cost_many() -> None:
     assert draws["wrong"] < 3 * draws["blind"]
 
 
-def test_draws_follow_the_weights_whatever_is_refined_in_between() -> None:
+@pytest.mark.parametrize("draws", [500, pytest.param(2000, marks=pytest.mark.slow)])
+def test_draws_follow_the_weights_whatever_is_refined_in_between(draws: int) -> None:
     expected = np.array([0.0, 0.5, 3.0, 0.2, 1.0])
     first, later = np.zeros(5), np.zeros(5)
-    for seed in range(2000):
+    for seed in range(draws):
         bound = MissBound(expected, 1, target=1, seed=seed)
         glimpse = bound.draw(2)
         first[glimpse[0]] += 1
@@ -177,7 +180,7 @@ def test_draws_follow_the_weights_whatever_is_refined_in_between() -> None:
             bound.know([2], [1])
             later[bound.draw(1)[0]] += 1
     weights = bound.weights
-    assert chisquare(first, 2000 * weights / weights.sum()).pvalue > 0.001
+    assert chisquare(first, draws * weights / weights.sum()).pvalue > 0.001
     rest = np.delete(weights, 2)
     assert chisquare(np.delete(later, 2), later.sum() * rest / rest.sum()).pvalue > 0.001
 
@@ -269,7 +272,8 @@ def test_all_blocks_known_leaves_nothing_to_chance() -> None:
     assert (none.upper, none.missed, none.estimate, len(none.draw(5))) == (0, 0, 0.0, 0)
 
 
-def test_estimate_is_that_of_the_sample() -> None:
+@pytest.mark.parametrize("runs", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_estimate_is_that_of_the_sample(runs: int) -> None:
     rng = np.random.default_rng(4)
     y = rng.integers(0, 3, 400)
     bound = MissBound(np.zeros(400), 2, target=5)
@@ -278,12 +282,12 @@ def test_estimate_is_that_of_the_sample() -> None:
     assert bound.estimate == pytest.approx(400 * y[index].mean())
     y, expected, cap = population(rng, "clustered", "good", 400)
     estimates = []
-    for seed in range(300):
+    for seed in range(runs):
         bound = MissBound(expected, cap, target=5, seed=seed)
         index = bound.draw(100)
         bound.see(index, y[index])
         estimates.append(bound.estimate)
-    assert abs(np.mean(estimates) - y.sum()) < 4 * np.std(estimates) / math.sqrt(300)
+    assert abs(np.mean(estimates) - y.sum()) < 4 * np.std(estimates) / math.sqrt(runs)
 
 
 def test_plan_of_draws_is_near_what_it_takes() -> None:
@@ -345,9 +349,10 @@ def bernoulli(rng: np.random.Generator, p: Floats, y: Counts, cap: float | Float
     return Sample.of(p, audited, y[audited], cap)
 
 
-def test_sample_covers_alone_and_pooled() -> None:
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_sample_covers_alone_and_pooled(seeds: int) -> None:
     inside, above, runs = 0, 0, 0
-    for (kind, hope), seed in itertools.product(itertools.product(KINDS, HOPES), range(21)):
+    for (kind, hope), seed in itertools.product(itertools.product(KINDS, HOPES), range(seeds)):
         rng = np.random.default_rng([seed, KINDS.index(kind), HOPES.index(hope)])
         samples, left = [], 0
         for _ in range(int(rng.integers(1, 5))):
@@ -360,7 +365,6 @@ def test_sample_covers_alone_and_pooled() -> None:
         inside += low <= left - sample.found <= high
         above += left - sample.found <= sample.missed_upper(0.9)
         runs += 1
-    assert runs >= 500
     assert min(inside, above) >= 0.9 * runs
 
 

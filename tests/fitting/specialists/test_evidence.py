@@ -62,9 +62,10 @@ def tree(items: Items, rng: np.random.Generator) -> Grown:
     return Grown(clusters, {}, nodes, answers)
 
 
-def test_what_does_not_help_is_kept_in_at_most_one_fit_of_twenty() -> None:
+@pytest.mark.parametrize("runs", [4, pytest.param(12, marks=pytest.mark.slow)])
+def test_what_does_not_help_is_kept_in_at_most_one_fit_of_twenty(runs: int) -> None:
     rng = np.random.default_rng(0)
-    auto, named, runs = 0, 0, 12
+    auto, named = 0, 0
     worlds = [(2, "normal"), (6, "heavy"), (9, "heavy"), (20, "normal")]
     for groups, tail in worlds:
         for _ in range(runs):
@@ -78,7 +79,7 @@ def test_what_does_not_help_is_kept_in_at_most_one_fit_of_twenty() -> None:
         assert binomtest(count, runs * len(worlds), 0.05, "greater").pvalue > 0.02
 
 
-@pytest.mark.parametrize(("groups", "gain"), [(7, 2.5), (12, 1.6)])
+@pytest.mark.parametrize(("groups", "gain"), [(7, 2.5), pytest.param(12, 1.6, marks=pytest.mark.slow)])
 def test_what_helps_is_kept_in_most_fits(groups: int, gain: float) -> None:
     rng = np.random.default_rng(groups)
     found = [world(groups, gain, "normal", rng) for _ in range(4)]
