@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor
 FIRED = 3
 
 
-Rule = Literal["discriminant", "logit"]
-RULES: tuple[Rule, ...] = ("discriminant", "logit")
+Rule = Literal["discriminant", "logit", "log-lift", "noisy-or"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 # Bin edges at quantiles 1 - 2^(-j/2): one bin for each half-octave of the tail, where cells are chosen.
 _QUANTILES = 1.0 - 2.0 ** (-np.arange(1, 29) / 2.0)
@@ -86,8 +86,9 @@ class Firing:
 
     Parameters
     ----------
-    rule : {"discriminant", "logit"}
-        Where the weights of the features come from: from `linear_discriminant`, or from the training of the base.
+    rule : {"discriminant", "logit", "log-lift", "noisy-or"}
+        Where the weights of the features come from: `linear_discriminant`, or the training of the base. Some models of
+        version 0.1 add up what `curves` say of each feature instead, by log-lifts or noisy-or.
     prior : float
         Share of calibration cells that hold something.
     features : ndarray, int64, (f,)
@@ -118,11 +119,13 @@ class Firing:
         if not (np.diff(knots) >= 0).all() or not knots[0] < knots[1] or not ((values >= 0) & (values <= 1)).all():
             raise ValueError("expected increasing knots, and probabilities from 0 to 1")
 
-    def probability(self, logit: Tensor) -> Tensor:
+    def probability(self, high: Tensor, logit: Tensor) -> Tensor:
         """Probability that a refinement would find something, for each cell.
 
         Parameters
         ----------
+        high : Tensor, float, (n, c, h, w)
+            High-level activations of the base.
         logit : Tensor, float, (n, 1, h, w)
             Weighted sum of the high-level activations.
 
@@ -130,6 +133,8 @@ class Firing:
         -------
         Tensor, float32, (n, h, w)
         """
+        if self.rule in ("log-lift", "noisy-or"):
+            return self._calibrated(self._counted(high))
         if logit.dtype == torch.bfloat16:
             table = self._by_bits.to(logit.device)
             return table[logit[:, 0].contiguous().view(torch.int16).long() + 2**15]
@@ -156,6 +161,17 @@ class Firing:
         top = lifts.topk(min(count, lifts.shape[1]), dim=1)
         names = torch.from_numpy(self.features.astype(np.uint8))[top.indices.cpu()]
         return names.masked_fill(top.values.cpu() <= self.prior, NO_FEATURE)
+
+    def _counted(self, high: Tensor) -> Tensor:
+        """Sum over the features of what their precision says, (n, h, w)."""
+        total = torch.zeros(high[:, 0].shape, device=high.device)
+        for feature, curve in zip(self.features.tolist(), self.curves, strict=True):
+            precision = curve(high[:, feature])
+            if self.rule == "log-lift":
+                total += torch.log(precision / (1 - precision)) - np.log(self.prior / (1 - self.prior))
+            else:
+                total -= torch.log1p(-precision)
+        return total
 
     @cached_property
     def _by_bits(self) -> Tensor:

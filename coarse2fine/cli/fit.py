@@ -49,6 +49,9 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
         help="small nets for kinds of cells (default: auto, those that help significantly)",
     )
     parser.add_argument(
+        "--depth", type=int, default=4, help="most steps down the tree of specialists, if each helps (default: 4)"
+    )
+    parser.add_argument(
         "--cache",
         type=Path,
         help="folder from which training of specialists, and watching of an expert, resume after an interruption",
@@ -96,6 +99,7 @@ def _fit(parsed: argparse.Namespace) -> None:
         geometry="search" if parsed.search else None,
         minimise=parsed.minimise,
         specialists=None if parsed.specialists == "none" else parsed.specialists,
+        depth=parsed.depth,
         cache=parsed.cache,
         recall=parsed.recall,
         steps=parsed.steps,

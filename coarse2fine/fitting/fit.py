@@ -24,7 +24,7 @@ from coarse2fine.fitting.one_band import BandOrder, ReadyBand, fit_band
 from coarse2fine.fitting.pairs import Sources, load_pairs
 from coarse2fine.fitting.resume import SHARE, load_start, reading
 from coarse2fine.fitting.scene import LeftOut
-from coarse2fine.fitting.specialists.add import MODES, Mode
+from coarse2fine.fitting.specialists.add import DEEPEST, MODES, Mode
 from coarse2fine.fitting.task import FitTask, Schedule, bands_of, prepare, tell
 from coarse2fine.fitting.timm_weights import Weights
 from coarse2fine.fitting.watching.recipe import WatchedExperts, WatchRecipe
@@ -37,6 +37,7 @@ from coarse2fine.progress import Progress
 from coarse2fine.terminal import say
 
 _LEAST_STEPS = 10
+_MOST_DEPTH = 8
 
 
 @names_checked
@@ -59,6 +60,7 @@ def fit(
     recall: float = 0.97,
     steps: int = 1000,
     specialists: Mode | None = "auto",
+    depth: int = DEEPEST,
     cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
     name: str = "model",
@@ -132,6 +134,8 @@ def fit(
         only if they help significantly on held-out parts of the scenes; if not, and they were requested by name, a
         warning says so. "auto" takes the better of the first two if it helps significantly, and then the third if it
         does beside them; None tries none.
+    depth : int
+        Most steps down the tree of specialists; each is kept only if it helps significantly beyond those above it.
     cache : path, optional
         Folder for the specialists' training data and weights (up to some hundred MB), so that an interrupted fit of the
         same scenes can resume. If a Dask client or scheduler is set, it trains them: its workers must see the folder.
@@ -167,7 +171,7 @@ def fit(
     ValueError
         If a parameter is out of range.
     """
-    _check(recall, steps, seed, object_size, base, base_weights, specialists, geometry, width)
+    _check(recall, steps, seed, object_size, base, base_weights, specialists, depth, geometry, width)
     runtime = Runtime.choose(device, precision)
     if expert is not None:
         if model is not None:
@@ -181,7 +185,7 @@ def fit(
     pairs = load_pairs(images, annotations, channels, value_range)
     bands, schedule = bands_of(pairs, start, object_size, geometry), Schedule(rotate, steps, seed, width)
     strict = start is None and not isinstance(geometry, Geometry)
-    order = BandOrder(base, base_weights, geometry == "search", minimise, recall, specialists, cache, name)
+    order = BandOrder(base, base_weights, geometry == "search", minimise, recall, specialists, depth, cache, name)
     with torch.random.fork_rng(devices=[]):
         # Before any training, so that a fault of the data, the network or its weights is reported at once.
         ready = [ReadyBand.of(order, prepare(pairs, band, start, schedule, strict=strict)) for band in bands]
@@ -215,6 +219,7 @@ def _check(
     base: str | None,
     base_weights: Weights,
     specialists: str | None,
+    depth: int,
     geometry: Geometry | str | None,
     width: float,
 ) -> None:
@@ -234,6 +239,8 @@ def _check(
         raise ValueError("base_weights are weights of a base of timm: name it too, such as base='timm:mobilenetv2_100'")
     if specialists is not None and specialists not in MODES:
         raise ValueError(f"specialists must be None or one of {', '.join(MODES)}, got {specialists!r}")
+    if not 1 <= depth <= _MOST_DEPTH:
+        raise ValueError(f"depth must be a number of steps down the tree from 1 to {_MOST_DEPTH}, got {depth}")
 
 
 def _decided(geometry: object, base: str | None, weights: Weights, width: float) -> list[str]:

@@ -46,6 +46,7 @@ class BandOrder:
     minimise: Literal["macs", "seconds"]
     recall: float
     specialists: Mode | None
+    depth: int
     cache: str | os.PathLike[str] | None
     name: str
 
@@ -78,7 +79,7 @@ def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) ->
     order, task, planned = ready.order, ready.task, ready.planned
     scenes, recipe = task.scenes, task.recipe
     cache = Path(order.cache) / f"band{number}" if number and order.cache is not None else order.cache
-    draft, taken = _refining(task, order.name, runtime, order.specialists, cache, bars)
+    draft, taken = _refining(task, order, runtime, cache, bars)
     answers = exhaustive_answer(draft, scenes, runtime, recipe.seed, bars.task(FINDING))
     draft = replace(draft, threshold=answers.threshold)
     self_calibrated = _check_held(scenes, answers)
@@ -98,19 +99,15 @@ def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) ->
 
 
 def _refining(
-    task: FitTask,
-    name: str,
-    runtime: Runtime,
-    specialists: Mode | None,
-    cache: str | os.PathLike[str] | None,
-    bars: Progress,
+    task: FitTask, order: BandOrder, runtime: Runtime, cache: str | os.PathLike[str] | None, bars: Progress
 ) -> tuple[Model, Recipe]:
     """A model with a trained refine net and specialists, and its recipe with the steps that the net took."""
     net, taken = train_refiner(task.recipe, task.scenes, runtime, bars.task(OBJECTS))
-    draft = _draft(task.recipe, task.band.labels, name, net)
+    draft = _draft(task.recipe, task.band.labels, order.name, net)
     # Specialists learn from as many crops as the refine net needed.
     recipe = replace(task.recipe, steps=taken)
-    return add_specialists(draft, recipe, task.scenes, runtime, specialists, cache, bars), recipe
+    added = add_specialists(draft, recipe, task.scenes, runtime, order.specialists, cache, bars, order.depth)
+    return added, recipe
 
 
 def _price(

@@ -105,7 +105,7 @@ class Scan:
         """
         firing = level.firing
         assert firing is not None
-        probability = firing.probability(logit)
+        probability = firing.probability(high, logit)
         _write(self.interest, cell_corners, probability.cpu().numpy())
         if self.leaves is not None:
             vectors = high.float().movedim(1, -1).cpu().numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from coarse2fine.models.firing import (
     NO_FEATURE,
     Curve,
     Firing,
+    Rule,
     area_for_recall,
     calibrate_firing,
     choose_rule,
@@ -31,8 +34,8 @@ def cells(seed: int, count: int = 4000) -> tuple[NDArray[np.float32], NDArray[np
     return high, logit, there.astype(np.float32)
 
 
-def as_plane(logit: NDArray[np.float32]) -> torch.Tensor:
-    return torch.from_numpy(logit)[None, None, :, None]
+def as_planes(high: NDArray[np.float32], logit: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(high.T.copy())[None, :, :, None], torch.from_numpy(logit)[None, None, :, None]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 300), st.sampled_from(["normal", "relu", "constant", "counts"]))
@@ -110,13 +113,13 @@ def test_probability_rises_with_the_raw_score_and_is_calibrated() -> None:
     rng = np.random.default_rng(4)
     logit = (rng.normal(-3, 1, len(there)) + 3 * there).astype(np.float32)
     firing = calibrate_firing(high, logit, there)
-    found = firing.probability(as_plane(logit))[0, :, 0].numpy()
+    found = firing.probability(*as_planes(high, logit))[0, :, 0].numpy()
     assert found.mean() == pytest.approx(there.mean(), rel=0.3)
     ordered = found[np.argsort(logit, kind="stable")]
     assert np.all(np.diff(ordered) >= 0)
     assert len(np.unique(found)) > 0.9 * len(np.unique(logit))  # ranks are kept
     beyond = torch.tensor([-99.0, 99.0])[None, None, :, None]
-    ends = firing.probability(beyond)[0, :, 0]
+    ends = firing.probability(torch.zeros(1, 6, 2, 1), beyond)[0, :, 0]
     assert ends.tolist() == pytest.approx([found.min(), found.max()], rel=1e-2, abs=1e-3)
 
 
@@ -125,7 +128,7 @@ def test_nothing_or_everything_there_stays_finite(there: float) -> None:
     high, logit, targets = cells(5, 500)
     chosen, areas = choose_rule(high, logit, np.full_like(targets, there))
     assert chosen is None
-    found = calibrate_firing(high, logit, np.full_like(targets, there)).probability(as_plane(logit))
+    found = calibrate_firing(high, logit, np.full_like(targets, there)).probability(*as_planes(high, logit))
     assert bool(torch.isfinite(found).all())
     assert float(found.mean()) == pytest.approx(there, abs=1e-3)
     assert all(0 < area <= 1 for area in areas.values())
@@ -175,4 +178,14 @@ def test_looked_up_probabilities_are_those_computed() -> None:
     targets = (rng.random(4000) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     firing = calibrate_firing(rng.random((4000, 5)).astype(np.float32), logit, targets)
     low = torch.from_numpy(rng.normal(0, 9, (2, 1, 30, 40))).bfloat16()
-    assert torch.equal(firing.probability(low), firing.probability(low.float()))
+    high = torch.zeros(2, 5, 30, 40)
+    assert torch.equal(firing.probability(high, low), firing.probability(high, low.float()))
+
+
+@pytest.mark.parametrize("rule", ["log-lift", "noisy-or"])
+def test_rules_of_older_models_still_rank_unseen_cells(rule: Rule) -> None:
+    seen, _, known = cells(1)
+    high, logit, there = cells(2)
+    firing = replace(calibrate_firing(seen, known, known), rule=rule)
+    score = firing.probability(*as_planes(high, logit))[0, :, 0].numpy()
+    assert mannwhitneyu(score[there > 0], score[there == 0]).statistic / (there.sum() * (there == 0).sum()) > 0.75

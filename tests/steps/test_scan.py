@@ -47,7 +47,7 @@ def whole_pass(pixels: NDArray[np.uint8], model: Model) -> Tensor:
 def interest_of(high: Tensor, model: Model) -> NDArray[np.float32]:
     assert model.firing is not None
     with torch.inference_mode():
-        return model.firing.probability(model.base.head(high[None]))[0].numpy()
+        return model.firing.probability(high[None], model.base.head(high[None]))[0].numpy()
 
 
 @given(

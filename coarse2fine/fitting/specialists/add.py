@@ -36,8 +36,8 @@ from coarse2fine.specialists.tree import SpecialistTree
 Mode = Literal["heads", "tree", "activity", "auto"]
 MODES: tuple[str, ...] = get_args(Mode)
 REMEDY = "annotate more scenes, or train for longer (steps)"
-# Deepest tree; a depth is added only if it helps significantly.
-_DEPTHS = 4
+DEEPEST = 4
+"""Most steps down a tree, unless a fit says otherwise; a step is added only if it helps significantly."""
 _NARROWER = 0.5
 _TILES = 8
 
@@ -63,6 +63,7 @@ def add_specialists(
     mode: Mode | None,
     cache: str | os.PathLike[str] | None,
     bars: Progress,
+    depth: int = DEEPEST,
 ) -> Model:
     """Add heads or a tree if they help significantly on held-out parts; specialists that the scan chooses come later.
 
@@ -80,6 +81,8 @@ def add_specialists(
     cache : path, optional
         Folder of the item store; by default a temporary one.
     bars : Progress
+    depth : int
+        Most steps down the tree.
     """
     refiner = draft.refiner
     if mode is None or not isinstance(refiner, DetectionRefiner):
@@ -103,7 +106,7 @@ def add_specialists(
         cells = UnsureCells.collect(draft, recipe, scenes, runtime, layout, folder, draws) if wanted else None
         if cells is not None:
             names = tuple(label.name for label in draft.labels)
-            learn = _Learning(cells, twins, spec, names, options)
+            learn = _Learning(cells, twins, spec, names, options, depth)
             tried = tests_of(mode, len(record["first_stage"]))
             found = {}
             for done, name in enumerate(wanted):
@@ -131,6 +134,7 @@ class _Learning:
     spec: ColumnSpec
     names: tuple[str, ...]
     options: TrainingOptions
+    depth: int
 
     def __call__(self, name: str, tried: int) -> tuple[Verdict | None, SpecialistTree | None]:
         """Verdict on a mode, if there was anything to learn from, and its tree if it pays."""
@@ -139,7 +143,7 @@ class _Learning:
     @property
     def _specs(self) -> tuple[ColumnSpec, ...]:
         """Shapes of columns at each depth: fewer channels with each step down the tree."""
-        return tuple(self.spec.narrowed(_NARROWER**depth) for depth in range(_DEPTHS))
+        return tuple(self.spec.narrowed(_NARROWER**depth) for depth in range(self.depth))
 
     def _tree(self, specs: tuple[ColumnSpec, ...], tried: int) -> tuple[Verdict | None, SpecialistTree | None]:
         """A tree that grows as long as its next depth helps significantly on held-out cells.

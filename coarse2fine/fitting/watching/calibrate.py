@@ -103,8 +103,8 @@ def calibrated_stage(
     rows = np.random.default_rng(seed).choice(len(tiles), _ROWS, p=chance)
     held = (tiles.finds[rows] > 0).astype(np.float32)
     firing = calibrate_firing(high[rows], logit[rows], held)
-    lone = torch.from_numpy(logit)[None, None, :, None]
-    return replace(stage, firing=firing), firing.probability(lone)[0, :, 0].numpy()
+    planes, lone = torch.from_numpy(high.T.copy())[None, :, :, None], torch.from_numpy(logit)[None, None, :, None]
+    return replace(stage, firing=firing), firing.probability(planes, lone)[0, :, 0].numpy()
 
 
 def activations(
