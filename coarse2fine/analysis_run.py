@@ -244,7 +244,8 @@ class AnalysisRun:
         spent: Counter[str] = Counter(chunks=read.chunks, bytes=read.bytes, fetched=read.fetched)
         for band, scan, fine, done in zip(self.bands, scans, fines, audited, strict=True):
             spent.update(band.spent(scan, fine, done))
-        return Cost(**spent, **seconds)  # type: ignore[arg-type]
+        read_seconds = {"decode_seconds": read.seconds, "wait_seconds": read.waited}
+        return Cost(**spent, **seconds, **read_seconds)  # type: ignore[arg-type]
 
     @property
     def _ratios(self) -> list[int]:

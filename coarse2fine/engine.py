@@ -17,6 +17,7 @@ from coarse2fine.remembered import notes_on, open_for, warn_of
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.cost import Clock
 from coarse2fine.results.folder import provenance
+from coarse2fine.results.timeline import Timeline
 from coarse2fine.steps.checkpoint import Checkpoint
 from coarse2fine.steps.mask import MaskSource
 from coarse2fine.steps.traits import describe_kinds
@@ -34,6 +35,7 @@ def analyze(
     mask: MaskSource | None = None,
     expert: GivenExperts | None = None,
     cache: str | os.PathLike[str] | None = None,
+    profile: bool = False,
     progress: bool = False,
     **options: Unpack[AnalysisOptions],
 ) -> Analysis:
@@ -92,6 +94,8 @@ def analyze(
     cache : path, optional
         Folder in which an expert's answers are stored, by its hash and the pixels of the tiles, and from which known
         ones are taken, those of ``fit(..., cache=...)`` too.
+    profile : bool
+        Whether to record when it did what: `Analysis.timeline`, which prints and draws it.
     progress : bool
         Whether to show a progress bar.
 
@@ -126,7 +130,7 @@ def analyze(
         opened = open_for(loaded, image, channels=channels, value_range=value_range)
         with _closed_on_failure(opened, mine=opened is not image):
             warn_of(loaded, opened)
-            return run_analysis(opened, loaded, config, steps=bars, mask=mask, model_sha256=sha256)
+            return run_analysis(opened, loaded, config, steps=bars, mask=mask, model_sha256=sha256, profile=profile)
 
 
 def run_analysis(
@@ -138,6 +142,7 @@ def run_analysis(
     checkpoint: Checkpoint | None = None,
     mask: MaskSource | None = None,
     model_sha256: str | None = None,
+    profile: bool = False,
 ) -> Analysis:
     """Run an analysis; see `analyze`.
 
@@ -153,9 +158,11 @@ def run_analysis(
     mask : path or ndarray, bool, (h, w), optional
     model_sha256 : str, optional
         Hash of the model's file.
+    profile : bool
     """
     opened = open_image(image)
     clock, before = Clock(), opened.stats.snapshot()
+    opened.stats.spans = [] if profile else None
     with _closed_on_failure(opened, mine=opened is not image):
         run = AnalysisRun(opened, model, config, checkpoint or Checkpoint(), mask)
         with clock("scan"):
@@ -189,6 +196,7 @@ def run_analysis(
             **({"kinds": kinds} if kinds else {}),
             **notes_on(model, opened, notes),
         },
+        timeline=None if opened.stats.spans is None else Timeline.of(clock.steps, opened.stats.spans),
     )
 
 

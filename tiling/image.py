@@ -349,7 +349,7 @@ class Image:
         pixels = self._mended(level, box, self._source.read, read_from_finer)
         if not self._source.in_memory and isinstance(pixels.base, np.ndarray) and pixels.base.nbytes > pixels.nbytes:
             pixels = pixels.copy()  # a view would keep the whole decoded chunk, such as other planes, in memory
-        self.stats.add(1, pixels.nbytes, time.perf_counter() - begin)
+        self.stats.add(pixels.nbytes, begin)
         return pixels
 
     def _mask(self, level: int, box: Box) -> NDArray[np.bool_]:

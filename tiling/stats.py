@@ -3,7 +3,28 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Time that a thread spent on reading.
+
+    Parameters
+    ----------
+    kind : {"decode", "wait"}
+        Fetching and decoding of a chunk, or waiting for pixels that other threads read.
+    thread : int
+    start, end : float
+        Seconds, by `time.perf_counter`.
+    """
+
+    kind: Literal["decode", "wait"]
+    thread: int
+    start: float
+    end: float
 
 
 @dataclass
@@ -23,6 +44,10 @@ class ReadStats:
         libraries read (OpenSlide, tensorstore) are not counted.
     requests : int
         Separate reads of the file, or requests to the server.
+    waited : float
+        Time for which whoever needed pixels waited for them, in seconds.
+    spans : list of Span, optional
+        If given, takes each time of decoding and of waiting.
     """
 
     chunks: int = 0
@@ -30,14 +55,27 @@ class ReadStats:
     seconds: float = 0.0
     fetched: int = 0
     requests: int = 0
+    waited: float = 0.0
+    spans: list[Span] | None = field(default=None, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def add(self, chunks: int, size: int, seconds: float) -> None:
-        """Count chunks that were decoded."""
+    def add(self, size: int, start: float) -> None:
+        """Count a chunk that was decoded from `start`, by `time.perf_counter`, until now."""
         with self._lock:
-            self.chunks += chunks
+            self.chunks += 1
             self.bytes += size
-            self.seconds += seconds
+            self.seconds += self._spent("decode", start)
+
+    def wait(self, start: float) -> None:
+        """Count a wait for pixels from `start` until now."""
+        with self._lock:
+            self.waited += self._spent("wait", start)
+
+    def _spent(self, kind: Literal["decode", "wait"], start: float) -> float:
+        end = time.perf_counter()
+        if self.spans is not None:
+            self.spans.append(Span(kind, threading.get_ident(), start, end))
+        return end - start
 
     def fetch(self, size: int) -> None:
         """Count one read of stored bytes."""
@@ -48,7 +86,7 @@ class ReadStats:
     def snapshot(self) -> ReadStats:
         """Copy the counters as they are now."""
         with self._lock:
-            return ReadStats(self.chunks, self.bytes, self.seconds, self.fetched, self.requests)
+            return ReadStats(self.chunks, self.bytes, self.seconds, self.fetched, self.requests, self.waited)
 
     def since(self, before: ReadStats) -> ReadStats:
         """Difference from an earlier copy."""
@@ -59,4 +97,5 @@ class ReadStats:
             now.seconds - before.seconds,
             now.fetched - before.fetched,
             now.requests - before.requests,
+            now.waited - before.waited,
         )

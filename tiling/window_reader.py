@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -206,7 +207,9 @@ class WindowReader:
         return self._image.read(box) if self._downsample == 1 else self._image.read_scaled(box, self._downsample)
 
     def _finish(self, pending: _Pending) -> WindowBatch:
+        start = time.perf_counter()
         reads = [each for read in pending.reads for each in read.result()]
+        self._image.stats.wait(start)
         for each in reads:
             if each.reason is not None and each.reason not in self.failures:
                 self.failures.append(each.reason)

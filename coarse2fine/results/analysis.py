@@ -35,6 +35,7 @@ from coarse2fine.results.notebook import notebook_html
 from coarse2fine.results.overlays import encoded, read_overview, thumbnail
 from coarse2fine.results.recorded_image import record_of
 from coarse2fine.results.tables import write_csv, write_parquet
+from coarse2fine.results.timeline import Timeline
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.opening import ImageSource
@@ -73,6 +74,8 @@ class Analysis(Exportable):
         Reasons why parts of the image could not be read, each once.
     provenance : mapping
         Model, parameters, versions; JSON values.
+    timeline : Timeline or None
+        When it did what, of ``analyze(..., profile=True)``; not saved.
     """
 
     cost: Cost
@@ -80,6 +83,7 @@ class Analysis(Exportable):
     complete: bool
     failures: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    timeline: Timeline | None = field(default=None, compare=False)
 
     def __enter__(self) -> Analysis:
         return self

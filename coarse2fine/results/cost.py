@@ -29,6 +29,10 @@ class Cost:
         Stored chunks decoded, and their decoded size.
     fetched : int
         Stored bytes read from the file or the network, if the reader counts them.
+    decode_seconds : float
+        Time of fetching and decoding, summed over threads: mostly beside the nets.
+    wait_seconds : float
+        Part of the steps' time in which they waited for pixels.
     """
 
     scan_macs: int
@@ -45,6 +49,8 @@ class Cost:
     chunks: int
     bytes: int
     fetched: int
+    decode_seconds: float = 0.0
+    wait_seconds: float = 0.0
 
     @property
     def macs(self) -> int:
@@ -81,13 +87,24 @@ class Cost:
 
 
 class Clock:
-    """Stopwatch of the steps; `seconds` has the names of `Cost`'s fields."""
+    """Stopwatch of the steps.
+
+    Attributes
+    ----------
+    steps : list of (str, float, float)
+        Names of the steps, with their start and end by `time.perf_counter`.
+    """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.steps: list[tuple[str, float, float]] = []
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[f"{step}_seconds"] = time.perf_counter() - start
+        self.steps.append((step, start, time.perf_counter()))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time of each step, by the names of `Cost`'s fields."""
+        return {f"{step}_seconds": end - start for step, start, end in self.steps}

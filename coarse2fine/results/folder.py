@@ -188,7 +188,8 @@ def _given(image: ImageSource, record: Mapping[str, Any]) -> Image:
 def _cost(record: Mapping[str, Any], timing: Path) -> Cost:
     varying = json.loads(timing.read_text("utf-8")) if timing.is_file() else dict.fromkeys(_VARYING, 0)
     names = (field.name for field in dataclasses.fields(Cost))
-    return Cost(**{name: varying[name] if name in _VARYING else record[name] for name in names})
+    # Times that an older version did not measure are 0.
+    return Cost(**{name: varying.get(name, 0) if name in _VARYING else record[name] for name in names})
 
 
 def pooled_audit(facts: Iterable[Mapping[str, Any]]) -> tuple[Audit, int] | None:

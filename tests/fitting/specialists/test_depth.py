@@ -13,6 +13,7 @@ from coarse2fine.cli.main import main
 from coarse2fine.fitting.specialists.add import _Learning
 from coarse2fine.fitting.specialists.grow_tree import TreeGrower
 from coarse2fine.fitting.specialists.items import ItemStore
+from coarse2fine.models.feature_maps import ColumnSpec
 from tests.fitting.specialists.test_train import QUICK, columns, items, twins
 
 
@@ -22,7 +23,12 @@ def test_a_tree_takes_no_more_steps_than_it_may(tmp_path: Path, monkeypatch: pyt
     cells: Any = SimpleNamespace(store=store, held_cells=200)
     tried = []
     deepen = TreeGrower.deepen
-    monkeypatch.setattr(TreeGrower, "deepen", lambda self, spec: tried.append(spec) or deepen(self, spec))
+
+    def counted(grower: TreeGrower, spec: ColumnSpec) -> bool:
+        tried.append(spec)
+        return deepen(grower, spec)
+
+    monkeypatch.setattr(TreeGrower, "deepen", counted)
     verdict, tree = _Learning(cells, twins(), columns()[0], ("a", "b"), QUICK, depth)("tree", 1)
     assert verdict is not None
     assert tree is not None
