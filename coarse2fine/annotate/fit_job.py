@@ -18,6 +18,7 @@ from coarse2fine.tiling.writing.atomic import replacing_folder, sibling
 
 Status = Literal["idle", "running", "done", "failed", "cancelled"]
 
+_WORKER = "coarse2fine.annotate.fit_worker"
 _PARTIAL = ".fit"
 _GRACE = 5.0
 _TOLD = 600
@@ -110,8 +111,8 @@ class FitJob:
             task = {"image": image, "annotations": annotations, "steps": steps}
             task |= {"folder": str(partial), "name": self.folder.stem}
             errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the watcher closes it)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "coarse2fine.annotate.fit_worker"],
+            self._process = subprocess.Popen(  # noqa: S603 (the command is fixed)
+                [sys.executable, "-m", _WORKER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

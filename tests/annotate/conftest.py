@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from coarse2fine.annotate.server import AnnotateServer
 from tests.annotate.local import ask, boxed, serving, squares
 
 SIZE = (300, 400)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def draw_picture(folder: Path) -> Path:
@@ -47,8 +49,10 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnnotateServer]
     half = [boxed(x, y, x + 20, y + 20) for x, y in squares() if x < 190]
     payload = {"type": "FeatureCollection", "features": [*half, boxed(0, 0, 190, 300, "Region*")]}
     path.with_suffix(".geojson").write_text(json.dumps(payload), "utf-8")
-    with serving(path, ()) as running:
-        status, told = ask(running, "/fit.json", {"steps": 40})
+    with serving(path, ()) as running, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.annotate.fit_job._WORKER", "tests.annotate.small_fit")
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        status, told = ask(running, "/fit.json", {"steps": 60})
         assert (status, told["status"]) == (202, "running")
         shares = []
 

@@ -12,8 +12,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from coarse2fine.fitting.geometry import NARROW_REFINER, WIDE_REFINER
+from coarse2fine.fitting.rescaled import COPIES
+
 SIDE, RADIUS = 512, 9
 QUICK: dict[str, Any] = {"specialists": None, "precision": "fp32", "progress": False}
+# Refine nets half as wide as in earnest.
+_SLIM = {
+    "WIDE_REFINER": "4/2:8 3:12 4/2:24 3:32 3:32 4/2:64 3:64 1:64 1:{out}",
+    "NARROW_REFINER": "4/2:8 3:12 4/2:24 3:32 3:32 4/2:64 1:64 1:{out}",
+}
+_EARNEST = {"WIDE_REFINER": WIDE_REFINER, "NARROW_REFINER": NARROW_REFINER}
 Scene = tuple[NDArray[np.uint8], dict[str, Any]]
 
 
@@ -47,12 +56,22 @@ def discs(seed: int, lake: bool = False) -> tuple[Scene, NDArray[np.float64]]:
 
 
 @contextmanager
-def smaller() -> Iterator[None]:
-    """Smaller batches and crops than in earnest: what is tested is that fitting works, not how well."""
+def smaller(*, slim: bool = False) -> Iterator[None]:
+    """Smaller batches and crops than in earnest, and perhaps smaller nets, for tests of how a fit works.
+
+    With `slim`, refine nets are half as wide, and scenes are rescaled once. Constants are set in either case, so that a
+    fixture of the session is the same whichever module asks for it first.
+    """
     with pytest.MonkeyPatch.context() as patch:
         # The package's `fit` is the function; its module hides behind it.
-        sizes = {"refiner": {"_CROP": 10, "_BATCH": 4, "_HELD_CROPS": 8}, "base": {"_BATCH": 8, "LONGER": 1}}
-        sizes |= {"distillation": {"_CROP": 24, "_SAMPLES": 60, "_HELD_SAMPLES": 8}}
+        sizes: dict[str, dict[str, Any]] = {
+            "geometry": _SLIM if slim else _EARNEST,
+            "refiner": {"_CROP": 10, "_BATCH": 4, "_HELD_CROPS": 8},
+            "rescaled": {"COPIES": 1 if slim else COPIES},
+            "base": {"_BATCH": 8, "LONGER": 1},
+            "distillation": {"_CROP": 24, "_SAMPLES": 60, "_HELD_SAMPLES": 8},
+            "watching.scan": {"_BATCH_PIXELS": 60_000},
+        }
         for module, constants in sizes.items():
             for name, value in constants.items():
                 patch.setattr(sys.modules[f"coarse2fine.fitting.{module}"], name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,18 @@ from coarse2fine.models.gate import Gate
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.refiners.net import net_of
 from coarse2fine.tiling.opening import open_image
-from tests.fitting.discs import QUICK, RADIUS, SIDE, collection, discs, feature
+from tests.fitting.discs import QUICK, RADIUS, SIDE, collection, discs, feature, smaller
 from tests.refining import net, with_specialists
 
 # Small scenes are quick; a test of its own holds that this is told.
 pytestmark = pytest.mark.filterwarnings("ignore:hardly anything was found in the held-out parts:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def small_steps() -> Iterator[None]:
+    """See `smaller`."""
+    with smaller(slim=True):
+        yield
 
 
 def test_a_fitted_model_finds_discs_it_has_never_seen(fitted: Model, tmp_path: Path) -> None:

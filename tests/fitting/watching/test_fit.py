@@ -14,6 +14,7 @@ from coarse2fine.experts.expert import Expert
 from tests.fitting.watching.discs import dark
 
 Pixels = NDArray[np.uint8]
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 
 def scene(seed: int, discs: int, side: int = 1280) -> Pixels:
@@ -31,7 +32,7 @@ def watched() -> Expert:
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model(small_steps: None) -> Model:
     return fit([scene(s, 25) for s in range(3)], expert=watched(), watch=0.5, steps=60, recall=0.9, progress=False)
 
 

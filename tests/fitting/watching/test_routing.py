@@ -20,6 +20,7 @@ from tests.fitting.watching.discs import dark
 
 Pixels = NDArray[np.uint8]
 RECALL, PRICE = 0.9, 0.25
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 
 @dataclass(frozen=True)

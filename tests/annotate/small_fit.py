@@ -1,0 +1,12 @@
+"""The worker of the page's fit, with the smaller batches and crops of tests."""
+
+from __future__ import annotations
+
+import sys
+
+from coarse2fine.annotate import fit_worker
+from tests.fitting.discs import smaller
+
+if __name__ == "__main__":
+    with smaller():
+        sys.exit(fit_worker.main())
