@@ -12,6 +12,7 @@ from coarse2fine.bundle import ModelSpec
 from coarse2fine.config import AnalysisOptions, Config, config_of, takes_options
 from coarse2fine.experts.again import GivenExperts
 from coarse2fine.model import Model, load_model
+from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.progress import Progress, Steps
 from coarse2fine.remembered import notes_on, open_for, warn_of
 from coarse2fine.results.analysis import Analysis
@@ -129,8 +130,9 @@ def analyze(
             loaded = loaded.with_cache(cache)
         opened = open_for(loaded, image, channels=channels, value_range=value_range)
         with _closed_on_failure(opened, mine=opened is not image):
-            warn_of(loaded, opened)
-            return run_analysis(opened, loaded, config, steps=bars, mask=mask, model_sha256=sha256, profile=profile)
+            fitting = at_pixel_size(loaded, opened)
+            warn_of(fitting, opened)
+            return run_analysis(opened, fitting, config, steps=bars, mask=mask, model_sha256=sha256, profile=profile)
 
 
 def run_analysis(

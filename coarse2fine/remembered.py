@@ -18,6 +18,9 @@ from coarse2fine.tiling.value_range import check_range
 KEY = "read_as"
 """Key of the record in a model's provenance; older models have none."""
 
+FACTOR = "pixel_size_factor"
+"""Key in a model's provenance if its planes were changed for an image: pixels of the image along one of the fit."""
+
 MPP_FACTOR = 1.25
 """Pixel sizes that differ from the model's by more than this factor are noted."""
 
@@ -68,7 +71,7 @@ class Remembered:
         value_range = _one({_ends(image) for image in images})
         if value_range is not None and rules == {"depth", "given"}:  # see `open_alike`
             rules = {"depth"}
-        known = [_mpp(image) for image in images]
+        known = [pixel_size(image) for image in images]
         return cls(
             channels=_one({image.used for image in images}),
             picked=all(image.picked is not None for image in images),
@@ -206,6 +209,10 @@ def _likenesses(model: Model, image: Image) -> list[str]:
         said.append(f"channels {_listed(image.used)} are read, as in the fit of the model")
     if known is not None and image.scale.rule == "given" and known.value_range == _ends(image):
         said.append(f"values {_ends(image)[0]:g}..{_ends(image)[1]:g} are scaled, as in the fit of the model")
+    factor, size = model.provenance.get(FACTOR), pixel_size(image)
+    if factor is not None and known is not None and known.mpp is not None and size is not None:
+        how = f"it is read at 1/{factor:g} of its resolution" if factor > 1 else f"its planes are {1 / factor:g}x finer"
+        said.append(f"a pixel is {size:.3g} microns, {known.mpp * factor:.3g} in the fit of the model: {how}")
     return said
 
 
@@ -239,7 +246,7 @@ def _range_differences(known: Remembered, image: Image) -> list[str]:
 
 
 def _mpp_differences(known: Remembered, image: Image) -> list[str]:
-    size = _mpp(image)
+    size = pixel_size(image)
     if known.mpp is None or size is None or 1 / MPP_FACTOR <= size / known.mpp <= MPP_FACTOR:
         return []
     factor, look = (size / known.mpp, "smaller") if size > known.mpp else (known.mpp / size, "larger")
@@ -259,7 +266,8 @@ def _ends(image: Image) -> Range:
     return min(low, high), max(low, high)
 
 
-def _mpp(image: Image) -> float | None:
+def pixel_size(image: Image) -> float | None:
+    """Microns per pixel, the mean of both axes; None if unknown."""
     return None if image.mpp is None else sum(image.mpp) / 2
 
 

@@ -32,6 +32,7 @@ FLOORS = (
     ("experts",),
     ("model",),
     ("preprocess", "remembered"),
+    ("pixel_size",),
     ("steps",),
     ("audit",),
     ("fitting",),

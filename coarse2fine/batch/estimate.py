@@ -13,6 +13,7 @@ from coarse2fine.batch.store import done_before
 from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.refiners.protocol import TIMED_SIDE
 from coarse2fine.steps.plan import dense_plan
 from coarse2fine.steps.refine import context_of
@@ -128,10 +129,10 @@ def _expected(job: Job) -> Expected:
     name, source = job.item.name, redact(job.item.source)
     if done_before(job) is not None:
         return Expected(name, source, done=True)
-    model, config = model_of(job), job.config
+    config = job.config
     try:
         with job.open() as image:
-            shape, kind = image.shape, image.format
+            shape, kind, model = image.shape, image.format, at_pixel_size(model_of(job), image)
     except ImageError as error:
         return Expected(name, source, problem=str(error))
     cells = sum(math.prod(band.cell_shape(shape[:2])) for band in model.bands)

@@ -19,6 +19,7 @@ from coarse2fine.batch.attempts import MOST_ATTEMPTS, Attempts
 from coarse2fine.batch.job import Job, Record, Status, model_of
 from coarse2fine.batch.store import commit, is_full, record_of
 from coarse2fine.engine import run_analysis
+from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.progress import Steps
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.steps.checkpoint import Checkpoint, StoredCheckpoint
@@ -51,10 +52,9 @@ def analyze_item(job: Job, steps: Steps) -> Record:
 
 def analyze_opened(job: Job, image: Image, steps: Steps) -> Analysis:
     """Analyse a job's image; partial work of an earlier run is used."""
-    model = model_of(job)
     return run_analysis(
         image,
-        model,
+        at_pixel_size(model_of(job), image),
         job.config,
         steps=steps,
         checkpoint=checkpoint_of(job, image),
@@ -137,7 +137,9 @@ def refine_piece(job: Job, number: int) -> int:
 
 
 def _stored_run(job: Job, image: Image) -> AnalysisRun:
-    return AnalysisRun(image, model_of(job), job.config, StoredCheckpoint(job.work), job.item.mask)
+    return AnalysisRun(
+        image, at_pixel_size(model_of(job), image), job.config, StoredCheckpoint(job.work), job.item.mask
+    )
 
 
 def set_threads(count: int) -> None:

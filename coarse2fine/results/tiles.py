@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.preprocess import normalised
 from coarse2fine.refiners.net import net_of
 from coarse2fine.tiling.errors import MissingExtraError
@@ -96,6 +97,7 @@ def with_features(patches: Patches, image: Image, model: Model, runtime: Runtime
     ValueError
         If a square is not a whole number of fine cells, or the model has no refine net.
     """
+    model = at_pixel_size(model, image)
     spec, geometry = net_of(model.refiner).spec, model.geometry
     if patches.side % geometry.fine_cell:
         raise ValueError(
