@@ -12,7 +12,8 @@ PAGE = ROOT / "docs" / "figures.md"
 _LEAD = """# All figures
 
 What the benchmarks printed, with their parameters and the machine. This page is made from the files in `docs/figures`,
-which the benchmarks wrote, by `python scripts/illustrate.py figures`; [results](benchmarks.md) says what they mean.
+which the benchmarks wrote (here without single runs), by `python scripts/illustrate.py figures`;
+[results](benchmarks.md) says what they mean.
 """
 _PACKAGES = ("python", "torch", "numpy", "zarr")
 
@@ -36,7 +37,8 @@ def _section(name: str, record: dict[str, Any]) -> str:
         f"## {name}",
         "",
         f"Benchmark `{record['benchmark']}`, seeds {', '.join(map(str, record['seeds']))}; {_parameters(given)}.",
-        f"{machine['cpu']}: {machine['cores']} cores, {machine['threads']} threads, {machine['runtime']}. {packages}.",
+        f"{machine['cpu']}: {_count(machine['cores'], 'core')}, {_count(machine['threads'], 'thread')}, "
+        f"{machine['runtime']}. {packages}.",
         "",
         "```text",
         *record["printed"],
@@ -48,3 +50,7 @@ def _section(name: str, record: dict[str, Any]) -> str:
 
 def _parameters(given: dict[str, Any]) -> str:
     return "; ".join(f"{key} {json.dumps(value)}" for key, value in given.items()) or "no parameters"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"

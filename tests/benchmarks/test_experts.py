@@ -25,6 +25,7 @@ from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import Curve, Firing
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
+from tests.fitting.discs import smaller
 
 TILE, CONTEXT = 64, 16
 
@@ -199,9 +200,10 @@ def test_a_users_own_model_is_measured(tmp_path: Path, disc_expert: Expert) -> N
     for seed in range(3):
         image = discs(seed, 512, 640, count=20)
         cv2.imwrite(str(tmp_path / "in" / f"scene-{seed}.png"), image)
-    report = benchmark_own_expert(
-        disc_expert, tmp_path / "in", seeds=1, watch=0.6, steps=20, cache=tmp_path / "answers"
-    )
+    with smaller():
+        report = benchmark_own_expert(
+            disc_expert, tmp_path / "in", seeds=1, watch=0.6, steps=20, cache=tmp_path / "answers"
+        )
     figures: dict[str, Any] = json.loads(report.save(tmp_path / "experts.json").read_text("utf-8"))["figures"]
     assert figures["exhaustive/tiles"] == 80
     assert figures["fit/tiles"] > 0

@@ -16,6 +16,7 @@ from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.model import Model
 from tests.experts.scenes import Pixels, boxes_of, disc_expert, model_of, scene
+from tests.fitting.discs import smaller
 
 
 class Counted:
@@ -122,10 +123,11 @@ def test_a_second_fit_asks_only_for_the_trial(tmp_path: Path) -> None:
     scenes = [scene(640, 640, 40, seed=s) for s in range(2)]
     call, made = counted()
     options: dict[str, Any] = {"watch": 0.5, "steps": 10, "progress": False, "cache": tmp_path}
-    first = fit(scenes, expert=made, **options)
-    asked = call.tiles
-    call.tiles = 0
-    second = fit(scenes, expert=made, **options)
+    with smaller():
+        first = fit(scenes, expert=made, **options)
+        asked = call.tiles
+        call.tiles = 0
+        second = fit(scenes, expert=made, **options)
     assert call.tiles < asked / 2
     assert second.tau == first.tau
 
@@ -162,7 +164,8 @@ def test_answers_of_the_fit_count_in_an_analysis(tmp_path: Path) -> None:
     ground = np.random.default_rng(0).integers(0, 9, (448, 448, 1), np.uint8)  # no two tiles are equal
     image, cache = np.minimum(scene(448, 448, 25, seed=3), 240) + ground, tmp_path / "answers"
     call, made = counted(tile_macs=10**9)
-    model = fit(image, expert=made, watch=1.0, steps=10, cache=cache, progress=False)
+    with smaller():
+        model = fit(image, expert=made, watch=1.0, steps=10, cache=cache, progress=False)
     path, asked = model.save(tmp_path / "m.c2f"), call.tiles
     assert isinstance(model.refiner, ExpertRefiner)
     assert model.refiner.forecast is not None

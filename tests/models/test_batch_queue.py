@@ -240,7 +240,7 @@ def one_by_one(
 @given(
     st.integers(0, 50), st.sampled_from([0.6, 1.0]), st.integers(1, 16), BYTES, st.integers(1, 60), st.integers(1, 3)
 )
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 def test_the_way_through_the_tree_is_that_of_each_item_alone(
     seed: int, high: float, batch: int, most_bytes: int, chunk: int, threads: int
 ) -> None:
