@@ -164,8 +164,7 @@ def run_analysis(
     """
     opened = open_image(image)
     clock, before = Clock(), opened.stats.snapshot()
-    opened.stats.spans = [] if profile else None
-    with _closed_on_failure(opened, mine=opened is not image):
+    with _closed_on_failure(opened, mine=opened is not image), opened.stats.recording(profile) as spans:
         run = AnalysisRun(opened, model, config, checkpoint or Checkpoint(), mask)
         with clock("scan"):
             scans, learned = zip(*run.look(steps.task("scan")), strict=True)
@@ -175,9 +174,9 @@ def run_analysis(
             fines = run.refine(plans, learned, steps.task("refine"))
         with clock("audit"):
             audited = run.audit(scans, plans, fines, learned, steps.task("audit") if run.audits else None)
-    with clock("conclude"):
-        regions = run.conclude(scans, audited)
-        kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
+        with clock("conclude"):
+            regions = run.conclude(scans, audited)
+            kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
     cost = run.cost(scans, fines, audited, opened.stats.since(before), clock.seconds)
     notes = run.notes(audited, learned) + run.outcomes(scans, fines, audited)
     failures = run.failures(scans, fines, audited)
@@ -198,7 +197,7 @@ def run_analysis(
             **({"kinds": kinds} if kinds else {}),
             **notes_on(model, opened, notes),
         },
-        timeline=None if opened.stats.spans is None else Timeline.of(clock.steps, opened.stats.spans),
+        timeline=None if spans is None else Timeline.of(clock.steps, spans),
     )
 
 

@@ -29,6 +29,8 @@ def at_pixel_size(model: Model, image: Image) -> Model:
     if known is None or known.mpp is None or size is None or FACTOR in model.provenance:
         return model
     ratio = known.mpp / size
+    if not 1 / MOST_PIXELS <= ratio <= MOST_PIXELS:  # beyond all planes
+        return model
     factor = Fraction(round(ratio)) if ratio > 1 else Fraction(1, round(1 / ratio))
     if factor == 1 or not 1 / MPP_FACTOR <= ratio / factor <= MPP_FACTOR:
         return model

@@ -97,12 +97,13 @@ class Base(nn.Module, ABC):
         ----------
         weights : ndarray, float32, (high_channels,)
         bias : float
+            Left out if the reader has none.
         """
         net = deepcopy(self)
         with torch.no_grad():
             net.reader.weight.copy_(torch.from_numpy(weights).view_as(net.reader.weight))
-            assert net.reader.bias is not None
-            net.reader.bias.fill_(bias)
+            if net.reader.bias is not None:
+                net.reader.bias.fill_(bias)
         return net
 
     def forward(self, x: Tensor) -> Tensor:

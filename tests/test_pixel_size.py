@@ -14,9 +14,14 @@ import tifffile
 from numpy.typing import NDArray
 
 from coarse2fine import Analysis, Model, analyze, analyze_folder, open_image
+from coarse2fine.annotations.read import read_annotations
+from coarse2fine.bench.data import BenchScene
+from coarse2fine.bench.expert_run import measure_expert
+from coarse2fine.bench.measure import measure
 from coarse2fine.pixel_size import _scaled, at_pixel_size
 from coarse2fine.remembered import KEY, Remembered
 from tests.experts.scenes import Finder, disc_expert, model_of, scene
+from tests.fitting.discs import collection, feature
 
 Pixels = NDArray[np.uint8]
 
@@ -28,6 +33,12 @@ def pixels(seed: int = 0) -> Pixels:
 def larger(image: Pixels, factor: int = 2) -> Pixels:
     """Each pixel as a square: the mean over the squares is the image again."""
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def written(path: Path, image: Pixels, mpp: float) -> Path:
+    axes = "YX" if image.ndim == 2 else "YXS"
+    tifffile.imwrite(path, image, metadata={"axes": axes, "PhysicalSizeX": mpp, "PhysicalSizeY": mpp})
+    return path
 
 
 def fitted_at(model: Model, mpp: float | None) -> Model:
@@ -77,6 +88,12 @@ def test_others_are_read_as_they_are(detector: Model, mpp: float | None) -> None
     assert at_pixel_size(fitted_at(detector, None), image).geometry == detector.geometry
 
 
+@pytest.mark.parametrize(("fit", "mpp"), [(0.5, 1e-320), (0.5, 1e308), (5e-324, 0.5), (1e308, 1e-308)])
+def test_absurd_sizes_change_nothing(detector: Model, fit: float, mpp: float) -> None:
+    model = fitted_at(detector, fit)
+    assert at_pixel_size(model, open_image(pixels(), mpp=mpp)) is model
+
+
 def test_a_model_of_a_coarse_plane_reads_coarser_images(detector: Model) -> None:
     coarse = _scaled(detector, Fraction(2))
     assert coarse is not None
@@ -87,13 +104,40 @@ def test_a_model_of_a_coarse_plane_reads_coarser_images(detector: Model) -> None
     assert _scaled(detector, Fraction(1, 2)) is None
 
 
+def test_benchmarks_compare_at_the_size_of_the_fit(detector: Model, tmp_path: Path) -> None:
+    found = analyze(pixels(), detector, budget=1.0, audit=0).regions
+    model = fitted_at(replace(detector, threshold=found[40].score), 0.5)
+    measured = {}
+    for factor in (1, 2):
+        path = written(tmp_path / f"{factor}.ome.tif", larger(pixels(), factor), 0.5 / factor)
+        boxes = [[factor * max(0.0, side) for side in region.full_box] for region in found[:20]]
+        rings = [[[x0, y0], [x1, y0], [x1, y1], [x0, y1]] for y0, x0, y1, x1 in boxes]
+        truth = collection(*(feature(r.label, ring) for r, ring in zip(found, rings, strict=False)))
+        shape = (300 * factor, 340 * factor)
+        of = BenchScene("scene", path, truth, read_annotations(truth, full_shape=shape))
+        measured[factor] = measure(model, of, 0, budgets=())
+    assert measured[2].facts.finds == measured[1].facts.finds > 20
+    assert measured[2].facts.label_recall == measured[1].facts.label_recall
+    assert measured[2].facts.scan_share == measured[1].facts.scan_share
+
+
+def test_benchmarks_of_experts_too(tmp_path: Path) -> None:
+    image = scene(256, 320, 12, seed=1)
+    model = fitted_at(model_of(disc_expert(Finder(), tile=64)), 1.0)
+    model = replace(model, provenance={**model.provenance, "taus": {"0.95": 0.05}})
+    here = measure_expert(model, written(tmp_path / "here.ome.tif", image, 1.0), seed=0)
+    there = measure_expert(model, written(tmp_path / "there.ome.tif", larger(image), 0.5), seed=0)
+    assert here["ours@0.95/tiles"] > 0
+    for name in ("ours@0.95/tiles", "ours@0.95/recall", "exhaustive/tiles", "with_find/tiles"):
+        assert there[name] == here[name]
+
+
 def test_a_folder_of_both_sizes(detector: Model, tmp_path: Path) -> None:
     model = fitted_at(detector, 0.5)
     folder, results = tmp_path / "images", tmp_path / "out"
     folder.mkdir()
     for name, image, mpp in (("a", pixels(), 0.5), ("b", larger(pixels()), 0.25)):
-        metadata = {"axes": "YX", "PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
-        tifffile.imwrite(folder / f"{name}.ome.tif", image, metadata=metadata)
+        written(folder / f"{name}.ome.tif", image, mpp)
     path = model.save(tmp_path / "m.c2f")
     assert analyze_folder(folder, results, path, workers=0, progress=False, precision="fp32").ok
     a, b = (Analysis.load(results / f"{name}.ome.tif") for name in "ab")

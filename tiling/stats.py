@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,7 +49,7 @@ class ReadStats:
     waited : float
         Time for which whoever needed pixels waited for them, in seconds.
     spans : list of Span, optional
-        If given, takes each time of decoding and of waiting.
+        Takes each time of decoding and of waiting, while `recording`.
     """
 
     chunks: int = 0
@@ -76,6 +78,15 @@ class ReadStats:
         if self.spans is not None:
             self.spans.append(Span(kind, threading.get_ident(), start, end))
         return end - start
+
+    @contextmanager
+    def recording(self, wanted: bool) -> Iterator[list[Span] | None]:
+        """A list that takes all spans until the context is left, if wanted."""
+        self.spans = [] if wanted else None
+        try:
+            yield self.spans
+        finally:
+            self.spans = None
 
     def fetch(self, size: int) -> None:
         """Count one read of stored bytes."""

@@ -21,6 +21,7 @@ from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.fitting.fit import fit
 from coarse2fine.model import Model
 from coarse2fine.paths import expand_paths
+from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.progress import Progress, Tick
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
@@ -122,10 +123,12 @@ def measure_expert(
     ValueError
         If the model has no expert.
     """
-    expert = model.expert
-    if expert is None:
+    if model.expert is None:
         raise ValueError(f"this benchmark is of experts: expected a model fitted with one, got {model.name}")
     with open_image(source) as image:
+        model = at_pixel_size(model, image)
+        expert = model.expert
+        assert expert is not None
         answers = all_answers(expert, image, folder, identity_of(source), tick)
         ours, each = {}, []
         for goal, adapted in _by_recall(model).items():

@@ -18,6 +18,7 @@ from coarse2fine.bench.peak import PEAK_IS_KNOWN, peak_memory
 from coarse2fine.demo.gigapixel import refine_sample
 from coarse2fine.engine import analyze
 from coarse2fine.model import load_model
+from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.region import Region
 from coarse2fine.steps.conclude import conclude
 from coarse2fine.steps.plan import dense_plan
@@ -69,8 +70,8 @@ def exhaustive(path: str, model: str, share: float) -> dict[str, Any]:
         "seconds" (scaled to all blocks), "bytes" decoded (so too), "blocks" refined, "all" blocks, and "regions" with
         their centre in these blocks.
     """
-    loaded = load_model(model)
     with open_image(path) as image:
+        loaded = at_pixel_size(load_model(model), image)
         blocks = len(dense_plan(loaded.cell_shape((image.height, image.width))))
         part = refine_sample(image, loaded, max(1, round(share * blocks)), _SEED)
         covered, cell = part.plan.covered(), loaded.geometry.cell

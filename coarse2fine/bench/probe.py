@@ -15,6 +15,7 @@ from coarse2fine.bench.lookup import answer
 from coarse2fine.fitting.teacher import settle
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.preprocess import as_channels
 from coarse2fine.steps.plan import dense_plan
 from coarse2fine.tiling.geometry import Box
@@ -115,12 +116,13 @@ def fit_probe(images: Iterable[Image], model: Model, runtime: Runtime, seed: int
     """
     known, target = [], []
     for image in images:
-        shape = model.cell_shape((image.height, image.width))
-        finds = settle(answer(image, dense_plan(shape), model, runtime).candidates, model)
+        here = at_pixel_size(model, image)
+        shape = here.cell_shape((image.height, image.width))
+        finds = settle(answer(image, dense_plan(shape), here, runtime).candidates, here)
         there = np.zeros(shape, bool)
-        there[tuple((finds.cells // model.geometry.fine).T)] = True
+        there[tuple((finds.cells // here.geometry.fine).T)] = True
         for cell_box in blocks(*shape, _BLOCK_CELLS):
-            table = statistics(image, model, cell_box)
+            table = statistics(image, here, cell_box)
             known.append(table.reshape(-1, table.shape[-1]))
             target.append(there[cell_box.slices].ravel())
     x, y = np.concatenate(known).astype(np.float64), np.concatenate(target).astype(np.float64)

@@ -183,6 +183,8 @@ def calibrate_level(
     chosen, areas = choose_rule(high, logit, target)
     if chosen is None:
         return replace(level, firing=calibrate_firing(high, logit, target)), areas
+    if level.net.reader.bias is None:
+        chosen = chosen._replace(bias=0.0)
     firing = calibrate_firing(high, chosen(high), target, "discriminant")
     return replace(level, net=level.net.read_by(*chosen), firing=firing), areas
 

@@ -126,7 +126,7 @@ def fit(
     recall : float
         Recall against the exhaustive pass for which the default threshold is set, on held-out parts of the scenes.
     steps : int
-        Optimisation steps of the refine net, at most; the base takes up to four times as many cheaper ones.
+        Optimisation steps of the refine net, at most; the base takes four times as many as that took, cheaper ones.
     specialists : {"heads", "tree", "activity", "auto"}, optional
         Small nets for kinds of cells, beside the refine net: "heads", a linear reader for each cluster of unsure cells;
         "tree", columns of convolutions for each cluster, and for clusters within it, as deep as it helps; "activity",
@@ -135,7 +135,8 @@ def fit(
         warning says so. "auto" takes the better of the first two if it helps significantly, and then the third if it
         does beside them; None tries none.
     depth : int
-        Most steps down the tree of specialists; each is kept only if it helps significantly beyond those above it.
+        Most steps down the tree of specialists, 1 to 8; each is kept only if it helps significantly beyond those above
+        it.
     cache : path, optional
         Folder for the specialists' training data and weights (up to some hundred MB), so that an interrupted fit of the
         same scenes can resume. If a Dask client or scheduler is set, it trains them: its workers must see the folder.
@@ -185,7 +186,7 @@ def fit(
     pairs = load_pairs(images, annotations, channels, value_range)
     bands, schedule = bands_of(pairs, start, object_size, geometry), Schedule(rotate, steps, seed, width)
     strict = start is None and not isinstance(geometry, Geometry)
-    order = BandOrder(base, base_weights, geometry == "search", minimise, recall, specialists, depth, cache, name)
+    order = BandOrder(base, base_weights, geometry == "search", minimise, recall, specialists, int(depth), cache, name)
     with torch.random.fork_rng(devices=[]):
         # Before any training, so that a fault of the data, the network or its weights is reported at once.
         ready = [ReadyBand.of(order, prepare(pairs, band, start, schedule, strict=strict)) for band in bands]
@@ -239,8 +240,8 @@ def _check(
         raise ValueError("base_weights are weights of a base of timm: name it too, such as base='timm:mobilenetv2_100'")
     if specialists is not None and specialists not in MODES:
         raise ValueError(f"specialists must be None or one of {', '.join(MODES)}, got {specialists!r}")
-    if not 1 <= depth <= _MOST_DEPTH:
-        raise ValueError(f"depth must be a number of steps down the tree from 1 to {_MOST_DEPTH}, got {depth}")
+    if depth % 1 != 0 or not 1 <= depth <= _MOST_DEPTH:
+        raise ValueError(f"depth must be a whole number of steps down the tree, 1 to {_MOST_DEPTH}; got {depth}")
 
 
 def _decided(geometry: object, base: str | None, weights: Weights, width: float) -> list[str]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
+import pytest
+import torch
 
 from coarse2fine.annotations.read import read_annotations
-from coarse2fine.fitting.calibrate import calibrates_on_all
+from coarse2fine.fitting import calibrate
+from coarse2fine.fitting.calibrate import calibrate_level, calibrates_on_all
 from coarse2fine.fitting.scene import Scene
 from coarse2fine.fitting.teacher import Answers, _threshold
 from coarse2fine.model import Model
@@ -79,3 +85,20 @@ def test_finds_where_nobody_has_annotated_do_not_calibrate(detector: Model) -> N
         held = scene(detector, *OBJECTS, *area)
         held.held[:] = True
         assert calibrates_on_all([held], answers) == on_all
+
+
+def test_a_base_whose_reader_has_no_bias_is_calibrated_too(detector: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    base = copy.deepcopy(detector.base)
+    base.reader.bias = None
+    there = (rng.random(4000) < 0.2).astype(np.float32)
+    high = rng.random((4000, base.high_channels), np.float32) + there[:, None]
+    monkeypatch.setattr(calibrate, "_held_cells", Mock(return_value=(high, high[:, 0], there)))
+    level, _ = calibrate_level(detector, Mock(), replace(detector.levels[-1], net=base))
+    assert level.firing is not None
+    assert level.firing.rule == "discriminant"
+    planes = torch.from_numpy(high.T.copy())[None, :, :, None]
+    with torch.inference_mode():
+        chance = level.firing.probability(planes, level.net.head(planes))[0, :, 0].numpy()
+    assert chance[there > 0].mean() > 0.8
+    assert chance[there == 0].mean() < 0.1

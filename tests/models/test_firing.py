@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
+from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import (
     NO_FEATURE,
     Curve,
@@ -189,3 +190,16 @@ def test_rules_of_older_models_still_rank_unseen_cells(rule: Rule) -> None:
     firing = replace(calibrate_firing(seen, known, known), rule=rule)
     score = firing.probability(*as_planes(high, logit))[0, :, 0].numpy()
     assert mannwhitneyu(score[there > 0], score[there == 0]).statistic / (there.sum() * (there == 0).sum()) > 0.75
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_base_answers_by_the_weights_that_it_is_given(bias: bool) -> None:
+    net = ConvStack(StackSpec.parse(1, "4/4:3 1:1"))
+    if not bias:  # as a base of another package may be
+        net.reader.bias = None
+    x, weights = torch.rand(1, 1, 8, 8), np.array([0.5, -2.0, 3.0], np.float32)
+    before = net(x)
+    found = net.read_by(weights, -1.5)
+    expected = np.tensordot(weights, net.high(x).detach().numpy()[0], 1) - (1.5 if bias else 0)
+    np.testing.assert_allclose(found(x).detach().numpy()[0, 0], expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(net(x), before)

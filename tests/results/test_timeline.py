@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image as Picture
 
-from coarse2fine import Analysis, Model, analyze
+from coarse2fine import Analysis, Model, analyze, open_image
 from coarse2fine.results.timeline import Timeline
 from coarse2fine.tiling.stats import Span
 
@@ -50,6 +51,20 @@ def test_without_profile_there_is_none_and_times_are_kept_in_files(
         with Analysis.load(tmp_path / "out") as again:
             assert again.cost == analysis.cost
             assert again.timeline is None
+
+
+def test_an_open_image_records_while_it_is_analysed_only(tiled: Path, detector: Model) -> None:
+    with open_image(tiled) as image:
+        first = analyze(image, detector, audit=0, profile=True).timeline
+        with pytest.raises(ValueError, match="does not pay for the scan"):
+            analyze(image, detector, budget=1e-9, profile=True)
+        assert image.stats.spans is None  # what is read later would be added for ever
+        second = analyze(image, detector, audit=0, profile=True).timeline
+    assert first is not None
+    assert second is not None
+    assert any(span.kind == "decode" for span in first.spans)
+    assert not any(span.kind == "decode" for span in second.spans)  # all chunks are in the cache
+    assert pickle.loads(pickle.dumps(second)) == second
 
 
 def test_it_is_printed_and_drawn(tmp_path: Path) -> None:
