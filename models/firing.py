@@ -1,7 +1,7 @@
 """Calibration of the base's activations to the probability that refining a cell finds something.
 
 No gradients are used: the weight of each high-level feature follows in closed form from means and covariances of the
-activations of held-out cells (`linear_discriminant`), and the weighted sum is mapped to a probability by counting.
+activations (`linear_discriminant`), and the weighted sum is mapped to a probability by counting on held-out cells.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _QUANTILES = 1.0 - 2.0 ** (-np.arange(1, 29) / 2.0)
 _FEATURES = 16
 NO_FEATURE = 255
 _PSEUDO_CELLS = 4.0
-# Share of each variance that is added to it, and cells are dealt to so many folds in so many runs of neighbours.
-_SHRINKAGE, _FOLDS, _RUNS = 0.3, 4, 32
+# Share of each variance that is added to it; and finds for each feature, below which weights are chance.
+_SHRINKAGE, _LEAST_FINDS = 0.3, 5
 # The features choose unless they need more than so many times the area of the base's own logit.
 _MOST_AREA = 1.1
 _FLOAT = np.dtype(np.float32)
@@ -204,7 +204,7 @@ class Discriminant(NamedTuple):
         return (high @ self.weights + np.float32(self.bias)).astype(np.float32)
 
 
-def linear_discriminant(high: NDArray[np.float32], targets: NDArray[np.float32]) -> Discriminant:
+def linear_discriminant(high: NDArray[np.float32], targets: NDArray[np.float32]) -> Discriminant | None:
     """Weights of features that tell cells that hold something from others, in closed form.
 
     The linear discriminant of Fisher (1936), with the mean of both covariances, shrunk towards its diagonal.
@@ -212,16 +212,19 @@ def linear_discriminant(high: NDArray[np.float32], targets: NDArray[np.float32])
     Parameters
     ----------
     high : ndarray, float32, (n, c)
-        Activations.
+        Activations of cells that calibrate nothing else.
     targets : ndarray, float32, (n,)
-        Probability that a cell holds something; some of it on either side.
+        Probability that a cell holds something.
 
     Returns
     -------
-    Discriminant
-        Its sum is a log-odds if activations are normal.
+    Discriminant or None
+        Its sum is a log-odds if activations are normal. None if either kind of cells is too rare: below five for each
+        feature.
     """
     rows, share = high.astype(np.float64), targets.astype(np.float64)
+    if min(share.sum(), (1 - share).sum()) < _LEAST_FINDS * high.shape[1]:
+        return None
     moments = [_moments(rows, each / each.sum()) for each in (share, 1 - share)]
     (there, cov_there), (absent, cov_absent) = moments
     covariance = (cov_there + cov_absent) / 2
@@ -240,15 +243,16 @@ def _moments(rows: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[N
     return mean, (spread * weights[:, None]).T @ spread
 
 
-def choose_rule(
-    high: NDArray[np.float32], logit: NDArray[np.float32], targets: NDArray[np.float32]
-) -> tuple[Discriminant | None, dict[Rule, float]]:
-    """The discriminant if, fitted on other cells, it needs at most a tenth more area than the base's own logit.
+def features_choose(
+    found: Discriminant, high: NDArray[np.float32], logit: NDArray[np.float32], targets: NDArray[np.float32]
+) -> tuple[bool, dict[Rule, float]]:
+    """Whether the discriminant needs at most a tenth more area than the base's own logit on cells that it has not seen.
 
     Parameters
     ----------
+    found : Discriminant
     high : ndarray, float32, (n, c)
-        High-level activations of the calibration cells, neighbours together.
+        High-level activations of held-out cells.
     logit : ndarray, float32, (n,)
         Logits of the base for these cells.
     targets : ndarray, float32, (n,)
@@ -256,21 +260,15 @@ def choose_rule(
 
     Returns
     -------
-    Discriminant or None
-        None if the base's logit is to be used.
+    bool
     dict of str to float
         Share of the cells that each rule needs to hold 95 % of the targets.
     """
-    areas: dict[Rule, float] = {"logit": area_for_recall(logit, targets, 0.95)}
-    fold = np.arange(len(targets)) * _RUNS // len(targets) % _FOLDS
-    if not all(0 < targets[fold != k].sum() < (fold != k).sum() for k in range(_FOLDS)):
-        return None, areas
-    scores = np.empty_like(logit)
-    for k in range(_FOLDS):
-        scores[fold == k] = linear_discriminant(high[fold != k], targets[fold != k])(high[fold == k])
-    areas["discriminant"] = area_for_recall(scores, targets, 0.95)
-    chosen = areas["discriminant"] <= _MOST_AREA * areas["logit"]
-    return linear_discriminant(high, targets) if chosen else None, areas
+    areas: dict[Rule, float] = {
+        "discriminant": area_for_recall(found(high), targets, 0.95),
+        "logit": area_for_recall(logit, targets, 0.95),
+    }
+    return areas["discriminant"] <= _MOST_AREA * areas["logit"], areas
 
 
 def calibrate_firing(

@@ -15,7 +15,7 @@ from coarse2fine.fitting.rescaled import Area
 from coarse2fine.fitting.scene import PART, Scene, part_of, pooled
 from coarse2fine.fitting.teacher import Answers, _held
 from coarse2fine.model import CascadeStage, Model
-from coarse2fine.models.firing import Rule, calibrate_firing, choose_rule
+from coarse2fine.models.firing import Rule, calibrate_firing, features_choose, linear_discriminant
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
 from coarse2fine.steps.scan import features, survey_level
@@ -170,7 +170,7 @@ def calibrate_level(
 ) -> tuple[CascadeStage, dict[Rule, float]]:
     """The stage with its firing rule, and the share of the cells that each rule needs for 95 % of the finds.
 
-    If the features choose, their weights replace those that the net's training found.
+    If the features choose, weights that follow from the learning cells replace those that the net's training found.
 
     Parameters
     ----------
@@ -179,14 +179,15 @@ def calibrate_level(
     level : CascadeStage
         With a trained net.
     """
-    high, logit, target = _held_cells(model, setting, level)
-    chosen, areas = choose_rule(high, logit, target)
-    if chosen is None:
+    learning, (high, logit, target) = _cells(model, setting, level)
+    found = linear_discriminant(learning[0], learning[2])
+    chosen, areas = (False, {}) if found is None else features_choose(found, high, logit, target)
+    if found is None or not chosen:
         return replace(level, firing=calibrate_firing(high, logit, target)), areas
     if level.net.reader.bias is None:
-        chosen = chosen._replace(bias=0.0)
-    firing = calibrate_firing(high, chosen(high), target, "discriminant")
-    return replace(level, net=level.net.read_by(*chosen), firing=firing), areas
+        found = found._replace(bias=0.0)
+    firing = calibrate_firing(high, found(high), target, "discriminant")
+    return replace(level, net=level.net.read_by(*found), firing=firing), areas
 
 
 def survey_scenes(model: Model, setting: CalibrationSet, level: CascadeStage, tick: Tick | None = None) -> StageScan:
@@ -202,26 +203,29 @@ def survey_scenes(model: Model, setting: CalibrationSet, level: CascadeStage, ti
     return StageScan(tuple(interests), macs, time.perf_counter() - start)
 
 
-def _held_cells(
-    model: Model, setting: CalibrationSet, level: CascadeStage
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Activations, logits and targets of the held-out cells (of all cells if too few are held out)."""
+_Cells = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
+
+def _cells(model: Model, setting: CalibrationSet, level: CascadeStage) -> tuple[_Cells, _Cells]:
+    """Activations, logits and targets of the learning cells, and of the held-out ones (of all if too few are held)."""
     scenes, answers = setting.scenes, setting.answers
-    high, logit, target = [], [], []
     ratio = level.cell // model.geometry.fine_cell
-    # Subsample the cells of very large scenes to bound memory.
-    step = max(1, sum(int(s.held.sum()) for s in scenes) * (PART // ratio) ** 2 // _MOST_CELLS)
     everything = calibrates_on_all(scenes, answers)
+    kept: tuple[list[_Cells], list[_Cells]] = ([], [])
+    # Subsample the cells of very large scenes to bound memory.
+    parts = [sum(int((s.held == held).sum()) for s in scenes) for held in (False, True)]
+    steps = [max(1, count * (PART // ratio) ** 2 // _MOST_CELLS) for count in parts]
     for scene, answer in zip(scenes, answers.targets, strict=True):
         for box, h, own, _ in features(scene.image, model, setting.runtime, level=level):
             fine_box = box.scale(ratio)
-            known = scene.known(fine_box, held=True) | (scene.known(fine_box) if everything else False)
-            value, use = pooled(part_of(answer, fine_box), known, ratio)
-            y, x = (index[::step] for index in np.nonzero(use))
-            high.append(h.float().cpu().numpy()[:, y, x].T)
-            logit.append(own[0].float().cpu().numpy()[y, x])
-            target.append(value[y, x])
-    return np.concatenate(high), np.concatenate(logit), np.concatenate(target)
+            high, logit = h.float().cpu().numpy(), own[0].float().cpu().numpy()
+            learning, held = scene.known(fine_box), scene.known(fine_box, held=True)
+            for rows, known, step in zip(kept, (learning, held | learning if everything else held), steps, strict=True):
+                value, use = pooled(part_of(answer, fine_box), known, ratio)
+                y, x = (index[::step] for index in np.nonzero(use))
+                rows.append((high[:, y, x].T, logit[y, x], value[y, x]))
+    first, last = (tuple(np.concatenate(column) for column in zip(*rows, strict=True)) for rows in kept)
+    return first, last  # type: ignore[return-value]
 
 
 def calibrates_on_all(scenes: Sequence[Scene], answers: Answers) -> bool:

@@ -16,11 +16,12 @@ from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.firing import (
     NO_FEATURE,
     Curve,
+    Discriminant,
     Firing,
     Rule,
     area_for_recall,
     calibrate_firing,
-    choose_rule,
+    features_choose,
     linear_discriminant,
 )
 
@@ -33,6 +34,12 @@ def cells(seed: int, count: int = 4000) -> tuple[NDArray[np.float32], NDArray[np
     high = np.maximum(rng.normal(0, 1, (count, 6)) + there[:, None] * pull, 0).astype(np.float32)
     logit = (rng.normal(-3, 1, count) + 2 * there).astype(np.float32)
     return high, logit, there.astype(np.float32)
+
+
+def discriminant(high: NDArray[np.float32], there: NDArray[np.float32]) -> Discriminant:
+    found = linear_discriminant(high, there)
+    assert found is not None
+    return found
 
 
 def as_planes(high: NDArray[np.float32], logit: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +78,7 @@ def test_the_discriminant_orders_unseen_cells_better_than_any_feature() -> None:
     def auroc(score: NDArray[np.float32]) -> float:
         return float(mannwhitneyu(score[there > 0], score[there == 0]).statistic / (there.sum() * (there == 0).sum()))
 
-    found = auroc(linear_discriminant(seen, known)(high))
+    found = auroc(discriminant(seen, known)(high))
     assert found > 0.85
     assert found > max(auroc(high[:, f]) for f in range(6)) + 0.03
 
@@ -82,31 +89,38 @@ def test_the_discriminant_is_that_of_scikit_learn() -> None:
     there = rng.random(60_000) < 0.5  # both kinds alike, so that both means of the covariances are one
     high = rng.normal(0, 1, (60_000, 4)) @ rng.normal(0, 1, (4, 4)) + there[:, None] * [1, 0, -1, 0.5]
     high = high.astype(np.float32)
-    ours = linear_discriminant(high, there.astype(np.float32))
+    ours = discriminant(high, there.astype(np.float32))
     theirs = sklearn.LinearDiscriminantAnalysis().fit(high, there)
     agreed = np.corrcoef(ours(high), theirs.decision_function(high))[0, 1]
     assert agreed > 0.97  # ours is shrunk
 
 
 def test_the_features_choose_unless_the_logit_needs_far_less_area() -> None:
+    found = discriminant(*cells(4, 20_000)[::2])
     high, logit, there = cells(3, 20_000)
-    chosen, areas = choose_rule(high, logit, there)
+    chosen, areas = features_choose(found, high, logit, there)
     assert areas["discriminant"] < 1.1 * areas["logit"]
-    assert chosen is not None
-    beyond = area_for_recall(chosen(cells(4)[0]), cells(4)[2], 0.95)
-    assert beyond == pytest.approx(areas["discriminant"], abs=0.08)
-    chosen, areas = choose_rule(high, (3 * there + logit).astype(np.float32), there)
+    assert chosen
+    assert areas["discriminant"] == area_for_recall(found(high), there, 0.95)
+    chosen, areas = features_choose(found, high, (3 * there + logit).astype(np.float32), there)
     assert areas["discriminant"] > 1.1 * areas["logit"]
-    assert chosen is None
+    assert not chosen
 
 
 def test_features_that_tell_nothing_or_never_fire_do_no_harm() -> None:
     high, _, there = cells(5)
     dead = np.concatenate([high, np.zeros_like(high)], axis=1)
-    found = linear_discriminant(dead, there)
+    found = discriminant(dead, there)
     assert np.all(found.weights[6:] == 0)
-    assert np.allclose(found(dead), linear_discriminant(high, there)(high), atol=1e-4)
-    assert np.all(np.isfinite(linear_discriminant(np.zeros((50, 3), np.float32), there[:50] * 0 + 0.5).weights))
+    assert np.allclose(found(dead), discriminant(high, there)(high), atol=1e-4)
+    assert np.all(np.isfinite(discriminant(np.zeros((50, 3), np.float32), there[:50] * 0 + 0.5).weights))
+
+
+@pytest.mark.parametrize("there", [0, 29, 971, 1000])
+def test_few_finds_give_no_weights(there: int) -> None:
+    high = np.random.default_rng(0).random((1000, 6)).astype(np.float32)
+    assert linear_discriminant(high, (np.arange(1000) < there).astype(np.float32)) is None
+    assert linear_discriminant(high, (np.arange(1000) < 30).astype(np.float32)) is not None
 
 
 def test_probability_rises_with_the_raw_score_and_is_calibrated() -> None:
@@ -127,12 +141,9 @@ def test_probability_rises_with_the_raw_score_and_is_calibrated() -> None:
 @pytest.mark.parametrize("there", [0.0, 1.0])
 def test_nothing_or_everything_there_stays_finite(there: float) -> None:
     high, logit, targets = cells(5, 500)
-    chosen, areas = choose_rule(high, logit, np.full_like(targets, there))
-    assert chosen is None
     found = calibrate_firing(high, logit, np.full_like(targets, there)).probability(*as_planes(high, logit))
     assert bool(torch.isfinite(found).all())
     assert float(found.mean()) == pytest.approx(there, abs=1e-3)
-    assert all(0 < area <= 1 for area in areas.values())
 
 
 def test_strongest_features_have_the_greatest_lift() -> None:

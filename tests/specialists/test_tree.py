@@ -241,7 +241,7 @@ def test_a_cascade_leaves_the_answer_of_what_is_refined_as_it_is(
     make_image: MakeImage, zoom_detector: Model, runtime: Runtime
 ) -> None:
     model = with_specialists(zoom_detector, None, grouped(zoom_detector, 3))
-    model = replace(model, cascade=(replace(model.cascade[0], tau=0.4),))
+    model = replace(model, cascade=(replace(model.cascade[0], tau=0.5),))
     pixels = make_image(200, 200, seed=4)
     scan = look(open_image(pixels), model, runtime)
     assert scan.groups is not None
