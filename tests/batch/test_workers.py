@@ -123,6 +123,7 @@ def test_nobody_else_reaches_the_cluster_of_a_batch(client: Client, tmp_path: Pa
                 assert link.getresponse().status == 404
 
 
+@pytest.mark.slow
 def test_files_that_kill_or_hang_a_worker_are_named_and_the_others_done(
     client: Client, tmp_path: Path, make_image: Callable[..., NDArray[np.uint8]], model_file: Path, silent_server: str
 ) -> None:
@@ -206,6 +207,7 @@ def test_a_scheduler_without_workers_is_told_of(
     assert batch.ok
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to a single process there")
 def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
     tmp_path: Path, make_image: Callable[..., NDArray[np.uint8]], model_file: Path
@@ -236,6 +238,7 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
     assert 0 < statuses["waiting"] < 40
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_batch_system_starts_the_workers(

@@ -55,6 +55,7 @@ def test_a_sample_of_the_exhaustive_pass_holds_its_finds_there(scenes: HugeScene
     assert 0 < len(part["regions"]) < len(everywhere)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_the_same(scenes: HugeScenes) -> None:
     path = str(scenes.make(GIGAPIXELS, 1).image)
     here, apart = in_process.analysis(path, "digits"), in_process.run_apart("analysis", path=path, model="digits")

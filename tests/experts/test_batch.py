@@ -126,6 +126,7 @@ def test_an_interrupted_batch_goes_on(images: Path, tmp_path: Path, monkeypatch:
         assert found == analyze(images / f"{name}.png", model, budget=1.0).regions
 
 
+@pytest.mark.slow
 def test_workers_and_split_images_equal_one_process(
     package: Path,  # noqa: F811
     images: Path,

@@ -122,6 +122,7 @@ def fitted(small_steps: None, scenes: list[SizesScene]) -> Model:
     return fit(images, texts, steps=60, specialists=None, precision="fp32", progress=False)
 
 
+@pytest.mark.slow
 def test_a_fit_finds_objects_of_both_sizes(fitted: Model) -> None:
     assert len(fitted.bands) == 2
     assert fitted.provenance["left_out"] == {}

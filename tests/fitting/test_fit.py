@@ -75,6 +75,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_luck_alone(
     assert torch.equal(torch.get_rng_state(), luck)
 
 
+@pytest.mark.slow
 def test_a_network_of_timm_can_scan(small_steps: None, tmp_path: Path) -> None:
     pixels, annotations = discs(0)[0]
     name = "mobilenetv3_small_050"
@@ -98,6 +99,7 @@ def test_a_network_of_timm_can_scan(small_steps: None, tmp_path: Path) -> None:
         assert some.interest.max() > 2 * some.interest.min()
 
 
+@pytest.mark.slow
 def test_the_cheapest_geometry_is_found_by_measuring(small_steps: None) -> None:
     pixels, annotations = discs(0)[0]
     for minimise in ("macs", "seconds"):
@@ -140,6 +142,7 @@ def test_a_geometry_of_ones_own(small_steps: None) -> None:
             fit([pixels], [annotations], geometry=wrong, progress=False)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # Twenty bright discs in a large empty scene: the scan is nearly all that there is to pay.
     pixels = np.random.default_rng(0).integers(60, 120, (2048, 2048)).astype(np.uint8)

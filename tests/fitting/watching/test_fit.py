@@ -73,6 +73,7 @@ def test_share_of_tiles_with_finds_is_near_the_truth(model: Model) -> None:
     assert abs(share - holding / 300) < 0.08
 
 
+@pytest.mark.slow
 def test_the_same_seed_watches_and_learns_the_same() -> None:
     scenes = [scene(s, 12, 768) for s in range(2)]
     one, two = (fit(scenes, expert=watched(), watch=1.0, steps=10, progress=False) for _ in range(2))

@@ -394,7 +394,7 @@ def edits(draw: st.DrawFn) -> tuple[float, bytes]:
     return draw(st.floats(0, 1)), draw(st.sampled_from((change, change, entry)))
 
 
-@pytest.mark.parametrize("kind", list(WRITERS))
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "reals")) for k in WRITERS])
 @settings(max_examples=80, **IN_TMP)
 @given(changes=st.lists(edits(), min_size=1, max_size=5), name=st.sampled_from(["a.tif", "a.svs", "a.ndpi"]))
 def test_any_other_header_is_read_or_refused(
