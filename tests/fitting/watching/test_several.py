@@ -47,7 +47,6 @@ def found(result: Analysis, label: str) -> list[tuple[float, ...]]:
     return [(r.score, *r.full_box) for r in result.regions if r.label == label]
 
 
-@pytest.mark.usefixtures("small_steps")
 def test_an_output_for_each_expert_on_the_command_line(scenes: Path, tmp_path: Path) -> None:
     path, cache = tmp_path / "both.c2f", str(tmp_path / "answers")
     named = ["--expert", f"discs={DISCS}", "--expert", f"ground={GROUND}"]
