@@ -43,12 +43,12 @@ def main(out: Path, steps: int = 100) -> None:
     out.mkdir(parents=True, exist_ok=True)
     expert = c2f.expert(blobs, tile=128, context=16, labels=["cell"])
     images = [sample(seed) for seed in range(3)]
-    model = c2f.fit(images, expert=expert, watch=0.5, steps=steps, cache=out / "answers")
+    model = c2f.fit(images, expert=expert, watch=0.5, steps=steps)
     print(model)  # what it will save at 90, 95 and 99 % of the expert's finds
 
     unseen = sample(9)
-    analysis = c2f.analyze(unseen, model, cache=out / "answers")
-    everything = c2f.analyze(unseen, model, budget=1.0, cache=out / "answers")
+    analysis = c2f.analyze(unseen, model)
+    everything = c2f.analyze(unseen, model, budget=1.0)
     print(analysis)
     print(f"{len(analysis.regions)} of the {len(everything.regions)} cells that the expert finds in every tile")
     analysis.plot(out / "overview.png")

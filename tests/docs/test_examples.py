@@ -15,7 +15,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 WRITTEN = {
     "fit_and_audit": ("holes.c2f", "holes.geojson", "overview.png"),
     "folder_to_table": ("finds.csv", "results/batch.json", "results/report.html"),
-    "expert_behind_the_scan": ("overview.png", "answers"),
+    "expert_behind_the_scan": ("overview.png",),
 }
 
 
