@@ -39,7 +39,7 @@ def board(seed: int, side: int = 512, joints: int = 48) -> tuple[NDArray[np.uint
     return pixels.clip(0, 255).astype(np.uint8), {"type": "FeatureCollection", "features": features}
 
 
-def main(out: Path, steps: int = 150) -> None:
+def main(out: Path, steps: int = 80) -> None:
     """Fit, analyse and audit; results are written to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     images, annotations = zip(*(board(seed) for seed in range(3)), strict=True)

@@ -32,7 +32,7 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
         pytest.importorskip("sklearn")
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert done.stdout
