@@ -34,10 +34,10 @@ def at_pixel_size(model: Model, image: Image) -> Model:
     factor = Fraction(round(ratio)) if ratio > 1 else Fraction(1, round(1 / ratio))
     if factor == 1 or not 1 / MPP_FACTOR <= ratio / factor <= MPP_FACTOR:
         return model
-    bands = [_scaled(band, factor) for band in model.bands]
-    first, *others = (band for band in bands if band is not None) if all(bands) else (None,)
-    if first is None:
+    bands = [band for each in model.bands if (band := _scaled(each, factor)) is not None]
+    if len(bands) < len(model.bands):
         return model
+    first, *others = bands
     record = {**known.to_json(), "mpp": known.mpp / float(factor)}
     provenance = {**model.provenance, KEY: record, FACTOR: float(factor)}
     return replace(first, others=tuple(others), provenance=provenance)

@@ -27,7 +27,6 @@ from coarse2fine.bench.sections import Section, SectionReport
 from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.model import Model, load_model
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.progress import Progress
 from coarse2fine.results.json_file import write_json
 from coarse2fine.steps.windows import best_windows
@@ -158,7 +157,7 @@ def benchmark_gigapixel(
 def _calibrated(scene: BenchScene, model: Model) -> tuple[dict[str, float], dict[str, float], int]:
     """Thresholds of our windows by recall, least costs of all methods on the scene, and the exhaustive pass's finds."""
     with open_image(scene.image) as image:
-        lookup = SceneLookup(at_pixel_size(model, image), image, scene.truth, Runtime.choose())
+        lookup = SceneLookup(model, image, scene.truth, Runtime.choose())
         if not lookup.reference:
             raise ValueError(f"the exhaustive pass of {model.name} finds nothing in {scene.name}: nothing to compare")
         taus, costs = {}, {}

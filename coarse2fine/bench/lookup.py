@@ -18,6 +18,7 @@ from coarse2fine.bench.score import Labelled, against_exhaustive
 from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.region import Region
 from coarse2fine.steps.conclude import conclude
 from coarse2fine.steps.plan import Plan, dense_plan
@@ -81,6 +82,7 @@ class SceneLookup:
             raise ValueError(
                 f"benchmarks compare methods on one plane: {model.name} has {len(model.bands)} bands of sizes"
             )
+        model = at_pixel_size(model, image)
         self.model, self.image, self.truth = model, image, truth
         self._labelled = Labelled(truth, model)
         self.cell_shape = model.cell_shape((image.height, image.width))

@@ -30,7 +30,6 @@ from coarse2fine.bench.score import against_exhaustive, object_boxes
 from coarse2fine.engine import analyze
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.progress import Tick
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.cost import Cost
@@ -87,7 +86,7 @@ def measure(
 
     with open_image(scene.image) as image:
         # This also decodes the image and warms up the nets, so that no timed run includes either.
-        lookup = SceneLookup(at_pixel_size(model, image), image, scene.truth, Runtime.choose())
+        lookup = SceneLookup(model, image, scene.truth, Runtime.choose())
         step()
         timed = _timed(lookup, scene)
         agreement, notes = _check(lookup, scene.name)
