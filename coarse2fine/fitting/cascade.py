@@ -30,8 +30,10 @@ from coarse2fine.fitting.calibrate import (
     survey_scenes,
 )
 from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.geometry import base_spec
 from coarse2fine.fitting.scene import Scene
 from coarse2fine.model import CascadeStage, Geometry, Model
+from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.steps.plan import Plan
@@ -45,6 +47,8 @@ _MOST_STRIDE = 8
 _WIDER = 2.0
 # A glance saves at most the cost of the scan; if that is below this share of the total, none is trained.
 _WORTH = 0.15
+# Target from which a cell holds a find.
+_FOUND = 0.5
 # Largest relative cost with a glance: the same multiply-adds take longer in many small squares than in large blocks.
 _GAIN = 0.85
 # Shares of the finds that a glance may miss; a lower window threshold must make up for them.
@@ -129,6 +133,8 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars
             first.cell * _LARGER // model.geometry.fine_cell,
         )
         glance = replace(recipe, geometry=geometry, width=1.0, seed=recipe.seed + 10 + len(model.cascade))
+        if least_cost(found, glance, seen, setting) > _GAIN * found.cost:
+            break
         net = train_base(glance, None, setting, bars, f"learning a first look at 1/{geometry.scan_downsample}")
         level = CascadeStage(net, geometry.cell, geometry.scan_downsample, None, 1.0)
         level, _ = calibrate_level(model, setting, level)
@@ -139,6 +145,35 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars
             break
         found, seen = best, views
     return found
+
+
+def least_cost(found: Calibrated, glance: Recipe, seen: Sequence[StageScan], setting: CalibrationSet) -> float:
+    """Cost with one more stage that costs nothing and knows where the finds are; windows stay as they are.
+
+    A trained one is not expected to cost less, so its training can be spared if this saves too little.
+
+    Parameters
+    ----------
+    found : Calibrated
+        Model without the stage.
+    glance : Recipe
+        With the stage's geometry.
+    seen : sequence of StageScan
+        Scans by the stages that follow, the coarsest first.
+    setting : CalibrationSet
+    """
+    spec, geometry = base_spec(glance.channels, glance.geometry), glance.geometry
+    level = CascadeStage(ConvStack(spec), geometry.cell, geometry.scan_downsample, None, 0.5)
+    ratio = geometry.cell // found.model.geometry.fine_cell
+    costs = -setting.price.scan(seen[0].macs, seen[0])
+    for index, answer in enumerate(setting.answers.targets):
+        finds = np.nan_to_num(answer) >= _FOUND
+        padded = np.pad(finds, [(0, -n % ratio) for n in finds.shape])
+        shape = padded.shape[0] // ratio, ratio, padded.shape[1] // ratio, ratio
+        perfect = np.asarray(padded.reshape(shape).any(axis=(1, 3)), np.float32)
+        _, macs = zoomed((level, *found.model.levels), [perfect, *(view.interests[index] for view in seen)])
+        costs += sum(setting.price.scan(m, view) for m, view in zip(macs, seen, strict=True))
+    return found.cost + costs
 
 
 def _room(level: CascadeStage, scenes: Sequence[Scene]) -> bool:

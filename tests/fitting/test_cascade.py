@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine import analyze, load_model
-from coarse2fine.fitting.cascade import scan_candidates, zoomed
+from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, StageScan
+from coarse2fine.fitting.cascade import least_cost, scan_candidates, zoomed
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.geometry import base_spec
+from coarse2fine.fitting.teacher import Answers
 from coarse2fine.model import CascadeStage, Geometry, Model
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.firing import NO_FEATURE
@@ -68,6 +70,29 @@ def test_a_zoom_is_priced_without_looking_again(
     found = look(image, model, runtime)
     np.testing.assert_allclose(interest, found.interest, atol=1e-5)
     assert looks[0].macs + sum(macs) == found.macs
+
+
+def test_a_perfect_glance_saves_the_scan_of_empty_ground_alone(
+    make_image: MakeImage, detector: Model, runtime: Runtime
+) -> None:
+    scan = survey_level(open_image(make_image(512, 512)), detector, runtime, detector.levels[0])
+    seen = StageScan((scan.interest,), scan.macs, 1.0)
+    flat, fine = np.zeros(3, np.float32), detector.geometry.fine
+    glance = Recipe(
+        Geometry(32, 4, 1, 4 * fine), StackSpec.parse(3, "4/2:4 4/2:4 4/2:4 1:6"), 3, flat, flat, True, 9, 0
+    )
+
+    def cost(finds: NDArray[np.bool_]) -> float:
+        answers = Answers((), (np.where(finds, np.float32(0.9), np.float32(0.1)),), 0.5, 1.0)
+        setting = CalibrationSet((), answers, 0.97, Price("macs"), runtime)
+        return least_cost(Calibrated(detector, seen, 10.0 * scan.macs), glance, [seen], setting)
+
+    finds = np.zeros((64 * fine, 64 * fine), bool)
+    assert cost(finds) == 9 * scan.macs
+    finds[: 32 * fine] = True
+    # Half of the ground, with the halo of squares.
+    assert 9.5 * scan.macs < cost(finds) < 9.8 * scan.macs
+    assert cost(~np.zeros_like(finds)) >= 10 * scan.macs
 
 
 def test_candidates_keep_the_refine_nets_cells() -> None:
