@@ -6,10 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from coarse2fine.cascade import MOST_PIXELS, CascadeStage, Geometry
-from coarse2fine.experts.refiner import ExpertRefiner
 from coarse2fine.model import Model
-from coarse2fine.refiners.net import NetRefiner
-from coarse2fine.refiners.protocol import Refiner
 from coarse2fine.remembered import FACTOR, KEY, MPP_FACTOR, Remembered, pixel_size
 from coarse2fine.tiling.image import Image
 
@@ -47,7 +44,7 @@ def _scaled(model: Model, factor: Fraction) -> Model | None:
     """A model of one band with all planes coarser by a factor; None if a plane would not be whole."""
     g = model.geometry
     sides = [n for level in model.levels for n in (level.cell, level.downsample)] + [g.refine_downsample, g.fine_cell]
-    refiner = _coarser(model.refiner, factor)
+    refiner = model.refiner.coarser(factor)
     if refiner is None or any((n * factor).denominator != 1 or n * factor > MOST_PIXELS for n in sides):
         return None
     return replace(
@@ -62,13 +59,3 @@ def _scaled(model: Model, factor: Fraction) -> Model | None:
 
 def _stage(level: CascadeStage, factor: Fraction) -> CascadeStage:
     return replace(level, cell=int(level.cell * factor), downsample=int(level.downsample * factor))
-
-
-def _coarser(refiner: Refiner, factor: Fraction) -> Refiner | None:
-    """The refiner on a coarser plane; None if its kind is not known here."""
-    if isinstance(refiner, ExpertRefiner):
-        experts = [replace(each, downsample=int(each.downsample * factor)) for each in refiner.experts]
-        return refiner.with_experts(experts)
-    if isinstance(refiner, NetRefiner):
-        return replace(refiner, downsample=int(refiner.downsample * factor))
-    return None

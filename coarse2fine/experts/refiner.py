@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,6 +97,10 @@ class ExpertRefiner(Refiner):
         expert, *others = experts
         routes = None if self.routes is None else replace(self.routes, alternatives=tuple(others))
         return replace(self, expert=expert, routes=routes)
+
+    def coarser(self, factor: Fraction) -> ExpertRefiner:
+        """The refiner with experts that read a plane that is coarser by a factor."""
+        return self.with_experts([replace(each, downsample=int(each.downsample * factor)) for each in self.experts])
 
     @property
     def cells(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 import torch
@@ -74,6 +75,10 @@ class NetRefiner(Refiner):
         """Multiply-adds of one window, with its halo and the multiply-adds set aside for specialists."""
         aside = sum(self.aside * each.macs_per_cell for each in self.specialists)
         return self.macs(height, width) + round(aside * height * width)
+
+    def coarser(self, factor: Fraction) -> NetRefiner:
+        """The refiner with a plane that is coarser by a factor."""
+        return replace(self, downsample=int(self.downsample * factor))
 
     def macs_per_second(self, context: ImageContext) -> float:
         """Speed of the net alone, measured on this machine."""

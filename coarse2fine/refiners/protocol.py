@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -216,6 +217,21 @@ class Refiner(Protocol):
     def macs_per_cell(self) -> float:
         """Multiply-adds per fine cell of a large window."""
         return self.macs(TIMED_SIDE, TIMED_SIDE) / TIMED_SIDE**2
+
+    def coarser(self, factor: Fraction) -> Refiner | None:  # noqa: ARG002
+        """The refiner with a plane that is coarser by a factor, for images of smaller pixels than those of the fit.
+
+        Parameters
+        ----------
+        factor : Fraction
+            Such that the plane is whole; below 1 for larger pixels.
+
+        Returns
+        -------
+        Refiner or None
+            None if its plane cannot change; images are then read as they are.
+        """
+        return None
 
     def suppress(self, candidates: Candidates) -> Candidates:
         """The finds of a result: of each object only one.
