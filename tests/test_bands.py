@@ -188,6 +188,7 @@ def test_results_are_saved_and_read(tmp_path: Path, pixels: NDArray[np.uint8], b
     assert read.provenance["model"]["bands"][0]["geometry"]["refine_downsample"] == 4
 
 
+@pytest.mark.slow
 def test_a_batch_of_one(tmp_path: Path, pixels: NDArray[np.uint8], banded: Model) -> None:
     tifffile.imwrite(tmp_path / "scene.tif", pixels, photometric="rgb")
     model = banded.save(tmp_path / "banded.c2f")

@@ -27,6 +27,7 @@ def test_there_are_commands() -> None:
     assert len(COMMANDS) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command: str, fitted: AnnotateServer, tmp_path: Path) -> None:
     folder = tmp_path / "here"

@@ -76,6 +76,7 @@ def test_nothing_is_fitted_to_nothing(server: AnnotateServer) -> None:
         assert ask(server, "/fit.json", {"steps": steps})[0] == 400
 
 
+@pytest.mark.slow
 def test_a_fit_is_cancelled_and_leaves_nothing(server: AnnotateServer, picture: Path) -> None:
     put(server, *every_square())
     assert ask(server, "/fit.json", {"steps": 10_000})[0] == 202
@@ -102,6 +103,7 @@ def test_a_fit_that_cannot_be_says_why(server: AnnotateServer, picture: Path) ->
     wait_for(lambda: not list(picture.parent.glob(".*")), "the files of the fit to be removed")
 
 
+@pytest.mark.slow
 def test_a_fit_ends_with_its_server(picture: Path) -> None:
     """The worker's standard input is closed when the server is killed."""
     partial = picture.parent / ".partial.fit"

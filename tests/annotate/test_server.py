@@ -262,6 +262,7 @@ def test_files_that_cannot_be(picture: Path) -> None:
 # The command
 
 
+@pytest.mark.slow
 def test_a_killed_server_loses_nothing(picture: Path) -> None:
     with viewing(picture, "--classes", "cell", "ä b") as (running, url):
         remote = Remote(url)

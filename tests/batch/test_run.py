@@ -253,6 +253,7 @@ def test_what_is_done_is_not_done_again(
     assert len(begun) == 4
 
 
+@pytest.mark.slow
 def test_another_configuration_replaces_results(folder: Path, tmp_path: Path, model_file: Path) -> None:
     out = tmp_path / "out"
     analyze_folder(folder, out, model_file, workers=0, budget=0.5)
@@ -754,6 +755,7 @@ def test_partial_work_is_used_and_then_removed(
     assert contents(out) == contents(tmp_path / "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_pieces")
 def test_a_single_image_interrupted_leaves_the_best_and_goes_on(
     tmp_path: Path, make_image: MakeImage, model_file: Path, monkeypatch: pytest.MonkeyPatch

@@ -147,6 +147,7 @@ def test_files_that_kill_or_hang_a_worker_are_named_and_the_others_done(
     assert leftovers == []
 
 
+@pytest.mark.slow
 def test_a_large_image_shared_by_all_workers_equals_one_process(
     client: Client,
     tmp_path: Path,

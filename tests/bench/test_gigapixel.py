@@ -45,6 +45,7 @@ def test_figures_of_a_small_scene(scenes: HugeScenes, monkeypatch: pytest.Monkey
     assert figures["0.001 Gpx, exhaustive/sampled"] == 1
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_exhaustive_pass_holds_its_finds_there(scenes: HugeScenes) -> None:
     path, model = str(scenes.make(4 * GIGAPIXELS, 1).image), load_model("digits")
     part = in_process.exhaustive(path, "digits", 0.5)

@@ -244,6 +244,7 @@ def test_the_script_prints_a_table_and_writes_both_files(
     assert json.loads((out / "scenes.json").read_text())["seeds"] == [0]
 
 
+@pytest.mark.slow
 def test_a_composite_stands_in_for_the_scenes_of_a_fold_and_is_removed(
     script: ModuleType, folder: Path, sparse: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 
 
+@pytest.mark.slow
 def test_every_kind_of_broken_file_is_named_and_good_ones_are_done(tmp_path: Path) -> None:
     good = write_good(tmp_path / "in", 128, 3)
     bad = write_broken(tmp_path / "in", len(BROKEN))

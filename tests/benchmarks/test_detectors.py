@@ -208,6 +208,7 @@ def test_targets_frame_the_objects_of_turned_crops(squares: tuple[NDArray[np.uin
     assert seen > 8
 
 
+@pytest.mark.slow
 @needs_torchvision
 @pytest.mark.parametrize("name", [RCNN, RETINA])
 def test_training_lowers_the_loss(
@@ -290,6 +291,7 @@ def test_recalibrated_norms_answer_the_same_with_the_statistics_of_the_images() 
     torch.testing.assert_close(trained, before, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 @needs_torchvision
 def test_the_benchmark_goes_on_from_what_it_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "digits"

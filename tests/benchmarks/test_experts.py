@@ -195,6 +195,7 @@ def test_means_and_deviations_over_runs() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_users_own_model_is_measured(tmp_path: Path, disc_expert: Expert) -> None:
     (tmp_path / "in").mkdir()
     for seed in range(3):

@@ -168,6 +168,7 @@ def test_figures_are_paired_with_their_control() -> None:
     assert figures[f"{ON}/than_control"] == pytest.approx(wrong[ON].mean() - wrong[BASE].mean())
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark_in_small(
     fonts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

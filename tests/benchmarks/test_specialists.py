@@ -158,6 +158,7 @@ def test_multiply_adds_are_those_that_a_runner_counts(experiment: Experiment) ->
             assert int(macs_of(grown, gate, tree).sum()) == pytest.approx(runner.macs_spent, rel=0.02)
 
 
+@pytest.mark.slow
 def test_test_tiles_decide_nothing(experiment: Experiment, tmp_path: Path) -> None:
     """With other answers in the test, other errors come of the same columns."""
     tiles = experiment.tiles
@@ -198,6 +199,7 @@ def test_paired_differences(shift: int, seed: int) -> None:
     assert coarse.high - coarse.low >= found.high - found.low - 1e-9
 
 
+@pytest.mark.slow
 def test_everything_is_told_and_a_second_run_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

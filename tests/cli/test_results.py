@@ -85,6 +85,7 @@ def test_coco(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no results" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_view_until_interrupted(result: Path) -> None:
     command = [sys.executable, "-m", "coarse2fine.cli.main", "view", str(result), "--no-browser"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}

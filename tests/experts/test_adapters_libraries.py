@@ -45,6 +45,7 @@ def sahi_model(detector: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_live_model_of_sahi(sahi_model: Any) -> None:
     predict = pytest.importorskip("sahi.predict")
     made, pixels = c2f.expert(sahi_model, tile=128, context=16), tiles(2)

@@ -119,6 +119,7 @@ def test_a_damaged_store_says_what_to_do(tmp_path: Path) -> None:
         finds(stored_model(made, tmp_path), scene(200, 200, 9, seed=1))
 
 
+@pytest.mark.slow
 def test_a_second_fit_asks_only_for_the_trial(tmp_path: Path) -> None:
     scenes = [scene(640, 640, 40, seed=s) for s in range(2)]
     call, made = counted()

@@ -136,6 +136,7 @@ def test_a_fit_finds_objects_of_both_sizes(fitted: Model) -> None:
         assert (away < size / 4).mean() > 0.6, size
 
 
+@pytest.mark.slow
 def test_a_geometry_means_one_band(small_steps: None, scenes: list[SizesScene]) -> None:
     scene = scenes[0]
     images, texts, mine = [scene.pixels], [scene.annotations((240, 24))], Geometry(8, 4, 1)

@@ -61,6 +61,7 @@ def test_a_fitted_model_finds_discs_it_has_never_seen(fitted: Model, tmp_path: P
     assert again.provenance["objects"] == 40
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_luck_alone(small_steps: None) -> None:
     pixels, annotations = discs(2)[0]
     torch.manual_seed(7)
@@ -122,6 +123,7 @@ def test_the_cheapest_geometry_is_found_by_measuring(small_steps: None) -> None:
             assert analysis.regions
 
 
+@pytest.mark.slow
 def test_a_geometry_of_ones_own(small_steps: None) -> None:
     pixels, annotations = discs(0)[0]
     mine = Geometry(cell=16, scan_downsample=4, refine_downsample=1, fine=2)
@@ -158,6 +160,7 @@ def test_a_glance_comes_first_where_that_is_cheaper(small_steps: None, monkeypat
         assert len(zoomed.regions) >= 0.75 * len(looked.regions) > 0
 
 
+@pytest.mark.slow
 def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # With so little to learn from hardly anything surely helps: what is tested is that all of it runs.
     monkeypatch.setattr("coarse2fine.fitting.specialists.evidence.believed", lambda gains, *_: np.ones(len(gains)))

@@ -36,6 +36,7 @@ def distance(one: Base, other: Base) -> float:
     return float(torch.stack([(a - b).square().sum() for a, b in pairs]).sum().sqrt())
 
 
+@pytest.mark.slow
 def test_a_model_goes_on_with_another_scene(fitted: Model, small_steps: None, tmp_path: Path) -> None:
     scenes = [discs(seed)[0] for seed in (0, 5)]
     images, annotations = [pixels for pixels, _ in scenes], [known for _, known in scenes]

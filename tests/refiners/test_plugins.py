@@ -95,6 +95,7 @@ def test_a_dry_run_measures_any_refiner(model: Model, tmp_path: Path) -> None:
     assert expected.images[0].most_macs > 320 * 400
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:hardly anything was found")
 def test_a_base_of_others_is_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in SMALL:

@@ -144,6 +144,7 @@ def test_no_regions_make_an_empty_collection(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_fifty_thousand_regions(tmp_path: Path) -> None:
     found = [Region(f"class {i % 7}", i / 50_000, (i, 2 * i, i + 3, 2 * i + 5)) for i in range(50_000)]
     annotations = read_annotations(write_geojson(tmp_path / "r.geojson.gz", found))

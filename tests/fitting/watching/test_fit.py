@@ -88,6 +88,7 @@ def test_an_expert_that_finds_nothing_teaches_nothing() -> None:
         fit(np.full((600, 600), 120, np.uint8), expert=watched(), progress=False)
 
 
+@pytest.mark.slow
 def test_finds_in_every_tile_leave_nothing_to_choose() -> None:
     found = fit([scene(s, 400, 640) for s in range(2)], expert=watched(), watch=1.0, steps=10, progress=False)
     assert "no use here" in str(found)

@@ -152,6 +152,7 @@ def both() -> list[Expert]:
     return [expert(dark, **options, tile_macs=5 * 10**6), expert(smooth_only, **options, tile_macs=5 * 10**5)]
 
 
+@pytest.mark.slow
 def test_from_scenes_to_an_analysis(tmp_path: Path) -> None:
     scenes = [scene(s) for s in range(2)]
     model = fit(scenes, expert=both(), watch=1.0, steps=10, recall=RECALL, progress=False)

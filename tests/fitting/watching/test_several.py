@@ -47,6 +47,7 @@ def found(result: Analysis, label: str) -> list[tuple[float, ...]]:
     return [(r.score, *r.full_box) for r in result.regions if r.label == label]
 
 
+@pytest.mark.slow
 def test_an_output_for_each_expert_on_the_command_line(scenes: Path, tmp_path: Path) -> None:
     path, cache = tmp_path / "both.c2f", str(tmp_path / "answers")
     named = ["--expert", f"discs={DISCS}", "--expert", f"ground={GROUND}"]
@@ -76,6 +77,7 @@ def _field() -> Expert:
     return expert(bright, tile=96, kind="map", labels=["field"])
 
 
+@pytest.mark.slow
 def test_alternatives_on_the_command_line(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The alternative gives what the expert gives wherever there is a dark disc, for a tenth of the cost."""
     path = tmp_path / "two.c2f"
