@@ -87,7 +87,8 @@ def test_objects_of_both_bands_come_once(exhaustive: Analysis) -> None:
     inner = np.all((boxes[:, :2] > 0) & (boxes[:, 2:] < (700, 900)), axis=1)
     np.fill_diagonal(overlap, 0)
     alike = (labels[:, None] == labels) & inner[:, None] & inner
-    assert overlap[alike].max() <= 0.3 + 1e-6
+    # Within a band, means of boxes may overlap a little more than the boxes that were kept.
+    assert overlap[alike].max() < 0.5
 
 
 @pytest.mark.parametrize("budget", [0.15, 0.3, 0.7])

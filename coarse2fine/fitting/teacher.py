@@ -15,7 +15,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
-from coarse2fine.refiners.suppress import suppress
+from coarse2fine.refiners.suppress import merged
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine import refine, window_pixels
 
@@ -84,9 +84,9 @@ def exhaustive_answer(
 
 
 def settle(candidates: Candidates, model: Model) -> Candidates:
-    """Suppress duplicates of objects; cells of areas stay as they are."""
+    """Merge duplicates of objects; cells of areas stay as they are."""
     area = model.areas[candidates.labels]
-    objects = suppress(candidates.take(~area))
+    objects = merged(candidates.take(~area))
     return Candidates.concatenate([objects, candidates.take(area)])
 
 

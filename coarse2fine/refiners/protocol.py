@@ -19,7 +19,7 @@ from torch import Tensor
 from coarse2fine.models.base import Base
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.refiners.suppress import suppress
+from coarse2fine.refiners.suppress import merged
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 
@@ -241,7 +241,7 @@ class Refiner(Protocol):
         candidates : Candidates
             Objects, in raster order.
         """
-        return suppress(candidates)
+        return merged(candidates)
 
     def macs_per_second(self, context: ImageContext) -> float:
         """Speed, measured on this machine with windows of `TIMED_SIDE` fine cells a side."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
@@ -33,6 +35,29 @@ def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> 
     return candidates.take(kept(candidates, group))
 
 
+def merged(candidates: Candidates) -> Candidates:
+    """What remains after `suppress`, each with the mean of the boxes that were taken for the same object.
+
+    Boxes of its class count by their scores and by their IoU with the best one (box voting, Gidaris and Komodakis 2015,
+    arXiv:1505.01749). A find with an outline keeps its box.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        See `suppress`.
+    """
+    owner = owners(candidates)
+    boxes = candidates.boxes.astype(np.float64)
+    weight = candidates.scores * iou(boxes, boxes[owner]) * (candidates.labels == candidates.labels[owner])
+    itself = owner == np.arange(len(owner))
+    # Boxes without area overlap nothing, not even themselves.
+    weight = np.where(itself, candidates.scores, np.where(candidates.sizes[owner] > 0, 0.0, weight))
+    total = np.bincount(owner, weight, len(owner))
+    sums = np.stack([np.bincount(owner, weight * side, len(owner)) for side in boxes.T], axis=1)
+    mean = sums[itself] / total[itself, None]
+    return replace(candidates.take(itself), boxes=mean.astype(np.float32))
+
+
 def kept(
     candidates: Candidates, group: NDArray[np.int64] | None = None, band: NDArray[np.int64] | None = None
 ) -> NDArray[np.bool_]:
@@ -45,8 +70,16 @@ def kept(
     band : ndarray, int64, (n,), optional
         Candidates of one band do not suppress each other.
     """
-    if len(candidates) < 2:
-        return np.ones(len(candidates), bool)
+    return np.equal(owners(candidates, group, band), np.arange(len(candidates)))
+
+
+def owners(
+    candidates: Candidates, group: NDArray[np.int64] | None = None, band: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """The candidate that each was suppressed by, or itself if it remains; parameters as of `kept`."""
+    count = len(candidates)
+    if count < 2:
+        return np.arange(count)
     first, second = _same(candidates, candidates)
     apart = first < second
     if group is not None:
@@ -55,17 +88,16 @@ def kept(
         apart &= band[first] != band[second]
     first, second = first[apart], second[apart]
     # Ties go to the lower index, raster order, so the result does not depend on the order of the windows.
-    count = len(candidates)
     rank = np.empty(count, np.int64)
     rank[np.lexsort((np.arange(count), -candidates.scores))] = np.arange(count)
     better = np.where(rank[first] < rank[second], first, second)
     worse = np.where(rank[first] < rank[second], second, first)
     best_first = np.argsort(rank[better], kind="stable")
-    keep = bytearray(b"\1") * count  # a loop is faster over plain Python values
+    owner = list(range(count))  # a loop is faster over plain Python values
     for i, j in zip(better[best_first].tolist(), worse[best_first].tolist(), strict=True):
-        if keep[i]:
-            keep[j] = 0
-    return np.frombuffer(keep, np.bool_)
+        if owner[i] == i and owner[j] == j:
+            owner[j] = i
+    return np.array(owner, np.int64)
 
 
 def repeats(candidates: Candidates, known: Candidates) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torchvision.ops import nms
 
 from coarse2fine.fitting.matching import best_f1_threshold, match
 from coarse2fine.models.candidates import Candidates
-from coarse2fine.refiners.suppress import clusters, repeats, suppress
+from coarse2fine.refiners.suppress import clusters, merged, repeats, suppress
 
 
 def scene(seed: int, height: int, width: int, share: float, levels: int) -> tuple[Candidates, NDArray[np.int64]]:
@@ -115,6 +116,41 @@ def test_each_object_read_in_several_cells_is_found_once(seed: int, side: float,
     middle = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
     distance = np.abs(middle[:, None] - grid[None]).max(axis=2)
     assert sorted(distance.argmin(axis=1).tolist()) == list(range(30))
+
+
+@given(scenes)
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_merging_changes_boxes_alone(case: tuple[Candidates, NDArray[np.int64]]) -> None:
+    candidates, _ = case
+    kept, mean = suppress(candidates), merged(candidates)
+    for name in ("cells", "scores", "labels", "nodes"):
+        np.testing.assert_array_equal(getattr(mean, name), getattr(kept, name))
+    low, high = candidates.boxes.min(axis=0, initial=99), candidates.boxes.max(axis=0, initial=-99)
+    assert ((mean.boxes >= low - 1e-4) & (mean.boxes <= high + 1e-4)).all()
+    np.testing.assert_allclose(merged(kept).boxes, kept.boxes, rtol=1e-6)  # nothing is left to merge with
+
+
+def test_the_mean_of_several_readings_is_nearer_to_the_object() -> None:
+    rng, side = np.random.default_rng(0), 3.0
+    grid = np.argwhere(np.ones((8, 8), bool)) * 9.0 + 20
+    true = np.hstack([grid, grid + side])
+    found = of_boxes(np.repeat(true, 9, axis=0) + rng.normal(0, 0.2, (576, 4)))
+    found = found.take(found.scores > 0.2)
+    best, mean = suppress(found), merged(found)
+    errors = [np.abs(each.boxes[:, None] - true).max(axis=2).min(axis=1).mean() for each in (best, mean)]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_boxes_of_other_classes_and_finds_with_outlines_keep_their_boxes() -> None:
+    boxes = np.array([[0, 0, 4, 4], [0, 0.1, 4, 4.1], [0, 0.2, 4, 4.2]])
+    scores = np.array([0.9, 0.8, 0.7], np.float32)
+    other = replace(of_boxes(boxes, np.array([0, 1, 1])), scores=scores)
+    np.testing.assert_array_equal(merged(other).boxes, boxes[:1].astype(np.float32))
+    alike = replace(other, labels=np.zeros(3, np.int16))
+    assert 0 < merged(alike).boxes[0, 1] < 0.2
+    ring = np.array([[0, 0], [4, 0], [4, 4]], np.float32)
+    drawn = replace(alike, sizes=np.array([3, 3, 3], np.int32), corners=np.tile(ring, (3, 1)))
+    np.testing.assert_array_equal(merged(drawn).boxes, boxes[:1].astype(np.float32))
 
 
 @pytest.mark.parametrize("nucleus", [[3, 3, 7, 7], [0, 0, 8, 8]])

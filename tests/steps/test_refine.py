@@ -28,7 +28,7 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.refiners.protocol import Label
-from coarse2fine.refiners.suppress import suppress
+from coarse2fine.refiners.suppress import merged
 from coarse2fine.steps import plan as planning
 from coarse2fine.steps import refine
 from coarse2fine.steps.plan import Plan, dense_plan
@@ -58,7 +58,7 @@ def dense(pixels: NDArray[np.uint8], model: Model) -> NDArray[np.float32]:
 
 
 def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> list[Found]:
-    """Loops over all cells, then suppression (which has oracles of its own), then clipping."""
+    """Loops over all cells, then merging (which has oracles of its own), then clipping."""
     out = dense(pixels, model)
     score = 1 / (1 + np.exp(-out[:-4].max(axis=0)))
     label, cell = out[:-4].argmax(axis=0), model.geometry.fine_cell
@@ -75,8 +75,9 @@ def plain_answer(pixels: NDArray[np.uint8], model: Model, threshold: float) -> l
     cells = np.arange(len(found), dtype=np.int32)[:, None].repeat(2, axis=1)
     scores = np.array([s for s, *_ in found], np.float32)
     labels = np.array([names.index(k) for _, k, _ in found], np.int16)
-    rows = suppress(Candidates(cells, scores, labels, boxes, np.zeros(len(found), np.int32))).cells[:, 0]
-    kept = sorted((found[i] for i in rows.tolist()), reverse=True)
+    once = merged(Candidates(cells, scores, labels, boxes, np.zeros(len(found), np.int32)))
+    rows = zip(once.cells[:, 0].tolist(), (once.boxes.astype(float) * cell).tolist(), strict=True)
+    kept = sorted(((*found[i][:2], tuple(box)) for i, box in rows), reverse=True)
     high = pixels.shape[:2] * 2
     clipped = [(s, k, tuple(min(max(v, 0), n) for v, n in zip(b, high, strict=True))) for s, k, b in kept]
     return [(s, k, b) for s, k, b in clipped if b[2] > b[0] and b[3] > b[1]]
