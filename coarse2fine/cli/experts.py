@@ -42,6 +42,7 @@ def add_expert_options(group: argparse._ArgumentGroup, name: str = "", *, severa
     group.add_argument("--tile", type=int, default=512, help="side of its tiles in pixels (default: 512)")
     group.add_argument("--context", type=int, default=0, help="pixels read around each tile (default: 0)")
     group.add_argument("--expert-downsample", type=int, default=1, help="pixels of the image per pixel it sees (1)")
+    group.add_argument("--expert-mpp", type=float, help="microns per pixel that it expects, instead of that")
     group.add_argument("--labels", nargs="+", help="names of its classes (default: its own)")
     group.add_argument("--confidence", type=float, default=0.5, help="least score of a find (default: 0.5)")
     group.add_argument(
@@ -59,6 +60,7 @@ def expert_from(parsed: argparse.Namespace, spec: str) -> Expert:
         "tile": parsed.tile,
         "context": parsed.context,
         "downsample": parsed.expert_downsample,
+        "mpp": parsed.expert_mpp,
         "labels": parsed.labels,
         "confidence": parsed.confidence,
     }

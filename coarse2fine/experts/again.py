@@ -81,7 +81,9 @@ def again(known: Expert, given: Expert | str) -> Expert:
             f"the expert {given.name} has the hash {given.sha256[:12]}, but the model was fitted with "
             f"{known.sha256[:12]} ({known.spec or 'an object'}): give the file it was fitted with, or fit again"
         )
-    for name in ("kind", "tile", "context", "downsample"):
+    if given.mpp and given.mpp == known.mpp:
+        given = replace(given, downsample=known.downsample)  # of the images that it was fitted on
+    for name in ("kind", "tile", "context", "mpp", "downsample"):
         mine, theirs = getattr(known, name), getattr(given, name)
         if mine != theirs:
             raise ExpertError(
@@ -110,7 +112,7 @@ def _of_known(known: Expert, text: str) -> Expert:
         "kind": known.kind,
         "tile": known.tile,
         "context": known.context,
-        "downsample": known.downsample,
+        **({"mpp": known.mpp} if known.mpp else {"downsample": known.downsample}),
         "labels": [label.name for label in known.labels],
         "areas": known.labels[0].kind == "area",
         "confidence": known.confidence,

@@ -97,7 +97,7 @@ def check_expert(expert: Expert, image: ImageSource | None = None) -> ExpertChec
     Exception
         Any error of the expert.
     """
-    pixels = _noise(expert) if image is None else _sample(expert, image)
+    expert, pixels = (expert, _noise(expert)) if image is None else _sample(expert, image)
     before = psutil.Process().memory_info().rss
     alone, seconds_alone, repeatable = _alone(expert, pixels)
     tried = pixels[: len(alone)]
@@ -165,10 +165,11 @@ def _noise(expert: Expert) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (4, side, side, 3), np.uint8)
 
 
-def _sample(expert: Expert, source: ImageSource) -> NDArray[np.uint8]:
-    """Tiles spread over an image's grid."""
+def _sample(expert: Expert, source: ImageSource) -> tuple[Expert, NDArray[np.uint8]]:
+    """The expert on an image's plane, and tiles spread over its grid."""
     image = open_image(source)
     try:
+        expert = expert.on(image)
         height, width = (ceil_div(n, expert.tile * expert.downsample) for n in image.shape[:2])
         numbers = np.unique(np.linspace(0, height * width - 1, _TILES).astype(int))
         boxes = [
@@ -181,7 +182,7 @@ def _sample(expert: Expert, source: ImageSource) -> NDArray[np.uint8]:
         if image is not source:
             image.close()
     pixels = np.concatenate(found)
-    return np.ascontiguousarray(pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1))
+    return expert, np.ascontiguousarray(pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1))
 
 
 def _read(expert: Expert, pixels: NDArray[np.uint8]) -> Candidates:

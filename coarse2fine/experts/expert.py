@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
@@ -12,12 +13,15 @@ from coarse2fine.experts.adapter import Kind, Pixels
 from coarse2fine.experts.errors import ExpertError
 from coarse2fine.experts.sources import Wanted, find_model, named_object
 from coarse2fine.refiners.protocol import Label
+from coarse2fine.tiling.image import Image
 
 _MOST_TILE = 8192
 # Cells in which maps are reported, along a side of a tile.
 _MAP_CELLS = 64
 _MOST_FINDS = 300
 _BATCH_PIXELS = 4_000_000
+# A pixel size that differs from the expected one by a larger factor is none of its plane.
+_MOST_OFF = 1.25
 _MOST_BATCH = 64
 
 
@@ -55,6 +59,8 @@ class Expert:
         Multiply-adds for a tile; 0 if not measured yet.
     estimated : bool
         Whether `tile_macs` was estimated from time, since the multiply-adds cannot be counted.
+    mpp : float
+        Microns per pixel that it expects, from which `downsample` follows for each image; 0 if that is given.
     call : callable, optional
         Takes tiles, uint8 (n, tile + 2 context, tile + 2 context, 3), RGB. None if a model file was loaded and nobody
         named the expert yet.
@@ -79,6 +85,7 @@ class Expert:
     sha256: str = ""
     tile_macs: int = 0
     estimated: bool = False
+    mpp: float = 0.0
     call: Callable[[Pixels], Any] | None = field(default=None, compare=False, repr=False)
     module: Any = field(default=None, compare=False, repr=False)
     interest: Callable[[Any], Any] | None = field(default=None, compare=False, repr=False)
@@ -95,6 +102,8 @@ class Expert:
             raise ExpertError(f"expected a kind, labels and a confidence between 0 and 1, got {self}")
         if not (0 < self.overlap <= 1 and isinstance(self.tile_macs, int) and self.tile_macs >= 0):
             raise ExpertError(f"expected an overlap between 0 and 1 and a number of multiply-adds, got {self}")
+        if not (isinstance(self.mpp, (int, float)) and 0 <= self.mpp < math.inf):
+            raise ExpertError(f"expected mpp in microns a pixel, above 0, got {self.mpp!r:.60}")
         if not (isinstance(self.spec, str) and isinstance(self.sha256, str)):
             raise ExpertError(f"expected texts as spec and sha256, got {self.spec!r:.60} and {self.sha256!r:.60}")
         kinds = {label.kind for label in self.labels}
@@ -142,16 +151,41 @@ class Expert:
             )
         return self.call(pixels)
 
+    def on(self, image: Image) -> Expert:
+        """The expert with the `downsample` that shows an image at its `mpp`; as it is if that was not given.
+
+        Raises
+        ------
+        ExpertError
+            If the image's pixel size is unknown, or no whole factor leads near `mpp`.
+        """
+        if not self.mpp:
+            return self
+        if image.mpp is None:
+            raise ExpertError(
+                f"the expert {self.name} expects {self.mpp:g} microns a pixel, but {image} does not say its pixel "
+                "size: open it by open_image(path, mpp=...), or give downsample= instead of mpp="
+            )
+        size = sum(image.mpp) / 2
+        whole = max(1, round(self.mpp / size))
+        if not 1 / _MOST_OFF <= self.mpp / size / whole <= _MOST_OFF:
+            raise ExpertError(
+                f"the expert {self.name} expects {self.mpp:g} microns a pixel, and {image} has {size:.3g}: no whole "
+                "number of its pixels is near; give downsample= instead of mpp=, or another image"
+            )
+        return replace(self, downsample=whole)
+
     def describe(self) -> dict[str, Any]:
         """JSON values for a model file."""
-        kept = {f: getattr(self, f) for f in _STORED}
+        kept = {f: getattr(self, f) for f in (*_STORED, "mpp")}
         return {**kept, "options": dict(self.options), "labels": [asdict(label) for label in self.labels]}
 
     @classmethod
     def described(cls, text: Mapping[str, Any]) -> Expert:
         """The expert of a model file, without its call."""
         labels = tuple(Label(**each) for each in text["labels"])
-        return cls(**{name: text[name] for name in _STORED}, options=dict(text["options"]), labels=labels)
+        known = {name: text[name] for name in _STORED} | {"mpp": text.get("mpp", 0.0)}  # 0.1 had none
+        return cls(**known, options=dict(text["options"]), labels=labels)
 
     def check(self, image: Any = None) -> Any:
         """Try the expert on tiles of an image; see `coarse2fine.experts.check.check_expert`."""
@@ -183,6 +217,7 @@ def expert(
     tile: int = 512,
     context: int = 0,
     downsample: int = 1,
+    mpp: float | None = None,
     labels: Sequence[str] | None = None,
     areas: bool | None = None,
     confidence: float | None = None,
@@ -212,6 +247,9 @@ def expert(
         Pixels read around each tile. Objects whose centre lies in them belong to the neighbour.
     downsample : int
         Full-resolution pixels per pixel of the expert's plane.
+    mpp : float, optional
+        Instead of `downsample`: microns per pixel that the expert expects. Each image is then read with the whole
+        factor that leads nearest to it.
     labels : sequence of str, optional
         Names of the classes, in the order of the model's numbers; by default what the model tells, else one: "find".
     areas : bool, optional
@@ -246,6 +284,10 @@ def expert(
     """
     if kind is not None and kind not in get_args(Kind):
         raise ExpertError(f'expected the kind "boxes", "map", "classes" or "vectors", got {kind!r}')
+    if mpp is not None and downsample != 1:
+        raise ExpertError(f"expected downsample= or mpp=, got both: {downsample} and {mpp}")
+    if mpp == 0:
+        raise ExpertError("expected mpp in microns a pixel, above 0, got 0")
     side = tile + 2 * context
     adapter, spec = find_model(model, options, Wanted(kind, side, confidence))
     kind = kind or adapter.kind or "boxes"
@@ -268,6 +310,7 @@ def expert(
         batch=batch or adapter.batch or max(1, min(_MOST_BATCH, _BATCH_PIXELS // max(1, side**2))),
         sha256=adapter.sha256,
         tile_macs=tile_macs,
+        mpp=mpp or 0.0,
         call=adapter.call,
         module=adapter.module,
         interest=named_object(interest) if isinstance(interest, str) else interest,

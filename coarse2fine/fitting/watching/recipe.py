@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from coarse2fine.experts.check import check_expert
+from coarse2fine.experts.errors import ExpertError
 from coarse2fine.experts.expert import Expert
-from coarse2fine.experts.outputs import check_outputs
 from coarse2fine.experts.routes import check_alike
 from coarse2fine.fitting.watching.watch import WatchLimit
 from coarse2fine.progress import Tick
@@ -53,14 +53,22 @@ class WatchRecipe:
     cache: str | os.PathLike[str] | None = None
     output: str = ""
 
+    def on(self, images: Sequence[Image]) -> Self:
+        """The recipe with experts that read the images at the pixel size that they expect.
+
+        Raises
+        ------
+        ExpertError
+            If an image's pixel size is unknown or does not suit, or images need different planes.
+        """
+        return replace(self, experts=tuple(_on_all(each, images) for each in self.experts))
+
     @classmethod
     def each(cls, given: WatchedExperts, watch: float | str, *others: Any) -> list[Self]:
         """One for each output, from the parameters of `fit`: experts, a share or a time, and the other fields in order.
 
         Raises
         ------
-        ExpertError
-            If several outputs cannot be joined in one model.
         ValueError
             If something else than experts is given.
         """
@@ -70,7 +78,6 @@ class WatchRecipe:
         recipes = [replace(cls(_experts(each), limit, *others), output=name) for name, each in given.items()]
         if not recipes:
             raise ValueError("expected at least one output with an expert, got none")
-        check_outputs({recipe.output: recipe.experts[0] for recipe in recipes})
         return recipes
 
 
@@ -80,6 +87,18 @@ def _experts(given: Expert | Sequence[Expert]) -> tuple[Expert, ...]:
     if not experts or not all(isinstance(each, Expert) for each in experts):
         raise ValueError(f"expected an expert, or several, made by coarse2fine.expert; got {given!r:.100}")
     return experts
+
+
+def _on_all(expert: Expert, images: Sequence[Image]) -> Expert:
+    found = [expert.on(image) for image in images]
+    factors = [each.downsample for each in found]
+    if len(set(factors)) > 1:
+        first, other = (images[factors.index(factor)] for factor in sorted(set(factors))[:2])
+        raise ExpertError(
+            f"the images to fit on have different pixel sizes, such as {first} and {other}: give images of one size; "
+            "those of others can be analysed afterwards"
+        )
+    return found[0]
 
 
 def tried_experts(experts: Sequence[Expert], images: Sequence[Image], tick: Tick) -> tuple[tuple[Expert, ...], float]:

@@ -9,6 +9,7 @@ import torch
 
 from coarse2fine.annotations.annotated import AnnotationError
 from coarse2fine.annotations.read import Annotations
+from coarse2fine.experts.outputs import check_outputs
 from coarse2fine.fitting.pairs import Sources, load_images, load_pairs
 from coarse2fine.fitting.watching.accuracy import check_labels
 from coarse2fine.fitting.watching.fit import EXPECTED, fit_watched
@@ -52,6 +53,8 @@ def fit_experts(
     pairs = [] if annotations is None else load_pairs(images, annotations, channels, value_range)
     truths = _truths_of(recipes, [truth for _, truth in pairs])
     opened = [image for image, _ in pairs] or load_images(images, channels, value_range)
+    recipes = [recipe.on(opened) for recipe in recipes]
+    check_outputs({recipe.output: recipe.experts[0] for recipe in recipes if recipe.output})
     steps = [("trying the expert", 0.03)] * len(recipes) + [*EXPECTED] * len(recipes)
     with Progress(progress, steps) as bars, torch.random.fork_rng(devices=[]):
         # All are tried before the first is watched, so that a fault of any is reported at once.
