@@ -246,14 +246,15 @@ def _look_closer(
 ) -> Scan:
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = runtime.place(level.net), level.net.spec
+    stride, margin = spec.stride, spec.margin  # there may be a hundred thousand squares
     groups, macs, done = _groups_at(model, level), before.macs, 0
     scan = _empty(image, model, level)
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
         for (height, width), rows in plan.by_shape():
             corners = plan.cell_corners[rows]
-            boxes = [
-                Box(y, x, y + height, x + width).scale(spec.stride).expand(spec.margin) for y, x in corners.tolist()
-            ]
+            tall, wide = height * stride + margin, width * stride + margin
+            places = (corners * stride).tolist()
+            boxes = [Box(y - margin, x - margin, y + tall, x + wide) for y, x in places]
             for batch in reader.batches(boxes, max(1, _BATCH_PIXELS // boxes[0].area)):
                 batch.pixels[batch.failed] = fill_value(model)
                 with torch.inference_mode():

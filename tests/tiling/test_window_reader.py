@@ -54,6 +54,37 @@ def test_batches_hold_every_window_once(scene: tuple[Path, NDArray[np.uint8]], w
     assert reader_threads() == 0
 
 
+@pytest.mark.parametrize(
+    ("side", "downsample"), [(1, 1), (9, 1), (30, 1), (64, 1), (1, 2), (9, 2), (30, 2), (1, 3), (9, 3), (1, 5), (9, 5)]
+)
+def test_crowded_windows_are_read_together_and_alike(
+    scene: tuple[Path, NDArray[np.uint8]], side: int, downsample: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes, read = random_boxes(600, side), WindowReader._pixels
+    reads: list[Box] = []
+
+    def counted(reader: WindowReader, box: Box) -> NDArray[np.uint8]:
+        reads.append(box)
+        return read(reader, box)
+
+    monkeypatch.setattr(WindowReader, "_pixels", counted)
+    with open_image(scene[0]) as image, WindowReader(image, downsample=downsample, workers=2) as reader:
+        for batch in reader.batches(boxes, 200):
+            for i, pixels in zip(batch.index, batch.pixels, strict=True):
+                np.testing.assert_array_equal(pixels, image.read_scaled(boxes[i], downsample))
+    assert 0 < len(reads) < 600
+
+
+def test_windows_read_together_decode_no_other_chunk(scene: tuple[Path, NDArray[np.uint8]]) -> None:
+    rng = np.random.default_rng(2)
+    corners = rng.integers(0, 100, (60, 2)) + rng.choice([0, 256, 384], (60, 1)) * [1, 0]
+    boxes = [Box(y, x, y + 20, x + 20) for y, x in corners.tolist()]
+    with open_image(scene[0]) as image, WindowReader(image, workers=1) as reader:
+        for _ in reader.batches(boxes, 60):
+            pass
+        assert image.stats.chunks == 3
+
+
 def test_order_follows_chunks(scene: tuple[Path, NDArray[np.uint8]]) -> None:
     boxes = random_boxes(80, 16)
     with open_image(scene[0]) as image, WindowReader(image, workers=3, prefetch=1) as reader:
