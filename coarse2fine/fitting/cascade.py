@@ -7,14 +7,16 @@ is taken.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
 
 from coarse2fine.fitting.base import train_base
 from coarse2fine.fitting.calibrate import (
@@ -32,6 +34,7 @@ from coarse2fine.fitting.calibrate import (
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.geometry import base_spec
 from coarse2fine.fitting.scene import Scene
+from coarse2fine.fitting.teacher import Answers
 from coarse2fine.model import CascadeStage, Geometry, Model
 from coarse2fine.models.conv_stack import ConvStack
 from coarse2fine.models.runtime import Runtime
@@ -39,18 +42,19 @@ from coarse2fine.progress import Progress
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine import refine
 from coarse2fine.steps.scan import look, zoom_plan
+from coarse2fine.steps.windows import best_windows
 
 # Ratios of a glance's cell size and downsampling to those of the next stage.
 _LARGER, _COARSER = 4, 2
 _MOST_GLANCES = 3
 _MOST_STRIDE = 8
 _WIDER = 2.0
-# A glance saves at most the cost of the scan; if that is below this share of the total, none is trained.
-_WORTH = 0.15
 # Target from which a cell holds a find.
 _FOUND = 0.5
 # Largest relative cost with a glance: the same multiply-adds take longer in many small squares than in large blocks.
 _GAIN = 0.85
+# Images to analyse may have this many times as much empty ground as the scenes; a glance may make these dearer by this.
+_EMPTIER, _DEARER = 10.0, 1.05
 # Shares of the finds that a glance may miss; a lower window threshold must make up for them.
 _LOSSES = (0.0, 0.002, 0.005, 0.01, 0.02)
 _TIMED_WINDOWS = 256
@@ -108,7 +112,10 @@ def scan_candidates(recipe: Recipe, *, built_in: bool = True) -> list[Recipe]:
 
 
 def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars: Progress) -> Calibrated:
-    """Put coarser stages before the base's, one after another, as long as each lowers the total cost.
+    """Put coarser stages before the base's, one after another, as long as each lowers the cost.
+
+    Annotated scenes are often crowded, and the images to analyse mostly empty. So a stage counts by the mean of what it
+    saves on the scenes, and on the same scenes with `_EMPTIER` times as much ground without finds.
 
     Parameters
     ----------
@@ -120,11 +127,10 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars
         Its recall is that of glances and windows together.
     bars : Progress
     """
-    price, scenes = setting.price, setting.scenes
     seen: tuple[StageScan, ...] = (found.seen,)
     while len(found.model.cascade) < _MOST_GLANCES:
         model, first = found.model, found.model.levels[0]
-        if price.scan(seen[0].macs, seen[0]) < _WORTH * found.cost or not _room(first, scenes):
+        if not _room(first, setting.scenes):
             break
         geometry = Geometry(
             first.cell * _LARGER,
@@ -133,47 +139,112 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars
             first.cell * _LARGER // model.geometry.fine_cell,
         )
         glance = replace(recipe, geometry=geometry, width=1.0, seed=recipe.seed + 10 + len(model.cascade))
-        if least_cost(found, glance, seen, setting) > _GAIN * found.cost:
+        ground = EmptyGround.of(setting.answers, geometry.cell // model.geometry.fine_cell)
+        before = ground.costs(found, seen, setting)
+        if _share(least_costs(found, glance, seen, setting, ground), before) > _GAIN:
             break
         net = train_base(glance, None, setting, bars, f"learning a first look at 1/{geometry.scan_downsample}")
         level = CascadeStage(net, geometry.cell, geometry.scan_downsample, None, 1.0)
         level, _ = calibrate_level(model, setting, level)
         views = (survey_scenes(model, setting, level), *seen)
         tried = [_with_glance(found, level, loss, views, setting) for loss in _LOSSES]
-        best = min((t for t in tried if t is not None), key=lambda t: t.cost, default=found)
-        if best.cost > _GAIN * found.cost:
+        rated = [(_share(ground.costs(each, views, setting), before), each) for each in tried if each is not None]
+        share, best = min(rated, key=lambda pair: pair[0], default=(1.0, found))
+        if share > _GAIN or best.cost > _DEARER * found.cost:
             break
         found, seen = best, views
     return found
 
 
-def least_cost(found: Calibrated, glance: Recipe, seen: Sequence[StageScan], setting: CalibrationSet) -> float:
-    """Cost with one more stage that costs nothing and knows where the finds are; windows stay as they are.
+def _share(costs: tuple[float, float], before: tuple[float, float]) -> float:
+    """Geometric mean of two costs as shares of those before."""
+    return math.sqrt(costs[0] / before[0] * costs[1] / before[1])
 
-    A trained one is not expected to cost less, so its training can be spared if this saves too little.
+
+@dataclass(frozen=True, eq=False)
+class EmptyGround:
+    """Ground of the fitting scenes without finds nearby.
 
     Parameters
     ----------
-    found : Calibrated
-        Model without the stage.
-    glance : Recipe
-        With the stage's geometry.
-    seen : sequence of StageScan
-        Scans by the stages that follow, the coarsest first.
-    setting : CalibrationSet
+    ratio : int
+        Fine cells along a side of a cell.
+    finds, empty : tuple of ndarray, bool, (cell height, cell width)
+        Whether each cell holds a find; whether neither it nor any of the eight around does.
     """
-    spec, geometry = base_spec(glance.channels, glance.geometry), glance.geometry
-    level = CascadeStage(ConvStack(spec), geometry.cell, geometry.scan_downsample, None, 0.5)
-    ratio = geometry.cell // found.model.geometry.fine_cell
-    costs = -setting.price.scan(seen[0].macs, seen[0])
-    for index, answer in enumerate(setting.answers.targets):
-        finds = np.nan_to_num(answer) >= _FOUND
-        padded = np.pad(finds, [(0, -n % ratio) for n in finds.shape])
-        shape = padded.shape[0] // ratio, ratio, padded.shape[1] // ratio, ratio
-        perfect = np.asarray(padded.reshape(shape).any(axis=(1, 3)), np.float32)
-        _, macs = zoomed((level, *found.model.levels), [perfect, *(view.interests[index] for view in seen)])
-        costs += sum(setting.price.scan(m, view) for m, view in zip(macs, seen, strict=True))
-    return found.cost + costs
+
+    ratio: int
+    finds: tuple[NDArray[np.bool_], ...]
+    empty: tuple[NDArray[np.bool_], ...]
+
+    @classmethod
+    def of(cls, answers: Answers, ratio: int) -> EmptyGround:
+        """The ground by the refine net's answers; where it did not run is none."""
+        finds, empty = [], []
+        for answer in answers.targets:
+            padded = np.pad(answer, [(0, -n % ratio) for n in answer.shape], constant_values=np.nan)
+            cells = padded.reshape(padded.shape[0] // ratio, ratio, padded.shape[1] // ratio, ratio)
+            finds.append(np.asarray((cells >= _FOUND).any(axis=(1, 3)), bool))
+            known = ~np.isnan(cells).all(axis=(1, 3))
+            empty.append(known & ~binary_dilation(finds[-1], np.ones((3, 3), bool)))
+        return cls(ratio, tuple(finds), tuple(empty))
+
+    def costs(self, found: Calibrated, views: Sequence[StageScan], setting: CalibrationSet) -> tuple[float, float]:
+        """Cost on the scenes, and with `_EMPTIER` times as much empty ground.
+
+        Parameters
+        ----------
+        found : Calibrated
+        views : sequence of StageScan
+            Scans by each of its stages alone, the coarsest first.
+        setting : CalibrationSet
+        """
+        model, price = found.model, setting.price
+        more = price.scan(views[0].macs, views[0]) * np.concatenate([each.ravel() for each in self.empty]).mean()
+        for index, empty in enumerate(self.empty):
+            interest, plans = zoomed(model.levels, [view.interests[index] for view in views])
+            for plan, view, level in zip(plans, views[1:], model.levels[1:], strict=True):
+                looked = plan.covered()
+                inside = looked & self._enlarged(empty, level.cell // model.geometry.fine_cell, looked.shape)
+                share = inside.sum() / max(1, looked.sum())
+                more += share * price.scan(plan.macs(level.net.spec.macs), view)
+            more += self.windows(model, interest, empty) * price.window(model, model.window)
+        return found.cost, found.cost + (_EMPTIER - 1) * float(more)
+
+    def _enlarged(self, empty: NDArray[np.bool_], fine: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """A map in smaller cells, of `fine` fine cells a side."""
+        y, x = (np.arange(n) * fine // self.ratio for n in shape)
+        large: NDArray[np.bool_] = empty[np.ix_(y.clip(max=empty.shape[0] - 1), x.clip(max=empty.shape[1] - 1))]
+        return large
+
+    def windows(self, model: Model, interest: NDArray[np.float32], empty: NDArray[np.bool_]) -> int:
+        """Windows above the threshold whose middle lies in empty ground."""
+        side = min(model.window, *interest.shape)
+        corners, _ = best_windows(interest, side, model.tau)
+        y, x = ((corners + side // 2) * model.geometry.fine // self.ratio).T
+        return int(empty[y, x].sum())
+
+
+def least_costs(
+    found: Calibrated, glance: Recipe, seen: Sequence[StageScan], setting: CalibrationSet, ground: EmptyGround
+) -> tuple[float, float]:
+    """Costs as of `EmptyGround` with one more stage that costs nothing and knows where the finds are.
+
+    Windows stay as they are. A trained stage is not expected to cost less: if this saves too little, it is not trained.
+    """
+    price = setting.price
+    net = ConvStack(base_spec(glance.channels, glance.geometry))
+    level = CascadeStage(net, glance.geometry.cell, glance.geometry.scan_downsample, None, 0.5)
+    scan = -price.scan(seen[0].macs, seen[0])
+    windows = 0
+    for index, finds in enumerate(ground.finds):
+        maps = [view.interests[index] for view in seen]
+        _, plans = zoomed((level, *found.model.levels), [finds.astype(np.float32), *maps])
+        costs = zip(plans, seen, found.model.levels, strict=True)
+        scan += sum(price.scan(plan.macs(each.net.spec.macs), view) for plan, view, each in costs)
+        windows += ground.windows(found.model, maps[-1], ground.empty[index])
+    least = found.cost + scan
+    return least, least + (_EMPTIER - 1) * windows * price.window(found.model, found.model.window)
 
 
 def _room(level: CascadeStage, scenes: Sequence[Scene]) -> bool:
@@ -199,9 +270,10 @@ def _with_glance(
     model = replace(model, cascade=(replace(level, tau=tau), *model.cascade))
     interests, costs = [], 0.0
     for index in range(len(setting.scenes)):
-        interest, macs = zoomed(model.levels, [view.interests[index] for view in views])
+        interest, plans = zoomed(model.levels, [view.interests[index] for view in views])
         interests.append(interest)
-        costs += sum(price.scan(m, view) for m, view in zip(macs, views[1:], strict=True))
+        for plan, view, closer in zip(plans, views[1:], model.levels[1:], strict=True):
+            costs += price.scan(plan.macs(closer.net.spec.macs), view)
     tau, count = WindowScores.of(model, setting, interests, model.window).threshold(setting.recall)
     # The glance has missed more than the recall allows: no window threshold reaches it.
     if tau <= 0:
@@ -221,7 +293,7 @@ def _seconds(model: Model, setting: CalibrationSet) -> float:
 
 def zoomed(
     levels: Sequence[CascadeStage], interests: Sequence[NDArray[np.float32]]
-) -> tuple[NDArray[np.float32], list[int]]:
+) -> tuple[NDArray[np.float32], list[Plan]]:
     """Simulate the cascade on an image from each stage's full scan; no net is run.
 
     Parameters
@@ -235,13 +307,13 @@ def zoomed(
     -------
     ndarray, float32, (cell height, cell width)
         Interest of the last stage's cells, 0 where it does not scan.
-    list of int
-        Multiply-adds of each stage but the first.
+    list of Plan
+        Squares that each stage but the first scans.
     """
-    seen, macs = interests[0], []
+    seen, plans = interests[0], []
     for (level, closer), closely in zip(pairwise(levels), interests[1:], strict=True):
         plan = zoom_plan(seen, level, closer)
-        macs.append(plan.macs(closer.net.spec.macs))
+        plans.append(plan)
         looked = plan.covered()[: closely.shape[0], : closely.shape[1]]
         seen = np.where(looked, closely, np.float32(0))
-    return seen, macs
+    return seen, plans

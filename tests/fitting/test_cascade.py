@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coarse2fine import analyze, load_model
 from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, StageScan
-from coarse2fine.fitting.cascade import least_cost, scan_candidates, zoomed
+from coarse2fine.fitting.cascade import EmptyGround, least_costs, scan_candidates, zoomed
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.geometry import base_spec
 from coarse2fine.fitting.teacher import Answers
@@ -66,33 +66,71 @@ def test_a_zoom_is_priced_without_looking_again(
     model = with_tau(zoom_detector, tau)
     image = open_image(make_image(height, width, seed=width))
     looks = [survey_level(image, model, runtime, level) for level in model.levels]
-    interest, macs = zoomed(model.levels, [seen.interest for seen in looks])
+    interest, plans = zoomed(model.levels, [seen.interest for seen in looks])
     found = look(image, model, runtime)
     np.testing.assert_allclose(interest, found.interest, atol=1e-5)
-    assert looks[0].macs + sum(macs) == found.macs
+    closer = zip(plans, model.levels[1:], strict=True)
+    assert looks[0].macs + sum(plan.macs(level.net.spec.macs) for plan, level in closer) == found.macs
+
+
+def finds_on(side: int, rows: int) -> Answers:
+    """Answers of a square scene whose first rows of cells hold finds."""
+    target = np.full((side, side), 0.1, np.float32)
+    target[:rows] = 0.9
+    return Answers((), (target,), 0.5, 1.0)
 
 
 def test_a_perfect_glance_saves_the_scan_of_empty_ground_alone(
     make_image: MakeImage, detector: Model, runtime: Runtime
 ) -> None:
-    scan = survey_level(open_image(make_image(512, 512)), detector, runtime, detector.levels[0])
+    model = replace(detector, tau=1e6)  # no windows
+    scan = survey_level(open_image(make_image(512, 512)), model, runtime, model.levels[0])
     seen = StageScan((scan.interest,), scan.macs, 1.0)
-    flat, fine = np.zeros(3, np.float32), detector.geometry.fine
-    glance = Recipe(
-        Geometry(32, 4, 1, 4 * fine), StackSpec.parse(3, "4/2:4 4/2:4 4/2:4 1:6"), 3, flat, flat, True, 9, 0
-    )
+    flat, fine = np.zeros(3, np.float32), model.geometry.fine
+    spec = StackSpec.parse(3, "4/2:4 4/2:4 4/2:4 1:6")
+    glance = Recipe(Geometry(32, 4, 1, 4 * fine), spec, 3, flat, flat, True, 10, 0)
+    found = Calibrated(model, seen, 10.0 * scan.macs)
 
-    def cost(finds: NDArray[np.bool_]) -> float:
-        answers = Answers((), (np.where(finds, np.float32(0.9), np.float32(0.1)),), 0.5, 1.0)
-        setting = CalibrationSet((), answers, 0.97, Price("macs"), runtime)
-        return least_cost(Calibrated(detector, seen, 10.0 * scan.macs), glance, [seen], setting)
+    def costs(rows: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        setting = CalibrationSet((), finds_on(64 * fine, rows * fine), 0.97, Price("macs"), runtime)
+        ground = EmptyGround.of(setting.answers, 4 * fine)
+        return ground.costs(found, [seen], setting), least_costs(found, glance, [seen], setting, ground)
 
-    finds = np.zeros((64 * fine, 64 * fine), bool)
-    assert cost(finds) == 9 * scan.macs
-    finds[: 32 * fine] = True
-    # Half of the ground, with the halo of squares.
-    assert 9.5 * scan.macs < cost(finds) < 9.8 * scan.macs
-    assert cost(~np.zeros_like(finds)) >= 10 * scan.macs
+    # All is empty: with ten times as much of it, the scan, a tenth of the cost, comes ten times.
+    assert costs(0) == ((10 * scan.macs, 19 * scan.macs), (9 * scan.macs, 9 * scan.macs))
+    # Of half of the ground, with the halo of squares; a row of cells of the glance beside the finds is not empty.
+    (here, emptier), (least, least_emptier) = costs(32)
+    assert (here, emptier) == (10 * scan.macs, 10 * scan.macs + 9 * scan.macs * 7 / 16)
+    assert 9.5 * scan.macs < least == least_emptier < 9.8 * scan.macs
+    (here, emptier), (least, least_emptier) = costs(64)
+    assert here == emptier <= least == least_emptier
+
+
+def test_ground_where_the_refine_net_did_not_run_is_not_empty() -> None:
+    target = np.full((40, 40), np.nan, np.float32)
+    target[:20] = 0.0
+    target[3, 3] = 0.7
+    ground = EmptyGround.of(Answers((), (target,), 0.5, 1.0), 4)
+    assert ground.finds[0].sum() == 1
+    expected = np.zeros((10, 10), bool)
+    expected[:5] = True
+    expected[:2, :2] = False
+    np.testing.assert_array_equal(ground.empty[0], expected)
+
+
+def test_empty_ground_is_paid_for_stage_by_stage(make_image: MakeImage, zoom_detector: Model, runtime: Runtime) -> None:
+    """The cost of emptier scenes is that of the scene and of the empty part of it, analysed by itself."""
+    model = replace(with_tau(zoom_detector, 0.2), tau=1e6)
+    pixels = make_image(512, 512, seed=3)
+    looks = [survey_level(open_image(pixels), model, runtime, level) for level in model.levels]
+    views = [StageScan((each.interest,), each.macs, 1.0) for each in looks]
+    interest, plans = zoomed(model.levels, [each.interest for each in looks])
+    macs = plans[0].macs(model.levels[1].net.spec.macs)
+    setting = CalibrationSet((), finds_on(64 * model.geometry.fine, 0), 0.97, Price("macs"), runtime)
+    ground = EmptyGround.of(setting.answers, 4 * model.geometry.fine)
+    here, emptier = ground.costs(Calibrated(model, views[1], 100.0), views, setting)
+    assert (here, emptier) == (100.0, 100.0 + 9 * (looks[0].macs + macs))
+    assert interest.any()
 
 
 def test_candidates_keep_the_refine_nets_cells() -> None:
