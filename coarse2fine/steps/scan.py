@@ -33,6 +33,10 @@ _PART_PIXELS, _READING_PIXELS = (512, 256, 128, 64), 128**2
 _BATCH_PIXELS = 600_000
 # Sides of merged squares in a plan for the next cascade stage, in cells of the stage before it.
 _SQUARES = (2, 4, 8, 16, 32)
+# Reading a square and entering its answer takes as long as so many multiply-adds.
+_SQUARE_MACS = 250_000
+# Many small blocks are written into a map at once.
+_FEW_BLOCKS = 32
 # Naming the features that fired takes a third of the net's time, and only the best cell of each window needs it. Cells
 # below both the prior and this share of tau are never the best of a window.
 _NAMED_FROM = 1 / 8
@@ -136,9 +140,16 @@ def group_bits(groups: Groups, high: Tensor) -> NDArray[np.uint16]:
 
 def _write(into: NDArray[Any], cell_corners: NDArray[np.int64], blocks_of_cells: NDArray[Any]) -> None:
     """Write blocks (n, h, w) into a map at their corners, without what lies beyond it."""
-    for (y, x), block in zip(cell_corners.tolist(), blocks_of_cells, strict=True):
-        view = into[y : y + block.shape[0], x : x + block.shape[1]]
-        view[:] = block[: view.shape[0], : view.shape[1]]
+    height, width = blocks_of_cells.shape[1:]
+    if len(blocks_of_cells) < _FEW_BLOCKS:
+        for (y, x), block in zip(cell_corners.tolist(), blocks_of_cells, strict=True):
+            view = into[y : y + height, x : x + width]
+            view[:] = block[: view.shape[0], : view.shape[1]]
+        return
+    y, x = cell_corners.T[:, :, None]
+    y, x = np.broadcast_arrays((y + np.arange(height))[:, :, None], (x + np.arange(width))[:, None])
+    inside = (y < into.shape[0]) & (x < into.shape[1])
+    into[y[inside], x[inside]] = blocks_of_cells[inside]
 
 
 def look(
@@ -236,7 +247,11 @@ def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: Cascad
         The stage that made the interest, and the next one.
     """
     ratio, spec = level.cell // closer.cell, closer.net.spec
-    plan = choose(interest, 1, window_macs=lambda h, w: spec.macs(h * ratio, w * ratio), tau=level.tau, merged=_SQUARES)
+
+    def price(height: int, width: int) -> int:
+        return spec.macs(height * ratio, width * ratio) + _SQUARE_MACS
+
+    plan = choose(interest, 1, window_macs=price, tau=level.tau, merged=_SQUARES)
     shape = (interest.shape[0] * ratio, interest.shape[1] * ratio)
     return Plan(plan.cell_corners * ratio, plan.sides * ratio, plan.scores, shape)
 
