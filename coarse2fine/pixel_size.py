@@ -44,8 +44,10 @@ def _scaled(model: Model, factor: Fraction) -> Model | None:
     """A model of one band with all planes coarser by a factor; None if a plane would not be whole."""
     g = model.geometry
     sides = [n for level in model.levels for n in (level.cell, level.downsample)] + [g.refine_downsample, g.fine_cell]
+    if any((n * factor).denominator != 1 or n * factor > MOST_PIXELS for n in sides):
+        return None
     refiner = model.refiner.coarser(factor)
-    if refiner is None or any((n * factor).denominator != 1 or n * factor > MOST_PIXELS for n in sides):
+    if refiner is None:
         return None
     return replace(
         model,

@@ -124,6 +124,12 @@ def virtual_chunk(levels: tuple[Level, ...], downsample: int) -> tuple[float, fl
     return level.chunk[0] * level.downsample_y / downsample, level.chunk[1] * level.downsample_x / downsample
 
 
+def pixels_read(levels: tuple[Level, ...], downsample: int) -> float:
+    """Stored pixels that are read for a pixel of the virtual plane at `downsample`."""
+    level = _coarsest(levels, downsample)
+    return downsample**2 / (level.downsample_y * level.downsample_x)
+
+
 def _coarsest(levels: tuple[Level, ...], downsample: int) -> Level:
     limit = downsample * (1 + LEVEL_TOLERANCE)
     fitting = [level for level in levels if max(level.downsample_y, level.downsample_x) <= limit]

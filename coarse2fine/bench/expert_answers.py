@@ -192,5 +192,4 @@ def all_answers(
 
 
 def _key(expert: Expert, identity: str) -> str:
-    known = {k: v for k, v in expert.describe().items() if k not in {"batch", "tile_macs", "estimated"}}
-    return hashlib.sha256(json.dumps([known, identity], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([expert.decisive(), identity], sort_keys=True).encode()).hexdigest()[:32]

@@ -17,8 +17,6 @@ from coarse2fine.experts.errors import ExpertError
 from coarse2fine.experts.expert import Expert
 from coarse2fine.models.candidates import Candidates
 
-# Facts of an expert that change its speed, not its answers.
-_NO_MATTER = ("batch", "tile_macs", "estimated")
 _SECONDS = 60.0
 
 
@@ -44,8 +42,7 @@ class AnswerStore:
         """The store of an expert in a folder, which is made; None if nothing says that two experts are the same."""
         if not expert.sha256:
             return None
-        facts = {name: value for name, value in expert.describe().items() if name not in _NO_MATTER}
-        identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        identity = hashlib.sha256(json.dumps(expert.decisive(), sort_keys=True).encode()).hexdigest()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

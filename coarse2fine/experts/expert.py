@@ -180,6 +180,10 @@ class Expert:
         kept = {f: getattr(self, f) for f in (*_STORED, "mpp")}
         return {**kept, "options": dict(self.options), "labels": [asdict(label) for label in self.labels]}
 
+    def decisive(self) -> dict[str, Any]:
+        """JSON values of all that its answers to tiles depend on: answers are stored by them."""
+        return {name: value for name, value in self.describe().items() if name not in _NO_MATTER}
+
     @classmethod
     def described(cls, text: Mapping[str, Any]) -> Expert:
         """The expert of a model file, without its call."""
@@ -193,6 +197,8 @@ class Expert:
         return import_module("coarse2fine.experts.check").check_expert(self, image)
 
 
+# Facts that change its speed, or which tiles it gets, not its answers to them.
+_NO_MATTER = ("batch", "tile_macs", "estimated", "mpp")
 _STORED = (
     "spec",
     "kind",
@@ -248,8 +254,8 @@ def expert(
     downsample : int
         Full-resolution pixels per pixel of the expert's plane.
     mpp : float, optional
-        Instead of `downsample`: microns per pixel that the expert expects. Each image is then read with the whole
-        factor that leads nearest to it.
+        Instead of `downsample`: microns per pixel that the expert expects. The images of a fit are then read with the
+        whole factor that leads nearest to it, and others at the pixel size of these.
     labels : sequence of str, optional
         Names of the classes, in the order of the model's numbers; by default what the model tells, else one: "find".
     areas : bool, optional

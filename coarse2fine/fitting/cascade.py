@@ -243,7 +243,7 @@ def least_costs(
         costs = zip(plans, seen, found.model.levels, strict=True)
         scan += sum(price.scan(plan.macs(each.net.spec.macs), view) for plan, view, each in costs)
         windows += ground.windows(found.model, maps[-1], ground.empty[index])
-    least = found.cost + scan
+    least = max(0.0, found.cost + scan)  # measured times may differ by more than is left
     return least, least + (_EMPTIER - 1) * windows * price.window(found.model, found.model.window)
 
 

@@ -224,7 +224,7 @@ class Refiner(Protocol):
         Parameters
         ----------
         factor : Fraction
-            Such that the plane is whole; below 1 for larger pixels.
+            Below 1 for larger pixels; the plane and its cells stay whole.
 
         Returns
         -------

@@ -14,6 +14,7 @@ from coarse2fine.models.candidates import Candidates
 
 # IoU above which two boxes are one object: of one class; of two classes; of two classes, one wholly within the other.
 _OVERLAP, _OVERLAP_OF_CLASSES, _OVERLAP_WITHIN = 0.3, 0.5, 0.8
+_TINY = 1e-6
 
 
 def suppress(candidates: Candidates, group: NDArray[np.int64] | None = None) -> Candidates:
@@ -39,7 +40,8 @@ def merged(candidates: Candidates) -> Candidates:
     """What remains after `suppress`, each with the mean of the boxes that were taken for the same object.
 
     Boxes of its class count by their scores and by their IoU with the best one (box voting, Gidaris and Komodakis 2015,
-    arXiv:1505.01749). A find with an outline keeps its box.
+    arXiv:1505.01749). A find with an outline keeps its box. Where objects crowd, means may overlap a little more than
+    the boxes that remained.
 
     Parameters
     ----------
@@ -51,7 +53,7 @@ def merged(candidates: Candidates) -> Candidates:
     weight = candidates.scores * iou(boxes, boxes[owner]) * (candidates.labels == candidates.labels[owner])
     itself = owner == np.arange(len(owner))
     # Boxes without area overlap nothing, not even themselves.
-    weight = np.where(itself, candidates.scores, np.where(candidates.sizes[owner] > 0, 0.0, weight))
+    weight = np.where(itself, candidates.scores.clip(_TINY), np.where(candidates.sizes[owner] > 0, 0.0, weight))
     total = np.bincount(owner, weight, len(owner))
     sums = np.stack([np.bincount(owner, weight * side, len(owner)) for side in boxes.T], axis=1)
     mean = sums[itself] / total[itself, None]

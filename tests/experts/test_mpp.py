@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ from numpy.typing import NDArray
 
 from coarse2fine import ExpertError, analyze, expert, fit, load_model, open_image
 from coarse2fine.experts.again import again
+from coarse2fine.experts.answer_store import AnswerStore
 from coarse2fine.experts.expert import Expert
+from coarse2fine.pixel_size import at_pixel_size
+from coarse2fine.remembered import KEY, Remembered
 from coarse2fine.tiling.image import Image
-from tests.experts.scenes import Finder, disc_expert, scene
+from tests.experts.scenes import Finder, disc_expert, model_of, scene
 from tests.fitting.discs import smaller
 
 Pixels = NDArray[np.uint8]
@@ -64,6 +68,24 @@ def test_a_file_keeps_the_size_and_takes_the_expert_again() -> None:
             again(stored, other)
     older = {name: value for name, value in known.describe().items() if name != "mpp"}
     assert Expert.described(older).mpp == 0
+
+
+def test_answers_do_not_depend_on_how_the_plane_was_named(tmp_path: Path) -> None:
+    named, given = disc_expert(mpp=0.5).on(at(0.25)), disc_expert(downsample=2)
+    stores = [AnswerStore.of(replace(each, sha256="f" * 64), tmp_path) for each in (named, given)]
+    assert stores[0] == stores[1]
+
+
+@pytest.mark.parametrize(("fitted", "downsample"), [(0.25, 1), (0.25, 2), (0.5, 1)])
+def test_larger_pixels_than_the_plane_are_read_as_they_are(fitted: float, downsample: int) -> None:
+    """No plane is finer than the image: a model of the fit's plane has no other."""
+    model = model_of(disc_expert(downsample=downsample))
+    record = Remembered(None, False, None, None, None, fitted).to_json()
+    model = replace(model, provenance={**model.provenance, KEY: record})
+    image = open_image(scene(400, 400), mpp=4 * fitted)
+    assert at_pixel_size(model, image) is model
+    with pytest.warns(UserWarning, match="4 times smaller"), analyze(image, model, budget=1.0) as found:
+        assert found.refined.all()
 
 
 def test_images_to_fit_on_have_one_pixel_size() -> None:

@@ -104,6 +104,11 @@ def test_a_perfect_glance_saves_the_scan_of_empty_ground_alone(
     assert 9.5 * scan.macs < least == least_emptier < 9.8 * scan.macs
     (here, emptier), (least, least_emptier) = costs(64)
     assert here == emptier <= least == least_emptier
+    # Measured seconds of the scan may be more than those of the whole: nothing costs less than nothing.
+    found = Calibrated(model, StageScan(seen.interests, seen.macs, 3.0), 2.0)
+    setting = CalibrationSet((), finds_on(64 * fine, 0), 0.97, Price("seconds", {fine * model.window: 1e-3}), runtime)
+    ground = EmptyGround.of(setting.answers, 4 * fine)
+    assert least_costs(found, glance, [found.seen], setting, ground) == (0.0, 0.0)
 
 
 def test_ground_where_the_refine_net_did_not_run_is_not_empty() -> None:

@@ -151,6 +151,8 @@ def test_boxes_of_other_classes_and_finds_with_outlines_keep_their_boxes() -> No
     ring = np.array([[0, 0], [4, 0], [4, 4]], np.float32)
     drawn = replace(alike, sizes=np.array([3, 3, 3], np.int32), corners=np.tile(ring, (3, 1)))
     np.testing.assert_array_equal(merged(drawn).boxes, boxes[:1].astype(np.float32))
+    unlikely = replace(alike, scores=np.zeros(3, np.float32))
+    np.testing.assert_allclose(merged(unlikely).boxes, boxes[:1], atol=1e-6)
 
 
 @pytest.mark.parametrize("nucleus", [[3, 3, 7, 7], [0, 0, 8, 8]])
