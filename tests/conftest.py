@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,14 @@ def zoom_detector(detector: Model) -> Model:
     """Reads RGB; a glance at 1/4 with cells of 32 pixels comes before the base."""
     net = lively_net(3, GLANCE, 4)
     return replace(detector, name="tiny zoom", cascade=(CascadeStage(net, 32, 4, _firing(net, 1200), 0.2),))
+
+
+@pytest.fixture(scope="module")
+def squares_by_macs() -> Iterator[None]:
+    """Squares for the next stage of a cascade are merged by multiply-adds alone, which are few in tiny nets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.steps.scan._SQUARE_MACS", 0)
+        yield
 
 
 @pytest.fixture(scope="session")

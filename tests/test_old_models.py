@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from coarse2fine import analyze, load_model
 from coarse2fine.bench.data import BenchScene
+from coarse2fine.refiners.suppress import iou
 from coarse2fine.tiling.opening import ImageSource
 
 FOLDER = Path(__file__).parent / "fixtures" / "models"
@@ -65,7 +66,9 @@ def test_finds_and_costs_stay(name: str, digits: BenchScene) -> None:
     assert found["macs"] == known["macs"]
     assert found["str"] == known["str"]
     np.testing.assert_allclose(found["scores"], known["scores"], atol=0.005)
-    np.testing.assert_allclose(found["boxes"], known["boxes"], atol=0.5)
+    # Boxes are means of those of neighbouring cells now.
+    boxes, before = (np.array(each["boxes"], np.float64) for each in (found, known))
+    assert iou(boxes, before).min() > 0.6
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))

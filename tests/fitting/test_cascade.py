@@ -27,6 +27,7 @@ from coarse2fine.steps.scan import look, scan_macs, survey_level, zoom_plan
 from coarse2fine.tiling.opening import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]
+pytestmark = pytest.mark.usefixtures("squares_by_macs")
 
 
 def with_tau(model: Model, tau: float) -> Model:

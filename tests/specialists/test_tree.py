@@ -237,6 +237,7 @@ def test_cells_that_the_base_did_not_scan_are_scanned_when_they_are_refined(
     assert found.macs > whole.macs
 
 
+@pytest.mark.usefixtures("squares_by_macs")
 def test_a_cascade_leaves_the_answer_of_what_is_refined_as_it_is(
     make_image: MakeImage, zoom_detector: Model, runtime: Runtime
 ) -> None:
