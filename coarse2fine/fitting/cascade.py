@@ -203,11 +203,11 @@ class EmptyGround:
         more = price.scan(views[0].macs, views[0]) * np.concatenate([each.ravel() for each in self.empty]).mean()
         for index, empty in enumerate(self.empty):
             interest, plans = zoomed(model.levels, [view.interests[index] for view in views])
-            for plan, view, level in zip(plans, views[1:], model.levels[1:], strict=True):
+            later = model.levels[1:]
+            for plan, level, cost in zip(plans, later, _scan_costs(plans, views[1:], later, price), strict=True):
                 looked = plan.covered()
                 inside = looked & self._enlarged(empty, level.cell // model.geometry.fine_cell, looked.shape)
-                share = inside.sum() / max(1, looked.sum())
-                more += share * price.scan(plan.macs(level.net.spec.macs), view)
+                more += inside.sum() / max(1, looked.sum()) * cost
             more += self.windows(model, interest, empty) * price.window(model, model.window)
         return found.cost, found.cost + (_EMPTIER - 1) * float(more)
 
@@ -240,11 +240,18 @@ def least_costs(
     for index, finds in enumerate(ground.finds):
         maps = [view.interests[index] for view in seen]
         _, plans = zoomed((level, *found.model.levels), [finds.astype(np.float32), *maps])
-        costs = zip(plans, seen, found.model.levels, strict=True)
-        scan += sum(price.scan(plan.macs(each.net.spec.macs), view) for plan, view, each in costs)
+        scan += sum(_scan_costs(plans, seen, found.model.levels, price))
         windows += ground.windows(found.model, maps[-1], ground.empty[index])
     least = max(0.0, found.cost + scan)  # measured times may differ by more than is left
     return least, least + (_EMPTIER - 1) * windows * price.window(found.model, found.model.window)
+
+
+def _scan_costs(
+    plans: Sequence[Plan], views: Sequence[StageScan], levels: Sequence[CascadeStage], price: Price
+) -> list[float]:
+    """Cost of the squares that each stage scans."""
+    each = zip(plans, views, levels, strict=True)
+    return [price.scan(plan.macs(level.net.spec.macs), view) for plan, view, level in each]
 
 
 def _room(level: CascadeStage, scenes: Sequence[Scene]) -> bool:
@@ -272,8 +279,7 @@ def _with_glance(
     for index in range(len(setting.scenes)):
         interest, plans = zoomed(model.levels, [view.interests[index] for view in views])
         interests.append(interest)
-        for plan, view, closer in zip(plans, views[1:], model.levels[1:], strict=True):
-            costs += price.scan(plan.macs(closer.net.spec.macs), view)
+        costs += sum(_scan_costs(plans, views[1:], model.levels[1:], price))
     tau, count = WindowScores.of(model, setting, interests, model.window).threshold(setting.recall)
     # The glance has missed more than the recall allows: no window threshold reaches it.
     if tau <= 0:
