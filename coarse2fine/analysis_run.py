@@ -22,6 +22,7 @@ from coarse2fine.region import Region
 from coarse2fine.results.cost import Cost
 from coarse2fine.steps.bands import divide, map_on_grid, plan_on_grid
 from coarse2fine.steps.checkpoint import Checkpoint
+from coarse2fine.steps.classify import Named, classify
 from coarse2fine.steps.conclude import conclude, once
 from coarse2fine.steps.mask import MaskSource
 from coarse2fine.steps.pieces import cut
@@ -60,6 +61,7 @@ class AnalysisRun:
         own = config if count == 1 else replace(config, confidence=shared_confidence(config.confidence, count))
         self.bands = tuple(BandRun(image, band, own, checkpoint.of_band(i), mask) for i, band in enumerate(model.bands))
         self.audits = any(band.audits for band in self.bands)
+        self._named = [Named((), 0, ())] * count
         self.exhaustive_macs = sum(band.exhaustive_macs for band in self.bands)
         if self._may_refine_all():
             for band in self.bands:
@@ -181,7 +183,8 @@ class AnalysisRun:
             conclude(done.candidates, model, scan, self._image, band.threshold)
             for done, model, scan, band in zip(audited, self._model.bands, scans, self.bands, strict=True)
         ]
-        return once(each, self._model)
+        self._named = [classify(own, band, self._image) for own, band in zip(each, self._model.bands, strict=True)]
+        return once([named.regions for named in self._named], self._model)
 
     def notes(self, audited: Sequence[Audited], learned: Sequence[Any]) -> list[str]:
         """Notes of the refiners on their work and their finds; those of several experts begin with its output."""
@@ -210,6 +213,7 @@ class AnalysisRun:
         """Why parts of the image could not be read or refined, each once; with the output if only one says so."""
         rows = zip(scans, self.bands, fines, audited, strict=True)
         every = [scan.failures + band.pilot.failures + fine.failures + done.failures for scan, band, fine, done in rows]
+        every = [known + named.failures for known, named in zip(every, self._named, strict=True)]
         times = Counter(failure for failures in every for failure in dict.fromkeys(failures))
         shared = [failure for failure, count in times.items() if count > 1]
         return (*shared, *self._said([[each for each in failures if times[each] == 1] for failures in every]))
@@ -244,6 +248,9 @@ class AnalysisRun:
         spent: Counter[str] = Counter(chunks=read.chunks, bytes=read.bytes, fetched=read.fetched)
         for band, scan, fine, done in zip(self.bands, scans, fines, audited, strict=True):
             spent.update(band.spent(scan, fine, done))
+        # The exhaustive pass names its finds too, at least these.
+        named = sum(each.macs for each in self._named)
+        spent.update(classify_macs=named, exhaustive_macs=named)
         read_seconds = {"decode_seconds": read.seconds, "wait_seconds": read.waited}
         return Cost(**spent, **seconds, **read_seconds)  # type: ignore[arg-type]
 

@@ -21,12 +21,22 @@ from coarse2fine.experts.again import GivenExperts, ListedExperts, all_again
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.outputs import check_outputs
 from coarse2fine.experts.refiner import ExpertRefiner
-from coarse2fine.model_file import check_text, filled, firing_arrays, firing_of, read_model_file, weights
+from coarse2fine.model_file import (
+    check_text,
+    describe_stage,
+    filled,
+    firing_arrays,
+    firing_of,
+    read_model_file,
+    stage_of,
+    weights,
+)
 from coarse2fine.models.base import Base
 from coarse2fine.models.errors import ModelError
 from coarse2fine.models.firing import Firing
 from coarse2fine.refiners.protocol import Label, Refiner
 from coarse2fine.refiners.registry import find_refiner
+from coarse2fine.specialists.classifier import Classifier
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.specialists.tree import SpecialistTree
 from coarse2fine.terminal import printable
@@ -71,6 +81,8 @@ class Model:
         expert.
     output : str
         Name of what its expert finds, if there may be several experts.
+    classifier : Classifier or None
+        Names the finds of objects, after a closer look at each; None if the refiner's classes stand.
     """
 
     name: str
@@ -87,6 +99,7 @@ class Model:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     others: tuple[Model, ...] = ()
     output: str = ""
+    classifier: Classifier | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -321,12 +334,13 @@ def _assemble(arrays: dict[str, NDArray[Any]], text: dict[str, Any]) -> Model:
         tau=float(text["tau"]),
         window=text["window"],
         cascade=tuple(
-            _level(text["channels"], described, f"glance{i}.", arrays)
+            stage_of(text["channels"], described, f"glance{i}.", arrays)
             for i, described in enumerate(text.get("glances", ()))
         ),
         provenance=text["provenance"],
         others=tuple(_assemble(under(arrays, f"band{i}."), band) for i, band in enumerate(text.get("bands", ()))),
         output=text.get("output", ""),
+        classifier=Classifier.load(arrays, text["classifier"]) if "classifier" in text else None,
     )
 
 
@@ -342,6 +356,7 @@ def _described(band: Model) -> list[str]:
         f"{band.refiner.macs_per_cell * g.fine**2 / g.cell**2 / 1e3:.2f} kMAC a pixel refined, "
         f"{band.base.spec.macs_per_cell / g.cell**2 / 1e3:.2f} scanned",
         *band.refiner.details(),
+        *(() if band.classifier is None else band.classifier.lines()),
     ]
 
 
@@ -366,9 +381,12 @@ def _content(model: Model) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     if model.firing is not None:
         arrays |= firing_arrays(model.firing, "firing.")
         description["firing"] = {"rule": model.firing.rule, "prior": model.firing.prior}
-    description["glances"] = [_describe(level, f"glance{i}.", arrays) for i, level in enumerate(model.cascade)]
+    description["glances"] = [describe_stage(level, f"glance{i}.", arrays) for i, level in enumerate(model.cascade)]
     if model.output:
         description["output"] = model.output
+    if model.classifier is not None:
+        arrays |= model.classifier.arrays()
+        description["classifier"] = model.classifier.describe()
     if model.others:
         description["bands"] = []
     for i, band in enumerate(model.others):
@@ -376,23 +394,3 @@ def _content(model: Model) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         arrays |= {f"band{i}.{name}": array for name, array in own.items()}
         description["bands"].append(text)
     return arrays, description
-
-
-def _describe(level: CascadeStage, prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    """Description of a cascade stage in a model file; adds its arrays to `arrays`."""
-    assert level.firing is not None
-    arrays |= weights(level.net, prefix) | firing_arrays(level.firing, f"{prefix}firing.")
-    return {
-        "net": str(level.net.spec),
-        "cell": level.cell,
-        "downsample": level.downsample,
-        "tau": level.tau,
-        "firing": {"rule": level.firing.rule, "prior": level.firing.prior},
-    }
-
-
-def _level(channels: int, text: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> CascadeStage:
-    own = {key: value for key, value in under(arrays, prefix).items() if not key.startswith("firing.")}
-    net = filled(unfitted(channels, text["net"]), own)
-    firing = firing_of(arrays, text["firing"], f"{prefix}firing.", net)
-    return CascadeStage(net, text["cell"], text["downsample"], firing, float(text["tau"]))

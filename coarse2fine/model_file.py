@@ -7,13 +7,13 @@ A file written by this version has these arrays:
 - ``base.NAME``, the weights of the base, by their names in its `state_dict`;
 - ``firing.NAME``, its firing rule, see `firing_arrays`; absent if the refiner learns from each image;
 - ``glanceN.NAME`` and ``glanceN.firing.NAME``, the same of the N-th stage of the cascade before the base;
-- those of the refiner's `arrays`;
+- those of the refiner's `arrays`, and ``classifier.NAME``, those of the classifier of finds, if there is one;
 - ``bandN.NAME``, all of these of the N-th further model, for a coarser band of object sizes or a further expert.
 
 The description has the entries of `_TEXT`, ``firing`` and ``glances`` with the values of these rules and stages,
-``bands`` with the descriptions of the further models, ``output`` with the name of what its expert finds, and the
-entries of the refiner's `describe`. Older files lack entries that were added since, so a new one needs a default when
-it is read.
+``bands`` with the descriptions of the further models, ``output`` with the name of what its expert finds,
+``classifier`` with the description of a classifier, and the entries of the refiner's `describe`. Older files lack
+entries that were added since, so a new one needs a default when it is read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from coarse2fine.bases import unfitted
 from coarse2fine.bundle import under, unpacked
+from coarse2fine.cascade import CascadeStage
 from coarse2fine.models.base import Base
 from coarse2fine.models.errors import ModelError
 from coarse2fine.models.firing import Curve, Firing
@@ -130,3 +132,24 @@ def firing_of(arrays: Arrays, text: Mapping[str, Any], prefix: str, net: Base) -
         raise ValueError(f"a rule reads feature {own['features'].max()} of a net that has {width}")
     curves = tuple(Curve(own[f"{i}.edges"], own[f"{i}.precision"]) for i in range(len(own["features"])))
     return Firing(text["rule"], text["prior"], own["features"], curves, own["raw_knots"], own["probability_knots"])
+
+
+def describe_stage(level: CascadeStage, prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Description of a cascade stage in a model file; adds its arrays to `arrays`."""
+    assert level.firing is not None
+    arrays |= weights(level.net, prefix) | firing_arrays(level.firing, f"{prefix}firing.")
+    return {
+        "net": str(level.net.spec),
+        "cell": level.cell,
+        "downsample": level.downsample,
+        "tau": level.tau,
+        "firing": {"rule": level.firing.rule, "prior": level.firing.prior},
+    }
+
+
+def stage_of(channels: int, text: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> CascadeStage:
+    """Build a cascade stage from its description and the arrays of a file."""
+    own = {key: value for key, value in under(arrays, prefix).items() if not key.startswith("firing.")}
+    net = filled(unfitted(channels, text["net"]), own)
+    firing = firing_of(arrays, text["firing"], f"{prefix}firing.", net)
+    return CascadeStage(net, text["cell"], text["downsample"], firing, float(text["tau"]))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .conv_stack import BatchInvariantConv2d, ConvStack, fold, rectified
+from .conv_stack import BatchInvariantConv2d, ConvStack, StackSpec, fold, rectified
 from .feature_tree import NO_NODE, ROOT
 
 
@@ -132,6 +132,20 @@ class ForkTree:
     def __init__(self, trunk: ConvStack) -> None:
         self.spec = trunk.spec
         self.forks = [Fork(NO_NODE, 0, Layers.of(trunk).folded())]
+
+    @classmethod
+    def of(cls, spec: StackSpec, forks: Sequence[Fork]) -> Self:
+        """A tree of given nodes, the root first.
+
+        Parameters
+        ----------
+        spec : StackSpec
+            Of the trunk.
+        forks : sequence of Fork
+        """
+        found = cls.__new__(cls)
+        found.spec, found.forks = spec, list(forks)
+        return found
 
     def __len__(self) -> int:
         return len(self.forks)

@@ -44,11 +44,14 @@ class Annotation:
         Outline or position, (x, y) in full-resolution pixels.
     measurements : dict of str to float
         Measurements stored with it, by name.
+    own_label : str
+        Name of its own class, if `label` is one for several classes that are found as one; otherwise empty.
     """
 
     label: str
     geometry: Point | Polygon | MultiPolygon
     measurements: dict[str, float] = field(default_factory=dict, hash=False)
+    own_label: str = ""
 
     @property
     def full_bounds(self) -> tuple[float, float, float, float]:

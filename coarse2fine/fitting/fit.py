@@ -19,6 +19,7 @@ import torch
 from coarse2fine.bases import TIMM, prefix_of
 from coarse2fine.config import check_seed, names_checked
 from coarse2fine.fitting.bands import check_left_out
+from coarse2fine.fitting.classes.fit_classifier import one_class
 from coarse2fine.fitting.geometry import FINE_STRIDE, STRIDES, largest_side, smallest_side
 from coarse2fine.fitting.one_band import BandOrder, ReadyBand, fit_band
 from coarse2fine.fitting.pairs import Sources, load_pairs
@@ -184,9 +185,11 @@ def fit(
         channels, value_range = reading(start, channels, value_range)
         steps = max(_LEAST_STEPS, round(SHARE * steps))
     pairs = load_pairs(images, annotations, channels, value_range)
+    pairs, many = one_class(pairs, start)
     bands, schedule = bands_of(pairs, start, object_size, geometry), Schedule(rotate, steps, seed, width)
     strict = start is None and not isinstance(geometry, Geometry)
-    order = BandOrder(base, base_weights, geometry == "search", minimise, recall, specialists, int(depth), cache, name)
+    search = geometry == "search"
+    order = BandOrder(base, base_weights, search, minimise, recall, specialists, int(depth), cache, name, many)
     with torch.random.fork_rng(devices=[]):
         # Before any training, so that a fault of the data, the network or its weights is reported at once.
         ready = [ReadyBand.of(order, prepare(pairs, band, start, schedule, strict=strict)) for band in bands]

@@ -14,7 +14,7 @@ from coarse2fine.fitting.scene import Scene
 OBJECTS, SPECIALISTS = "learning the objects", "trying specialists"
 SCAN_SPECIALISTS = "trying specialists of the scan"
 FINDING, RESCALED = "finding all objects", "finding them at other scales"
-THRESHOLDS = "setting thresholds"
+THRESHOLDS, CLASSES = "setting thresholds", "learning the classes"
 # Training costs three forward passes; specialists about this share of the refine net's training. A scan is bound by
 # memory, so its multiply-adds take longer than the refine net's.
 _TRAINING, _SPECIALISTS, _SLOWER = 3.0, 0.15, 1.5

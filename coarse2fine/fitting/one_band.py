@@ -14,8 +14,9 @@ from coarse2fine.bases import TIMM, prefix_of, unfitted
 from coarse2fine.fitting.base import train_base
 from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, calibrate, calibrates_on_all
 from coarse2fine.fitting.cascade import add_glances, measure_price, scan_candidates
+from coarse2fine.fitting.classes.fit_classifier import expected_of_classes, fit_classifier
 from coarse2fine.fitting.crops import Recipe
-from coarse2fine.fitting.forecast import FINDING, OBJECTS, RESCALED, THRESHOLDS, expected_steps
+from coarse2fine.fitting.forecast import CLASSES, FINDING, OBJECTS, RESCALED, THRESHOLDS, expected_steps
 from coarse2fine.fitting.geometry import base_spec
 from coarse2fine.fitting.hold_out import check_cells
 from coarse2fine.fitting.origin import origin, origin_of_base, tried
@@ -49,6 +50,7 @@ class BandOrder:
     depth: int
     cache: str | os.PathLike[str] | None
     name: str
+    many_classes: bool
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class ReadyBand:
     @property
     def expected(self) -> list[tuple[str, float]]:
         """Steps of its fit with their multiply-adds."""
-        return expected_steps(self.task.recipe, self.planned, self.task.scenes)
+        steps = expected_steps(self.task.recipe, self.planned, self.task.scenes)
+        return steps + expected_of_classes(self.task.recipe, self.task.scenes) if self.order.many_classes else steps
 
 
 def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) -> Model:
@@ -95,7 +98,12 @@ def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) ->
     known = {"calibrated_on_training": self_calibrated, "steps_taken": taken.steps, "refined_share": share}
     cost = {"minimised": order.minimise, "cost": best.cost} | tried(found)
     data = origin(recipe, scenes, task.band, runtime) | origin_of_base(order.base, order.base_weights)
-    return replace(best.model, provenance={**best.model.provenance, **record, **data, **known, **cost})
+    classifier, named = None, {}
+    if order.many_classes:
+        classifier, of_classes = fit_classifier(scenes, recipe, bars.task(CLASSES))
+        named = {"classifier": of_classes}
+    provenance = {**best.model.provenance, **record, **data, **known, **cost, **named}
+    return replace(best.model, classifier=classifier, provenance=provenance)
 
 
 def _refining(

@@ -98,6 +98,7 @@ class Scene:
         self.size = np.where(points[:, None], nominal, np.maximum(size, 1.0))
         self.centre = (bounds[:, :2] + bounds[:, 2:]) / 2
         self.label = np.array([index[a.label] for a in objects], np.int64)
+        self.names = tuple(a.own_label or a.label for a in objects)
         self.too_large = self.size.min(axis=1, initial=np.inf) > largest
         self.fits = ~self.too_large & (self.size.prod(axis=1) >= smallest**2)
         self._areas = [(index[a.label], a.geometry) for a in known if kinds[index[a.label]] == "area"]

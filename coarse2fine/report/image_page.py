@@ -289,7 +289,12 @@ def _spending(analysis: Analysis) -> list[tuple[str, int, float]]:
     """Cost of each step: name, multiply-adds, and share of the bar."""
     cost = analysis.cost
     whole = max(cost.exhaustive_macs, cost.macs)
-    steps = (("scan", cost.scan_macs), ("refinement", cost.refine_macs), ("audit", cost.audit_macs))
+    steps = (
+        ("scan", cost.scan_macs),
+        ("refinement", cost.refine_macs),
+        ("audit", cost.audit_macs),
+        ("classes", cost.classify_macs),
+    )
     return [(name, macs, macs / whole) for name, macs in steps if macs]
 
 

@@ -20,7 +20,8 @@ class Cost:
     exhaustive_macs : int
         Multiply-adds of the refine net on every cell, including the halos of the exhaustive pass's windows. A model
         without labels compares each cell with a sample of the image: scan, sample and columns are then included. If the
-        analysis was the exhaustive pass, its own multiply-adds, with those of specialists.
+        analysis was the exhaustive pass, its own multiply-adds, with those of specialists. Those of `classify_macs` are
+        included.
     cells, cells_refined : int
         Number of cells of the image, and of those refined.
     scan_seconds, choose_seconds, refine_seconds, audit_seconds, conclude_seconds : float
@@ -33,6 +34,8 @@ class Cost:
         Time of fetching and decoding, summed over threads: mostly beside the nets.
     wait_seconds : float
         Part of the steps' time in which they waited for pixels.
+    classify_macs : int
+        Multiply-adds of the classifier on the finds.
     """
 
     scan_macs: int
@@ -51,11 +54,12 @@ class Cost:
     fetched: int
     decode_seconds: float = 0.0
     wait_seconds: float = 0.0
+    classify_macs: int = 0
 
     @property
     def macs(self) -> int:
         """Total multiply-adds."""
-        return self.scan_macs + self.refine_macs + self.audit_macs
+        return self.scan_macs + self.refine_macs + self.audit_macs + self.classify_macs
 
     @property
     def seconds(self) -> float:

@@ -20,6 +20,7 @@ from coarse2fine.models.feature_tree import ROOT, FeatureTree
 from coarse2fine.models.gate import Gate
 from coarse2fine.models.routing import Answered, Specialists
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.specialists.pictures import draw_examples
 
 _PREFIX = "tree."
 _NAMED, _LEAST_SHARE = 3, 0.05
@@ -86,22 +87,8 @@ class SpecialistTree:
         path : path
             A PNG, PDF or SVG file.
         """
-        from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
-
         rows = [node for node in self._in_order(ROOT) if node in self.tiles]
-        count = max((len(self.tiles[node]) for node in rows), default=1)
-        figure = Figure(figsize=(3.5 + 0.6 * count, 0.9 * max(len(rows), 1)), layout="constrained")
-        axes = figure.subplots(max(len(rows), 1), count, squeeze=False)
-        for axis in axes.flat:
-            axis.axis("off")
-        for line, node in zip(axes, rows, strict=False):
-            for axis, tile in zip(line, self.tiles[node], strict=False):
-                axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
-            text = self._line(node).strip().replace(", ", "\n")
-            line[0].annotate(text, (-0.1, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=7)
-        target = Path(path)
-        figure.savefig(target, dpi=150)
-        return target
+        return draw_examples([(self._line(n).strip().replace(", ", "\n"), self.tiles[n]) for n in rows], path)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays by name, for a model file."""

@@ -61,8 +61,9 @@ def once(bands: Sequence[tuple[Region, ...]], model: Model) -> tuple[Region, ...
     regions, home = [region for region, _ in every], np.array([i for _, i in every], np.int64)
     if model.output:
         return tuple(regions)
-    number = {label.name: i for i, label in enumerate(model.labels)}
-    area = np.array([model.labels[number[r.label]].kind == "area" for r in regions], bool)
+    areas = {label.name for label in model.labels if label.kind == "area"}
+    number = {name: i for i, name in enumerate(sorted({r.label for r in regions}))}
+    area = np.array([r.label in areas for r in regions], bool)
     boxes = np.array([r.full_box for r in regions], np.float32).reshape(-1, 4)
     boxes /= model.geometry.fine_cell
     table = Candidates(

@@ -14,12 +14,13 @@ from benchmarks.glyphs import run
 from benchmarks.glyphs.distortion import SIDE, Sampler
 from benchmarks.glyphs.experiment import GlyphScale, Result
 from benchmarks.glyphs.fonts import PLANE, Glyphs, load_glyphs
-from benchmarks.glyphs.growing import ByChance, Growing, Recipe, Step, rerouted, targets_of
 from benchmarks.glyphs.report import section_of
-from benchmarks.glyphs.training import Learner, stream, train_net
+from benchmarks.glyphs.routing import ByChance, rerouted
 from benchmarks.glyphs.variants import BASE, BORDERS, FORK, ON, ORACLE, TRUNK, VARIANTS
 from matplotlib import font_manager
 
+from coarse2fine.fitting.classes.grow_forks import Growing, Recipe, Step, targets_of
+from coarse2fine.fitting.classes.learner import Learner, stream, train_net
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.fork import ForkTree, Layers
 
@@ -124,12 +125,12 @@ def test_targets_of_a_leaf_with_few_classes() -> None:
 
 def test_a_growing_tree_starts_as_the_trunk_and_sends_each_sample_to_one_leaf(glyphs: Glyphs) -> None:
     spec = StackSpec.parse(1, f"{TRUNK} 1:{len(glyphs)}")
-    trunk = train_net(spec, Sampler(glyphs, 0), 2048, seed=0).folded()
+    trunk = train_net(spec, Sampler(glyphs, 0).draw, 2048, seed=0).folded()
     fit = Sampler(glyphs, 1).draw(500)
     before = Layers.of(trunk)
     for steps in ((Step(FORK, 4),), (Step(FORK, 2, 0.3), Step(FORK, 2, 0.6), Step(3, 2))):
         growing, taken = Growing(ForkTree(trunk), Recipe(steps, rate=0.0), *fit, seed=0), 0
-        for x, classes, done in stream(Sampler(glyphs, 2), 5120):
+        for x, classes, done in stream(Sampler(glyphs, 2).draw, 5120):
             with torch.no_grad():
                 maps = before(x, 0, FORK)
             growing.see(maps, classes, FORK, done)

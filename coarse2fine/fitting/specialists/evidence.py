@@ -173,6 +173,12 @@ def chance(columns: Columns, decision: Decision) -> float:
     return reached / len(signs)
 
 
+def chance_of_gain(gains: NDArray[np.float64]) -> float:
+    """p-value of a gain in groups of items, (groups,): the share of random sign flips of them with at least its sum."""
+    totals = _signs(len(gains)) @ gains
+    return float((totals >= gains.sum() - 1e-9).mean())
+
+
 def _signs(groups: int) -> NDArray[np.float64]:
     """Sign flips of groups, the observed signs first, (flips, groups)."""
     if 2**groups <= _FLIPS:

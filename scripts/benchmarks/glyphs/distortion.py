@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.glyphs.fonts import Glyphs
+from coarse2fine.fitting.classes.learner import Samples
 
 SIDE = 24
 """Side of a sample."""
@@ -18,13 +17,6 @@ _GRID = 4  # nodes of the elastic shift along a side
 _BLURS, _LEAST_CONTRAST, _SLOPE, _NOISE = 4, 0.35, 0.2, 0.14
 # A neighbour's centre lies this many pixels from the tile's.
 _NEAR, _FAR, _CLUTTERED = 15, 20, 0.6
-
-
-class Samples(NamedTuple):
-    """Grey images, float32, (n, 1, SIDE, SIDE), about -1 to 1, and the class of each, int64, (n,)."""
-
-    images: Tensor
-    classes: Tensor
 
 
 class Sampler:

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.glyphs.distortion import Sampler, Samples
+from benchmarks.glyphs.distortion import Sampler
 from benchmarks.glyphs.fonts import Glyphs
-from benchmarks.glyphs.growing import Growing, rerouted
-from benchmarks.glyphs.training import NET_BATCH, ON_RATE, Learner, stream, train_net
+from benchmarks.glyphs.routing import rerouted
 from benchmarks.glyphs.variants import BASE, BORDERS, FORK, ON, ONCE, ORACLE, ROUTED, TRUNK, VARIANTS, WIDE, WIDER
+from coarse2fine.fitting.classes.grow_forks import Growing
+from coarse2fine.fitting.classes.learner import NET_BATCH, ON_RATE, Learner, Samples, stream, train_net
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.feature_tree import ROOT
 from coarse2fine.models.fork import ForkTree, Layers
@@ -65,7 +66,7 @@ def run_wide(glyphs: Glyphs, seed: int, scale: GlyphScale) -> dict[str, Result]:
     """Train a wider net end to end with as many samples as the trunk and all forks of a tree, and test it."""
     start, test = time.perf_counter(), Sampler(glyphs, _TEST).draw(scale.test_samples)
     spec, samples = StackSpec.parse(1, f"{WIDER} 1:{len(glyphs)}"), scale.trunk_samples + scale.fork_samples
-    net = train_net(spec, Sampler(glyphs, 4 * seed + 3), samples, seed=seed)
+    net = train_net(spec, Sampler(glyphs, 4 * seed + 3).draw, samples, seed=seed)
     trunks = StackSpec.parse(1, f"{TRUNK} 1:{len(glyphs)}").macs(1, 1) * scale.trunk_samples
     cost = 3.0 * (spec.macs(1, 1) * samples - trunks)
     found = Result(_wrong(net, test), spec.macs(1, 1), samples, cost)
@@ -77,7 +78,7 @@ def run_seed(glyphs: Glyphs, seed: int, scale: GlyphScale) -> dict[str, Result]:
     """Train all other variants, and answer the test samples, which are the same for every seed."""
     start, test = time.perf_counter(), Sampler(glyphs, _TEST).draw(scale.test_samples)
     spec, samples = StackSpec.parse(1, f"{TRUNK} 1:{len(glyphs)}"), scale.trunk_samples + scale.fork_samples
-    net = train_net(spec, Sampler(glyphs, 4 * seed), scale.trunk_samples, seed=seed)
+    net = train_net(spec, Sampler(glyphs, 4 * seed).draw, scale.trunk_samples, seed=seed)
     trunk = net.folded()
     found = {BASE: Result(_wrong(trunk, test), spec.macs(1, 1), scale.trunk_samples, 0.0)}
     _say(seed, start, f"trunk {found[BASE].wrong.mean():.2%}")
@@ -91,7 +92,7 @@ def run_seed(glyphs: Glyphs, seed: int, scale: GlyphScale) -> dict[str, Result]:
     learner = Learner(more, ON_RATE, NET_BATCH)
     early = Layers.of(trunk)
     told = 0.0
-    for x, classes, done in stream(Sampler(glyphs, 4 * seed + 2), scale.fork_samples):
+    for x, classes, done in stream(Sampler(glyphs, 4 * seed + 2).draw, scale.fork_samples):
         if done >= told:
             _say(seed, start, f"forks, {done:.0%}")
             told += 0.1

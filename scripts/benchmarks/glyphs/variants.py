@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from benchmarks.glyphs.growing import Recipe, Step
+from benchmarks.glyphs.routing import ByChance
+from coarse2fine.fitting.classes.grow_forks import Recipe, Step
 
 # Stages before the reader; its outputs are the classes.
 TRUNK = "6/2:8 4/2:16 3:24 2:32"
@@ -33,9 +34,9 @@ VARIANTS: Mapping[str, Variant] = {
     BASE: Variant("the trunk, trained end to end", BASE),
     ON: Variant("the trunk, trained on with the samples that all specialists of a tree had together", BASE),
     WIDE: Variant("a wider net, trained end to end with all these samples", ON),
-    "shared": Variant("one fork for all", ON, _forks(Step(FORK, 1), own_heads=False)),
+    "shared": Variant("one fork for all", ON, Recipe((Step(FORK, 1),), rate=_RATE, router=ByChance)),
     "random": Variant(
-        "16 forks, tiles dealt at random", "shared", Recipe((Step(FORK, 16),), rate=_RATE, by_chance=True)
+        "16 forks, tiles dealt at random", "shared", Recipe((Step(FORK, 16),), rate=_RATE, router=ByChance)
     ),
     "heads": Variant("16 cluster heads (forks of the reader alone)", "shared", _forks(Step(4, 16), own_heads=False)),
     "forks": Variant("16 forks", "shared", _forks(Step(FORK, 16), own_heads=False)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.glyphs.training import Learner
+from coarse2fine.fitting.classes.learner import Learner
 from coarse2fine.models.clustering import kmeans, merged, nearest
 from coarse2fine.models.conv_stack import BatchInvariantConv2d
 from coarse2fine.models.feature_tree import ROOT
@@ -21,19 +22,6 @@ _SMALLEST, _CLUSTERED = 0.2, 2048
 _ROUTER_EPOCHS, _ROUTER_RATE, _ROUTER_BATCH = 6, 3e-3, 256
 # A leaf with a head of its own knows the classes that make up this share of its samples.
 _KNOWN = 0.995
-
-
-class ByChance(nn.Module):
-    """Deals tiles to `count` children by digits of their features that mean nothing; it costs nothing."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self._count = count
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One-hot scores, (n, count, 1, 1)."""
-        digits = (x.double().sum(dim=(1, 2, 3)) * 1e4).floor().long() % self._count
-        return functional.one_hot(digits, self._count).float()[:, :, None, None] * 100
 
 
 @dataclass(frozen=True)
@@ -55,8 +43,9 @@ class Recipe:
         From the root on.
     rate : float
         Largest learning rate.
-    by_chance : bool
-        Deal tiles at random instead of by clusters of features.
+    router : callable, optional
+        From the number of children to a module that deals tiles to them; by default a linear reader of the map at the
+        fork, trained to name the cluster of each tile's features.
     own_heads : bool
         Leaves of the last step answer only for the usual classes of their kind, or send back to their parent.
     also : float
@@ -65,7 +54,7 @@ class Recipe:
 
     steps: tuple[Step, ...]
     rate: float = 1e-3
-    by_chance: bool = False
+    router: Callable[[int], nn.Module] | None = None
     own_heads: bool = False
     also: float = 1.0
 
@@ -138,8 +127,8 @@ class Growing:
             with torch.no_grad():
                 at = fork.layers(own, 0, step.stage - fork.stage)
                 high = fork.layers(own, 0, len(fork.layers.convs) - 1)
-            if self.recipe.by_chance or step.count == 1:
-                router: nn.Module = ByChance(step.count)
+            if self.recipe.router is not None:
+                router = self.recipe.router(step.count)
             else:
                 kinds = _kinds(high, step.count, self.seed)
                 if kinds.max() == 0:
@@ -164,25 +153,6 @@ def targets_of(known: Tensor | None, classes: Tensor) -> Tensor:
         return classes
     at = torch.searchsorted(known, classes).clamp_(max=len(known) - 1)
     return torch.where(known[at] == classes, at, len(known))
-
-
-def rerouted(tree: ForkTree, leaves: Tensor) -> ForkTree:
-    """A tree with one fork that sends the tiles of the next call to these children, int64, (n,)."""
-    found = ForkTree.__new__(ForkTree)
-    found.spec, found.forks = tree.spec, list(tree.forks)
-    found.forks[ROOT] = replace(tree.forks[ROOT], router=_Given(leaves, len(tree.children(ROOT))))
-    return found
-
-
-class _Given(nn.Module):
-    """Scores of children that are known already."""
-
-    def __init__(self, chosen: Tensor, count: int) -> None:
-        super().__init__()
-        self._chosen, self._count = chosen, count
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: ARG002 (known already)
-        return functional.one_hot(self._chosen, self._count).float()[:, :, None, None] * 100
 
 
 def _kinds(high: Tensor, count: int, seed: int) -> Tensor:

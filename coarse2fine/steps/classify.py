@@ -1,0 +1,102 @@
+"""Classes of finds by the model's classifier, which reads each find at a resolution that suits its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from coarse2fine.model import Model
+from coarse2fine.preprocess import as_channels
+from coarse2fine.region import Region
+from coarse2fine.specialists.classifier import Classifier
+from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.geometry import Box
+from coarse2fine.tiling.image import Image
+
+_AT_ONCE = 2048
+
+
+class Crop(NamedTuple):
+    """A square of an image to read, around a find: its box at 1/`downsample`."""
+
+    downsample: int
+    box: Box
+
+    @classmethod
+    def around(cls, centre: tuple[float, float], full_side: float, side: int) -> Crop:
+        """The square around a find, at the coarsest whole reduction that has enough pixels.
+
+        Parameters
+        ----------
+        centre : tuple of float
+            Its middle (y, x) in full-resolution pixels.
+        full_side : float
+            Its side in full-resolution pixels.
+        side : int
+            Pixels of a side that are needed.
+        """
+        downsample = max(1, int(full_side / side))
+        pixels = max(1, round(full_side / downsample))
+        y, x = (round(c / downsample - pixels / 2) for c in centre)
+        return cls(downsample, Box(y, x, y + pixels, x + pixels))
+
+    def read(self, image: Image, side: int, channels: int) -> NDArray[np.uint8]:
+        """Its pixels, uint8, (side, side, channels)."""
+        pixels = as_channels(image.read_scaled(self.box, self.downsample), channels)
+        way = cv2.INTER_AREA if self.box.width > side else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(pixels, (side, side), interpolation=way), np.uint8).reshape(side, side, channels)
+
+
+class Named(NamedTuple):
+    """Finds with the classifier's classes, its multiply-adds, and why finds could not be read, each reason once."""
+
+    regions: tuple[Region, ...]
+    macs: int
+    failures: tuple[str, ...]
+
+
+def classify(regions: Sequence[Region], model: Model, image: Image) -> Named:
+    """Name finds by the model's classifier; areas, and finds that cannot be read, keep their class.
+
+    Parameters
+    ----------
+    regions : sequence of Region
+        The finds of one band.
+    model : Model
+        Of that band.
+    image : Image
+    """
+    classifier, areas = model.classifier, {label.name for label in model.labels if label.kind == "area"}
+    if classifier is None:
+        return Named(tuple(regions), 0, ())
+    found, macs, failures = list(regions), 0, dict[str, None]()
+    crops = {i: crop_of(classifier, region) for i, region in enumerate(regions) if region.label not in areas}
+    order = sorted(crops, key=lambda i: crops[i])  # finds of one stored chunk follow each other
+    for start in range(0, len(order), _AT_ONCE):
+        rows, pixels = [], []
+        for i in order[start : start + _AT_ONCE]:
+            try:
+                pixels.append(crops[i].read(image, classifier.side, classifier.channels))
+            except ImageError as error:
+                failures[f"a find keeps the refine net's class: {error}"] = None
+                continue
+            rows.append(i)
+        if not rows:
+            continue
+        classes = classifier(np.stack(pixels))
+        macs += classes.macs
+        for i, label, node in zip(rows, classes.labels.tolist(), classes.nodes.tolist(), strict=True):
+            route = classifier.route(node)
+            found[i] = replace(found[i], label=classifier.labels[label], route=route or found[i].route)
+    return Named(tuple(found), macs, tuple(failures))
+
+
+def crop_of(classifier: Classifier, region: Region) -> Crop:
+    """The crop from which a find is named."""
+    y0, x0, y1, x1 = region.full_box
+    return Crop.around(region.full_centre, classifier.context * max(y1 - y0, x1 - x0), classifier.side)
