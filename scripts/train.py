@@ -2,6 +2,7 @@
 
 digits   handwritten digits in cluttered scenes; needs scikit-learn, no data folder.
 craters  Mars craters; DIR/mars holds the scenes and annotations of aliFrancis/mars-crater-catalogue (CC BY 4.0).
+glyphs   letters of thirteen scripts in cluttered scenes, each named by a net with forks; no data folder.
 generic  no labels; images in DIR/mars, DIR/rbc/images and DIR/formats, of scikit-image, and a scene of digits.
 """
 
@@ -11,6 +12,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from coarse2fine.demo.glyph_scene import GlyphScene
 
 import coarse2fine as c2f
 from coarse2fine.demo.digit_scene import DigitScene
@@ -47,6 +50,14 @@ def digits(_: Path, options: dict[str, Any]) -> c2f.Model:
     # No rotation, which would make a six a nine. Most of the cost is the scan, so high recall costs little.
     # No specialists: embedded models are small.
     defaults = {"rotate": False, "recall": 0.99, "steps": 1500, "specialists": None}
+    return c2f.fit(images, [s.annotations() for s in scenes], **{**defaults, **options})
+
+
+def glyphs(_: Path, options: dict[str, Any]) -> c2f.Model:
+    """Fit to scenes of letters of DejaVu Sans, which are all found as one class and then named one by one."""
+    scenes = [GlyphScene(2048, 2048, letters=700, clutter=200, seed=seed) for seed in range(201, 225)]
+    images = [scene.block(Box(0, 0, 2048, 2048)) for scene in scenes]
+    defaults = {"rotate": False, "steps": 600, "specialists": None}
     return c2f.fit(images, [s.annotations() for s in scenes], **{**defaults, **options})
 
 
@@ -90,7 +101,7 @@ def generic(data: Path, options: dict[str, Any]) -> c2f.Model:
     return fit_explorer(images, kinds=True, **options)
 
 
-RECIPES = {"digits": digits, "craters": craters, "generic": generic}
+RECIPES = {"digits": digits, "craters": craters, "glyphs": glyphs, "generic": generic}
 
 if __name__ == "__main__":
     main()

@@ -13,10 +13,11 @@ from benchmarks import command
 from benchmarks.glyphs import run
 from benchmarks.glyphs.distortion import SIDE, Sampler
 from benchmarks.glyphs.experiment import GlyphScale, Result
-from benchmarks.glyphs.fonts import PLANE, Glyphs, load_glyphs
+from benchmarks.glyphs.fonts import Glyphs, load_glyphs
 from benchmarks.glyphs.report import section_of
 from benchmarks.glyphs.routing import ByChance, rerouted
 from benchmarks.glyphs.variants import BASE, BORDERS, FORK, ON, ORACLE, TRUNK, VARIANTS
+from coarse2fine.demo.glyph_scene import PLANE
 from matplotlib import font_manager
 
 from coarse2fine.fitting.classes.grow_forks import Growing, Recipe, Step, targets_of

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coarse2fine.demo import digit_scene
-from coarse2fine.demo.digit_scene import DigitScene, PlacedObject
+from coarse2fine.demo.digit_scene import DigitScene
+from coarse2fine.demo.ink_scene import PlacedObject
 from coarse2fine.tiling.geometry import Box
 
 pytest.importorskip("sklearn", reason="the handwriting comes with scikit-learn")

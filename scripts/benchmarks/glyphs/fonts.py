@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
+from coarse2fine.demo.glyph_scene import ALIKE, PLANE, drawn, profile
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
@@ -42,11 +42,6 @@ SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "Hangul": ((0xAC00, 0xD7A3),),
     "Han": ((0x4E00, 0x9FFF),),
 }
-PLANE = 48
-"""Side of a rendered glyph."""
-_INK, _DRAWN = 34, 96  # the larger side of the ink in it, and the size at which fonts draw
-# Two glyphs are the same if the correlation of their blurred images is above this.
-_ALIKE, _BLUR = 0.94, 1.5
 _SUFFIXES = (".ttf", ".otf", ".ttc")
 
 
@@ -97,16 +92,16 @@ def load_glyphs(folder: Path | None, *, most: int) -> Glyphs:
     scripts: list[int] = []
     names: list[str] = []
     letters = ""
-    taken = np.zeros((0, PLANE * PLANE), np.float32)
+    taken = np.zeros((0, PLANE**2), np.float32)
     for name, ranges in SCRIPTS.items():
         wanted = [c for first, last in ranges for c in range(first, last + 1) if unicodedata.category(chr(c))[0] == "L"]
         path, has = max(known, key=lambda font: len(font[1].intersection(wanted)), default=(None, frozenset[int]()))
         found = 0
-        for image, letter in _drawn(path, [c for c in wanted if c in has]) if path else ():
-            row = _profile(image)
+        for image, letter in drawn(path, [c for c in wanted if c in has]) if path else ():
+            row = profile(image)
             if found == most:
                 break
-            if len(taken) and float((taken @ row).max()) > _ALIKE:
+            if len(taken) and float((taken @ row).max()) > ALIKE:
                 continue
             taken = np.concatenate([taken, row[None]])
             images.append(image)
@@ -133,29 +128,3 @@ def _fonts(folder: Path | None) -> Iterator[tuple[Path, frozenset[int]]]:
             yield path, frozenset(FT2Font(str(path)).get_charmap())
         except (RuntimeError, OSError):
             continue
-
-
-def _drawn(path: Path, codes: Sequence[int]) -> Iterator[tuple[NDArray[np.float32], str]]:
-    """Images of characters in the middle of the plane, and the characters; those without ink are left out."""
-    font = FT2Font(str(path))
-    font.set_size(_DRAWN, 72)
-    for code in codes:
-        font.set_text(chr(code), 0.0)
-        font.draw_glyphs_to_bitmap(antialiased=True)
-        drawn = np.asarray(font.get_image(), np.float32) / 255
-        inked = [np.flatnonzero(drawn.any(axis=axis)) for axis in (1, 0)]
-        if not len(inked[0]):
-            continue
-        ink = drawn[inked[0][0] : inked[0][-1] + 1, inked[1][0] : inked[1][-1] + 1]
-        scale = _INK / max(ink.shape)
-        height, width = (max(2, round(n * scale)) for n in ink.shape)
-        small = cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA)
-        y, x = (PLANE - height) // 2, (PLANE - width) // 2
-        yield np.pad(small, ((y, PLANE - height - y), (x, PLANE - width - x))), chr(code)
-
-
-def _profile(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The blurred image as a vector without mean, of length one."""
-    row = cv2.GaussianBlur(image, (0, 0), _BLUR).ravel()
-    row = row - row.mean()
-    return np.asarray(row / np.linalg.norm(row), np.float32)
