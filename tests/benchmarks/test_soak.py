@@ -33,7 +33,7 @@ def test_images_are_of_all_kinds(tmp_path: Path) -> None:
 def test_a_worker_does_not_grow(tmp_path: Path) -> None:
     curve = soak(tmp_path, SoakScale(IMAGES, 96), lambda *_: None)
     assert curve.done[-1] > IMAGES * 0.9
-    # A leak of one decoded image, 28 kB, an image would be 7 MB here; allocators vary by some MB.
-    assert curve.growth(curve.memory) * IMAGES / 1000 < 12
+    # Allocators vary by more than ten MB, and the slope with them: this finds leaks from a tenth of a MB an image on.
+    assert curve.growth(curve.memory) * IMAGES / 1000 < 24
     assert curve.growth(curve.files) * IMAGES / 1000 < 4
     assert curve.growth(curve.threads) * IMAGES / 1000 < 4
