@@ -1,0 +1,174 @@
+"""Fits with very many classes: objects are found as one class, and each find is named by a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from coarse2fine import Model, analyze, fit, open_image
+from coarse2fine.annotations.read import read_annotations
+from coarse2fine.fitting.classes import fit_classifier
+from coarse2fine.fitting.classes.fit_classifier import Judges, TrunkPlan, learn_classes, one_class
+from coarse2fine.fitting.classes.learner import Samples
+from coarse2fine.fitting.classes.object_crops import CONTEXT, ObjectCrops
+from coarse2fine.fitting.crops import Recipe
+from coarse2fine.fitting.scene import PART, Scene, is_held
+from coarse2fine.model import Geometry
+from coarse2fine.models.conv_stack import StackSpec
+from coarse2fine.refiners.protocol import Label
+from coarse2fine.steps.classify import Crop
+from tests.fitting.discs import QUICK, smaller
+
+KINDS = 28
+"""Bars of as many directions."""
+
+
+def bars(seed: int, side: int = 512, count: int = 90) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """A noisy grey scene of bars, annotated by boxes; the class is the direction."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.normal(110, 8, (side, side)).clip(0, 255).astype(np.uint8)
+    places = [(y, x) for y in range(24, side - 23, 48) for x in range(24, side - 23, 48)]
+    features = []
+    for place in rng.permutation(len(places))[:count].tolist():
+        (y, x), kind = places[place], int(rng.integers(KINDS))
+        away = 14 * np.array([np.cos(np.pi * kind / KINDS), np.sin(np.pi * kind / KINDS)])
+        (x0, y0), (x1, y1) = (np.round((x, y) + sign * away).astype(int).tolist() for sign in (-1, 1))
+        cv2.line(pixels, (x0, y0), (x1, y1), 220, 5)
+        ring = [[x - 16, y - 16], [x + 16, y - 16], [x + 16, y + 16], [x - 16, y + 16], [x - 16, y - 16]]
+        name = {"classification": {"name": f"bar {kind:02}"}}
+        features.append({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": name})
+    return pixels, {"type": "FeatureCollection", "features": features}
+
+
+def scene_of(pixels: NDArray[np.uint8], collection: dict[str, Any]) -> Scene:
+    image = open_image(pixels)
+    ((image, known),), many = one_class([(image, read_annotations(collection))])
+    assert many
+    return Scene(image, known, [Label("object")], fine_cell=8, largest=40, nominal=32)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    one = np.ones(1, np.float32)
+    spec = StackSpec.parse(1, "4/2:8 4/2:8 4/2:8 1:5")
+    return Recipe(Geometry(8, 1, 1, 1), spec, 1, 0.45 * one, 0.1 * one, rotate=False, steps=10, seed=0)
+
+
+def gratings(kinds: int, side: int, seed: int) -> Callable[[int], Samples]:
+    """Draws noisy gratings, (n, 1, side, side); the class is their direction."""
+    rng = np.random.default_rng(seed)
+    y, x = (np.mgrid[:side, :side] - side / 2).astype(np.float32)
+
+    def draw(count: int) -> Samples:
+        classes = rng.integers(kinds, size=count)
+        angle, phase = np.pi * classes / kinds, rng.uniform(0, 6.28, count)
+        wave = np.sin(np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y + phase[:, None, None])
+        noisy = wave + rng.normal(0, 0.3, wave.shape)
+        return Samples(torch.from_numpy(noisy[:, None].astype(np.float32)), torch.from_numpy(classes))
+
+    return draw
+
+
+def test_many_classes_become_one_that_keeps_their_names() -> None:
+    pixels, collection = bars(0)
+    few = {
+        **collection,
+        "features": [f for f in collection["features"] if f["properties"]["classification"]["name"] < "bar 10"],
+    }
+    image = open_image(pixels)
+    known = read_annotations(few)
+    same, many = one_class([(image, known)])
+    assert (same, many) == ([(image, known)], False)
+    scene = scene_of(pixels, collection)
+    assert scene.names == tuple(f["properties"]["classification"]["name"] for f in collection["features"])
+    assert set(scene.label.tolist()) == {0}
+
+
+def test_crops_are_those_that_an_analysis_reads() -> None:
+    pixels, collection = bars(1)
+    scene = scene_of(pixels, collection)
+    scene.held[0, 0] = True  # all of it: the scene has one part
+    assert scene.part_shape == (1, 1)
+    assert PART == 64
+    names = tuple(sorted(set(scene.names)))
+    crops = ObjectCrops.of([scene], names, 30, 1, 0, held=True)
+    assert len(ObjectCrops.of([scene], names, 30, 1, 0).classes) == 0
+    assert len(crops.classes) == is_held(scene).sum() == len(scene.names)
+    assert [names[k] for k in crops.classes] == list(scene.names)
+    assert len(set(crops.groups.tolist())) == 4  # quarters of its part
+    for plain, centre, size in zip(crops.plain, scene.centre, scene.size, strict=True):
+        read = Crop.around(tuple(centre.tolist()), CONTEXT * float(size.max()), 30).read(scene.image, 30, 1)
+        # Both reduce 48 px to 30, from grids that differ by less than a pixel.
+        assert np.corrcoef(plain.ravel().astype(float), read.ravel())[0, 1] > 0.85
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_samples_are_turned_only_if_objects_may_be(recipe: Recipe, rotate: bool) -> None:
+    ramp = np.broadcast_to(np.linspace(20, 235, 48).astype(np.uint8)[:, None, None], (4, 48, 48, 1))
+    crops = ObjectCrops(np.ascontiguousarray(ramp), np.arange(4) % 2, np.zeros(4, np.int64), 30)
+    x, classes = crops.sampler(recipe.mean, recipe.std, rotate=rotate, seed=1).draw(64)
+    assert x.shape == (64, 1, 30, 30)
+    assert set(classes.tolist()) == {0, 1}
+    down = (x[:, 0, -1].mean(dim=1) - x[:, 0, 0].mean(dim=1)).numpy()
+    assert ((down > 0).all()) != rotate
+
+
+def test_forks_stay_only_if_they_name_more_held_out_crops(recipe: Recipe) -> None:
+    kinds, plan = 12, TrunkPlan("4/2:8 4/2:12", 1, 3, 4096, 2048)
+    side = plan.spec(1, kinds).input_size(1)
+    x, classes = gratings(kinds, side, 1)(600)
+    pixels = (255 * (0.45 + 0.1 * x.numpy())).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    judges = Judges(pixels, classes.numpy(), np.arange(600) % 10)
+    names = tuple(f"kind {k}" for k in range(kinds))
+    ticks: list[tuple[int, int]] = []
+    found, known = learn_classes(
+        names, gratings(kinds, side, 0), pixels[:50], judges, plan, recipe, lambda *done: ticks.append(done)
+    )
+    assert ticks[-1] == (6144, 6144)
+    assert known["held_objects"] == 600
+    assert known["right"] > 3 / kinds
+    gained = known["right_with_forks"] > known["right"] and known["p"] <= 0.05
+    assert known["forks"] == (len(found.tree) - 1 if gained else 0)
+    assert bool(found.tree.children(0).size) == gained
+    right = (found(pixels).labels == classes.numpy()).mean()
+    assert right == pytest.approx(known["right_with_forks" if gained else "right"], abs=1e-4)
+    assert found.shares.sum(axis=1) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def of_bars() -> Model:
+    """A model of bars, fitted in seconds."""
+    scenes = [bars(seed) for seed in (2, 3, 4)]
+    usual = TrunkPlan.usual
+    plan = replace(usual(KINDS), samples=8_000, more=1_000)
+    with smaller(slim=True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_classifier.TrunkPlan, "usual", lambda _: plan)
+        return fit([p for p, _ in scenes], [a for _, a in scenes], **{**QUICK, "rotate": False}, steps=40)
+
+
+@pytest.mark.filterwarnings("ignore:hardly anything was found")
+def test_a_model_of_many_classes_finds_and_names(of_bars: Model) -> None:
+    assert [label.name for label in of_bars.labels] == ["object"]
+    assert of_bars.classifier is not None
+    assert of_bars.classifier.labels == tuple(f"bar {kind:02}" for kind in range(KINDS))
+    pixels, collection = bars(5)
+    true = {
+        tuple(np.mean(f["geometry"]["coordinates"][0][:4], axis=0)): f["properties"]["classification"]["name"]
+        for f in collection["features"]
+    }
+    near, named = 0, 0
+    for region in analyze(pixels, of_bars, budget=1.0).regions:
+        y, x = region.full_centre
+        place = min(true, key=lambda p: np.hypot(p[0] - x, p[1] - y))
+        if np.hypot(place[0] - x, place[1] - y) < 12:
+            near += 1
+            named += true[place] == region.label
+    assert near > 0.7 * len(true)
+    assert named > 5 * near / KINDS  # by chance a twenty-eighth
