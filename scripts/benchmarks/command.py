@@ -145,6 +145,7 @@ def _add_experts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder with mars and weights (default: what needs them is left out)")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: 3; 1 with --quick)")
     parser.add_argument("--pairs", nargs="+", metavar="SCENE/EXPERT", help="only these pairs (default: all)")
+    parser.add_argument("--middle", action="store_true", help="scenes of up to 67 Mpx, three pairs: hours, not days")
     _add(
         parser,
         _experts,
@@ -172,7 +173,7 @@ def _soak(given: argparse.Namespace) -> SectionReport:
 def _experts(given: argparse.Namespace) -> SectionReport:
     from benchmarks.experts import run as experts  # noqa: PLC0415 (needs an extra)
 
-    scale = _scale(given, experts.FULL, experts.QUICK, "seeds")
+    scale = _scale(given, experts.MIDDLE if given.middle else experts.FULL, experts.QUICK, "seeds")
     scale = replace(scale, pairs=tuple(given.pairs or scale.pairs))
     return experts.benchmark_experts(given.out, data=given.data, scale=scale)
 

@@ -83,6 +83,15 @@ PAIRS = (
     "pages/text",
 )
 FULL = ExpertScale(Sizes((32_768, 16_384), (22_400, 11_200), (200.0, 40.0)), 3, 600, None, 0.1, 12, PAIRS)
+MIDDLE = ExpertScale(
+    Sizes((8192, 8192), (5600, 5600), (24.0, 12.0), 4.0),
+    3,
+    300,
+    400,
+    0.1,
+    6,
+    ("digits/unet", "sheet/text", "mars-sparse/unet"),
+)
 QUICK = ExpertScale(
     Sizes((2048, 2048), (2048, 2048), (4.0, 4.0), 8.0), 1, 40, 60, 0.3, 3, ("digits/unet", "sheet/text", "pages/text")
 )
