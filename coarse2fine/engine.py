@@ -47,7 +47,7 @@ def analyze(
     image : path, ndarray or Image
         Any image that `open_image` opens.
     model : path, str or Model
-        A fitted model, its file, or the name of an embedded one ("generic", "digits", "craters").
+        A fitted model, its file, or the name of an embedded one ("generic", "digits", "craters", "glyphs").
     budget : float, optional
         Most that may be spent, as a share of the exhaustive pass's multiply-adds; all of it is spent, on the best
         windows first. 1.0 or more is the exhaustive pass itself (the generic model's includes its scan, its sample and

@@ -1,4 +1,4 @@
-"""Make a gigapixel scene of handwritten digits, analyse it, and compare: ``python scripts/demo.py``."""
+"""Make a gigapixel scene of handwritten digits, and one of letters; analyse both, and compare: ``scripts/demo.py``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from coarse2fine.demo.gigapixel import run
+from coarse2fine.demo.letters import run_letters
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32768, help="side of the scene in pixels (default: 32768)")
     arguments = parser.parse_args()
     run(arguments.output, arguments.side)
+    run_letters(arguments.output / "letters")
 
 
 if __name__ == "__main__":

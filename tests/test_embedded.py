@@ -9,8 +9,10 @@ import pytest
 
 from coarse2fine import analyze
 from coarse2fine.annotations.read import read_annotations
+from coarse2fine.demo import letters
 from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.demo.gigapixel import run, score
+from coarse2fine.demo.glyph_scene import GlyphScene
 from coarse2fine.fitting.matching import match
 from coarse2fine.tiling.geometry import Box
 
@@ -67,4 +69,30 @@ def test_the_demo_runs_small_and_does_not_make_its_scene_twice(
     run(tmp_path, 1024)
     assert (tmp_path / "digits-1024.zarr" / "zarr.json").stat().st_mtime_ns == made
     for name in ("overview.png", "regions.geojson", "analysis.json", "digits-1024.geojson"):
+        assert (tmp_path / name).is_file()
+
+
+def test_letters_are_found_and_named_by_leaves() -> None:
+    scene = GlyphScene(1536, 1536, letters=120, clutter=120, seed=78)
+    pixels = scene.block(Box(0, 0, 1536, 1536))
+    with analyze(pixels, "glyphs") as coarse, analyze(pixels, "glyphs", budget=1.0) as exhaustive:
+        ours, best = score(coarse, scene), score(exhaustive, scene)
+        assert best.right >= 0.85 * best.true
+        assert ours.right >= 0.9 * best.right
+        assert ours.named >= 0.85 * ours.right
+        assert coarse.cost.classify_macs < 0.1 * coarse.cost.macs
+        assert len({region.route for region in coarse.regions}) > 3
+
+
+def test_the_demos_letters_are_written_with_their_leaves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(letters, "_SIDE", 1024)
+    monkeypatch.setattr(letters, "_LETTERS", 60)
+    monkeypatch.setattr(letters, "_CLUTTER", 60)
+    letters.run_letters(tmp_path)
+    printed = capsys.readouterr().out
+    assert "60 of 296 letters of 13 scripts" in printed
+    assert "-> leaf" in printed
+    for name in ("letters.png", "overview.png", "regions.geojson", "kinds.png"):
         assert (tmp_path / name).is_file()

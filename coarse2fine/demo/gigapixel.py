@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from coarse2fine.demo.digit_scene import DigitScene, Handwriting
+from coarse2fine.demo.ink_scene import InkScene
 from coarse2fine.engine import analyze
 from coarse2fine.fitting.matching import match
 from coarse2fine.model import Model, load_model
@@ -31,22 +32,25 @@ _PIXELS_PER_DIGIT, _PIXELS_PER_CLUTTER = 3.2e6, 0.7e6
 
 @dataclass(frozen=True)
 class Score:
-    """Comparison of finds with the digits of the scene.
+    """Comparison of finds with the characters of the scene.
 
     Parameters
     ----------
     true, found, right, named : int
-        Digits in the scene, finds, finds that are a digit, and finds that are a digit and name it correctly.
+        Characters in the scene, finds, finds that are one of them, and those of these that name it correctly.
+    things : str
+        What the characters are.
     """
 
     true: int
     found: int
     right: int
     named: int
+    things: str
 
     def __str__(self) -> str:
         return (
-            f"{self.right:,} of {self.true:,} digits ({self.right / self.true:.1%}), "
+            f"{self.right:,} of {self.true:,} {self.things} ({self.right / self.true:.1%}), "
             f"{self.named / max(self.right, 1):.1%} of these in the right class; "
             f"{self.found - self.right:,} false alarms"
         )
@@ -109,8 +113,8 @@ def demo_scene(
     return DigitScene(side, side, digits=digits, clutter=clutter, seed=seed, handwriting=handwriting)
 
 
-def score(analysis: Analysis, scene: DigitScene) -> Score:
-    """Match finds with digits one to one by position, then compare names."""
+def score(analysis: Analysis, scene: InkScene, things: str = "digits") -> Score:
+    """Match finds with characters one to one by position, then compare names."""
     corners = np.array(
         [(o.full_box.y0, o.full_box.x0, o.full_box.y1, o.full_box.x1) for o in scene.objects], np.float64
     )
@@ -122,7 +126,7 @@ def score(analysis: Analysis, scene: DigitScene) -> Score:
         i >= 0 and region.label == scene.objects[i].label
         for i, region in zip(owner.tolist(), analysis.regions, strict=True)
     )
-    return Score(len(scene.objects), len(found), int((owner >= 0).sum()), named)
+    return Score(len(scene.objects), len(found), int((owner >= 0).sum()), named, things)
 
 
 def _write_scene(scene: DigitScene, path: Path) -> Path:

@@ -20,20 +20,20 @@ _INK, _DRAWN = 34, 96  # the larger side of the ink in it, and the size at which
 _BLUR = 1.5
 _FIELD = 60  # the larger side of the ink on a scene's canvas
 # Scripts of DejaVu Sans, which comes with matplotlib, by first and last code point.
-SCRIPTS: Mapping[str, tuple[int, int]] = {
-    "Latin": (0x41, 0x7A),
-    "Greek": (0x391, 0x3C9),
-    "Cyrillic": (0x410, 0x44F),
-    "Armenian": (0x531, 0x586),
-    "Hebrew": (0x5D0, 0x5EA),
-    "Arabic": (0x620, 0x64A),
-    "NKo": (0x7CA, 0x7EA),
-    "Lao": (0xE81, 0xEDD),
-    "Georgian": (0x10D0, 0x10FA),
-    "Syllabics": (0x1401, 0x1676),
-    "Ogham": (0x1681, 0x169A),
-    "Tifinagh": (0x2D30, 0x2D65),
-    "Lisu": (0xA4D0, 0xA4F7),
+SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "Latin": ((0x41, 0x24F),),
+    "Greek": ((0x370, 0x3FF), (0x1F00, 0x1FFF)),
+    "Cyrillic": ((0x400, 0x52F),),
+    "Armenian": ((0x531, 0x586),),
+    "Hebrew": ((0x5D0, 0x5EA),),
+    "Arabic": ((0x620, 0x6D3),),
+    "NKo": ((0x7CA, 0x7EA),),
+    "Lao": ((0xE81, 0xEDD),),
+    "Georgian": ((0x10A0, 0x10FA),),
+    "Syllabics": ((0x1401, 0x1676),),
+    "Ogham": ((0x1681, 0x169A),),
+    "Tifinagh": ((0x2D30, 0x2D65),),
+    "Lisu": ((0xA4D0, 0xA4F7),),
 }
 
 
@@ -57,7 +57,7 @@ class GlyphScene(InkScene):
         If a size or number is out of its range, or the marks do not fit.
     """
 
-    def __init__(self, height: int, width: int, *, letters: int, clutter: int, seed: int, most: int = 24) -> None:
+    def __init__(self, height: int, width: int, *, letters: int, clutter: int, seed: int, most: int = 90) -> None:
         labels, fields = _alphabet(most)
         super().__init__(
             height, width, Alphabet(labels, lambda i: fields[i]), marks=letters, clutter=clutter, seed=seed
@@ -79,9 +79,10 @@ def _alphabet(most: int) -> tuple[list[str], NDArray[np.float32]]:
     labels: list[str] = []
     fields: list[NDArray[np.float32]] = []
     taken = np.zeros((0, PLANE**2), np.float32)
-    for name, (first, last) in SCRIPTS.items():
+    for name, ranges in SCRIPTS.items():
         own: list[tuple[NDArray[np.float32], str]] = []
-        for image, letter in drawn(font, [code for code in range(first, last + 1) if chr(code).isalpha()]):
+        codes = [code for first, last in ranges for code in range(first, last + 1) if chr(code).isalpha()]
+        for image, letter in drawn(font, codes):
             row = profile(image)
             if not len(taken) or float((taken @ row).max()) <= ALIKE:
                 taken = np.concatenate([taken, row[None]])

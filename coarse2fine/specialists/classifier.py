@@ -8,6 +8,7 @@ refined. The trunk's later layers may fork: each leaf is a copy of them, trained
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -148,9 +149,19 @@ class Classifier:
         return [lead, *(f"  {self._line(node)}" for node in self.tiles if len(self.tiles) > 1)]
 
     def _line(self, node: int) -> str:
-        order = np.argsort(-self.shares[node], kind="stable")[:_NAMED]
-        held = [f"{self.labels[k]} {self.shares[node, k]:.0%}" for k in order if self.shares[node, k] >= _LEAST_SHARE]
-        return f"{node}: {', '.join(held or [self.labels[k] for k in order])}"
+        return f"{node}: {', '.join(self.commonest(node))}"
+
+    def commonest(self, node: int) -> list[str]:
+        """The commonest groups of classes, by their first word, among the training crops of a node, with their shares.
+
+        Classes such as "Greek alpha" and "Greek beta" are of one group. The three commonest classes if no group has a
+        twentieth.
+        """
+        groups: Counter[str] = Counter()
+        for label, share in zip(self.labels, self.shares[node].tolist(), strict=True):
+            groups[label.partition(" ")[0] or label] += share
+        known = [f"{name} {share:.0%}" for name, share in groups.most_common(_NAMED) if share >= _LEAST_SHARE]
+        return known or [self.labels[k] for k in np.argsort(-self.shares[node], kind="stable")[:_NAMED]]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays by name, for a model file; weights in half precision."""
