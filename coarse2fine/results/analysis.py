@@ -41,6 +41,8 @@ from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.opening import ImageSource
 from coarse2fine.tiling.writing.atomic import replacing
 
+# Most labels that are printed, the commonest ones.
+_LABELS = 16
 _NAMED = 4
 _PACKED_FROM = 50_000
 
@@ -97,7 +99,9 @@ class Analysis(Exportable):
         return f"<Analysis {self.image.name!r}: {windows}, {self.cost.share:.1%} of the exhaustive pass>"
 
     def __str__(self) -> str:
-        by_label = ", ".join(f"{n} {label}" for label, n in sorted(self.labels.items())) or "nothing"
+        by_label = ", ".join(f"{n} {label}" for label, n in self._commonest) or "nothing"
+        if (rest := len(self.labels) - _LABELS) > 0:
+            by_label += f", and {rest} classes more"
         lines = [
             f"{self.image.name}: {self.image.width:,} x {self.image.height:,} px ({self.image.format})",
             f"found  {len(self.regions):,}: {by_label}",
@@ -120,6 +124,12 @@ class Analysis(Exportable):
         lines += [f"note   {note}" for note in self.notes]
         lines += [f"failed {failure}" for failure in self.failures]
         return "\n".join(map(printable, lines))
+
+    @property
+    def _commonest(self) -> list[tuple[str, int]]:
+        """The commonest labels with their numbers, in alphabetical order."""
+        order = sorted(self.labels.items(), key=lambda each: (-each[1], each[0]))
+        return sorted(order[:_LABELS])
 
     def _repr_html_(self) -> str:
         """A small picture and the text, for notebooks."""

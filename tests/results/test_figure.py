@@ -6,6 +6,7 @@ import gc
 import json
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -111,6 +112,17 @@ def test_an_analysis_tells_its_story(make_image: MakeImage, detector: Model) -> 
     with open_image(make_image(20, 20)) as image:
         pass
     assert image.height == 20
+
+
+def test_of_very_many_classes_the_commonest_are_printed(make_image: MakeImage, detector: Model) -> None:
+    with analyze(make_image(200, 240), detector, budget=0.5, precision="fp32") as analysis:
+        one = analysis.regions[0]
+        many = replace(analysis, regions=tuple(replace(one, label=f"kind {i % 30:02}") for i in range(60 + 5)))
+        text = str(many)
+    assert "found  65: " in text
+    assert all(f"3 kind {i:02}" in text for i in range(5))
+    assert text.count(" kind ") == 16
+    assert "and 14 classes more" in text
 
 
 def test_the_account_adds_up() -> None:
