@@ -150,7 +150,8 @@ class Model:
             raise ValueError(f"expected a threshold in 0..1, a tau of at least 0 and a window, got {numbers}")
 
     def __repr__(self) -> str:
-        classes = f"{len(self.labels)} {'class' if len(self.labels) == 1 else 'classes'}"
+        count = len(self.labels if self.classifier is None else self.classifier.labels)
+        classes = f"{count} {'class' if count == 1 else 'classes'}"
         return f"<Model {self.name!r} ({self.refiner.kind}): {classes}, cells of {self.geometry.cell} px>"
 
     def __str__(self) -> str:
@@ -170,7 +171,7 @@ class Model:
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """Classes of finds; of several bands or experts, in alphabetical order."""
+        """Classes of finds, before a classifier names them; of several bands or experts, in alphabetical order."""
         if not self.others:
             return self.refiner.labels
         every = {label.name: label for band in self.bands for label in band.refiner.labels}

@@ -24,7 +24,7 @@ class Region:
         The base's features that fired there and chose its window, strongest first.
     route : tuple of int
         Nodes of the tree of specialists that its best cell was routed through, from the root; empty if the refine net
-        was sure.
+        was sure. If a classifier with forks named it, the forks that it passed.
 
     Raises
     ------

@@ -80,8 +80,9 @@ class Classifier:
 
     def __post_init__(self) -> None:
         spec, nodes = self.tree.spec, len(self.tree)
-        if not all(isinstance(name, str) and name for name in self.labels) or len(set(self.labels)) < 2:
-            raise ValueError(f"expected the names of at least two classes, got {self.labels!r:.100}")
+        named = all(isinstance(name, str) and name for name in self.labels)
+        if not named or not len(set(self.labels)) == len(self.labels) > 0:
+            raise ValueError(f"expected the different names of classes, got {self.labels!r:.100}")
         if spec.stages[-1].channels != len(self.labels) or self.shares.shape != (nodes, len(self.labels)):
             raise ValueError(
                 f"expected an output and a share in {nodes} nodes for each of {len(self.labels)} classes, got "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from coarse2fine.specialists.classifier import Classifier
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.window_reader import MOST_WORKERS
 
 _AT_ONCE = 2048
 
@@ -77,23 +80,28 @@ def classify(regions: Sequence[Region], model: Model, image: Image) -> Named:
     found, macs, failures = list(regions), 0, dict[str, None]()
     crops = {i: crop_of(classifier, region) for i, region in enumerate(regions) if region.label not in areas}
     order = sorted(crops, key=lambda i: crops[i])  # finds of one stored chunk follow each other
-    for start in range(0, len(order), _AT_ONCE):
-        rows, pixels = [], []
-        for i in order[start : start + _AT_ONCE]:
-            try:
-                pixels.append(crops[i].read(image, classifier.side, classifier.channels))
-            except ImageError as error:
-                failures[f"a find keeps the refine net's class: {error}"] = None
+    with ThreadPoolExecutor(min(MOST_WORKERS, os.cpu_count() or 1), thread_name_prefix="find-reader") as pool:
+        for start in range(0, len(order), _AT_ONCE):
+            part = order[start : start + _AT_ONCE]
+            read = list(pool.map(lambda i: _read(crops[i], image, classifier), part))
+            failures |= {f"a find keeps the refine net's class: {each}": None for each in read if isinstance(each, str)}
+            rows = [i for i, each in zip(part, read, strict=True) if not isinstance(each, str)]
+            if not rows:
                 continue
-            rows.append(i)
-        if not rows:
-            continue
-        classes = classifier(np.stack(pixels))
-        macs += classes.macs
-        for i, label, node in zip(rows, classes.labels.tolist(), classes.nodes.tolist(), strict=True):
-            route = classifier.route(node)
-            found[i] = replace(found[i], label=classifier.labels[label], route=route or found[i].route)
+            classes = classifier(np.stack([each for each in read if not isinstance(each, str)]))
+            macs += classes.macs
+            for i, label, node in zip(rows, classes.labels.tolist(), classes.nodes.tolist(), strict=True):
+                route = classifier.route(node) or found[i].route
+                found[i] = replace(found[i], label=classifier.labels[label], route=route)
     return Named(tuple(found), macs, tuple(failures))
+
+
+def _read(crop: Crop, image: Image, classifier: Classifier) -> NDArray[np.uint8] | str:
+    """Pixels of a crop, or why they cannot be read."""
+    try:
+        return crop.read(image, classifier.side, classifier.channels)
+    except ImageError as error:
+        return str(error)
 
 
 def crop_of(classifier: Classifier, region: Region) -> Crop:

@@ -95,7 +95,7 @@ class TrunkPlan:
     @classmethod
     def usual(cls, classes: int) -> TrunkPlan:
         """A plan for a number of classes."""
-        samples = min(max(_LEAST, _EACH * classes), _MOST)
+        samples = min(max(_LEAST, _EACH * classes), _MOST) if classes > 1 else BATCH
         return cls(_TRUNK, _FORK, min(max(1, round(classes / _CLASSES)), _FORKS), samples, round(_MORE * samples))
 
     def spec(self, channels: int, classes: int) -> StackSpec:
@@ -122,8 +122,8 @@ class Judges:
 
 def fit_classifier(
     scenes: Sequence[Scene], recipe: Recipe, tick: Tick | None = None
-) -> tuple[Classifier, dict[str, Any]]:
-    """Fit a classifier to the annotated objects, and what is to be known of it.
+) -> tuple[Classifier | None, dict[str, Any]]:
+    """Fit a classifier to the annotated objects, and what is to be known of it; None if there are areas only.
 
     Parameters
     ----------
@@ -134,6 +134,8 @@ def fit_classifier(
         Called with the numbers of samples seen and of all samples.
     """
     names = tuple(sorted({name for scene in scenes for name in scene.names}))
+    if not names:
+        return None, {}
     plan = TrunkPlan.usual(len(names))
     side = plan.spec(recipe.channels, len(names)).input_size(1)
     crops = ObjectCrops.of(scenes, names, side, recipe.channels, recipe.seed)
