@@ -162,7 +162,7 @@ def test_the_command_runs_as_a_module() -> None:
 
 def test_the_embedded_models_are_small() -> None:
     folder = Path(__file__).resolve().parents[2] / "models" / "embedded"
-    assert embedded_names() == ["craters", "digits", "generic"]
+    assert embedded_names() == ["craters", "digits", "generic", "glyphs"]
     for name in embedded_names():
         assert (folder / f"{name}.c2f").stat().st_size < 3e6
         assert (folder / f"{name}.md").is_file()
