@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -87,6 +88,17 @@ def write_damaged() -> Callable[[Path, NDArray[np.uint8]], None]:
         path.write_bytes(content)
 
     return write
+
+
+@pytest.fixture
+def plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of a saved result is its overview alone: drawing takes most of the time of saving a small result."""
+
+    def save(picture: Any, path: Path, kind: str) -> Path:
+        path.write_bytes(cv2.imencode(f".{kind}", picture.overview[0])[1].tobytes())
+        return path
+
+    monkeypatch.setattr("coarse2fine.results.figure.Picture.save", save)
 
 
 def lively_net(channels: int, text: str, seed: int) -> ConvStack:

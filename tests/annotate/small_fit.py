@@ -1,4 +1,4 @@
-"""The worker of the page's fit, with the smaller batches and crops of tests."""
+"""The worker of the page's fit, with the smaller nets, batches and crops of tests."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from coarse2fine.annotate import fit_worker
 from tests.fitting.discs import smaller
 
 if __name__ == "__main__":
-    with smaller():
+    with smaller(slim=True):
         sys.exit(fit_worker.main())

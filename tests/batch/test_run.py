@@ -47,6 +47,7 @@ from coarse2fine.tiling.opening import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 WriteImage = Callable[[Path, NDArray[np.uint8]], None]
+pytestmark = pytest.mark.usefixtures("plain_pictures")
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8]) -> Path:

@@ -24,7 +24,7 @@ MakeImage = Callable[..., NDArray[np.uint8]]
 
 
 @pytest.fixture
-def result(tmp_path: Path, make_image: MakeImage, detector: Model) -> Path:
+def result(tmp_path: Path, make_image: MakeImage, detector: Model, plain_pictures: None) -> Path:
     path = tmp_path / "grün (1).png"
     path.write_bytes(cv2.imencode(".png", make_image(200, 320))[1].tobytes())
     detector.save(tmp_path / "tiny.c2f")

@@ -19,6 +19,8 @@ from tests.experts.scenes import Finder, Pixels, boxes_of, disc_expert, model_of
 from tests.experts.test_expert import forget, named, package  # noqa: F401 (a fixture)
 from tests.experts.test_refiner import Broken
 
+pytestmark = pytest.mark.usefixtures("plain_pictures")
+
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:

@@ -22,6 +22,6 @@ def small_steps() -> Iterator[None]:
 def fitted() -> Model:
     """A model of discs."""
     pixels, annotations = discs(0)[0]
-    with smaller(), warnings.catch_warnings():
+    with smaller(slim=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "hardly anything was found in the held-out parts", UserWarning)
         return fit([pixels], [annotations], steps=60, name="discs", **QUICK)

@@ -58,6 +58,12 @@ def analysis(make_image: MakeImage, detector: Model, tmp_path_factory: pytest.Te
         yield replace(made, regions=regions, failures=(f"a part {ODD}",))
 
 
+@pytest.fixture(scope="module")
+def saved(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result on disk; tests that change it take a copy."""
+    return analysis.save(tmp_path_factory.mktemp("saved") / "out")
+
+
 def test_a_page_holds_all_and_asks_for_nothing(analysis: Analysis, tmp_path: Path) -> None:
     page = Page(write_report(analysis, tmp_path / "report.html"))
     assert page.links
@@ -94,8 +100,8 @@ def test_any_shape_and_nothing_found(
         assert "Nothing was found." in Page(write_report(made, tmp_path / "r.html")).text
 
 
-def test_without_the_image_the_rest_is_told(analysis: Analysis, tmp_path: Path) -> None:
-    folder = analysis.save(tmp_path / "out")
+def test_without_the_image_the_rest_is_told(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved, tmp_path / "out")
     record = json.loads((folder / "analysis.json").read_text("utf-8"))
     record["image"]["path"] = str(tmp_path / "gone.png")
     (folder / "analysis.json").write_text(json.dumps(record), "utf-8")
@@ -135,10 +141,10 @@ def test_bounds_of_recall_are_not_flattered(audit: Audit, text: str) -> None:
 
 
 @pytest.fixture
-def batch(analysis: Analysis, tmp_path: Path) -> Path:
+def batch(saved: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "batch"
     for name in ("one", "two #2"):
-        analysis.save(folder / name)
+        shutil.copytree(saved, folder / name)
     return folder
 
 
@@ -215,8 +221,8 @@ def test_a_notebook_shows_a_picture_and_the_account(analysis: Analysis) -> None:
     assert "<script>" not in shown
 
 
-def test_a_notebook_needs_no_image(analysis: Analysis, tmp_path: Path) -> None:
-    loaded = Analysis.load(analysis.save(tmp_path / "out"))
+def test_a_notebook_needs_no_image(saved: Path) -> None:
+    loaded = Analysis.load(saved)
     loaded.image.close()
     assert "<img" not in loaded._repr_html_()
 
