@@ -17,7 +17,10 @@ Pixels = NDArray[np.uint8]
 pytestmark = pytest.mark.usefixtures("small_steps")
 
 
-def scene(seed: int, discs: int, side: int = 1280) -> Pixels:
+TILE, SIDE, DISCS = 64, 768, 36
+
+
+def scene(seed: int, discs: int = DISCS, side: int = SIDE) -> Pixels:
     """Dark discs, which the expert finds, among bright ones, on a noisy ground."""
     rng = np.random.default_rng(seed)
     image = np.repeat(rng.normal(120, 10, (side, side, 1)), 3, axis=2)
@@ -28,12 +31,12 @@ def scene(seed: int, discs: int, side: int = 1280) -> Pixels:
 
 
 def watched() -> Expert:
-    return expert(dark, tile=128, context=16, labels=["dark"], batch=4, tile_macs=10**9)
+    return expert(dark, tile=TILE, context=8, labels=["dark"], batch=16, tile_macs=10**8)
 
 
 @pytest.fixture(scope="module")
 def model(small_steps: None) -> Model:
-    return fit([scene(s, 25) for s in range(3)], expert=watched(), watch=0.5, steps=60, recall=0.9, progress=False)
+    return fit([scene(s) for s in range(3)], expert=watched(), watch=0.5, steps=60, recall=0.9, progress=False)
 
 
 def boxes(result: object) -> set[tuple[float, ...]]:
@@ -41,12 +44,12 @@ def boxes(result: object) -> set[tuple[float, ...]]:
 
 
 def test_the_expert_runs_on_a_few_tiles_and_finds_most_of_what_it_would(model: Model) -> None:
-    image = scene(100, 25)
+    image = scene(100)
     whole, chosen = analyze(image, model, budget=1.0), analyze(image, model, audit=0)
     assert boxes(chosen) <= boxes(whole)
     assert len(boxes(chosen)) >= 0.75 * len(boxes(whole))
     assert chosen.refined.mean() < 0.6
-    holding = {(int(r.full_centre[0]) // 128, int(r.full_centre[1]) // 128) for r in whole.regions}
+    holding = {(int(r.full_centre[0]) // TILE, int(r.full_centre[1]) // TILE) for r in whole.regions}
     assert chosen.refined.sum() >= 0.75 * len(holding)
 
 
@@ -56,7 +59,7 @@ def test_the_forecast_is_stated_and_kept_in_the_file(model: Model, tmp_path: Pat
     assert "forecast from" in str(again)
     with pytest.raises(ExpertError, match="give it again"):
         analyze(scene(101, 5, 300), again)
-    image = scene(101, 20)
+    image = scene(101, 30)
     ours, theirs = analyze(image, model, audit=0), analyze(image, again, expert=watched(), audit=0)
     assert boxes(ours) == boxes(theirs)
     assert any("it was" in note for note in ours.notes)
@@ -65,12 +68,12 @@ def test_the_forecast_is_stated_and_kept_in_the_file(model: Model, tmp_path: Pat
 def test_share_of_tiles_with_finds_is_near_the_truth(model: Model) -> None:
     refiner = model.refiner
     share, low, high = refiner.forecast.with_finds  # type: ignore[attr-defined]
-    holding = 0
+    holding, tiles = 0, 3 * (SIDE // TILE) ** 2
     for seed in range(3):
-        whole = analyze(scene(seed, 25), model, budget=1.0)
-        holding += len({(int(r.full_centre[0]) // 128, int(r.full_centre[1]) // 128) for r in whole.regions})
-    assert low <= holding / 300 <= high
-    assert abs(share - holding / 300) < 0.08
+        whole = analyze(scene(seed), model, budget=1.0)
+        holding += len({(int(r.full_centre[0]) // TILE, int(r.full_centre[1]) // TILE) for r in whole.regions})
+    assert low <= holding / tiles <= high
+    assert abs(share - holding / tiles) < 0.08
 
 
 @pytest.mark.slow
