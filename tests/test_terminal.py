@@ -72,6 +72,7 @@ def test_no_cell_is_a_formula(tmp_path: Path, make_image: MakeImage, detector: M
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such names there")
+@pytest.mark.usefixtures("plain_pictures")
 def test_no_cell_of_a_batch_is_a_formula(
     tmp_path: Path, make_image: MakeImage, detector: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

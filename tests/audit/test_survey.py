@@ -143,7 +143,7 @@ def within(world: World, state: AuditState, recall: float, *, seed: int, confide
 def test_what_is_certified_is_true(detector: Model, recall: float, blind: float) -> None:
     runs, false, certified = 16, 0, 0
     for seed in range(runs):
-        world = World(detector, seed, side=96, objects=900, blind=blind)
+        world = World(detector, seed, side=64, objects=400, blind=blind)
         result = within(world, world.state(), recall, seed=seed, confidence=0.8)
         assert result.audit.found == len(AuditState(*_outcome(world, result.candidates)).finds())
         certified += result.audit.certified

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coarse2fine import analyze
+from coarse2fine import analyze, load_model
 from coarse2fine import model as planning
 from coarse2fine.batch import lock, request, run, worker
 from coarse2fine.batch import store as state
@@ -672,9 +673,8 @@ def test_pieces_are_a_partition_and_the_best_come_first(count: int, seed: int) -
         assert set(order[:first]) == set(range(first))
 
 
+@functools.cache
 def _small_model() -> Model:
-    from coarse2fine import load_model  # noqa: PLC0415
-
     return load_model("digits")
 
 

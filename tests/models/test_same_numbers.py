@@ -62,7 +62,7 @@ def test_a_window_has_the_same_answer_in_any_batch(
 @pytest.mark.parametrize(("name", "seed"), [("generic", 0), ("generic", 1), ("digits", 2), ("glyphs", 3)])
 def test_regions_are_the_same(make_image: MakeImage, name: str, seed: int) -> None:
     model = load_model(name)
-    pixels = make_image(300, 260 + 40 * seed, seed=seed)
+    pixels = make_image(200, 180 + 20 * seed, seed=seed)
     found = []
     for threads, batch_size in ((1, None), *SETTINGS):
         with threads_here(threads):

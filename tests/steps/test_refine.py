@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import math
@@ -165,6 +166,11 @@ def test_the_exhaustive_pass_costs_what_one_call_on_the_whole_image_does(
     assert spent <= 1.03 * counter.get_total_flops() // 2
 
 
+@functools.cache
+def _embedded(name: str) -> Model:
+    return load_model(name)
+
+
 @pytest.mark.parametrize(("name", "most"), [("craters", 1.03), ("digits", 1.045), ("generic", 1.003)])
 @given(
     st.integers(1, 3000).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, 3000) | st.integers(n, n + 9))),
@@ -173,7 +179,7 @@ def test_the_exhaustive_pass_costs_what_one_call_on_the_whole_image_does(
 def test_the_exhaustive_pass_of_any_shape_costs_little_more_than_one_window(
     name: str, most: float, shape: tuple[int, int]
 ) -> None:
-    model = load_model(name)  # the wider the field, the more halos cost
+    model = _embedded(name)  # the wider the field, the more halos cost
     for cells in (shape, shape[::-1]):
         one_window = model.refiner.macs(*(n * model.geometry.fine for n in cells))
         assert dense_plan(cells).macs(model.refiner_macs) <= most * one_window
