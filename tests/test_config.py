@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -124,13 +125,18 @@ def test_a_budget_below_the_scan_is_refused_before_it(
         analyze(image, detector, budget=0.5 * least / dense_plan(shape).macs(detector.refiner_macs))
 
 
+@functools.cache
+def _embedded(name: str) -> Model:
+    return load_model(name)
+
+
 @pytest.mark.parametrize("name", ["craters", "digits"])
 @pytest.mark.parametrize("shape", [(40, 64), (96, 160), (200, 200)])
 @pytest.mark.parametrize("tau", [1e-6, 1e-3, 0.02])
 def test_a_default_analysis_of_a_crowded_image_costs_the_scan_more_than_the_exhaustive_pass_at_most(
     make_image: MakeImage, name: str, shape: tuple[int, int], tau: float
 ) -> None:
-    model, pixels = replace(load_model(name), tau=tau), make_image(*shape, seed=3)
+    model, pixels = replace(_embedded(name), tau=tau), make_image(*shape, seed=3)
     everything = analyze(pixels, model, budget=1.0, precision="fp32").cost
     found = analyze(pixels, model, precision="fp32")
     assert everything.macs == everything.exhaustive_macs == found.cost.exhaustive_macs
@@ -154,7 +160,7 @@ def test_a_number_of_cells_costs_no_more_than_all_of_them(
     if masked:
         mask = np.zeros((200, 210), bool)
         mask[:90, 40:150] = True
-    found = analyze(pixels, name, cells=cells, mask=mask, precision="fp32")
+    found = analyze(pixels, _embedded(name), cells=cells, mask=mask, precision="fp32")
     assert found.cost.share <= 1.03
     assert 0 < found.cost.cells_refined <= cells
     if cells >= found.cost.cells:

@@ -52,7 +52,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnnotateServer]
     with serving(path, ()) as running, pytest.MonkeyPatch.context() as patch:
         patch.setattr("coarse2fine.annotate.fit_job._WORKER", "tests.annotate.small_fit")
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-        status, told = ask(running, "/fit.json", {"steps": 60})
+        status, told = ask(running, "/fit.json", {"steps": 40})
         assert (status, told["status"]) == (202, "running")
         shares = []
 

@@ -188,7 +188,7 @@ def test_a_dear_plan_leaves_enough_for_the_audit_of_what_it_leaves_out(detector:
 def test_a_sample_tells_recall(detector: Model) -> None:
     outside, errors, runs = 0, [], 40
     for seed in range(runs):
-        world = World(detector, seed, side=96, objects=900, blind=0.2)
+        world = World(detector, seed, side=64, objects=400, blind=0.2)
         result = survey(world.state(), world.exhaustive // 10, confidence=0.8, seed=seed)
         audit = result.audit
         # What is missed by the count of blocks: objects on the border of two count twice, which is the safe side.

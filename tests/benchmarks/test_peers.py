@@ -14,7 +14,7 @@ from coarse2fine.bench.gigapixel import HugeScenes
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(HugeScenes(tmp_path_factory.mktemp("scenes"), objects=20_000).make(0.0015, 1).image)
+    return str(HugeScenes(tmp_path_factory.mktemp("scenes"), objects=20_000).make(0.0008, 1).image)
 
 
 @pytest.fixture(scope="module")

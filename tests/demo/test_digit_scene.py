@@ -18,7 +18,7 @@ from coarse2fine.tiling.geometry import Box
 
 pytest.importorskip("sklearn", reason="the handwriting comes with scikit-learn")
 
-HEIGHT, WIDTH = 1100, 1300
+HEIGHT, WIDTH = 850, 1000
 KINDS = ("digit", "scrambled", "stroke")
 
 
@@ -209,7 +209,7 @@ def test_impossible_scenes_are_refused(change: dict[str, object], message: str) 
 
 @pytest.mark.parametrize("box", [Box(-1, 0, 5, 5), Box(0, 0, 5, WIDTH + 1), Box(HEIGHT, 0, HEIGHT + 1, 5)])
 def test_blocks_outside_are_refused(scene: DigitScene, box: Box) -> None:
-    with pytest.raises(ValueError, match="inside the scene of 1100 x 1300"):
+    with pytest.raises(ValueError, match=f"inside the scene of {HEIGHT} x {WIDTH}"):
         scene.block(box)
 
 
