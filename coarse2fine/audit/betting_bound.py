@@ -76,7 +76,7 @@ def audit_weights(expected: ArrayLike, cap: ArrayLike, target: float) -> _Floats
     for slope in (0.0, *np.geomspace(0.01, 1000, 30).tolist()):
         trial = rooms + slope * slopes
         scale = float((trial * count).sum() * (rooms / trial).max())
-        growth = float(_growth(np.array([min(target / scale, 0.9)]), some, trial, scale, count).max())
+        growth = float(_growth(np.array([min(target / scale, 0.9)]), *_bins(some, trial, scale, count)).max())
         if growth > best:
             best, chosen = growth, slope
     return np.asarray(caps + chosen * slope_of)
@@ -108,19 +108,23 @@ def _groups(order: _Indices, *values: _Floats) -> tuple[_Floats, ...]:
     return (count, *(np.add.reduceat(value[order], edges) / count for value in values))
 
 
-def _growth(q: _Floats, smoothed: _Floats, weights: _Floats, scale: float, count: _Floats | float = 1.0) -> _Floats:
-    """Mean log-growth of wealth per draw, (len(q), bet sizes), if every find is a single object."""
-    lever = _STAKES / (1 - q[:, None])
-    idle = np.log1p(lever * q[:, None])
+def _bins(smoothed: _Floats, weights: _Floats, scale: float, count: _Floats | float = 1.0) -> tuple[_Floats, _Floats]:
+    """Rates of finds, and their sizes as shares of `scale`, if every find is a single object."""
     if not len(weights):
-        return np.asarray(idle)
+        return np.zeros(0), np.zeros(0)
     chance = weights / (weights * count).sum()
     rate, size = chance * np.minimum(smoothed, 1) * count, 1 / (chance * scale)
     order = np.argsort(size)
     # Neighbours in size hardly differ: a few bins suffice for many blocks.
     edges = np.unique(np.linspace(0, len(order), _BINS, endpoint=False).astype(np.intp))
     rates = np.add.reduceat(rate[order], edges)
-    sizes = np.add.reduceat((rate * size)[order], edges) / np.maximum(rates, 1e-300)
+    return rates, np.add.reduceat((rate * size)[order], edges) / np.maximum(rates, 1e-300)
+
+
+def _growth(q: _Floats, rates: _Floats, sizes: _Floats) -> _Floats:
+    """Mean log-growth of wealth per draw, (len(q), bet sizes)."""
+    lever = _STAKES / (1 - q[:, None])
+    idle = np.log1p(lever * q[:, None])
     hit = np.log1p(lever[..., None] * (q[:, None, None] - sizes))
     return np.asarray(idle + (rates * (hit - idle[..., None])).sum(axis=-1))
 
@@ -137,7 +141,7 @@ class BettingMartingale:
         rows = np.concatenate([np.arange(min(_SINGLE, self.top)), np.ceil(steps)])
         self.totals = np.unique(rows[rows < self.top])
         self._open = np.ones(len(self.totals), bool)
-        growth = _growth(np.minimum(self.totals / scale, 1 - 1e-6), smoothed, weights, scale)
+        growth = _growth(np.minimum(self.totals / scale, 1 - 1e-6), *_bins(smoothed, weights, scale))
         most = np.maximum(growth.max(axis=1, keepdims=True), 1e-300)
         money = np.exp(np.maximum(_TRUST * math.log(limit) * (growth / most - 1), -50)) * (growth > 0) + 1e-12
         self.wealth = _EVEN / len(_STAKES) + (1 - _EVEN) * money / money.sum(axis=1, keepdims=True)
@@ -337,13 +341,14 @@ class MissBound:
         every, mass = self.weights[self._unknown], float(self.weights[self._unknown].sum())
         count, weights, smoothed = _groups(np.argsort(every), every, self._smoothed[self._unknown] * self._correction)
         scale = mass * float(self._ratios[self._unknown].max()) * self._doubled
+        bins = _bins(smoothed, weights, scale, count)
         # Drawing without replacement equals a race of exponential clocks (see _race): log-wealth is linear in its time.
         for time in np.geomspace(0.5, 50 * len(every), 200) / mass:
             drawn = -np.expm1(-time * weights) * count
             total = self.known + missed + float((smoothed * drawn).sum())
             row = int(np.searchsorted(self._bets.totals, total + 1, side="right")) - 1
             q = np.clip((self._bets.totals[[row]] - self.known) / scale, 0, 1 - 1e-6)
-            gain = _growth(q, smoothed, weights, scale, count)[0] * time * mass
+            gain = _growth(q, *bins)[0] * time * mass
             if (self._bets.wealth[row] * np.exp(np.minimum(gain, 300))).sum() >= self._limit:
                 return math.ceil(float(drawn.sum()))
         return len(every)

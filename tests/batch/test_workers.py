@@ -101,26 +101,27 @@ def answered(address: str, certificate: Path | None, context: ssl.SSLContext) ->
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="ports are told apart by their processes")
-def test_nobody_else_reaches_the_cluster_of_a_batch(client: Client, tmp_path: Path) -> None:
+def test_nobody_else_reaches_the_cluster_of_a_batch(tmp_path: Path) -> None:
     """Other users of a machine can connect to its loopback interface, and would run code as the batch's user."""
-    workers = client.scheduler_info()["workers"]
-    addresses = [client.scheduler.address, *workers, *(worker["nanny"] for worker in workers.values())]
-    assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
-    for name, holder in (("own", client.security), ("strange", Security.temporary())):
-        (tmp_path / name).write_text(f"{holder.tls_client_key}\n{holder.tls_client_cert}")
-    for address in addresses:
-        for certificate in (None, tmp_path / "strange"):
-            assert answered(address, certificate, ssl.create_default_context()) == b""
-        assert answered(address, tmp_path / "own", ssl.create_default_context()) != b""
-    with pytest.raises(OSError, match=r"closed|reset|Timed out"):
-        Client(addresses[0].replace("tls://", "tcp://"), timeout=0.5)
-    for host, port in listening():
-        assert host == "127.0.0.1"
-        for path in ("/", "/status", "/info/main/workers.html", "/metrics", "/health", "/json/counts.json"):
-            link = http.client.HTTPConnection(host, port, timeout=5)
-            with contextlib.closing(link), contextlib.suppress(OSError, http.client.HTTPException):
-                link.request("GET", path)
-                assert link.getresponse().status == 404
+    with connected(None, 1, MEMORY) as client:
+        workers = client.scheduler_info()["workers"]
+        addresses = [client.scheduler.address, *workers, *(worker["nanny"] for worker in workers.values())]
+        assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
+        for name, holder in (("own", client.security), ("strange", Security.temporary())):
+            (tmp_path / name).write_text(f"{holder.tls_client_key}\n{holder.tls_client_cert}")
+        for address in addresses:
+            for certificate in (None, tmp_path / "strange"):
+                assert answered(address, certificate, ssl.create_default_context()) == b""
+            assert answered(address, tmp_path / "own", ssl.create_default_context()) != b""
+        with pytest.raises(OSError, match=r"closed|reset|Timed out"):
+            Client(addresses[0].replace("tls://", "tcp://"), timeout=0.5)
+        for host, port in listening():
+            assert host == "127.0.0.1"
+            for path in ("/", "/status", "/info/main/workers.html", "/metrics", "/health", "/json/counts.json"):
+                link = http.client.HTTPConnection(host, port, timeout=5)
+                with contextlib.closing(link), contextlib.suppress(OSError, http.client.HTTPException):
+                    link.request("GET", path)
+                    assert link.getresponse().status == 404
 
 
 @pytest.mark.slow

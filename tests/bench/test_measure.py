@@ -182,21 +182,16 @@ def test_the_oracle_is_cheapest_and_chance_dearest(measured: Measurement) -> Non
         assert shares["random"] >= 0.9
 
 
-def test_a_second_run_gives_the_same_numbers(
+def test_a_second_run_gives_the_same_numbers_and_ticks_to_the_total(
     sparse: Model, scene: BenchScene, probe: Probe, measured: Measurement
 ) -> None:
-    again = measure(sparse, scene, 0, budgets=BUDGETS, probe=probe)
+    ticks: list[tuple[int, int]] = []
+    again = measure(sparse, scene, 0, budgets=BUDGETS, probe=probe, tick=lambda *each: ticks.append(each))
+    assert [done for done, _ in ticks] == list(range(1, ticks[-1][1] + 1))
     first, second = ([str(replace(o, seconds=0.0)) for o in m.outcomes] for m in (measured, again))
     assert first == second  # as texts, in which NaN equals itself
     assert again.audits == measured.audits
     assert again.curves == measured.curves
-
-
-def test_ticks_end_at_the_total_and_a_missing_probe_is_left_out(sparse: Model, digits: BenchScene) -> None:
-    ticks: list[tuple[int, int]] = []
-    found = measure(sparse, digits, 0, budgets=(), tick=lambda done, total: ticks.append((done, total)))
-    assert [done for done, _ in ticks] == list(range(1, ticks[-1][1] + 1))
-    assert "probe" not in {o.method for o in found.outcomes}
 
 
 def test_a_budget_below_the_scan_is_left_to_the_rivals(
@@ -247,6 +242,7 @@ def test_a_look_up_that_differs_is_noted(sparse: Model, digits: BenchScene, monk
     found = measure(sparse, digits, 0, budgets=())
     assert 0.5 < found.facts.agreement < 1
     assert "a real run found" in found.notes[0]
+    assert "probe" not in {o.method for o in found.outcomes}  # none was given
 
 
 def test_a_scene_without_finds_has_no_recall(sparse: Model, digits: BenchScene) -> None:

@@ -133,6 +133,7 @@ def test_a_second_fit_asks_only_for_the_trial(tmp_path: Path) -> None:
     assert second.tau == first.tau
 
 
+@pytest.mark.usefixtures("plain_pictures")
 def test_a_model_file_uses_stored_answers(tmp_path: Path) -> None:
     image, cache = scene(333, 420, 60, seed=5), tmp_path / "answers"
     call, made = counted()
@@ -161,6 +162,7 @@ def test_a_model_file_uses_stored_answers(tmp_path: Path) -> None:
     assert call.tiles == once
 
 
+@pytest.mark.usefixtures("plain_pictures")
 def test_answers_of_the_fit_count_in_an_analysis(tmp_path: Path) -> None:
     ground = np.random.default_rng(0).integers(0, 9, (448, 448, 1), np.uint8)  # no two tiles are equal
     image, cache = np.minimum(scene(448, 448, 25, seed=3), 240) + ground, tmp_path / "answers"

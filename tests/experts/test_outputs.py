@@ -199,6 +199,7 @@ def test_results_are_saved_and_read(image: Pixels, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.plan.cell_corners, found.plan.cell_corners)
 
 
+@pytest.mark.usefixtures("plain_pictures")
 def test_folders_and_the_command_line(image: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, path = tmp_path / "images", both().save(tmp_path / "m.c2f")
     folder.mkdir()

@@ -132,7 +132,7 @@ def test_cells_are_looked_at_in_their_middle(text: str, offsets: tuple[float, fl
     """By the gradient; `offsets` are those of the stages at 1/4 and 1/8, by their paddings on paper."""
     spec = made(text).spec
     assert offsets[0] <= spec.offset <= offsets[1]
-    nets = [seeded(spec, seed) for seed in range(2)]
+    nets = [seeded(spec, seed) for seed in range(3)]
     assert abs(off_centre(nets)) < 1
     for net in nets:
         net.spec = replace(spec, offset=0)

@@ -178,6 +178,7 @@ def test_only_what_is_inside_is_analysed(make_image: MakeImage, detector: Model,
         assert part.audit.recall_interval[1] <= 1
 
 
+@pytest.mark.usefixtures("plain_pictures")
 def test_masks_of_a_batch(tmp_path: Path, make_image: MakeImage, detector: Model) -> None:
     for name in ("a", "b"):
         (tmp_path / "in").mkdir(exist_ok=True)
