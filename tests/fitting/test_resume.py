@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,16 @@ from coarse2fine.fitting.resume import unfolded
 from coarse2fine.models.base import Base
 from coarse2fine.refiners.net import net_of
 from tests.conftest import lively_net
-from tests.fitting.discs import QUICK, collection, discs, feature
+from tests.fitting.discs import QUICK, collection, discs, feature, smaller
 
 pytestmark = pytest.mark.filterwarnings("ignore:hardly anything was found in the held-out parts:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def small_steps() -> Iterator[None]:
+    """As `fitted` was made; see `smaller`."""
+    with smaller(slim=True):
+        yield
 
 
 def test_unfolded_norms_change_nothing_and_are_folded_again() -> None:
