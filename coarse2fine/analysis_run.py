@@ -61,7 +61,8 @@ class AnalysisRun:
         own = config if count == 1 else replace(config, confidence=shared_confidence(config.confidence, count))
         self.bands = tuple(BandRun(image, band, own, checkpoint.of_band(i), mask) for i, band in enumerate(model.bands))
         self.audits = any(band.audits for band in self.bands)
-        self._named = [Named((), 0, ())] * count
+        self.names_finds = any(band.classifier is not None for band in model.bands)
+        self._named = [Named((), 0)] * count
         self.exhaustive_macs = sum(band.exhaustive_macs for band in self.bands)
         if self._may_refine_all():
             for band in self.bands:
@@ -177,14 +178,24 @@ class AnalysisRun:
         """Whether what is said must name its band or expert."""
         return len(self.bands) > 1 or bool(self._model.output)
 
-    def conclude(self, scans: Sequence[Scan], audited: Sequence[Audited]) -> tuple[Region, ...]:
+    def conclude(
+        self, scans: Sequence[Scan], audited: Sequence[Audited], tick: Tick | None = None
+    ) -> tuple[Region, ...]:
         """The finds, each object once even if several bands found it, highest score first."""
         each = [
             conclude(done.candidates, model, scan, self._image, band.threshold)
             for done, model, scan, band in zip(audited, self._model.bands, scans, self.bands, strict=True)
         ]
-        self._named = [classify(own, band, self._image) for own, band in zip(each, self._model.bands, strict=True)]
-        return once([named.regions for named in self._named], self._model)
+        found = once(each, self._model)
+        if not self.names_finds:
+            return found
+        home = {id(region): number for number, own in enumerate(each) for region in own}
+        new: dict[int, Region] = {}
+        for number, band in enumerate(self._model.bands):
+            own = [region for region in found if home[id(region)] == number]
+            self._named[number] = classify(own, band, self._image, tick)
+            new |= {id(old): region for old, region in zip(own, self._named[number].regions, strict=True)}
+        return tuple(new[id(region)] for region in found)
 
     def notes(self, audited: Sequence[Audited], learned: Sequence[Any]) -> list[str]:
         """Notes of the refiners on their work and their finds; those of several experts begin with its output."""
@@ -248,11 +259,14 @@ class AnalysisRun:
         spent: Counter[str] = Counter(chunks=read.chunks, bytes=read.bytes, fetched=read.fetched)
         for band, scan, fine, done in zip(self.bands, scans, fines, audited, strict=True):
             spent.update(band.spent(scan, fine, done))
-        # The exhaustive pass names its finds too, at least these.
-        named = sum(each.macs for each in self._named)
-        spent.update(classify_macs=named, exhaustive_macs=named)
+        spent.update(classify_macs=sum(each.macs for each in self._named))
         read_seconds = {"decode_seconds": read.seconds, "wait_seconds": read.waited}
         return Cost(**spent, **seconds, **read_seconds)  # type: ignore[arg-type]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the naming of finds."""
+        return any(named.interrupted for named in self._named)
 
     @property
     def _ratios(self) -> list[int]:

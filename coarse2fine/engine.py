@@ -175,12 +175,12 @@ def run_analysis(
         with clock("audit"):
             audited = run.audit(scans, plans, fines, learned, steps.task("audit") if run.audits else None)
         with clock("conclude"):
-            regions = run.conclude(scans, audited)
+            regions = run.conclude(scans, audited, steps.task("name") if run.names_finds else None)
             kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
     cost = run.cost(scans, fines, audited, opened.stats.since(before), clock.seconds)
     notes = run.notes(audited, learned) + run.outcomes(scans, fines, audited)
     failures = run.failures(scans, fines, audited)
-    cut = any(fine.interrupted for fine in fines) or any(done.interrupted for done in audited)
+    cut = run.interrupted or any(fine.interrupted for fine in fines) or any(done.interrupted for done in audited)
     return Analysis(
         image=opened,
         regions=regions,

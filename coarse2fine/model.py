@@ -103,6 +103,9 @@ class Model:
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        if self.classifier is not None:
+            kinds = ([each.name for each in self.refiner.labels if each.kind == kind] for kind in ("object", "area"))
+            self.classifier.check_fits(self.channels, *kinds)
         g = self.geometry
         if self.base.spec.stride * g.scan_downsample != g.cell:
             raise ValueError(f"the base's stride {self.base.spec.stride} does not make cells of {g.cell} px")

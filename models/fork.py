@@ -151,6 +151,14 @@ class ForkTree:
         return len(self.forks)
 
     @property
+    def trunk(self) -> ConvStack:
+        """A copy of the trunk."""
+        found = ConvStack(self.spec)
+        for conv, own in zip(found.convs, self.forks[ROOT].layers.convs, strict=True):
+            conv.load_state_dict(own.state_dict())
+        return found.eval()
+
+    @property
     def depths(self) -> NDArray[np.int64]:
         """Number of forks from the root to each node."""
         found = np.zeros(len(self), np.int64)

@@ -20,6 +20,7 @@ from coarse2fine.engine import analyze
 from coarse2fine.model import load_model
 from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.region import Region
+from coarse2fine.steps.classify import classify
 from coarse2fine.steps.conclude import conclude
 from coarse2fine.steps.plan import dense_plan
 from coarse2fine.steps.scan import Scan
@@ -75,7 +76,8 @@ def exhaustive(path: str, model: str, share: float) -> dict[str, Any]:
         blocks = len(dense_plan(loaded.cell_shape((image.height, image.width))))
         part = refine_sample(image, loaded, max(1, round(share * blocks)), _SEED)
         covered, cell = part.plan.covered(), loaded.geometry.cell
-        regions = conclude(part.fine.candidates, loaded, Scan.none(), image, loaded.threshold)
+        finds = conclude(part.fine.candidates, loaded, Scan.none(), image, loaded.threshold)
+        regions = classify(finds, loaded, image).regions
         inside = [r for r in regions if covered[tuple(int(at // cell) for at in r.full_centre)]]
     return {
         "seconds": part.seconds,

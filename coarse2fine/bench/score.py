@@ -86,16 +86,18 @@ class Labelled:
 
     def __init__(self, truth: Annotations, model: Model) -> None:
         self._areas = {label.name for label in model.labels if label.kind == "area"}
+        # Benchmarks compare where to look: finds are alike before and after a classifier names them.
+        self._alike = model.classifier is not None
         self.boxes = object_boxes(truth, model)[[a.label not in self._areas for a in truth.objects]]
-        labels = [a.label for a in truth.objects if a.label not in self._areas]
-        if model.classifier is not None:  # benchmarks compare where to look: finds before they are named
-            labels = [next(label.name for label in model.labels if label.kind == "object")] * len(labels)
-        self.labels = np.array(labels, str)
+        self.labels = self._one_class([a.label for a in truth.objects if a.label not in self._areas])
         longer = (self.boxes[:, 2:] - self.boxes[:, :2]).max(axis=1, initial=0.0)
         self._reach = np.maximum(model.geometry.cell, longer / 2)
         self._centre = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
         self._annotated = AnnotatedArea(truth).contains
         self.counted = self._annotated(*self._centre.T)
+
+    def _one_class(self, labels: Sequence[str]) -> NDArray[np.str_]:
+        return np.array(["object"] * len(labels) if self._alike else labels, str)
 
     def score(self, regions: Sequence[Region]) -> LabelScore:
         """Match finds with objects of their class, one to one."""
@@ -119,7 +121,7 @@ class Labelled:
         boxes = np.array([r.full_box for r in found], np.float64).reshape(-1, 4)
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         scores = np.array([r.score for r in found], np.float32)
-        labels = np.array([r.label for r in found], str)
+        labels = self._one_class([r.label for r in found])
         owner = np.full(len(found), -1, np.int64)
         for name in np.unique(labels):
             mine, true = np.flatnonzero(labels == name), np.flatnonzero(self.labels == name)

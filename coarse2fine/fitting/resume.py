@@ -59,8 +59,9 @@ def known_labels(start: Model, found: Sequence[Label]) -> tuple[Label, ...]:
     """
     names = [label.name for label in start.labels]
     if unknown := [label.name for label in found if label.name not in names]:
+        told = names if start.classifier is None else [*start.classifier.labels]
         raise AnnotationError(
-            f"{start.name} does not know {', '.join(unknown)}: its classes are {', '.join(names)}; "
+            f"{start.name} does not know {', '.join(unknown)}: its classes are {', '.join(told)}; "
             "fit a new model for other classes, without model="
         )
     return start.labels

@@ -27,6 +27,8 @@ _APART = (
 )
 """Colours far from each other and from that of windows, for all eyes; found by a search over all of them."""
 _FAR = 0.13
+# So many colours cannot be far apart, and to search takes long.
+_MOST_APART = 32
 # Vision of most people, of deuteranopes and of protanopes, in linear RGB.
 _VISIONS = (
     np.eye(3),
@@ -81,15 +83,18 @@ def label_colours(labels: Iterable[str]) -> dict[str, Colour]:
 
     A label has its `label_colour`, unless that is hard to tell from the colour of a label before it or from that of
     windows; then it has the colour that is farthest from all of these. Beyond some ten labels, colours come nearer to
-    each other.
+    each other; more than 32 labels have their `label_colour`.
 
     Parameters
     ----------
     labels : iterable of str
         They are taken in alphabetical order, so that the same labels have the same colours.
     """
+    every = sorted(set(labels))
+    if len(every) > _MOST_APART:
+        return {label: label_colour(label) for label in every}
     chosen: dict[str, Colour] = {}
-    for label in sorted(set(labels)):
+    for label in every:
         taken = [WINDOWS, *chosen.values()]
         own = label_colour(label)
         chosen[label] = own if _distance(own, taken) >= _FAR else max(_APART, key=lambda each: _distance(each, taken))

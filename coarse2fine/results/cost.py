@@ -12,6 +12,9 @@ from dataclasses import dataclass
 class Cost:
     """Cost of one analysis; multiply-adds include the scan and every halo.
 
+    Naming finds is counted apart, in `classify_macs`: it depends on the number of finds and not on how they were found,
+    so that it is no part of shares and budgets.
+
     Parameters
     ----------
     scan_macs, refine_macs, audit_macs : int
@@ -20,8 +23,7 @@ class Cost:
     exhaustive_macs : int
         Multiply-adds of the refine net on every cell, including the halos of the exhaustive pass's windows. A model
         without labels compares each cell with a sample of the image: scan, sample and columns are then included. If the
-        analysis was the exhaustive pass, its own multiply-adds, with those of specialists. Those of `classify_macs` are
-        included.
+        analysis was the exhaustive pass, its own multiply-adds, with those of specialists.
     cells, cells_refined : int
         Number of cells of the image, and of those refined.
     scan_seconds, choose_seconds, refine_seconds, audit_seconds, conclude_seconds : float
@@ -58,8 +60,8 @@ class Cost:
 
     @property
     def macs(self) -> int:
-        """Total multiply-adds."""
-        return self.scan_macs + self.refine_macs + self.audit_macs + self.classify_macs
+        """Multiply-adds of scan, refinement and audit."""
+        return self.scan_macs + self.refine_macs + self.audit_macs
 
     @property
     def seconds(self) -> float:
@@ -83,8 +85,9 @@ class Cost:
         return self.exhaustive_macs / max(self.macs, 1)  # nothing was spent if Ctrl-C came at once
 
     def __str__(self) -> str:
+        names = f", and {self.classify_macs / 1e9:,.1f} GMAC for names" if self.classify_macs else ""
         return (
-            f"{self.macs / 1e9:,.1f} GMAC, {self.share:.1%} of the exhaustive pass ({self.speedup:.1f}x less); "
+            f"{self.macs / 1e9:,.1f} GMAC{names}, {self.share:.1%} of the exhaustive pass ({self.speedup:.1f}x less); "
             f"{self.cells_refined:,} of {self.cells:,} cells refined ({self.cells_refined / self.cells:.2%}); "
             f"{self.seconds:.1f} s; {self.chunks:,} chunks, {self.bytes / 1e6:,.0f} MB decoded"
         )

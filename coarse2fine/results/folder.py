@@ -39,7 +39,7 @@ NOT_ALWAYS = (REGIONS, f"{REGIONS}.gz", WORLD_REGIONS, f"{WORLD_REGIONS}.gz", RE
 _SECONDS = tuple(f.name for f in dataclasses.fields(Cost) if f.type == "float")
 _VARYING = (*_SECONDS, "chunks", "bytes", "fetched")
 # Results of version 0.1 do not have these.
-_LATER = ("decode_seconds", "wait_seconds")
+_LATER = ("decode_seconds", "wait_seconds", "classify_macs")
 _KNOWN = {"image", "regions", "labels", "windows", "chosen_by", "cells", "audit", "complete", "failures", "cost"}
 
 
@@ -190,8 +190,8 @@ def _given(image: ImageSource, record: Mapping[str, Any]) -> Image:
 def _cost(record: Mapping[str, Any], timing: Path) -> Cost:
     varying = json.loads(timing.read_text("utf-8")) if timing.is_file() else dict.fromkeys(_VARYING, 0)
     names = (field.name for field in dataclasses.fields(Cost))
-    varying = dict.fromkeys(_LATER, 0.0) | varying
-    return Cost(**{name: varying[name] if name in _VARYING else record[name] for name in names})
+    known = dict.fromkeys(_LATER, 0) | dict(record) | {name: varying[name] for name in _VARYING if name in varying}
+    return Cost(**{name: known[name] for name in names})
 
 
 def pooled_audit(facts: Iterable[Mapping[str, Any]]) -> tuple[Audit, int] | None:

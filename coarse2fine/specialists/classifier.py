@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,14 @@ from coarse2fine.models.conv_stack import BatchInvariantConv2d, ConvStack, Stack
 from coarse2fine.models.feature_tree import NO_NODE, ROOT
 from coarse2fine.models.fork import Fork, ForkTree, Layers
 from coarse2fine.specialists.pictures import draw_examples
+from coarse2fine.terminal import printable
 
 _PREFIX = "classifier."
 _BATCH = 512
 _NAMED, _LEAST_SHARE = 3, 0.05
-_MOST_CONTEXT = 8.0
+_MOST_CONTEXT, _LEAST_STD = 8.0, 1e-6
+# Limits on what a file may ask for.
+_MOST_SIDE, _MOST_TILES, _MOST_FORKS = 256, 64, 256
 
 
 class Classified(NamedTuple):
@@ -88,10 +91,38 @@ class Classifier:
                 f"expected an output and a share in {nodes} nodes for each of {len(self.labels)} classes, got "
                 f"{spec.stages[-1].channels} and {self.shares.shape}"
             )
-        if not len(self.mean) == len(self.std) == spec.in_channels or not min(self.std) > 0:
-            raise ValueError(f"expected {spec.in_channels} mean(s) and positive std(s), got {self.mean}, {self.std}")
+        if not ((self.shares >= 0) & (self.shares <= 1)).all():
+            raise ValueError("expected shares of classes from 0 to 1")
+        if spec.in_channels not in (1, 3) or not 1 <= self.side <= _MOST_SIDE:
+            raise ValueError(
+                f"expected crops of 1 or 3 channels and up to {_MOST_SIDE} px, got {spec.in_channels} and {self.side}"
+            )
+        self._check_numbers()
+        self._check_tiles()
+
+    def _check_numbers(self) -> None:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"expected {self.channels} mean(s) and std(s), got {self.mean}, {self.std}")
+        if not np.isfinite(self.mean).all() or not all(_LEAST_STD <= std < np.inf for std in self.std):
+            raise ValueError(f"expected finite means and stds of at least {_LEAST_STD:g}, got {self.mean}, {self.std}")
         if not 0 < self.context <= _MOST_CONTEXT:
             raise ValueError(f"expected crops of up to {_MOST_CONTEXT:g} times the find's side, got {self.context}")
+
+    def _check_tiles(self) -> None:
+        for node, tiles in self.tiles.items():
+            leaf = 0 <= node < len(self.tree) and self.tree.forks[node].router is None
+            if not leaf or tiles.dtype != np.uint8 or tiles.shape[1:] != (self.side, self.side, self.channels):
+                raise ValueError(f"expected crops of a leaf, got {tiles.dtype} {tiles.shape} for node {node}")
+            if len(tiles) > _MOST_TILES:
+                raise ValueError(f"expected up to {_MOST_TILES} crops of a leaf, got {len(tiles)}")
+
+    def check_fits(self, channels: int, objects: Collection[str], areas: Collection[str]) -> None:
+        """Raise a ValueError if it does not fit a model with these channels, classes of objects and of areas."""
+        if self.channels != channels or not objects or set(areas) & set(self.labels):
+            raise ValueError(
+                f"a classifier of {self.channels} channel(s) and the classes {self.labels!r:.100} does not fit a model "
+                f"of {channels} channel(s) that finds the objects {list(objects)!r:.60} and areas {list(areas)!r:.60}"
+            )
 
     @property
     def side(self) -> int:
@@ -145,12 +176,12 @@ class Classifier:
         """Lines of a printed model."""
         macs = [self.tree.path_macs(n) + self.tree.macs(n, self.tree.forks[n].stage) for n in self.tiles]
         forks = f", {len(self.tiles)} forks" if len(self.tiles) > 1 else ""
-        names = f"{len(self.labels):,} classes"
+        names = f"{len(self.labels):,} {'class' if len(self.labels) == 1 else 'classes'}"
         lead = f"each find is named by a net of {np.mean(macs) / 1e3:,.0f} kMAC: {names}{forks}"
         return [lead, *(f"  {self._line(node)}" for node in self.tiles if len(self.tiles) > 1)]
 
     def _line(self, node: int) -> str:
-        return f"{node}: {', '.join(self.commonest(node))}"
+        return printable(f"{node}: {', '.join(self.commonest(node))}")
 
     def commonest(self, node: int) -> list[str]:
         """The commonest groups of classes, by their first word, among the training crops of a node, with their shares.
@@ -197,7 +228,7 @@ class Classifier:
     @classmethod
     def load(cls, arrays: Mapping[str, NDArray[Any]], text: Mapping[str, Any]) -> Classifier:
         """Build from the results of `arrays` and `describe`."""
-        own, spec = under(arrays, _PREFIX), StackSpec.parse(text["channels"], text["net"])
+        own, spec = under(arrays, _PREFIX), StackSpec.parse(int(text["channels"]), text["net"])
         return cls(
             labels=tuple(text["labels"]),
             tree=_tree(own, spec, text["forks"]),
@@ -211,20 +242,34 @@ class Classifier:
 
 def _tree(arrays: Mapping[str, NDArray[Any]], spec: StackSpec, forks: Sequence[Mapping[str, Any]]) -> ForkTree:
     """The tree of a file, from the descriptions of its nodes."""
+    if not 0 < len(forks) <= _MOST_FORKS:
+        raise ValueError(f"expected 1 to {_MOST_FORKS} nodes, got {len(forks)}")
     found: list[Fork] = []
+    children = Counter(int(each["parent"]) for each in forks)
     for number, each in enumerate(forks):
         parent, stage, split = (int(each[key]) for key in ("parent", "stage", "split"))
-        below = [other for other in forks if other["parent"] == number]
+        below = children[number]
         above = NO_NODE < parent < number and found[parent].split == stage >= found[parent].stage
+        inner = stage <= split < len(spec.stages) if below else True
         routed = under(arrays, f"router.{number}.")
-        if not (above if number else parent == NO_NODE and stage == 0) or bool(routed) != bool(below):
+        if not (above if number else parent == NO_NODE and stage == 0) or not inner or bool(routed) != bool(below):
             raise ValueError(f"node {number} does not fit the nodes before it: {dict(each)!r:.100}")
-        classes = None if each["classes"] is None else torch.tensor(each["classes"], dtype=torch.int64)
+        classes = _known(each["classes"], spec.stages[-1].channels if number else 0)
         outputs = spec.stages[-1].channels if classes is None else len(classes) + 1
         layers = filled(partial(_layers, spec, stage, outputs), under(arrays, f"layers.{number}."))
-        router = filled(partial(_router, spec, split, len(below)), routed) if below else None
+        router = filled(partial(_router, spec, split, below), routed) if below else None
         found.append(Fork(parent, stage, layers, classes, split, router))
     return ForkTree.of(spec, found)
+
+
+def _known(classes: Sequence[int] | None, count: int) -> Tensor | None:
+    """Classes of a leaf that knows only some of `count`; a root must know all."""
+    if classes is None:
+        return None
+    rows = np.array(classes, np.int64).reshape(-1)
+    if not len(rows) or rows[0] < 0 or rows[-1] >= count or (np.diff(rows) <= 0).any():
+        raise ValueError(f"expected classes of a leaf in order, from 0 to {count - 1}, got {classes!r:.100}")
+    return torch.from_numpy(rows)
 
 
 def _layers(spec: StackSpec, stage: int, outputs: int) -> Layers:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coarse2fine.model import Model
 from coarse2fine.preprocess import as_channels
+from coarse2fine.progress import Tick
 from coarse2fine.region import Region
 from coarse2fine.specialists.classifier import Classifier
 from coarse2fine.tiling.errors import ImageError
@@ -21,7 +22,8 @@ from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import MOST_WORKERS
 
-_AT_ONCE = 2048
+# Pixels that are read before they are classified, and the side of the squares in whose order finds are read.
+_PIXELS, _NEAR = 2**22, 1024
 
 
 class Crop(NamedTuple):
@@ -29,6 +31,12 @@ class Crop(NamedTuple):
 
     downsample: int
     box: Box
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Order in which crops are read, so that those of one stored chunk follow each other."""
+        corner = self.box.y0 * self.downsample, self.box.x0 * self.downsample
+        return *(at // _NEAR for at in corner), self.downsample, *corner
 
     @classmethod
     def around(cls, centre: tuple[float, float], full_side: float, side: int) -> Crop:
@@ -56,14 +64,26 @@ class Crop(NamedTuple):
 
 
 class Named(NamedTuple):
-    """Finds with the classifier's classes, its multiply-adds, and why finds could not be read, each reason once."""
+    """Finds with the classifier's classes.
+
+    Parameters
+    ----------
+    regions : tuple of Region
+    macs : int
+        Multiply-adds.
+    failures : tuple of str
+        Why finds could not be read, each reason once; they keep their class.
+    interrupted : bool
+        Whether Ctrl-C ended it early; the remaining finds keep their class.
+    """
 
     regions: tuple[Region, ...]
     macs: int
-    failures: tuple[str, ...]
+    failures: tuple[str, ...] = ()
+    interrupted: bool = False
 
 
-def classify(regions: Sequence[Region], model: Model, image: Image) -> Named:
+def classify(regions: Sequence[Region], model: Model, image: Image, tick: Tick | None = None) -> Named:
     """Name finds by the model's classifier; areas, and finds that cannot be read, keep their class.
 
     Parameters
@@ -73,26 +93,32 @@ def classify(regions: Sequence[Region], model: Model, image: Image) -> Named:
     model : Model
         Of that band.
     image : Image
+    tick : callable, optional
+        Called with finds done and finds in all.
     """
     classifier, areas = model.classifier, {label.name for label in model.labels if label.kind == "area"}
     if classifier is None:
-        return Named(tuple(regions), 0, ())
+        return Named(tuple(regions), 0)
     found, macs, failures = list(regions), 0, dict[str, None]()
     crops = {i: crop_of(classifier, region) for i, region in enumerate(regions) if region.label not in areas}
-    order = sorted(crops, key=lambda i: crops[i])  # finds of one stored chunk follow each other
+    order = sorted(crops, key=lambda i: crops[i].place)
+    at_once = max(1, _PIXELS // (classifier.side**2 * classifier.channels))
     with ThreadPoolExecutor(min(MOST_WORKERS, os.cpu_count() or 1), thread_name_prefix="find-reader") as pool:
-        for start in range(0, len(order), _AT_ONCE):
-            part = order[start : start + _AT_ONCE]
-            read = list(pool.map(lambda i: _read(crops[i], image, classifier), part))
-            failures |= {f"a find keeps the refine net's class: {each}": None for each in read if isinstance(each, str)}
-            rows = [i for i, each in zip(part, read, strict=True) if not isinstance(each, str)]
-            if not rows:
-                continue
-            classes = classifier(np.stack([each for each in read if not isinstance(each, str)]))
-            macs += classes.macs
-            for i, label, node in zip(rows, classes.labels.tolist(), classes.nodes.tolist(), strict=True):
-                route = classifier.route(node) or found[i].route
-                found[i] = replace(found[i], label=classifier.labels[label], route=route)
+        try:
+            for start in range(0, len(order), at_once):
+                part = order[start : start + at_once]
+                read = list(pool.map(lambda i: _read(crops[i], image, classifier), part))
+                failures |= {f"a find keeps its class: {each}": None for each in read if isinstance(each, str)}
+                rows = [i for i, each in zip(part, read, strict=True) if not isinstance(each, str)]
+                if rows:
+                    classes = classifier(np.stack([each for each in read if not isinstance(each, str)]))
+                    macs += classes.macs
+                    for i, label, node in zip(rows, classes.labels.tolist(), classes.nodes.tolist(), strict=True):
+                        found[i] = replace(found[i], label=classifier.labels[label], route=classifier.route(node))
+                if tick:
+                    tick(start + len(part), len(order))
+        except KeyboardInterrupt:
+            return Named(tuple(found), macs, tuple(failures), interrupted=True)
     return Named(tuple(found), macs, tuple(failures))
 
 

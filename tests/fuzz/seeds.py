@@ -191,5 +191,5 @@ def _annotations(folder: Path) -> list[Seed]:
 
 
 def _models(folder: Path) -> list[Seed]:
-    names = ("craters", "generic")
+    names = ("craters", "generic", "glyphs")
     return [Seed("model", f"model {name}", load_model(name).save(folder / f"{name}.c2f")) for name in names]

@@ -85,6 +85,13 @@ def test_plot_draws_a_row_for_each_leaf(classifier: Classifier, tmp_path: Path) 
         {"labels": ("a", "a", "a")},
         {"mean": (0.5, 0.5)},
         {"std": (0.0,)},
+        {"std": (1e-300,)},
+        {"mean": (float("nan"),)},
+        {"tiles": {0: np.zeros((1, 18, 18, 1), np.uint8)}},
+        {"tiles": {99: np.zeros((1, 18, 18, 1), np.uint8)}},
+        {"tiles": {1: np.zeros((1, 9, 18, 1), np.uint8)}},
+        {"tiles": {1: np.zeros((65, 18, 18, 1), np.uint8)}},
+        {"shares": np.full((4, 3), 7, np.float32)},
         {"context": 0.0},
         {"context": float("nan")},
         {"shares": np.zeros((1, 3), np.float32)},
@@ -97,10 +104,25 @@ def test_fields_that_do_not_fit_are_refused(classifier: Classifier, change: dict
 
 @pytest.mark.parametrize(
     ("node", "key", "value"),
-    [(0, "parent", 0), (1, "parent", 2), (1, "stage", 2), (2, "parent", -1), (0, "stage", 1), (0, "split", 2)],
+    [
+        *[(0, "parent", 0), (1, "parent", 2), (1, "stage", 2), (2, "parent", -1), (0, "stage", 1), (0, "split", 2)],
+        *[(0, "split", 99), (0, "classes", [0]), (3, "classes", [2, 0]), (3, "classes", [0, 3]), (3, "classes", [])],
+    ],
 )
-def test_descriptions_that_are_no_tree_are_refused(classifier: Classifier, node: int, key: str, value: int) -> None:
+def test_descriptions_that_are_no_tree_are_refused(classifier: Classifier, node: int, key: str, value: object) -> None:
     text = classifier.describe()
     text["forks"][node][key] = value
     with pytest.raises(ValueError, match=r"does not fit|expected"):
         Classifier.load(classifier.arrays(), text)
+
+
+def test_huge_crops_are_refused(classifier: Classifier) -> None:
+    trunk = ConvStack(StackSpec.parse(1, "2/2:2 2/2:2 2/2:2 2/2:2 2/2:2 2/2:2 2/2:2 2/2:2 2/2:3"))
+    with pytest.raises(ValueError, match="expected crops of 1 or 3 channels and up to 256 px, got 1 and 512"):
+        replace(classifier, tree=ForkTree(trunk), shares=np.zeros((1, 3), np.float32), tiles={})
+
+
+def test_names_are_shown_as_text(classifier: Classifier, tmp_path: Path) -> None:
+    odd = replace(classifier, labels=("a\x1b[31m", "$1_{$ x", "c"))
+    assert "\x1b" not in "".join(odd.lines())
+    odd.plot(tmp_path / "kinds.png")

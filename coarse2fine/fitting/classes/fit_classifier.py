@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,10 @@ from coarse2fine.fitting.classes.object_crops import CONTEXT, ObjectCrops
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.forecast import CLASSES
 from coarse2fine.fitting.geometry import find_labels
+from coarse2fine.fitting.resume import GENTLE, unfolded
 from coarse2fine.fitting.scene import Scene
 from coarse2fine.fitting.specialists.evidence import LEVEL, chance_of_gain
+from coarse2fine.fitting.task import tell
 from coarse2fine.model import Model
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.feature_tree import NO_NODE, ROOT
@@ -39,6 +41,8 @@ _EACH, _LEAST, _MOST, _MORE, _CLUSTERED = 1000, 100_000, 1_000_000, 0.5, 8192
 # Classes for each fork, and most forks.
 _CLASSES, _FORKS = 24, 16
 _TILES, _SHOWN = 8, 4096
+# Steps of the refine net with which the classifier gets all its samples.
+_STEPS = 500
 # Training costs three forward passes; early layers of few channels take longer for each multiply-add.
 _TRAINING = 4.5
 
@@ -55,10 +59,22 @@ def one_class(
         A model to go on from, which decides.
     """
     labels = find_labels([known for _, known in pairs])
+    if start is not None:
+        if start.classifier is None:
+            return list(pairs), False
+        return _as_one(pairs, {label.name for label in labels if label.name in start.classifier.labels}, start), True
     objects = {label.name for label in labels if label.kind == "object"}
-    if len(objects) <= MOST_CLASSES if start is None else start.classifier is None:
+    if len(objects) <= MOST_CLASSES:
         return list(pairs), False
     name = OBJECT if OBJECT not in {label.name for label in labels} - objects else f"any {OBJECT}"
+    return _as_one(pairs, objects, name), True
+
+
+def _as_one(
+    pairs: Sequence[tuple[Image, Annotations]], objects: Collection[str], into: str | Model
+) -> list[tuple[Image, Annotations]]:
+    """Annotations whose `objects` have one class: a name, or that of a model to go on from."""
+    name = into if isinstance(into, str) else next(label.name for label in into.labels if label.kind == "object")
 
     def merged(each: Annotation) -> Annotation:
         return replace(each, label=name, own_label=each.label) if each.label in objects else each
@@ -67,7 +83,7 @@ def one_class(
     for image, known in pairs:
         own = tuple(merged(each) for each in known.objects)
         found.append((image, replace(known, objects=own, labels=tuple(sorted({each.label for each in own})))))
-    return found, True
+    return found
 
 
 @dataclass(frozen=True)
@@ -93,9 +109,9 @@ class TrunkPlan:
     more: int
 
     @classmethod
-    def usual(cls, classes: int) -> TrunkPlan:
-        """A plan for a number of classes."""
-        samples = min(max(_LEAST, _EACH * classes), _MOST) if classes > 1 else BATCH
+    def usual(cls, classes: int, steps: int) -> TrunkPlan:
+        """A plan for a number of classes, and of steps that the refine net may take."""
+        samples = round(min(max(_LEAST, _EACH * classes), _MOST) * min(1.0, steps / _STEPS)) if classes > 1 else BATCH
         return cls(_TRUNK, _FORK, min(max(1, round(classes / _CLASSES)), _FORKS), samples, round(_MORE * samples))
 
     def spec(self, channels: int, classes: int) -> StackSpec:
@@ -133,22 +149,32 @@ def fit_classifier(
     tick : callable, optional
         Called with the numbers of samples seen and of all samples.
     """
-    names = tuple(sorted({name for scene in scenes for name in scene.names}))
+    start = None if recipe.start is None else recipe.start.classifier
+    names = start.labels if start is not None else _names(scenes)
     if not names:
         return None, {}
-    plan = TrunkPlan.usual(len(names))
-    side = plan.spec(recipe.channels, len(names)).input_size(1)
+    plan = TrunkPlan.usual(len(names), recipe.steps)
+    side = plan.spec(recipe.channels, len(names)).input_size(1) if start is None else start.side
     crops = ObjectCrops.of(scenes, names, side, recipe.channels, recipe.seed)
+    if not len(crops.classes):
+        tell("no object outside the held-out parts can be read closely: finds keep one class; annotate more scenes")
+        return start, {}
     draw = crops.sampler(recipe.mean, recipe.std, rotate=recipe.rotate, seed=recipe.seed).draw
     held = ObjectCrops.of(scenes, names, side, recipe.channels, recipe.seed, held=True)
     judges = Judges(held.plain, held.classes, held.groups)
     return learn_classes(names, draw, crops.plain, judges, plan, recipe, tick)
 
 
+def _names(scenes: Sequence[Scene]) -> tuple[str, ...]:
+    """Classes of the objects that can be learned: all but those of which every object is too large or too small."""
+    rows = (zip(scene.names, scene.fits.tolist(), strict=True) for scene in scenes)
+    return tuple(sorted({name for each in rows for name, fits in each if fits}))
+
+
 def expected_of_classes(recipe: Recipe, scenes: Sequence[Scene]) -> list[tuple[str, float]]:
     """The step of a fit, with its multiply-adds."""
-    classes = len({name for scene in scenes for name in scene.names})
-    plan = TrunkPlan.usual(classes)
+    classes = len(_names(scenes))
+    plan = TrunkPlan.usual(classes, recipe.steps)
     return [(CLASSES, _TRAINING * plan.spec(recipe.channels, classes).macs(1, 1) * (plan.samples + plan.more))]
 
 
@@ -178,9 +204,13 @@ def learn_classes(
         Channels, normalisation and seed.
     tick : callable, optional
     """
-    spec, total = plan.spec(recipe.channels, len(names)), plan.samples + plan.more
+    old = None if recipe.start is None or recipe.start.classifier is None else recipe.start.classifier.tree
+    spec = plan.spec(recipe.channels, len(names)) if old is None else old.spec
+    total = plan.samples + plan.more
     counted = _counted(draw, total, tick)
     options: dict[str, Any] = {"seed": recipe.seed, "rate": _RATE, "batch": BATCH, "smoothing": _SMOOTHING}
+    if old is not None:
+        options |= {"start": unfolded(old.trunk, draw(_SHOWN).images), "rate": GENTLE * _RATE}
     trunk = train_net(spec, counted, plan.samples, **options)
     more, tree = _trained_on(trunk, counted, plan, recipe.seed)
     usual = _classifier(names, ForkTree(more), recipe, draw, shown)
@@ -244,9 +274,18 @@ def _classifier(
             node = tree.forks[node].parent  # noqa: PLW2901 (up to the root)
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
     mean, std = (tuple(map(float, each)) for each in (recipe.mean, recipe.std))
+    _round(tree)
     bare = Classifier(names, tree, mean, std, CONTEXT, shares, {})
     some = shown[np.sort(np.random.default_rng(recipe.seed).permutation(len(shown))[:_SHOWN])]
     nodes = bare(some).nodes
     leaves = [node for node in range(len(tree)) if tree.forks[node].router is None]
     tiles = {node: some[np.flatnonzero(nodes == node)[:_TILES]] for node in leaves if (nodes == node).any()}
     return replace(bare, tiles=tiles if len(tree) > 1 else {ROOT: some[:_TILES]})
+
+
+def _round(tree: ForkTree) -> None:
+    """Round weights to the half precision in which they are saved, so that a saved model answers like this one."""
+    for fork in tree.forks:
+        for net in filter(None, (fork.layers, fork.router)):
+            for parameter in net.parameters():
+                parameter.data = parameter.data.half().float()

@@ -85,6 +85,7 @@ def train_net(
     rate: float = _NET_RATE,
     batch: int = NET_BATCH,
     smoothing: float = 0.0,
+    start: ConvStack | None = None,
 ) -> ConvStack:
     """Train a net end to end; its batch norm is not folded.
 
@@ -98,10 +99,12 @@ def train_net(
         Of the weights at the start.
     rate, batch, smoothing
         See `Learner`.
+    start : ConvStack, optional
+        A net to go on from, with batch norms; it is changed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ConvStack(spec, batch_norm=True)
+        net = ConvStack(spec, batch_norm=True) if start is None else start.train()
     layers = Layers(list(net.convs), list(net.norms)).to(memory_format=torch.channels_last)  # its own, not copies
     learner = Learner(layers, rate, batch, smoothing)
     for x, classes, done in stream(draw, samples, batch):

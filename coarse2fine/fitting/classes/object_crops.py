@@ -52,7 +52,7 @@ class ObjectCrops:
     def of(
         cls, scenes: Sequence[Scene], names: Sequence[str], side: int, channels: int, seed: int, *, held: bool = False
     ) -> ObjectCrops:
-        """Crops of the objects that are trained on, or of a random choice if they are very many.
+        """Crops of the objects that are trained on; if they are very many, of some, rare classes first.
 
         Parameters
         ----------
@@ -68,7 +68,7 @@ class ObjectCrops:
         number = {name: i for i, name in enumerate(names)}
         mine = [scene.fits & (is_held(scene) == held) & scene.annotated(*scene.centre.T) for scene in scenes]
         rows = [(s, i) for s, those in enumerate(mine) for i in np.flatnonzero(those).tolist()]
-        chosen = np.sort(np.random.default_rng((seed, 7)).permutation(len(rows))[:_MOST])
+        chosen = _some([number[scenes[s].names[i]] for s, i in rows], np.random.default_rng((seed, 7)))
         room = math.ceil(side * _ROOM)
         pixels = np.empty((len(chosen), room, room, channels), np.uint8)
         classes = np.empty(len(chosen), np.int64)
@@ -93,6 +93,18 @@ class ObjectCrops:
     def sampler(self, mean: NDArray[np.float32], std: NDArray[np.float32], *, rotate: bool, seed: int) -> Sampler:
         """Draws samples of them."""
         return Sampler(self, mean, std, rotate=rotate, seed=seed)
+
+
+def _some(classes: Sequence[int], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Rows of at most `_MOST` objects, in order: as many of each class as there are or as each may have."""
+    order = rng.permutation(len(classes))
+    own = np.array(classes, np.int64)[order]
+    # The how manieth of its class each is.
+    turn = np.empty(len(own), np.int64)
+    by_class = np.argsort(own, kind="stable")
+    first = np.searchsorted(own[by_class], own[by_class])
+    turn[by_class] = np.arange(len(own)) - first
+    return np.sort(order[np.argsort(turn, kind="stable")[:_MOST]])
 
 
 class Sampler:

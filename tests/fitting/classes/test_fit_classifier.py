@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from coarse2fine import Model, analyze, fit, open_image
-from coarse2fine.annotations.read import read_annotations
-from coarse2fine.fitting.classes import fit_classifier
+from coarse2fine.annotations.read import AnnotationError, read_annotations
+from coarse2fine.fitting.classes import fit_classifier, object_crops
 from coarse2fine.fitting.classes.fit_classifier import Judges, TrunkPlan, learn_classes, one_class
 from coarse2fine.fitting.classes.learner import Samples
 from coarse2fine.fitting.classes.object_crops import CONTEXT, ObjectCrops
@@ -147,9 +149,9 @@ def of_bars() -> Model:
     """A model of bars, fitted in seconds."""
     scenes = [bars(seed) for seed in (2, 3, 4)]
     usual = TrunkPlan.usual
-    plan = replace(usual(KINDS), samples=8_000, more=1_000)
+    plan = replace(usual(KINDS, 1000), samples=8_000, more=1_000)
     with smaller(slim=True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_classifier.TrunkPlan, "usual", lambda _: plan)
+        patch.setattr(fit_classifier.TrunkPlan, "usual", lambda *_: plan)
         return fit([p for p, _ in scenes], [a for _, a in scenes], **{**QUICK, "rotate": False}, steps=40)
 
 
@@ -172,3 +174,44 @@ def test_a_model_of_many_classes_finds_and_names(of_bars: Model) -> None:
             named += true[place] == region.label
     assert near > 0.7 * len(true)
     assert named > 5 * near / KINDS  # by chance a twenty-eighth
+
+
+def test_going_on_keeps_the_classes(of_bars: Model) -> None:
+    pixels, collection = bars(6)
+    some = [f for f in collection["features"] if f["properties"]["classification"]["name"] < "bar 09"]
+    plan = replace(TrunkPlan.usual(KINDS, 1000), samples=1024, more=512)
+    with smaller(slim=True), pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "hardly anything was found", UserWarning)
+        patch.setattr(fit_classifier.TrunkPlan, "usual", lambda *_: plan)
+        given = {**QUICK, "rotate": False, "steps": 40, "model": of_bars}
+        on = fit([pixels], [{**collection, "features": some}], **given)
+        assert on.classifier is not None
+        assert on.classifier.labels == of_bars.classifier.labels  # type: ignore[union-attr]
+        other = json.loads(json.dumps(collection).replace("bar 00", "disc"))
+        with pytest.raises(AnnotationError, match="does not know disc: its classes are bar 00, "):
+            fit([pixels], [other], **given)
+
+
+def test_an_interrupted_naming_leaves_the_rest_unnamed(of_bars: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Crop, "read", stopped)
+    analysis = analyze(bars(5)[0], of_bars, budget=1.0)
+    assert not analysis.complete
+    assert {region.label for region in analysis.regions} == {"object"}
+
+
+def test_naming_costs_no_budget(of_bars: Model) -> None:
+    analysis = analyze(bars(5)[0], of_bars, budget=0.5)
+    assert analysis.cost.share <= 0.5
+    assert analysis.cost.classify_macs > 0
+    assert "GMAC for names" in str(analysis.cost)
+
+
+def test_of_very_many_objects_rare_classes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_crops, "_MOST", 50)
+    classes = [0] * 500 + [1] * 30 + [2] * 4
+    rows = object_crops._some(classes, np.random.default_rng(0))
+    assert np.bincount(np.array(classes)[rows]).tolist() == [23, 23, 4]
+    assert (np.diff(rows) > 0).all()
