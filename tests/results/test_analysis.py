@@ -141,6 +141,21 @@ def test_a_result_is_read_where_the_image_is_not(picture: Path, detector: Model,
         loaded.image.read(WHOLE)
 
 
+def test_results_without_entries_of_later_versions_load(
+    tmp_path: Path, make_image: MakeImage, detector: Model, plain_pictures: None
+) -> None:
+    with analyze(make_image(90, 100), detector, budget=0.5) as analysis:
+        folder = analysis.save(tmp_path / "out")
+    for name, entries in (("analysis.json", ("classify_macs",)), ("timing.json", ("decode_seconds", "wait_seconds"))):
+        record = json.loads((folder / name).read_text("utf-8"))
+        for entry in entries:
+            del record.get("cost", record)[entry]
+        (folder / name).write_text(json.dumps(record), "utf-8")
+    cost = Analysis.load(folder).cost
+    assert (cost.classify_macs, cost.decode_seconds, cost.wait_seconds) == (0, 0, 0)
+    assert cost.macs == analysis.cost.macs
+
+
 @pytest.mark.usefixtures("plain_pictures")
 def test_an_array_is_not_saved_with_its_result(make_image: MakeImage, detector: Model, tmp_path: Path) -> None:
     pixels = make_image(120, 130)
