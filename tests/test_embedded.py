@@ -72,7 +72,7 @@ def test_the_demo_runs_small_and_does_not_make_its_scene_twice(
         assert (tmp_path / name).is_file()
 
 
-def test_letters_are_found_and_named_by_leaves() -> None:
+def test_letters_are_found_and_named() -> None:
     scene = GlyphScene(1536, 1536, letters=120, clutter=120, seed=78)
     pixels = scene.block(Box(0, 0, 1536, 1536))
     with analyze(pixels, "glyphs") as coarse, analyze(pixels, "glyphs", budget=1.0) as exhaustive:
@@ -80,11 +80,11 @@ def test_letters_are_found_and_named_by_leaves() -> None:
         assert best.right >= 0.85 * best.true
         assert ours.right >= 0.9 * best.right
         assert ours.named >= 0.85 * ours.right
-        assert coarse.cost.classify_macs < 0.1 * coarse.cost.macs
-        assert len({region.route for region in coarse.regions}) > 3
+        assert 0 < coarse.cost.classify_macs < 0.1 * coarse.cost.macs
+        assert coarse.cost.share < 0.3
 
 
-def test_the_demos_letters_are_written_with_their_leaves(
+def test_the_demos_letters_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(letters, "_SIDE", 1024)
@@ -92,7 +92,7 @@ def test_the_demos_letters_are_written_with_their_leaves(
     monkeypatch.setattr(letters, "_CLUTTER", 60)
     letters.run_letters(tmp_path)
     printed = capsys.readouterr().out
-    assert "60 of 296 letters of 13 scripts" in printed
-    assert "-> leaf" in printed
-    for name in ("letters.png", "overview.png", "regions.geojson", "kinds.png"):
+    assert "60 of 730 letters of 13 scripts" in printed
+    assert "in the right class" in printed
+    for name in ("letters.png", "overview.png", "regions.geojson"):
         assert (tmp_path / name).is_file()

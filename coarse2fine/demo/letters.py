@@ -1,8 +1,7 @@
-"""The demo's second part: letters of many scripts, each found and then named by a net with forks."""
+"""The demo's second part: letters of many scripts, each found and then named by itself."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -12,17 +11,13 @@ from coarse2fine.demo.gigapixel import DEMO_SEED, score
 from coarse2fine.demo.glyph_scene import GlyphScene
 from coarse2fine.engine import analyze
 from coarse2fine.model import load_model
-from coarse2fine.results.analysis import Analysis
-from coarse2fine.specialists.classifier import Classifier
-from coarse2fine.terminal import printable
 from coarse2fine.tiling.geometry import Box
 
 _SIDE, _LETTERS, _CLUTTER = 4096, 600, 900
-_EXAMPLES = 3
 
 
 def run_letters(folder: Path) -> None:
-    """Make the scene, analyse it, print the summary and some routes, and write the results.
+    """Make the scene, analyse it, print the summary, and write the results.
 
     Parameters
     ----------
@@ -43,19 +38,5 @@ def run_letters(folder: Path) -> None:
         cost = analysis.cost
         print(f"compute    {cost.macs / 1e9:,.1f} GMAC, {cost.classify_macs / cost.macs:.0%} of it for names; ", end="")
         print(f"{cost.exhaustive_macs / 1e9:,.1f} for every cell: {cost.speedup:.1f}x less")
-        for line in _routes(analysis, classifier):
-            print(line)
         analysis.save(folder)
-    kinds = classifier.plot(folder / "kinds.png")
-    print(f"kinds      {kinds.resolve()}: what each leaf reads")
-
-
-def _routes(analysis: Analysis, classifier: Classifier) -> list[str]:
-    """How the surest find of some leaves was named."""
-    leaves = Counter(region.route[-1] for region in analysis.regions if region.route)
-    lines = []
-    for leaf, count in leaves.most_common(_EXAMPLES):
-        region = next(each for each in analysis.regions if each.route and each.route[-1] == leaf)
-        held = classifier.commonest(leaf)
-        lines.append(printable(f"route      {region.label} -> leaf {leaf}, {count} finds, mostly {', '.join(held)}"))
-    return lines
+    print(f"pictures   {(folder / 'overview.png').resolve()}")

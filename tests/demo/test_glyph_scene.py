@@ -13,7 +13,7 @@ from coarse2fine.tiling.geometry import Box
 
 
 def test_letters_are_of_their_script_and_differ() -> None:
-    labels, fields = _alphabet(24)
+    labels, fields = _alphabet(90)
     assert fields.shape == (len(labels), CANVAS, CANVAS)
     assert len(set(labels)) == len(labels) > 200
     assert {label.split()[0] for label in labels} == set(SCRIPTS)
