@@ -17,8 +17,8 @@ def test_letters_are_of_their_script_and_differ() -> None:
     assert fields.shape == (len(labels), CANVAS, CANVAS)
     assert len(set(labels)) == len(labels) > 200
     assert {label.split()[0] for label in labels} == set(SCRIPTS)
-    greek = [label.split()[1] for label in labels if label.startswith("Greek ")]
-    assert all(unicodedata.name(letter).startswith("GREEK") for letter in greek)
+    hebrew = [label.split()[1] for label in labels if label.startswith("Hebrew ")]
+    assert all(unicodedata.name(letter).startswith("HEBREW") for letter in hebrew)
     rows = np.stack([profile(field) for field in fields])
     alike = rows @ rows.T - 2 * np.eye(len(rows))
     assert alike.max() < ALIKE + 0.03  # the canvas is blurred relatively less
