@@ -30,7 +30,7 @@ MakeImage = Callable[..., NDArray[np.uint8]]
 
 def by_brightness() -> Classifier:
     """Names crops "dark" or "light" by their mean: known without the net's code."""
-    net = ConvStack(StackSpec.parse(1, "2/2:1 8:2"))
+    net = ConvStack(StackSpec.parse(3, "2/2:1 8:2"))
     with torch.no_grad():
         for conv in net.convs:
             conv.weight.fill_(1 / conv.weight[0].numel())  # type: ignore[operator, index]
@@ -39,7 +39,7 @@ def by_brightness() -> Classifier:
         net.convs[-1].bias.copy_(torch.tensor([1.0, -1.0]))  # type: ignore[operator]
     shares = np.full((1, 2), 0.5, np.float32)
     # Without normalisation the first stage's mean is positive, so its ReLU changes nothing.
-    return Classifier(("dark", "light"), ForkTree(net), (0.0,), (0.5,), 1.0, shares, {})
+    return Classifier(("dark", "light"), ForkTree(net), (0.0,) * 3, (0.5,) * 3, 1.0, shares, {})
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_finds_get_the_classifiers_class_and_areas_keep_theirs(named: Model) -> 
     found = classify(regions, named, open_image(pixels))
     assert [region.label for region in found.regions] == ["dark", "light", *([area] if area else [])]
     assert [region.full_box for region in found.regions] == [region.full_box for region in regions]
-    assert found.macs == 2 * StackSpec.parse(1, "2/2:1 8:2").macs(1, 1)
+    assert found.macs == 2 * StackSpec.parse(3, "2/2:1 8:2").macs(1, 1)
     assert not found.failures
 
 
@@ -111,6 +111,6 @@ def test_an_analysis_names_its_finds(named: Model, make_image: MakeImage, tmp_pa
     image = open_image(pixels)
     for region in whole.regions:
         y0, x0, y1, x1 = region.full_box
-        crop = Crop.around(region.full_centre, max(y1 - y0, x1 - x0), 16).read(image, 16, 1)
+        crop = Crop.around(region.full_centre, max(y1 - y0, x1 - x0), 16).read(image, 16, 3)
         if abs(float(crop.mean()) - 127.5) > 0.5:
             assert region.label == ("light" if crop.mean() > 127.5 else "dark")
