@@ -70,7 +70,7 @@ def smaller(*, slim: bool = False) -> Iterator[None]:
             "rescaled": {"COPIES": 1 if slim else COPIES},
             "base": {"_BATCH": 8, "LONGER": 1},
             "distillation": {"_CROP": 24, "_SAMPLES": 60, "_HELD_SAMPLES": 8},
-            "watching.scan": {"_BATCH_PIXELS": 30_000},
+            "watching.scan": {"_BATCH_PIXELS": 60_000},
         }
         for module, constants in sizes.items():
             for name, value in constants.items():

@@ -36,7 +36,9 @@ def watched() -> Expert:
 
 @pytest.fixture(scope="module")
 def model(small_steps: None) -> Model:
-    return fit([scene(s) for s in range(3)], expert=watched(), watch=0.5, steps=60, recall=0.9, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coarse2fine.fitting.watching.scan._BATCH_PIXELS", 30_000)  # as small as the scenes
+        return fit([scene(s) for s in range(3)], expert=watched(), watch=0.5, steps=60, recall=0.9, progress=False)
 
 
 def boxes(result: object) -> set[tuple[float, ...]]:
