@@ -92,7 +92,7 @@ def test_the_demos_letters_are_written(
     monkeypatch.setattr(letters, "_CLUTTER", 60)
     letters.run_letters(tmp_path)
     printed = capsys.readouterr().out
-    assert "60 of 730 letters of 13 scripts" in printed
+    assert "60 letters, of 730 classes in 13 scripts" in printed
     assert "in the right class" in printed
     for name in ("letters.png", "overview.png", "regions.geojson"):
         assert (tmp_path / name).is_file()

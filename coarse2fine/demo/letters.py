@@ -32,7 +32,9 @@ def run_letters(folder: Path) -> None:
     classifier = model.classifier
     assert classifier is not None
     scripts = len({name.split()[0] for name in classifier.labels})
-    print(f"letters    {len(scene.objects):,} of {len(classifier.labels)} letters of {scripts} scripts, {path}")
+    print(
+        f"letters    {len(scene.objects):,} letters, of {len(classifier.labels)} classes in {scripts} scripts, {path}"
+    )
     with analyze(path, model) as analysis:
         print(f"found      {score(analysis, scene, 'letters')}")
         cost = analysis.cost
