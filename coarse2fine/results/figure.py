@@ -94,7 +94,8 @@ class Picture:
 
     def _draw(self, path: Path, kind: str) -> Path:
         counts = Counter(r.label for r in self.regions)
-        shown = sorted(counts)[:_LEGEND_ENTRIES]
+        commonest = sorted(counts, key=lambda label: (-counts[label], label))
+        shown = sorted(commonest[:_LEGEND_ENTRIES])
         names = ["\n".join([f"{label}: {counts[label]:,}", *self._traits(label)]) for label in shown]
         longest = max((len(line) for name in names for line in name.splitlines()), default=0)
         page = _Page.of(self.image.height / self.image.width, longest)
