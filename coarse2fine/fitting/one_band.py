@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -24,7 +24,9 @@ from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.rescaled import answered_areas, refined_share
 from coarse2fine.fitting.scene import PART, Scene
 from coarse2fine.fitting.specialists.activity import add_activity
-from coarse2fine.fitting.specialists.add import Mode, add_specialists
+from coarse2fine.fitting.specialists.add import Mode, add_specialists, tests_of
+from coarse2fine.fitting.specialists.unsure_cells import most_groups
+from coarse2fine.fitting.specialists.validate import fewest_groups
 from coarse2fine.fitting.task import FitTask, tell
 from coarse2fine.fitting.teacher import Answers, exhaustive_answer
 from coarse2fine.fitting.timm_weights import Weights, make_backbone
@@ -80,6 +82,11 @@ class ReadyBand:
 def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) -> Model:
     """The model of one band; `number` counts them from the finest."""
     order, task, planned = ready.order, ready.task, ready.planned
+    untried: dict[str, Any] = {}
+    if order.specialists == "auto" and (groups := most_groups(task.scenes)) < fewest_groups(tests_of("auto", 1)):
+        why = f"not tried: nothing is significant with {groups} groups of held-out cells; give more scenes"
+        untried = {"specialists": {"asked": "auto", "chosen": None, "why": why}}
+        order = replace(order, specialists=None)
     scenes, recipe = task.scenes, task.recipe
     cache = Path(order.cache) / f"band{number}" if number and order.cache is not None else order.cache
     draft, taken = _refining(task, order, runtime, cache, bars)
@@ -102,7 +109,7 @@ def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) ->
     if order.many_classes:
         classifier, of_classes = fit_classifier(scenes, recipe, bars.task(CLASSES))
         named = {"classifier": of_classes}
-    provenance = {**best.model.provenance, **record, **data, **known, **cost, **named}
+    provenance = {**best.model.provenance, **record, **untried, **data, **known, **cost, **named}
     return replace(best.model, classifier=classifier, provenance=provenance)
 
 

@@ -167,6 +167,7 @@ def test_specialists_are_fitted_and_used(small_steps: None, tmp_path: Path, monk
     monkeypatch.setattr("coarse2fine.fitting.specialists.validate._LOW", (0.03,))
     monkeypatch.setattr("coarse2fine.fitting.specialists.unsure_cells._BAND", Gate(0.001, 0.98))
     monkeypatch.setattr("coarse2fine.fitting.specialists.validate.Verdict.pays", lambda *_: True)
+    monkeypatch.setattr("coarse2fine.fitting.one_band.most_groups", lambda _: 99)
     monkeypatch.setattr("coarse2fine.fitting.specialists.grow_tree._FEWEST", 4)
     scenes = [discs(seed)[0] for seed in (0, 1)]
     images, annotations = [pixels for pixels, _ in scenes], [known for _, known in scenes]
@@ -201,6 +202,7 @@ def test_specialists_that_do_not_surely_help_are_left_out(small_steps: None) -> 
     model = fit([pixels], [annotations], specialists="auto", steps=10, precision="fp32", progress=False)
     assert model.refiner.specialists == ()
     assert model.provenance["specialists"]["chosen"] is None
+    assert "nothing is significant with 0 groups" in model.provenance["specialists"]["why"]  # and nothing was trained
     with pytest.raises(ValueError, match="specialists must be None or one of heads, tree"):
         fit([pixels], [annotations], specialists="all", progress=False)  # type: ignore[arg-type]
 

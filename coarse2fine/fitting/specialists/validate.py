@@ -81,7 +81,7 @@ class Verdict:
         tried : int
             As in `pays`.
         """
-        fewest = math.ceil(math.log2(tried / LEVEL))
+        fewest = fewest_groups(tried)
         if self.groups < fewest:
             return f"{self}; nothing is significant with fewer than {fewest} groups: give more scenes"
         return f"{self}; significant up to p = {LEVEL / tried:.3f}"
@@ -92,6 +92,11 @@ class Verdict:
             f"loss {self.loss_before:.4f} -> {self.loss:.4f}, wrong {self.wrong_before:.2%} -> {self.wrong:.2%} of "
             f"{self.items:,} items in {self.groups} groups, run on {self.share_run:.1%} of them, {luck}"
         )
+
+
+def fewest_groups(tried: int) -> int:
+    """Fewest groups with which one of so many tests can be significant."""
+    return math.ceil(math.log2(tried / LEVEL))
 
 
 def best_way(found: Mapping[str, Verdict], tried: int) -> str | None:
