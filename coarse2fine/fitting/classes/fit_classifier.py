@@ -14,7 +14,7 @@ from coarse2fine.annotations.read import Annotation, Annotations
 from coarse2fine.fitting.classes.grow_forks import Growing, Step
 from coarse2fine.fitting.classes.grow_forks import Recipe as ForkRecipe
 from coarse2fine.fitting.classes.learner import BATCH, ON_RATE, Draw, Learner, stream, train_net
-from coarse2fine.fitting.classes.object_crops import CONTEXT, ObjectCrops
+from coarse2fine.fitting.classes.object_crops import CONTEXT, ObjectCrops, Sampler
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.forecast import CLASSES
 from coarse2fine.fitting.geometry import find_labels
@@ -149,8 +149,7 @@ def fit_classifier(
     tick : callable, optional
         Called with the numbers of samples seen and of all samples.
     """
-    start = None if recipe.start is None else recipe.start.classifier
-    names = start.labels if start is not None else _names(scenes)
+    start, names = _start(recipe), _names(scenes, recipe)
     if not names:
         return None, {}
     plan = TrunkPlan.usual(len(names), recipe.steps)
@@ -159,21 +158,30 @@ def fit_classifier(
     if not len(crops.classes):
         tell("no object outside the held-out parts can be read closely: finds keep one class; annotate more scenes")
         return start, {}
-    draw = crops.sampler(recipe.mean, recipe.std, rotate=recipe.rotate, seed=recipe.seed).draw
+    draw = Sampler(crops, recipe.mean, recipe.std, rotate=recipe.rotate, seed=recipe.seed).draw
     held = ObjectCrops.of(scenes, names, side, recipe.channels, recipe.seed, held=True)
     judges = Judges(held.plain, held.classes, held.groups)
     return learn_classes(names, draw, crops.plain, judges, plan, recipe, tick)
 
 
-def _names(scenes: Sequence[Scene]) -> tuple[str, ...]:
-    """Classes of the objects that can be learned: all but those of which every object is too large or too small."""
+def _start(recipe: Recipe) -> Classifier | None:
+    """The classifier of the model to go on from, if there is one."""
+    return None if recipe.start is None else recipe.start.classifier
+
+
+def _names(scenes: Sequence[Scene], recipe: Recipe) -> tuple[str, ...]:
+    """Classes of the model to go on from, or those that can be learned: of which some object has a size that fits."""
+    if (start := _start(recipe)) is not None:
+        return start.labels
     rows = (zip(scene.names, scene.fits.tolist(), strict=True) for scene in scenes)
     return tuple(sorted({name for each in rows for name, fits in each if fits}))
 
 
 def expected_of_classes(recipe: Recipe, scenes: Sequence[Scene]) -> list[tuple[str, float]]:
     """The step of a fit, with its multiply-adds."""
-    classes = len(_names(scenes))
+    classes = len(_names(scenes, recipe))
+    if not classes:
+        return []
     plan = TrunkPlan.usual(classes, recipe.steps)
     return [(CLASSES, _TRAINING * plan.spec(recipe.channels, classes).macs(1, 1) * (plan.samples + plan.more))]
 
@@ -204,13 +212,13 @@ def learn_classes(
         Channels, normalisation and seed.
     tick : callable, optional
     """
-    old = None if recipe.start is None or recipe.start.classifier is None else recipe.start.classifier.tree
-    spec = plan.spec(recipe.channels, len(names)) if old is None else old.spec
+    start = _start(recipe)
+    spec = plan.spec(recipe.channels, len(names)) if start is None else start.tree.spec
     total = plan.samples + plan.more
     counted = _counted(draw, total, tick)
     options: dict[str, Any] = {"seed": recipe.seed, "rate": _RATE, "batch": BATCH, "smoothing": _SMOOTHING}
-    if old is not None:
-        options |= {"start": unfolded(old.trunk, draw(_SHOWN).images), "rate": GENTLE * _RATE}
+    if start is not None:
+        options |= {"start": unfolded(start.tree.trunk, draw(_SHOWN).images), "rate": GENTLE * _RATE}
     trunk = train_net(spec, counted, plan.samples, **options)
     more, tree = _trained_on(trunk, counted, plan, recipe.seed)
     usual = _classifier(names, ForkTree(more), recipe, draw, shown)

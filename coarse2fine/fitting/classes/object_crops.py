@@ -90,10 +90,6 @@ class ObjectCrops:
         rim = (self.pixels.shape[1] - self.side) // 2
         return np.ascontiguousarray(self.pixels[:, rim : rim + self.side, rim : rim + self.side])
 
-    def sampler(self, mean: NDArray[np.float32], std: NDArray[np.float32], *, rotate: bool, seed: int) -> Sampler:
-        """Draws samples of them."""
-        return Sampler(self, mean, std, rotate=rotate, seed=seed)
-
 
 def _some(classes: Sequence[int], rng: np.random.Generator) -> NDArray[np.intp]:
     """Rows of at most `_MOST` objects, in order: as many of each class as there are or as each may have."""

@@ -143,12 +143,12 @@ def _held_parts(scenes: Sequence[Scene], most: int, seed: int) -> list[tuple[int
 
 def most_groups(scenes: Sequence[Scene]) -> int:
     """Most groups that held-out cells can form, see `group_of`."""
-    parts = [(s, y, x) for s, scene in enumerate(scenes) for y, x in np.argwhere(scene.held).tolist()]
-    own = {s for s, _, _ in parts}
-    if len(own) >= _SCENES or len(parts) >= _SCENES:
-        return len(own) if len(own) >= _SCENES else len(parts)
-    sides = [np.array(scenes[s].cell_shape) - np.array([y, x]) * PART for s, y, x in parts]
-    return int(sum(np.prod(1 + (side > PART // 2)) for side in sides))
+    parts = _held_parts(scenes, sum(int(scene.held.sum()) for scene in scenes), 0)
+    own, half, found = [scene for scene, _ in parts], PART // 2, set[int]()
+    for number, (_, box) in enumerate(parts):
+        sides = itertools.product((False, True)[: 1 + (box.height > half)], (False, True)[: 1 + (box.width > half)])
+        found |= {int(group_of(own, number, low, right)) for low, right in sides}
+    return len(found)
 
 
 def group_of(scenes: Sequence[int], number: int, low: Any, right: Any) -> Any:

@@ -19,7 +19,7 @@ from coarse2fine.annotations.read import AnnotationError, read_annotations
 from coarse2fine.fitting.classes import fit_classifier, object_crops
 from coarse2fine.fitting.classes.fit_classifier import Judges, TrunkPlan, learn_classes, one_class
 from coarse2fine.fitting.classes.learner import Samples
-from coarse2fine.fitting.classes.object_crops import CONTEXT, ObjectCrops
+from coarse2fine.fitting.classes.object_crops import CONTEXT, ObjectCrops, Sampler
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.scene import PART, Scene, is_held
 from coarse2fine.model import Geometry
@@ -115,7 +115,7 @@ def test_crops_are_those_that_an_analysis_reads() -> None:
 def test_samples_are_turned_only_if_objects_may_be(recipe: Recipe, rotate: bool) -> None:
     ramp = np.broadcast_to(np.linspace(20, 235, 48).astype(np.uint8)[:, None, None], (4, 48, 48, 1))
     crops = ObjectCrops(np.ascontiguousarray(ramp), np.arange(4) % 2, np.zeros(4, np.int64), 30)
-    x, classes = crops.sampler(recipe.mean, recipe.std, rotate=rotate, seed=1).draw(64)
+    x, classes = Sampler(crops, recipe.mean, recipe.std, rotate=rotate, seed=1).draw(64)
     assert x.shape == (64, 1, 30, 30)
     assert set(classes.tolist()) == {0, 1}
     down = (x[:, 0, -1].mean(dim=1) - x[:, 0, 0].mean(dim=1)).numpy()
