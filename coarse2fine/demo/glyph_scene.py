@@ -64,6 +64,21 @@ class GlyphScene(InkScene):
         )
 
 
+class Distinct:
+    """Tells rendered letters that look like none before, and remembers them."""
+
+    def __init__(self) -> None:
+        self._taken = np.zeros((0, PLANE**2), np.float32)
+
+    def __call__(self, image: NDArray[np.float32]) -> bool:
+        """Whether no letter before is `ALIKE`."""
+        row = profile(image)
+        if len(self._taken) and float((self._taken @ row).max()) > ALIKE:
+            return False
+        self._taken = np.concatenate([self._taken, row[None]])
+        return True
+
+
 @lru_cache(maxsize=2)
 def _alphabet(most: int) -> tuple[list[str], NDArray[np.float32]]:
     """Labels, and the ink of each letter on the canvas of a scene; letters that look like an earlier one are left out.
@@ -78,15 +93,10 @@ def _alphabet(most: int) -> tuple[list[str], NDArray[np.float32]]:
     font = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     labels: list[str] = []
     fields: list[NDArray[np.float32]] = []
-    taken = np.zeros((0, PLANE**2), np.float32)
+    is_new = Distinct()
     for name, ranges in SCRIPTS.items():
-        own: list[tuple[NDArray[np.float32], str]] = []
         codes = [code for first, last in ranges for code in range(first, last + 1) if chr(code).isalpha()]
-        for image, letter in drawn(font, codes):
-            row = profile(image)
-            if not len(taken) or float((taken @ row).max()) <= ALIKE:
-                taken = np.concatenate([taken, row[None]])
-                own.append((image, letter))
+        own = [(image, letter) for image, letter in drawn(font, codes) if is_new(image)]
         for i in np.unique(np.linspace(0, len(own) - 1, min(most, len(own))).round().astype(int)).tolist():
             labels.append(f"{name} {own[i][1]}")
             fields.append(_field(own[i][0]))

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from coarse2fine.demo.glyph_scene import ALIKE, PLANE, drawn, profile
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
+
+from coarse2fine.demo.glyph_scene import Distinct, drawn
 
 # First and last code point of the letters of each script; more than one range where letters are scattered.
 SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -92,18 +93,16 @@ def load_glyphs(folder: Path | None, *, most: int) -> Glyphs:
     scripts: list[int] = []
     names: list[str] = []
     letters = ""
-    taken = np.zeros((0, PLANE**2), np.float32)
+    is_new = Distinct()
     for name, ranges in SCRIPTS.items():
         wanted = [c for first, last in ranges for c in range(first, last + 1) if unicodedata.category(chr(c))[0] == "L"]
         path, has = max(known, key=lambda font: len(font[1].intersection(wanted)), default=(None, frozenset[int]()))
         found = 0
         for image, letter in drawn(path, [c for c in wanted if c in has]) if path else ():
-            row = profile(image)
             if found == most:
                 break
-            if len(taken) and float((taken @ row).max()) > ALIKE:
+            if not is_new(image):
                 continue
-            taken = np.concatenate([taken, row[None]])
             images.append(image)
             scripts.append(len(names))
             letters, found = letters + letter, found + 1
