@@ -13,10 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from coarse2fine.demo.glyph_scene import GlyphScene
-
 import coarse2fine as c2f
 from coarse2fine.demo.digit_scene import DigitScene
+from coarse2fine.demo.glyph_scene import GlyphScene
 from coarse2fine.fitting.explorer import fit_explorer
 from coarse2fine.tiling.geometry import Box
 

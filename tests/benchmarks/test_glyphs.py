@@ -17,9 +17,9 @@ from benchmarks.glyphs.fonts import Glyphs, load_glyphs
 from benchmarks.glyphs.report import section_of
 from benchmarks.glyphs.routing import ByChance, rerouted
 from benchmarks.glyphs.variants import BASE, BORDERS, FORK, ON, ORACLE, TRUNK, VARIANTS
-from coarse2fine.demo.glyph_scene import PLANE
 from matplotlib import font_manager
 
+from coarse2fine.demo.glyph_scene import PLANE
 from coarse2fine.fitting.classes.grow_forks import Growing, Recipe, Step, targets_of
 from coarse2fine.fitting.classes.learner import Learner, stream, train_net
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
