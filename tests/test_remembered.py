@@ -51,7 +51,8 @@ def test_the_same_picture_is_found_in_whatever_samples(
 ) -> None:
     assert in_eight_bits >= 18
     found = score(analyze((picture * factor).astype(dtype), "digits"), scene)
-    assert found.right >= 0.85 * in_eight_bits  # of 25,500 values in 15 bits the picture is a little darker
+    # Of 25,500 values in 15 bits the picture is darker by a fifth.
+    assert found.right >= (0.75 if factor == 100 else 0.95) * in_eight_bits
 
 
 def write(path: Path, pixels: NDArray[Any], mpp: float = 0.5) -> Path:
