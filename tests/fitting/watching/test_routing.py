@@ -154,8 +154,8 @@ def both() -> list[Expert]:
 
 @pytest.mark.slow
 def test_from_scenes_to_an_analysis(tmp_path: Path) -> None:
-    scenes = [scene(s) for s in range(2)]
-    model = fit(scenes, expert=both(), watch=1.0, steps=10, recall=RECALL, progress=False)
+    scenes = [scene(s) for s in range(3)]
+    model = fit(scenes, expert=both(), watch=1.0, steps=10, recall=RECALL, precision="fp32", progress=False)
     refiner = model.refiner
     assert isinstance(refiner, ExpertRefiner)
     assert refiner.routes is not None
