@@ -135,7 +135,7 @@ def test_a_fit_finds_objects_of_both_sizes(fitted: Model) -> None:
             own = scene.boxes[scene.sizes == size]
             away = np.abs((own[:, None, :2] + own[:, None, 2:]) / 2 - centres).max(axis=2).min(axis=1)
             found_near.extend((away < size / 4).tolist())
-    assert {size: np.mean(each) > 0.6 for size, each in near.items()} == dict.fromkeys(COUNTS, True)
+    assert {size: np.mean(each) > 0.5 for size, each in near.items()} == dict.fromkeys(COUNTS, True)
 
 
 @pytest.mark.slow
