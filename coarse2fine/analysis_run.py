@@ -233,6 +233,8 @@ class AnalysisRun:
         """Interest of each cell of the result's grid: that of the band in which it is greatest."""
         known = [(scan.interest, ratio) for scan, ratio in zip(scans, self._ratios, strict=True) if scan.interest.size]
         found = [map_on_grid(interest, ratio, self._cell_shape) for interest, ratio in known]
+        if len(found) == 1:
+            return found[0]
         return np.maximum.reduce(found) if found else np.zeros((0, 0), np.float32)
 
     def plan(self, scans: Sequence[Scan], plans: Sequence[Plan], audited: Sequence[Audited]) -> Plan:

@@ -72,7 +72,9 @@ class BandRun:
         self.threshold = model.threshold if config.threshold is None else config.threshold
         self.cell_shape = model.cell_shape((image.height, image.width))
         cell = model.geometry.cell
-        self.inside = np.ones(self.cell_shape, bool) if mask is None else cells_inside(mask, image, cell)
+        # Without a mask a view of one value: of a huge image every map of its cells takes memory.
+        everywhere = np.broadcast_to(np.True_, self.cell_shape)
+        self.inside = everywhere if mask is None else cells_inside(mask, image, cell)
         self._strategy = strategy_of(model)
         self.exhaustive_macs = self._strategy.exhaustive_macs(image.shape[:2], self._dense)
         self.pilot = Pilot.none(self.cell_shape)
@@ -332,7 +334,9 @@ class BandRun:
         """Certify or sample after scan and refinement; neither if the refinement was cut short."""
         interest = scan.interest if scan.interest.size else np.zeros(self.cell_shape, np.float32)
         again = partial(self._refine_more, learned=learned, tick=tick)
-        covered = plan.take(fine.done).covered() | ~self.inside
+        covered = plan.take(fine.done).covered()
+        if not self._unmasked:
+            covered |= ~self.inside
         state = self._audit_state(interest, covered, fine.candidates, again)
         config = self._config
         if config.recall is not None and not fine.cut:

@@ -16,8 +16,11 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.refiners.suppress import repeats, suppress
 from coarse2fine.steps.plan import Plan, cover
 from coarse2fine.steps.refine import Refinement
+from coarse2fine.tiling.geometry import ceil_div
 
 BLOCK_SIDES = (1, 2, 4, 8, 16)
+# Blocks in an image, unless the largest are more.
+_MOST_BLOCKS = 2**22
 # Candidates from which double counting at block borders is estimated.
 _ENOUGH = 1500
 # Share of the allowed misses that is typically still missed while a certification draws blocks (see `certify`).
@@ -49,6 +52,8 @@ class AuditState:
         Refines the windows of a plan.
     cap : {"seen", "certain"}
         Rule for the most objects in a block: see `coarse2fine.audit.caps`.
+    scale : float
+        Finds that are expected in a cell, as a multiple of its interest.
     """
 
     model: Model
@@ -58,6 +63,7 @@ class AuditState:
     threshold: float
     refine: Refine
     cap: Cap = "seen"
+    scale: float = 1.0
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -82,14 +88,17 @@ class AuditState:
         return self.covered.shape[0], self.covered.shape[1]
 
     def scaled(self, factor: float) -> AuditState:
-        """Copy with `interest` multiplied by `factor`."""
-        return replace(self, interest=self.interest * np.float32(factor))
+        """Copy that expects `factor` times as many finds."""
+        return replace(self, scale=self.scale * factor)
 
     def with_more(self, candidates: Candidates, covered: NDArray[np.bool_]) -> AuditState:
         """Copy with more candidates and refined cells; each fine cell once, in raster order."""
+        return replace(self, covered=self.covered | covered, candidates=self.known_with(candidates))
+
+    def known_with(self, candidates: Candidates) -> Candidates:
+        """The candidates with more of them, each fine cell once, in raster order."""
         every = Candidates.concatenate([self.candidates, candidates])
-        width = self.covered.shape[1] * self.model.geometry.fine
-        return replace(self, covered=self.covered | covered, candidates=every.distinct(width))
+        return every.distinct(self.covered.shape[1] * self.model.geometry.fine)
 
     def finds(self) -> Candidates:
         """Candidates at or above the threshold: each object once, and every fine cell of an area.
@@ -152,12 +161,12 @@ class Blocks:
         self.caps = np.minimum(np.array(caps, np.float64)[:, None], most)
         certain = (self.side * model.geometry.fine) ** 2 * model.refiner.most_in_cell
         self.certain = tuple(cap >= certain for cap in caps)
-        expected = _per_block(np.where(self._skipped, state.interest, 0), self.side).ravel()[self._numbers]
+        expected = _per_block(state.interest, self.side, self._skipped).ravel()[self._numbers] * state.scale
         self.expected = _shares(state, known)[:, None] * expected
         self._found: list[Candidates] = []
-        self._refined = state.covered.copy()
+        self._refined = state.covered
         # With the cells that could not be refined, which hold no finds and are not tried again.
-        self._tried = state.covered.copy()
+        self._tried = state.covered
         self.macs = 0
         self.failures: tuple[str, ...] = ()
         self.cut = self.exhausted = False
@@ -168,7 +177,7 @@ class Blocks:
     @property
     def candidates(self) -> Candidates:
         """All candidates by now, each fine cell once, in raster order."""
-        return self.state.candidates
+        return self._at.known_with(Candidates.concatenate(self._found))
 
     @property
     def cell_shape(self) -> tuple[int, int]:
@@ -191,7 +200,7 @@ class Blocks:
 
     def finds(self) -> tuple[int, ...]:
         """Finds of each kind by now, each object once."""
-        return self.state.counts()
+        return replace(self._at, candidates=self.candidates).counts()
 
     def look(self, index: Counts) -> Counts | None:
         """Refine blocks; returns the finds (k, n) of each kind and block, or None if it was cut short.
@@ -218,7 +227,7 @@ class Blocks:
         """
         left, model = ~self._tried, self._at.model
         plan = cover(left, model.window_macs, min(side, model.longest_window))
-        expected = np.where(left, self._at.interest, 0)
+        expected = np.where(left, self._at.interest * np.float32(self._at.scale), 0)
         # The scan may be blind to objects: add the mean expectation to every cell.
         expected += left * max(expected.sum(dtype=np.float64) / max(left.sum(), 1), 1e-9)
         corners = zip(plan.cell_corners.tolist(), plan.sides.tolist(), strict=True)
@@ -266,9 +275,10 @@ class Blocks:
         self.macs += fine.macs
         self.failures = tuple(dict.fromkeys(self.failures + fine.failures))
         self.cut |= fine.cut
-        self._refined |= plan.take(fine.done).covered()
+        # New maps: the first of each is the state's own.
+        self._refined = self._refined | plan.take(fine.done).covered()
         if not fine.cut:
-            self._tried |= plan.covered()
+            self._tried = self._tried | plan.covered()
         self._found.append(fine.candidates)
 
     def _fresh(self, numbers: Counts) -> Candidates:
@@ -296,11 +306,17 @@ class Blocks:
         return np.asarray(block[:, 0] * self._columns + block[:, 1])
 
 
-def _per_block(cells: NDArray[np.generic], side: int) -> NDArray[np.float64]:
-    """Sums over squares of `side` cells."""
-    # One row of squares at a time, so that sums stay in the processor's cache.
-    rows = np.stack([cells[y : y + side].sum(axis=0, dtype=np.float64) for y in range(0, cells.shape[0], side)])
-    return np.asarray(np.add.reduceat(rows, np.arange(0, cells.shape[1], side), axis=1))
+def _per_block(cells: NDArray[np.generic], side: int, where: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Sums over squares of `side` cells; of the cells `where` alone, if that is given."""
+    height, width = cells.shape
+    columns = np.arange(0, width, side)
+    sums = np.empty((ceil_div(height, side), len(columns)))
+    # One row of squares at a time: sums stay in the processor's cache, and no map is copied.
+    for number, y in enumerate(range(0, height, side)):
+        rows = cells[y : y + side]
+        kept = rows if where is None else np.where(where[y : y + side], rows, 0)
+        np.add.reduceat(kept.sum(axis=0, dtype=np.float64), columns, out=sums[number])
+    return sums
 
 
 def _shares(state: AuditState, known: Candidates) -> NDArray[np.float64]:
@@ -313,7 +329,10 @@ def _best_side(state: AuditState, known: Candidates) -> tuple[int, tuple[int, ..
     """Side of block with the cheapest bound, and the most finds of each kind in such a block."""
     model = state.model
     objects = known.take(~model.areas[known.labels])
-    sides = [side for side in BLOCK_SIDES if side <= max(state.cell_shape)]
+    height, width = state.cell_shape
+    sides = [side for side in BLOCK_SIDES if side <= max(height, width)]
+    # Of a huge image only larger blocks: their numbers and chances are kept in memory.
+    sides = [side for side in sides if height * width <= _MOST_BLOCKS * side**2] or sides[-1:]
     distance = spacing(objects) if state.cap == "seen" else 0.0
     caps = {side: tuple(_cap(model, kind, objects, side, distance) for kind in state.kinds) for side in sides}
     found = np.array(state.counts(known), np.float64) + 1

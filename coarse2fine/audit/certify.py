@@ -104,8 +104,6 @@ class _Work:
 
     def __init__(self, state: AuditState, recall: float, confidence: float, seed: int, most_macs: int | None) -> None:
         self.state = state.scaled(expected_miss_scale(state))
-        # Thresholds refer to the interest before scaling.
-        self._interest = state.interest
         self._recall, self._confidence, self._seed, self._most = recall, confidence, seed, most_macs
         self.plan = Plan.empty(state.cell_shape)
         self.macs = 0
@@ -174,7 +172,7 @@ class _Work:
             if macs > min(least, self.left):
                 break
             covered = plan.covered()
-            more = float(at.interest[covered & ~at.covered].sum())
+            more = float(at.interest[covered & ~at.covered].sum()) * at.scale
             blocks = Blocks(replace(at, covered=at.covered | covered))
             allowed = self._allowed(blocks, more)
             draws = self.bound(blocks, _ROUNDS, more).planned_draws(allowed) if len(blocks) else 0
@@ -187,7 +185,8 @@ class _Work:
         """Plans of further windows: none first, then ever more."""
         at, model = self.state, self.state.model
         yield Plan.empty(at.cell_shape)
-        left = np.where(at.covered, 0, self._interest).astype(np.float32)
+        # Thresholds refer to the interest as it is, not to the finds that the scan leads to expect.
+        left = np.where(at.covered, 0, at.interest).astype(np.float32)
         for share in _DEEPER:
             plan = choose(
                 left,

@@ -63,5 +63,5 @@ def expected_miss_scale(state: AuditState) -> float:
     """
     target = float(state.model.provenance.get("recall_target", _USUAL_RECALL))
     likely = (1 + len(state.finds())) * (1 - target) / target
-    expected = float(state.interest[~state.covered].sum())
+    expected = float(state.interest.sum(where=~state.covered, dtype=np.float64)) * state.scale
     return min(1.0, likely / expected) if expected else 1.0

@@ -127,7 +127,8 @@ class Plan:
 
     def touching(self, cells: NDArray[np.bool_]) -> NDArray[np.intp]:
         """Rows of the windows that cover any true cell of a map of shape `cell_shape`."""
-        return _holding(self, summed_area(cells))
+        high = np.minimum(self.cell_corners + self.sides, self.cell_shape)
+        return np.flatnonzero(rectangle_sums(summed_area(cells), self.cell_corners, high))
 
     def covered(self) -> NDArray[np.bool_]:
         """Map of the cells that the windows cover; shape `cell_shape`."""
@@ -144,12 +145,6 @@ class Plan:
         return cover
 
 
-def _holding(plan: Plan, table: NDArray[np.int32]) -> NDArray[np.intp]:
-    """Rows of the windows that cover any true cell of a map, given its summed-area table."""
-    high = np.minimum(plan.cell_corners + plan.sides, plan.cell_shape)
-    return np.flatnonzero(rectangle_sums(table, plan.cell_corners, high))
-
-
 def cover(cells: NDArray[np.bool_], window_macs: WindowMacs, most: int = DENSE_SIDE) -> Plan:
     """Cover cells with even rectangles of the size that costs least.
 
@@ -163,13 +158,12 @@ def cover(cells: NDArray[np.bool_], window_macs: WindowMacs, most: int = DENSE_S
     """
     if not cells.any():
         return Plan.empty(cells.shape)
-    table = summed_area(cells)
     rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
     low, high = np.array([rows[0], columns[0]]), np.array([rows[-1], columns[-1]]) + 1
     small = [side for side in _SMALL_SIDES if (high - low).prod() <= _MOST_SMALL * side**2]
     sides = [side for side in (DENSE_SIDE, *_PART_SIDES, *small) if side <= most] or [most]
-    plans = [_rectangles(low, high, cells.shape, side) for side in sides]
-    holding = [plan.take(_holding(plan, table)) for plan in plans]
+    part = cells[low[0] : high[0], low[1] : high[1]]
+    holding = [_rectangles(low, high, cells.shape, side, part) for side in sides]
     return min(holding, key=lambda plan: plan.macs(window_macs))
 
 
@@ -178,8 +172,14 @@ def dense_plan(cell_shape: tuple[int, int], most: int = DENSE_SIDE) -> Plan:
     return _rectangles(np.zeros(2, np.int64), np.array(cell_shape), cell_shape, most)
 
 
-def _rectangles(low: NDArray[np.int64], high: NDArray[np.int64], cell_shape: tuple[int, int], most: int) -> Plan:
-    """Cells from `low` to `high` (y, x), each once, in as few rectangles as possible.
+def _rectangles(
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    cell_shape: tuple[int, int],
+    most: int,
+    part: NDArray[np.bool_] | None = None,
+) -> Plan:
+    """Cells from `low` to `high` (y, x), each once, in as few rectangles as possible; without those empty in `part`.
 
     Each rectangle adds a halo, so fewer cost less. The last of a row or column is cut at `high`: there are at most four
     shapes.
@@ -187,7 +187,12 @@ def _rectangles(low: NDArray[np.int64], high: NDArray[np.int64], cell_shape: tup
     starts = [np.arange(a, b, even(b - a, most)) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
     lengths = [np.diff(s, append=b) for s, b in zip(starts, high.tolist(), strict=True)]
     corners, sides = (np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2) for axes in (starts, lengths))
-    return Plan(corners.astype(np.int64), sides.astype(np.int64), np.ones(len(corners), np.float32), cell_shape)
+    plan = Plan(corners.astype(np.int64), sides.astype(np.int64), np.ones(len(corners), np.float32), cell_shape)
+    if part is None:
+        return plan
+    rows, columns = (s - first for s, first in zip(starts, low.tolist(), strict=True))
+    holds = np.logical_or.reduceat(np.logical_or.reduceat(part, rows, axis=0), columns, axis=1)
+    return plan.take(np.flatnonzero(holds))
 
 
 def _squares(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

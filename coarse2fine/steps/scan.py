@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import fill_value, normalised
 from coarse2fine.progress import Tick
 from coarse2fine.refiners.protocol import Refiner
+from coarse2fine.steps.cell_maps import any_of, new_map, release, write_blocks
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan
 from coarse2fine.tiling.errors import ImageError
@@ -35,11 +35,12 @@ _BATCH_PIXELS = 600_000
 _SQUARES = (2, 4, 8, 16, 32)
 # Reading a square and entering its answer takes as long as so many multiply-adds.
 _SQUARE_MACS = 250_000
-# Many small blocks are written into a map at once.
-_FEW_BLOCKS = 32
 # Naming the features that fired takes a third of the net's time, and only the best cell of each window needs it. Cells
 # below both the prior and this share of tau are never the best of a window.
 _NAMED_FROM = 1 / 8
+_SQUARES_AT_ONCE = 2**15
+# Cells that are entered before the memory of maps in files is given back; cells of a page of memory.
+_RELEASED, _PAGE = 2**23, 1024
 SCANNED = np.uint16(1 << 15)
 """Bit of the map of groups that marks the cells that the base scanned."""
 
@@ -82,8 +83,8 @@ class Scan:
         """Maps of an image before the first block: no interest, no features; also of groups and of leaves if asked."""
         groups = np.zeros(cell_shape, np.uint16) if grouped else None
         leaves = np.zeros(cell_shape, np.int32) if routed else None
-        fired = np.full((*cell_shape, FIRED), NO_FEATURE, np.uint8)
-        return cls(np.zeros(cell_shape, np.float32), fired, 0, groups=groups, leaves=leaves)
+        fired = new_map((*cell_shape, FIRED), np.uint8, NO_FEATURE)
+        return cls(new_map(cell_shape, np.float32), fired, 0, groups=groups, leaves=leaves)
 
     def enter(
         self,
@@ -110,11 +111,11 @@ class Scan:
         firing = level.firing
         assert firing is not None
         probability = firing.probability(high, logit)
-        _write(self.interest, cell_corners, probability.cpu().numpy())
+        write_blocks(self.interest, cell_corners, probability.cpu().numpy())
         if self.leaves is not None:
             vectors = high.float().movedim(1, -1).cpu().numpy()
             leaves = refiner.leaves(vectors.reshape(-1, vectors.shape[-1])).reshape(vectors.shape[:-1])
-            _write(self.leaves, cell_corners, leaves)
+            write_blocks(self.leaves, cell_corners, leaves)
         height, width = self.interest.shape
         n, y, x = torch.nonzero(probability > min(firing.prior, _NAMED_FROM * level.tau), as_tuple=True)
         names = firing.strongest(high[n, :, y, x], FIRED).numpy()
@@ -122,7 +123,7 @@ class Scan:
         inside = (rows < height) & (columns < width)
         self.fired[rows[inside], columns[inside], : names.shape[1]] = names[inside]
         if self.groups is not None and groups is not None:
-            _write(self.groups, cell_corners, group_bits(groups, high))
+            write_blocks(self.groups, cell_corners, group_bits(groups, high))
 
 
 def group_bits(groups: Groups, high: Tensor) -> NDArray[np.uint16]:
@@ -136,20 +137,6 @@ def group_bits(groups: Groups, high: Tensor) -> NDArray[np.uint16]:
     fires = groups.fires(high).cpu().numpy()
     powers = (1 << np.arange(fires.shape[1], dtype=np.uint16))[:, None, None]
     return np.asarray((fires * powers).sum(axis=1, dtype=np.uint16) | SCANNED)
-
-
-def _write(into: NDArray[Any], cell_corners: NDArray[np.int64], blocks_of_cells: NDArray[Any]) -> None:
-    """Write blocks (n, h, w) into a map at their corners, without what lies beyond it."""
-    height, width = blocks_of_cells.shape[1:]
-    if len(blocks_of_cells) < _FEW_BLOCKS:
-        for (y, x), block in zip(cell_corners.tolist(), blocks_of_cells, strict=True):
-            view = into[y : y + height, x : x + width]
-            view[:] = block[: view.shape[0], : view.shape[1]]
-        return
-    y, x = cell_corners.T[:, :, None]
-    y, x = np.broadcast_arrays((y + np.arange(height))[:, :, None], (x + np.arange(width))[:, None])
-    inside = (y < into.shape[0]) & (x < into.shape[1])
-    into[y[inside], x[inside]] = blocks_of_cells[inside]
 
 
 def look(
@@ -178,16 +165,10 @@ def look(
         interest = seen.interest
         if inside is not None:
             ratio = level.cell // model.geometry.cell
-            interest = interest * _any_of(inside, ratio, ratio)
+            interest = interest * any_of(inside, ratio, ratio)
         plan = zoom_plan(interest, level, closer)
         seen = _look_closer(image, model, runtime, closer, plan, seen, tick)
     return seen
-
-
-def _any_of(cells: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
-    """Whether any cell of each rectangle of `height` x `width` cells is true."""
-    rows = np.logical_or.reduceat(cells, np.arange(0, cells.shape[0], height), axis=0)
-    return np.logical_or.reduceat(rows, np.arange(0, cells.shape[1], width), axis=1)
 
 
 def survey_level(
@@ -213,11 +194,15 @@ def survey_level(
         See `look`.
     """
     groups, scan = _groups_at(model, level), _empty(image, model, level)
-    macs = 0
+    macs = entered = 0
     failures: list[str] = []
     for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level, inside=inside):
         scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level, model.refiner, groups)
         macs += cost
+        entered += cell_box.area
+        if entered > _RELEASED:
+            release(scan.interest, scan.fired)
+            entered = 0
     return replace(scan, macs=macs, failures=tuple(failures))
 
 
@@ -262,11 +247,10 @@ def _look_closer(
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = runtime.place(level.net), level.net.spec
     stride, margin = spec.stride, spec.margin  # there may be a hundred thousand squares
-    groups, macs, done = _groups_at(model, level), before.macs, 0
+    groups, macs, done, entered = _groups_at(model, level), before.macs, 0, 0
     scan = _empty(image, model, level)
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
-        for (height, width), rows in plan.by_shape():
-            corners = plan.cell_corners[rows]
+        for (height, width), corners in _squares_in_turn(plan):
             tall, wide = height * stride + margin, width * stride + margin
             places = (corners * stride).tolist()
             boxes = [Box(y - margin, x - margin, y + tall, x + wide) for y, x in places]
@@ -278,10 +262,25 @@ def _look_closer(
                 scan.enter(corners[batch.index], high, logit, level, model.refiner, groups)
                 macs += len(batch.index) * spec.macs(height, width)
                 done += len(batch.index)
+                # A small square touches a page of memory in each of its rows.
+                entered += len(batch.index) * height * _PAGE
+                if entered > _RELEASED:
+                    release(scan.interest, scan.fired)
+                    entered = 0
                 if tick:
                     tick(done, len(plan))
         failures = tuple(dict.fromkeys((*before.failures, *reader.failures)))
     return replace(scan, macs=macs, failures=failures)
+
+
+def _squares_in_turn(plan: Plan) -> Iterator[tuple[tuple[int, int], NDArray[np.int64]]]:
+    """Shapes of squares with their corners (n, 2), from top to bottom if they are too many to be listed at once."""
+    for shape, rows in plan.by_shape():
+        corners = plan.cell_corners[rows]
+        if len(corners) > _SQUARES_AT_ONCE:
+            corners = corners[np.argsort(corners[:, 0], kind="stable")]
+        for start in range(0, len(corners), _SQUARES_AT_ONCE):
+            yield shape, corners[start : start + _SQUARES_AT_ONCE]
 
 
 def features(
@@ -373,7 +372,7 @@ def _blocks(
         shape = _block_shape(level, cell_shape, BLOCK_PIXELS)
         return shape, list(blocks(*cell_shape, shape))
     ratio = level.cell // model.geometry.cell
-    own = _any_of(inside, ratio, ratio)
+    own = any_of(inside, ratio, ratio)
     rows, columns = (np.flatnonzero(own.any(axis=axis)) for axis in (1, 0))
     y0, x0 = (int(first[0]) // spec.align * spec.align for first in (rows, columns))
     part = own[y0 : rows[-1] + 1, x0 : columns[-1] + 1]
@@ -382,10 +381,10 @@ def _blocks(
     reading = spec.macs_per_cell * _READING_PIXELS / spec.stride**2
 
     def price(shape: tuple[int, int]) -> float:
-        return int(_any_of(part, *shape).sum()) * (spec.macs(*shape) + reading)
+        return int(any_of(part, *shape).sum()) * (spec.macs(*shape) + reading)
 
     shape = min((_block_shape(level, extent, side) for side in sides), key=price)
-    grid = zip(blocks(*extent, shape), _any_of(part, *shape).ravel().tolist(), strict=True)
+    grid = zip(blocks(*extent, shape), any_of(part, *shape).ravel().tolist(), strict=True)
     return shape, [box.shift(y0, x0) for box, holds in grid if holds]
 
 

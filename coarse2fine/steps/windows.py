@@ -33,14 +33,14 @@ def best_windows(
     scores : ndarray, float32, (n,)
         Expected finds, without the cells that windows of earlier rounds cover.
     """
-    left = interest.astype(np.float32, copy=True)
-    ripple = _ripple(left.shape)
+    taken = np.zeros(interest.shape, bool)
+    ripple = _ripple(interest.shape)
     floor = max(tau, 1e-7)
     corners: list[NDArray[np.int64]] = []
     scores: list[NDArray[np.float32]] = []
     found = 0
     for _ in range(_ROUNDS):
-        peaks, sums = _peaks(left, ripple, side, floor)
+        peaks, sums = _peaks(interest, taken, ripple, side, floor)
         if not len(peaks):
             break
         corners.append(peaks)
@@ -48,12 +48,12 @@ def best_windows(
         found += len(peaks)
         for dy in range(side):
             for dx in range(side):
-                left[peaks[:, 0] + dy, peaks[:, 1] + dx] = 0
+                taken[peaks[:, 0] + dy, peaks[:, 1] + dx] = True
         # Later rounds find only lower scores: a window must beat the `most`-th best so far.
         if most is not None and found > most:
             floor = max(floor, float(np.partition(np.concatenate(scores), -most)[-most]))
     else:
-        rest, sums = _aligned(left, side, floor)
+        rest, sums = _aligned(np.where(taken, np.float32(0), interest), side, floor)
         corners.append(rest)
         scores.append(sums)
     if not corners:
@@ -70,20 +70,22 @@ def _ripple(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _peaks(
-    left: NDArray[np.float32], ripple: NDArray[np.float32], side: int, floor: float
+    interest: NDArray[np.float32], taken: NDArray[np.bool_], ripple: NDArray[np.float32], side: int, floor: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """First cells and sums of the windows that are local maxima above a floor, in raster order.
+    """First cells and sums of the windows that are local maxima above a floor, without taken cells, in raster order.
 
     It works band by band: allocating maps as large as the image's takes longer than the sums.
     """
-    height, width = (n - side + 1 for n in left.shape)
+    height, width = (n - side + 1 for n in interest.shape)
     kernel = np.ones((2 * side - 1, 2 * side - 1), np.uint8)
     rows = max(4 * side, _BAND_CELLS // width)
     corners, scores = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
     for y in range(0, height, rows):
         end = min(y + rows, height)
         first, last = max(0, y - side + 1), min(end + side - 1, height)
-        band = left[first : last + side - 1]
+        band, gone = np.asarray(interest[first : last + side - 1], np.float32), taken[first : last + side - 1]
+        if gone.any():
+            band = np.where(gone, np.float32(0), band)
         if float(band.max()) * side**2 * 1.001 <= floor:
             continue
         sums = cv2.boxFilter(band, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
