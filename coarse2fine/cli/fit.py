@@ -20,7 +20,8 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "annotations",
         nargs="?",
-        help="named as the images, or one file for all: a file, a folder or a glob (in quotes); none with --expert",
+        help="named as the images, or one file for all: a file, a folder or a glob (in quotes); by default those "
+        "beside the images; none with --expert",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="model file to write, such as boards.c2f")
     parser.add_argument(

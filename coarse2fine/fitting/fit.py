@@ -83,7 +83,8 @@ def fit(
         each with a class. Areas of class ``Ignore*`` are left out; if there are areas of class ``Region*``, only the
         pixels inside them count as annotated. All other pixels without annotation count as background. More than 24
         classes of objects are found as one class, and a classifier names each find. For images that are not files, one
-        annotation each, in order. An expert needs none; with some, its accuracy is said.
+        annotation each, in order. By default those that lie beside the images. An expert needs none; with some, its
+        accuracy is said.
     model : Model or path, optional
         A fitted model to go on from, in a fraction of the time: its classes, planes and normalisation stay, and its
         nets are trained further on these scenes, in at most a quarter of `steps`. Thresholds and specialists are fitted

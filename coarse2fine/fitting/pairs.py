@@ -37,10 +37,10 @@ def load_pairs(
     ValueError
         If there are no annotations.
     """
-    if annotations is None:
-        raise ValueError("there is nothing to learn from: give annotations, or an expert to watch (see expert=)")
     images = [images] if isinstance(images, np.ndarray | Image) else images
     by_name = isinstance(images, str | os.PathLike) or all(isinstance(i, str | os.PathLike) for i in images)
+    if annotations is None:
+        annotations = _beside(expand_paths(images) if by_name else [])  # type: ignore[arg-type]
     texts: Any = [annotations] if isinstance(annotations, dict) else annotations
     texts = texts if isinstance(texts, str | os.PathLike) else list(texts)
     named = by_name and not (isinstance(texts, list) and any(isinstance(t, dict) for t in texts))
@@ -59,6 +59,17 @@ def load_pairs(
     if not any(annotated.objects for _, annotated in pairs):
         raise AnnotationError("the annotations hold no object of any class: there is nothing to learn from")
     return pairs
+
+
+def _beside(images: Sequence[Path]) -> str:
+    """The folder of the images, if they lie in one."""
+    folders = {path.parent for path in images}
+    if len(folders) != 1:
+        why = "the images lie in several folders" if folders else "images that are not files have none beside them"
+        raise ValueError(
+            f"there is nothing to learn from: give annotations ({why}), or an expert to watch (see expert=)"
+        )
+    return str(folders.pop())
 
 
 def load_images(
