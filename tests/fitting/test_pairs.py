@@ -27,7 +27,7 @@ def test_annotations_beside_the_images_are_taken(tmp_path: Path) -> None:
     paths = [write(tmp_path, name, count) for name, count in (("a", 1), ("b", 3))]
     for images in (tmp_path, str(tmp_path / "*.png"), paths[::-1]):
         pairs = load_pairs(images, None)
-        assert {image.name: len(annotated.objects) for image, annotated in pairs} == {"a.png": 1, "b.png": 3}
+        assert {image.name: len(annotated.objects) for image, annotated in pairs} == {"a": 1, "b": 3}
     assert [len(annotated.objects) for _, annotated in load_pairs(paths[1], None)] == [3]
 
 
