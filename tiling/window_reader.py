@@ -18,6 +18,7 @@ from .errors import ImageError
 from .geometry import Box
 from .image import Image
 from .scaling import pixels_read, virtual_chunk
+from .window_table import Windows
 
 MOST_WORKERS = 8
 
@@ -61,6 +62,9 @@ class _Read:
 
     reason: str | None = None
     failed: bool = False
+
+
+_WELL = _Read()
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,12 @@ class WindowReader:
         while self._running:
             self._running.pop().close()
 
-    def batches(self, boxes: Sequence[Box], batch_size: int) -> Iterator[WindowBatch]:
+    def batches(self, boxes: Sequence[Box] | Windows, batch_size: int) -> Iterator[WindowBatch]:
         """Read boxes of one shape, in Z-order of the chunk that holds their corner, then by position.
 
         Parameters
         ----------
-        boxes : sequence of Box
+        boxes : sequence of Box, or Windows
             In the plane of `downsample`; may reach outside the image, whose edge pixels are then repeated.
         batch_size : int
             Windows in a batch; the last may have fewer.
@@ -158,60 +162,56 @@ class WindowReader:
         """
         if batch_size < 1:
             raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
-        shapes = {(box.height, box.width) for box in boxes}
-        if len(shapes) > 1:
-            raise ValueError(f"expected boxes of one shape, got {len(shapes)} shapes: {sorted(shapes)[:4]}")
-        running = self._run(boxes, batch_size)
+        if not len(boxes):
+            return iter(())
+        running = self._run(boxes if isinstance(boxes, Windows) else Windows.of(boxes), batch_size)
         self._running.append(running)
         return running
 
-    def _run(self, boxes: Sequence[Box], batch_size: int) -> Generator[WindowBatch, None, None]:
-        order = self._order(boxes)
+    def _run(self, windows: Windows, batch_size: int) -> Generator[WindowBatch, None, None]:
+        order = self._order(windows.corners)
         parts = iter([order[i : i + batch_size] for i in range(0, len(order), batch_size)])
         pending: deque[_Pending] = deque()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="window-reader")
         try:
             while True:
                 while len(pending) < self._prefetch and (index := next(parts, None)) is not None:
-                    pending.append(self._submit(pool, boxes, index))
+                    pending.append(self._submit(pool, windows, index))
                 if not pending:
                     return
                 yield self._finish(pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _order(self, boxes: Sequence[Box]) -> NDArray[np.intp]:
-        corners = np.array([(box.y0, box.x0) for box in boxes], dtype=np.int64).reshape(-1, 2)
+    def _order(self, corners: NDArray[np.int64]) -> NDArray[np.intp]:
         chunks = np.floor(corners / virtual_chunk(self._image.levels, self._downsample)).astype(np.int64)
         return np.lexsort((corners[:, 1], corners[:, 0], _z_order(chunks)))
 
-    def _submit(self, pool: ThreadPoolExecutor, boxes: Sequence[Box], index: NDArray[np.intp]) -> _Pending:
-        first = boxes[index[0]]
-        pixels = np.zeros((len(index), first.height, first.width, self._image.channels), dtype=np.uint8)
+    def _submit(self, pool: ThreadPoolExecutor, windows: Windows, index: NDArray[np.intp]) -> _Pending:
+        pixels = np.zeros((len(index), windows.height, windows.width, self._image.channels), dtype=np.uint8)
         # Several small windows share a task: submitting one costs more than reading it.
         runs = np.array_split(np.arange(len(index)), min(len(index), 2 * self._workers))
-        reads = [pool.submit(self._read_run, [boxes[index[n]] for n in run], pixels[run[0] :]) for run in runs]
+        reads = [pool.submit(self._read_run, windows.take(index[run]), pixels[run[0] :]) for run in runs]
         return _Pending(index, pixels, reads)
 
-    def _read_run(self, boxes: Sequence[Box], into: NDArray[np.uint8]) -> list[_Read]:
-        whole = self._read_together(boxes, into)
-        return [_Read() if n in whole else self._read(box, into[n]) for n, box in enumerate(boxes)]
+    def _read_run(self, windows: Windows, into: NDArray[np.uint8]) -> list[_Read]:
+        whole = self._read_together(windows, into)
+        return [_WELL if n in whole else self._read(windows[n], into[n]) for n in range(len(windows))]
 
-    def _read_together(self, boxes: Sequence[Box], into: NDArray[np.uint8]) -> set[int]:
-        """Read crowded windows that lie in one chunk by one read around them; which of the boxes were read.
+    def _read_together(self, windows: Windows, into: NDArray[np.uint8]) -> set[int]:
+        """Read crowded windows that lie in one chunk by one read around them; which of them were read.
 
         Reading a small window takes about as long as reading `_PIXELS_A_READ` stored pixels more. No further chunk is
         touched.
         """
         chunk = virtual_chunk(self._image.levels, self._downsample)
-        height, width = boxes[0].height, boxes[0].width
-        if len(boxes) < 2 or 2 * max(height, width) > min(chunk):
+        corners, height, width = windows.corners, windows.height, windows.width
+        if len(windows) < 2 or 2 * max(height, width) > min(chunk):
             return set()
-        corners = np.array([(box.y0, box.x0) for box in boxes], np.int64)
         first, last = (np.floor((corners + by) / chunk).astype(np.int64) for by in (0, (height - 1, width - 1)))
         found = set()
         starts = np.flatnonzero((np.diff(first, axis=0) != 0).any(axis=1)) + 1
-        for rows in np.split(np.arange(len(boxes)), starts):
+        for rows in np.split(np.arange(len(windows)), starts):
             inside = rows[(first[rows] == last[rows]).all(axis=1)]
             if len(inside) > 1 and self._gather(corners[inside], inside, into):
                 found |= set(inside.tolist())
@@ -240,7 +240,7 @@ class WindowReader:
             if saved is not None:
                 into[:] = saved
             return _Read(str(error), failed=saved is None)
-        return _Read()
+        return _WELL
 
     def _pixels(self, box: Box) -> NDArray[np.uint8]:
         return self._image.read(box) if self._downsample == 1 else self._image.read_scaled(box, self._downsample)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -133,8 +134,6 @@ class Blocks:
         Most finds of each kind that each block can hold.
     certain : tuple of bool
         For each kind, whether its caps need no assumption.
-    expected : ndarray, float64, (k, n)
-        Finds of each kind that the scan expects in the skipped cells of each block.
     macs_each, rest_macs : int
         Multiply-adds of one block, and of all cells not yet refined, in the cheapest windows.
     macs : int
@@ -161,8 +160,6 @@ class Blocks:
         self.caps = np.minimum(np.array(caps, np.float64)[:, None], most)
         certain = (self.side * model.geometry.fine) ** 2 * model.refiner.most_in_cell
         self.certain = tuple(cap >= certain for cap in caps)
-        expected = _per_block(state.interest, self.side, self._skipped).ravel()[self._numbers] * state.scale
-        self.expected = _shares(state, known)[:, None] * expected
         self._found: list[Candidates] = []
         self._refined = state.covered
         # With the cells that could not be refined, which hold no finds and are not tried again.
@@ -173,6 +170,13 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    @cached_property
+    def expected(self) -> NDArray[np.float64]:
+        """Finds (k, n) of each kind that the scan expects in the skipped cells of each block."""
+        at = self._at
+        sums = _per_block(at.interest, self.side, self._skipped).ravel()[self._numbers]
+        return np.asarray(_shares(at, at.finds())[:, None] * sums * at.scale)
 
     @property
     def candidates(self) -> Candidates:
@@ -309,13 +313,15 @@ class Blocks:
 def _per_block(cells: NDArray[np.generic], side: int, where: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Sums over squares of `side` cells; of the cells `where` alone, if that is given."""
     height, width = cells.shape
-    columns = np.arange(0, width, side)
-    sums = np.empty((ceil_div(height, side), len(columns)))
+    sums = np.zeros((ceil_div(height, side), ceil_div(width, side)))
     # One row of squares at a time: sums stay in the processor's cache, and no map is copied.
     for number, y in enumerate(range(0, height, side)):
         rows = cells[y : y + side]
         kept = rows if where is None else np.where(where[y : y + side], rows, 0)
-        np.add.reduceat(kept.sum(axis=0, dtype=np.float64), columns, out=sums[number])
+        columns = kept.sum(axis=0, dtype=np.float64)
+        for first in range(min(side, width)):
+            every = columns[first::side]
+            sums[number, : len(every)] += every
     return sums
 
 

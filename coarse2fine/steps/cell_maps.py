@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+import os
 import tempfile
 from typing import Any, TypeVar
 
@@ -37,13 +39,16 @@ def new_map(shape: tuple[int, ...], dtype: type[Item], fill: int = 0) -> NDArray
 
 
 def _in_file(shape: tuple[int, ...], dtype: DTypeLike, fill: int) -> NDArray[Any]:
-    left = int(np.prod(shape))
+    count, item = math.prod(shape), np.dtype(dtype).itemsize
     with tempfile.TemporaryFile(prefix="coarse2fine-") as file:
-        # Written, not only made longer: a file that finds no space later would end the process.
-        block = np.full(min(left, _BLOCK), fill, dtype).tobytes()
-        for start in range(0, left, _BLOCK):
-            file.write(block if left - start >= _BLOCK else block[: (left - start) * np.dtype(dtype).itemsize])
-        file.flush()
+        # Its space is taken now: a file that finds none later would end the process.
+        if not fill and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, count * item)
+        else:
+            block = memoryview(np.full(min(count, _BLOCK), fill, dtype).tobytes())
+            for start in range(0, count, _BLOCK):
+                file.write(block[: (count - start) * item])
+            file.flush()
         return np.memmap(file, dtype, "r+", shape=shape)
 
 

@@ -26,9 +26,9 @@ from coarse2fine.refiners.novelty import KINDS, Measuring, NoveltyModel, Novelty
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.scan import Scan, features, scan_macs
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
+from coarse2fine.tiling.window_table import Windows
 
 # Cells read at full resolution: one in 32, within limits, so that the sample stays a small share of the cost.
 _SAMPLED_SHARE, _LEAST_SAMPLED, _MOST_SAMPLED = 32, 32, 768
@@ -132,17 +132,17 @@ def _fine_codes(
     """Fine codes (m, f * f, d) and measures (m, f * f, k) of the readable cells, their rows, and the multiply-adds."""
     measuring = Measuring(refiner, runtime, partial(normalised, model=model, runtime=runtime))
     fine = model.geometry.fine
-    boxes = [Box(y, x, y + 1, x + 1).scale(fine * refiner.stride).expand(refiner.margin) for y, x in cells.tolist()]
+    windows = Windows.of_cells(cells, (1, 1), fine * refiner.stride, refiner.margin)
     codes, measures, index = list[NDArray[np.float32]](), list[NDArray[np.float32]](), list[NDArray[np.intp]]()
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
-        for batch in reader.batches(boxes, 64):
+        for batch in reader.batches(windows, 64):
             if not batch.failed.all():
                 code, measured = measuring(batch.pixels[~batch.failed])
                 codes.append(_by_cell(code))
                 measures.append(_by_cell(measured))
                 index.append(batch.index[~batch.failed])
     if not index:
-        raise ImageError(f"none of {len(boxes)} sampled places of {image.name} can be read: {reader.failures[0]}")
+        raise ImageError(f"none of {len(windows)} sampled places of {image.name} can be read: {reader.failures[0]}")
     good = np.concatenate(index)
     order = np.argsort(good)
     return np.concatenate(codes)[order], np.concatenate(measures)[order], good[order], measuring.macs_spent

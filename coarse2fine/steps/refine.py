@@ -19,9 +19,10 @@ from coarse2fine.progress import Tick
 from coarse2fine.refiners.protocol import ImageContext, RunningRefiner
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.scan_groups import ScanGroups
-from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
+from coarse2fine.tiling.window_table import Windows
 
 ROUND_PIXELS = 2**28
 HURRIED_PIXELS = 2**20
@@ -249,12 +250,9 @@ def _windows(
 ) -> Iterator[tuple[Candidates, NDArray[np.intp], int, int]]:
     """Settled candidates, refined windows, and numbers of windows tried and refused, by batch, for one shape."""
     refiner, fine = model.refiner, model.geometry.fine
-    boxes = [
-        Box(y, x, y + shape[0], x + shape[1]).scale(fine * refiner.stride).expand(refiner.margin)
-        for y, x in cell_corners.tolist()
-    ]
-    usual = max(1, _BATCH_PIXELS // boxes[0].area)
-    for batch in reader.batches(boxes, batch_size or refiner.batch_windows or usual):
+    windows = Windows.of_cells(cell_corners, shape, fine * refiner.stride, refiner.margin)
+    usual = max(1, _BATCH_PIXELS // windows.area)
+    for batch in reader.batches(windows, batch_size or refiner.batch_windows or usual):
         good, index = ~batch.failed, batch.index[~batch.failed]
         candidates, refused = Candidates.empty(), 0
         if len(index):

@@ -26,6 +26,7 @@ from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.grid import blocks, even
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
+from coarse2fine.tiling.window_table import Windows
 
 BLOCK_PIXELS = 1024
 # Sides of smaller blocks that are tried for a part of an image; reading a block counts as scanning 128**2 pixels more.
@@ -246,15 +247,12 @@ def _look_closer(
 ) -> Scan:
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = runtime.place(level.net), level.net.spec
-    stride, margin = spec.stride, spec.margin  # there may be a hundred thousand squares
     groups, macs, done, entered = _groups_at(model, level), before.macs, 0, 0
     scan = _empty(image, model, level)
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
         for (height, width), corners in _squares_in_turn(plan):
-            tall, wide = height * stride + margin, width * stride + margin
-            places = (corners * stride).tolist()
-            boxes = [Box(y - margin, x - margin, y + tall, x + wide) for y, x in places]
-            for batch in reader.batches(boxes, max(1, _BATCH_PIXELS // boxes[0].area)):
+            windows = Windows.of_cells(corners, (height, width), spec.stride, spec.margin)
+            for batch in reader.batches(windows, max(1, _BATCH_PIXELS // windows.area)):
                 batch.pixels[batch.failed] = fill_value(model)
                 with torch.inference_mode():
                     high = net.high(normalised(batch.pixels, model, runtime))

@@ -18,9 +18,9 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import fill_value, normalised
 from coarse2fine.specialists.groups import SpecialistGroups
 from coarse2fine.steps.scan import SCANNED, group_bits
-from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
+from coarse2fine.tiling.window_table import Windows
 
 _BATCH_PIXELS = 600_000
 
@@ -90,11 +90,11 @@ class ScanGroups:
     def _scan(self, tops: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.uint16]:
         """Run the base on rectangles of `shape` cells."""
         spec, model = self._net.spec, self._model
-        boxes = [Box(y, x, y + shape[0], x + shape[1]).scale(spec.stride).expand(spec.margin) for y, x in tops.tolist()]
+        windows = Windows.of_cells(tops, shape, spec.stride, spec.margin)
         found = np.zeros((len(tops), *shape), np.uint16)
         fill = fill_value(model)
         with WindowReader(self._image, downsample=model.geometry.scan_downsample, fill=fill) as reader:
-            for batch in reader.batches(boxes, max(1, _BATCH_PIXELS // boxes[0].area)):
+            for batch in reader.batches(windows, max(1, _BATCH_PIXELS // windows.area)):
                 batch.pixels[batch.failed] = fill
                 with torch.inference_mode():
                     high = self._net.high(normalised(batch.pixels, model, self._runtime))
