@@ -11,6 +11,7 @@ from coarse2fine.analysis_run import AnalysisRun
 from coarse2fine.bundle import ModelSpec
 from coarse2fine.config import AnalysisOptions, Config, config_of, takes_options
 from coarse2fine.experts.again import GivenExperts
+from coarse2fine.likeness import unlike
 from coarse2fine.model import Model, load_model
 from coarse2fine.pixel_size import at_pixel_size
 from coarse2fine.progress import Progress, Steps
@@ -177,8 +178,8 @@ def run_analysis(
         with clock("conclude"):
             regions = run.conclude(scans, audited, steps.task("name") if run.names_finds else None)
             kinds = {} if model.refiner.named else describe_kinds(regions, opened, model.geometry.refine_downsample)
+    notes = run.notes(audited, learned) + run.outcomes(scans, fines, audited) + unlike(model, opened)
     cost = run.cost(scans, fines, audited, opened.stats.since(before), clock.seconds)
-    notes = run.notes(audited, learned) + run.outcomes(scans, fines, audited)
     failures = run.failures(scans, fines, audited)
     cut = run.interrupted or any(fine.interrupted for fine in fines) or any(done.interrupted for done in audited)
     return Analysis(

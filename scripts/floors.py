@@ -32,7 +32,7 @@ FLOORS = (
     ("experts",),
     ("model",),
     ("preprocess", "remembered"),
-    ("pixel_size",),
+    ("pixel_size", "likeness"),
     ("steps",),
     ("audit",),
     ("fitting",),

@@ -266,9 +266,10 @@ class Audit:
         return cls(tuple(map(Part.from_json, kinds)), **{name: record[name] for name in names})
 
     def __str__(self) -> str:
+        if not self.blocks and self.target is None:
+            return "recall 100% of the exhaustive pass: nothing was skipped"
         work = f"{self.audited:,} of {self.blocks:,} skipped blocks audited" if self.blocks else "nothing was skipped"
         sure = f"with {_percent(self.confidence)} confidence"
-        share = self.audited / self.blocks if self.blocks else 1.0
         low, high = self.recall_interval
         alone = self._assuming(self.kinds[0]) if len(self.kinds) == 1 else ""
         if self.target is not None:
@@ -276,7 +277,7 @@ class Audit:
             return f"recall at least {_floored(low)} {sure}{alone}{self._each()}{short} ({work})"
         if math.isnan(self.missed):
             return f"recall unknown{self._each()} ({work})"
-        if self.blocks and self.too_few(share):
+        if self.too_few(self.audited / self.blocks):
             lead = "too few finds for so small a sample: "
             return f"{lead}recall {_floored(low)} to {high:.1%} {sure}{alone}{self._each()} ({work})"
         span = f"{_floored(low)} to {high:.1%}"

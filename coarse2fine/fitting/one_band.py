@@ -22,7 +22,7 @@ from coarse2fine.fitting.hold_out import check_cells
 from coarse2fine.fitting.origin import origin, origin_of_base, tried
 from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.rescaled import answered_areas, refined_share
-from coarse2fine.fitting.scene import PART, Scene
+from coarse2fine.fitting.scene import Scene
 from coarse2fine.fitting.specialists.activity import add_activity
 from coarse2fine.fitting.specialists.add import Mode, add_specialists, tests_of
 from coarse2fine.fitting.specialists.unsure_cells import most_groups
@@ -136,10 +136,15 @@ def _price(
 def _check_held(scenes: Sequence[Scene], answers: Answers) -> bool:
     """Whether thresholds must be set on the training data; if so, warn the caller."""
     if self_calibrated := calibrates_on_all(scenes, answers):
+        undrawn = (
+            ""
+            if any(scene.has_regions for scene in scenes)
+            else " what is not annotated counts as background: if not "
+            "all objects are, mark the places where they are by areas of class Region. Else"
+        )
         tell(
-            "hardly anything was found in the held-out parts of the scenes (of "
-            f"{PART * scenes[0].fine_cell} px a side): thresholds are set on training data, and recall elsewhere may "
-            "be lower; annotate larger or more scenes"
+            "hardly anything was found in the held-out parts of the scenes: thresholds are "
+            f"set on training data, and recall elsewhere may be lower;{undrawn} annotate larger or more scenes"
         )
     return self_calibrated
 

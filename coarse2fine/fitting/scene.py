@@ -102,7 +102,7 @@ class Scene:
         self.too_large = self.size.min(axis=1, initial=np.inf) > largest
         self.fits = ~self.too_large & (self.size.prod(axis=1) >= smallest**2)
         self._areas = [(index[a.label], a.geometry) for a in known if kinds[index[a.label]] == "area"]
-        self.annotated = AnnotatedArea(annotations).contains
+        self.annotated, self.has_regions = AnnotatedArea(annotations).contains, bool(annotations.regions)
         self.digest = _digest(annotations)
         for _, geometry in self._areas:
             shapely.prepare(geometry)

@@ -164,6 +164,8 @@ def css_colours(labels: Iterable[str]) -> dict[str, str]:
 
 def recall_text(audit: Audit) -> str:
     """Bounds on recall in a few characters, rounded outwards."""
+    if not audit.blocks:
+        return "100 %"  # nothing was skipped
     low, high = audit.recall_interval
     least = math.floor(low * 100)
     if audit.target is not None:

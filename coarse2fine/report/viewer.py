@@ -162,7 +162,7 @@ def _info(analysis: Analysis, tiles: Tiles, folder: Path) -> dict[str, Any]:
         "scanned": bool(analysis.interest.size),
         "summary": [
             f"{image.width:,} x {image.height:,} px, {image.format}",
-            f"{analysis.cost.share:.1%} of the compute of refining everything ({analysis.cost.speedup:.1f}x less)",
+            f"{analysis.cost.share:.1%} of the compute of refining everything ({analysis.cost.saved_text})",
             *([] if analysis.audit is None else [str(analysis.audit)]),
             *analysis.failures,
             *_unreadable(analysis),

@@ -269,5 +269,5 @@ class Analysis(Exportable):
         name = self.image.name.encode("utf-8", "replace").decode()  # a file's name need not be Unicode
         return (
             f"{name}: {len(self.regions):,} found, {self.cost.cells_refined / self.cost.cells:.2%} of the "
-            f"cells refined, {self.cost.speedup:.1f}x less compute"
+            f"cells refined, compute: {self.cost.saved_text}"
         )

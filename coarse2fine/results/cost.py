@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+# Saving below which nothing is said to be saved: a small image's scan may cost as much as it saves.
+_LEAST_SAVED = 1.05
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -84,10 +87,15 @@ class Cost:
         """Ratio of the exhaustive pass's multiply-adds to those spent."""
         return self.exhaustive_macs / max(self.macs, 1)  # nothing was spent if Ctrl-C came at once
 
+    @property
+    def saved_text(self) -> str:
+        """How much less was spent than by the exhaustive pass, in words."""
+        return f"{self.speedup:.1f}x less" if self.speedup >= _LEAST_SAVED else "nothing saved"
+
     def __str__(self) -> str:
         names = f", and {self.classify_macs / 1e9:,.1f} GMAC for names" if self.classify_macs else ""
         return (
-            f"{self.macs / 1e9:,.1f} GMAC{names}, {self.share:.1%} of the exhaustive pass ({self.speedup:.1f}x less); "
+            f"{self.macs / 1e9:,.1f} GMAC{names}, {self.share:.1%} of the exhaustive pass ({self.saved_text}); "
             f"{self.cells_refined:,} of {self.cells:,} cells refined ({self.cells_refined / self.cells:.2%}); "
             f"{self.seconds:.1f} s; {self.chunks:,} chunks, {self.bytes / 1e6:,.0f} MB decoded"
         )

@@ -149,7 +149,9 @@ class Picture:
         shown = axes.imshow(heat, cmap=HEAT, alpha=alpha, vmin=0, vmax=max(float(heat.max()), 1e-6))
         shown.set_extent(_extent(full))
         # Not `shown` itself: a colour bar would keep its pixels in memory.
-        axes.figure.colorbar(ScalarMappable(shown.norm, HEAT), cax=beside, label="interest, from the scan")
+        axes.figure.colorbar(ScalarMappable(shown.norm, HEAT), cax=beside)
+        # Below the bar: at its side the next picture begins.
+        beside.set_xlabel("interest", fontsize=8)
         if len(self.plan) and np.median(self.plan.sides) * self.cell < _DOTTED * downsample:
             self._dot_windows(axes, downsample)
         else:
@@ -157,7 +159,8 @@ class Picture:
                 PolyCollection(self._windows(full), facecolors="none", edgecolors=_WINDOWS, linewidths=0.7)
             )
         share = self.plan.covered().mean()
-        axes.set_title(f"chosen: {len(self.plan):,} windows, {share:.2%} of the image", fontsize=10)
+        count = f"{len(self.plan):,} window{'s' * (len(self.plan) != 1)}"
+        axes.set_title(f"chosen: {count}, {share:.2%} of the image", fontsize=10)
 
     def _dot_windows(self, axes: Any, downsample: float) -> None:
         """Fill windows that are too small for outlines with the colour of their interest, the best on top."""

@@ -20,6 +20,7 @@ from coarse2fine.results.maps import read_maps
 from coarse2fine.results.recorded_image import RecordedImage
 from coarse2fine.results.tables import read_plan
 from coarse2fine.tiling.errors import ImageError
+from coarse2fine.tiling.formats.registry import known_formats
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
 
@@ -79,6 +80,12 @@ def results_within(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"*/{ANALYSIS}"))
 
 
+def images_within(folder: Path) -> list[Path]:
+    """The images directly in a folder, by their names' endings."""
+    endings = tuple(suffix for fmt in known_formats() for suffix in fmt.suffixes)
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(endings))
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """Content of a result's ``analysis.json``.
 
@@ -93,10 +100,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}: expected the folder of a result")
-        parts = results_within(folder)
-        remedy = (
-            f"name one of the {len(parts):,} results in it, such as {parts[0]}" if parts else "analyse the image again"
-        )
+        parts, remedy = results_within(folder), "analyse the image again"
+        if parts:
+            remedy = f"name one of the {len(parts):,} results in it, such as {parts[0]}"
+        elif images := images_within(folder):
+            remedy = f"it holds images: name one of them, such as {images[0]}"
         raise FileNotFoundError(f"{folder} holds no complete result ({ANALYSIS} is missing); {remedy}")
     try:
         record = json.loads(path.read_text("utf-8"))

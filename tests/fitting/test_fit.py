@@ -266,7 +266,7 @@ def test_what_fit_guesses_leaves_out_and_cannot_hold_back_is_told(small_steps: N
     pixels, annotations = discs(0)[0]
     large = feature("disc", [[100, 100], [300, 100], [300, 300], [100, 300]])
     options: dict[str, Any] = {"steps": 10, "specialists": None, "precision": "fp32", "progress": False}
-    with pytest.warns(UserWarning, match=r"of 512 px a side\): thresholds are set on training data"):
+    with pytest.warns(UserWarning, match=r"held-out parts of the scenes: thresholds are set on training data"):
         model = fit([pixels], [annotations], **options)
     assert model.provenance["calibrated_on_training"]
     with pytest.warns(UserWarning, match=r"1 of 41 disc \(1 too large\)"):
