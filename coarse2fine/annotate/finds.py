@@ -24,6 +24,7 @@ from coarse2fine.tiling.image import Image
 
 MOST_FINDS = 5000
 _SAME_IOU = 0.4
+_MOST = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +101,18 @@ def evidence_of(analysis: Analysis, threshold: float, items: Sequence[Feature]) 
 
 
 def undecided(regions: Sequence[Region], items: Sequence[Feature]) -> list[Region]:
-    """Finds outside ``Ignore*`` areas that match no annotation and no rejected find."""
-    placed = [(label_in(item), geometry_of(item)) for item in items]
-    ignored = [geometry for label, geometry in placed if label == IGNORE]
-    taken = _matching(regions, [geometry for label, geometry in placed if label not in (IGNORE, REGION)])
-    if ignored and regions:
+    """Finds outside ``Ignore*`` and ``Region*`` areas that match no annotation and no rejected find.
+
+    In a ``Region*`` all objects are drawn: a find there is one of them, or false. A find that lies mostly in a drawn
+    object is a part of it.
+    """
+    objects = [item for item in items if label_in(item) not in (IGNORE, REGION)]
+    taken = _matching(regions, [geometry_of(item) for item in objects])
+    taken |= _mostly_in(regions, [geometry_of(item) for item in objects if not is_rejected(item)])
+    done = done_areas(items)
+    if done and regions:
         y, x = np.array([region.full_centre for region in regions], np.float64).T
-        taken |= shapely.contains_xy(shapely.union_all(ignored), x, y)
+        taken |= shapely.contains_xy(shapely.union_all(done), x, y)
     return [region for region, is_taken in zip(regions, taken.tolist(), strict=True) if not is_taken]
 
 
@@ -123,8 +129,7 @@ def _matching(regions: Sequence[Region], decided: Sequence[Any]) -> NDArray[np.b
     taken = np.zeros(len(regions), bool)
     if not decided or not regions:
         return taken
-    bounds = np.array([region.full_box for region in regions], np.float64)
-    boxes = shapely.box(bounds[:, 1], bounds[:, 0], bounds[:, 3], bounds[:, 2])
+    boxes = _boxes(regions)
     geometries = np.array(decided, dtype=object)
     mine, theirs = shapely.STRtree(geometries).query(boxes, predicate="intersects")
     is_point = np.array([geometry.geom_type == "Point" for geometry in geometries])
@@ -134,6 +139,24 @@ def _matching(regions: Sequence[Region], decided: Sequence[Any]) -> NDArray[np.b
     same = is_point[theirs] | (common >= _SAME_IOU * union)
     taken[mine[same]] = True
     return taken
+
+
+def _mostly_in(regions: Sequence[Region], drawn: Sequence[Any]) -> NDArray[np.bool_]:
+    """Regions of whose box more than half lies in one drawn object."""
+    taken = np.zeros(len(regions), bool)
+    if not drawn or not regions:
+        return taken
+    boxes, geometries = _boxes(regions), np.array(drawn, dtype=object)
+    mine, theirs = shapely.STRtree(geometries).query(boxes, predicate="intersects")
+    common = shapely.area(shapely.intersection(boxes[mine], geometries[theirs]))
+    taken[mine[common > _MOST * shapely.area(boxes[mine])]] = True
+    return taken
+
+
+def _boxes(regions: Sequence[Region]) -> NDArray[np.object_]:
+    bounds = np.array([region.full_box for region in regions], np.float64)
+    boxes: NDArray[np.object_] = shapely.box(bounds[:, 1], bounds[:, 0], bounds[:, 3], bounds[:, 2])
+    return boxes
 
 
 def _scores(regions: Sequence[Region]) -> NDArray[np.float64]:

@@ -132,6 +132,17 @@ def test_a_damaged_file_is_told_and_mended(browser: Browser, server: AnnotateSer
     browser.problems.clear()  # the log tells of the refusals
 
 
+def test_keys_zoom_wherever_the_focus_is(browser: Browser, server: AnnotateServer) -> None:
+    whole = browser.text("scale")
+    browser.value("document.getElementById('in').focus()")
+    browser.press("+")
+    browser.until(f"document.getElementById('scale').textContent !== {json.dumps(whole)}")
+    browser.press("0")
+    browser.until(f"document.getElementById('scale').textContent === {json.dumps(whole)}")
+    browser.press("-")
+    browser.until(f"document.getElementById('scale').textContent !== {json.dumps(whole)}")
+
+
 def test_places_are_suggested_and_completed(browser: Browser, server: AnnotateServer) -> None:
     browser.press("s")
     browser.until("!document.getElementById('complete').disabled")

@@ -233,17 +233,20 @@ async function start() {
     await classes.add(name);
     classes.choose(name);
   });
-  part("in").addEventListener("click", () => viewer.viewport.zoomBy(1.6));
-  part("out").addEventListener("click", () => viewer.viewport.zoomBy(1 / 1.6));
-  part("home").addEventListener("click", () => viewer.viewport.goHome());
+  const closer = () => viewer.viewport.zoomBy(1.6).applyConstraints();
+  const farther = () => viewer.viewport.zoomBy(1 / 1.6).applyConstraints();
+  const whole = () => viewer.viewport.goHome();
+  part("in").addEventListener("click", closer);
+  part("out").addEventListener("click", farther);
+  part("home").addEventListener("click", whole);
   part("full").addEventListener("click", () => viewer.viewport.zoomTo(viewer.world.getItemAt(0).imageToViewportZoom(1)));
   part("fold").addEventListener("click", () => {
     part("fold").setAttribute("aria-expanded", !document.body.classList.toggle("folded"));
   });
   for (const event of ["animation", "open", "resize", "update-viewport"]) viewer.addHandler(event, () => showScale(viewer, info));
-  // Letters that would move or turn the image are ours.
+  // Other keys work wherever the focus is, see below; here they would act twice, or move or turn the image.
   viewer.addHandler("canvas-key", (event) => {
-    event.preventDefaultAction = !/^(Arrow|[-+=0]$)/.test(event.originalEvent.key);
+    event.preventDefaultAction = !event.originalEvent.key.startsWith("Arrow");
   });
   viewer.canvas.addEventListener("pointermove", (event) => {
     const { left, top } = viewer.canvas.getBoundingClientRect();
@@ -259,6 +262,10 @@ async function start() {
     N: () => panel.step(-1),
     s: () => panel.suggest(),
     d: () => panel.complete(),
+    0: whole,
+    "+": closer,
+    "=": closer,
+    "-": farther,
     Delete: remove,
     Backspace: remove,
     Enter: () => tools.finishPolygon(),
