@@ -21,7 +21,7 @@ from coarse2fine.tiling.geometry import ceil_div
 
 BLOCK_SIDES = (1, 2, 4, 8, 16)
 # Blocks in an image, unless the largest are more.
-_MOST_BLOCKS = 2**22
+_MOST_BLOCKS = 2**23
 # Candidates from which double counting at block borders is estimated.
 _ENOUGH = 1500
 # Share of the allowed misses that is typically still missed while a certification draws blocks (see `certify`).

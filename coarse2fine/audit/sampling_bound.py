@@ -42,6 +42,8 @@ def inclusion(weights: ArrayLike, size: float) -> NDArray[np.float64]:
     w = np.asarray(weights, np.float64)
     if not 0 < size <= len(w):
         raise ValueError(f"expected a size above 0 and up to the {len(w)} blocks there are, got {size}")
+    if size == len(w):
+        return np.ones(len(w))  # exactly: rounded, a block would count as one that may be left out
     sure = np.zeros(len(w), bool)
     while not sure.all():
         p = np.where(sure, 1.0, (size - sure.sum()) * w / w[~sure].sum())

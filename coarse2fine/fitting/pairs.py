@@ -39,7 +39,7 @@ def load_pairs(
     """
     images = [images] if isinstance(images, np.ndarray | Image) else images
     by_name = isinstance(images, str | os.PathLike) or all(isinstance(i, str | os.PathLike) for i in images)
-    if annotations is None:
+    if by_folder := annotations is None:
         annotations = _beside(expand_paths(images) if by_name else [])  # type: ignore[arg-type]
     texts: Any = [annotations] if isinstance(annotations, dict) else annotations
     texts = texts if isinstance(texts, str | os.PathLike) else list(texts)
@@ -48,7 +48,12 @@ def load_pairs(
     expand = named or isinstance(images, str | os.PathLike)
     sources: list[Any] = list(expand_paths(images) if expand else images)  # type: ignore[arg-type]
     if named:
-        matched: list[Any] = list(match_annotations(sources, texts))
+        try:
+            matched: list[Any] = list(match_annotations(sources, texts))
+        except AnnotationError as error:
+            if not by_folder:
+                raise
+            raise AnnotationError(f"{error}; name the annotations, or an expert to watch (see expert=)") from error
     else:
         matched = [texts] if isinstance(texts, str | os.PathLike) else texts
     if len(matched) != len(sources):
@@ -63,7 +68,7 @@ def load_pairs(
 
 def _beside(images: Sequence[Path]) -> str:
     """The folder of the images, if they lie in one."""
-    folders = {path.parent for path in images}
+    folders = {path.parent.resolve() for path in images}
     if len(folders) != 1:
         why = "the images lie in several folders" if folders else "images that are not files have none beside them"
         raise ValueError(

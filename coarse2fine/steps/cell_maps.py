@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
 import tempfile
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -30,34 +31,58 @@ def new_map(shape: tuple[int, ...], dtype: type[Item], fill: int = 0) -> NDArray
     dtype : type
     fill : int
     """
-    if shape[0] * shape[1] < LARGE:
-        return np.full(shape, fill, dtype) if fill else np.zeros(shape, dtype)
-    try:
-        return _in_file(shape, dtype, fill)
-    except OSError:  # no folder for temporary files, or no space in it
-        return np.full(shape, fill, dtype)
+    if shape[0] * shape[1] >= LARGE:
+        try:
+            return _in_file(shape, dtype, fill)
+        except OSError:
+            pass  # no folder for temporary files, or no space in it
+    return np.full(shape, fill, dtype) if fill else np.zeros(shape, dtype)
 
 
 def _in_file(shape: tuple[int, ...], dtype: DTypeLike, fill: int) -> NDArray[Any]:
     count, item = math.prod(shape), np.dtype(dtype).itemsize
     with tempfile.TemporaryFile(prefix="coarse2fine-") as file:
-        # Its space is taken now: a file that finds none later would end the process.
-        if not fill and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, count * item)
-        else:
-            block = memoryview(np.full(min(count, _BLOCK), fill, dtype).tobytes())
-            for start in range(0, count, _BLOCK):
-                file.write(block[: (count - start) * item])
-            file.flush()
-        return np.memmap(file, dtype, "r+", shape=shape)
+        _take_space(file, count, dtype, fill)
+        # Not `numpy.memmap`: joblib would hand on the name of the file, which has none.
+        return np.frombuffer(mmap.mmap(file.fileno(), count * item), dtype).reshape(shape)
+
+
+def _take_space(file: IO[bytes], count: int, dtype: DTypeLike, fill: int) -> None:
+    """Fill a file now: one that finds no space later would end the process."""
+    if not fill and _reserved(file, count * np.dtype(dtype).itemsize):
+        return
+    block = memoryview(np.full(min(count, _BLOCK), fill, dtype).tobytes())
+    for start in range(0, count, _BLOCK):
+        file.write(block[: (count - start) * np.dtype(dtype).itemsize])
+    file.flush()
+
+
+def _reserved(file: IO[bytes], size: int) -> bool:
+    """Make a file of zeros, if the system can without writing them."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
+
+
+def mapped(each: NDArray[Any]) -> mmap.mmap | None:
+    """The mapping of a file in which a map lies; None if it is in memory."""
+    at: Any = each
+    while isinstance(at, np.ndarray | memoryview):
+        at = at.base if isinstance(at, np.ndarray) else at.obj
+    return at if isinstance(at, mmap.mmap) else None
 
 
 def release(*maps: NDArray[Any]) -> None:
     """Give back the memory of the maps that lie in files; their content stays, and is read again when it is used."""
     for each in maps:
-        mapped = getattr(each, "_mmap", None)
-        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
+        if (found := mapped(each)) is not None and hasattr(mmap, "MADV_DONTNEED"):
+            found.madvise(mmap.MADV_DONTNEED)
 
 
 def write_blocks(into: NDArray[Any], cell_corners: NDArray[np.int64], blocks_of_cells: NDArray[Any]) -> None:

@@ -34,7 +34,7 @@ def test_annotations_beside_the_images_are_taken(tmp_path: Path) -> None:
 def test_an_image_without_annotations_beside_it_is_told(tmp_path: Path) -> None:
     write(tmp_path, "a", 1)
     (tmp_path / "a.geojson").unlink()
-    with pytest.raises(AnnotationError, match="no annotations"):
+    with pytest.raises(AnnotationError, match=r"no annotations.*; name the annotations, or an expert"):
         load_pairs(tmp_path / "a.png", None)
 
 

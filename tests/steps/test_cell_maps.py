@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from coarse2fine import Analysis, analyze
 from coarse2fine.demo.digit_scene import DigitScene
 from coarse2fine.steps import cell_maps
-from coarse2fine.steps.cell_maps import new_map, release
+from coarse2fine.steps.cell_maps import mapped, new_map, release
 from coarse2fine.tiling.geometry import Box
 
 
@@ -26,7 +27,7 @@ def test_a_map_in_a_file_is_filled_and_keeps_what_is_written(
     files: None, shape: tuple[int, ...], dtype: Any, fill: int
 ) -> None:
     made = new_map(shape, dtype, fill)
-    assert isinstance(made, np.memmap)
+    assert mapped(made) is not None
     assert made.shape == shape
     assert (made == fill).all()
     made[1, 2] = 7
@@ -40,10 +41,10 @@ def test_small_maps_and_maps_without_space_are_in_memory(monkeypatch: pytest.Mon
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    assert not isinstance(new_map((4, 4), np.uint8, fill), np.memmap)
+    assert mapped(new_map((4, 4), np.uint8, fill)) is None
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     made = new_map((cell_maps.LARGE // 4, 4), np.uint8, fill)
-    assert not isinstance(made, np.memmap)
+    assert mapped(made) is None
     assert (made == fill).all()
     release(made)
 
@@ -63,3 +64,11 @@ def test_an_analysis_does_not_depend_on_where_its_maps_are(
     monkeypatch.setattr("coarse2fine.steps.scan._RELEASED", 100)
     monkeypatch.setattr("coarse2fine.steps.scan._SQUARES_AT_ONCE", 5)
     assert found(pixels, **options) == usual
+
+
+def test_a_map_in_a_file_goes_to_other_processes(files: None) -> None:
+    made = new_map((20, 30), np.float32)
+    made[3, 4] = 5
+    again = pickle.loads(pickle.dumps(made))
+    assert type(again) is type(made) is np.ndarray
+    assert (again == made).all()
