@@ -256,9 +256,10 @@ def _whole(value: Any, name: str, low: int, high: int) -> int:
 def _finds(server: AnnotateServer, _: dict[str, list[str]]) -> dict[str, Any]:
     fitted = server.fitted
     if fitted is None:
-        return {"version": server.version, "threshold": None, "finds": []}
+        return {"version": server.version, "threshold": None, "finds": [], "total": 0}
     items = server.store.snapshot()[1]
-    return {"version": server.version, "threshold": fitted.threshold, "finds": fitted.finds(items)}
+    found = {"finds": fitted.finds(items), "total": len(fitted.analysis.regions)}
+    return {"version": server.version, "threshold": fitted.threshold, **found}
 
 
 def _places(server: AnnotateServer, query: dict[str, list[str]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ const time = (seconds) => (seconds >= 90 ? `about ${Math.round(seconds / 60)} mi
 export class ModelPanel {
   // `show(box, margin)` moves the view; `properties(label)` are those of a new annotation.
   constructor(state, canvas, options) {
-    Object.assign(this, { state, canvas, options, version: null, finds: [], threshold: null, current: -1, decided: new Map(), place: null, places: [], seed: 0, running: false, scanned: false });
+    Object.assign(this, { state, canvas, options, version: null, finds: [], threshold: null, total: 0, current: -1, decided: new Map(), place: null, places: [], seed: 0, running: false, scanned: false });
     part("fit").addEventListener("click", () => this.fit());
     part("cancel").addEventListener("click", () => this.state.post("cancel.json", {}).then(() => this.poll()));
     part("accept").addEventListener("click", () => this.decide(true));
@@ -87,6 +87,7 @@ export class ModelPanel {
     const key = this.current >= 0 && this.finds[this.current]?.key;
     const found = await (await fetch("finds.json")).json();
     this.threshold = found.threshold;
+    this.total = found.total;
     this.finds = found.finds.map((find) => ({ ...find, key: `${find.label} ${find.box}`, geometry: find.outline ? { type: "Polygon", coordinates: [[...find.outline, find.outline[0]]] } : boxGeometry(find.box) }));
     this.current = key ? this.finds.findIndex((find) => find.key === key) : -1;
     this.tell();
@@ -163,7 +164,8 @@ export class ModelPanel {
     part("accept").disabled = part("reject").disabled = !shown;
     part("next").disabled = part("previous").disabled = !open;
     if (shown) part("find").textContent = `${find.label}, score ${find.score.toFixed(2)} (reported from ${this.threshold.toFixed(2)})`;
-    else part("find").textContent = open ? "Press N for the find that is least certain." : "All finds are decided.";
+    else if (open) part("find").textContent = "Press N for the find that is least certain.";
+    else part("find").textContent = this.total || !this.version ? "All finds are decided." : "The model finds nothing yet: draw more objects, or mark places in which all are drawn (S, then D).";
     this.canvas.redraw();
   }
 
