@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -233,9 +234,7 @@ class AnalysisRun:
         """Interest of each cell of the result's grid: that of the band in which it is greatest."""
         known = [(scan.interest, ratio) for scan, ratio in zip(scans, self._ratios, strict=True) if scan.interest.size]
         found = [map_on_grid(interest, ratio, self._cell_shape) for interest, ratio in known]
-        if len(found) == 1:
-            return found[0]
-        return np.maximum.reduce(found) if found else np.zeros((0, 0), np.float32)
+        return reduce(np.maximum, found) if found else np.zeros((0, 0), np.float32)
 
     def plan(self, scans: Sequence[Scan], plans: Sequence[Plan], audited: Sequence[Audited]) -> Plan:
         """All windows, those of certifications included, in cells of the result's grid."""

@@ -106,9 +106,7 @@ def undecided(regions: Sequence[Region], items: Sequence[Feature]) -> list[Regio
     In a ``Region*`` all objects are drawn: a find there is one of them, or false. A find that lies mostly in a drawn
     object is a part of it.
     """
-    objects = [item for item in items if label_in(item) not in (IGNORE, REGION)]
-    taken = _matching(regions, [geometry_of(item) for item in objects])
-    taken |= _mostly_in(regions, [geometry_of(item) for item in objects if not is_rejected(item)])
+    taken = _decided(regions, [item for item in items if label_in(item) not in (IGNORE, REGION)])
     done = done_areas(items)
     if done and regions:
         y, x = np.array([region.full_centre for region in regions], np.float64).T
@@ -121,42 +119,26 @@ def done_areas(items: Sequence[Feature]) -> list[Any]:
     return [geometry_of(item) for item in items if not is_rejected(item) and label_in(item) in (IGNORE, REGION)]
 
 
-def _matching(regions: Sequence[Region], decided: Sequence[Any]) -> NDArray[np.bool_]:
-    """Regions at the place of a decided object: overlapping boxes, or a point within.
+def _decided(regions: Sequence[Region], objects: Sequence[Feature]) -> NDArray[np.bool_]:
+    """Regions on which an object decides: their boxes overlap, its point lies within, or it holds most of theirs.
 
-    Classes do not matter: one object has one class, and a person has decided on it.
+    Classes do not matter: one object has one class, and a person has decided on it. A rejected find holds no others.
     """
     taken = np.zeros(len(regions), bool)
-    if not decided or not regions:
+    if not objects or not regions:
         return taken
-    boxes = _boxes(regions)
-    geometries = np.array(decided, dtype=object)
+    bounds = np.array([region.full_box for region in regions], np.float64)
+    boxes = shapely.box(bounds[:, 1], bounds[:, 0], bounds[:, 3], bounds[:, 2])
+    geometries = np.array([geometry_of(item) for item in objects], dtype=object)
     mine, theirs = shapely.STRtree(geometries).query(boxes, predicate="intersects")
     is_point = np.array([geometry.geom_type == "Point" for geometry in geometries])
-    outlines = shapely.envelope(geometries[theirs])
+    drawn = np.array([not is_rejected(item) for item in objects])
+    outlines, area = shapely.envelope(geometries[theirs]), shapely.area(boxes[mine])
     common = shapely.area(shapely.intersection(boxes[mine], outlines))
-    union = shapely.area(boxes[mine]) + shapely.area(outlines) - common
-    same = is_point[theirs] | (common >= _SAME_IOU * union)
-    taken[mine[same]] = True
+    same = is_point[theirs] | (common >= _SAME_IOU * (area + shapely.area(outlines) - common))
+    part = drawn[theirs] & (shapely.area(shapely.intersection(boxes[mine], geometries[theirs])) > _MOST * area)
+    taken[mine[same | part]] = True
     return taken
-
-
-def _mostly_in(regions: Sequence[Region], drawn: Sequence[Any]) -> NDArray[np.bool_]:
-    """Regions of whose box more than half lies in one drawn object."""
-    taken = np.zeros(len(regions), bool)
-    if not drawn or not regions:
-        return taken
-    boxes, geometries = _boxes(regions), np.array(drawn, dtype=object)
-    mine, theirs = shapely.STRtree(geometries).query(boxes, predicate="intersects")
-    common = shapely.area(shapely.intersection(boxes[mine], geometries[theirs]))
-    taken[mine[common > _MOST * shapely.area(boxes[mine])]] = True
-    return taken
-
-
-def _boxes(regions: Sequence[Region]) -> NDArray[np.object_]:
-    bounds = np.array([region.full_box for region in regions], np.float64)
-    boxes: NDArray[np.object_] = shapely.box(bounds[:, 1], bounds[:, 0], bounds[:, 3], bounds[:, 2])
-    return boxes
 
 
 def _scores(regions: Sequence[Region]) -> NDArray[np.float64]:

@@ -15,6 +15,8 @@ from numpy.typing import DTypeLike, NDArray
 LARGE = 2**23
 """Cells from which a map is kept in a file: an image of 23,000 x 23,000 px with cells of 8 px."""
 _BLOCK = 2**22
+# Cells that are entered before the memory of maps in files is given back.
+_RELEASED = 2**23
 # Many small blocks are written into a map at once.
 _FEW_BLOCKS = 32
 
@@ -83,6 +85,25 @@ def release(*maps: NDArray[Any]) -> None:
     for each in maps:
         if (found := mapped(each)) is not None and hasattr(mmap, "MADV_DONTNEED"):
             found.madvise(mmap.MADV_DONTNEED)
+
+
+class Releasing:
+    """Gives back the memory of maps in files, now and then while they are filled.
+
+    Parameters
+    ----------
+    *maps : ndarray
+    """
+
+    def __init__(self, *maps: NDArray[Any]) -> None:
+        self._maps, self._entered = maps, 0
+
+    def after(self, cells: int) -> None:
+        """After so many cells more were entered."""
+        self._entered += cells
+        if self._entered > _RELEASED:
+            release(*self._maps)
+            self._entered = 0
 
 
 def write_blocks(into: NDArray[Any], cell_corners: NDArray[np.int64], blocks_of_cells: NDArray[Any]) -> None:

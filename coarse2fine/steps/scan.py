@@ -18,7 +18,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import fill_value, normalised
 from coarse2fine.progress import Tick
 from coarse2fine.refiners.protocol import Refiner
-from coarse2fine.steps.cell_maps import any_of, new_map, release, write_blocks
+from coarse2fine.steps.cell_maps import Releasing, any_of, new_map, write_blocks
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan
 from coarse2fine.tiling.errors import ImageError
@@ -39,9 +39,8 @@ _SQUARE_MACS = 250_000
 # Naming the features that fired takes a third of the net's time, and only the best cell of each window needs it. Cells
 # below both the prior and this share of tau are never the best of a window.
 _NAMED_FROM = 1 / 8
-_SQUARES_AT_ONCE = 2**15
-# Cells that are entered before the memory of maps in files is given back; cells of a page of memory.
-_RELEASED, _PAGE = 2**23, 1024
+# Cells of a page of memory.
+_PAGE = 1024
 SCANNED = np.uint16(1 << 15)
 """Bit of the map of groups that marks the cells that the base scanned."""
 
@@ -195,15 +194,12 @@ def survey_level(
         See `look`.
     """
     groups, scan = _groups_at(model, level), _empty(image, model, level)
-    macs = entered = 0
+    releasing, macs = Releasing(scan.interest, scan.fired), 0
     failures: list[str] = []
     for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level, inside=inside):
         scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level, model.refiner, groups)
         macs += cost
-        entered += cell_box.area
-        if entered > _RELEASED:
-            release(scan.interest, scan.fired)
-            entered = 0
+        releasing.after(cell_box.area)
     return replace(scan, macs=macs, failures=tuple(failures))
 
 
@@ -247,10 +243,12 @@ def _look_closer(
 ) -> Scan:
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = runtime.place(level.net), level.net.spec
-    groups, macs, done, entered = _groups_at(model, level), before.macs, 0, 0
+    groups, macs, done = _groups_at(model, level), before.macs, 0
     scan = _empty(image, model, level)
+    releasing = Releasing(scan.interest, scan.fired)
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
-        for (height, width), corners in _squares_in_turn(plan):
+        for (height, width), rows in plan.by_shape():
+            corners = plan.cell_corners[rows]
             windows = Windows.of_cells(corners, (height, width), spec.stride, spec.margin)
             for batch in reader.batches(windows, max(1, _BATCH_PIXELS // windows.area)):
                 batch.pixels[batch.failed] = fill_value(model)
@@ -261,24 +259,11 @@ def _look_closer(
                 macs += len(batch.index) * spec.macs(height, width)
                 done += len(batch.index)
                 # A small square touches a page of memory in each of its rows.
-                entered += len(batch.index) * height * _PAGE
-                if entered > _RELEASED:
-                    release(scan.interest, scan.fired)
-                    entered = 0
+                releasing.after(len(batch.index) * height * _PAGE)
                 if tick:
                     tick(done, len(plan))
         failures = tuple(dict.fromkeys((*before.failures, *reader.failures)))
     return replace(scan, macs=macs, failures=failures)
-
-
-def _squares_in_turn(plan: Plan) -> Iterator[tuple[tuple[int, int], NDArray[np.int64]]]:
-    """Shapes of squares with their corners (n, 2), from top to bottom if they are too many to be listed at once."""
-    for shape, rows in plan.by_shape():
-        corners = plan.cell_corners[rows]
-        if len(corners) > _SQUARES_AT_ONCE:
-            corners = corners[np.argsort(corners[:, 0], kind="stable")]
-        for start in range(0, len(corners), _SQUARES_AT_ONCE):
-            yield shape, corners[start : start + _SQUARES_AT_ONCE]
 
 
 def features(

@@ -61,8 +61,7 @@ def test_an_analysis_does_not_depend_on_where_its_maps_are(
     pixels = DigitScene(1024, 1024, digits=24, clutter=40, seed=3, handwriting="held-out").block(Box(0, 0, 1024, 1024))
     usual = found(pixels, **options)
     monkeypatch.setattr(cell_maps, "LARGE", 1)
-    monkeypatch.setattr("coarse2fine.steps.scan._RELEASED", 100)
-    monkeypatch.setattr("coarse2fine.steps.scan._SQUARES_AT_ONCE", 5)
+    monkeypatch.setattr(cell_maps, "_RELEASED", 100)
     assert found(pixels, **options) == usual
 
 
