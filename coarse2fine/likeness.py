@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from coarse2fine.model import Model
-from coarse2fine.preprocess import as_channels
+from coarse2fine.preprocess import sampled_pixels
 from coarse2fine.remembered import KEY
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.image import Image
 
-# Blocks along each axis, their side in pixels of the plane that is scanned, and the difference of means, in standard
-# deviations of the fit's pixels, from which it is told.
-_BLOCKS, _SIDE, _FAR = 3, 128, 2.5
+# Side of the blocks in pixels of the plane that is scanned, and the difference of means, in standard deviations of the
+# fit's pixels, from which it is told.
+_SIDE, _FAR = 128, 2.5
 
 
 def unlike(model: Model, image: Image) -> list[str]:
@@ -28,9 +27,10 @@ def unlike(model: Model, image: Image) -> list[str]:
     if model.refiner.learns or KEY not in model.provenance:
         return []
     try:
-        mean = _mean(image, model.geometry.scan_downsample, model.channels)
+        blocks = sampled_pixels(image, model.channels, model.geometry.scan_downsample, _SIDE)
     except ImageError:
         return []  # other notes tell of what cannot be read
+    mean = np.concatenate(blocks).mean(axis=0)
     usual, spread = (255 * np.array(each) for each in (model.mean, model.std))
     if float((np.abs(mean - usual) / spread).max()) <= _FAR:
         return []
@@ -40,15 +40,3 @@ def unlike(model: Model, image: Image) -> list[str]:
         f"the image's {what} (mean {', '.join(f'{value:.0f}' for value in mean)}) differs from that of the fit "
         f"({theirs}): many finds may be false; add such an image to the fit"
     ]
-
-
-def _mean(image: Image, downsample: int, channels: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Mean of each channel, 0 to 255, over a grid of blocks."""
-    height, width = ceil_div(image.height, downsample), ceil_div(image.width, downsample)
-    side = min(_SIDE, height, width)
-    blocks = [
-        image.read_scaled(Box(y, x, y + side, x + side), downsample)
-        for y in np.linspace(0, height - side, _BLOCKS).astype(int).tolist()
-        for x in np.linspace(0, width - side, _BLOCKS).astype(int).tolist()
-    ]
-    return np.asarray(as_channels(np.concatenate(blocks), channels).reshape(-1, channels).mean(axis=0))

@@ -50,12 +50,17 @@ def expand_paths(source: PathLike | Sequence[PathLike], suffixes: tuple[str, ...
     if not sources:
         raise FileNotFoundError("expected at least one file, folder or glob, found an empty list")
     if images := suffixes is None:
-        suffixes = tuple(suffix for fmt in known_formats() for suffix in fmt.suffixes)
+        suffixes = image_suffixes()
     paths = [Path(each).expanduser() for each in sources]
     found = sorted({path for each in paths for path in _expand_one(each, suffixes)})
     for folder in paths if images else ():
         _warn_of_others(folder, suffixes)
     return found
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """Name endings of all known formats, in lower case."""
+    return tuple(suffix for fmt in known_formats() for suffix in fmt.suffixes)
 
 
 def _expand_one(path: Path, suffixes: tuple[str, ...]) -> list[Path]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.tiling.image import Image
 
 
 def fill_value(model: Model) -> int:
@@ -20,6 +22,24 @@ def normalised(pixels: NDArray[np.uint8], model: Model, runtime: Runtime) -> Ten
     """Batch (n, h, w, c), uint8, with the model's channels and normalisation."""
     pixels = as_channels(pixels, model.channels)
     return runtime.pixels(pixels, np.array(model.mean, np.float32), np.array(model.std, np.float32))
+
+
+_BLOCKS = 3
+
+
+def sampled_pixels(image: Image, channels: int, downsample: int, most: int) -> list[NDArray[np.uint8]]:
+    """Pixels (n, channels) of each of 3 x 3 blocks of a plane, at most `most` pixels a side.
+
+    Raises
+    ------
+    ImageError
+        If a block cannot be read.
+    """
+    height, width = ceil_div(image.height, downsample), ceil_div(image.width, downsample)
+    side = min(most, height, width)
+    ys, xs = (np.linspace(0, n - side, _BLOCKS).astype(int).tolist() for n in (height, width))
+    blocks = [image.read_scaled(Box(y, x, y + side, x + side), downsample) for y in ys for x in xs]
+    return [as_channels(block, channels).reshape(-1, channels) for block in blocks]
 
 
 def as_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:

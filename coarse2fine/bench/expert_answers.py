@@ -21,9 +21,10 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Tick
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
+from coarse2fine.tiling.window_table import Windows
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
 # Grey level of unreadable pixels; the benchmark's images are whole.
@@ -141,10 +142,10 @@ def run_tiles(
     """
     columns, cells = grid_of(expert, image)[1], expert.tile // expert.cell
     places = np.stack(np.divmod(tiles, columns), axis=1)
-    boxes = [Box(y, x, y + 1, x + 1).scale(expert.tile).expand(expert.context) for y, x in places.tolist()]
+    windows = Windows.of_cells(places, (1, 1), expert.tile, expert.context)
     done = 0
     with WindowReader(image, downsample=expert.downsample, fill=_FILL) as reader:
-        for batch in reader.batches(boxes, expert.batch) if boxes else ():
+        for batch in reader.batches(windows, expert.batch):
             if reader.failures:
                 raise ImageError(f"the benchmark needs whole images: {reader.failures[0]}")
             pixels = np.ascontiguousarray(as_channels(batch.pixels, 3))

@@ -17,9 +17,10 @@ from coarse2fine.experts.answers import read_boxes
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.finds import check_normalised, read_answer
 from coarse2fine.models.candidates import Candidates
-from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.opening import ImageSource, open_image
 from coarse2fine.tiling.window_reader import WindowReader
+from coarse2fine.tiling.window_table import Windows
 
 _TILES = 16
 _MOST_SECONDS = 20.0
@@ -172,12 +173,10 @@ def _sample(expert: Expert, source: ImageSource) -> tuple[Expert, NDArray[np.uin
         expert = expert.on(image)
         height, width = (ceil_div(n, expert.tile * expert.downsample) for n in image.shape[:2])
         numbers = np.unique(np.linspace(0, height * width - 1, _TILES).astype(int))
-        boxes = [
-            Box(y, x, y + 1, x + 1).scale(expert.tile).expand(expert.context)
-            for y, x in zip(*np.divmod(numbers, width), strict=True)
-        ]
+        tiles = np.stack(np.divmod(numbers, width), axis=1)
+        windows = Windows.of_cells(tiles, (1, 1), expert.tile, expert.context)
         with WindowReader(image, downsample=expert.downsample, fill=128) as reader:
-            found = [batch.pixels[~batch.failed] for batch in reader.batches(boxes, 1)]
+            found = [batch.pixels[~batch.failed] for batch in reader.batches(windows, 1)]
     finally:
         if image is not source:
             image.close()

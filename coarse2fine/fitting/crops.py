@@ -13,8 +13,7 @@ from torch import Tensor
 
 from coarse2fine.model import Geometry, Model
 from coarse2fine.models.conv_stack import StackSpec
-from coarse2fine.preprocess import as_channels
-from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.preprocess import as_channels, sampled_pixels
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.orientation import Turn
 
@@ -101,13 +100,6 @@ def normalisation(
     images: Sequence[Image], channels: int, downsample: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of each channel, pixels in 0..1, from a 3 x 3 grid of blocks in each scene."""
-    samples = []
-    for image in images:
-        height, width = ceil_div(image.height, downsample), ceil_div(image.width, downsample)
-        side = min(512, height, width)
-        for y in np.linspace(0, height - side, 3).astype(int).tolist():
-            for x in np.linspace(0, width - side, 3).astype(int).tolist():
-                block = image.read_scaled(Box(y, x, y + side, x + side), downsample)
-                samples.append(as_channels(block, channels).reshape(-1, channels)[::7])
+    samples = [block[::7] for image in images for block in sampled_pixels(image, channels, downsample, 512)]
     pixels = np.concatenate(samples).astype(np.float32) / 255
     return pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 0.02)

@@ -136,12 +136,8 @@ def _price(
 def _check_held(scenes: Sequence[Scene], answers: Answers) -> bool:
     """Whether thresholds must be set on the training data; if so, warn the caller."""
     if self_calibrated := calibrates_on_all(scenes, answers):
-        undrawn = (
-            ""
-            if any(scene.has_regions for scene in scenes)
-            else " what is not annotated counts as background: if not "
-            "all objects are, mark the places where they are by areas of class Region. Else"
-        )
+        undrawn = " what is not annotated counts as background: if not all objects are, mark the places where they are "
+        undrawn = "" if any(scene.has_regions for scene in scenes) else f"{undrawn}by areas of class Region. Else"
         tell(
             "hardly anything was found in the held-out parts of the scenes: thresholds are "
             f"set on training data, and recall elsewhere may be lower;{undrawn} annotate larger or more scenes"

@@ -14,13 +14,13 @@ import numpy as np
 from coarse2fine._version import __version__, versions
 from coarse2fine.audit.result import Audit
 from coarse2fine.model import Model
+from coarse2fine.paths import image_suffixes
 from coarse2fine.results.cost import Cost
 from coarse2fine.results.geojson import read_regions
 from coarse2fine.results.maps import read_maps
 from coarse2fine.results.recorded_image import RecordedImage
 from coarse2fine.results.tables import read_plan
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.formats.registry import known_formats
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.opening import ImageSource, open_image
 
@@ -81,9 +81,10 @@ def results_within(folder: Path) -> list[Path]:
 
 
 def images_within(folder: Path) -> list[Path]:
-    """The images directly in a folder, by their names' endings."""
-    endings = tuple(suffix for fmt in known_formats() for suffix in fmt.suffixes)
-    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(endings))
+    """The images directly in a folder, by their names' endings; none in what is left of a result."""
+    if any((folder / name).exists() for name in (MAPS, OVERVIEW, THUMBNAIL)):
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(image_suffixes()))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -294,3 +294,13 @@ def test_other_exports(picture: Path, detector: Model, tmp_path: Path) -> None:
         assert pq.read_table(analysis.to_parquet(tmp_path / "t.parquet")).num_rows == len(analysis.plan)
         assert (analysis.to_ome_zarr(tmp_path / "m.ome.zarr") / "zarr.json").is_file()
         assert analysis.to_geojson(tmp_path / "r.geojson.gz").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(["a.png"], "it holds images: .*a.png"), (["a.png", "thumbnail.jpg"], "analyse")]
+)
+def test_folders_that_are_no_results_are_told_apart(tmp_path: Path, names: list[str], told: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=told):
+        Analysis.load(tmp_path)

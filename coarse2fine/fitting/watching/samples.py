@@ -12,8 +12,9 @@ from coarse2fine.fitting.watching.tiles import WatchedScene
 from coarse2fine.model import Model
 from coarse2fine.models.pooled import PooledSpec
 from coarse2fine.preprocess import as_channels
-from coarse2fine.tiling.geometry import Box, ceil_div
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.window_reader import WindowReader
+from coarse2fine.tiling.window_table import Windows
 
 # Tiles without finds for each with finds, and tiles in all, that are kept in memory.
 _NEGATIVES, _MOST_PIXELS = 50, 600_000_000
@@ -112,9 +113,9 @@ def _read(
 ) -> None:
     """Read tiles with the net's halo; unreadable ones stay black."""
     more = (into.shape[1] - spec.stride) // 2
-    boxes = [Box(y, x, y + 1, x + 1).scale(spec.stride).expand(more) for y, x in tiles.tolist()]
+    windows = Windows.of_cells(tiles, (1, 1), spec.stride, more)
     with WindowReader(scene.image, downsample=downsample, fill=0) as reader:
-        for batch in reader.batches(boxes, 16):
+        for batch in reader.batches(windows, 16):
             into[rows[batch.index]] = as_channels(batch.pixels, channels)
 
 
