@@ -10,6 +10,7 @@ import tempfile
 from typing import IO, Any, TypeVar
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike, NDArray
 
 LARGE = 2**23
@@ -17,8 +18,6 @@ LARGE = 2**23
 _BLOCK = 2**22
 # Cells that are entered before the memory of maps in files is given back.
 _RELEASED = 2**23
-# Many small blocks are written into a map at once.
-_FEW_BLOCKS = 32
 
 Item = TypeVar("Item", bound=np.generic)
 
@@ -109,15 +108,13 @@ class Releasing:
 def write_blocks(into: NDArray[Any], cell_corners: NDArray[np.int64], blocks_of_cells: NDArray[Any]) -> None:
     """Write blocks (n, h, w) into a map at their corners, without what lies beyond it."""
     height, width = blocks_of_cells.shape[1:]
-    if len(blocks_of_cells) < _FEW_BLOCKS:
-        for (y, x), block in zip(cell_corners.tolist(), blocks_of_cells, strict=True):
-            view = into[y : y + height, x : x + width]
-            view[:] = block[: view.shape[0], : view.shape[1]]
-        return
-    y, x = cell_corners.T[:, :, None]
-    y, x = np.broadcast_arrays((y + np.arange(height))[:, :, None], (x + np.arange(width))[:, None])
-    inside = (y < into.shape[0]) & (x < into.shape[1])
-    into[y[inside], x[inside]] = blocks_of_cells[inside]
+    whole = (cell_corners + np.array((height, width)) <= into.shape).all(axis=1)
+    if whole.any():
+        places = sliding_window_view(into, (height, width), writeable=True)
+        places[*cell_corners[whole].T] = blocks_of_cells[whole]
+    for (y, x), block in zip(cell_corners[~whole].tolist(), blocks_of_cells[~whole], strict=True):
+        view = into[y : y + height, x : x + width]
+        view[:] = block[: view.shape[0], : view.shape[1]]
 
 
 def any_of(cells: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from coarse2fine.model import CascadeStage, Model
 from coarse2fine.models.feature_groups import Groups
 from coarse2fine.models.firing import FIRED, NO_FEATURE
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.models.threads import ThreadPool
 from coarse2fine.preprocess import fill_value, normalised
 from coarse2fine.progress import Tick
 from coarse2fine.refiners.protocol import Refiner
@@ -25,7 +26,7 @@ from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.grid import blocks, even
 from coarse2fine.tiling.image import Image
-from coarse2fine.tiling.window_reader import WindowReader
+from coarse2fine.tiling.window_reader import WindowBatch, WindowReader
 from coarse2fine.tiling.window_table import Windows
 
 BLOCK_PIXELS = 1024
@@ -243,23 +244,26 @@ def _look_closer(
 ) -> Scan:
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = runtime.place(level.net), level.net.spec
-    groups, macs, done = _groups_at(model, level), before.macs, 0
+    groups, macs, done, pool = _groups_at(model, level), before.macs, 0, ThreadPool.for_batches(runtime.device)
     scan = _empty(image, model, level)
     releasing = Releasing(scan.interest, scan.fired)
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
         for (height, width), rows in plan.by_shape():
             corners = plan.cell_corners[rows]
             windows = Windows.of_cells(corners, (height, width), spec.stride, spec.margin)
-            for batch in reader.batches(windows, max(1, _BATCH_PIXELS // windows.area)):
+
+            def answer(batch: WindowBatch, corners: NDArray[np.int64] = corners) -> int:
                 batch.pixels[batch.failed] = fill_value(model)
-                with torch.inference_mode():
-                    high = net.high(normalised(batch.pixels, model, runtime))
-                    logit = net.head(high)
-                scan.enter(corners[batch.index], high, logit, level, model.refiner, groups)
-                macs += len(batch.index) * spec.macs(height, width)
-                done += len(batch.index)
+                high = net.high(normalised(batch.pixels, model, runtime))
+                scan.enter(corners[batch.index], high, net.head(high), level, model.refiner, groups)
+                return len(batch.index)
+
+            batches = reader.batches(windows, max(1, _BATCH_PIXELS // windows.area))
+            for count in pool.in_order(answer, batches):
+                macs += count * spec.macs(height, width)
+                done += count
                 # A small square touches a page of memory in each of its rows.
-                releasing.after(len(batch.index) * height * _PAGE)
+                releasing.after(count * height * _PAGE)
                 if tick:
                     tick(done, len(plan))
         failures = tuple(dict.fromkeys((*before.failures, *reader.failures)))
@@ -314,22 +318,22 @@ def features(
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
     cost = spec.macs(height, width)
     seen = False
+
+    def answer(batch: WindowBatch) -> tuple[Box, Tensor, Tensor, int] | None:
+        if batch.failed[0]:
+            return None
+        box = grid[int(batch.index[0])]
+        high = net.high(normalised(batch.pixels, model, runtime))
+        return box, high[0, :, : box.height, : box.width], net.head(high)[0, :, : box.height, : box.width], cost
+
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
-        for done, batch in enumerate(reader.batches(boxes, 1)):
+        answers = ThreadPool.for_batches(runtime.device).in_order(answer, reader.batches(boxes, 1))
+        for done, answered in enumerate(answers):
             if tick:
                 tick(done + 1, len(grid))
-            if batch.failed[0]:
-                continue
-            seen, cell_box = True, grid[int(batch.index[0])]
-            with torch.inference_mode():
-                high = net.high(normalised(batch.pixels, model, runtime))
-                logit = net.head(high)[0]
-            yield (
-                cell_box,
-                high[0, :, : cell_box.height, : cell_box.width],
-                logit[:, : cell_box.height, : cell_box.width],
-                cost,
-            )
+            if answered is not None:
+                seen = True
+                yield answered
         if not seen:
             raise ImageError(f"no part of {image.name} can be read: {reader.failures[0]}")
         if failures is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 from unittest.mock import Mock
@@ -95,3 +96,42 @@ def test_a_forked_process_has_lanes_of_its_own() -> None:
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_batches_come_in_order_and_share_the_threads() -> None:
+    with threads_here(2):
+        pool = ThreadPool.for_batches(torch.device("cpu"))
+        assert pool.count == 2
+        assert list(pool.in_order(lambda n: n**2, iter(range(9)))) == [n**2 for n in range(9)]
+        assert set(pool.in_order(lambda _: torch.get_num_threads(), range(5))) == {1}
+    with threads_here(19):
+        pool = ThreadPool.for_batches(torch.device("cpu"))
+        assert pool.count == 8
+        assert set(pool.in_order(lambda _: torch.get_num_threads(), range(9))) == {2}
+    assert ThreadPool.for_batches(torch.device("meta")).count == 0
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_calls_have_ended_when_a_consumer_stops(threads: int) -> None:
+    begun, ended = Mock(), Mock()
+
+    def call(n: int) -> int:
+        begun(n)
+        ended(n)
+        return n
+
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise ArithmeticError
+
+    with threads_here(threads):
+        pool = ThreadPool.for_batches(torch.device("cpu"))
+        found = pool.in_order(call, range(100))
+        assert next(found) == 0
+        found.close()
+        assert begun.call_count == ended.call_count <= threads + 2
+        with pytest.raises(ArithmeticError):
+            list(pool.in_order(call, items()))
+        with pytest.raises(ZeroDivisionError):
+            list(pool.in_order(lambda n: 1 // n, range(9)))
+    assert begun.call_count == ended.call_count
