@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coarse2fine.fitting.specialists.earnings import KEY, as_record
 from coarse2fine.fitting.specialists.first_stage import candidates
 from coarse2fine.fitting.specialists.grow_tree import Grown, grow
 from coarse2fine.fitting.specialists.items import Items, ItemStore
@@ -77,8 +78,10 @@ def add_kinds(model: Model, crops: Crops, seed: int) -> Model:
         )
         return model
     tree = _as_tree(grown, whole, decoder, (spec,))
+    provenance = {**model.provenance, KEY: as_record(verdict.earned)}
     labels = tuple(Label(name, "area") for name in kind_names(tree))
-    return replace(model, refiner=replace(refiner, tree=tree, decoder=decoder, labels=labels))
+    refiner = replace(refiner, tree=tree, decoder=decoder, labels=labels)
+    return replace(model, refiner=refiner, provenance=provenance)
 
 
 def _held(image: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:

@@ -25,6 +25,7 @@ from coarse2fine.fitting.rescaled import answered_areas, refined_share
 from coarse2fine.fitting.scene import Scene
 from coarse2fine.fitting.specialists.activity import add_activity
 from coarse2fine.fitting.specialists.add import Mode, add_specialists, tests_of
+from coarse2fine.fitting.specialists.earnings import KEY
 from coarse2fine.fitting.specialists.unsure_cells import most_groups
 from coarse2fine.fitting.specialists.validate import fewest_groups
 from coarse2fine.fitting.task import FitTask, tell
@@ -105,10 +106,12 @@ def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) ->
     known = {"calibrated_on_training": self_calibrated, "steps_taken": taken.steps, "refined_share": share}
     cost = {"minimised": order.minimise, "cost": best.cost} | tried(found)
     data = origin(recipe, scenes, task.band, runtime) | origin_of_base(order.base, order.base_weights)
-    classifier, named = None, {}
+    classifier, named = None, dict[str, Any]()
     if order.many_classes:
         classifier, of_classes = fit_classifier(scenes, recipe, bars.task(CLASSES))
-        named = {"classifier": of_classes}
+        # Finds are routed by the classifier, if it has forks.
+        earned = of_classes.pop(KEY, None)
+        named = {"classifier": of_classes, **({KEY: earned} if earned else {})}
     provenance = {**best.model.provenance, **record, **untried, **data, **known, **cost, **named}
     return replace(best.model, classifier=classifier, provenance=provenance)
 

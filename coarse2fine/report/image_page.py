@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from coarse2fine.audit.result import Audit
 from coarse2fine.models.firing import NO_FEATURE, feature_name
 from coarse2fine.region import Region
+from coarse2fine.report.pictures import around, bgr, crop
+from coarse2fine.report.routes import RouteRow, route_rows
 from coarse2fine.report.templates import render_page
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.colours import label_colours
 from coarse2fine.results.overlays import data_uri, encoded, heat_pixels, to_overview
 from coarse2fine.steps.plan import Plan
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.geometry import Box, ceil_div
-from coarse2fine.tiling.image import Image
+from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
 _SHAPES = 20_000
@@ -89,8 +88,8 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
     """Write one self-contained HTML page about an analysis.
 
     It shows the image with interest, windows and regions as layers; the best windows at full resolution, with the
-    features that fired and the route; cost, failures and provenance. If the image cannot be read any more, the page
-    says so and shows the rest. Equal analyses give equal pages.
+    features that fired and the route; the specialists that read finds; cost, failures and provenance. If the image
+    cannot be read any more, the page says so and shows the rest. Equal analyses give equal pages.
 
     Parameters
     ----------
@@ -106,10 +105,12 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     failures = list(analysis.failures)
     picture, tiles, examples = None, [], []
+    routes: list[RouteRow] = []
     try:
         picture = _picture(analysis)
         tiles = _gallery(analysis)
         examples = _examples(analysis)
+        routes = route_rows(analysis)
     except ImageError as error:
         failures.append(f"pictures are missing: {error}")
     page = render_page(
@@ -123,6 +124,7 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
         windows=_rectangles(analysis.plan, analysis.cell, max(analysis.image.shape[:2]) / 400),
         tiles=tiles,
         examples=examples,
+        routes=routes,
         # Features of an autoencoder have no meaning of their own.
         chosen=[] if analysis.kinds else list(analysis.chosen_by.items())[:_FEATURES],
         spending=_spending(analysis),
@@ -200,13 +202,7 @@ def _picture(analysis: Analysis) -> dict[str, Any]:
     if analysis.interest.size:
         values = to_overview(analysis.interest, analysis.cell, downsample, (pixels.shape[0], pixels.shape[1]))
         heat = data_uri(encoded(heat_pixels(values, float(analysis.interest.max())), ".png"), ".png")
-    return {"base": data_uri(encoded(_bgr(pixels), ".jpg"), ".jpg"), "heat": heat}
-
-
-def _bgr(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if pixels.ndim == 2 or pixels.shape[2] == 1:
-        return pixels
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), np.uint8)
+    return {"base": data_uri(encoded(bgr(pixels), ".jpg"), ".jpg"), "heat": heat}
 
 
 def _gallery(analysis: Analysis) -> list[Tile]:
@@ -222,13 +218,15 @@ def _gallery(analysis: Analysis) -> list[Tile]:
         window = Box(y, x, min(y + height, image.height), min(x + width, image.width))
         if any(_holds(tile.box, window) for tile in tiles):
             continue
-        box = _around(window, image)
+        box = around(window, image, _TILE_SIDE)
         found = [] if near is None else near.query_ball_point(_centre(box), max(box.height, box.width) / 2, p=np.inf)
         regions = [analysis.regions[i] for i in sorted(found)]
         route = next((r.route for r in regions if _inside(r, window)), ())
         fired = () if analysis.kinds else _fired(plan, rank)
         shown = layers(regions, 0, colours)
-        tiles.append(Tile(rank + 1, float(plan.scores[rank]), box, window, _crop(image, box), fired, route, shown))
+        tiles.append(
+            Tile(rank + 1, float(plan.scores[rank]), box, window, crop(image, box, 2 * _TILE_SIDE), fired, route, shown)
+        )
         if len(tiles) == _TILES:
             break
     return tiles
@@ -240,8 +238,8 @@ def _examples(analysis: Analysis) -> list[Example]:
     colours = css_colours(analysis.labels)
     for label, kind in analysis.kinds.items():
         y0, x0, y1, x1 = kind["example"]
-        box = _around(Box(int(y0), int(x0), math.ceil(y1), math.ceil(x1)), analysis.image)
-        picture = _crop(analysis.image, box)
+        box = around(Box(int(y0), int(x0), math.ceil(y1), math.ceil(x1)), analysis.image, _TILE_SIDE)
+        picture = crop(analysis.image, box, 2 * _TILE_SIDE)
         found.append(Example(analysis.named(label), colours[label], box, (y0, x0, y1, x1), picture))
     return found
 
@@ -264,27 +262,6 @@ def _inside(region: Region, window: Box) -> bool:
 
 def _centre(box: Box) -> tuple[float, float]:
     return (box.y0 + box.y1) / 2, (box.x0 + box.x1) / 2
-
-
-def _around(window: Box, image: Image) -> Box:
-    """A square around a window, shifted into the image, and clipped if it is larger."""
-    side = max(_TILE_SIDE, window.height, window.width)
-    height, width = min(side, image.height), min(side, image.width)
-    y, x = _centre(window)
-    y0 = min(max(0, int(y) - height // 2), image.height - height)
-    x0 = min(max(0, int(x) - width // 2), image.width - width)
-    return Box(y0, x0, y0 + height, x0 + width)
-
-
-def _crop(image: Image, box: Box) -> str:
-    """Pixels of a box as a data URI; at full resolution except for very large windows."""
-    shrink = ceil_div(max(box.height, box.width), 2 * _TILE_SIDE)
-    part = Box(box.y0 // shrink, box.x0 // shrink, ceil_div(box.y1, shrink), ceil_div(box.x1, shrink))
-    try:
-        pixels = image.read_scaled(part, shrink)
-    except ImageError:  # listed among the failures already
-        pixels = np.zeros((part.height, part.width, 3), np.uint8)
-    return data_uri(encoded(_bgr(pixels), ".jpg", 88), ".jpg")
 
 
 def _spending(analysis: Analysis) -> list[tuple[str, int, float]]:

@@ -25,12 +25,12 @@ from coarse2fine.model_file import filled
 from coarse2fine.models.conv_stack import BatchInvariantConv2d, ConvStack, StackSpec
 from coarse2fine.models.feature_tree import NO_NODE, ROOT
 from coarse2fine.models.fork import Fork, ForkTree, Layers
+from coarse2fine.specialists.naming import commonest
 from coarse2fine.specialists.pictures import draw_examples
 from coarse2fine.terminal import printable
 
 _PREFIX = "classifier."
 _BATCH = 512
-_NAMED, _LEAST_SHARE = 3, 0.05
 _MOST_CONTEXT, _LEAST_STD = 8.0, 1e-6
 # Limits on what a file may ask for.
 _MOST_SIDE, _MOST_TILES, _MOST_FORKS = 256, 64, 256
@@ -184,16 +184,8 @@ class Classifier:
         return printable(f"{node}: {', '.join(self.commonest(node))}")
 
     def commonest(self, node: int) -> list[str]:
-        """The commonest groups of classes, by their first word, among the training crops of a node, with their shares.
-
-        Classes such as "Greek alpha" and "Greek beta" are of one group. The three commonest classes if no group has a
-        twentieth.
-        """
-        groups: Counter[str] = Counter()
-        for label, share in zip(self.labels, self.shares[node].tolist(), strict=True):
-            groups[label.partition(" ")[0] or label] += share
-        known = [f"{name} {share:.0%}" for name, share in groups.most_common(_NAMED) if share >= _LEAST_SHARE]
-        return known or [self.labels[k] for k in np.argsort(-self.shares[node], kind="stable")[:_NAMED]]
+        """The commonest classes among the training crops of a node, see `naming.commonest`."""
+        return commonest(dict(zip(self.labels, self.shares[node].tolist(), strict=True)))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays by name, for a model file; weights in half precision."""

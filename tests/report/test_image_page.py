@@ -64,6 +64,21 @@ def saved(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return analysis.save(tmp_path_factory.mktemp("saved") / "out")
 
 
+def test_a_page_shows_the_specialists_that_read_finds(analysis: Analysis, tmp_path: Path) -> None:
+    earned = {"7": {"measure": "wrong", "items": 1234, "before": 0.25, "after": 0.125}}
+    model = {**analysis.provenance["model"], "earned": earned}
+    known = replace(analysis, provenance={**analysis.provenance, "model": model})
+    page = Page(write_report(known, tmp_path / "report.html"))
+    assert "Specialists that read finds" in page.text
+    assert "wrong 25.0% \u2192 12.5% of 1,234 held out" in page.text
+    silent = Page(write_report(analysis, tmp_path / "silent.html"))
+    assert "Specialists that read finds" in silent.text
+    assert "held out" not in silent.text
+    assert silent.tags.count("img") == page.tags.count("img")
+    none = replace(analysis, regions=tuple(replace(r, route=()) for r in analysis.regions))
+    assert "Specialists" not in Page(write_report(none, tmp_path / "none.html")).text
+
+
 def test_a_page_holds_all_and_asks_for_nothing(analysis: Analysis, tmp_path: Path) -> None:
     page = Page(write_report(analysis, tmp_path / "report.html"))
     assert page.links

@@ -20,6 +20,7 @@ from coarse2fine.fitting.forecast import CLASSES
 from coarse2fine.fitting.geometry import find_labels
 from coarse2fine.fitting.resume import GENTLE, unfolded
 from coarse2fine.fitting.scene import Scene
+from coarse2fine.fitting.specialists.earnings import KEY, as_record, earned_by
 from coarse2fine.fitting.specialists.evidence import LEVEL, chance_of_gain
 from coarse2fine.fitting.task import tell
 from coarse2fine.model import Model
@@ -223,7 +224,8 @@ def learn_classes(
     more, tree = _trained_on(trunk, counted, plan, recipe.seed)
     usual = _classifier(names, ForkTree(more), recipe, draw, shown)
     found = usual if tree is None else _classifier(names, tree, recipe, draw, shown)
-    right, forked = (each(judges.pixels).labels == judges.classes for each in (usual, found))
+    named = [each(judges.pixels) for each in (usual, found)]
+    right, forked = (each.labels == judges.classes for each in named)
     known: dict[str, Any] = {"classes": len(names), "samples": total, "held_objects": len(right), "forks": 0}
     if len(right):
         known["right"] = round(float(right.mean()), 4)
@@ -234,7 +236,8 @@ def learn_classes(
     known |= {"right_with_forks": round(float(forked.mean()), 4) if len(right) else None, "p": round(luck, 4)}
     if luck > LEVEL:
         return usual, known
-    return found, {**known, "forks": len(tree) - 1}
+    earned = earned_by(named[1].nodes[:, None], "wrong", ~right, ~forked)
+    return found, {**known, "forks": len(tree) - 1, KEY: as_record(earned)}
 
 
 def _trained_on(trunk: ConvStack, draw: Draw, plan: TrunkPlan, seed: int) -> tuple[ConvStack, ForkTree | None]:

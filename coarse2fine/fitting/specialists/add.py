@@ -18,6 +18,7 @@ import torch
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.forecast import SPECIALISTS
 from coarse2fine.fitting.scene import Scene
+from coarse2fine.fitting.specialists.earnings import KEY, as_record
 from coarse2fine.fitting.specialists.first_stage import candidates, choose_first
 from coarse2fine.fitting.specialists.grow_tree import Grown, TreeGrower
 from coarse2fine.fitting.specialists.items import Items
@@ -93,6 +94,7 @@ def add_specialists(
     record: dict[str, Any] = {"asked": mode, "chosen": None, "held_back": {}, "first_stage": {}}
     wanted = {"auto": ("heads", "tree"), "activity": ()}.get(mode, (mode,))
     tree: SpecialistTree | None = None
+    earned: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         folder = Path(cache or stack.enter_context(tempfile.TemporaryDirectory()))
         if not cache:
@@ -114,14 +116,16 @@ def add_specialists(
                 tick(done + 1, len(wanted))
             record["held_back"] = {name: verdict.reported(tried) for name, (verdict, _) in found.items() if verdict}
             record["chosen"] = best_way({name: verdict for name, (verdict, _) in found.items() if verdict}, tried)
-            tree = found[record["chosen"]][1] if record["chosen"] else None
+            if record["chosen"]:
+                verdict, tree = found[record["chosen"]]
+                earned = {} if verdict is None else as_record(verdict.earned)
     if mode in ("heads", "tree") and tree is None:
         gained = record["held_back"].get(mode) or "there is nothing for them to learn from"
         warnings.warn(
             f"no specialists {mode!r} helped significantly on held-out parts of scenes: {gained}; {REMEDY}",
             stacklevel=3,
         )
-    provenance = {**draft.provenance, "specialists": record}
+    provenance = {**draft.provenance, "specialists": record, **({KEY: earned} if earned else {})}
     return replace(draft, refiner=replace(refiner, tree=tree), provenance=provenance)
 
 

@@ -142,7 +142,7 @@ def judge_groups(
         mine = grown.take(rows).shrunk(SHARES[decided.share])
         return mine.answered(held.take(rows).answers, decided.kept, gates[decided.gate])
 
-    decided, verdict = judged(GroupColumns(grown, held, gates, SHARES, measure), held, apply, measure)
+    decided, verdict, _ = judged(GroupColumns(grown, held, gates, SHARES, measure), held, apply, measure)
     return SHARES[decided.share], decided.kept, gates[decided.gate], verdict
 
 

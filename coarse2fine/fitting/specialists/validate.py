@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coarse2fine.fitting.specialists.earnings import Earned, earned_by
 from coarse2fine.fitting.specialists.evidence import LEVEL, Columns, Decision, chance, decide
 from coarse2fine.fitting.specialists.grow_tree import Grown
 from coarse2fine.fitting.specialists.items import Items, loss_of, squared_of, wrong
@@ -47,6 +48,8 @@ class Verdict:
         Share of wrong answers, without and with specialists.
     chance : float
         p-value: probability that specialists that do not help gain as much; above 0.05 a lower bound.
+    earned : mapping of int to Earned
+        What each node of a tree gains on its own items.
     """
 
     items: int
@@ -57,6 +60,7 @@ class Verdict:
     wrong_before: float
     wrong: float
     chance: float
+    earned: Mapping[int, Earned] = field(default_factory=dict)
 
     @property
     def worth(self) -> float:
@@ -252,13 +256,16 @@ def _judge_tree(
         tree = replace(grown.tree, kept=decided.kept)
         return own.take(part).shrunk(shares[decided.share]).answered(gates[decided.gate], tree)
 
-    decided, verdict = judged(columns, held, apply, measure)
+    decided, verdict, answers = judged(columns, held, apply, measure)
     tree = replace(grown.tree, kept=decided.kept)
+    before, after = (measure(each, held)[0] for each in (held.answers, answers))
+    name = "error" if measure is reconstruction_measured else "loss"
+    verdict = replace(verdict, earned=earned_by(own.nodes, name, before, after))
     return replace(grown.shrunk(shares[decided.share]), tree=tree), gates[decided.gate], verdict
 
 
-def judged(columns: Columns, held: Items, apply: Apply, measure: Measure) -> tuple[Decision, Verdict]:
-    """The decision on all items, and its cross-validated verdict.
+def judged(columns: Columns, held: Items, apply: Apply, measure: Measure) -> tuple[Decision, Verdict, Tensor]:
+    """The decision on all items, its cross-validated verdict, and the answers that this is about.
 
     Parameters
     ----------
@@ -289,4 +296,4 @@ def judged(columns: Columns, held: Items, apply: Apply, measure: Measure) -> tup
         wrong=float(worse.sum()) / count,
         chance=chance(columns, decided),
     )
-    return decided, verdict
+    return decided, verdict, answers
