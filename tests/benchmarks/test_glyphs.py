@@ -25,7 +25,7 @@ from coarse2fine.fitting.classes.learner import Learner, stream, train_net
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.fork import ForkTree, Layers
 
-SCALE = GlyphScale(6, 2048, 3072, 512, 300, 1, (BASE, ON, "random", "forks", "4 x 4"))
+SCALE = GlyphScale(6, 2048, 3072, 512, 300, 1, (BASE, ON, "random", "64", "8 x 8"))
 
 
 @pytest.fixture(scope="module")

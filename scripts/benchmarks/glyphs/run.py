@@ -15,7 +15,7 @@ from benchmarks.glyphs.variants import FEW, VARIANTS, WIDE
 from coarse2fine.bench.sections import SectionReport
 from coarse2fine.tiling.writing.atomic import replacing_stream
 
-FULL = GlyphScale(40, 1_200_000, 1_000_000, 20_000, 40_000, 3, tuple(VARIANTS))
+FULL = GlyphScale(40, 4_000_000, 10_000_000, 60_000, 40_000, 3, tuple(VARIANTS))
 QUICK = GlyphScale(8, 40_000, 40_000, 10_000, 10_000, 1, FEW)
 
 
@@ -58,7 +58,7 @@ def _stored(glyphs: Glyphs, seed: int, scale: GlyphScale, home: Path) -> dict[st
     found: dict[str, Result] = {}
     for word, trained in (("forks", run_seed), ("wide", run_wide)):
         path = home / f"{word}-{'-'.join(map(str, numbers))}.npz"
-        if word == "wide" and (seed or WIDE not in scale.names):
+        if word == "wide" and WIDE not in scale.names:
             continue
         if not path.is_file():
             results = trained(glyphs, seed, scale)
