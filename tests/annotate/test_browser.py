@@ -151,6 +151,7 @@ def test_places_are_suggested_and_completed(browser: Browser, server: AnnotateSe
     saved(browser, server)
     assert len(read_annotations(server.store.path).regions) == 1
     assert "Learns from 1 place where all is drawn" in browser.text("scope")
+    browser.until("document.getElementById('suggestion').textContent.startsWith('1 place done. Here: ')")
 
 
 def test_a_server_that_is_gone_is_told(picture: Path, tmp_path: Path) -> None:
@@ -161,6 +162,7 @@ def test_a_server_that_is_gone_is_told(picture: Path, tmp_path: Path) -> None:
         browser.mouse(at(100, 100), at(140, 140))
         browser.until("document.getElementById('saved').className === 'bad'")
         assert "erver does not answer" in browser.text("saved")
+        browser.until("document.getElementById('saved').textContent.endsWith('1 change is not saved.')")
 
 
 def test_finds_are_decided_by_keys(fitted: AnnotateServer, tmp_path: Path) -> None:
@@ -181,6 +183,42 @@ def test_finds_are_decided_by_keys(fitted: AnnotateServer, tmp_path: Path) -> No
         assert browser.text("itemCount").endswith(", 1 rejected")
         browser.click("#interest")
         assert browser.problems == []
+
+
+def test_decisions_of_another_tab_are_seen(fitted: AnnotateServer, tmp_path: Path) -> None:
+    with Browser(tmp_path / "one") as one, Browser(tmp_path / "two") as two:
+        count = len(ask(fitted, "/finds.json")[1]["finds"])
+        for page in (one, two):
+            page.open(fitted.url)
+            page.until(f"document.getElementById('findCount').textContent === '{count}'")
+        one.press("n")
+        one.press("x")
+        two.until(f"document.getElementById('findCount').textContent === '{count - 1}'")
+        two.press("n")
+        two.press("x")
+        for page in (one, two):
+            page.until(f"document.getElementById('findCount').textContent === '{count - 2}'")
+
+
+def test_few_objects_are_told_of(browser: Browser, server: AnnotateServer) -> None:
+    assert "rough model" not in browser.text("scope")
+    browser.press("b")
+    browser.mouse(at(100, 100), at(140, 140))
+    wait_for(lambda: len(saved(browser, server)) == 1, "the box")
+    assert "Only 1 object so far: expect a rough model" in browser.text("scope")
+
+
+def test_a_fit_ends_with_its_server(picture: Path, tmp_path: Path) -> None:
+    with viewing(picture) as (running, url), Browser(tmp_path / "profile") as browser:
+        browser.open(url)
+        browser.press("b")
+        for x in (20, 80, 140):
+            browser.mouse(at(x, 140), at(x + 20, 160))
+        browser.until("document.getElementById('saved').textContent.startsWith('Saved')")
+        browser.click("#fit")
+        browser.until("!document.getElementById('progress').hidden")
+        running.terminate()
+        browser.until("document.getElementById('progress').hidden && document.getElementById('cancel').hidden")
 
 
 def test_a_fit_is_begun_and_cancelled(browser: Browser, server: AnnotateServer) -> None:

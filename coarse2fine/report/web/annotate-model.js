@@ -45,14 +45,16 @@ export class ModelPanel {
       }
     } catch {
       this.options.lost(true);
+      this.running = false; // a fit ends with its server
+      this.tellFit();
       return;
     }
     this.options.lost(false);
-    await this.state.follow(found.revision);
+    // Decisions made in another tab.
+    if ((await this.state.follow(found.revision)) && this.version) await this.refresh();
     const { status, share, step, seconds_left: left, message } = found.fit;
     this.running = status === "running";
-    part("fit").disabled = part("steps").hidden = this.running;
-    part("cancel").hidden = part("progress").hidden = !this.running;
+    this.tellFit();
     part("progress").firstElementChild.value = share;
     part("step").textContent = `${Math.round(share * 100)} %, ${step}${left === null ? "" : `, ${time(left)}`}`;
     if (!this.running) {
@@ -67,6 +69,11 @@ export class ModelPanel {
       await this.refresh();
       this.options.fitted(found);
     }
+  }
+
+  tellFit() {
+    part("fit").disabled = part("steps").hidden = this.running;
+    part("cancel").hidden = part("progress").hidden = !this.running;
   }
 
   async fit() {
@@ -141,9 +148,11 @@ export class ModelPanel {
     this.place = this.places.shift() || null;
     part("suggest").disabled = false;
     part("complete").disabled = !this.place;
+    const done = [...this.state.items.values()].filter((item) => this.state.labelOf(item) === this.state.info.special[1]).length;
+    const count = done ? `${done.toLocaleString("en")} ${done === 1 ? "place" : "places"} done. ` : "";
     part("suggestion").textContent = this.place
-      ? `Here: ${FINDS[this.place.kind]}. Draw all objects in the square, then press D.`
-      : "Nothing is left: all places are annotated.";
+      ? `${count}Here: ${FINDS[this.place.kind]}. Draw all objects in the square, then press D.`
+      : `${count}Nothing is left: all places are annotated.`;
     if (this.place) this.options.show(this.place.box, 1.6);
     part("complete").parentElement.scrollIntoView({ block: "nearest" });
     this.canvas.redraw();

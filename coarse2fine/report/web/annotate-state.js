@@ -126,9 +126,11 @@ export class State extends EventTarget {
     this.tell("saved");
   }
 
-  // Another tab's changes, if nothing of ours is on its way.
+  // Another tab's changes, if nothing of ours is on its way; whether there were any.
   async follow(revision) {
-    if (revision !== this.revision && !this.pending.size && !this.sending) await this.load();
+    if (revision === this.revision || this.pending.size || this.sending) return false;
+    await this.load();
+    return true;
   }
 
   fail(problem) {

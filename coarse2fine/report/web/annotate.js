@@ -5,6 +5,8 @@ import { Tools } from "./annotate-tools.js";
 
 const part = (id) => document.getElementById(id);
 const number = (value) => value.toLocaleString("en");
+// Fewer objects give a rough model.
+const FEW = 30;
 const TOOLS = { v: "move", b: "box", p: "point", g: "polygon", k: "brush" };
 
 function viewerOf(info) {
@@ -165,26 +167,31 @@ async function start() {
   });
 
   const tellSaved = () => {
-    const text = lost ? "The server does not answer: start it again, then load its new address." : state.problem && `Cannot be saved: ${state.problem}`;
+    const kept = state.pending.size ? ` ${number(state.pending.size)} ${state.pending.size === 1 ? "change is" : "changes are"} not saved.` : "";
+    const text = lost ? `The server does not answer: start it again, then load its new address.${kept}` : state.problem && `Cannot be saved: ${state.problem}`;
     part("saved").textContent = text || (state.unsaved ? "Saving" : `Saved in ${info.file}`);
     part("saved").classList.toggle("bad", Boolean(text));
   };
   const draw = () => {
     const counts = new Map();
     let regions = 0;
+    let objects = 0;
     for (const item of state.items.values()) {
       if (isRejected(item)) continue;
       const name = state.labelOf(item);
       counts.set(name, (counts.get(name) || 0) + 1);
       regions += name === info.special[1];
+      objects += !info.special.includes(name);
       if (name && !classes.names.includes(name)) classes.add(name).then(draw);
     }
     classes.draw(counts);
     const rejected = [...state.items.values()].filter(isRejected).length;
     part("itemCount").textContent = `${number(state.items.size - rejected)} drawn, ${number(rejected)} rejected`;
-    part("scope").textContent = regions
+    const few = objects && objects < FEW ? ` Only ${number(objects)} ${objects === 1 ? "object" : "objects"} so far: expect a rough model, and correct its finds.` : "";
+    const scope = regions
       ? `Learns from ${number(regions)} ${regions === 1 ? "place" : "places"} where all is drawn, and from each object and decision elsewhere.`
       : "Learns from the whole image: what is not drawn counts as background. If only a part is annotated, mark it as \u201call drawn here\u201d.";
+    part("scope").textContent = scope + few;
     part("undo").disabled = !state.done.length;
     part("redo").disabled = !state.undone.length;
     part("remove").disabled = !tools.selected;
