@@ -21,6 +21,7 @@ from coarse2fine.experts.again import GivenExperts, ListedExperts, all_again
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.outputs import check_outputs
 from coarse2fine.experts.refiner import ExpertRefiner
+from coarse2fine.learned import learned_from
 from coarse2fine.model_file import (
     check_text,
     describe_stage,
@@ -125,7 +126,6 @@ class Model:
                     f"cells of {level.cell} px at 1/{level.downsample} cannot come before {closer.cell} px at "
                     f"1/{closer.downsample}: expected a multiple of the next stage's cells, or a coarser plane"
                 )
-
         self._check_bands()
 
     def _check_bands(self) -> None:
@@ -158,9 +158,9 @@ class Model:
         return f"<Model {self.name!r} ({self.refiner.kind}): {classes}, cells of {self.geometry.cell} px>"
 
     def __str__(self) -> str:
-        names = printable(", ".join(label.name for label in self.labels))
-        lines = [f"{printable(self.name)} ({self.refiner.kind}): {names}"]
-        return "\n  ".join([*lines, *(line for band in self.bands for line in _described(band))])
+        first = f"{self.name} ({self.refiner.kind}): {', '.join(label.name for label in self.labels)}"
+        bands = (line for band in self.bands for line in _described(band))
+        return "\n  ".join([printable(first), *bands, *learned_from(self.provenance)])
 
     @property
     def bands(self) -> tuple[Model, ...]:

@@ -25,7 +25,7 @@ PARTS = ("tiling", "models")
 FLOORS = (
     ("_environment", "_version", "terminal", "plugins", "region", "tiling", "models"),
     ("paths", "cascade"),
-    ("bases", "config", "progress", "bundle", "annotations"),
+    ("bases", "config", "progress", "bundle", "learned", "annotations"),
     ("model_file",),
     ("specialists",),
     ("refiners",),

@@ -64,7 +64,7 @@ def test_finds_and_costs_stay(name: str, digits: BenchScene) -> None:
     assert known["labels"]
     assert found["labels"] == known["labels"]
     assert found["macs"] == known["macs"]
-    assert found["str"] == known["str"]
+    assert found["str"].startswith(known["str"])  # lines were added since
     np.testing.assert_allclose(found["scores"], known["scores"], atol=0.005)
     # Boxes are means of those of neighbouring cells now.
     boxes, before = (np.array(each["boxes"], np.float64) for each in (found, known))

@@ -21,7 +21,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("image", help="an image file, a Zarr folder or an address; or a model file")
+    parser.add_argument("image", help="an image file, a Zarr folder or an address; or a model's file or name")
     parser.set_defaults(run=_info)
 
 
@@ -53,11 +53,12 @@ def _convert(parsed: argparse.Namespace) -> None:
 
 
 def _info(parsed: argparse.Namespace) -> None:
-    from coarse2fine.bundle import SUFFIX
+    from coarse2fine.bundle import SUFFIX, embedded_names
     from coarse2fine.model import load_model
     from coarse2fine.tiling.opening import open_image
 
-    if parsed.image.endswith(SUFFIX):
+    embedded = parsed.image in embedded_names() and not Path(parsed.image).exists()
+    if embedded or parsed.image.endswith(SUFFIX):
         say_lines(load_model(parsed.image))
         return
     with open_image(parsed.image) as image:

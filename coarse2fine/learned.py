@@ -1,0 +1,47 @@
+"""What a model was fitted on, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from coarse2fine.terminal import printable
+
+_NAMED, _UNNAMED = 3, "array"
+
+
+def learned_from(provenance: Mapping[str, Any]) -> list[str]:
+    """Lines of a printed model: its scenes and objects, how well it did on held-out parts, and the recall it is set to.
+
+    Parameters
+    ----------
+    provenance : mapping
+        Of the model, perhaps from a stranger's file: what is missing or of another type is left out.
+    """
+    lines = [_scenes(provenance)]
+    f1, recall = (_number(provenance, key) for key in ("f1_held_back", "recall_target"))
+    said = [] if f1 is None else [f"F1 {f1:.2f} on parts that were held out"]
+    said += [] if recall is None else [f"set to find {recall:.1%} of what refining everything finds"]
+    return [line for line in (*lines, ", ".join(said)) if line]
+
+
+def _scenes(provenance: Mapping[str, Any]) -> str:
+    scenes, images = provenance.get("scenes"), _number(provenance, "images")
+    if isinstance(scenes, Sequence) and not isinstance(scenes, str):
+        names = list(dict.fromkeys(str(each) for each in scenes if each != _UNNAMED))
+        more = ", ..." if len(names) > _NAMED else ""
+        shown = f" ({', '.join(names[:_NAMED])}{more})" if names else ""
+        count, word = len(scenes), "scene" if len(scenes) == 1 else "scenes"
+    elif images is not None:
+        count, word, shown = int(images), "image" if images == 1 else "images", ""
+    else:
+        return ""
+    objects, size = _number(provenance, "objects"), _number(provenance, "median_size")
+    what = "" if objects is None else f": {objects:,.0f} annotated objects"
+    what += f", half of them above {size:,.0f} px" if what and size is not None else ""
+    return printable(f"fitted on {count:,} {word}{shown}{what}")
+
+
+def _number(provenance: Mapping[str, Any], key: str) -> float | None:
+    found = provenance.get(key)
+    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None

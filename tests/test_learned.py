@@ -1,0 +1,38 @@
+"""What a model was fitted on, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coarse2fine.learned import learned_from
+
+
+@pytest.mark.parametrize(
+    ("provenance", "lines"),
+    [
+        (
+            {"scenes": ["a", "b"], "objects": 1500, "median_size": 30.2, "f1_held_back": 0.942, "recall_target": 0.99},
+            [
+                "fitted on 2 scenes (a, b): 1,500 annotated objects, half of them above 30 px",
+                "F1 0.94 on parts that were held out, set to find 99.0% of what refining everything finds",
+            ],
+        ),
+        ({"scenes": ["array"], "objects": 7}, ["fitted on 1 scene: 7 annotated objects"]),
+        ({"scenes": ["x.png", "array", "y", "z", "w"]}, ["fitted on 5 scenes (x.png, y, z, ...)"]),
+        ({"images": 50}, ["fitted on 50 images"]),
+        ({"recall_target": 0.95}, ["set to find 95.0% of what refining everything finds"]),
+        ({}, []),
+        # From a stranger's file.
+        ({"scenes": "all of them", "objects": "many", "f1_held_back": None, "images": True}, []),
+        ({"scenes": [3, None], "median_size": []}, ["fitted on 2 scenes (3, None)"]),
+    ],
+)
+def test_it_says_what_is_known(provenance: dict[str, Any], lines: list[str]) -> None:
+    assert learned_from(provenance) == lines
+
+
+def test_names_are_shown_as_text() -> None:
+    (line,) = learned_from({"scenes": ["a\x1b[31m\n"]})
+    assert line.isprintable()
