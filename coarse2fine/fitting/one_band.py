@@ -15,6 +15,7 @@ from coarse2fine.fitting.base import train_base
 from coarse2fine.fitting.calibrate import Calibrated, CalibrationSet, Price, calibrate, calibrates_on_all
 from coarse2fine.fitting.cascade import add_glances, measure_price, scan_candidates
 from coarse2fine.fitting.classes.fit_classifier import expected_of_classes, fit_classifier
+from coarse2fine.fitting.classes.found_boxes import found_boxes
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.forecast import CLASSES, FINDING, OBJECTS, RESCALED, THRESHOLDS, expected_steps
 from coarse2fine.fitting.geometry import base_spec
@@ -108,7 +109,8 @@ def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) ->
     data = origin(recipe, scenes, task.band, runtime) | origin_of_base(order.base, order.base_weights)
     classifier, named = None, dict[str, Any]()
     if order.many_classes:
-        classifier, of_classes = fit_classifier(scenes, recipe, bars.task(CLASSES))
+        boxes = found_boxes(scenes, answers, draft.areas)
+        classifier, of_classes = fit_classifier(scenes, boxes, recipe, bars.task(CLASSES))
         # Finds are routed by the classifier, if it has forks.
         earned = of_classes.pop(KEY, None)
         named = {"classifier": of_classes, **({KEY: earned} if earned else {})}

@@ -138,14 +138,18 @@ class Judges:
 
 
 def fit_classifier(
-    scenes: Sequence[Scene], recipe: Recipe, tick: Tick | None = None
+    scenes: Sequence[Scene], found: Sequence[NDArray[np.float64]], recipe: Recipe, tick: Tick | None = None
 ) -> tuple[Classifier | None, dict[str, Any]]:
     """Fit a classifier to the annotated objects, and what is to be known of it; None if there are areas only.
+
+    It learns from the boxes of the finds too, which it will see: they cut off more than the annotated ones.
 
     Parameters
     ----------
     scenes : sequence of Scene
         With their held-out parts marked.
+    found : sequence of ndarray, float64, (objects, 4)
+        See `coarse2fine.fitting.classes.found_boxes`.
     recipe : Recipe
     tick : callable, optional
         Called with the numbers of samples seen and of all samples.
@@ -155,12 +159,12 @@ def fit_classifier(
         return None, {}
     plan = TrunkPlan.usual(len(names), recipe.steps)
     side = plan.spec(recipe.channels, len(names)).input_size(1) if start is None else start.side
-    crops = ObjectCrops.of(scenes, names, side, recipe.channels, recipe.seed)
+    crops = ObjectCrops.of(scenes, names, side, recipe.channels, recipe.seed, found=found)
     if not len(crops.classes):
         tell("no object outside the held-out parts can be read closely: finds keep one class; annotate more scenes")
         return start, {}
     draw = Sampler(crops, recipe.mean, recipe.std, rotate=recipe.rotate, seed=recipe.seed).draw
-    held = ObjectCrops.of(scenes, names, side, recipe.channels, recipe.seed, held=True)
+    held = ObjectCrops.of(scenes, names, side, recipe.channels, recipe.seed, found=found, held=True)
     judges = Judges(held.plain, held.classes, held.groups)
     return learn_classes(names, draw, crops.plain, judges, plan, recipe, tick)
 

@@ -22,7 +22,7 @@ CONTEXT = 1.5
 _ROOM = 1.6
 # Fewest scenes that count as groups.
 _SCENES = 6
-_MOST = 20_000
+_MOST = 40_000
 # Half ranges of what varies: the size and place of a box (a share of its side), tilt of upright objects in radians.
 _SCALED, _MOVED, _TILT = 0.15, 0.08, 0.1
 # As in the training of the refine net.
@@ -50,9 +50,19 @@ class ObjectCrops:
 
     @classmethod
     def of(
-        cls, scenes: Sequence[Scene], names: Sequence[str], side: int, channels: int, seed: int, *, held: bool = False
+        cls,
+        scenes: Sequence[Scene],
+        names: Sequence[str],
+        side: int,
+        channels: int,
+        seed: int,
+        *,
+        found: Sequence[NDArray[np.float64]] = (),
+        held: bool = False,
     ) -> ObjectCrops:
         """Crops of the objects that are trained on; if they are very many, of some, rare classes first.
+
+        An object that was found has two crops: around its annotation, and around its find.
 
         Parameters
         ----------
@@ -62,21 +72,30 @@ class ObjectCrops:
         side : int
             Pixels of the net's input.
         channels, seed : int
+        found : sequence of ndarray, float64, (objects, 4), optional
+            See `found_boxes`; by default none was found.
         held : bool
-            Crops of the held-out objects instead.
+            Crops of the held-out objects instead: those of the finds, as an analysis reads them, and of the annotations
+            of what was not found.
         """
         number = {name: i for i, name in enumerate(names)}
         mine = [scene.fits & (is_held(scene) == held) & scene.annotated(*scene.centre.T) for scene in scenes]
-        rows = [(s, i) for s, those in enumerate(mine) for i in np.flatnonzero(those).tolist()]
-        chosen = _some([number[scenes[s].names[i]] for s, i in rows], np.random.default_rng((seed, 7)))
+        squares = [_squares(scene, found[s] if found else None) for s, scene in enumerate(scenes)]
+        rows = [
+            (s, i, k)
+            for s, those in enumerate(mine)
+            for i in np.flatnonzero(those).tolist()
+            for k in _used(squares[s][i], held=held)
+        ]
+        chosen = _some([number[scenes[s].names[i]] for s, i, _ in rows], np.random.default_rng((seed, 7)))
         room = math.ceil(side * _ROOM)
         pixels = np.empty((len(chosen), room, room, channels), np.uint8)
         classes = np.empty(len(chosen), np.int64)
         places = np.empty((len(chosen), 3), np.int64)
-        for n, (s, i) in enumerate(rows[k] for k in chosen.tolist()):
+        for n, (s, i, k) in enumerate(rows[row] for row in chosen.tolist()):
             scene = scenes[s]
-            y, x = scene.centre[i].tolist()
-            full_side = CONTEXT * float(scene.size[i].max())
+            y, x, longer = squares[s][i, k].tolist()
+            full_side = CONTEXT * longer
             pixels[n] = Crop.around((y, x), full_side * room / side, room).read(scene.image, room, channels)
             classes[n] = number[scene.names[i]]
             places[n] = (s, *(int(at / (scene.fine_cell * PART / 2)) for at in (y, x)))
@@ -91,8 +110,24 @@ class ObjectCrops:
         return np.ascontiguousarray(self.pixels[:, rim : rim + self.side, rim : rim + self.side])
 
 
+def _squares(scene: Scene, found: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Middle (y, x) and longer side of each object by its annotation, and by its find; (objects, 2, 3)."""
+    own = np.column_stack([scene.centre, scene.size.max(axis=1, initial=0)])
+    if found is None:
+        return np.stack([own, np.full_like(own, np.nan)], axis=1)
+    middle, size = (found[:, :2] + found[:, 2:]) / 2, found[:, 2:] - found[:, :2]
+    return np.stack([own, np.column_stack([middle, size.max(axis=1, initial=0)])], axis=1)
+
+
+def _used(squares: NDArray[np.float64], *, held: bool) -> tuple[int, ...]:
+    """Which of the two squares of an object are read."""
+    if np.isnan(squares[1]).any():
+        return (0,)
+    return (1,) if held else (0, 1)
+
+
 def _some(classes: Sequence[int], rng: np.random.Generator) -> NDArray[np.intp]:
-    """Rows of at most `_MOST` objects, in order: as many of each class as there are or as each may have."""
+    """Rows of at most `_MOST` crops, in order: as many of each class as there are or as each may have."""
     order = rng.permutation(len(classes))
     own = np.array(classes, np.int64)[order]
     # The how manieth of its class each is.

@@ -18,13 +18,17 @@ from coarse2fine import Model, analyze, fit, open_image
 from coarse2fine.annotations.read import AnnotationError, read_annotations
 from coarse2fine.fitting.classes import fit_classifier, object_crops
 from coarse2fine.fitting.classes.fit_classifier import Judges, TrunkPlan, learn_classes, one_class
+from coarse2fine.fitting.classes.found_boxes import found_boxes
 from coarse2fine.fitting.classes.learner import Samples
 from coarse2fine.fitting.classes.object_crops import CONTEXT, ObjectCrops, Sampler
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.scene import PART, Scene, is_held
+from coarse2fine.fitting.teacher import Answers
 from coarse2fine.model import Geometry
+from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.refiners.protocol import Label
+from coarse2fine.region import Region
 from coarse2fine.steps.classify import Crop
 from tests.fitting.discs import QUICK, smaller
 
@@ -109,6 +113,36 @@ def test_crops_are_those_that_an_analysis_reads() -> None:
         read = Crop.around(tuple(centre.tolist()), CONTEXT * float(size.max()), 30).read(scene.image, 30, 1)
         # Both reduce 48 px to 30, from grids that differ by less than a pixel.
         assert np.corrcoef(plain.ravel().astype(float), read.ravel())[0, 1] > 0.85
+
+
+def test_finds_are_learned_from_and_judged_as_they_are_read() -> None:
+    pixels, collection = bars(1)
+    scene = scene_of(pixels, collection)
+    count, cell = len(scene.centre), scene.fine_cell
+    # Finds of all objects but one, each smaller and off its centre; and false alarms, faint ones and one of an area.
+    rng = np.random.default_rng(0)
+    middle, half = scene.centre[1:] + rng.uniform(-4, 4, (count - 1, 2)), rng.uniform(8, 14, count - 1)
+    true = np.column_stack([middle - half[:, None], middle + half[:, None]])
+    boxes = np.concatenate([true, [[0, 0, 9, 9]], true[:1] + 1, true[:1] + 2]) / cell
+    cells = boxes[:, :2].astype(np.int32)
+    scores = np.array([0.9] * count + [0.4, 0.95], np.float32)
+    labels = np.array([0] * (count + 1) + [1], np.int16)
+    finds = Candidates(cells, scores, labels, boxes.astype(np.float32), np.zeros(count + 2, np.int32))
+    (own,) = found_boxes([scene], Answers((finds,), (), 0.5, 1.0), np.array([False, True]))
+    assert np.isnan(own[0]).all()
+    np.testing.assert_allclose(own[1:], true, atol=1e-3)
+
+    names = tuple(sorted(set(scene.names)))
+    crops = ObjectCrops.of([scene], names, 30, 1, 0, found=[own])
+    assert len(crops.classes) == 2 * count - 1  # around each annotation, and around each find
+    scene.held[0, 0] = True
+    judged = ObjectCrops.of([scene], names, 30, 1, 0, found=[own], held=True)
+    assert [names[k] for k in judged.classes] == list(scene.names)
+    for plain, y0, x0, y1, x1 in zip(judged.plain[1:], *true.T, strict=True):
+        region = Region("object", 0.9, (y0, x0, y1, x1))
+        side = CONTEXT * max(y1 - y0, x1 - x0)
+        read = Crop.around(region.full_centre, side, 30).read(scene.image, 30, 1)
+        assert np.corrcoef(plain.ravel().astype(float), read.ravel())[0, 1] > 0.8
 
 
 @pytest.mark.parametrize("rotate", [False, True])
