@@ -30,6 +30,7 @@ from coarse2fine.steps.pieces import cut
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.refine import Refinement
 from coarse2fine.steps.scan import Scan
+from coarse2fine.steps.scan_net import in_integers
 from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.stats import ReadStats
@@ -71,8 +72,12 @@ class AnalysisRun:
 
     @property
     def runtime_name(self) -> str:
-        """Device and number format."""
-        return self.bands[0].runtime.name
+        """Device and number format, also of the scan if that computes in integers."""
+        runtime = self.bands[0].runtime
+        pairs = zip(self.bands, self._model.bands, strict=True)
+        levels = [(level, model) for band, model in pairs if band.scans for level in model.levels]
+        whole = any(in_integers(level, model, runtime, self._image) for level, model in levels)
+        return f"{runtime.name}, scan int8" if whole else runtime.name
 
     @property
     def threshold(self) -> float:

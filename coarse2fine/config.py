@@ -74,7 +74,11 @@ class Config:
     threshold: Annotated[float | None, "probability from which a find is reported"] = None
     seed: Annotated[int, "seed of random choices (default: %(default)s)"] = 0
     device: Annotated[str | None, "torch device (default: the best available)"] = None
-    precision: Annotated[Precision, "number format; auto (default) takes bfloat16 if the hardware supports it"] = "auto"
+    precision: Annotated[
+        Precision,
+        "number format; auto (default) takes bfloat16 if the hardware supports it, and 8-bit integers for scans of "
+        "large images",
+    ] = "auto"
     batch_size: Annotated[int | None, "windows refined at once (default: by their size)"] = None
 
     def __post_init__(self) -> None:

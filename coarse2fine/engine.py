@@ -80,7 +80,8 @@ def analyze(
     device : str, optional
         A torch device; by default the best available.
     precision : {"auto", "fp32", "bf16"}
-        Number format; "auto" takes bfloat16 if the hardware supports it.
+        Number format; "auto" takes bfloat16 if the hardware supports it, and on x86 processors 8-bit integers for scans
+        of large images, if fitting found that they choose as well.
     batch_size : int, optional
         Windows that are refined at once; by default by their size.
     channels, value_range : optional

@@ -27,8 +27,8 @@ def normalised(pixels: NDArray[np.uint8], model: Model, runtime: Runtime) -> Ten
 _BLOCKS = 3
 
 
-def sampled_pixels(image: Image, channels: int, downsample: int, most: int) -> list[NDArray[np.uint8]]:
-    """Pixels (n, channels) of each of 3 x 3 blocks of a plane, at most `most` pixels a side.
+def sampled_blocks(image: Image, downsample: int, most: int) -> list[NDArray[np.uint8]]:
+    """3 x 3 blocks (h, w, c) of a plane, at most `most` pixels a side.
 
     Raises
     ------
@@ -38,7 +38,12 @@ def sampled_pixels(image: Image, channels: int, downsample: int, most: int) -> l
     height, width = ceil_div(image.height, downsample), ceil_div(image.width, downsample)
     side = min(most, height, width)
     ys, xs = (np.linspace(0, n - side, _BLOCKS).astype(int).tolist() for n in (height, width))
-    blocks = [image.read_scaled(Box(y, x, y + side, x + side), downsample) for y in ys for x in xs]
+    return [image.read_scaled(Box(y, x, y + side, x + side), downsample) for y in ys for x in xs]
+
+
+def sampled_pixels(image: Image, channels: int, downsample: int, most: int) -> list[NDArray[np.uint8]]:
+    """Pixels (n, channels) of each of `sampled_blocks`; parameters and errors as there."""
+    blocks = sampled_blocks(image, downsample, most)
     return [as_channels(block, channels).reshape(-1, channels) for block in blocks]
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .precision import Precision
+from .quantized import can_quantize
 
 # glibc returns large freed blocks to the system and requests them again with every batch: a page fault for each 4 KiB
 # of activations, which took longer than the convolutions. Allocating and freeing a block just under 32 MiB makes it
@@ -32,10 +33,13 @@ class Runtime:
     device : torch.device
     dtype : torch.dtype
         float32 or bfloat16.
+    integers : bool
+        Whether scans of large images may compute in 8-bit integers.
     """
 
     device: torch.device
     dtype: torch.dtype
+    integers: bool = False
 
     @classmethod
     def choose(cls, device: str | None = None, precision: Precision = "auto") -> Runtime:
@@ -46,7 +50,8 @@ class Runtime:
         device : str, optional
             A torch device; by default CUDA if available, else Apple's MPS, else the CPU.
         precision : {"auto", "fp32", "bf16"}
-            "auto" takes bfloat16 if the hardware multiplies it natively, else float32.
+            "auto" takes bfloat16 if the hardware multiplies it natively, else float32; and on x86 processors 8-bit
+            integers for scans of large images.
 
         Raises
         ------
@@ -62,7 +67,8 @@ class Runtime:
             raise ValueError(f"device {device!r} cannot be used here ({error}); try device='cpu'") from error
         native = _native_bf16(place)
         low = precision == "bf16" or (precision == "auto" and native)
-        return cls(place, torch.bfloat16 if low else torch.float32)
+        integers = precision == "auto" and place.type == "cpu" and can_quantize()
+        return cls(place, torch.bfloat16 if low else torch.float32, integers)
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ from coarse2fine.models.firing import Rule, calibrate_firing, features_choose, l
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
 from coarse2fine.steps.scan import features, survey_level
+from coarse2fine.steps.scan_net import ScanNet
 from coarse2fine.steps.windows import best_windows
 
 _MOST_CELLS = 500_000
@@ -179,7 +180,7 @@ def calibrate_level(
     level : CascadeStage
         With a trained net.
     """
-    learning, (high, logit, target) = _cells(model, setting, level)
+    learning, (high, logit, target) = scanned_cells(model, setting, level)
     found = linear_discriminant(learning[0], learning[2])
     chosen, areas = (False, {}) if found is None else features_choose(found, high, logit, target)
     if found is None or not chosen:
@@ -206,8 +207,19 @@ def survey_scenes(model: Model, setting: CalibrationSet, level: CascadeStage, ti
 _Cells = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
-def _cells(model: Model, setting: CalibrationSet, level: CascadeStage) -> tuple[_Cells, _Cells]:
-    """Activations, logits and targets of the learning cells, and of the held-out ones (of all if too few are held)."""
+def scanned_cells(
+    model: Model, setting: CalibrationSet, level: CascadeStage, net: ScanNet | None = None
+) -> tuple[_Cells, _Cells]:
+    """Activations, logits and targets of the learning cells, and of the held-out ones (of all if too few are held).
+
+    Parameters
+    ----------
+    model : Model
+    setting : CalibrationSet
+    level : CascadeStage
+    net : callable, optional
+        By default the stage's net in the number format of the setting.
+    """
     scenes, answers = setting.scenes, setting.answers
     ratio = level.cell // model.geometry.fine_cell
     everything = calibrates_on_all(scenes, answers)
@@ -216,7 +228,7 @@ def _cells(model: Model, setting: CalibrationSet, level: CascadeStage) -> tuple[
     parts = [sum(int((s.held == held).sum()) for s in scenes) for held in (False, True)]
     steps = [max(1, count * (PART // ratio) ** 2 // _MOST_CELLS) for count in parts]
     for scene, answer in zip(scenes, answers.targets, strict=True):
-        for box, h, own, _ in features(scene.image, model, setting.runtime, level=level):
+        for box, h, own, _ in features(scene.image, model, setting.runtime, level=level, net=net):
             fine_box = box.scale(ratio)
             high, logit = h.float().cpu().numpy(), own[0].float().cpu().numpy()
             learning, held = scene.known(fine_box), scene.known(fine_box, held=True)

@@ -20,6 +20,7 @@ from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.forecast import CLASSES, FINDING, OBJECTS, RESCALED, THRESHOLDS, expected_steps
 from coarse2fine.fitting.geometry import base_spec
 from coarse2fine.fitting.hold_out import check_cells
+from coarse2fine.fitting.integer_scan import integer_ranges
 from coarse2fine.fitting.origin import origin, origin_of_base, tried
 from coarse2fine.fitting.refiner import train_refiner
 from coarse2fine.fitting.rescaled import answered_areas, refined_share
@@ -39,6 +40,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.refiners.detection import DetectionRefiner
 from coarse2fine.refiners.protocol import Label
+from coarse2fine.steps.scan_net import KEY as INTEGERS
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) ->
         # Finds are routed by the classifier, if it has forks.
         earned = of_classes.pop(KEY, None)
         named = {"classifier": of_classes, **({KEY: earned} if earned else {})}
-    provenance = {**best.model.provenance, **record, **untried, **data, **known, **cost, **named}
+    ranges = {INTEGERS: found_ranges} if (found_ranges := integer_ranges(best.model, setting)) else {}
+    provenance = {**best.model.provenance, **record, **untried, **data, **known, **cost, **named, **ranges}
     return replace(best.model, classifier=classifier, provenance=provenance)
 
 

@@ -16,12 +16,13 @@ from coarse2fine.models.feature_groups import Groups
 from coarse2fine.models.firing import FIRED, NO_FEATURE
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.models.threads import ThreadPool
-from coarse2fine.preprocess import fill_value, normalised
+from coarse2fine.preprocess import fill_value
 from coarse2fine.progress import Tick
 from coarse2fine.refiners.protocol import Refiner
 from coarse2fine.steps.cell_maps import Releasing, any_of, new_map, write_blocks
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan
+from coarse2fine.steps.scan_net import ScanNet, plain_net, scan_net
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.grid import blocks, even
@@ -161,7 +162,9 @@ def look(
     inside : ndarray, bool, (cell height, cell width), optional
         Cells to analyse: blocks without any are not scanned, and no other cells are passed on to the next stage.
     """
-    seen = survey_level(image, model, runtime, model.levels[0], tick, inside=inside)
+    first = model.levels[0]
+    net = scan_net(first, model, runtime, image)
+    seen = survey_level(image, model, runtime, first, tick, inside=inside, net=net)
     for level, closer in pairwise(model.levels):
         interest = seen.interest
         if inside is not None:
@@ -180,6 +183,7 @@ def survey_level(
     tick: Tick | None = None,
     *,
     inside: NDArray[np.bool_] | None = None,
+    net: ScanNet | None = None,
 ) -> Scan:
     """Scan the whole image with one cascade stage.
 
@@ -193,11 +197,14 @@ def survey_level(
         Called with blocks done and blocks in all.
     inside : ndarray, bool, (cell height, cell width), optional
         See `look`.
+    net : callable, optional
+        By default the stage's net in the number format of the runtime.
     """
     groups, scan = _groups_at(model, level), _empty(image, model, level)
     releasing, macs = Releasing(scan.interest, scan.fired), 0
     failures: list[str] = []
-    for cell_box, high, logit, cost in features(image, model, runtime, tick, failures, level=level, inside=inside):
+    blocks_seen = features(image, model, runtime, tick, failures, level=level, inside=inside, net=net)
+    for cell_box, high, logit, cost in blocks_seen:
         scan.enter(np.array([[cell_box.y0, cell_box.x0]]), high[None], logit[None], level, model.refiner, groups)
         macs += cost
         releasing.after(cell_box.area)
@@ -243,7 +250,7 @@ def _look_closer(
     image: Image, model: Model, runtime: Runtime, level: CascadeStage, plan: Plan, before: Scan, tick: Tick | None
 ) -> Scan:
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
-    net, spec = runtime.place(level.net), level.net.spec
+    net, spec = scan_net(level, model, runtime, image), level.net.spec
     groups, macs, done, pool = _groups_at(model, level), before.macs, 0, ThreadPool.for_batches(runtime.device)
     scan = _empty(image, model, level)
     releasing = Releasing(scan.interest, scan.fired)
@@ -254,8 +261,7 @@ def _look_closer(
 
             def answer(batch: WindowBatch, corners: NDArray[np.int64] = corners) -> int:
                 batch.pixels[batch.failed] = fill_value(model)
-                high = net.high(normalised(batch.pixels, model, runtime))
-                scan.enter(corners[batch.index], high, net.head(high), level, model.refiner, groups)
+                scan.enter(corners[batch.index], *net(batch.pixels), level, model.refiner, groups)
                 return len(batch.index)
 
             batches = reader.batches(windows, max(1, _BATCH_PIXELS // windows.area))
@@ -279,6 +285,7 @@ def features(
     *,
     level: CascadeStage | None = None,
     inside: NDArray[np.bool_] | None = None,
+    net: ScanNet | None = None,
 ) -> Iterator[tuple[Box, Tensor, Tensor, int]]:
     """High-level activations and answers of the base, or of another cascade stage, block by block.
 
@@ -295,6 +302,8 @@ def features(
         By default the base's.
     inside : ndarray, bool, (cell height, cell width), optional
         See `look`.
+    net : callable, optional
+        By default the stage's net in the number format of the runtime.
 
     Yields
     ------
@@ -311,8 +320,7 @@ def features(
         If no block can be read.
     """
     level = level or model.levels[-1]
-    net = runtime.place(level.net)
-    spec = net.spec
+    net, spec = net or plain_net(level, model, runtime), level.net.spec
     (height, width), grid = _blocks(model, level, image.shape[:2], inside)
     # All blocks have one shape; beyond the image the reader repeats the edge, which is cropped from the answer.
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
@@ -323,8 +331,8 @@ def features(
         if batch.failed[0]:
             return None
         box = grid[int(batch.index[0])]
-        high = net.high(normalised(batch.pixels, model, runtime))
-        return box, high[0, :, : box.height, : box.width], net.head(high)[0, :, : box.height, : box.width], cost
+        high, logit = net(batch.pixels)
+        return box, high[0, :, : box.height, : box.width], logit[0, :, : box.height, : box.width], cost
 
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
         answers = ThreadPool.for_batches(runtime.device).in_order(answer, reader.batches(boxes, 1))

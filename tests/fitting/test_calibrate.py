@@ -94,7 +94,7 @@ def test_a_base_whose_reader_has_no_bias_is_calibrated_too(detector: Model, monk
     there = (rng.random(4000) < 0.2).astype(np.float32)
     high = rng.random((4000, base.high_channels), np.float32) + there[:, None]
     cells = high, high[:, 0], there
-    monkeypatch.setattr(calibrate, "_cells", Mock(return_value=(cells, cells)))
+    monkeypatch.setattr(calibrate, "scanned_cells", Mock(return_value=(cells, cells)))
     level, _ = calibrate_level(detector, Mock(), replace(detector.levels[-1], net=base))
     assert level.firing is not None
     assert level.firing.rule == "discriminant"

@@ -1,0 +1,79 @@
+"""The net of a cascade stage as a scan runs it: in the number format of the analysis, or in 8-bit integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coarse2fine.cascade import CascadeStage
+from coarse2fine.model import Model
+from coarse2fine.models.conv_stack import ConvStack
+from coarse2fine.models.quantized import QuantizedStack
+from coarse2fine.models.runtime import Runtime
+from coarse2fine.preprocess import as_channels, normalised
+from coarse2fine.tiling.geometry import ceil_div
+from coarse2fine.tiling.image import Image
+
+ScanNet: TypeAlias = Callable[[NDArray[np.uint8]], tuple[Tensor, Tensor]]
+"""From pixels, uint8, (n, h, w, c), to high-level activations (n, c, h, w) and answers (n, k, h, w)."""
+
+KEY = "activation_ranges"
+"""Key in a model's provenance: largest activation of each stage but the last, by the downsampling of each scan."""
+# Pixels of a plane from which its scan computes in integers: below, there is no time to save.
+_LARGE = 2**22
+
+
+def plain_net(level: CascadeStage, model: Model, runtime: Runtime) -> ScanNet:
+    """The stage's net in the number format of the runtime."""
+    net = runtime.place(level.net)
+
+    def answer(pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        high = net.high(normalised(pixels, model, runtime))
+        return high, net.head(high)
+
+    return answer
+
+
+def integer_net(level: CascadeStage, model: Model, runtime: Runtime, ranges: list[float]) -> ScanNet:
+    """The stage's net in 8-bit integers, see `QuantizedStack`; its net must be a `ConvStack`."""
+    net = runtime.place(level.net)
+    assert isinstance(net, ConvStack)
+    stack = QuantizedStack(net, ranges, np.array(model.mean, np.float32), np.array(model.std, np.float32))
+    return lambda pixels: stack(as_channels(pixels, model.channels))
+
+
+def scan_net(level: CascadeStage, model: Model, runtime: Runtime, image: Image) -> ScanNet:
+    """The stage's net for an image: in integers if that saves time, and if fitting found that it chooses as well.
+
+    A scan that chooses specialists or experts does not compute in integers: cells that it left out are scanned again
+    when they are refined, and must get the same answer.
+    """
+    ranges = known_ranges(level, model.provenance)
+    if ranges is None or not in_integers(level, model, runtime, image):
+        return plain_net(level, model, runtime)
+    return integer_net(level, model, runtime, ranges)
+
+
+def in_integers(level: CascadeStage, model: Model, runtime: Runtime, image: Image) -> bool:
+    """Whether the scan of a stage computes in integers, see `scan_net`."""
+    routes = model.scan_groups is not None or model.refiner.routed
+    allowed = runtime.integers and not routes and known_ranges(level, model.provenance) is not None
+    return allowed and _is_large(image, level.downsample)
+
+
+def known_ranges(level: CascadeStage, provenance: Mapping[str, Any]) -> list[float] | None:
+    """Ranges of the activations of a stage in a model's provenance, if they fit its net."""
+    known = provenance.get(KEY)
+    found = known.get(str(level.downsample)) if isinstance(known, dict) else None
+    if not isinstance(level.net, ConvStack) or not isinstance(found, list):
+        return None
+    fits = len(found) == len(level.net.convs) - 1 and all(isinstance(each, int | float) for each in found)
+    return [float(each) for each in found] if fits and all(1e-9 < each < 1e9 for each in found) else None
+
+
+def _is_large(image: Image, downsample: int) -> bool:
+    return ceil_div(image.height, downsample) * ceil_div(image.width, downsample) >= _LARGE
