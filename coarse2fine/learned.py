@@ -8,16 +8,21 @@ from typing import Any
 from coarse2fine.terminal import printable
 
 _NAMED, _UNNAMED = 3, "array"
+_MOST, _LONGEST = 1e15, 60
 
 
-def learned_from(provenance: Mapping[str, Any]) -> list[str]:
+def learned_from(provenance: Mapping[str, Any], *, scenes_only: bool = False) -> list[str]:
     """Lines of a printed model: its scenes and objects, how well it did on held-out parts, and the recall it is set to.
 
     Parameters
     ----------
     provenance : mapping
         Of the model, perhaps from a stranger's file: what is missing or of another type is left out.
+    scenes_only : bool
+        Whether to leave out its objects and figures, which are those of one band of several.
     """
+    if scenes_only:
+        provenance = {"scenes": provenance.get("scenes")}
     lines = [_scenes(provenance)]
     f1, recall = (_number(provenance, key) for key in ("f1_held_back", "recall_target"))
     said = [] if f1 is None else [f"F1 {f1:.2f} on parts that were held out"]
@@ -28,12 +33,12 @@ def learned_from(provenance: Mapping[str, Any]) -> list[str]:
 def _scenes(provenance: Mapping[str, Any]) -> str:
     scenes, images = provenance.get("scenes"), _number(provenance, "images")
     if isinstance(scenes, Sequence) and not isinstance(scenes, str):
-        names = list(dict.fromkeys(str(each) for each in scenes if each != _UNNAMED))
+        names = list(dict.fromkeys(str(each)[:_LONGEST] for each in scenes if each != _UNNAMED))
         more = ", ..." if len(names) > _NAMED else ""
         shown = f" ({', '.join(names[:_NAMED])}{more})" if names else ""
         count, word = len(scenes), "scene" if len(scenes) == 1 else "scenes"
     elif images is not None:
-        count, word, shown = int(images), "image" if images == 1 else "images", ""
+        count, word, shown = int(images), "image" if int(images) == 1 else "images", ""
     else:
         return ""
     objects, size = _number(provenance, "objects"), _number(provenance, "median_size")
@@ -44,4 +49,6 @@ def _scenes(provenance: Mapping[str, Any]) -> str:
 
 def _number(provenance: Mapping[str, Any], key: str) -> float | None:
     found = provenance.get(key)
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return None
+    return float(found) if 0 <= found < _MOST else None

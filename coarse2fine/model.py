@@ -160,7 +160,7 @@ class Model:
     def __str__(self) -> str:
         first = f"{self.name} ({self.refiner.kind}): {', '.join(label.name for label in self.labels)}"
         bands = (line for band in self.bands for line in _described(band))
-        return "\n  ".join([printable(first), *bands, *learned_from(self.provenance)])
+        return "\n  ".join([printable(first), *bands, *learned_from(self.provenance, scenes_only=bool(self.others))])
 
     @property
     def bands(self) -> tuple[Model, ...]:

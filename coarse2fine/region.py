@@ -23,7 +23,7 @@ class Region:
     fired : tuple of str
         The base's features that fired there and chose its window, strongest first.
     route : tuple of int
-        Nodes of the tree of specialists that its best cell was routed through, from the root; empty if the refine net
+        Nodes of the tree of specialists that its best cell was routed through, below the root; empty if the refine net
         was sure. If a classifier with forks named it, the forks that it passed.
 
     Raises
@@ -44,6 +44,8 @@ class Region:
             raise ValueError("a region needs a label, got an empty text")
         if not 0.0 <= self.score <= 1.0:  # also refuses NaN
             raise ValueError(f"a region's score must lie between 0 and 1, got {self.score} for {self.label!r}")
+        if not all(isinstance(node, int) and node >= 0 for node in self.route):
+            raise ValueError(f"a region's route must be numbers of nodes, got {self.route!r:.60} for {self.label!r}")
         y0, x0, y1, x1 = self.full_box
         if not all(map(math.isfinite, self.full_box)) or y1 <= y0 or x1 <= x0:
             raise ValueError(

@@ -100,7 +100,7 @@ def activation_ranges(net: ConvStack, x: Tensor) -> list[float]:
 
 @cache
 def can_quantize() -> bool:
-    """Whether this build of torch computes convolutions in 8-bit integers, on a processor on which that is faster."""
+    """Whether this build of torch computes convolutions in 8-bit integers on this processor; on x86 that is faster."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     net = ConvStack(StackSpec.parse(1, "4/2:2 1:1")).eval()

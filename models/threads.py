@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-_MOST, _MOST_BATCHES = 4, 8
+_MOST, _MOST_BATCHES, _LEAST_USED = 4, 8, 0.8
 _LOCK = threading.Lock()
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,15 +61,16 @@ class ThreadPool:
         return cls._shared(min(torch.get_num_threads(), _MOST) if tensor.device.type == "cpu" else 0)
 
     @classmethod
-    def for_batches(cls, device: torch.device) -> ThreadPool:
-        """The shared pool for whole batches of windows on a device.
+    def for_batches(cls, device: torch.device, batches: int) -> ThreadPool:
+        """The shared pool for so many whole batches of windows on a device.
 
-        It has as many threads as torch, at most 8, which share torch's; none if torch has only one, or if the device is
-        not the CPU.
+        It has at most 8 threads, and no more than batches, which share torch's and leave at most a fifth of these idle.
+        None if torch has only one, if there is only one batch, or if the device is not the CPU.
         """
-        threads = torch.get_num_threads()
-        count = min(threads, _MOST_BATCHES) if device.type == "cpu" else 0
-        return cls._shared(count, threads // max(1, count))
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        counts = range(min(threads, batches, _MOST_BATCHES), 1, -1)
+        count = next((n for n in counts if n * (threads // n) >= _LEAST_USED * threads), 1)
+        return cls._shared(count, threads // count)
 
     @classmethod
     def _shared(cls, count: int, each: int = 1) -> ThreadPool:

@@ -27,6 +27,9 @@ from coarse2fine.learned import learned_from
         # From a stranger's file.
         ({"scenes": "all of them", "objects": "many", "f1_held_back": None, "images": True}, []),
         ({"scenes": [3, None], "median_size": []}, ["fitted on 2 scenes (3, None)"]),
+        ({"f1_held_back": 10**400, "images": 10**400, "recall_target": float("nan")}, []),
+        ({"images": float("inf"), "f1_held_back": -1, "objects": 1e300}, []),
+        ({"scenes": ["x" * 10**5]}, [f"fitted on 1 scene ({'x' * 60})"]),
     ],
 )
 def test_it_says_what_is_known(provenance: dict[str, Any], lines: list[str]) -> None:

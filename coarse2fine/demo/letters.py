@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -13,11 +11,9 @@ from coarse2fine.demo.gigapixel import DEMO_SEED, score
 from coarse2fine.demo.glyph_scene import GlyphScene
 from coarse2fine.engine import analyze
 from coarse2fine.model import load_model
-from coarse2fine.region import Region
 from coarse2fine.tiling.geometry import Box
 
 _SIDE, _LETTERS, _CLUTTER = 4096, 600, 900
-_ON_A_LINE = 4
 
 
 def run_letters(folder: Path) -> None:
@@ -41,25 +37,8 @@ def run_letters(folder: Path) -> None:
     )
     with analyze(path, model) as analysis:
         print(f"found      {score(analysis, scene, 'letters')}")
-        for line in _routes(analysis.regions):
-            print(line)
         cost = analysis.cost
         print(f"compute    {cost.macs / 1e9:,.1f} GMAC, {cost.classify_macs / cost.macs:.0%} of it for names; ", end="")
         print(f"{cost.exhaustive_macs / 1e9:,.1f} for every cell: {cost.speedup:.1f}x less")
         analysis.save(folder)
     print(f"pictures   {(folder / 'overview.png').resolve()}")
-
-
-def _routes(regions: Sequence[Region]) -> Iterator[str]:
-    """The leaf that read most letters of each script, such as "Greek -> leaf 12 (94 %)"; none if nothing forks."""
-    leaves: dict[str, Counter[int]] = {}
-    for region in regions:
-        if region.route:
-            leaves.setdefault(region.label.split()[0], Counter())[region.route[-1]] += 1
-    parts = [
-        f"{script} -> leaf {leaf} ({count / own.total():.0%})"
-        for script, own in sorted(leaves.items())
-        for leaf, count in own.most_common(1)
-    ]
-    for start in range(0, len(parts), _ON_A_LINE):
-        yield f"{'' if start else 'routes':<10} {', '.join(parts[start : start + _ON_A_LINE])}"

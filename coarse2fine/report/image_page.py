@@ -16,7 +16,7 @@ from coarse2fine.audit.result import Audit
 from coarse2fine.models.firing import NO_FEATURE, feature_name
 from coarse2fine.region import Region
 from coarse2fine.report.pictures import around, bgr, crop
-from coarse2fine.report.routes import RouteRow, route_rows
+from coarse2fine.report.routes import route_rows
 from coarse2fine.report.templates import render_page
 from coarse2fine.results.analysis import Analysis
 from coarse2fine.results.colours import label_colours
@@ -105,12 +105,10 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     failures = list(analysis.failures)
     picture, tiles, examples = None, [], []
-    routes: list[RouteRow] = []
     try:
         picture = _picture(analysis)
         tiles = _gallery(analysis)
         examples = _examples(analysis)
-        routes = route_rows(analysis)
     except ImageError as error:
         failures.append(f"pictures are missing: {error}")
     page = render_page(
@@ -124,7 +122,7 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> Path:
         windows=_rectangles(analysis.plan, analysis.cell, max(analysis.image.shape[:2]) / 400),
         tiles=tiles,
         examples=examples,
-        routes=routes,
+        routes=route_rows(analysis, pictures=picture is not None),
         # Features of an autoencoder have no meaning of their own.
         chosen=[] if analysis.kinds else list(analysis.chosen_by.items())[:_FEATURES],
         spending=_spending(analysis),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from coarse2fine.region import Region
 from coarse2fine.report.pictures import around, crop
@@ -14,6 +16,7 @@ from coarse2fine.tiling.image import Image
 
 # Examples of a leaf; only leaves with most finds have them. Pictures are at most so large.
 _EXAMPLES, _SHOWN, _LEAST, _MOST = 6, 32, 32, 64
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,19 @@ class RouteRow:
     pictures: list[str]
 
 
-def route_rows(analysis: Analysis) -> list[RouteRow]:
-    """Lines for all nodes that finds were routed through, each before those below it."""
+def route_rows(analysis: Analysis, *, pictures: bool) -> list[RouteRow]:
+    """Lines for all nodes that finds were routed through, each before those below it.
+
+    Empty if there are several bands or experts, each with nodes of its own: a find does not say which is its.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    pictures : bool
+        Whether the image can be read.
+    """
+    if "bands" in _within(analysis.provenance, "model"):
+        return []
     nodes = route_nodes(analysis.regions)
     fullest = sorted((node for node in nodes if node.ended), key=lambda node: -len(node.ended))[:_SHOWN]
     shown = {node.route for node in fullest}
@@ -47,7 +61,7 @@ def route_rows(analysis: Analysis) -> list[RouteRow]:
             node,
             ", ".join(node.classes),
             earned(analysis, node.number),
-            _pictures(analysis, node) if node.route in shown else [],
+            _pictures(analysis, node) if pictures and node.route in shown else [],
         )
         for node in nodes
     ]
@@ -55,11 +69,19 @@ def route_rows(analysis: Analysis) -> list[RouteRow]:
 
 def earned(analysis: Analysis, node: int) -> str:
     """What fitting says of a node; empty if it says nothing."""
-    known = analysis.provenance.get("model", {}).get("earned", {}).get(str(node))
-    if not known:
+    known = _within(_within(_within(analysis.provenance, "model"), "earned"), str(node))
+    numbers = [known.get(key) for key in ("before", "after", "items")]
+    if not all(isinstance(each, int | float) and 0 <= each < _LARGEST for each in numbers):
         return ""
-    form = ".1%" if known["measure"] == "wrong" else ".4f"
-    return f"{known['measure']} {known['before']:{form}} \u2192 {known['after']:{form}} of {known['items']:,} held out"
+    before, after, items = numbers
+    form = ".1%" if known.get("measure") == "wrong" else ".3g"
+    return f"{known.get('measure')} {before:{form}} \u2192 {after:{form}} of {items:,.0f} held out"
+
+
+def _within(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of a record, perhaps from a stranger's file: empty if it is none."""
+    found = record.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _pictures(analysis: Analysis, node: RouteNode) -> list[str]:

@@ -106,7 +106,7 @@ class Releasing:
 
 
 def write_blocks(into: NDArray[Any], cell_corners: NDArray[np.int64], blocks_of_cells: NDArray[Any]) -> None:
-    """Write blocks (n, h, w) into a map at their corners, without what lies beyond it."""
+    """Write blocks (n, h, w), which do not overlap, into a map at their corners, without what lies beyond it."""
     height, width = blocks_of_cells.shape[1:]
     whole = (cell_corners + np.array((height, width)) <= into.shape).all(axis=1)
     if whole.any():

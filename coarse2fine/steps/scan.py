@@ -251,7 +251,7 @@ def _look_closer(
 ) -> Scan:
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = scan_net(level, model, runtime, image), level.net.spec
-    groups, macs, done, pool = _groups_at(model, level), before.macs, 0, ThreadPool.for_batches(runtime.device)
+    groups, macs, done = _groups_at(model, level), before.macs, 0
     scan = _empty(image, model, level)
     releasing = Releasing(scan.interest, scan.fired)
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
@@ -264,8 +264,9 @@ def _look_closer(
                 scan.enter(corners[batch.index], *net(batch.pixels), level, model.refiner, groups)
                 return len(batch.index)
 
-            batches = reader.batches(windows, max(1, _BATCH_PIXELS // windows.area))
-            for count in pool.in_order(answer, batches):
+            size = max(1, _BATCH_PIXELS // windows.area)
+            pool = ThreadPool.for_batches(runtime.device, ceil_div(len(windows), size))
+            for count in pool.in_order(answer, reader.batches(windows, size)):
                 macs += count * spec.macs(height, width)
                 done += count
                 # A small square touches a page of memory in each of its rows.
@@ -335,7 +336,7 @@ def features(
         return box, high[0, :, : box.height, : box.width], logit[0, :, : box.height, : box.width], cost
 
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
-        answers = ThreadPool.for_batches(runtime.device).in_order(answer, reader.batches(boxes, 1))
+        answers = ThreadPool.for_batches(runtime.device, len(boxes)).in_order(answer, reader.batches(boxes, 1))
         for done, answered in enumerate(answers):
             if tick:
                 tick(done + 1, len(grid))

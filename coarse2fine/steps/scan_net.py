@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,10 @@ ScanNet: TypeAlias = Callable[[NDArray[np.uint8]], tuple[Tensor, Tensor]]
 """From pixels, uint8, (n, h, w, c), to high-level activations (n, c, h, w) and answers (n, k, h, w)."""
 
 KEY = "activation_ranges"
-"""Key in a model's provenance: largest activation of each stage but the last, by the downsampling of each scan."""
+"""Key in a model's provenance: for each scan, the coarsest first, the largest activation of each stage but the last."""
 # Pixels of a plane from which its scan computes in integers: below, there is no time to save.
 _LARGE = 2**22
+_MOST_MEAN, _LEAST_STD, _MOST_STD = 100.0, 1e-3, 1e3
 
 
 def plain_net(level: CascadeStage, model: Model, runtime: Runtime) -> ScanNet:
@@ -52,7 +53,7 @@ def scan_net(level: CascadeStage, model: Model, runtime: Runtime, image: Image) 
     A scan that chooses specialists or experts does not compute in integers: cells that it left out are scanned again
     when they are refined, and must get the same answer.
     """
-    ranges = known_ranges(level, model.provenance)
+    ranges = known_ranges(level, model)
     if ranges is None or not in_integers(level, model, runtime, image):
         return plain_net(level, model, runtime)
     return integer_net(level, model, runtime, ranges)
@@ -61,14 +62,24 @@ def scan_net(level: CascadeStage, model: Model, runtime: Runtime, image: Image) 
 def in_integers(level: CascadeStage, model: Model, runtime: Runtime, image: Image) -> bool:
     """Whether the scan of a stage computes in integers, see `scan_net`."""
     routes = model.scan_groups is not None or model.refiner.routed
-    allowed = runtime.integers and not routes and known_ranges(level, model.provenance) is not None
+    # Normalisation that is far from any pixel leaves no integers for them.
+    moderate = max(map(abs, model.mean)) < _MOST_MEAN and _LEAST_STD < min(model.std) <= max(model.std) < _MOST_STD
+    allowed = (
+        runtime.integers
+        and moderate
+        and not (routes or model.refiner.learns)
+        and known_ranges(level, model) is not None
+    )
     return allowed and _is_large(image, level.downsample)
 
 
-def known_ranges(level: CascadeStage, provenance: Mapping[str, Any]) -> list[float] | None:
-    """Ranges of the activations of a stage in a model's provenance, if they fit its net."""
-    known = provenance.get(KEY)
-    found = known.get(str(level.downsample)) if isinstance(known, dict) else None
+def known_ranges(level: CascadeStage, model: Model) -> list[float] | None:
+    """Ranges of the activations of a stage in the model's provenance, if they fit its net."""
+    known, levels = model.provenance.get(KEY), model.levels
+    number = next((i for i, each in enumerate(levels) if each.net is level.net), None)
+    if number is None or not isinstance(known, list) or len(known) != len(levels):
+        return None
+    found = known[number]
     if not isinstance(level.net, ConvStack) or not isinstance(found, list):
         return None
     fits = len(found) == len(level.net.convs) - 1 and all(isinstance(each, int | float) for each in found)

@@ -100,15 +100,27 @@ def test_a_forked_process_has_lanes_of_its_own() -> None:
 
 def test_batches_come_in_order_and_share_the_threads() -> None:
     with threads_here(2):
-        pool = ThreadPool.for_batches(torch.device("cpu"))
+        pool = ThreadPool.for_batches(torch.device("cpu"), 9)
         assert pool.count == 2
         assert list(pool.in_order(lambda n: n**2, iter(range(9)))) == [n**2 for n in range(9)]
         assert set(pool.in_order(lambda _: torch.get_num_threads(), range(5))) == {1}
     with threads_here(19):
-        pool = ThreadPool.for_batches(torch.device("cpu"))
+        pool = ThreadPool.for_batches(torch.device("cpu"), 9)
         assert pool.count == 8
         assert set(pool.in_order(lambda _: torch.get_num_threads(), range(9))) == {2}
-    assert ThreadPool.for_batches(torch.device("meta")).count == 0
+    for threads, batches, count in (
+        (12, 99, 6),
+        (15, 99, 7),
+        (7, 99, 7),
+        (11, 99, 5),
+        (8, 3, 2),
+        (8, 1, 0),
+        (1, 9, 0),
+        (4, 0, 0),
+    ):
+        with threads_here(threads):
+            assert ThreadPool.for_batches(torch.device("cpu"), batches).count == count
+    assert ThreadPool.for_batches(torch.device("meta"), 9).count == 0
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -125,7 +137,7 @@ def test_calls_have_ended_when_a_consumer_stops(threads: int) -> None:
         raise ArithmeticError
 
     with threads_here(threads):
-        pool = ThreadPool.for_batches(torch.device("cpu"))
+        pool = ThreadPool.for_batches(torch.device("cpu"), 100)
         found = pool.in_order(call, range(100))
         assert next(found) == 0
         found.close()

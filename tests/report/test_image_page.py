@@ -79,6 +79,39 @@ def test_a_page_shows_the_specialists_that_read_finds(analysis: Analysis, tmp_pa
     assert "Specialists" not in Page(write_report(none, tmp_path / "none.html")).text
 
 
+@pytest.mark.parametrize(
+    "earned",
+    [
+        *(None, "x", ["x"], {"7": "abc"}, {"7": {}}, {"7": {"measure": "wrong"}}, {"3": {"before": 1}}),
+        *({"7": {"measure": [], "items": "9", "before": None, "after": 1}},),
+        {"7": {"measure": "loss", "items": 10**400, "before": 0.5, "after": 0.25}},
+    ],
+)
+def test_records_of_strangers_do_not_hinder_a_report(analysis: Analysis, tmp_path: Path, earned: object) -> None:
+    model = {**analysis.provenance["model"], "earned": earned}
+    odd = replace(analysis, provenance={**analysis.provenance, "model": model})
+    page = Page(write_report(odd, tmp_path / "report.html"))
+    assert "Specialists that read finds" in page.text
+    assert "held out" not in page.text
+    write_report(replace(analysis, provenance={"model": earned}), tmp_path / "report.html")
+
+
+def test_specialists_of_several_bands_are_not_mixed(analysis: Analysis, tmp_path: Path) -> None:
+    model = {**analysis.provenance["model"], "bands": [{}]}
+    several = replace(analysis, provenance={**analysis.provenance, "model": model})
+    assert "Specialists" not in Page(write_report(several, tmp_path / "report.html")).text
+
+
+def test_specialists_are_listed_without_the_image(saved: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(saved, tmp_path / "out")
+    record = json.loads((copy / "analysis.json").read_text("utf-8"))
+    record["image"]["path"] = str(tmp_path / "none.png")
+    (copy / "analysis.json").write_text(json.dumps(record), "utf-8")
+    page = Page(write_report(Analysis.load(copy), tmp_path / "report.html"))
+    assert "pictures are missing" in page.text
+    assert "Specialists that read finds" in page.text
+
+
 def test_a_page_holds_all_and_asks_for_nothing(analysis: Analysis, tmp_path: Path) -> None:
     page = Page(write_report(analysis, tmp_path / "report.html"))
     assert page.links

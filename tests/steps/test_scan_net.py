@@ -35,7 +35,7 @@ def ranged(detector: Model, make_image: MakeImage) -> Model:
         height, width = (n // level.downsample for n in image.shape[:2])
         pixels = image.read_scaled(Box(0, 0, height, width), level.downsample)[None]
     x = normalised(pixels, detector, Runtime(torch.device("cpu"), torch.float32))
-    known = {KEY: {str(level.downsample): activation_ranges(level.net, x)}}
+    known = {KEY: [activation_ranges(level.net, x)]}
     return replace(detector, provenance={**detector.provenance, **known})
 
 
@@ -74,30 +74,29 @@ def test_a_result_says_that_its_scan_computed_in_integers(
 @pytest.mark.parametrize(
     "record",
     [
-        None,
-        [],
-        {},
-        {"4": "all"},
-        {"4": [1.0]},
-        {"4": [1.0] * 50},
-        {"4": ["1", None, [], {}]},
-        {"4": [float("nan")] * 4},
-        {"4": [0.0] * 4},
-        {"4": [-1.0] * 4},
-        {"4": [1e300] * 4},
-        {"3": [1.0] * 4},
+        *(None, {}, [], [None], ["all"], [[1.0]], [[1.0] * 50], [[1.0] * 4, [1.0] * 4]),
+        *([["1", None, [], {}]], [[float("nan")] * 4], [[0.0] * 4], [[-1.0] * 4], [[1e300] * 4], [[10**400] * 4]),
     ],
 )
 def test_records_of_strangers_that_do_not_fit_are_ignored(detector: Model, record: Any) -> None:
     (level,) = detector.levels
     assert isinstance(level.net, ConvStack)
     stages = len(level.net.convs) - 1
-    if isinstance(record, dict):
-        record = {
-            (str(level.downsample) if key == "4" else "0"): value[:1] * stages
-            if isinstance(value, list) and len(value) == 4
-            else value
-            for key, value in record.items()
-        }
-    assert known_ranges(level, {KEY: record}) is None
-    assert known_ranges(level, {KEY: {str(level.downsample): [2.0] * stages}}) == [2.0] * stages
+    if isinstance(record, list):  # as many stages as there are, if four
+        record = [each[:1] * stages if isinstance(each, list) and len(each) == 4 else each for each in record]
+    assert known_ranges(level, replace(detector, provenance={KEY: record})) is None
+    good = replace(detector, provenance={KEY: [[2.0] * stages]})
+    assert known_ranges(good.levels[0], good) == [2.0] * stages
+
+
+@needs_integers
+def test_pixels_far_from_the_normalisation_are_scanned_as_before(
+    ranged: Model, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_net, "_LARGE", 1)
+    runtime = Runtime(torch.device("cpu"), torch.float32, integers=True)
+    with open_image(make_image(300, 500)) as image:
+        for change in ({"mean": (1e30,) * 3}, {"std": (1e-6,) * 3}, {"std": (1e9,) * 3}):
+            odd = replace(ranged, **change)  # type: ignore[arg-type]
+            assert not in_integers(odd.levels[0], odd, runtime, image)
+            look(image, odd, runtime)

@@ -138,7 +138,12 @@ class Judges:
 
 
 def fit_classifier(
-    scenes: Sequence[Scene], found: Sequence[NDArray[np.float64]], recipe: Recipe, tick: Tick | None = None
+    scenes: Sequence[Scene],
+    found: Sequence[NDArray[np.float64]],
+    recipe: Recipe,
+    tick: Tick | None = None,
+    *,
+    plan: TrunkPlan | None = None,
 ) -> tuple[Classifier | None, dict[str, Any]]:
     """Fit a classifier to the annotated objects, and what is to be known of it; None if there are areas only.
 
@@ -153,11 +158,13 @@ def fit_classifier(
     recipe : Recipe
     tick : callable, optional
         Called with the numbers of samples seen and of all samples.
+    plan : TrunkPlan, optional
+        By default the usual one for so many classes.
     """
     start, names = _start(recipe), _names(scenes, recipe)
     if not names:
         return None, {}
-    plan = TrunkPlan.usual(len(names), recipe.steps)
+    plan = plan or TrunkPlan.usual(len(names), recipe.steps)
     side = plan.spec(recipe.channels, len(names)).input_size(1) if start is None else start.side
     crops = ObjectCrops.of(scenes, names, side, recipe.channels, recipe.seed, found=found)
     if not len(crops.classes):

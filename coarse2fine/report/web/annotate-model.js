@@ -30,7 +30,11 @@ export class ModelPanel {
 
   // State of the server: often during a fit, rarely otherwise.
   async watch() {
-    await this.poll();
+    try {
+      await this.poll();
+    } catch {
+      this.options.lost(true); // the next poll tells whether it still is
+    }
     setTimeout(() => this.watch(), this.running ? 700 : 3000);
   }
 
