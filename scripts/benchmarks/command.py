@@ -13,6 +13,7 @@ sizes        objects of 8 to 400 px: recall by size of one model of several band
 specialists  specialists against controls: errors against multiply-adds, paired tests; novelty without labels.
 detectors    the closer look beside detectors trained as long on the same scenes: average precision and cost.
 glyphs       trees of forks against controls, on a thousand glyphs of many scripts, rendered from fonts.
+sheets       letters of very many classes on large sheets, found and then named by the embedded `glyphs`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.annotate import run as annotating
 from benchmarks.batches import run as batches
 from benchmarks.limit import run as limits
 from benchmarks.reading import run as reading
+from benchmarks.sheets import run as sheets
 from benchmarks.sizes import run as sizes
 from benchmarks.soak import run as soaking
 from coarse2fine.bench.sections import SectionReport
@@ -81,6 +83,8 @@ def main(given: Sequence[str] | None = None) -> int:
         seeded=False,
     )
     _add_glyphs(commands.add_parser("glyphs", help="trees of forks against controls"))
+    sheet = commands.add_parser("sheets", help="letters of 730 classes on large sheets")
+    _add(sheet, _sheets, "one small sheet: a minute", "sheets are kept, 1 GB", seeded=False)
     arguments = parser.parse_args(given)
     try:
         arguments.run(arguments)
@@ -217,6 +221,10 @@ def _detectors(given: argparse.Namespace) -> SectionReport:
     return detectors.benchmark_detectors(
         given.out, data=given.data, test=given.test, weights=given.weights, scale=scale
     )
+
+
+def _sheets(given: argparse.Namespace) -> SectionReport:
+    return sheets.benchmark_sheets(given.out, scale=_scale(given, sheets.FULL, sheets.QUICK))
 
 
 def _add_glyphs(parser: argparse.ArgumentParser) -> None:

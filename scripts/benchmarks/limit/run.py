@@ -21,6 +21,7 @@ from coarse2fine.bench.sections import Section, SectionReport, compared
 from coarse2fine.engine import analyze
 from coarse2fine.model import load_model
 from coarse2fine.models.conv_stack import ConvStack
+from coarse2fine.models.quantized import QuantizedStack
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
@@ -58,9 +59,10 @@ FULL, QUICK = LimitScale(1.0, 0.06, 5), LimitScale(0.06, 0.015, 3)
 
 @dataclass
 class _Work:
-    """What an analysis asked of its nets and of its decoder."""
+    """What an analysis asked of its nets, of those in integers, and of its decoder."""
 
     forwards: list[tuple[ConvStack, torch.Size, torch.dtype]]
+    integers: list[tuple[QuantizedStack, tuple[int, ...]]]
     chunks: list[tuple[int, Box]]
 
 
@@ -97,8 +99,8 @@ def _measured(source: Path | NDArray[np.uint8], budget: float | None, rounds: in
 @contextmanager
 def recorded() -> Iterator[_Work]:
     """Record the forward passes and the decoded chunks of what runs inside."""
-    work = _Work([], [])
-    features, high = ConvStack.features, ConvStack.high
+    work = _Work([], [], [])
+    features, high, whole = ConvStack.features, ConvStack.high, QuantizedStack.__call__
     decode = Image._decode  # noqa: SLF001 (what a whole chunk passes through)
 
     def noted_features(net: ConvStack, x: torch.Tensor) -> list[torch.Tensor]:
@@ -109,6 +111,10 @@ def recorded() -> Iterator[_Work]:
         work.forwards.append((net, x.shape, x.dtype))
         return high(net, x)
 
+    def noted_whole(net: QuantizedStack, pixels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        work.integers.append((net, pixels.shape))
+        return whole(net, pixels)
+
     def noted_decode(image: Image, level: int, box: Box) -> NDArray[np.uint8]:
         work.chunks.append((level, box))
         return decode(image, level, box)
@@ -116,6 +122,7 @@ def recorded() -> Iterator[_Work]:
     with (
         patch.object(ConvStack, "features", noted_features),
         patch.object(ConvStack, "high", noted_high),
+        patch.object(QuantizedStack, "__call__", noted_whole),
         patch.object(Image, "_decode", noted_decode),
     ):
         yield work
@@ -126,10 +133,13 @@ def _forward_seconds(work: _Work) -> float:
         key: torch.randn(key[0]).to(key[1], memory_format=torch.channels_last)
         for key in {(shape, dtype) for _, shape, dtype in work.forwards}
     }
+    pixels = {shape: np.zeros(shape, np.uint8) for _, shape in work.integers}
     with torch.inference_mode():
         start = time.perf_counter()
         for net, shape, dtype in work.forwards:
             net(tensors[shape, dtype])
+        for whole, size in work.integers:
+            whole(pixels[size])
         return time.perf_counter() - start
 
 

@@ -1,0 +1,1 @@
+"""Letters of many scripts on large sheets: found, then named."""
