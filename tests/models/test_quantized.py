@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from coarse2fine.models import quantized
 from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.quantized import QuantizedStack, activation_ranges, can_quantize
 from coarse2fine.models.threads import threads_here
@@ -86,3 +87,23 @@ def test_ranges_hold_nearly_all_activations() -> None:
     with torch.inference_mode():
         for most, activations in zip(activation_ranges(net, x), net.features(x), strict=True):
             assert 0 < float((activations > most).float().mean()) < 1e-3
+
+
+def test_an_operator_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other versions of torch take the inverse of a scale."""
+    right = quantized._convolved
+
+    def inverse(q: torch.Tensor, scale: float, zero: int, stage: quantized._Stage) -> torch.Tensor:
+        return right(q, scale, zero, stage._replace(scale=1 / stage.scale))
+
+    can_quantize.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            quantized, "_convolved", lambda q, s, z, stage: right(q, s, z, stage._replace(scale=1 / stage.scale))
+        )
+        assert not can_quantize()
+        can_quantize.cache_clear()
+        patch.setattr(torch.ops.onednn, "qconv_prepack", None)
+        assert not can_quantize()
+    can_quantize.cache_clear()
+    assert can_quantize()
