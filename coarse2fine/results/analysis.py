@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -115,6 +116,10 @@ class Analysis(Exportable):
         elif chosen := self.chosen_by:
             lead = ", ".join(f"{name} {share:.0%}" for name, share in list(chosen.items())[:_NAMED])
             lines.append(f"chosen {len(self.plan):,} windows, by {lead}")
+        if not self.kinds and (leaves := Counter(region.route[-1] for region in self.regions if region.route)):
+            most = ", ".join(f"{count:,} by {leaf}" for leaf, count in leaves.most_common(_NAMED))
+            others = ", ..." if len(leaves) > _NAMED else ""
+            lines.append(f"read   {leaves.total():,} finds by {len(leaves)} specialists: {most}{others}")
         if self.audit is not None:
             lines.append(f"audit  {self.audit}")
         if not self.complete:

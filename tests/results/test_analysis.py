@@ -304,3 +304,13 @@ def test_folders_that_are_no_results_are_told_apart(tmp_path: Path, names: list[
         (tmp_path / name).touch()
     with pytest.raises(FileNotFoundError, match=told):
         Analysis.load(tmp_path)
+
+
+def test_a_printed_analysis_names_the_specialists_that_read_most(detector: Model, make_image: MakeImage) -> None:
+    with analyze(make_image(200, 200), detector, budget=0.5) as analysis:
+        pass
+    assert "specialist" not in str(analysis)
+    region = Region("a", 0.5, (0.0, 0.0, 8.0, 8.0))
+    routes = [(1, 4)] * 3 + [(2,)] * 5 + [(1, 3), (5,), (6,), (7,), ()]
+    read = replace(analysis, regions=tuple(replace(region, route=route) for route in routes))
+    assert "read   12 finds by 6 specialists: 5 by 2, 3 by 4, 1 by 3, 1 by 5, ..." in str(read)
