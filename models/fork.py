@@ -226,35 +226,33 @@ class ForkTree:
             self._answer(arrived.node, arrived.x, self.forks[arrived.node].stage, arrived.rows, found)
         return found
 
-    def arrivals(self, x: Tensor, start: int = 0, *, also: float = 1.0) -> Iterator[Arrived]:
+    def arrivals(self, x: Tensor, start: int = 0) -> Iterator[Arrived]:
         """Send tiles down their paths.
 
         Parameters
         ----------
         x : Tensor, float, (n, c, h, w)
             Input of the root's stage `start`, which must not be after its fork.
-        also : float
-            Tiles go to each child to which the router gives more than this probability, besides the likeliest.
 
         Yields
         ------
         Arrived
             Of each leaf that is reached.
         """
-        yield from self._descend(Arrived(ROOT, torch.arange(len(x)), x), start, also)
+        yield from self._descend(Arrived(ROOT, torch.arange(len(x)), x), start)
 
-    def _descend(self, at: Arrived, start: int, also: float) -> Iterator[Arrived]:
+    def _descend(self, at: Arrived, start: int) -> Iterator[Arrived]:
         fork = self.forks[at.node]
         if fork.router is None:
             yield at
             return
         with torch.no_grad():  # not around a yield: it would hold in what reads this
             x = fork.layers(at.x, start - fork.stage, fork.split - fork.stage)
-            chance = fork.router(x).flatten(1).softmax(dim=1)
-            goes = (chance > also).scatter_(1, chance.argmax(dim=1, keepdim=True), value=True)
-        for child, mask in zip(self.children(at.node).tolist(), goes.T, strict=True):
+            chosen = fork.router(x).flatten(1).softmax(dim=1).argmax(dim=1)
+        for number, child in enumerate(self.children(at.node).tolist()):
+            mask = chosen == number
             if bool(mask.any()):
-                yield from self._descend(Arrived(child, at.rows[mask], x[mask]), fork.split, also)
+                yield from self._descend(Arrived(child, at.rows[mask], x[mask]), fork.split)
 
     def path_macs(self, leaf: int) -> int:
         """Multiply-adds of the stages and routers before a leaf's first stage, for one tile."""

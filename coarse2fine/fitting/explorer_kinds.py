@@ -78,7 +78,7 @@ def add_kinds(model: Model, crops: Crops, seed: int) -> Model:
         )
         return model
     tree = _as_tree(grown, whole, decoder, (spec,))
-    provenance = {**model.provenance, KEY: as_record(verdict.earned)}
+    provenance = {**model.provenance, KEY: as_record(verdict.earned, "error")}
     labels = tuple(Label(name, "area") for name in kind_names(tree))
     refiner = replace(refiner, tree=tree, decoder=decoder, labels=labels)
     return replace(model, refiner=refiner, provenance=provenance)

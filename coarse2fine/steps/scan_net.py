@@ -53,24 +53,22 @@ def scan_net(level: CascadeStage, model: Model, runtime: Runtime, image: Image) 
     A scan that chooses specialists or experts does not compute in integers: cells that it left out are scanned again
     when they are refined, and must get the same answer.
     """
-    ranges = known_ranges(level, model)
-    if ranges is None or not in_integers(level, model, runtime, image):
-        return plain_net(level, model, runtime)
-    return integer_net(level, model, runtime, ranges)
+    ranges = _ranges_for(level, model, runtime, image)
+    return plain_net(level, model, runtime) if ranges is None else integer_net(level, model, runtime, ranges)
 
 
 def in_integers(level: CascadeStage, model: Model, runtime: Runtime, image: Image) -> bool:
     """Whether the scan of a stage computes in integers, see `scan_net`."""
+    return _ranges_for(level, model, runtime, image) is not None
+
+
+def _ranges_for(level: CascadeStage, model: Model, runtime: Runtime, image: Image) -> list[float] | None:
+    """Ranges of the activations of a stage, if it computes in integers."""
     routes = model.scan_groups is not None or model.refiner.routed
     # Normalisation that is far from any pixel leaves no integers for them.
     moderate = max(map(abs, model.mean)) < _MOST_MEAN and _LEAST_STD < min(model.std) <= max(model.std) < _MOST_STD
-    allowed = (
-        runtime.integers
-        and moderate
-        and not (routes or model.refiner.learns)
-        and known_ranges(level, model) is not None
-    )
-    return allowed and _is_large(image, level.downsample)
+    allowed = runtime.integers and moderate and not (routes or model.refiner.learns)
+    return known_ranges(level, model) if allowed and _is_large(image, level.downsample) else None
 
 
 def known_ranges(level: CascadeStage, model: Model) -> list[float] | None:

@@ -247,8 +247,8 @@ def learn_classes(
     known |= {"right_with_forks": round(float(forked.mean()), 4) if len(right) else None, "p": round(luck, 4)}
     if luck > LEVEL:
         return usual, known
-    earned = earned_by(named[1].nodes[:, None], "wrong", ~right, ~forked)
-    return found, {**known, "forks": len(tree) - 1, KEY: as_record(earned)}
+    earned = earned_by(named[1].nodes[:, None], ~right, ~forked)
+    return found, {**known, "forks": len(tree) - 1, KEY: as_record(earned, "wrong")}
 
 
 def _trained_on(trunk: ConvStack, draw: Draw, plan: TrunkPlan, seed: int) -> tuple[ConvStack, ForkTree | None]:

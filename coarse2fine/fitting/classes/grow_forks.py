@@ -48,15 +48,12 @@ class Recipe:
         fork, trained to name the cluster of each tile's features.
     own_heads : bool
         Leaves of the last step answer only for the usual classes of their kind, or send back to their parent.
-    also : float
-        In training a tile goes also to each child to which the router gives more than this probability.
     """
 
     steps: tuple[Step, ...]
     rate: float = 1e-3
     router: Callable[[int], nn.Module] | None = None
     own_heads: bool = False
-    also: float = 1.0
 
 
 @dataclass
@@ -101,7 +98,7 @@ class Growing:
             self._from, self._taken = done, self._taken + 1
         until = steps[self._taken - 1].until
         share = min(1.0, (done - self._from) / (until - self._from))
-        for node, rows, own in self.tree.arrivals(x, start, also=self.recipe.also):
+        for node, rows, own in self.tree.arrivals(x, start):
             if node in self.learners:
                 targets = targets_of(self.tree.forks[node].classes, classes[rows])
                 self.learners[node].see(own, targets, share)

@@ -118,7 +118,7 @@ def add_specialists(
             record["chosen"] = best_way({name: verdict for name, (verdict, _) in found.items() if verdict}, tried)
             if record["chosen"]:
                 verdict, tree = found[record["chosen"]]
-                earned = {} if verdict is None else as_record(verdict.earned)
+                earned = {} if verdict is None else as_record(verdict.earned, "loss")
     if mode in ("heads", "tree") and tree is None:
         gained = record["held_back"].get(mode) or "there is nothing for them to learn from"
         warnings.warn(

@@ -21,40 +21,34 @@ class Earned:
 
     Parameters
     ----------
-    measure : str
-        What is measured; less is better.
     items : int
     before, after : float
         Mean over the items, without and with specialists.
     """
 
-    measure: str
     items: int
     before: float
     after: float
 
 
-def earned_by(
-    nodes: NDArray[np.integer[Any]], measure: str, before: NDArray[np.floating], after: NDArray[np.floating]
-) -> dict[int, Earned]:
+def earned_by(nodes: NDArray[np.integer[Any]], before: NDArray[Any], after: NDArray[Any]) -> dict[int, Earned]:
     """What each node gains.
 
     Parameters
     ----------
     nodes : ndarray, int, (n, depth)
         Nodes that each item passes, without the root; -1 after the last.
-    measure : str
-    before, after : ndarray, float, (n,)
-        Of each item, without and with specialists.
+    before, after : ndarray, (n,)
+        What is measured of each item, less of which is better, without and with specialists.
     """
     found = {}
     for node in np.unique(nodes[nodes > ROOT]).tolist():
         rows = (nodes == node).any(axis=1)
         means = (round(float(each[rows].mean()), 5) for each in (before, after))
-        found[node] = Earned(measure, int(rows.sum()), *means)
+        found[node] = Earned(int(rows.sum()), *means)
     return found
 
 
-def as_record(earned: Mapping[int, Earned]) -> dict[str, dict[str, Any]]:
-    """As JSON values, by the node's number."""
-    return {str(node): asdict(each) for node, each in earned.items()}
+def as_record(earned: Mapping[int, Earned], measure: str) -> dict[str, dict[str, Any]]:
+    """As JSON values, by the node's number; `measure` is the word for what was measured."""
+    return {str(node): {"measure": measure, **asdict(each)} for node, each in earned.items()}

@@ -256,16 +256,16 @@ def _judge_tree(
         tree = replace(grown.tree, kept=decided.kept)
         return own.take(part).shrunk(shares[decided.share]).answered(gates[decided.gate], tree)
 
-    decided, verdict, answers = judged(columns, held, apply, measure)
+    decided, verdict, losses = judged(columns, held, apply, measure)
     tree = replace(grown.tree, kept=decided.kept)
-    before, after = (measure(each, held)[0] for each in (held.answers, answers))
-    name = "error" if measure is reconstruction_measured else "loss"
-    verdict = replace(verdict, earned=earned_by(own.nodes, name, before, after))
+    verdict = replace(verdict, earned=earned_by(own.nodes, *losses))
     return replace(grown.shrunk(shares[decided.share]), tree=tree), gates[decided.gate], verdict
 
 
-def judged(columns: Columns, held: Items, apply: Apply, measure: Measure) -> tuple[Decision, Verdict, Tensor]:
-    """The decision on all items, its cross-validated verdict, and the answers that this is about.
+def judged(
+    columns: Columns, held: Items, apply: Apply, measure: Measure
+) -> tuple[Decision, Verdict, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """The decision on all items, its cross-validated verdict, and each item's loss without and with specialists.
 
     Parameters
     ----------
@@ -296,4 +296,4 @@ def judged(columns: Columns, held: Items, apply: Apply, measure: Measure) -> tup
         wrong=float(worse.sum()) / count,
         chance=chance(columns, decided),
     )
-    return decided, verdict, answers
+    return decided, verdict, (before, after)

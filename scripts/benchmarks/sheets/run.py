@@ -26,6 +26,7 @@ _EXPLAINED = (
     "pass over the analysis by default. Means over seeds, with standard deviations.",
 )
 _FIRST = 7000  # seed of the first sheet
+_SAVED = {"macs": "gmac", "seconds": "seconds"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,3 @@ def _measured(model: Model, seed: int, scale: SheetScale, out: Path) -> dict[str
         if whole is not None:
             rows[name] |= {f"saving_{key}": whole[unit] / rows[name][unit] for key, unit in _SAVED.items()}
     return rows
-
-
-_SAVED = {"macs": "gmac", "seconds": "seconds"}
