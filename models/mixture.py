@@ -115,9 +115,13 @@ class Mixture:
         -------
         Tensor, float32, (n,)
         """
-        means, whiten, offsets = (t.to(x.device)[kind] for t in (self.means, self.whiten, self.offsets))
-        apart = (whiten * (x.float() - means)[:, None]).sum(dim=2)
-        return 0.5 * apart.square().sum(dim=1) - offsets
+        tables = [t.to(x.device) for t in (self.means, self.whiten, self.offsets)]
+        found = []
+        for rows, own in zip(torch.split(x.float(), _CHUNK), torch.split(kind, _CHUNK), strict=True):
+            means, whiten, offsets = (table[own] for table in tables)
+            apart = (whiten * (rows - means)[:, None]).sum(dim=2)
+            found.append(0.5 * apart.square().sum(dim=1) - offsets)
+        return torch.cat(found)
 
     def surprise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood (up to a constant) and the likeliest kind of each row.

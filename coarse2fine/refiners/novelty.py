@@ -1,13 +1,16 @@
 """Novelty: the encoder of an autoencoder as a refiner that finds what is rare compared with a sample of the image.
 
 Fine cells are measured by their codes. In a model with kinds of its own they are measured by how well columns
-reconstruct them, and are rare within their kind; see `coarse2fine.specialists.kinds`.
+reconstruct them, by detail and by colour, and are rare within their kind; see `coarse2fine.specialists.kinds`. What is
+rare is rarely alone: a cell is judged together with those around it, in the same cell of the scan.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,10 +21,10 @@ from torch import Tensor
 from coarse2fine.models.base import Base
 from coarse2fine.models.candidates import Candidates
 from coarse2fine.models.mixture import Mixture
-from coarse2fine.models.runtime import Runtime
+from coarse2fine.models.runtime import Runtime, in_double
 from coarse2fine.refiners.net import NetRefiner
 from coarse2fine.refiners.protocol import ImageContext, Label, RunningRefiner
-from coarse2fine.specialists.kinds import MEASURES, KindReader
+from coarse2fine.specialists.kinds import DETAIL_MARGIN, KindReader, detail_macs
 
 KINDS = 8
 LABELS = tuple(Label(f"kind {k + 1}", "area") for k in range(KINDS))
@@ -30,22 +33,87 @@ _DECODER = "painter"  # name in model files
 # Surprises are compared in steps of 1/1024: the last bits of a cell's surprise differ between windows of other shapes,
 # and a sampled cell that is refined too must not rank above itself.
 _STEPS = 1024
+_TAIL_FROM = 0.9
 
 
 @dataclass(frozen=True)
 class NoveltyModel:
-    """Model of what is usual at full resolution in one image.
+    """Model of what is usual at one resolution in one image.
 
     Parameters
     ----------
     mixture : Mixture
-        Kinds of fine codes; in a model with kinds of its own, of its measures.
+        Kinds of codes; in a model with kinds of its own, of its measures.
     sample : Tensor, float32, (n,)
-        Surprises of a random sample of fine codes, increasing.
+        Surprises of a random sample of cells, pooled in their blocks, increasing.
+    block : int
+        Side of the blocks, in cells.
     """
 
     mixture: Mixture
     sample: Tensor
+    block: int
+
+    @classmethod
+    def of(cls, measures: NDArray[np.float32], kinds: int | None, seed: int) -> NoveltyModel:
+        """What is usual, from a sample of square blocks of cells.
+
+        Parameters
+        ----------
+        measures : ndarray, float32, (m, b * b, k)
+            From `Measuring`, the cells of each block in raster order.
+        kinds : int or None
+            Number of kinds, if the last measure is the kind.
+        seed : int
+        """
+        rows = measures.reshape(-1, measures.shape[-1])
+        if kinds is None:
+            mixture = Mixture.fit(rows, KINDS, seed)
+        else:
+            mixture = Mixture.of_kinds(rows[:, :-1], rows[:, -1].astype(np.int64), kinds)
+        block = math.isqrt(measures.shape[1])
+        surprise, _ = cls(mixture, torch.empty(0), block).surprise(torch.from_numpy(rows))
+        return cls(mixture, pooled(surprise.view(-1, block, block), block).flatten().sort().values, block)
+
+    def surprise(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """How improbable each cell's measures are, alone, and its kind.
+
+        Parameters
+        ----------
+        rows : Tensor, float, (n, k)
+
+        Returns
+        -------
+        surprise : Tensor, float32, (n,)
+            Negative log-likelihood, up to a constant.
+        kind : Tensor, int64, (n,)
+        """
+        if rows.shape[1] == self.mixture.means.shape[1]:
+            return self.mixture.surprise(rows)
+        kind = rows[:, -1].long()
+        return self.mixture.within(rows[:, :-1], kind), kind
+
+    def rank(self, surprise: Tensor) -> Tensor:
+        """Share of the sample with a lower pooled surprise.
+
+        Beyond the highest of the sample the rest shrinks with the distance from it, in units of the mean excess of the
+        highest tenth (a Pareto tail), so that rare cells have an order among themselves.
+
+        Parameters
+        ----------
+        surprise : Tensor, float, any shape
+
+        Returns
+        -------
+        Tensor, float32, same shape
+            Below 1.
+        """
+        sample = self.sample.to(surprise.device)
+        count = len(sample)
+        ninth = sample[int(_TAIL_FROM * count)]
+        unit = (sample[sample >= ninth].mean() - ninth).clamp(min=1 / _STEPS)
+        beyond = (surprise - sample[-1]).clamp(min=0) / unit
+        return (count + 1 - (count + 1 - torch.searchsorted(sample, surprise)) / (1 + beyond)) / (count + 1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +137,19 @@ class NoveltyRefiner(NetRefiner):
     def __post_init__(self) -> None:
         if (self.decoder is None) != (self.tree is None) or self.groups is not None:
             raise ValueError("expected a tree of columns and a decoder, or neither, and no groups")
+        if self.decoder is not None and self.margin < DETAIL_MARGIN:
+            raise ValueError(
+                f"expected a net that reads at least {DETAIL_MARGIN} pixels around a cell, got {self.margin}"
+            )
+
+    @property
+    def measuring_macs(self) -> float:
+        """Multiply-adds for a cell beside the encoder's: columns, decoder and detail."""
+        detail = 0 if self.decoder is None else detail_macs(self.net.spec)
+        return detail + sum(each.macs_per_cell for each in self.specialists)
+
+    def expected_macs(self, height: int, width: int) -> int:
+        return self.macs(height, width) + round(self.measuring_macs * height * width)
 
     def start(self, context: ImageContext) -> RunningNovelty:
         return RunningNovelty(self, context)
@@ -81,26 +162,14 @@ class NoveltyRefiner(NetRefiner):
         decoder = arrays.get(_DECODER)
         if decoder is not None and (decoder.ndim != 2 or decoder.dtype != np.float32):
             raise ValueError(f"expected a decoder with rows of numbers, got the shape {decoder.shape}")
-        return super().load(arrays, text, base, decoder=decoder, **more)
+        found = super().load(arrays, text, base, decoder=decoder, **more)
+        if getattr(base, "spec", None) != found.net.spec:
+            raise ValueError(f"expected a base of the same shape as the refine net, {found.net.spec}: it scans too")
+        return found
 
     def learn(self, measures: NDArray[np.float32], seed: int) -> NoveltyModel:
-        """Model of the usual fine cells, from a sample.
-
-        Parameters
-        ----------
-        measures : ndarray, float32, (m, f * f, k)
-            From `Measuring`.
-        seed : int
-        """
-        rows = measures.reshape(-1, measures.shape[-1])
-        if self.decoder is None:
-            mixture = Mixture.fit(rows, KINDS, seed)
-            surprise, _ = mixture.surprise(torch.from_numpy(rows))
-        else:
-            kind = rows[:, MEASURES].astype(np.int64)
-            mixture = Mixture.of_kinds(rows[:, :MEASURES], kind, len(self.labels))
-            surprise = mixture.within(torch.from_numpy(rows[:, :MEASURES]), torch.from_numpy(kind))
-        return NoveltyModel(mixture, _stepped(surprise).sort().values)
+        """Model of the usual cells, from a sample of blocks; see `NoveltyModel.of`."""
+        return NoveltyModel.of(measures, None if self.decoder is None else len(self.labels), seed)
 
 
 class Measuring:
@@ -140,7 +209,7 @@ class Measuring:
         -------
         codes : Tensor, float, (n, d, height, width)
         measures : Tensor, float, (n, k, height, width)
-            The codes; or the measures of columns, and last the number of the kind.
+            The codes; or the measures of `KindReader`, last the number of the kind.
         """
         x = self._normalise(pixels)
         if self._kinds is None:
@@ -185,8 +254,37 @@ class RunningNovelty(RunningRefiner):
         return replace(found, nodes=self._tree.clusters.leaves[found.labels].astype(np.int32))
 
 
-def _stepped(surprise: Tensor) -> Tensor:
-    return torch.round(surprise * _STEPS) / _STEPS
+def pooled(surprise: Tensor, block: int) -> Tensor:
+    """Each cell's surprise with those around it: the mean of a blur of 3 x 3 cells and of its whole block.
+
+    Neighbours in other blocks do not count (at its edges a block's own cells are repeated), so a window of whole blocks
+    gets the same values as the image. Cells of one thing are then found together, and noise in single cells is not.
+
+    Parameters
+    ----------
+    surprise : Tensor, float32, (n, h, w)
+        Sides are multiples of `block`.
+    block : int
+
+    Returns
+    -------
+    Tensor, float32, (n, h, w)
+        In steps of 1/1024.
+    """
+    return torch.round(in_double(partial(_joined, block=block), surprise) * _STEPS) / _STEPS
+
+
+def _joined(surprise: Tensor, block: int) -> Tensor:
+    n, height, width = surprise.shape
+    cells = surprise.reshape(n, height // block, block, width // block, block).transpose(2, 3)
+    blurred = cells
+    for axis in (3, 4):
+        first, last = blurred.narrow(axis, 0, 1), blurred.narrow(axis, block - 1, 1)
+        before = torch.cat([first, blurred.narrow(axis, 0, block - 1)], dim=axis)
+        after = torch.cat([blurred.narrow(axis, 1, block - 1), last], dim=axis)
+        blurred = (before + 2 * blurred + after) / 4
+    found = (blurred + cells.mean(dim=(3, 4), keepdim=True)) / 2
+    return found.transpose(2, 3).reshape(n, height, width)
 
 
 def read_novelties(out: Tensor, corners: NDArray[np.int64], novelty: NoveltyModel, floor: float) -> Candidates:
@@ -195,22 +293,17 @@ def read_novelties(out: Tensor, corners: NDArray[np.int64], novelty: NoveltyMode
     Parameters
     ----------
     out : Tensor, float, (n, d, h, w)
-        Fine codes; or the measures of columns, and last the number of the kind.
+        Measures of fine cells; windows consist of whole cells of the scan.
     corners : ndarray, int64, (n, 2)
         Fine-grid index of each window's first cell.
     novelty : NoveltyModel
     floor : float
-        Least score, which is the share of the sample with a lower surprise.
+        Least score, see `NoveltyModel.rank`.
     """
     n, d, h, w = out.shape
-    cells_of = out.permute(0, 2, 3, 1).reshape(-1, d)
-    if d == novelty.mixture.means.shape[1]:
-        surprise, kind = novelty.mixture.surprise(cells_of)
-    else:
-        kind = cells_of[:, -1].long()
-        surprise = novelty.mixture.within(cells_of[:, :-1], kind)
-    rank = torch.searchsorted(novelty.sample.to(out.device), _stepped(surprise))
-    scores = (rank / (len(novelty.sample) + 1)).reshape(n, h, w)
+    alone, kind = novelty.surprise(out.permute(0, 2, 3, 1).reshape(-1, d))
+    surprise = pooled(alone.view(n, h, w), novelty.block)
+    scores = novelty.rank(surprise)
     row, y, x = torch.nonzero(scores >= floor, as_tuple=True)
     rows = row.cpu().numpy()
     cells = np.stack([corners[rows, 0] + y.cpu().numpy(), corners[rows, 1] + x.cpu().numpy()], axis=1).astype(np.int32)

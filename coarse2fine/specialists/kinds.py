@@ -1,8 +1,9 @@
-"""Unsupervised novelty measures: reconstruction errors of cells, to be compared within kinds (clusters) of cells.
+"""Unsupervised novelty measures of cells, to be compared within kinds (clusters) of cells.
 
 A linear decoder reconstructs each cell's pixels from the encoder's code. Then the columns on the cell's path through a
-tree of clusters reduce the error. The errors before and after
-are usual or unusual for cells of a kind: a scratch is reconstructed worse than its neighbours, a blurred patch better.
+tree of clusters reduce the error. The errors before and after are usual or unusual for cells of a kind: a scratch is
+reconstructed worse than its neighbours, a blurred patch better. So are fine detail, which the code does not hold, and
+colour, which kinds of texture share.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from coarse2fine.models.routing import Answered
 from coarse2fine.models.runtime import Runtime, in_double
 from coarse2fine.specialists.tree import SpecialistTree
 
-MEASURES = 2
 _LEAST_ERROR = 1e-4
+# A Gaussian of about one pixel; what it removes is detail.
+_BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+DETAIL_MARGIN = len(_BLUR) // 2
+"""Pixels around a cell that its detail depends on."""
 
 
 def cell_pixels(x: Tensor, spec: StackSpec) -> Tensor:
@@ -58,6 +62,40 @@ def reconstructed(code: Tensor, decoder: NDArray[np.float32]) -> Tensor:
     """
     weights = torch.from_numpy(decoder).to(code.device, code.dtype)
     return functional.conv2d(code, weights[:-1].T[:, :, None, None], weights[-1])
+
+
+def detail_macs(spec: StackSpec) -> int:
+    """Multiply-adds of a cell's detail, without halo."""
+    return 2 * len(_BLUR) * spec.stride**2
+
+
+def detail_and_colour(x: Tensor, spec: StackSpec) -> tuple[Tensor, Tensor]:
+    """Mean square of what a slight blur removes from the grey image, and mean colour, of each cell.
+
+    Sums are taken in the same order in windows of any shape.
+
+    Parameters
+    ----------
+    x : Tensor, float, (n, c, h, w)
+        Input of the encoder.
+    spec : StackSpec
+        Shape of the encoder; its margin is at least `DETAIL_MARGIN`.
+
+    Returns
+    -------
+    detail : Tensor, float32, (n, cell height, cell width)
+    colour : Tensor, float32, (n, c, cell height, cell width)
+    """
+    around = cropped(x, spec.margin - DETAIL_MARGIN).float()
+    grey = around.mean(dim=1)
+    blurred = grey
+    for axis in (1, 2):
+        length = blurred.shape[axis] - 2 * DETAIL_MARGIN
+        blurred = sum(weight * blurred.narrow(axis, at, length) for at, weight in enumerate(_BLUR))  # type: ignore[assignment]
+    inner = slice(DETAIL_MARGIN, -DETAIL_MARGIN)
+    removed = (grey[:, inner, inner] - blurred).square()
+    colour = functional.avg_pool2d(around[:, :, inner, inner], spec.stride)
+    return functional.avg_pool2d(removed, spec.stride), colour
 
 
 class _TreeReconstruction:
@@ -97,7 +135,7 @@ class _TreeReconstruction:
 
 
 class KindReader:
-    """Computes the reconstruction errors and the kind of every cell.
+    """Computes the measures and the kind of every cell.
 
     Parameters
     ----------
@@ -123,8 +161,8 @@ class KindReader:
 
     @property
     def macs_spent(self) -> int:
-        """Multiply-adds of decoder, columns and routing up to now."""
-        return self._improved.macs_spent + self._cells * self._first[:-1].size
+        """Multiply-adds of decoder, columns, routing and detail up to now."""
+        return self._improved.macs_spent + self._cells * (self._first[:-1].size + detail_macs(self._spec))
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, features: list[Tensor], code: Tensor) -> Tensor:
@@ -139,16 +177,18 @@ class KindReader:
 
         Returns
         -------
-        Tensor, float32, (n, 3, cell height, cell width)
-            Logarithm of the reconstruction error from the code alone, the same after the columns, and the number of
-            the kind, see `kind_names`.
+        Tensor, float32, (n, 4 + channels of x, cell height, cell width)
+            Logarithms of the reconstruction error from the code alone, of the error after the columns, and of the
+            detail; mean colour, in units of x; last the number of the kind, see `kind_names`.
         """
         first = reconstructed(code, self._first)
         last, kind = self._improved(x, features, first)
         self._cells += kind.numel()
         true = cell_pixels(x, self._spec).float()
-        errors = ((each.float() - true).square().mean(dim=1) for each in (first, last))
-        return torch.stack([*(in_double(torch.log, error + _LEAST_ERROR) for error in errors), kind.float()], dim=1)
+        errors = [(each.float() - true).square().mean(dim=1) for each in (first, last)]
+        detail, colour = detail_and_colour(x, self._spec)
+        logs = [in_double(torch.log, each + _LEAST_ERROR) for each in (*errors, detail)]
+        return torch.cat([torch.stack(logs, dim=1), colour, kind.float()[:, None]], dim=1)
 
 
 def kind_names(tree: SpecialistTree) -> tuple[str, ...]:

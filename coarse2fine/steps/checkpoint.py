@@ -118,7 +118,7 @@ def _scan_arrays(scan: Scan, novelty: NoveltyModel | NDArray[np.uint16] | None) 
     arrays |= {name: value for name in ("groups", "leaves") if (value := getattr(scan, name)) is not None}
     if isinstance(novelty, NoveltyModel):
         arrays |= {f"mixture_{name}": value.numpy() for name, value in vars(novelty.mixture).items()}
-        arrays["sample"] = novelty.sample.numpy()
+        arrays |= {"sample": novelty.sample.numpy(), "block": np.array(novelty.block)}
     return arrays
 
 
@@ -128,7 +128,7 @@ def _looked(arrays: Arrays) -> Looked:
     if "sample" not in arrays:
         return scan, scan.groups
     mixture = {name: torch.from_numpy(array) for name, array in under(arrays, "mixture_").items()}
-    return scan, NoveltyModel(Mixture(**mixture), torch.from_numpy(arrays["sample"]))
+    return scan, NoveltyModel(Mixture(**mixture), torch.from_numpy(arrays["sample"]), int(arrays["block"]))
 
 
 def _fine_arrays(fine: Refinement) -> Arrays:

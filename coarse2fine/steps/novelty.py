@@ -1,9 +1,8 @@
-"""Unsupervised scan: interest is rarity in this image, or poor prediction of fine codes from coarse ones.
+"""Unsupervised scan: interest is rarity in this image.
 
-The encoder of an autoencoder scans the image. A mixture model groups its codes into kinds (clusters); a code far from
-every kind is rare. A small random sample of cells is also read at full resolution. The refiner learns from it what is
-usual there, and a regression predicts fine codes from coarse ones: if it predicts a cell badly, refining the cell is
-likely to show something that the scan cannot resolve.
+The encoder of an autoencoder scans the image and measures its cells as the refiner measures fine ones: by codes, or, in
+a model with kinds of its own, within kinds. Cells that are rare together with their neighbours are interesting. A small
+random sample of cells is also read at full resolution; the refiner learns from it what is usual there.
 """
 
 from __future__ import annotations
@@ -13,16 +12,15 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from scipy.ndimage import gaussian_filter
 
 from coarse2fine.model import Model
 from coarse2fine.models.feature_maps import cell_rows
 from coarse2fine.models.firing import FIRED
-from coarse2fine.models.mixture import Mixture, ridge
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import normalised
 from coarse2fine.progress import Tick
-from coarse2fine.refiners.novelty import KINDS, Measuring, NoveltyModel, NoveltyRefiner
+from coarse2fine.refiners.novelty import Measuring, NoveltyModel, NoveltyRefiner
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.scan import Scan, features, scan_macs
 from coarse2fine.tiling.errors import ImageError
@@ -35,8 +33,10 @@ _SAMPLED_SHARE, _LEAST_SAMPLED, _MOST_SAMPLED = 32, 32, 768
 # Fewest cells if the budget is small: with a smaller sample no cell can rank among the rarest 0.5 %.
 _LEAST_AFFORDED = 16
 _SAMPLED_CODES = 50_000
-# Interest is the noisy-or of the two ranks to this power, so the far tail of either measure suffices.
+# Interest is the rank of a cell's rarity to this power: sums over the cells of a window then depend on the far tail.
 _TAIL = 16
+# Standard deviation in cells of the blur of rarity.
+_BLUR = 0.7
 
 
 def exploration_macs(model: Model, full_shape: tuple[int, int], dense: Plan) -> int:
@@ -60,7 +60,10 @@ def exploration_macs(model: Model, full_shape: tuple[int, int], dense: Plan) -> 
 def least_exploration_macs(model: Model, full_shape: tuple[int, int], most_macs: int) -> int:
     """Multiply-adds of scan and sample, the least that rarity takes; parameters as in `explore`."""
     height, width = model.cell_shape(full_shape)
-    return scan_macs(model, full_shape) + _sampled(height * width, model, most_macs) * model.window_macs(1, 1)
+    assert isinstance(model.refiner, NoveltyRefiner)
+    measuring = round(height * width * model.refiner.measuring_macs)
+    sample = _sampled(height * width, model, most_macs) * model.window_macs(1, 1)
+    return scan_macs(model, full_shape) + measuring + sample
 
 
 def _sampled(cells: int, model: Model, most_macs: int) -> int:
@@ -95,85 +98,65 @@ def explore(
     """
     refiner, failures = model.refiner, list[str]()
     assert isinstance(refiner, NoveltyRefiner)
-    codes, macs = _codes(image, model, runtime, failures, tick)
-    shape = codes.shape[:2]
-    rng = np.random.default_rng(seed)
-    flat = codes.reshape(-1, codes.shape[-1])
-    chosen = np.sort(rng.permutation(len(flat))[: _sampled(len(flat), model, most_macs)])
-    cells = np.stack(np.unravel_index(chosen, shape), axis=1)
-    fine, measures, good, spent = _fine_codes(image, model, refiner, runtime, cells)
-    chosen = chosen[good]
-    macs += spent
-    usual = flat[np.sort(rng.permutation(len(flat))[:_SAMPLED_CODES])].astype(np.float32)
-    rarity, _ = Mixture.fit(usual, KINDS, seed).surprise(torch.from_numpy(flat))
-    unexplained = _unexplained(flat[chosen].astype(np.float32), fine, flat)
-    tails = [_rank(v) ** _TAIL for v in (rarity.numpy(), unexplained)]
-    interest = (1 - (1 - tails[0]) * (1 - tails[1])).reshape(shape).astype(np.float32)
-    scan = Scan(interest, _most_deviant(flat, usual).reshape(*shape, FIRED), macs, tuple(failures))
-    return scan, refiner.learn(measures, seed)
-
-
-def _codes(
-    image: Image, model: Model, runtime: Runtime, failures: list[str], tick: Tick | None
-) -> tuple[NDArray[np.float16], int]:
-    """Codes of all cells (cell height, cell width, d), float16 to save memory, and their multiply-adds."""
-    shape = model.cell_shape((image.height, image.width))
-    codes = np.zeros((*shape, model.base.reader.out_channels), np.float16)
-    macs = 0
-    for box, _, code, cost in features(image, model, runtime, tick, failures):
-        codes[box.slices] = code.float().permute(1, 2, 0).cpu().numpy()
-        macs += cost
-    return codes, macs
-
-
-def _fine_codes(
-    image: Image, model: Model, refiner: NoveltyRefiner, runtime: Runtime, cells: NDArray[np.intp]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.intp], int]:
-    """Fine codes (m, f * f, d) and measures (m, f * f, k) of the readable cells, their rows, and the multiply-adds."""
     measuring = Measuring(refiner, runtime, partial(normalised, model=model, runtime=runtime))
-    fine = model.geometry.fine
+    codes, measures, seen = _scanned(image, model, runtime, measuring, failures, tick)
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(seen.size)[: _sampled(seen.size, model, most_macs)])
+    cells = np.stack(np.unravel_index(chosen, seen.shape), axis=1)
+    learned = refiner.learn(_fine_measures(image, model, measuring, cells), seed)
+    rows = np.flatnonzero(seen)
+    usual = np.sort(rng.permutation(rows)[:_SAMPLED_CODES])
+    interest = _interest(measures, refiner.learn(measures[usual][:, None], seed), seen)
+    fired = _most_deviant(codes, codes[usual].astype(np.float32)).reshape(*seen.shape, FIRED)
+    return Scan(interest, fired, measuring.macs_spent, tuple(failures)), learned
+
+
+def _scanned(
+    image: Image, model: Model, runtime: Runtime, measuring: Measuring, failures: list[str], tick: Tick | None
+) -> tuple[NDArray[np.float16], NDArray[np.float32], NDArray[np.bool_]]:
+    """Codes (n, d) and measures (n, k) of all cells in raster order, and which could be read (cell height, width)."""
+    seen = np.zeros(model.cell_shape((image.height, image.width)), bool)
+    codes = measures = None
+    # One block after the other: columns run in parallel within each.
+    for box, *planes, _ in features(image, model, runtime, tick, failures, net=measuring, aside=False):
+        code, measured = (each.float().permute(1, 2, 0).cpu().numpy() for each in planes)
+        if codes is None or measures is None:
+            codes = np.zeros((*seen.shape, code.shape[2]), np.float16)  # to save memory
+            measures = np.zeros((*seen.shape, measured.shape[2]), np.float32)
+        codes[box.slices], measures[box.slices], seen[box.slices] = code, measured, True
+    assert codes is not None
+    assert measures is not None
+    return codes.reshape(seen.size, -1), measures.reshape(seen.size, -1), seen
+
+
+def _fine_measures(image: Image, model: Model, measuring: Measuring, cells: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Measures (m, f * f, k) of the fine cells in those of the given cells that can be read."""
+    refiner, fine = model.refiner, model.geometry.fine
     windows = Windows.of_cells(cells, (1, 1), fine * refiner.stride, refiner.margin)
-    codes, measures, index = list[NDArray[np.float32]](), list[NDArray[np.float32]](), list[NDArray[np.intp]]()
+    measures, index = list[NDArray[np.float32]](), list[NDArray[np.intp]]()
     with WindowReader(image, downsample=model.geometry.refine_downsample) as reader:
         for batch in reader.batches(windows, 64):
             if not batch.failed.all():
-                code, measured = measuring(batch.pixels[~batch.failed])
-                codes.append(_by_cell(code))
-                measures.append(_by_cell(measured))
+                planes = measuring(batch.pixels[~batch.failed])[1].float()
+                measures.append(cell_rows(planes).view(len(planes), -1, planes.shape[1]).cpu().numpy())
                 index.append(batch.index[~batch.failed])
     if not index:
         raise ImageError(f"none of {len(windows)} sampled places of {image.name} can be read: {reader.failures[0]}")
-    good = np.concatenate(index)
-    order = np.argsort(good)
-    return np.concatenate(codes)[order], np.concatenate(measures)[order], good[order], measuring.macs_spent
+    return np.concatenate(measures)[np.argsort(np.concatenate(index))]
 
 
-def _by_cell(planes: Tensor) -> NDArray[np.float32]:
-    """Planes (n, d, h, w) as rows, (n, h * w, d)."""
-    rows = cell_rows(planes.float()).view(len(planes), -1, planes.shape[1])
-    return np.asarray(rows.cpu().numpy())
-
-
-def _unexplained(
-    coarse: NDArray[np.float32], fine: NDArray[np.float32], everywhere: NDArray[np.float16]
-) -> NDArray[np.float32]:
-    """Expected error, at every cell, of predicting its fine codes from its coarse one (two linear regressions)."""
-    mean = fine.mean(axis=1)
-    weights = ridge(coarse, mean)
-    predicted = coarse @ weights[:-1] + weights[-1]
-    error = np.square(fine - predicted[:, None]).mean(axis=(1, 2))
-    log_error = np.log(error + 1e-6)[:, None].astype(np.float32)
-    slope = ridge(coarse, log_error, strength=10.0)
-    expected = np.full(len(everywhere), slope[-1, 0])
-    for column, weight in zip(everywhere.T, slope[:-1, 0], strict=True):
-        expected += column * weight  # not a matrix product: its rounding depends on the number of threads
-    return expected
+def _interest(measures: NDArray[np.float32], usual: NoveltyModel, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Rarity of each cell, from 0 to 1; cells that could not be read are as usual as any."""
+    surprise, _ = usual.surprise(torch.from_numpy(measures))
+    rarity = surprise.numpy().reshape(seen.shape)
+    rarity = gaussian_filter(np.where(seen, rarity, rarity[seen].min()), _BLUR)
+    return _rank(rarity) ** _TAIL
 
 
 def _rank(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Share of all values that are smaller than each."""
-    ordered = np.sort(values)
-    return (np.searchsorted(ordered, values) / len(values)).astype(np.float32)
+    ordered = np.sort(values, axis=None)
+    return (np.searchsorted(ordered, values) / values.size).astype(np.float32)
 
 
 def _most_deviant(codes: NDArray[np.float16], usual: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -287,6 +287,7 @@ def features(
     level: CascadeStage | None = None,
     inside: NDArray[np.bool_] | None = None,
     net: ScanNet | None = None,
+    aside: bool = True,
 ) -> Iterator[tuple[Box, Tensor, Tensor, int]]:
     """High-level activations and answers of the base, or of another cascade stage, block by block.
 
@@ -305,6 +306,8 @@ def features(
         See `look`.
     net : callable, optional
         By default the stage's net in the number format of the runtime.
+    aside : bool
+        Whether several blocks may be answered at once, which a net with a state does not allow.
 
     Yields
     ------
@@ -336,7 +339,8 @@ def features(
         return box, high[0, :, : box.height, : box.width], logit[0, :, : box.height, : box.width], cost
 
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
-        answers = ThreadPool.for_batches(runtime.device, len(boxes)).in_order(answer, reader.batches(boxes, 1))
+        threads = ThreadPool.for_batches(runtime.device, len(boxes) if aside else 1)
+        answers = threads.in_order(answer, reader.batches(boxes, 1))
         for done, answered in enumerate(answers):
             if tick:
                 tick(done + 1, len(grid))

@@ -90,9 +90,9 @@ def test_all_methods_are_compared_on_the_same_cells(monkeypatch: pytest.MonkeyPa
         "chance",
         "memory bank",
         "one Gaussian",
-        "reconstruction alone",
-        "reconstruction, kinds",
-        "reconstruction, columns",
+        "measures alone",
+        "measures, kinds",
+        "measures, columns",
     }
     assert names == alone | expected
     for name in names:

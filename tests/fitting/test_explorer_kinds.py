@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.signal import convolve2d
 from scipy.stats import multivariate_normal
 
 from coarse2fine import analyze, load_model
@@ -54,12 +55,12 @@ def model(explorer: Model, crops: Crops) -> Model:
 def test_the_columns_paint_better_than_the_code_alone(model: Model, make_image: MakeImage, runtime: Runtime) -> None:
     found = measured(model, make_image(80, 80, seed=5000), runtime)[0]
     assert float(found[1].mean()) < float(found[0].mean()) - 0.04
-    assert len(np.unique(found[2])) > 1
+    assert len(np.unique(found[-1])) > 1
 
 
 @torch.inference_mode()
 def measured(model: Model, pixels: NDArray[np.uint8], runtime: Runtime) -> tuple[NDArray[np.float32], torch.Tensor]:
-    """Measures (3, h, w) of a whole image, and the encoder's input."""
+    """Measures (7, h, w) of a whole image, and the encoder's input."""
     refiner = built_in(model)
     assert isinstance(refiner, NoveltyRefiner)
     margin, spec = refiner.margin, refiner.net.spec
@@ -107,8 +108,19 @@ def test_measures_are_those_of_each_cell_alone(model: Model, make_image: MakeIma
                 added, stages = tree.columns[node](inputs, stages)
                 answer = answer + added.flatten()
             errors.append(float((answer - true).square().mean()))
-        np.testing.assert_allclose(found[:2, y, left], np.log(np.array(errors) + 1e-4), atol=1e-3)
-        assert tree.clusters.leaves[int(found[2, y, left])] == node
+        errors.append(detail(part[0].numpy(), net(model).spec.margin))
+        np.testing.assert_allclose(found[:3, y, left], np.log(np.array(errors) + 1e-4), atol=1e-3)
+        np.testing.assert_allclose(found[3:6, y, left], true.view(3, -1).mean(dim=1), atol=1e-5)
+        assert tree.clusters.leaves[int(found[6, y, left])] == node
+
+
+def detail(part: NDArray[np.float32], margin: int) -> float:
+    """Mean square of what a Gaussian of one pixel removes from the inner pixels of a patch (c, h, w)."""
+    grey = part.mean(axis=0)
+    row = (np.poly1d([0.5, 0.5]) ** 4).coeffs
+    kernel = np.outer(row, row)
+    removed = grey - convolve2d(grey, kernel, mode="same")
+    return float(np.square(removed[margin:-margin, margin:-margin]).mean())
 
 
 def test_of_few_images_nothing_is_sure(explorer: Model, crops: Crops) -> None:

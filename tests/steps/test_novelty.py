@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.ndimage import convolve
 from scipy.stats import multivariate_normal
 
 from coarse2fine import analyze
@@ -22,8 +25,10 @@ from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.models.mixture import Mixture, ridge
 from coarse2fine.models.runtime import Runtime
+from coarse2fine.refiners.novelty import NoveltyModel, pooled
 from coarse2fine.steps.novelty import explore
 from coarse2fine.tiling.opening import open_image
+from coarse2fine.tiling.window_reader import WindowBatch, WindowReader
 
 MakeImage = Callable[..., NDArray[np.uint8]]
 PATCH = (slice(160, 208), slice(320, 368))
@@ -120,6 +125,46 @@ def test_the_account_of_exploring_holds_the_sample(make_image: MakeImage, explor
 
 
 # The arithmetic
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_a_cell_is_judged_with_the_others_of_its_block(seed: int, block: int, down: int, across: int) -> None:
+    rng = np.random.default_rng(seed)
+    alone = rng.normal(0, 3, (2, down * block, across * block)).astype(np.float32)
+    found = pooled(torch.from_numpy(alone), block).numpy()
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    for image, y, x in np.ndindex(2, down, across):
+        own = np.s_[image, y * block : (y + 1) * block, x * block : (x + 1) * block]
+        expected = (convolve(alone[own].astype(np.float64), kernel, mode="nearest") + alone[own].mean()) / 2
+        np.testing.assert_allclose(found[own], expected, atol=1e-3)
+
+
+def test_the_rank_is_the_share_of_the_sample_and_orders_what_is_beyond() -> None:
+    rows = np.random.default_rng(0).normal(0, 1, (400, 1, 3)).astype(np.float32)
+    model = NoveltyModel.of(rows, None, seed=0)
+    assert model.block == 1
+    within = model.rank(model.sample).numpy()
+    np.testing.assert_allclose(within, np.searchsorted(model.sample.numpy(), model.sample.numpy()) / 401, atol=1e-6)
+    beyond = model.rank(model.sample[-1] + torch.tensor([0.0, 0.1, 1.0, 10.0, 1000.0])).numpy()
+    assert (np.diff(beyond) > 0).all()
+    assert within[-1] <= beyond[0]
+    assert beyond[-1] < 1
+
+
+def test_what_cannot_be_read_is_not_rare(explorer: Model, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(90, 166, (2600, 128, 3)).astype(np.uint8)
+    read = WindowReader.batches
+
+    def broken(self: WindowReader, windows: Any, size: int) -> Iterator[WindowBatch]:
+        """Blocks of the scan, one a batch, of which the last fails."""
+        last = len(windows) - 1
+        for batch in read(self, windows, size):
+            yield replace(batch, failed=batch.failed | ((size == 1) & (batch.index == last)))
+
+    monkeypatch.setattr(WindowReader, "batches", broken)
+    scan, _ = explore(open_image(pixels), explorer, runtime, 0, most_macs=10**12)
+    assert scan.interest[-8:].max() < 1e-6 < np.median(scan.interest[:100])
 
 
 def test_one_kind_is_a_gaussian() -> None:

@@ -25,7 +25,7 @@ from coarse2fine.models.mixture import Mixture
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import normalised
 from coarse2fine.refiners.net import net_of
-from coarse2fine.refiners.novelty import LABELS, Measuring, NoveltyRefiner
+from coarse2fine.refiners.novelty import LABELS, Measuring, NoveltyRefiner, pooled
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.novelty import exploration_macs, explore
 from coarse2fine.steps.plan import dense_plan
@@ -110,8 +110,8 @@ def _methods(model: Model, pictures: Pictures, runtime: Runtime, seed: int) -> d
     }
     if models["tree"].refiner.specialists:
         for what, columns, kinds in (("alone", False, False), ("kinds", False, True), ("columns", True, False)):
-            name = "reconstruction alone" if what == "alone" else f"reconstruction, {what}"
-            methods[name] = partial(_reconstruction, models["tree"], runtime, columns, kinds)
+            name = "measures alone" if what == "alone" else f"measures, {what}"
+            methods[name] = partial(_measured, models["tree"], runtime, columns, kinds)
     # Specialists that do not help significantly were removed, with a warning: there is nothing to measure.
     for name, each in ((name, each) for name, each in models.items() if name == _PLAIN or each.refiner.specialists):
         methods[f"{name}, everywhere"] = partial(_explored, each, runtime, None)
@@ -144,20 +144,28 @@ def _chance(planted: Planted, seed: int) -> Scored:
     return Scored(np.random.default_rng(seed).random(planted.odd.shape), 0.0)
 
 
-def _reconstruction(model: Model, runtime: Runtime, columns: bool, kinds: bool, planted: Planted, _: int) -> Scored:
+def _measured(model: Model, runtime: Runtime, columns: bool, kinds: bool, planted: Planted, _: int) -> Scored:
     """Scores of a model with a tree of kinds, without its columns, its kinds, or both."""
     refiner = model.refiner
     assert isinstance(refiner, NoveltyRefiner)
     assert refiner.decoder is not None
     measuring = Measuring(refiner, runtime, partial(normalised, model=model, runtime=runtime))
-    planes = measuring(_pixels(model, planted))[1][0].float().cpu().numpy()
-    rows = planes[: 1 + columns].reshape(1 + columns, -1).T
-    kind = planes[-1].astype(np.int64).ravel() * kinds
-    mixture = Mixture.of_kinds(rows, kind, len(model.labels))
-    surprise = mixture.within(torch.from_numpy(rows), torch.from_numpy(kind))
+    first, last, *others, kind = measuring(_pixels(model, planted))[1][0].float().cpu().numpy()
+    rows = np.stack([each.ravel() for each in (first, *([last] if columns else []), *others)], axis=1)
+    known = kind.astype(np.int64).ravel() * kinds
+    mixture = Mixture.of_kinds(rows, known, len(model.labels))
+    surprise = mixture.within(torch.from_numpy(rows), torch.from_numpy(known))
     reconstructing = measuring.macs_spent - refiner.macs(*planted.odd.shape)
     macs = reconstructing if columns else refiner.decoder[:-1].size * planted.odd.size
-    return _scored(surprise.numpy(), macs, model, planted)
+    return _scored(_together(surprise, model, planted), macs, model, planted)
+
+
+def _together(surprise: Tensor, model: Model, planted: Planted) -> NDArray[np.float32]:
+    """Surprise as the refiner pools it; at the far edges cells are repeated up to a whole block."""
+    (height, width), block = planted.odd.shape, model.geometry.fine
+    alone = surprise.numpy().reshape(height, width)
+    whole = np.pad(alone, ((0, -height % block), (0, -width % block)), mode="edge")
+    return np.asarray(pooled(torch.from_numpy(whole)[None], block)[0, :height, :width].numpy())
 
 
 def _bank(model: Model, runtime: Runtime, planted: Planted, seed: int) -> Scored:
