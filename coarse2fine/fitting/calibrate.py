@@ -119,7 +119,7 @@ class CalibrationSet:
 
 
 def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -> Calibrated:
-    """Set the firing rule, the window and the default threshold on the held-out parts.
+    """Set the firing rule on the held-out parts, and the window and the default threshold by `Finds.threshold`.
 
     Parameters
     ----------
@@ -135,7 +135,8 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
     seen = survey_scenes(model, setting, level, tick)
     price = setting.price
     scan = price.scan(seen.macs, seen)
-    window, scores = _cheapest_window(model, setting, seen.interests, scan)
+    finds = Finds.of(model, setting)
+    window, scores = _cheapest_window(model, setting, finds, seen.interests, scan)
     tau, count = scores.threshold(setting.recall)
     taus = {f"{r:g}": scores.threshold(r)[0] for r in _TOLD_RECALLS}
     provenance = {
@@ -144,19 +145,20 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
         "rule": level.firing.rule,
         "recall_target": setting.recall,
         "taus": taus,
+        "finds": [int(finds.held.sum()), len(finds.held)],
     }
     model = replace(model, window=window, tau=tau, provenance=provenance)
     return Calibrated(model, seen, scan + count * price.window(model, window))
 
 
 def _cheapest_window(
-    model: Model, setting: CalibrationSet, interests: Sequence[NDArray[np.float32]], scan: float
+    model: Model, setting: CalibrationSet, finds: Finds, interests: Sequence[NDArray[np.float32]], scan: float
 ) -> tuple[int, WindowScores]:
     """The window that costs least with the scan, and its scores.
 
     A few finds decide the cost at one recall: lower recalls, which more of them decide, choose the window too.
     """
-    scores = {window: WindowScores.of(model, setting, interests, window) for window in WINDOWS}
+    scores = {window: WindowScores.of(finds, interests, window) for window in WINDOWS}
 
     def cost(window: int) -> float:
         counts = [scores[window].threshold(recall)[1] for recall in (setting.recall, *_STEADY_RECALLS)]
@@ -251,6 +253,66 @@ def calibrates_on_all(scenes: Sequence[Scene], answers: Answers) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
+class Finds:
+    """The refine net's finds above its threshold in annotated parts, by which thresholds of a scan are set.
+
+    Parameters
+    ----------
+    cells : tuple of ndarray, int64, (n, 2)
+        Their cells (y, x), for each scene.
+    areas, held : ndarray, bool, (m,)
+        Of all scenes: which are parts of areas, and which lie in held-out parts (all if these hold too few).
+    """
+
+    cells: tuple[NDArray[np.int64], ...]
+    areas: NDArray[np.bool_]
+    held: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, model: Model, setting: CalibrationSet) -> Finds:
+        """Those on the scenes of a setting."""
+        scenes, answers = setting.scenes, setting.answers
+        everything = calibrates_on_all(scenes, answers)
+        cells, areas, held = [], [], []
+        for scene, found in zip(scenes, answers.found, strict=True):
+            annotated = scene.annotated(*((found.cells + 0.5) * scene.fine_cell).T)
+            sure = found.take((found.scores >= answers.threshold) & (annotated | everything))
+            cells.append(sure.cells.astype(np.int64) // model.geometry.fine)
+            areas.append(model.areas[sure.labels])
+            held.append(_held(scene, sure.cells) | everything)
+        return cls(tuple(cells), np.concatenate(areas), np.concatenate(held))
+
+    def threshold(self, values: NDArray[np.float32], recall: float) -> float:
+        """The threshold that a share `recall` of other finds is expected to exceed.
+
+        The lowest of those by objects and by areas, which have far more cells, each by all finds and by the held-out
+        ones alone: a base knows the ground it learned from, but a handful of held-out finds say little of the rest.
+
+        Parameters
+        ----------
+        values : ndarray, float32, (m,)
+            A value for each find.
+        recall : float
+        """
+        chosen = [self.areas == kind for kind in (False, True)]
+        chosen += [mine & self.held for mine in chosen]
+        tau = min((expected_quantile(values[mine], 1 - recall) for mine in chosen if mine.any()), default=0.5)
+        # Slightly below, so that the deciding value itself is included.
+        return tau * (1 - 1e-3)
+
+
+def expected_quantile(values: NDArray[np.float32], share: float) -> float:
+    """The value below which another one, drawn like these from 0 on, lies with a probability of `share` at most.
+
+    With few values that is lower than their own quantile. If `share` is below 1 / (n + 1) it is lower than the least of
+    n, as if values below were spread evenly.
+    """
+    ordered = np.sort(values)
+    rank = (len(ordered) + 1) * share
+    return float(ordered[int(rank) - 1]) if rank >= 1 else float(ordered[0]) * rank
+
+
+@dataclass(frozen=True, eq=False)
 class WindowScores:
     """Scores of the windows of one size on all scenes.
 
@@ -258,55 +320,30 @@ class WindowScores:
     ----------
     scores : ndarray, float32, (n,)
         Of all windows.
-    finds : ndarray, float32, (m,)
-        Score of the best window over each held-out find.
-    areas : ndarray, bool, (m,)
-        Which of these finds are parts of areas.
+    best : ndarray, float32, (m,)
+        Score of the best window over each find.
+    finds : Finds
     """
 
     scores: NDArray[np.float32]
-    finds: NDArray[np.float32]
-    areas: NDArray[np.bool_]
+    best: NDArray[np.float32]
+    finds: Finds
 
     @classmethod
-    def of(
-        cls, model: Model, setting: CalibrationSet, interests: Sequence[NDArray[np.float32]], window: int
-    ) -> WindowScores:
+    def of(cls, finds: Finds, interests: Sequence[NDArray[np.float32]], window: int) -> WindowScores:
         """The scores for windows of a side, in cells, and maps of interest."""
-        values, areas, scores = [], [], []
-        for cells, area, interest in zip(*held_finds(model, setting), interests, strict=True):
+        values, scores = [], []
+        for cells, interest in zip(finds.cells, interests, strict=True):
             side = min(window, *interest.shape)
             corners, sums = best_windows(interest, side, _LEAST_TAU)
             best = np.zeros(interest.shape, np.float32)
             for dy, dx in np.ndindex(side, side):
                 np.maximum.at(best, (corners[:, 0] + dy, corners[:, 1] + dx), sums)
             values.append(best[cells[:, 0], cells[:, 1]])
-            areas.append(area)
             scores.append(sums)
-        return cls(np.concatenate(scores), np.concatenate(values), np.concatenate(areas))
+        return cls(np.concatenate(scores), np.concatenate(values), finds)
 
     def threshold(self, recall: float) -> tuple[float, int]:
         """The score above which windows hold `recall` of the finds, and the number of windows above it."""
-        tau = least_of(self.finds, self.areas, recall)
+        tau = self.finds.threshold(self.best, recall)
         return tau, int((self.scores > tau).sum())
-
-
-def held_finds(model: Model, setting: CalibrationSet) -> tuple[list[NDArray[np.int64]], list[NDArray[np.bool_]]]:
-    """Cells of each scene's held-out finds above the threshold (of all if too few), and which belong to areas."""
-    scenes, answers = setting.scenes, setting.answers
-    everything = calibrates_on_all(scenes, answers)
-    cells, areas = [], []
-    for scene, found in zip(scenes, answers.found, strict=True):
-        sure = found.take(found.scores >= answers.threshold)
-        sure = sure if everything else sure.take(_held(scene, sure.cells))
-        cells.append(sure.cells.astype(np.int64) // model.geometry.fine)
-        areas.append(model.areas[sure.labels])
-    return cells, areas
-
-
-def least_of(values: NDArray[np.float32], areas: NDArray[np.bool_], recall: float) -> float:
-    """The threshold that `recall` of the values reach, of objects and areas apart: areas have far more cells."""
-    kinds = [values[areas == kind] for kind in (False, True) if (areas == kind).any()]
-    tau = min((float(np.quantile(v, 1 - recall, method="lower")) for v in kinds), default=0.5)
-    # Slightly below, so that the deciding value itself is included.
-    return tau * (1 - 1e-3)

@@ -23,12 +23,11 @@ from coarse2fine.fitting.calibrate import (
     WINDOWS,
     Calibrated,
     CalibrationSet,
+    Finds,
     Price,
     StageScan,
     WindowScores,
     calibrate_level,
-    held_finds,
-    least_of,
     survey_scenes,
 )
 from coarse2fine.fitting.crops import Recipe
@@ -55,8 +54,8 @@ _FOUND = 0.5
 _GAIN = 0.85
 # Images to analyse may have this many times as much empty ground as the scenes; a glance may make these dearer by this.
 _EMPTIER, _DEARER = 10.0, 1.05
-# Shares of the finds that a glance may miss; a lower window threshold must make up for them.
-_LOSSES = (0.0, 0.002, 0.005, 0.01, 0.02)
+# Shares of the finds that a glance is expected to miss; a lower window threshold must make up for them.
+_LOSSES = (0.002, 0.005, 0.01, 0.02)
 _TIMED_WINDOWS = 256
 
 
@@ -270,17 +269,20 @@ def _with_glance(
 ) -> Calibrated | None:
     """The model with a glance that misses a share `loss` of the finds, recalibrated; None if recall is out of reach."""
     model, price = found.model, setting.price
-    cells, areas = held_finds(model, setting)
+    finds = Finds.of(model, setting)
     ratio = level.cell // model.geometry.cell
-    values = [view[at[:, 0] // ratio, at[:, 1] // ratio] for view, at in zip(views[0].interests, cells, strict=True)]
-    tau = least_of(np.concatenate(values), np.concatenate(areas), 1 - loss)
+    seen = zip(views[0].interests, finds.cells, strict=True)
+    values = np.concatenate([view[at[:, 0] // ratio, at[:, 1] // ratio] for view, at in seen])
+    tau = finds.threshold(values, 1 - loss)
     model = replace(model, cascade=(replace(level, tau=tau), *model.cascade))
     interests, costs = [], 0.0
     for index in range(len(setting.scenes)):
         interest, plans = zoomed(model.levels, [view.interests[index] for view in views])
         interests.append(interest)
         costs += sum(_scan_costs(plans, views[1:], model.levels[1:], price))
-    tau, count = WindowScores.of(model, setting, interests, model.window).threshold(setting.recall)
+    # Few finds do not show the loss that is expected: windows must make up for all of it.
+    unseen = max(0.0, loss - float((values <= tau).mean()))
+    tau, count = WindowScores.of(finds, interests, model.window).threshold(setting.recall + unseen)
     # The glance has missed more than the recall allows: no window threshold reaches it.
     if tau <= 0:
         return None

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-_AS_GOOD = 0.995
+_AS_GOOD, _LEAST, _MOST = 0.995, np.float32(0.1), np.float32(0.9)
 
 
 def match(
@@ -75,11 +75,16 @@ def best_f1_threshold(scores: NDArray[np.float32], right: NDArray[np.bool_], tru
         Number of true objects.
     """
     ordered, hits, finds = at_thresholds(scores, right)
-    f1 = 2 * hits / (finds + max(true_count, 1))
-    allowed = (ordered >= 0.1) & (ordered <= 0.9)
-    if not allowed.any():
-        return 0.5, 0.0
-    plateau = np.flatnonzero(allowed & (f1 >= _AS_GOOD * f1[allowed].max()))
-    middle = (ordered[plateau[0]] + ordered[plateau[-1]]) / 2
-    best = plateau[np.argmin(np.abs(ordered[plateau] - middle))]
-    return float(ordered[best]), float(f1[best])
+    # A threshold keeps equal scores, so those above one score and up to the next are alike; the first range keeps none.
+    edges = np.concatenate([[np.inf], ordered, [0.0]]).astype(np.float32)
+    allowed = (edges[:-1] >= _LEAST) & (np.minimum(edges[:-1], _MOST) > edges[1:])
+    low, high = (
+        np.nextafter(edges[1:], np.float32(1)).clip(_LEAST, None)[allowed],
+        edges[:-1].clip(None, _MOST)[allowed],
+    )
+    f1 = (2 * np.append(0, hits) / np.maximum(np.append(0, finds) + true_count, 1))[allowed]
+    good = f1 >= _AS_GOOD * f1.max()
+    middle = (low[good].min() + high[good].max()) / 2
+    nearest = np.clip(middle, low[good], high[good])
+    best = int(np.argmin(np.abs(nearest - middle)))
+    return float(nearest[best]), float(f1[good][best])

@@ -40,8 +40,8 @@ def merged(candidates: Candidates) -> Candidates:
     """What remains after `suppress`, each with the mean of the boxes that were taken for the same object.
 
     Boxes of its class count by their scores and by their IoU with the best one (box voting, Gidaris and Komodakis 2015,
-    arXiv:1505.01749). A find with an outline keeps its box. Where objects crowd, means may overlap a little more than
-    the boxes that remained.
+    arXiv:1505.01749). A find with an outline keeps its box. The means of one long object's two ends may overlap more than
+    the boxes that remained, so they are suppressed once more.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def merged(candidates: Candidates) -> Candidates:
     total = np.bincount(owner, weight, len(owner))
     sums = np.stack([np.bincount(owner, weight * side, len(owner)) for side in boxes.T], axis=1)
     mean = sums[itself] / total[itself, None]
-    return replace(candidates.take(itself), boxes=mean.astype(np.float32))
+    return suppress(replace(candidates.take(itself), boxes=mean.astype(np.float32)))
 
 
 def kept(

@@ -120,14 +120,25 @@ def test_each_object_read_in_several_cells_is_found_once(seed: int, side: float,
 
 @given(scenes)
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_merging_changes_boxes_alone(case: tuple[Candidates, NDArray[np.int64]]) -> None:
+def test_merging_changes_boxes_alone_and_leaves_no_duplicates(case: tuple[Candidates, NDArray[np.int64]]) -> None:
     candidates, _ = case
     kept, mean = suppress(candidates), merged(candidates)
-    for name in ("cells", "scores", "labels", "nodes"):
-        np.testing.assert_array_equal(getattr(mean, name), getattr(kept, name))
+    rows = [(*cell, score, label) for cell, score, label in zip(mean.cells, mean.scores, mean.labels, strict=True)]
+    known = [(*cell, score, label) for cell, score, label in zip(kept.cells, kept.scores, kept.labels, strict=True)]
+    assert {tuple(map(float, row)) for row in rows} <= {tuple(map(float, row)) for row in known}
+    assert len(suppress(mean)) == len(mean)
     low, high = candidates.boxes.min(axis=0, initial=99), candidates.boxes.max(axis=0, initial=-99)
     assert ((mean.boxes >= low - 1e-4) & (mean.boxes <= high + 1e-4)).all()
     np.testing.assert_allclose(merged(kept).boxes, kept.boxes, rtol=1e-6)  # nothing is left to merge with
+
+
+def test_two_readings_of_one_long_object_are_one_find() -> None:
+    """Each end is read as a short box of its own; boxes between them draw the two means together."""
+    starts = np.array([0.0, 0.8, 1.2, 2.0])
+    boxes = np.stack([np.zeros(4), starts, np.full(4, 1.5), starts + 3.6], axis=1) + 10
+    found = replace(of_boxes(boxes), scores=np.array([0.99, 0.9, 0.9, 0.98], np.float32))
+    assert len(suppress(found)) == 2
+    assert len(merged(found)) == 1
 
 
 def test_the_mean_of_several_readings_is_nearer_to_the_object() -> None:
@@ -242,13 +253,23 @@ def test_the_threshold_is_in_the_middle_of_those_that_are_as_good_as_the_best(
         return 2 * float(right[kept].sum()) / max(int(kept.sum()) + max(objects, 1), 1)
 
     threshold, best = best_f1_threshold(scores, right, objects)
-    allowed = [float(s) for s in scores if 0.1 <= s <= 0.9]
-    if allowed:
-        top = max(f1(t) for t in allowed)
-        assert f1(threshold) == best
-        assert best >= 0.995 * top
-        as_good = [t for t in allowed if f1(t) >= 0.995 * top]
-        middle = (min(as_good) + max(as_good)) / 2
-        assert abs(threshold - middle) == pytest.approx(min(abs(t - middle) for t in as_good), abs=1e-6)
-    else:
-        assert (threshold, best) == (0.5, 0.0)
+    every = np.unique(np.append(np.linspace(0.1, 0.9, 2001), scores[(scores >= 0.1) & (scores <= 0.9)]))
+    values = np.array([f1(t) for t in every])
+    assert 0.1 - 1e-6 <= threshold <= 0.9 + 1e-6
+    assert f1(threshold) == best
+    assert best >= 0.995 * values.max()
+    as_good = every[values >= 0.995 * values.max()]
+    middle = (as_good[0] + as_good[-1]) / 2
+    assert abs(threshold - middle) <= np.abs(as_good - middle).min() + 1e-3
+
+
+def test_a_perfect_net_has_the_best_f1() -> None:
+    sure = np.full(20, 0.99, np.float32)
+    threshold, best = best_f1_threshold(sure, np.ones(20, bool), 20)
+    assert threshold == pytest.approx(0.5)
+    assert best == 1
+    # One false find of little chance is cut off.
+    threshold, best = best_f1_threshold(np.append(sure, np.float32(0.12)), np.arange(21) < 20, 20)
+    assert 0.12 < threshold == pytest.approx(0.51, abs=0.01)
+    assert best == 1
+    assert best_f1_threshold(sure[:0], np.ones(0, bool), 3)[1] == 0
