@@ -35,6 +35,8 @@ from coarse2fine.tiling.image import Image
 
 # Sides of windows, in cells, tried with a limit on cells if the model's own windows cost more than may be spent.
 _LARGER = (4, 8, 16, 32)
+# Share of a limit that closer looks of the scan may take, beyond what their thresholds ask for.
+_CLOSER = 0.25
 
 
 class BandRun:
@@ -129,10 +131,9 @@ class BandRun:
         """The scan, and the context that the refiner learns from the image, or None."""
         if not self.scans:
             return Scan.none(), None
-        most, strategy = self._most_after_scan(), self._strategy
-        scan, learned = self._checkpoint.scan_or_load(
-            lambda: strategy.scan(self._image, self.runtime, self.inside, self._config.seed, most, tick)
-        )
+        most, closer = self._most_after_scan(), self._closer_macs()
+        scanning = partial(self._strategy.scan, self._image, self.runtime, self.inside, self._config.seed, most, tick)
+        scan, learned = self._checkpoint.scan_or_load(partial(scanning, closer_macs=closer))
         return self._masked(scan), scan.leaves if self._routes else learned
 
     def _most_after_scan(self) -> int:
@@ -142,6 +143,15 @@ class BandRun:
             return most
         left = int(self.budget * self.exhaustive_macs) - scan_macs(self._model, self._image.shape[:2])
         return min(most, left)
+
+    def _closer_macs(self) -> int:
+        """Multiply-adds that closer looks may take to find windows for a whole limit: elsewhere nothing is known."""
+        if self.budget is not None:
+            return int(_CLOSER * max(0, self._most_after_scan()))
+        if self.cells is not None:
+            side = self._model.window
+            return int(_CLOSER * self.cells * self._model.window_macs(side, side) / side**2)
+        return 0
 
     def _scan_exceeds_all(self) -> bool:
         """Whether the scan alone would cost more than the exhaustive pass, and no limit excludes that pass."""

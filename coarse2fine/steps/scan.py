@@ -148,6 +148,7 @@ def look(
     tick: Tick | None = None,
     *,
     inside: NDArray[np.bool_] | None = None,
+    closer_macs: int = 0,
 ) -> Scan:
     """Scan an image with a fitted model, cascade stage by cascade stage.
 
@@ -161,6 +162,8 @@ def look(
         Called with blocks done and blocks in all, for each stage.
     inside : ndarray, bool, (cell height, cell width), optional
         Cells to analyse: blocks without any are not scanned, and no other cells are passed on to the next stage.
+    closer_macs : int
+        Multiply-adds that later stages may take together even if thresholds ask for less.
     """
     first = model.levels[0]
     net = scan_net(first, model, runtime, image)
@@ -170,7 +173,7 @@ def look(
         if inside is not None:
             ratio = level.cell // model.geometry.cell
             interest = interest * any_of(inside, ratio, ratio)
-        plan = zoom_plan(interest, level, closer)
+        plan = zoom_plan(interest, level, closer, closer_macs // (len(model.levels) - 1))
         seen = _look_closer(image, model, runtime, closer, plan, seen, tick)
     return seen
 
@@ -226,15 +229,16 @@ def _empty(image: Image, model: Model, level: CascadeStage) -> Scan:
     )
 
 
-def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: CascadeStage) -> Plan:
+def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: CascadeStage, spare: int = 0) -> Plan:
     """Squares that the next cascade stage has to scan, in its cells.
 
     Parameters
     ----------
     interest : ndarray, float32, (cell height, cell width)
-        In cells of `level`.
     level, closer : CascadeStage
         The stage that made the interest, and the next one.
+    spare : int
+        Multiply-adds that the squares may take even if fewer of them are above the threshold of `level`.
     """
     ratio, spec = level.cell // closer.cell, closer.net.spec
 
@@ -242,6 +246,8 @@ def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: Cascad
         return spec.macs(height * ratio, width * ratio) + _SQUARE_MACS
 
     plan = choose(interest, 1, window_macs=price, tau=level.tau, merged=_SQUARES)
+    if plan.macs(price) < spare:
+        plan = choose(interest, 1, window_macs=price, budget_macs=spare, merged=_SQUARES)
     shape = (interest.shape[0] * ratio, interest.shape[1] * ratio)
     return Plan(plan.cell_corners * ratio, plan.sides * ratio, plan.scores, shape)
 
@@ -293,11 +299,8 @@ def features(
 
     Parameters
     ----------
-    image : Image
-    model : Model
-    runtime : Runtime
-    tick : callable, optional
-        Called with blocks done and blocks in all.
+    image, model, runtime, tick
+        As of `survey_level`.
     failures : list of str, optional
         Takes the reasons why parts could not be read; they are grey, and blocks without any readable part left out.
     level : CascadeStage, optional
@@ -305,9 +308,9 @@ def features(
     inside : ndarray, bool, (cell height, cell width), optional
         See `look`.
     net : callable, optional
-        By default the stage's net in the number format of the runtime.
+        As of `survey_level`.
     aside : bool
-        Whether several blocks may be answered at once, which a net with a state does not allow.
+        Whether several blocks may be answered at once: not by a net with a state.
 
     Yields
     ------
@@ -324,7 +327,7 @@ def features(
         If no block can be read.
     """
     level = level or model.levels[-1]
-    net, spec = net or plain_net(level, model, runtime), level.net.spec
+    spec, net = level.net.spec, net or plain_net(level, model, runtime)
     (height, width), grid = _blocks(model, level, image.shape[:2], inside)
     # All blocks have one shape; beyond the image the reader repeats the edge, which is cropped from the answer.
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]

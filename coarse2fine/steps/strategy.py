@@ -63,6 +63,8 @@ class FittedScan:
         seed: int,  # noqa: ARG002
         most_macs: int,  # noqa: ARG002
         tick: Tick | None = None,
+        *,
+        closer_macs: int = 0,
     ) -> tuple[Scan, Any]:
         """Scan the whole image.
 
@@ -78,6 +80,8 @@ class FittedScan:
             Multiply-adds left for everything after the scan of the plane.
         tick : callable, optional
             Called with blocks done and blocks in all.
+        closer_macs : int
+            Multiply-adds that the stages of a cascade after the first may take even if their thresholds ask for less.
 
         Returns
         -------
@@ -86,7 +90,7 @@ class FittedScan:
             Context that the refiner needs from the image: where groups of features fire, if they choose specialists;
             None if it needs none.
         """
-        scan = look(image, self._model, runtime, tick, inside=inside)
+        scan = look(image, self._model, runtime, tick, inside=inside, closer_macs=closer_macs)
         return scan, scan.groups
 
 
@@ -110,6 +114,8 @@ class NoveltyScan(FittedScan):
         seed: int,
         most_macs: int,
         tick: Tick | None = None,
+        *,
+        closer_macs: int = 0,  # noqa: ARG002
     ) -> tuple[Scan, Any]:
         return explore(image, self._model, runtime, seed, tick, most_macs=most_macs)
 
