@@ -158,7 +158,7 @@ class _Whole:
         else:
             number = self._begun
             self._names.insert(number, name)
-            self._shares.insert(number, _UNEXPECTED)
+            self._shares.insert(number, _UNEXPECTED * sum(self._shares))
             self._done.insert(number, 0.0)
         self._begun = number + 1
         return _Step(self, number)

@@ -125,6 +125,21 @@ def test_a_budget_below_the_scan_is_refused_before_it(
         analyze(image, detector, budget=0.5 * least / dense_plan(shape).macs(detector.refiner_macs))
 
 
+@pytest.mark.usefixtures("squares_by_macs")
+def test_a_larger_limit_looks_closer_at_more_of_the_scene(make_image: MakeImage, zoom_detector: Model) -> None:
+    """The first look hides most of the image; what a limit pays for is refined all the same."""
+    first = replace(zoom_detector.cascade[0], tau=0.9)
+    pixels, model = make_image(800, 800, seed=7), replace(zoom_detector, cascade=(first,))
+    seen = [analyze(pixels, model, budget=budget, precision="fp32") for budget in (0.2, 0.4, 0.8)]
+    usual = analyze(pixels, model, precision="fp32").cost
+    for budget, found in zip((0.2, 0.4, 0.8), seen, strict=True):
+        assert 0.7 * budget < found.cost.share <= budget
+    assert seen[2].cost.scan_macs > usual.scan_macs
+    assert usual.cells_refined < seen[0].cost.cells_refined < seen[1].cost.cells_refined < seen[2].cost.cells_refined
+    few = analyze(pixels, model, cells=2000, precision="fp32").cost
+    assert usual.cells_refined < 1000 < few.cells_refined <= 2000
+
+
 @functools.cache
 def _embedded(name: str) -> Model:
     return load_model(name)

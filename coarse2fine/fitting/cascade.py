@@ -129,20 +129,15 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars
     seen: tuple[StageScan, ...] = (found.seen,)
     while len(found.model.cascade) < _MOST_GLANCES:
         model, first = found.model, found.model.levels[0]
-        if not _room(first, setting.scenes):
+        geometry = glance_geometry(first.cell, first.downsample, first.net.spec.stride, model.geometry, setting.scenes)
+        if geometry is None:
             break
-        geometry = Geometry(
-            first.cell * _LARGER,
-            first.downsample * _COARSER,
-            model.geometry.refine_downsample,
-            first.cell * _LARGER // model.geometry.fine_cell,
-        )
         glance = replace(recipe, geometry=geometry, width=1.0, seed=recipe.seed + 10 + len(model.cascade))
         ground = EmptyGround.of(setting.answers, geometry.cell // model.geometry.fine_cell)
         before = ground.costs(found, seen, setting)
         if _share(least_costs(found, glance, seen, setting, ground), before) > _GAIN:
             break
-        net = train_base(glance, None, setting, bars, f"learning a first look at 1/{geometry.scan_downsample}")
+        net = train_base(glance, None, setting, bars, first_look(geometry))
         level = CascadeStage(net, geometry.cell, geometry.scan_downsample, None, 1.0)
         level, _ = calibrate_level(model, setting, level)
         views = (survey_scenes(model, setting, level), *seen)
@@ -253,11 +248,29 @@ def _scan_costs(
     return [price.scan(plan.macs(level.net.spec.macs), view) for plan, view, level in each]
 
 
-def _room(level: CascadeStage, scenes: Sequence[Scene]) -> bool:
-    """Whether some scene has enough cells for a glance, and its net's stride is allowed."""
+def glance_geometry(
+    cell: int, downsample: int, stride: int, finest: Geometry, scenes: Sequence[Scene]
+) -> Geometry | None:
+    """Geometry of a stage before another; None if no scene has enough cells for it, or its net's stride is too long.
+
+    Parameters
+    ----------
+    cell, downsample, stride : int
+        Of the other stage: side of its cells and factor of its plane in full-resolution pixels, and its net's stride.
+    finest : Geometry
+        That of the base.
+    scenes : sequence of Scene
+    """
     largest = max(min(scene.image.height, scene.image.width) for scene in scenes)
-    stride = level.net.spec.stride * _LARGER // _COARSER
-    return largest >= 8 * level.cell * _LARGER and stride <= _MOST_STRIDE
+    if largest < 8 * cell * _LARGER or stride * _LARGER // _COARSER > _MOST_STRIDE:
+        return None
+    fine = cell * _LARGER // finest.fine_cell
+    return Geometry(cell * _LARGER, downsample * _COARSER, finest.refine_downsample, fine)
+
+
+def first_look(geometry: Geometry) -> str:
+    """Name of the step in which a glance is trained."""
+    return f"learning a first look at 1/{geometry.scan_downsample}"
 
 
 def _with_glance(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coarse2fine.fitting import base, refiner
+from coarse2fine.fitting.cascade import first_look, glance_geometry
 from coarse2fine.fitting.crops import Recipe
 from coarse2fine.fitting.geometry import base_spec
 from coarse2fine.fitting.optimise import likely_steps
@@ -18,7 +19,7 @@ THRESHOLDS, CLASSES = "setting thresholds", "learning the classes"
 # Training costs three forward passes; specialists about this share of the refine net's training. A scan is bound by
 # memory, so its multiply-adds take longer than the refine net's.
 _TRAINING, _SPECIALISTS, _SLOWER = 3.0, 0.15, 1.5
-_SAMPLES = 0.02
+_SAMPLES, _LONG_SAMPLES = 0.02, 0.3
 
 
 def expected_steps(recipe: Recipe, planned: Sequence[Recipe], scenes: Sequence[Scene]) -> list[tuple[str, float]]:
@@ -50,4 +51,16 @@ def expected_steps(recipe: Recipe, planned: Sequence[Recipe], scenes: Sequence[S
             (base.SCAN, _SLOWER * training),
             (THRESHOLDS, 2 * _SLOWER * scan),
         ]
-    return [*steps, (SCAN_SPECIALISTS, _SAMPLES * learning)]
+    return [*steps, (SCAN_SPECIALISTS, _SAMPLES * learning), *_first_look(planned[-1], scenes)]
+
+
+def _first_look(planned: Recipe, scenes: Sequence[Scene]) -> list[tuple[str, float]]:
+    """Steps of the first glance that is tried, if there is room for one; more are rare."""
+    g = planned.geometry
+    glance = glance_geometry(g.cell, g.scan_downsample, g.cell // g.scan_downsample, g, scenes)
+    if glance is None:
+        return []
+    training = (
+        _TRAINING * base.LONGER * likely_steps(planned.steps) * base.batch_macs(base_spec(planned.channels, glance))
+    )
+    return [(base.SAMPLES, _LONG_SAMPLES * training), (first_look(glance), _SLOWER * training)]

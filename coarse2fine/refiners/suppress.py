@@ -40,8 +40,8 @@ def merged(candidates: Candidates) -> Candidates:
     """What remains after `suppress`, each with the mean of the boxes that were taken for the same object.
 
     Boxes of its class count by their scores and by their IoU with the best one (box voting, Gidaris and Komodakis 2015,
-    arXiv:1505.01749). A find with an outline keeps its box. Means may overlap more than the boxes that remained, such as
-    those of one long object's two ends, so they are suppressed once more.
+    arXiv:1505.01749). A find with an outline keeps its box. Means may overlap more than the boxes that remained, as
+    those of one long object's two ends do, so they are suppressed once more.
 
     Parameters
     ----------

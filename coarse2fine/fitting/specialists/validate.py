@@ -25,6 +25,8 @@ SHARES = (1.0, 0.5, 0.25)
 Measure = Callable[[Tensor, Items], tuple[NDArray[np.float64], NDArray[np.bool_]]]
 # From rows and a decision to answers, and to the number of columns that ran on each item.
 Apply = Callable[[NDArray[np.intp], Decision], tuple[Tensor, NDArray[np.int64]]]
+# Mean loss below which there is nothing to gain: nearly all answers are right and sure.
+_LEAST_LOSS = 1e-3
 _LOW, _HIGH = (0.05, 0.1, 0.2, 0.3), (0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
@@ -68,14 +70,15 @@ class Verdict:
         return self.loss_before - self.loss
 
     def pays(self, tried: int = 1) -> bool:
-        """Whether the gain is significant, and no more answers are wrong.
+        """Whether there was something to gain, the gain is significant, and no more answers are wrong.
 
         Parameters
         ----------
         tried : int
             Number of tests, which share the significance level.
         """
-        return self.chance <= LEVEL / tried and self.worth > 0 and self.wrong <= self.wrong_before
+        helps = self.worth > 0 and self.wrong <= self.wrong_before and self.loss_before >= _LEAST_LOSS
+        return helps and self.chance <= LEVEL / tried
 
     def reported(self, tried: int = 1) -> str:
         """The verdict in words, with the reason if no gain could be significant.
