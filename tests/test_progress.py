@@ -45,6 +45,14 @@ def test_a_step_that_was_left_out_counts_as_done_and_an_unexpected_one_is_shown(
     assert [re.findall(r"\d+%", line) for line in told(capsys)] == [["50%"], ["100%"], ["100%"]]
 
 
+def test_a_step_that_was_not_expected_is_a_tenth_more_in_any_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(True, (("first", 4e12), ("second", 1e12))) as bars:
+        bars.task("first")(1, 1)
+        bars.task("surprise")(1, 2)
+        bars.task("second")(1, 1)
+    assert [re.findall(r"\d+%", line) for line in told(capsys)] == [["80%"], ["95%"]]
+
+
 def test_single_steps_are_plain_and_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(True) as bars:
         bars.task("scan")(5, 5)

@@ -294,7 +294,7 @@ def _with_glance(
         interests.append(interest)
         costs += sum(_scan_costs(plans, views[1:], model.levels[1:], price))
     # Few finds do not show the loss that is expected: windows must make up for all of it.
-    unseen = max(0.0, loss - float((values <= tau).mean()))
+    unseen = max(0.0, loss - float((values <= tau).sum()) / max(1, len(values)))
     tau, count = WindowScores.of(finds, interests, model.window).threshold(setting.recall + unseen)
     # The glance has missed more than the recall allows: no window threshold reaches it.
     if tau <= 0:

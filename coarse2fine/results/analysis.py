@@ -110,12 +110,10 @@ class Analysis(Exportable):
         ]
         if self.kinds:
             lines += [f"       {self.named(label)}" for label in sorted(self.kinds)]
-            lines.append(
-                f"chosen {len(self.plan):,} windows, by rarity in this image and by the scan's prediction error"
-            )
+            lines.append(f"chosen {len(self.plan):,} windows, by rarity in this image")
         elif chosen := self.chosen_by:
             lead = ", ".join(f"{name} {share:.0%}" for name, share in list(chosen.items())[:_NAMED])
-            lines.append(f"chosen {len(self.plan):,} windows, by {lead}")
+            lines.append(f"chosen {len(self.plan):,} windows; what fired most there in the scan: {lead}")
         if not self.kinds and (leaves := Counter(region.route[-1] for region in self.regions if region.route)):
             most = ", ".join(f"{count:,} by {leaf}" for leaf, count in leaves.most_common(_NAMED))
             others = ", ..." if len(leaves) > _NAMED else ""

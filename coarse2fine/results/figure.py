@@ -35,6 +35,8 @@ _NAME_POINTS = 6.5
 _TRAITS = 72  # characters of a line of a legend
 # Windows of fewer dots than this are filled: their outlines would cover their content.
 _DOTTED = 12
+# Area of such a window's dot in square points: larger if they are few, so that each can be seen.
+_LEAST_DOT, _LARGEST_DOT, _DOTS = 2.6, 16.0, 4000.0
 # Least side of an example in full-resolution pixels.
 _EXAMPLE = 96
 _WINDOWS = tuple(value / 255 for value in WINDOWS)
@@ -168,7 +170,7 @@ class Picture:
         worst_first = slice(None, None, -1)
         across = float(np.median(self.plan.sides)) * self.cell / downsample * 72 / _DPI
         style = {
-            "s": max(2.6, across**2),
+            "s": max(_LEAST_DOT, min(_LARGEST_DOT, _DOTS / len(self.plan)), across**2),
             "marker": "s",
             "linewidths": 0,
             "cmap": HEAT,

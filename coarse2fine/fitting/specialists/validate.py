@@ -25,8 +25,8 @@ SHARES = (1.0, 0.5, 0.25)
 Measure = Callable[[Tensor, Items], tuple[NDArray[np.float64], NDArray[np.bool_]]]
 # From rows and a decision to answers, and to the number of columns that ran on each item.
 Apply = Callable[[NDArray[np.intp], Decision], tuple[Tensor, NDArray[np.int64]]]
-# Mean loss below which there is nothing to gain: nearly all answers are right and sure.
-_LEAST_LOSS = 1e-3
+# Share of wrong answers and mean loss below both of which there is nothing to gain.
+_LEAST_WRONG, _LEAST_LOSS = 1e-4, 1e-3
 _LOW, _HIGH = (0.05, 0.1, 0.2, 0.3), (0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
@@ -77,7 +77,8 @@ class Verdict:
         tried : int
             Number of tests, which share the significance level.
         """
-        helps = self.worth > 0 and self.wrong <= self.wrong_before and self.loss_before >= _LEAST_LOSS
+        perfect = self.wrong_before < _LEAST_WRONG and self.loss_before < _LEAST_LOSS
+        helps = self.worth > 0 and self.wrong <= self.wrong_before and not perfect
         return helps and self.chance <= LEVEL / tried
 
     def reported(self, tried: int = 1) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,3 +148,12 @@ def test_a_column_that_paints_worse_falls_back_to_its_parent() -> None:
     # Alone, those that do not help are not sure to.
     worse = judge_reconstruction(Grown(clusters, {}, node[:, None], (zeros, 0.5 * anywhere)), items)[1]
     assert not worse.pays()
+
+
+def test_of_a_net_without_mistakes_nothing_is_gained() -> None:
+    sure = Verdict(
+        items=22_000, groups=15, share_run=1.0, loss_before=4e-5, loss=1e-5, wrong_before=0.0, wrong=0.0, chance=0.004
+    )
+    assert not sure.pays()
+    assert replace(sure, loss_before=0.068, loss=0.048).pays()  # a reconstruction is never wrong
+    assert replace(sure, loss_before=0.068, loss=0.048, wrong=0.01).pays() is False
