@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,30 @@ def test_finds_are_decided_by_keys(fitted: AnnotateServer, tmp_path: Path) -> No
         browser.open(fitted.url)
         assert browser.text("itemCount").endswith(", 1 rejected")
         browser.click("#interest")
+        assert browser.problems == []
+
+
+def test_finds_of_a_place_are_accepted_with_it(fitted: AnnotateServer, tmp_path: Path) -> None:
+    said = "document.getElementById('suggestion').textContent"
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(fitted.url)
+        browser.until("document.getElementById('findCount').textContent !== ''")
+        before = read_annotations(fitted.store.path)
+        for _ in range(12):  # to a place that holds finds
+            browser.value("document.getElementById('suggestion').textContent = ''")
+            browser.press("s")
+            browser.until(f"{said}.includes('Here: ')")
+            if found := re.search(r"D accepts the other (?:(\d+) )?finds? in it", browser.text("suggestion")):
+                break
+        assert found is not None
+        browser.press("d")
+        wait_for(lambda: len(read_annotations(fitted.store.path).regions) == len(before.regions) + 1, "the place")
+        after = read_annotations(fitted.store.path)
+        assert len(after.objects) == len(before.objects) + int(found.group(1) or 1)
+        # One step back takes the place and its finds away.
+        browser.press("z", control=True)
+        wait_for(lambda: len(read_annotations(fitted.store.path).regions) == len(before.regions), "the step back")
+        assert len(read_annotations(fitted.store.path).objects) == len(before.objects)
         assert browser.problems == []
 
 

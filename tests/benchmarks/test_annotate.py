@@ -15,6 +15,7 @@ from benchmarks.annotate.run import f1_of, share_of_clicks
 from coarse2fine.annotate.training import training_annotations
 from coarse2fine.annotations.read import read_annotations
 from coarse2fine.bench.score import LabelScore
+from coarse2fine.region import Region
 
 SQUARES = [(10, 10), (30, 30), (60, 10), (90, 90)]
 
@@ -60,6 +61,25 @@ def test_a_click_is_an_object_or_the_end_of_a_place() -> None:
     made = read_annotations(training_annotations(annotator.items, (100, 100)), full_shape=(100, 100))
     assert len(made.objects) == 4
     assert len(made.regions) == 5 + 4  # the places, and what is known of each object
+
+
+def test_right_finds_are_accepted_with_their_place_and_wrong_ones_are_clicks() -> None:
+    annotator = Annotator(read_annotations(features(SQUARES)))
+    finds = [
+        Region("cell", 0.9, (10, 10, 18, 19)),  # right
+        Region("cell", 0.8, (28, 28, 33, 33)),  # the second object, but its box is poor
+        Region("cell", 0.7, (2, 40, 10, 48)),  # nothing is there
+        Region("cell", 0.9, (90, 90, 98, 98)),  # in another place
+    ]
+    annotator.annotate((0, 0, 50, 50), finds)
+    assert (annotator.objects, annotator.clicks, len(annotator.areas)) == (2, 4, 1)  # two wrong, one drawn, the place
+    made = read_annotations(training_annotations(annotator.items, (100, 100)), full_shape=(100, 100))
+    assert sorted(each.geometry.bounds for each in made.objects) == [(10, 10, 19, 18), (30, 30, 38, 38)]
+    # What is decided is not asked again.
+    annotator.annotate((0, 0, 50, 50), finds)
+    assert (annotator.objects, annotator.clicks) == (2, 5)
+    annotator.annotate((50, 50, 100, 100), finds)
+    assert (annotator.objects, annotator.clicks) == (3, 6)
 
 
 def test_scenes_to_test_on_are_others(folder: Path) -> None:

@@ -11,7 +11,7 @@ const time = (seconds) => (seconds >= 90 ? `about ${Math.round(seconds / 60)} mi
 export class ModelPanel {
   // `show(box, margin)` moves the view; `properties(label)` are those of a new annotation.
   constructor(state, canvas, options) {
-    Object.assign(this, { state, canvas, options, version: null, finds: [], threshold: null, total: 0, current: -1, decided: new Map(), place: null, places: [], seed: 0, running: false, scanned: false });
+    Object.assign(this, { state, canvas, options, version: null, finds: [], threshold: null, total: 0, current: -1, decided: new Map(), place: null, places: [], seed: 0, running: false, scanned: false, asked: false });
     part("fit").addEventListener("click", () => this.fit());
     part("cancel").addEventListener("click", () => this.state.post("cancel.json", {}).then(() => this.poll()));
     part("accept").addEventListener("click", () => this.decide(true));
@@ -112,12 +112,25 @@ export class ModelPanel {
     return !this.state.items.has(this.decided.get(find.key));
   }
 
+  // Finds in the suggested place that D accepts: those that the model reports.
+  get here() {
+    return this.place ? this.open.filter((find) => find.score >= this.threshold && this.isHere(find)) : [];
+  }
+
+  isHere(find) {
+    const [x0, y0, x1, y1] = this.place.box;
+    const [x, y] = [(find.box[0] + find.box[2]) / 2, (find.box[1] + find.box[3]) / 2];
+    return x >= x0 && x < x1 && y >= y0 && y < y1;
+  }
+
+  // The next find without a decision; one in the suggested place, if there is any.
   step(direction) {
     const count = this.finds.length;
+    const wanted = this.here.length ? (find) => this.isHere(find) : () => true;
     let index = this.current;
     for (let i = 0; i < count; i += 1) {
       index = index < 0 && direction < 0 ? count - 1 : (index + direction + count) % count;
-      if (this.isOpen(this.finds[index])) {
+      if (this.isOpen(this.finds[index]) && wanted(this.finds[index])) {
         this.current = index;
         this.options.show(this.finds[index].box, 9);
         part("accept").parentElement.scrollIntoView({ block: "nearest" });
@@ -134,12 +147,16 @@ export class ModelPanel {
       this.step(1);
       return;
     }
+    this.state.change([this.decision(find, accepted)]);
+    this.step(1);
+  }
+
+  decision(find, accepted) {
     const id = uuid();
     this.decided.set(find.key, id);
     const properties = { ...this.options.properties(find.label), measurements: { score: find.score } };
     properties.coarse2fine = accepted ? { accepted: true } : { rejected: true };
-    this.state.change([{ type: "Feature", id, geometry: find.geometry, properties }]);
-    this.step(1);
+    return { type: "Feature", id, geometry: find.geometry, properties };
   }
 
   async suggest() {
@@ -150,21 +167,30 @@ export class ModelPanel {
       this.places = found.places || [];
     }
     this.place = this.places.shift() || null;
+    this.asked = true;
     part("suggest").disabled = false;
     part("complete").disabled = !this.place;
-    const done = [...this.state.items.values()].filter((item) => this.state.labelOf(item) === this.state.info.special[1]).length;
-    const count = done ? `${done.toLocaleString("en")} ${done === 1 ? "place" : "places"} done. ` : "";
-    part("suggestion").textContent = this.place
-      ? `${count}Here: ${FINDS[this.place.kind]}. Draw all objects in the square, then press D.`
-      : `${count}Nothing is left: all places are annotated.`;
+    this.tell();
     if (this.place) this.options.show(this.place.box, 1.6);
     part("complete").parentElement.scrollIntoView({ block: "nearest" });
-    this.canvas.redraw();
   }
 
+  tellPlace() {
+    const done = [...this.state.items.values()].filter((item) => this.state.labelOf(item) === this.state.info.special[1]).length;
+    const count = done ? `${done.toLocaleString("en")} ${done === 1 ? "place" : "places"} done. ` : "";
+    const finds = this.here.length;
+    const task = finds
+      ? `Reject (N, X) what is wrong and draw what is missing in the square; D accepts the other ${finds === 1 ? "find" : `${finds} finds`} in it.`
+      : "Draw all objects in the square, then press D.";
+    part("suggestion").textContent = this.place ? `${count}Here: ${FINDS[this.place.kind]}. ${task}` : `${count}Nothing is left: all places are annotated.`;
+  }
+
+  // All in the place is drawn: its finds are accepted, in one change that can be undone.
   complete() {
     if (!this.place) return;
-    this.state.change([{ type: "Feature", id: uuid(), geometry: boxGeometry(this.place.box), properties: this.options.properties(this.state.info.special[1]) }]);
+    const accepted = this.here.map((find) => this.decision(find, true));
+    const place = { type: "Feature", id: uuid(), geometry: boxGeometry(this.place.box), properties: this.options.properties(this.state.info.special[1]) };
+    this.state.change([...accepted, place]);
     this.place = null;
     this.suggest();
   }
@@ -179,6 +205,7 @@ export class ModelPanel {
     if (shown) part("find").textContent = `${find.label}, score ${find.score.toFixed(2)} (reported from ${this.threshold.toFixed(2)})`;
     else if (open) part("find").textContent = "Press N for the find that is least certain.";
     else part("find").textContent = this.total || !this.version ? "All finds are decided." : "The model finds nothing yet: draw more objects, or mark places in which all are drawn (S, then D).";
+    if (this.asked) this.tellPlace();
     this.canvas.redraw();
   }
 

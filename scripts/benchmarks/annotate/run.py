@@ -21,6 +21,7 @@ from coarse2fine.annotate.suggest import Evidence, places, suggest
 from coarse2fine.annotate.training import training_annotations
 from coarse2fine.bench.score import Labelled, LabelScore
 from coarse2fine.bench.sections import Section, SectionReport
+from coarse2fine.region import Region
 from coarse2fine.results.json_file import write_json
 from coarse2fine.terminal import say
 
@@ -29,9 +30,10 @@ WAYS: tuple[Way, ...] = ("suggested", "random", "whole")
 
 _EXPLAINED = (
     "F1 of a fitted model's finds on another scene (analysed exhaustively, at its threshold) against the clicks "
-    "that its annotations took: one for each object and one for each place that is complete.",
+    "that its annotations took: one for each object that is drawn and one for each place that is complete.",
     "suggested: random places up to the first number of clicks, then those that the model fitted last suggests, in "
-    "order. random: places drawn at random. whole: places in reading order from the scene's corner.",
+    "order; right finds of that model in them are accepted with the place, and a wrong one is a click. random, whole: "
+    "by hand, in places drawn at random, or in reading order from the scene's corner.",
     "share: clicks with which suggested places reach the best F1 of random ones, as a share of the clicks that random "
     "ones took (linear between measurements, median over seeds); absent if no seed reaches it.",
 )
@@ -111,19 +113,21 @@ def _curve(train: Mosaic, test: Mosaic, way: Way, seed: int, scale: Scale) -> It
     order = np.random.default_rng(seed).permutation(len(squares)).tolist()
     reading: list[Corners] = [(y0, x0, y1, x1) for y0, x0, y1, x1 in squares]
     queue = iter(reading if way == "whole" else [reading[i] for i in order])
+    finds: Sequence[Region] = ()
     for clicks in scale.clicks:
-        annotator.follow(queue, clicks)
-        f1, evidence = _measured(train, test, annotator, seed, scale.steps, asked=way == "suggested")
-        if evidence is not None:
+        annotator.follow(queue, clicks, finds)
+        f1, seen = _measured(train, test, annotator, seed, scale.steps)
+        if seen is not None and way == "suggested":
+            evidence, finds = seen
             found = suggest(shape, scale.place, annotator.areas, evidence, count=len(squares), seed=seed)
             queue = iter([place.full_box for place in found])
         yield f1
 
 
 def _measured(
-    train: Mosaic, test: Mosaic, annotator: Annotator, seed: int, steps: int, *, asked: bool
-) -> tuple[float, Evidence | None]:
-    """F1 of a model fitted to what is annotated, and if `asked`, what it is unsure of; 0 if it cannot be fitted."""
+    train: Mosaic, test: Mosaic, annotator: Annotator, seed: int, steps: int
+) -> tuple[float, tuple[Evidence, list[Region]] | None]:
+    """F1 of a model fitted to what is annotated, what it is unsure of and its finds; 0 and None if there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
@@ -133,10 +137,11 @@ def _measured(
             say(f"no fit after {annotator.clicks} clicks: {error}")
             return 0.0, None
         with analysis:
-            evidence = evidence_of(analysis, model.threshold, annotator.items) if asked else None
+            evidence = evidence_of(analysis, model.threshold, annotator.items)
+            finds = [region for region in analysis.regions if region.score >= model.threshold]
         with analyze(test.pixels, model, budget=1.0) as exhaustive:
             score = Labelled(test.truth, model).score(exhaustive.regions)
-    return f1_of(score), evidence
+    return f1_of(score), (evidence, finds)
 
 
 def f1_of(score: LabelScore) -> float:
