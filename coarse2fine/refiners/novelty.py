@@ -33,7 +33,10 @@ _DECODER = "painter"  # name in model files
 # Surprises are compared in steps of 1/1024: the last bits of a cell's surprise differ between windows of other shapes,
 # and a sampled cell that is refined too must not rank above itself.
 _STEPS = 1024
-_TAIL_FROM = 0.9
+# Share of the sample from which a Pareto tail replaces it, and the tail's shape: surprises of real images have heavier
+# tails than an exponential.
+_TAIL_FROM, _SHAPE = 0.9, 0.25
+_FOLDS = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class NoveltyModel:
     def of(cls, measures: NDArray[np.float32], kinds: int | None, seed: int) -> NoveltyModel:
         """What is usual, from a sample of square blocks of cells.
 
+        The surprises of each block are those by a mixture of the other blocks: by their own they would be too low, and
+        too many other cells would seem rare.
+
         Parameters
         ----------
         measures : ndarray, float32, (m, b * b, k)
@@ -66,38 +72,25 @@ class NoveltyModel:
             Number of kinds, if the last measure is the kind.
         seed : int
         """
-        rows = measures.reshape(-1, measures.shape[-1])
-        if kinds is None:
-            mixture = Mixture.fit(rows, KINDS, seed)
-        else:
-            mixture = Mixture.of_kinds(rows[:, :-1], rows[:, -1].astype(np.int64), kinds)
-        block = math.isqrt(measures.shape[1])
-        surprise, _ = cls(mixture, torch.empty(0), block).surprise(torch.from_numpy(rows))
-        return cls(mixture, pooled(surprise.view(-1, block, block), block).flatten().sort().values, block)
-
-    def surprise(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """How improbable each cell's measures are, alone, and its kind.
-
-        Parameters
-        ----------
-        rows : Tensor, float, (n, k)
-
-        Returns
-        -------
-        surprise : Tensor, float32, (n,)
-            Negative log-likelihood, up to a constant.
-        kind : Tensor, int64, (n,)
-        """
-        if rows.shape[1] == self.mixture.means.shape[1]:
-            return self.mixture.surprise(rows)
-        kind = rows[:, -1].long()
-        return self.mixture.within(rows[:, :-1], kind), kind
+        count, size, width = measures.shape
+        fold = np.arange(count) % min(_FOLDS, count)
+        alone = torch.empty(count, size)
+        for number in range(fold.max() + 1):
+            mine = fold == number
+            others = measures if mine.all() else measures[~mine]
+            mixture = usual(others.reshape(-1, width), kinds, seed)
+            rows = torch.from_numpy(measures[mine].reshape(-1, width))
+            alone[torch.from_numpy(mine)] = surprise_by(mixture, rows)[0].view(-1, size)
+        block = math.isqrt(size)
+        sample = pooled(alone.view(count, block, block), block).flatten().sort().values
+        return cls(usual(measures.reshape(-1, width), kinds, seed), sample, block)
 
     def rank(self, surprise: Tensor) -> Tensor:
-        """Share of the sample with a lower pooled surprise.
+        """Share of usual cells with a lower pooled surprise.
 
-        Beyond the highest of the sample the rest shrinks with the distance from it, in units of the mean excess of the
-        highest tenth (a Pareto tail), so that rare cells have an order among themselves.
+        Up to nine tenths that of the sample. Its highest tenth may hold what is sought, so beyond that the tail of a
+        generalised Pareto distribution goes on that fits the sample's median and its nine tenths; rare cells then have
+        an order among themselves, too.
 
         Parameters
         ----------
@@ -106,14 +99,14 @@ class NoveltyModel:
         Returns
         -------
         Tensor, float32, same shape
-            Below 1.
         """
         sample = self.sample.to(surprise.device)
         count = len(sample)
-        ninth = sample[int(_TAIL_FROM * count)]
-        unit = (sample[sample >= ninth].mean() - ninth).clamp(min=1 / _STEPS)
-        beyond = (surprise - sample[-1]).clamp(min=0) / unit
-        return (count + 1 - (count + 1 - torch.searchsorted(sample, surprise)) / (1 + beyond)) / (count + 1)
+        median, high = sample[count // 2], sample[int(_TAIL_FROM * count)]
+        unit = (high - median).clamp(min=1 / _STEPS) / ((0.5 / (1 - _TAIL_FROM)) ** _SHAPE - 1)
+        within = torch.searchsorted(sample, surprise) / (count + 1)
+        beyond = 1 - 0.5 * (1 + (surprise - median).clamp(min=0) / unit) ** (-1 / _SHAPE)
+        return torch.where(surprise > high, beyond, within)
 
 
 @dataclass(frozen=True)
@@ -169,7 +162,12 @@ class NoveltyRefiner(NetRefiner):
 
     def learn(self, measures: NDArray[np.float32], seed: int) -> NoveltyModel:
         """Model of the usual cells, from a sample of blocks; see `NoveltyModel.of`."""
-        return NoveltyModel.of(measures, None if self.decoder is None else len(self.labels), seed)
+        return NoveltyModel.of(measures, self.kinds, seed)
+
+    @property
+    def kinds(self) -> int | None:
+        """Number of kinds that belong to the model; None if they are learned from each image."""
+        return None if self.decoder is None else len(self.labels)
 
 
 class Measuring:
@@ -254,6 +252,34 @@ class RunningNovelty(RunningRefiner):
         return replace(found, nodes=self._tree.clusters.leaves[found.labels].astype(np.int32))
 
 
+def usual(rows: NDArray[np.float32], kinds: int | None, seed: int) -> Mixture:
+    """Mixture of the measures (n, k) of cells; with a number of `kinds` the last measure is the kind."""
+    if kinds is None:
+        return Mixture.fit(rows, KINDS, seed)
+    return Mixture.of_kinds(rows[:, :-1], rows[:, -1].astype(np.int64), kinds)
+
+
+def surprise_by(mixture: Mixture, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """How improbable each cell's measures are, alone, and its kind.
+
+    Parameters
+    ----------
+    mixture : Mixture
+        From `usual`.
+    rows : Tensor, float, (n, k)
+
+    Returns
+    -------
+    surprise : Tensor, float32, (n,)
+        Negative log-likelihood, up to a constant.
+    kind : Tensor, int64, (n,)
+    """
+    if rows.shape[1] == mixture.means.shape[1]:
+        return mixture.surprise(rows)
+    kind = rows[:, -1].long()
+    return mixture.within(rows[:, :-1], kind), kind
+
+
 def pooled(surprise: Tensor, block: int) -> Tensor:
     """Each cell's surprise with those around it: the mean of a blur of 3 x 3 cells and of its whole block.
 
@@ -301,7 +327,7 @@ def read_novelties(out: Tensor, corners: NDArray[np.int64], novelty: NoveltyMode
         Least score, see `NoveltyModel.rank`.
     """
     n, d, h, w = out.shape
-    alone, kind = novelty.surprise(out.permute(0, 2, 3, 1).reshape(-1, d))
+    alone, kind = surprise_by(novelty.mixture, out.permute(0, 2, 3, 1).reshape(-1, d))
     surprise = pooled(alone.view(n, h, w), novelty.block)
     scores = novelty.rank(surprise)
     row, y, x = torch.nonzero(scores >= floor, as_tuple=True)

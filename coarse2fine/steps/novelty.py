@@ -17,10 +17,11 @@ from scipy.ndimage import gaussian_filter
 from coarse2fine.model import Model
 from coarse2fine.models.feature_maps import cell_rows
 from coarse2fine.models.firing import FIRED
+from coarse2fine.models.mixture import Mixture
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import normalised
 from coarse2fine.progress import Tick
-from coarse2fine.refiners.novelty import Measuring, NoveltyModel, NoveltyRefiner
+from coarse2fine.refiners.novelty import Measuring, NoveltyModel, NoveltyRefiner, surprise_by, usual
 from coarse2fine.steps.plan import Plan
 from coarse2fine.steps.scan import Scan, features, scan_macs
 from coarse2fine.tiling.errors import ImageError
@@ -105,9 +106,9 @@ def explore(
     cells = np.stack(np.unravel_index(chosen, seen.shape), axis=1)
     learned = refiner.learn(_fine_measures(image, model, measuring, cells), seed)
     rows = np.flatnonzero(seen)
-    usual = np.sort(rng.permutation(rows)[:_SAMPLED_CODES])
-    interest = _interest(measures, refiner.learn(measures[usual][:, None], seed), seen)
-    fired = _most_deviant(codes, codes[usual].astype(np.float32)).reshape(*seen.shape, FIRED)
+    some = np.sort(rng.permutation(rows)[:_SAMPLED_CODES])
+    interest = _interest(measures, usual(measures[some], refiner.kinds, seed), seen)
+    fired = _most_deviant(codes, codes[some].astype(np.float32)).reshape(*seen.shape, FIRED)
     return Scan(interest, fired, measuring.macs_spent, tuple(failures)), learned
 
 
@@ -145,9 +146,9 @@ def _fine_measures(image: Image, model: Model, measuring: Measuring, cells: NDAr
     return np.concatenate(measures)[np.argsort(np.concatenate(index))]
 
 
-def _interest(measures: NDArray[np.float32], usual: NoveltyModel, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _interest(measures: NDArray[np.float32], mixture: Mixture, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Rarity of each cell, from 0 to 1; cells that could not be read are as usual as any."""
-    surprise, _ = usual.surprise(torch.from_numpy(measures))
+    surprise, _ = surprise_by(mixture, torch.from_numpy(measures))
     rarity = surprise.numpy().reshape(seen.shape)
     rarity = gaussian_filter(np.where(seen, rarity, rarity[seen].min()), _BLUR)
     return _rank(rarity) ** _TAIL

@@ -25,7 +25,7 @@ from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.models.mixture import Mixture, ridge
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.refiners.novelty import NoveltyModel, pooled
+from coarse2fine.refiners.novelty import NoveltyModel, pooled, surprise_by
 from coarse2fine.steps.novelty import explore
 from coarse2fine.tiling.opening import open_image
 from coarse2fine.tiling.window_reader import WindowBatch, WindowReader
@@ -140,16 +140,34 @@ def test_a_cell_is_judged_with_the_others_of_its_block(seed: int, block: int, do
         np.testing.assert_allclose(found[own], expected, atol=1e-3)
 
 
-def test_the_rank_is_the_share_of_the_sample_and_orders_what_is_beyond() -> None:
-    rows = np.random.default_rng(0).normal(0, 1, (400, 1, 3)).astype(np.float32)
-    model = NoveltyModel.of(rows, None, seed=0)
+def test_the_rank_is_the_share_of_the_usual_and_orders_what_is_beyond() -> None:
+    rng = np.random.default_rng(0)
+    model = NoveltyModel.of(rng.normal(0, 1, (400, 1, 3)).astype(np.float32), None, seed=0)
     assert model.block == 1
+    sample = model.sample.numpy()
     within = model.rank(model.sample).numpy()
-    np.testing.assert_allclose(within, np.searchsorted(model.sample.numpy(), model.sample.numpy()) / 401, atol=1e-6)
-    beyond = model.rank(model.sample[-1] + torch.tensor([0.0, 0.1, 1.0, 10.0, 1000.0])).numpy()
+    np.testing.assert_allclose(within[:360], np.searchsorted(sample, sample[:360]) / 401, atol=1e-6)
+    assert (np.diff(within[361:]) >= 0).all()
+    high = float(sample[360])
+    assert float(model.rank(torch.tensor(high + 1e-3))) == pytest.approx(0.9, abs=0.01)
+    beyond = model.rank(torch.tensor([0.1, 1.0, 10.0, 100.0, 1000.0]) + high).numpy()
     assert (np.diff(beyond) > 0).all()
-    assert within[-1] <= beyond[0]
-    assert beyond[-1] < 1
+    assert beyond[-1] <= 1
+    # Of other cells of the same kind about as many are rare as the rank says.
+    more = torch.from_numpy(rng.normal(0, 1, (20_000, 3)).astype(np.float32))
+    ranks = model.rank(pooled(surprise_by(model.mixture, more)[0].view(-1, 1, 1), 1)).flatten().numpy()
+    for share in (0.5, 0.8, 0.95, 0.98):
+        assert (ranks > share).mean() == pytest.approx(1 - share, rel=0.35)
+
+
+def test_what_is_sought_may_be_in_the_sample() -> None:
+    rng = np.random.default_rng(1)
+    measures = rng.normal(0, 1, (64, 4, 3)).astype(np.float32)
+    measures[:3] += 9
+    model = NoveltyModel.of(measures, None, seed=0)
+    odd = torch.from_numpy((rng.normal(0, 1, (8, 3)) + 9).astype(np.float32))
+    surprise, _ = surprise_by(model.mixture, odd)
+    assert float(model.rank(surprise).min()) > 0.97
 
 
 def test_what_cannot_be_read_is_not_rare(explorer: Model, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
