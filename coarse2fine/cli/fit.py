@@ -34,6 +34,13 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--object-size", type=float, help="side of an object in pixels, for annotations that are points"
     )
+    parser.add_argument(
+        "--areas",
+        nargs="+",
+        default=(),
+        metavar="CLASS",
+        help="classes to learn as areas, with outlines (default: those of polygons above 256 px)",
+    )
     parser.add_argument("--base", metavar="timm:NAME", help="network of the scan (default: a small built-in one)")
     parser.add_argument(
         "--base-weights", metavar="FILE", help='weights of --base, or "none" (default: those of timm\'s hub)'
@@ -94,6 +101,7 @@ def _fit(parsed: argparse.Namespace) -> None:
         value_range=parsed.value_range,
         rotate=not parsed.upright,
         object_size=parsed.object_size,
+        areas=parsed.areas,
         base=parsed.base,
         base_weights=parsed.base_weights,
         width=parsed.width,

@@ -286,7 +286,8 @@ class Finds:
         """The threshold that a share `recall` of other finds is expected to exceed.
 
         The lowest of those by objects and by areas, which have far more cells, each by all finds and by the held-out
-        ones alone: a base knows the ground it learned from, but a handful of held-out finds say little of the rest.
+        ones alone: a base knows the ground it learned from. A handful of held-out finds says little of what lies below
+        the least of them, so only all finds together set a threshold lower than any of theirs.
 
         Parameters
         ----------
@@ -294,9 +295,11 @@ class Finds:
             A value for each find.
         recall : float
         """
-        chosen = [self.areas == kind for kind in (False, True)]
-        chosen += [mine & self.held for mine in chosen]
-        tau = min((expected_quantile(values[mine], 1 - recall) for mine in chosen if mine.any()), default=0.5)
+        kinds = [mine for mine in (~self.areas, self.areas) if mine.any()]
+        taus = [expected_quantile(values[mine], 1 - recall) for mine in kinds]
+        held = [values[mine & self.held] for mine in kinds]
+        taus += [max(expected_quantile(each, 1 - recall), float(each.min())) for each in held if len(each)]
+        tau = min(taus, default=0.5)
         # Slightly below, so that the deciding value itself is included.
         return tau * (1 - 1e-3)
 

@@ -53,6 +53,7 @@ def fit(
     value_range: tuple[float, float] | None = None,
     rotate: bool = True,
     object_size: float | None = None,
+    areas: Sequence[str] = (),
     base: str | None = None,
     base_weights: Weights = None,
     width: float = 1.0,
@@ -89,7 +90,7 @@ def fit(
         A fitted model to go on from, in a fraction of the time: its classes, planes and normalisation stay, and its
         nets are trained further on these scenes, in at most a quarter of `steps`. Thresholds and specialists are fitted
         anew. Give the earlier scenes too, or the model forgets what it learned from them. Of the parameters that
-        follow, `expert`, `geometry`, `base`, `base_weights` and `width` must be left out.
+        follow, `expert`, `areas`, `geometry`, `base`, `base_weights` and `width` must be left out.
     expert : Expert, or sequence or mapping of Expert, optional
         Your own model, see `coarse2fine.expert`: instead of learning from annotations, the scan learns where it finds
         something, and `analyze` runs it there. Of the other parameters only `channels`, `value_range`, `rotate`,
@@ -107,7 +108,11 @@ def fit(
         writing, prints, and all that has a right way up.
     object_size : float, optional
         Side of a typical object in full-resolution pixels, for annotations that are points. By default the median side
-        of the drawn objects; if all are points, the 10th percentile of the nearest-neighbour distance, with a warning.
+        of the drawn objects; if all are points, with a warning, the 10th percentile of the nearest-neighbour distance,
+        32 at most unless points crowd.
+    areas : sequence of str
+        Classes that are learned as areas, which come back as outlines; boxes that touch are then one area. By default
+        those of irregular polygons with a median side above 256 pixels.
     base : str, optional
         The net that scans: a convolutional network of timm, such as ``"timm:mobilenetv2_100"``, of which the first
         stages are fine-tuned, or the text of a base of a registered kind, see `register_base`; by default a small
@@ -182,13 +187,13 @@ def fit(
             raise ValueError("model goes on from annotated scenes, expert is watched instead: leave out one of them")
         watching = WatchRecipe.each(expert, watch, recall, steps, rotate, seed, name, cache)
         return fit_experts(images, annotations, watching, runtime, channels, value_range, progress=progress)
-    start = None if model is None else load_start(model, _decided(geometry, base, base_weights, width))
+    start = None if model is None else load_start(model, _decided(geometry, base, base_weights, width, areas))
     if start is not None:
         channels, value_range = reading(start, channels, value_range)
         steps = max(_LEAST_STEPS, round(SHARE * steps))
     pairs = load_pairs(images, annotations, channels, value_range)
-    pairs, many = one_class(pairs, start)
-    bands, schedule = bands_of(pairs, start, object_size, geometry), Schedule(rotate, steps, seed, width)
+    pairs, many = one_class(pairs, start, areas)
+    bands, schedule = bands_of(pairs, start, object_size, geometry, areas), Schedule(rotate, steps, seed, width)
     strict = start is None and not isinstance(geometry, Geometry)
     search = geometry == "search"
     order = BandOrder(base, base_weights, search, minimise, recall, specialists, int(depth), cache, name, many)
@@ -249,9 +254,10 @@ def _check(
         raise ValueError(f"depth must be a whole number of steps down the tree, 1 to {_MOST_DEPTH}; got {depth}")
 
 
-def _decided(geometry: object, base: str | None, weights: Weights, width: float) -> list[str]:
+def _decided(geometry: object, base: str | None, weights: Weights, width: float, areas: Sequence[str]) -> list[str]:
     """Parameters that are given although a model to go on from decides them."""
     given = {"geometry": geometry, "base": base, "base_weights": weights, "width": None if width == 1 else width}
+    given["areas"] = areas or None
     return [name for name, value in given.items() if value is not None]
 
 

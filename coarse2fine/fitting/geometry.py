@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from coarse2fine.annotations.annotated import AnnotationError
 from coarse2fine.annotations.read import Annotations
 from coarse2fine.model import Geometry
 from coarse2fine.models.box_head import BOX_CHANNELS
@@ -35,9 +36,13 @@ _FIELD = 58
 # An object of fewer scan pixels than this cannot be told from noise.
 _SCAN_PIXELS = 5.0
 _AREA_SIDE = 256.0
+# Median side above which, and spread of sides (nine tenths over one tenth) beyond which polygons may be meant as areas.
+_PATCH_SIDE, _PATCH_SPREAD = 96.0, 3.0
 _POINT_SIDE, _LEAST_SIDE = 32.0, 4.0
 # Quantile of the distances between neighbouring points; at the median half of the objects would overlap another.
 _POINT_QUANTILE = 0.1
+# Points, and share of the ground that squares of that side must cover, or else the side is at most the usual one.
+_FEW_POINTS, _CROWDED = 20, 0.1
 PLANES = (1, 2, 4, 8, 16, 32, 64)
 """Downsamples of the planes that may be refined."""
 _LEAST_PIXELS = 2.5
@@ -80,18 +85,57 @@ class Sizes:
         return float(np.quantile(self.sides[:, 1], 0.75)) if len(self.sides) else self.nominal
 
 
-def find_labels(all_annotations: Sequence[Annotations]) -> tuple[Label, ...]:
-    """Classes in alphabetical order; those of large, irregular polygons are areas, all others are objects."""
-    sides: dict[str, list[float]] = {}
-    boxed: dict[str, bool] = {}
+def find_labels(all_annotations: Sequence[Annotations], areas: Sequence[str] = ()) -> tuple[Label, ...]:
+    """Classes in alphabetical order; those named in `areas` or of large, irregular polygons are areas, others objects.
+
+    Parameters
+    ----------
+    all_annotations : sequence of Annotations
+    areas : sequence of str
+
+    Raises
+    ------
+    AnnotationError
+        If a class of `areas` is not drawn, or only by points.
+    """
+    drawn = {a.label for each in all_annotations for a in each.objects if not a.is_point}
+    if unknown := sorted(set(areas) - drawn):
+        known = ", ".join(sorted(drawn)) or "none"
+        raise AnnotationError(f"areas must be classes that are drawn: {unknown[0]!r} is not, only {known}")
+    sides = _sides(all_annotations)
+    irregular = _irregular(all_annotations)
+    return tuple(
+        Label(name, "area" if name in areas or (name in irregular and np.median(own) > _AREA_SIDE) else "object")
+        for name, own in sorted(sides.items())
+    )
+
+
+def perhaps_areas(all_annotations: Sequence[Annotations], labels: Sequence[Label]) -> list[str]:
+    """Notes on classes of objects whose polygons differ so much in size that areas may be meant."""
+    notes, irregular = [], _irregular(all_annotations)
+    for name, own in sorted(_sides(all_annotations).items()):
+        low, middle, high = np.quantile(own, (0.1, 0.5, 0.9)).tolist()
+        patchy = name in irregular and middle > _PATCH_SIDE and high > _PATCH_SPREAD * low
+        if patchy and Label(name, "object") in labels:
+            notes.append(
+                f"{name}: polygons of {low:,.0f} to {high:,.0f} px are learned as objects, which come back as boxes; "
+                f"areas=[{name!r}] (--areas) learns outlines instead"
+            )
+    return notes
+
+
+def _sides(all_annotations: Sequence[Annotations]) -> dict[str, list[float]]:
+    """Roots of the bounding boxes' areas, by class."""
+    sides = dict[str, list[float]]()
     for annotation in (a for each in all_annotations for a in each.objects):
         y0, x0, y1, x1 = annotation.full_bounds
         sides.setdefault(annotation.label, []).append(math.sqrt((y1 - y0) * (x1 - x0)))
-        boxed[annotation.label] = boxed.get(annotation.label, True) and (annotation.is_box or annotation.is_point)
-    return tuple(
-        Label(name, "area" if np.median(sides[name]) > _AREA_SIDE and not boxed[name] else "object")
-        for name in sorted(sides)
-    )
+    return sides
+
+
+def _irregular(all_annotations: Sequence[Annotations]) -> set[str]:
+    """Classes with an annotation that is neither a box nor a point."""
+    return {a.label for each in all_annotations for a in each.objects if not (a.is_box or a.is_point)}
 
 
 def measure(all_annotations: Sequence[Annotations], labels: Sequence[Label], object_size: float | None) -> Sizes:
@@ -129,10 +173,13 @@ def _nominal(points: Sequence[Sequence[tuple[float, float]]], drawn: NDArray[np.
     apart = apart[apart >= _LEAST_SIDE]
     if not len(apart):
         return _POINT_SIDE, "a usual size: no point has a neighbour to estimate it from"
-    return (
-        float(np.quantile(apart, _POINT_QUANTILE)),
-        f"only {_POINT_QUANTILE:.0%} of the points have a nearest neighbour closer than that",
-    )
+    near = float(np.quantile(apart, _POINT_QUANTILE))
+    # Points that crowd tell how large objects can be; others only how rare they are.
+    ground = sum(float(np.prod(np.ptp(each, axis=0) + near)) for each in map(np.asarray, points) if len(each))
+    count = sum(map(len, points))
+    if near > _POINT_SIDE and (count < _FEW_POINTS or count * near**2 < _CROWDED * ground):
+        return _POINT_SIDE, "a usual size: points that far apart do not tell it"
+    return near, f"only {_POINT_QUANTILE:.0%} of the points have a nearest neighbour closer than that"
 
 
 def choose_geometry(sizes: Sizes, labels: Sequence[Label]) -> Geometry:

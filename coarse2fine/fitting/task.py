@@ -16,6 +16,7 @@ from coarse2fine.fitting.geometry import (
     find_labels,
     largest_side,
     measure,
+    perhaps_areas,
     refiner_spec,
     smallest_side,
 )
@@ -64,13 +65,18 @@ def bands_of(
     start: Model | None,
     object_size: float | None,
     geometry: Geometry | str | None,
+    areas: Sequence[str] = (),
 ) -> tuple[SizeBand, ...]:
     """Bands of object sizes, the finest first: one if the planes are given, or if there is a model to go on from."""
-    labels = find_labels([a for _, a in pairs])
+    annotations = [a for _, a in pairs]
+    labels = find_labels(annotations, areas)
     if start is not None:
         labels, geometry = known_labels(start, labels), start.geometry
         object_size = object_size or start.provenance.get("point_size")
-    sizes = measure([a for _, a in pairs], labels, object_size)
+    else:
+        for note in perhaps_areas(annotations, labels):
+            tell(note)
+    sizes = measure(annotations, labels, object_size)
     if isinstance(geometry, Geometry):
         return (SizeBand(geometry, labels, sizes),)
     return choose_bands(sizes, labels)
@@ -122,7 +128,10 @@ def _scenes(
     ]
     lost = check_objects(scenes, largest, smallest, strict=strict)
     if sizes.guess:
-        tell(f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); give object_size to choose")
+        tell(
+            f"points have no size: took {sizes.nominal:.3g} px ({sizes.guess}); resolution and accuracy depend on it: "
+            "give object_size, the pixels across a typical object"
+        )
     hold_back(scenes, _HELD_SHARE, np.random.default_rng(seed))
     return scenes, lost
 

@@ -51,14 +51,17 @@ class NoveltyModel:
         Surprises of a random sample of cells, pooled in their blocks, increasing.
     block : int
         Side of the blocks, in cells.
+    whole : tuple of int
+        Cells wholly within the image, (height, width): beyond, the repeated edge is no texture of the image.
     """
 
     mixture: Mixture
     sample: Tensor
     block: int
+    whole: tuple[int, int]
 
     @classmethod
-    def of(cls, measures: NDArray[np.float32], kinds: int | None, seed: int) -> NoveltyModel:
+    def of(cls, measures: NDArray[np.float32], kinds: int | None, whole: tuple[int, int], seed: int) -> NoveltyModel:
         """What is usual, from a sample of square blocks of cells.
 
         The surprises of each block are those by a mixture of the other blocks: by their own they would be too low, and
@@ -70,6 +73,8 @@ class NoveltyModel:
             From `Measuring`, the cells of each block in raster order.
         kinds : int or None
             Number of kinds, if the last measure is the kind.
+        whole : tuple of int
+            See the class.
         seed : int
         """
         count, size, width = measures.shape
@@ -83,7 +88,7 @@ class NoveltyModel:
             alone[torch.from_numpy(mine)] = surprise_by(mixture, rows)[0].view(-1, size)
         block = math.isqrt(size)
         sample = pooled(alone.view(count, block, block), block).flatten().sort().values
-        return cls(usual(measures.reshape(-1, width), kinds, seed), sample, block)
+        return cls(usual(measures.reshape(-1, width), kinds, seed), sample, block, whole)
 
     def rank(self, surprise: Tensor) -> Tensor:
         """Share of usual cells with a lower pooled surprise.
@@ -159,10 +164,6 @@ class NoveltyRefiner(NetRefiner):
         if getattr(base, "spec", None) != found.net.spec:
             raise ValueError(f"expected a base of the same shape as the refine net, {found.net.spec}: it scans too")
         return found
-
-    def learn(self, measures: NDArray[np.float32], seed: int) -> NoveltyModel:
-        """Model of the usual cells, from a sample of blocks; see `NoveltyModel.of`."""
-        return NoveltyModel.of(measures, self.kinds, seed)
 
     @property
     def kinds(self) -> int | None:
@@ -246,7 +247,8 @@ class RunningNovelty(RunningRefiner):
     ) -> Candidates:
         """Rank windows of one shape; see `RunningRefiner`. A candidate's node is the leaf of its kind."""
         _, measures = self._measuring(pixels)
-        found = read_novelties(measures, corners, self._context.learned, self._context.floor)
+        context = self._context
+        found = read_novelties(measures, corners, context.learned, context.floor)
         if self._tree is None:
             return found
         return replace(found, nodes=self._tree.clusters.leaves[found.labels].astype(np.int32))
@@ -280,7 +282,7 @@ def surprise_by(mixture: Mixture, rows: Tensor) -> tuple[Tensor, Tensor]:
     return mixture.within(rows[:, :-1], kind), kind
 
 
-def pooled(surprise: Tensor, block: int) -> Tensor:
+def pooled(surprise: Tensor, block: int, known: Tensor | None = None) -> Tensor:
     """Each cell's surprise with those around it: the mean of a blur of 3 x 3 cells and of its whole block.
 
     Neighbours in other blocks do not count (at its edges a block's own cells are repeated), so a window of whole blocks
@@ -291,18 +293,28 @@ def pooled(surprise: Tensor, block: int) -> Tensor:
     surprise : Tensor, float32, (n, h, w)
         Sides are multiples of `block`.
     block : int
+    known : Tensor, bool, (n, h, w), optional
+        Cells that count; others are taken for the mean of those of their block. By default all.
 
     Returns
     -------
     Tensor, float32, (n, h, w)
         In steps of 1/1024.
     """
-    return torch.round(in_double(partial(_joined, block=block), surprise) * _STEPS) / _STEPS
+    return torch.round(in_double(partial(_joined, block=block, known=known), surprise) * _STEPS) / _STEPS
 
 
-def _joined(surprise: Tensor, block: int) -> Tensor:
+def _joined(surprise: Tensor, block: int, known: Tensor | None) -> Tensor:
     n, height, width = surprise.shape
-    cells = surprise.reshape(n, height // block, block, width // block, block).transpose(2, 3)
+
+    def by_block(plane: Tensor) -> Tensor:
+        return plane.reshape(n, height // block, block, width // block, block).transpose(2, 3)
+
+    cells = by_block(surprise)
+    if known is not None:
+        weight = by_block(known).to(cells.dtype)
+        mean = (cells * weight).sum(dim=(3, 4), keepdim=True) / weight.sum(dim=(3, 4), keepdim=True).clamp(min=1)
+        cells = torch.where(weight > 0, cells, mean)
     blurred = cells
     for axis in (3, 4):
         first, last = blurred.narrow(axis, 0, 1), blurred.narrow(axis, block - 1, 1)
@@ -328,7 +340,9 @@ def read_novelties(out: Tensor, corners: NDArray[np.int64], novelty: NoveltyMode
     """
     n, d, h, w = out.shape
     alone, kind = surprise_by(novelty.mixture, out.permute(0, 2, 3, 1).reshape(-1, d))
-    surprise = pooled(alone.view(n, h, w), novelty.block)
+    below, beside = (torch.from_numpy(corners[:, i, None] + np.arange(side)) for i, side in enumerate((h, w)))
+    known = ((below < novelty.whole[0])[:, :, None] & (beside < novelty.whole[1])[:, None]).to(out.device)
+    surprise = pooled(alone.view(n, h, w), novelty.block, known)
     scores = novelty.rank(surprise)
     row, y, x = torch.nonzero(scores >= floor, as_tuple=True)
     rows = row.cpu().numpy()

@@ -118,7 +118,7 @@ def _scan_arrays(scan: Scan, novelty: NoveltyModel | NDArray[np.uint16] | None) 
     arrays |= {name: value for name in ("groups", "leaves") if (value := getattr(scan, name)) is not None}
     if isinstance(novelty, NoveltyModel):
         arrays |= {f"mixture_{name}": value.numpy() for name, value in vars(novelty.mixture).items()}
-        arrays |= {"sample": novelty.sample.numpy(), "block": np.array(novelty.block)}
+        arrays |= {"sample": novelty.sample.numpy(), "block": np.array([novelty.block, *novelty.whole])}
     return arrays
 
 
@@ -128,7 +128,8 @@ def _looked(arrays: Arrays) -> Looked:
     if "sample" not in arrays:
         return scan, scan.groups
     mixture = {name: torch.from_numpy(array) for name, array in under(arrays, "mixture_").items()}
-    return scan, NoveltyModel(Mixture(**mixture), torch.from_numpy(arrays["sample"]), int(arrays["block"]))
+    block, height, width = arrays["block"].tolist()
+    return scan, NoveltyModel(Mixture(**mixture), torch.from_numpy(arrays["sample"]), block, (height, width))
 
 
 def _fine_arrays(fine: Refinement) -> Arrays:

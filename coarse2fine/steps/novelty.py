@@ -63,7 +63,7 @@ def least_exploration_macs(model: Model, full_shape: tuple[int, int], most_macs:
     height, width = model.cell_shape(full_shape)
     assert isinstance(model.refiner, NoveltyRefiner)
     measuring = round(height * width * model.refiner.measuring_macs)
-    sample = _sampled(height * width, model, most_macs) * model.window_macs(1, 1)
+    sample = _sampled(_whole_cells(model, full_shape).size, model, most_macs) * model.window_macs(1, 1)
     return scan_macs(model, full_shape) + measuring + sample
 
 
@@ -102,12 +102,16 @@ def explore(
     measuring = Measuring(refiner, runtime, partial(normalised, model=model, runtime=runtime))
     codes, measures, seen = _scanned(image, model, runtime, measuring, failures, tick)
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.permutation(seen.size)[: _sampled(seen.size, model, most_macs)])
+    whole = rng.permutation(_whole_cells(model, image.shape[:2]))
+    chosen = np.sort(whole[: _sampled(whole.size, model, most_macs)])
     cells = np.stack(np.unravel_index(chosen, seen.shape), axis=1)
-    learned = refiner.learn(_fine_measures(image, model, measuring, cells), seed)
+    within = image.height // model.geometry.fine_cell, image.width // model.geometry.fine_cell
+    learned = NoveltyModel.of(_fine_measures(image, model, measuring, cells), refiner.kinds, within, seed)
     rows = np.flatnonzero(seen)
     some = np.sort(rng.permutation(rows)[:_SAMPLED_CODES])
-    interest = _interest(measures, usual(measures[some], refiner.kinds, seed), seen)
+    interest = _interest(
+        measures, usual(measures[some], refiner.kinds, seed), seen, _partial_sides(model, image.shape[:2])
+    )
     fired = _most_deviant(codes, codes[some].astype(np.float32)).reshape(*seen.shape, FIRED)
     return Scan(interest, fired, measuring.macs_spent, tuple(failures)), learned
 
@@ -146,11 +150,35 @@ def _fine_measures(image: Image, model: Model, measuring: Measuring, cells: NDAr
     return np.concatenate(measures)[np.argsort(np.concatenate(index))]
 
 
-def _interest(measures: NDArray[np.float32], mixture: Mixture, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Rarity of each cell, from 0 to 1; cells that could not be read are as usual as any."""
+def _partial_sides(model: Model, full_shape: tuple[int, int]) -> tuple[bool, bool]:
+    """Whether the last row and the last column of cells reach beyond an image."""
+    return full_shape[0] % model.geometry.cell > 0, full_shape[1] % model.geometry.cell > 0
+
+
+def _whole_cells(model: Model, full_shape: tuple[int, int]) -> NDArray[np.intp]:
+    """Numbers of the cells within an image: beyond it edges are repeated. All cells if there are none."""
+    (height, width), (below, beside) = model.cell_shape(full_shape), _partial_sides(model, full_shape)
+    numbers = np.arange(height * width).reshape(height, width)
+    whole = numbers[: height - below, : width - beside].ravel()
+    return whole if whole.size else numbers.ravel()
+
+
+def _interest(
+    measures: NDArray[np.float32], mixture: Mixture, seen: NDArray[np.bool_], partial_sides: tuple[bool, bool]
+) -> NDArray[np.float32]:
+    """Rarity of each cell, from 0 to 1.
+
+    Cells that could not be read are as usual as any, those that reach beyond the image as usual as their neighbours.
+    """
     surprise, _ = surprise_by(mixture, torch.from_numpy(measures))
-    rarity = surprise.numpy().reshape(seen.shape)
-    rarity = gaussian_filter(np.where(seen, rarity, rarity[seen].min()), _BLUR)
+    alone = surprise.numpy().reshape(seen.shape)
+    rarity = np.where(seen, alone, alone[seen].min())
+    # A part of a cell beyond the image holds no texture of it.
+    for axis, part in enumerate(partial_sides):
+        if part and seen.shape[axis] > 1:
+            last = np.moveaxis(rarity, axis, 0)
+            last[-1] = last[-2]
+    rarity = gaussian_filter(rarity, _BLUR)
     return _rank(rarity) ** _TAIL
 
 

@@ -272,10 +272,14 @@ def test_what_fit_guesses_leaves_out_and_cannot_hold_back_is_told(small_steps: N
     with pytest.warns(UserWarning, match=r"1 of 41 disc \(1 too large\)"):
         model = fit([np.tile(pixels, (1, 2))], [collection(*annotations["features"], large)], **options)
     assert model.provenance["left_out"] == {"disc": [1, 0]}
-    points = collection(*(feature("disc", [[40.0 * i, 40.0 * j]]) for i in range(1, 12) for j in range(1, 12)))
-    with pytest.warns(UserWarning, match="took 40 px .*nearest neighbour closer.*object_size"):
-        model = fit([pixels], [points], **options)
-    assert model.provenance["point_size"] == pytest.approx(40)
+    crowd = [[24.0 * i, 24.0 * j] for i in range(1, 12) for j in range(1, 12)]
+    for spots, told, size in (
+        (crowd, "took 24 px .*nearest neighbour closer.*give object_size", 24),
+        ([[20.0, 20.0], [120.0, 30.0], [60.0, 110.0]], "took 32 px .*a usual size: points that far apart", 32),
+    ):
+        with pytest.warns(UserWarning, match=told):
+            model = fit([pixels], [collection(*(feature("disc", [spot]) for spot in spots))], **options)
+        assert model.provenance["point_size"] == pytest.approx(size)
     few_small = collection(*(feature("speck", [[9, i], [16, i], [16, i + 7], [9, i + 7]]) for i in range(0, 100, 10)))
     few_small["features"] += [
         feature("barn", [[20, 20], [20 + s, 20], [20 + s, 20 + s], [20, 20 + s]]) for s in range(200, 290)

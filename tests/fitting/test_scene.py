@@ -20,6 +20,7 @@ from coarse2fine.fitting.geometry import (
     find_labels,
     largest_side,
     measure,
+    perhaps_areas,
     refiner_spec,
     smallest_side,
 )
@@ -289,6 +290,35 @@ def test_points_are_guessed_so_small_that_few_overlap(seed: int) -> None:
     assert 40 <= sizes.nominal < np.median(gaps)
     assert (gaps < sizes.nominal).mean() <= 1 / 8
     assert "points" in sizes.guess
+
+
+def test_sparse_points_do_not_tell_how_large_they_are() -> None:
+    spots = np.random.default_rng(0).uniform(0, 2000, (25, 2))
+    sizes = measure([annotated(*(("left", y, x, 0, 0) for y, x in spots.tolist()))], LABELS, None)
+    assert (sizes.nominal, sizes.guess[:12]) == (32, "a usual size")
+
+
+def test_classes_that_are_named_are_areas() -> None:
+    def blob(label: str, side: float) -> dict[str, object]:
+        ring = [[0, 0], [side, 0], [side, side], [0.3 * side, 0.6 * side], [0, 0]]
+        return {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {"classification": {"name": label}},
+        }
+
+    shapes = [blob("pond", side) for side in (60, 90, 150, 300, 420)] + [blob("cell", side) for side in (20, 21, 22)]
+    known = read_annotations({"type": "FeatureCollection", "features": shapes})
+    labels = find_labels([known])
+    assert {label.kind for label in labels} == {"object"}
+    (note,) = perhaps_areas([known], labels)
+    assert note.startswith("pond: polygons of ")
+    assert "areas=['pond']" in note
+    named = find_labels([known], ["pond"])
+    assert {label.name: label.kind for label in named} == {"cell": "object", "pond": "area"}
+    assert perhaps_areas([known], named) == []
+    with pytest.raises(AnnotationError, match="'lake' is not, only cell, pond"):
+        find_labels([known], ["lake"])
 
 
 def test_a_point_marked_twice_is_no_measure_and_a_lonely_one_is_of_usual_size() -> None:

@@ -142,7 +142,7 @@ def test_a_cell_is_judged_with_the_others_of_its_block(seed: int, block: int, do
 
 def test_the_rank_is_the_share_of_the_usual_and_orders_what_is_beyond() -> None:
     rng = np.random.default_rng(0)
-    model = NoveltyModel.of(rng.normal(0, 1, (400, 1, 3)).astype(np.float32), None, seed=0)
+    model = NoveltyModel.of(rng.normal(0, 1, (400, 1, 3)).astype(np.float32), None, (99, 99), seed=0)
     assert model.block == 1
     sample = model.sample.numpy()
     within = model.rank(model.sample).numpy()
@@ -164,10 +164,20 @@ def test_what_is_sought_may_be_in_the_sample() -> None:
     rng = np.random.default_rng(1)
     measures = rng.normal(0, 1, (64, 4, 3)).astype(np.float32)
     measures[:3] += 9
-    model = NoveltyModel.of(measures, None, seed=0)
+    model = NoveltyModel.of(measures, None, (99, 99), seed=0)
     odd = torch.from_numpy((rng.normal(0, 1, (8, 3)) + 9).astype(np.float32))
     surprise, _ = surprise_by(model.mixture, odd)
     assert float(model.rank(surprise).min()) > 0.97
+
+
+@pytest.mark.parametrize("shape", [(512, 520), (520, 512), (507, 531)])
+def test_an_edge_between_cells_is_not_rare(shape: tuple[int, int]) -> None:
+    """Beyond the image its edge is repeated: streaks, unlike the noise of the image."""
+    noise = np.random.default_rng(0).integers(60, 196, (*shape, 3)).astype(np.uint8)
+    found = analyze(noise, "generic", budget=1.0, precision="fp32")
+    centres = np.array([region.full_centre for region in found.regions]).reshape(-1, 2)
+    at_edge = (centres > np.array(shape) - 24).any(axis=1).sum()
+    assert at_edge <= 2
 
 
 def test_what_cannot_be_read_is_not_rare(explorer: Model, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

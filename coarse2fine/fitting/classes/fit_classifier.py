@@ -49,7 +49,7 @@ _TRAINING = 4.5
 
 
 def one_class(
-    pairs: Sequence[tuple[Image, Annotations]], start: Model | None = None
+    pairs: Sequence[tuple[Image, Annotations]], start: Model | None = None, areas: Sequence[str] = ()
 ) -> tuple[list[tuple[Image, Annotations]], bool]:
     """Annotations with one class for all objects if they have very many classes, and whether that is so.
 
@@ -58,8 +58,10 @@ def one_class(
     pairs : sequence of (Image, Annotations)
     start : Model, optional
         A model to go on from, which decides.
+    areas : sequence of str
+        Classes that are learned as areas.
     """
-    labels = find_labels([known for _, known in pairs])
+    labels = find_labels([known for _, known in pairs], areas)
     if start is not None:
         if start.classifier is None:
             return list(pairs), False
