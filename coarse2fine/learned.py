@@ -26,18 +26,21 @@ def learned_from(provenance: Mapping[str, Any], *, scenes_only: bool = False) ->
     lines = [_scenes(provenance)]
     f1, recall = (_number(provenance, key) for key in ("f1_held_back", "recall_target"))
     said = [] if f1 is None else [f"F1 {f1:.2f} on parts that were held out"]
-    said += [] if recall is None else [f"set to find {recall:.1%} of what refining everything finds{_by(provenance)}"]
+    share = _number(provenance, "cost_share")
+    paid = "" if share is None else f" for {share:.1%} of its cost on these scenes"
+    said += [] if recall is None else [f"set to find {recall:.1%} of what refining everything finds{paid}"]
+    said += _by(provenance)
     return [line for line in (*lines, ", ".join(said)) if line]
 
 
-def _by(provenance: Mapping[str, Any]) -> str:
+def _by(provenance: Mapping[str, Any]) -> list[str]:
     """The finds that the recall of a scan rests on."""
     known = provenance.get("finds")
     numbers = [_number({"finds": each}, "finds") for each in known] if isinstance(known, list) else []
     if len(numbers) != 2 or None in numbers:
-        return ""
+        return []
     held, count = numbers
-    return f", by {count:,.0f} finds, {held:,.0f} of them held out"
+    return [f"by {count:,.0f} finds, {held:,.0f} of them held out"]
 
 
 def _scenes(provenance: Mapping[str, Any]) -> str:

@@ -22,6 +22,15 @@ from coarse2fine.learned import learned_from
         ({"scenes": ["array"], "objects": 7}, ["fitted on 1 scene: 7 annotated objects"]),
         ({"scenes": ["x.png", "array", "y", "z", "w"]}, ["fitted on 5 scenes (x.png, y, z, ...)"]),
         ({"images": 50}, ["fitted on 50 images"]),
+        (
+            {"recall_target": 0.97, "cost_share": 0.0123, "finds": [18, 1088]},
+            [
+                "set to find 97.0% of what refining everything finds for 1.2% of its cost on these scenes, "
+                "by 1,088 finds, 18 of them held out"
+            ],
+        ),
+        ({"finds": [18], "cost_share": "little"}, []),
+        ({"finds": ["a", 3]}, []),
         ({"recall_target": 0.95}, ["set to find 95.0% of what refining everything finds"]),
         ({}, []),
         # From a stranger's file.

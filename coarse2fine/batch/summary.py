@@ -16,6 +16,7 @@ from coarse2fine._version import __version__
 from coarse2fine.audit.result import Audit
 from coarse2fine.batch.job import Record
 from coarse2fine.results.coco import write_results_coco
+from coarse2fine.results.cost import saved_in_words
 from coarse2fine.results.folder import ANALYSIS, pooled_audit
 from coarse2fine.results.json_file import NOT_UNICODE, csv_cell, write_json
 from coarse2fine.terminal import printable
@@ -86,7 +87,7 @@ class BatchResult:
         parts += [f"{number:,} {status}" for status, number in sorted(counts.items())]
         lines = [f"{len(self.records):,} image(s): {', '.join(parts)}"]
         if any(record.has_result for record in self.records):
-            cheaper = f" ({1 / self.share:.1f}x less)" if self.share else ""
+            cheaper = f" ({saved_in_words(1 / self.share)})" if self.share else ""
             lines.append(f"found  {self.regions:,}")
             lines.append(
                 f"cost   {self._sum('macs') / 1e9:,.1f} GMAC, {self.share:.1%} of the exhaustive pass{cheaper}"

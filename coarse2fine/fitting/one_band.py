@@ -40,6 +40,7 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress
 from coarse2fine.refiners.detection import DetectionRefiner
 from coarse2fine.refiners.protocol import Label
+from coarse2fine.steps.plan import dense_plan
 from coarse2fine.steps.scan_net import KEY as INTEGERS
 
 
@@ -108,6 +109,9 @@ def fit_band(ready: ReadyBand, runtime: Runtime, number: int, bars: Progress) ->
     share = refined_share(scenes, answers, areas, task.band.geometry)
     known = {"calibrated_on_training": self_calibrated, "steps_taken": taken.steps, "refined_share": share}
     cost = {"minimised": order.minimise, "cost": best.cost} | tried(found)
+    if order.minimise == "macs":
+        plans = [dense_plan(best.model.cell_shape(scene.image.shape[:2])) for scene in scenes]
+        cost["cost_share"] = best.cost / sum(plan.macs(best.model.refiner_macs) for plan in plans)
     data = origin(recipe, scenes, task.band, runtime) | origin_of_base(order.base, order.base_weights)
     classifier, named = None, dict[str, Any]()
     if order.many_classes:

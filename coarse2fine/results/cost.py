@@ -90,7 +90,7 @@ class Cost:
     @property
     def saved_text(self) -> str:
         """How much less was spent than by the exhaustive pass, in words."""
-        return f"{self.speedup:.1f}x less" if self.speedup >= _LEAST_SAVED else "nothing saved"
+        return saved_in_words(self.speedup)
 
     def __str__(self) -> str:
         names = f", and {self.classify_macs / 1e9:,.1f} GMAC for names" if self.classify_macs else ""
@@ -123,3 +123,8 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Time of each step, by the names of `Cost`'s fields."""
         return {f"{step}_seconds": end - start for step, start, end in self.steps}
+
+
+def saved_in_words(speedup: float) -> str:
+    """How much less was spent than by an exhaustive pass, from the ratio of the two costs."""
+    return f"{speedup:.1f}x less" if speedup >= _LEAST_SAVED else "nothing saved"
