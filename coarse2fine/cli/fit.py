@@ -41,24 +41,7 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
         metavar="CLASS",
         help="classes to learn as areas, with outlines (default: those of polygons above 256 px)",
     )
-    parser.add_argument("--base", metavar="timm:NAME", help="network of the scan (default: a small built-in one)")
-    parser.add_argument(
-        "--base-weights", metavar="FILE", help='weights of --base, or "none" (default: those of timm\'s hub)'
-    )
-    parser.add_argument("--width", type=float, default=1.0, help="factor on the built-in base's channels (default: 1)")
-    parser.add_argument("--search", action="store_true", help="try several scan resolutions, cell sizes and widths")
-    parser.add_argument(
-        "--minimise", choices=("macs", "seconds"), default="macs", help="cost to minimise (default: macs)"
-    )
-    parser.add_argument(
-        "--specialists",
-        choices=SPECIALISTS,
-        default="auto",
-        help="small nets for kinds of cells (default: auto, those that help significantly)",
-    )
-    parser.add_argument(
-        "--depth", type=int, default=4, help="most steps down the tree of specialists, if each helps (default: 4)"
-    )
+    _add_nets(parser)
     parser.add_argument(
         "--cache",
         type=Path,
@@ -81,6 +64,28 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
     )
     add_common(parser)
     parser.set_defaults(run=_fit)
+
+
+def _add_nets(parser: argparse.ArgumentParser) -> None:
+    """Options of the scan and of specialists."""
+    parser.add_argument("--base", metavar="timm:NAME", help="network of the scan (default: a small built-in one)")
+    parser.add_argument(
+        "--base-weights", metavar="FILE", help='weights of --base, or "none" (default: those of timm\'s hub)'
+    )
+    parser.add_argument("--width", type=float, default=1.0, help="factor on the built-in base's channels (default: 1)")
+    parser.add_argument("--search", action="store_true", help="try several scan resolutions, cell sizes and widths")
+    parser.add_argument(
+        "--minimise", choices=("macs", "seconds"), default="macs", help="cost to minimise (default: macs)"
+    )
+    parser.add_argument(
+        "--specialists",
+        choices=SPECIALISTS,
+        default="auto",
+        help="small nets for kinds of cells (default: auto, those that help significantly)",
+    )
+    parser.add_argument(
+        "--depth", type=int, default=4, help="most steps down the tree of specialists, if each helps (default: 4)"
+    )
 
 
 def _fit(parsed: argparse.Namespace) -> None:
