@@ -146,12 +146,12 @@ class BandRun:
 
     def _closer_macs(self) -> int:
         """Multiply-adds that closer looks may take to find windows for a whole limit: elsewhere nothing is known."""
+        side, limits = self._model.window, list[float]()
         if self.budget is not None:
-            return int(_CLOSER * max(0, self._most_after_scan()))
+            limits.append(self._most_after_scan() - self.sample * self.exhaustive_macs)
         if self.cells is not None:
-            side = self._model.window
-            return int(_CLOSER * self.cells * self._model.window_macs(side, side) / side**2)
-        return 0
+            limits.append(self.cells * self._model.window_macs(side, side) / side**2)
+        return int(_CLOSER * max(0.0, min(limits, default=0.0)))
 
     def _scan_exceeds_all(self) -> bool:
         """Whether the scan alone would cost more than the exhaustive pass, and no limit excludes that pass."""

@@ -135,7 +135,7 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
     seen = survey_scenes(model, setting, level, tick)
     price = setting.price
     scan = price.scan(seen.macs, seen)
-    finds = Finds.of(model, setting)
+    finds, learned = Finds.of(model, setting), calibrates_on_all(setting.scenes, setting.answers)
     window, scores = _cheapest_window(model, setting, finds, seen.interests, scan)
     tau, count = scores.threshold(setting.recall)
     taus = {f"{r:g}": scores.threshold(r)[0] for r in _TOLD_RECALLS}
@@ -145,7 +145,7 @@ def calibrate(model: Model, setting: CalibrationSet, tick: Tick | None = None) -
         "rule": level.firing.rule,
         "recall_target": setting.recall,
         "taus": taus,
-        "finds": [int(finds.held.sum()), len(finds.held)],
+        "finds": [0 if learned else int(finds.held.sum()), len(finds.held)],
     }
     model = replace(model, window=window, tau=tau, provenance=provenance)
     return Calibrated(model, seen, scan + count * price.window(model, window))
@@ -254,14 +254,16 @@ def calibrates_on_all(scenes: Sequence[Scene], answers: Answers) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Finds:
-    """The refine net's finds above its threshold in annotated parts, by which thresholds of a scan are set.
+    """The refine net's finds above its threshold, by which thresholds of a scan are set.
+
+    Those in annotated parts; all, and all as if held out, if too few lie in held-out parts.
 
     Parameters
     ----------
     cells : tuple of ndarray, int64, (n, 2)
         Their cells (y, x), for each scene.
     areas, held : ndarray, bool, (m,)
-        Of all scenes: which are parts of areas, and which lie in held-out parts (all if these hold too few).
+        Of all scenes: which are parts of areas, and which count as held out.
     """
 
     cells: tuple[NDArray[np.int64], ...]

@@ -20,7 +20,7 @@ from coarse2fine.bases import TIMM, prefix_of
 from coarse2fine.config import check_seed, names_checked
 from coarse2fine.fitting.bands import check_left_out
 from coarse2fine.fitting.classes.fit_classifier import one_class
-from coarse2fine.fitting.geometry import FINE_STRIDE, STRIDES, largest_side, smallest_side
+from coarse2fine.fitting.geometry import FINE_STRIDE, STRIDES, largest_side, perhaps_areas, smallest_side
 from coarse2fine.fitting.one_band import BandOrder, ReadyBand, fit_band
 from coarse2fine.fitting.pairs import Sources, load_pairs
 from coarse2fine.fitting.resume import SHARE, load_start, reading
@@ -180,7 +180,7 @@ def fit(
     ValueError
         If a parameter is out of range.
     """
-    _check(recall, steps, seed, object_size, base, base_weights, specialists, depth, geometry, width)
+    _check(recall, steps, seed, object_size, areas, base, base_weights, specialists, depth, geometry, width)
     runtime = Runtime.choose(device, precision)
     if expert is not None:
         if model is not None:
@@ -192,6 +192,8 @@ def fit(
         channels, value_range = reading(start, channels, value_range)
         steps = max(_LEAST_STEPS, round(SHARE * steps))
     pairs = load_pairs(images, annotations, channels, value_range)
+    if start is None and (note := perhaps_areas([known for _, known in pairs], areas)):
+        tell(note)
     pairs, many = one_class(pairs, start, areas)
     bands, schedule = bands_of(pairs, start, object_size, geometry, areas), Schedule(rotate, steps, seed, width)
     strict = start is None and not isinstance(geometry, Geometry)
@@ -227,6 +229,7 @@ def _check(
     steps: int,
     seed: int,
     object_size: float | None,
+    areas: Sequence[str],
     base: str | None,
     base_weights: Weights,
     specialists: str | None,
@@ -244,6 +247,8 @@ def _check(
     check_seed(seed)
     if object_size is not None and not 0 < object_size < np.inf:
         raise ValueError(f"object_size must be a positive number of pixels, got {object_size}")
+    if isinstance(areas, str) or areas is None:
+        raise ValueError(f"areas must be a list of classes, such as ['pond'], got {areas!r}")
     if base is not None and prefix_of(base) in (None, TIMM):
         parse_network(base)
     elif base_weights is not None:

@@ -110,18 +110,19 @@ def find_labels(all_annotations: Sequence[Annotations], areas: Sequence[str] = (
     )
 
 
-def perhaps_areas(all_annotations: Sequence[Annotations], labels: Sequence[Label]) -> list[str]:
-    """Notes on classes of objects whose polygons differ so much in size that areas may be meant."""
-    notes, irregular = [], _irregular(all_annotations)
-    for name, own in sorted(_sides(all_annotations).items()):
-        low, middle, high = np.quantile(own, (0.1, 0.5, 0.9)).tolist()
-        patchy = name in irregular and middle > _PATCH_SIDE and high > _PATCH_SPREAD * low
-        if patchy and Label(name, "object") in labels:
-            notes.append(
-                f"{name}: polygons of {low:,.0f} to {high:,.0f} px are learned as objects, which come back as boxes; "
-                f"areas=[{name!r}] (--areas) learns outlines instead"
-            )
-    return notes
+def perhaps_areas(all_annotations: Sequence[Annotations], areas: Sequence[str] = ()) -> str | None:
+    """Note on classes of objects whose polygons differ so much in size that areas may be meant; None without any."""
+    sides, found = _sides(all_annotations), dict[str, str]()
+    for name in sorted(_irregular(all_annotations) - set(areas)):
+        low, middle, high = np.quantile(sides[name], (0.1, 0.5, 0.9)).tolist()
+        if _PATCH_SIDE < middle <= _AREA_SIDE and high > _PATCH_SPREAD * low:
+            found[name] = f"{name} ({low:,.0f} to {high:,.0f} px)"
+    if not found:
+        return None
+    return (
+        f"polygons that differ much in size are learned as objects, which come back as boxes: "
+        f"{', '.join(found.values())}; areas={list(found)} (--areas) learns outlines instead"
+    )
 
 
 def _sides(all_annotations: Sequence[Annotations]) -> dict[str, list[float]]:

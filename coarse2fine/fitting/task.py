@@ -16,7 +16,6 @@ from coarse2fine.fitting.geometry import (
     find_labels,
     largest_side,
     measure,
-    perhaps_areas,
     refiner_spec,
     smallest_side,
 )
@@ -73,9 +72,6 @@ def bands_of(
     if start is not None:
         labels, geometry = known_labels(start, labels), start.geometry
         object_size = object_size or start.provenance.get("point_size")
-    else:
-        for note in perhaps_areas(annotations, labels):
-            tell(note)
     sizes = measure(annotations, labels, object_size)
     if isinstance(geometry, Geometry):
         return (SizeBand(geometry, labels, sizes),)

@@ -37,6 +37,7 @@ _STEPS = 1024
 # tails than an exponential.
 _TAIL_FROM, _SHAPE = 0.9, 0.25
 _FOLDS = 8
+_MOST_USUAL = -1e6
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,8 @@ def pooled(surprise: Tensor, block: int, known: Tensor | None = None) -> Tensor:
         Sides are multiples of `block`.
     block : int
     known : Tensor, bool, (n, h, w), optional
-        Cells that count; others are taken for the mean of those of their block. By default all.
+        Cells that count; others are taken for the mean of those of their block. By default all. A block without any
+        is as usual as can be.
 
     Returns
     -------
@@ -313,8 +315,9 @@ def _joined(surprise: Tensor, block: int, known: Tensor | None) -> Tensor:
     cells = by_block(surprise)
     if known is not None:
         weight = by_block(known).to(cells.dtype)
-        mean = (cells * weight).sum(dim=(3, 4), keepdim=True) / weight.sum(dim=(3, 4), keepdim=True).clamp(min=1)
-        cells = torch.where(weight > 0, cells, mean)
+        total = weight.sum(dim=(3, 4), keepdim=True)
+        mean = (cells * weight).sum(dim=(3, 4), keepdim=True) / total.clamp(min=1)
+        cells = torch.where(weight > 0, cells, torch.where(total > 0, mean, _MOST_USUAL))
     blurred = cells
     for axis in (3, 4):
         first, last = blurred.narrow(axis, 0, 1), blurred.narrow(axis, block - 1, 1)

@@ -14,6 +14,8 @@ from coarse2fine.models.candidates import Candidates
 
 # IoU above which two boxes are one object: of one class; of two classes; of two classes, one wholly within the other.
 _OVERLAP, _OVERLAP_OF_CLASSES, _OVERLAP_WITHIN = 0.3, 0.5, 0.8
+# That of two means of boxes: higher, since those of neighbours that touch vary about their true overlap.
+_OVERLAP_OF_MEANS = 0.35
 _TINY = 1e-6
 
 
@@ -41,7 +43,7 @@ def merged(candidates: Candidates) -> Candidates:
 
     Boxes of its class count by their scores and by their IoU with the best one (box voting, Gidaris and Komodakis 2015,
     arXiv:1505.01749). A find with an outline keeps its box. Means may overlap more than the boxes that remained, as
-    those of one long object's two ends do, so they are suppressed once more.
+    those of one long object's two ends do: of two with an IoU above 0.35 the better remains.
 
     Parameters
     ----------
@@ -57,7 +59,8 @@ def merged(candidates: Candidates) -> Candidates:
     total = np.bincount(owner, weight, len(owner))
     sums = np.stack([np.bincount(owner, weight * side, len(owner)) for side in boxes.T], axis=1)
     mean = sums[itself] / total[itself, None]
-    return suppress(replace(candidates.take(itself), boxes=mean.astype(np.float32)))
+    means = replace(candidates.take(itself), boxes=mean.astype(np.float32))
+    return means.take(owners(means, overlap=_OVERLAP_OF_MEANS) == np.arange(len(means)))
 
 
 def kept(
@@ -76,13 +79,24 @@ def kept(
 
 
 def owners(
-    candidates: Candidates, group: NDArray[np.int64] | None = None, band: NDArray[np.int64] | None = None
+    candidates: Candidates,
+    group: NDArray[np.int64] | None = None,
+    band: NDArray[np.int64] | None = None,
+    overlap: float = _OVERLAP,
 ) -> NDArray[np.int64]:
-    """The candidate that each was suppressed by, or itself if it remains; parameters as of `kept`."""
+    """The candidate that each was suppressed by, or itself if it remains.
+
+    Parameters
+    ----------
+    candidates, group, band
+        See `kept`.
+    overlap : float
+        IoU above which two boxes of one class are one object.
+    """
     count = len(candidates)
     if count < 2:
         return np.arange(count)
-    first, second = _same(candidates, candidates)
+    first, second = _same(candidates, candidates, overlap)
     apart = first < second
     if group is not None:
         apart &= group[first] == group[second]
@@ -141,15 +155,15 @@ def clusters(candidates: Candidates, cell_width: int, *, reach: int = 1) -> NDAr
     return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
 
 
-def _same(a: Candidates, b: Candidates) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _same(a: Candidates, b: Candidates, overlap: float = _OVERLAP) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of rows of two tables of candidates that are likely to be of one object."""
     mine, others = (box(*each.boxes.astype(np.float64).T[[1, 0, 3, 2]]) for each in (a, b))
     first, second = STRtree(others).query(mine)
-    same = _same_object(a.take(first), b.take(second))
+    same = _same_object(a.take(first), b.take(second), overlap)
     return first[same], second[same]
 
 
-def _same_object(a: Candidates, b: Candidates) -> NDArray[np.bool_]:
+def _same_object(a: Candidates, b: Candidates, most: float) -> NDArray[np.bool_]:
     """Whether candidates are likely to be of one object, pair by pair."""
     p, q = a.boxes.astype(np.float64), b.boxes.astype(np.float64)
     distance = np.hypot(*((p[:, :2] + p[:, 2:] - q[:, :2] - q[:, 2:]) / 2).T)
@@ -160,7 +174,7 @@ def _same_object(a: Candidates, b: Candidates) -> NDArray[np.bool_]:
     low, high = p[:, :2] - q[:, :2], q[:, 2:] - p[:, 2:]
     within = ((low >= 0) & (high >= 0)).all(axis=1) | ((low <= 0) & (high <= 0)).all(axis=1)
     limit = np.where(within, _OVERLAP_WITHIN, _OVERLAP_OF_CLASSES)
-    same: NDArray[np.bool_] = np.where(alike, (overlap > _OVERLAP) | near, overlap > limit)
+    same: NDArray[np.bool_] = np.where(alike, (overlap > most) | near, overlap > limit)
     return same
 
 

@@ -196,10 +196,8 @@ def survey_level(
     model : Model
     runtime : Runtime
     level : CascadeStage
-    tick : callable, optional
-        Called with blocks done and blocks in all.
-    inside : ndarray, bool, (cell height, cell width), optional
-        See `look`.
+    tick, inside
+        As of `look`.
     net : callable, optional
         By default the stage's net in the number format of the runtime.
     """
@@ -238,7 +236,7 @@ def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: Cascad
     level, closer : CascadeStage
         The stage that made the interest, and the next one.
     spare : int
-        Multiply-adds that the squares may take even if fewer of them are above the threshold of `level`.
+        Multiply-adds that squares may take even if fewer are above the threshold of `level`.
     """
     ratio, spec = level.cell // closer.cell, closer.net.spec
 
@@ -247,7 +245,10 @@ def zoom_plan(interest: NDArray[np.float32], level: CascadeStage, closer: Cascad
 
     plan = choose(interest, 1, window_macs=price, tau=level.tau, merged=_SQUARES)
     if plan.macs(price) < spare:
-        plan = choose(interest, 1, window_macs=price, budget_macs=spare, merged=_SQUARES)
+        wider = choose(interest, 1, window_macs=price, merged=_SQUARES)
+        if wider.macs(price) > spare:
+            wider = choose(interest, 1, window_macs=price, budget_macs=spare, merged=_SQUARES)
+        plan = plan if (plan.covered() & ~wider.covered()).any() else wider
     shape = (interest.shape[0] * ratio, interest.shape[1] * ratio)
     return Plan(plan.cell_corners * ratio, plan.sides * ratio, plan.scores, shape)
 

@@ -311,12 +311,12 @@ def test_classes_that_are_named_are_areas() -> None:
     known = read_annotations({"type": "FeatureCollection", "features": shapes})
     labels = find_labels([known])
     assert {label.kind for label in labels} == {"object"}
-    (note,) = perhaps_areas([known], labels)
-    assert note.startswith("pond: polygons of ")
-    assert "areas=['pond']" in note
+    note = perhaps_areas([known])
+    assert note is not None
+    assert "pond (72 to 372 px); areas=['pond'] (--areas)" in note
     named = find_labels([known], ["pond"])
     assert {label.name: label.kind for label in named} == {"cell": "object", "pond": "area"}
-    assert perhaps_areas([known], named) == []
+    assert perhaps_areas([known], ["pond"]) is None
     with pytest.raises(AnnotationError, match="'lake' is not, only cell, pond"):
         find_labels([known], ["lake"])
 

@@ -170,7 +170,7 @@ def test_what_is_sought_may_be_in_the_sample() -> None:
     assert float(model.rank(surprise).min()) > 0.97
 
 
-@pytest.mark.parametrize("shape", [(512, 520), (520, 512), (507, 531)])
+@pytest.mark.parametrize("shape", [(512, 520), (520, 512), (507, 531), (513, 512), (519, 515), (512, 518)])
 def test_an_edge_between_cells_is_not_rare(shape: tuple[int, int]) -> None:
     """Beyond the image its edge is repeated: streaks, unlike the noise of the image."""
     noise = np.random.default_rng(0).integers(60, 196, (*shape, 3)).astype(np.uint8)
@@ -178,6 +178,11 @@ def test_an_edge_between_cells_is_not_rare(shape: tuple[int, int]) -> None:
     centres = np.array([region.full_centre for region in found.regions]).reshape(-1, 2)
     at_edge = (centres > np.array(shape) - 24).any(axis=1).sum()
     assert at_edge <= 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 7), (5, 40), (515, 516)])
+def test_a_blank_image_of_any_size_holds_nothing(shape: tuple[int, int]) -> None:
+    assert analyze(np.zeros((*shape, 3), np.uint8), "generic", budget=1.0, precision="fp32").regions == ()
 
 
 def test_what_cannot_be_read_is_not_rare(explorer: Model, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 // The model of the page: fitting it, deciding on its finds, and places to annotate next.
 import { boxGeometry } from "./annotate-canvas.js";
-import { uuid } from "./annotate-state.js";
+import { isRejected, uuid } from "./annotate-state.js";
 
 const part = (id) => document.getElementById(id);
 const FINDS = { find: "finds that the model is unsure of", skip: "cells that it nearly looked at", random: "a random place, to find what it does not know" };
@@ -114,7 +114,21 @@ export class ModelPanel {
 
   // Finds in the suggested place that D accepts: those that the model reports.
   get here() {
-    return this.place ? this.open.filter((find) => find.score >= this.threshold && this.isHere(find)) : [];
+    return this.place ? this.open.filter((find) => find.score >= this.threshold && this.isHere(find) && !this.isDrawn(find)) : [];
+  }
+
+  // Whether the person has drawn something over a find; the server tells only after the next save.
+  isDrawn(find) {
+    const within = ([x, y], [x0, y0, x1, y1]) => x >= x0 && x <= x1 && y >= y0 && y <= y1;
+    const middle = ([x0, y0, x1, y1]) => [(x0 + x1) / 2, (y0 + y1) / 2];
+    return [...this.state.items.values()].some((item) => {
+      if (this.state.info.special.includes(this.state.labelOf(item)) || isRejected(item)) return false;
+      const points = item.geometry.coordinates.flat(Infinity);
+      const xs = points.filter((_, i) => i % 2 === 0);
+      const ys = points.filter((_, i) => i % 2 === 1);
+      const box = [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
+      return within(middle(find.box), box) || within(middle(box), find.box);
+    });
   }
 
   isHere(find) {
@@ -161,6 +175,7 @@ export class ModelPanel {
 
   async suggest() {
     part("suggest").disabled = true;
+    this.asked = false;
     if (!this.places.length) {
       const found = await (await fetch(`places.json?count=${AHEAD}&seed=${this.seed}`)).json();
       this.seed += 1;
