@@ -55,7 +55,7 @@ def _scenes(provenance: Mapping[str, Any]) -> str:
     else:
         return ""
     objects, size = _number(provenance, "objects"), _number(provenance, "median_size")
-    what = "" if objects is None else f": {objects:,.0f} annotated objects"
+    what = "" if not objects else f": {objects:,.0f} annotated objects"
     what += f", half of them above {size:,.0f} px" if what and size is not None else ""
     return printable(f"fitted on {count:,} {word}{shown}{what}")
 

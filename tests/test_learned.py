@@ -22,6 +22,7 @@ from coarse2fine.learned import learned_from
         ({"scenes": ["array"], "objects": 7}, ["fitted on 1 scene: 7 annotated objects"]),
         ({"scenes": ["x.png", "array", "y", "z", "w"]}, ["fitted on 5 scenes (x.png, y, z, ...)"]),
         ({"images": 50}, ["fitted on 50 images"]),
+        ({"scenes": ["a"], "objects": 0, "median_size": 32}, ["fitted on 1 scene (a)"]),
         (
             {"recall_target": 0.97, "cost_share": 0.0123, "finds": [18, 1088]},
             [
