@@ -141,7 +141,8 @@ def add_glances(found: Calibrated, recipe: Recipe, setting: CalibrationSet, bars
         level = CascadeStage(net, geometry.cell, geometry.scan_downsample, None, 1.0)
         level, _ = calibrate_level(model, setting, level)
         views = (survey_scenes(model, setting, level), *seen)
-        tried = [_with_glance(found, level, loss, views, setting) for loss in _LOSSES]
+        finds = Finds.of(model, setting)
+        tried = [_with_glance(found, level, loss, views, setting, finds) for loss in _LOSSES]
         rated = [(_share(ground.costs(each, views, setting), before), each) for each in tried if each is not None]
         share, best = min(rated, key=lambda pair: pair[0], default=(1.0, found))
         if share > _GAIN or best.cost > _DEARER * found.cost:
@@ -279,10 +280,10 @@ def _with_glance(
     loss: float,
     views: tuple[StageScan, ...],
     setting: CalibrationSet,
+    finds: Finds,
 ) -> Calibrated | None:
     """The model with a glance that misses a share `loss` of the finds, recalibrated; None if recall is out of reach."""
     model, price = found.model, setting.price
-    finds = Finds.of(model, setting)
     ratio = level.cell // model.geometry.cell
     seen = zip(views[0].interests, finds.cells, strict=True)
     values = np.concatenate([view[at[:, 0] // ratio, at[:, 1] // ratio] for view, at in seen])

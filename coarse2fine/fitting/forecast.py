@@ -11,6 +11,7 @@ from coarse2fine.fitting.geometry import base_spec
 from coarse2fine.fitting.optimise import likely_steps
 from coarse2fine.fitting.rescaled import most_rescaled
 from coarse2fine.fitting.scene import Scene
+from coarse2fine.models.base import BaseSpec
 
 OBJECTS, SPECIALISTS = "learning the objects", "trying specialists"
 SCAN_SPECIALISTS = "trying specialists of the scan"
@@ -19,7 +20,7 @@ THRESHOLDS, CLASSES = "setting thresholds", "learning the classes"
 # Training costs three forward passes; specialists about this share of the refine net's training. A scan is bound by
 # memory, so its multiply-adds take longer than the refine net's.
 _TRAINING, _SPECIALISTS, _SLOWER = 3.0, 0.15, 1.5
-_SAMPLES, _LONG_SAMPLES = 0.02, 0.3
+_SAMPLES, _LONG_SAMPLES = 0.02, 0.2
 
 
 def expected_steps(recipe: Recipe, planned: Sequence[Recipe], scenes: Sequence[Scene]) -> list[tuple[str, float]]:
@@ -44,11 +45,10 @@ def expected_steps(recipe: Recipe, planned: Sequence[Recipe], scenes: Sequence[S
     ]
     for each in planned:
         spec = base_spec(each.channels, each.geometry, each.width)
-        training = _TRAINING * base.LONGER * likely_steps(each.steps) * base.batch_macs(spec)
         scan = full * spec.macs_per_cell / each.geometry.cell**2
         steps += [
             (base.SAMPLES, _SAMPLES * learning),
-            (base.SCAN, _SLOWER * training),
+            (base.SCAN, _scan_training(each, spec)),
             (THRESHOLDS, 2 * _SLOWER * scan),
         ]
     return [*steps, (SCAN_SPECIALISTS, _SAMPLES * learning), *_first_look(planned[-1], scenes)]
@@ -60,7 +60,10 @@ def _first_look(planned: Recipe, scenes: Sequence[Scene]) -> list[tuple[str, flo
     glance = glance_geometry(g.cell, g.scan_downsample, g.cell // g.scan_downsample, g, scenes)
     if glance is None:
         return []
-    training = (
-        _TRAINING * base.LONGER * likely_steps(planned.steps) * base.batch_macs(base_spec(planned.channels, glance))
-    )
-    return [(base.SAMPLES, _LONG_SAMPLES * training), (first_look(glance), _SLOWER * training)]
+    training = _scan_training(planned, base_spec(planned.channels, glance))
+    return [(base.SAMPLES, _LONG_SAMPLES * training), (first_look(glance), training)]
+
+
+def _scan_training(recipe: Recipe, spec: BaseSpec) -> float:
+    """Multiply-adds of training a net that scans, as if they took no longer than the refine net's."""
+    return _SLOWER * _TRAINING * base.LONGER * likely_steps(recipe.steps) * base.batch_macs(spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import shapely
 from shapely.geometry import box, mapping
 
@@ -12,6 +13,7 @@ from coarse2fine.annotate.finds import undecided
 from coarse2fine.annotate.store import Feature, is_rejected, new_feature
 from coarse2fine.annotations.annotated import REGION
 from coarse2fine.annotations.read import Annotations
+from coarse2fine.refiners.suppress import iou
 from coarse2fine.region import Region
 
 Corners = tuple[int, int, int, int]
@@ -75,7 +77,9 @@ class Annotator:
         outline = box(x0, y0, x1, y1)
         for i in sorted(set(self._tree.query(outline, predicate="intersects").tolist()) - self._drawn):
             known = self._objects[i]
-            if known.label == find.label and _iou(outline, box(*known.geometry.bounds)) >= _RIGHT:
+            left, top, right, bottom = known.geometry.bounds
+            overlap = iou(np.array([find.full_box]), np.array([[top, left, bottom, right]]))[0]
+            if known.label == find.label and overlap >= _RIGHT:
                 self._drawn.add(i)
                 self.items.append(_feature(outline, find.label))
                 return
@@ -89,10 +93,6 @@ class Annotator:
             if place is None:
                 return
             self.annotate(place, finds)
-
-
-def _iou(a: Any, b: Any) -> float:
-    return float(a.intersection(b).area / max(a.union(b).area, 1e-9))
 
 
 def _feature(geometry: Any, label: str) -> Feature:

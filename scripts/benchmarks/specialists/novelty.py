@@ -25,7 +25,7 @@ from coarse2fine.models.mixture import Mixture
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import normalised
 from coarse2fine.refiners.net import net_of
-from coarse2fine.refiners.novelty import LABELS, Measuring, NoveltyRefiner, pooled
+from coarse2fine.refiners.novelty import LABELS, Measuring, NoveltyRefiner, pooled, surprise_by, usual
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.novelty import exploration_macs, explore
 from coarse2fine.steps.plan import dense_plan
@@ -151,10 +151,9 @@ def _measured(model: Model, runtime: Runtime, columns: bool, kinds: bool, plante
     assert refiner.decoder is not None
     measuring = Measuring(refiner, runtime, partial(normalised, model=model, runtime=runtime))
     first, last, *others, kind = measuring(_pixels(model, planted))[1][0].float().cpu().numpy()
-    rows = np.stack([each.ravel() for each in (first, *([last] if columns else []), *others)], axis=1)
-    known = kind.astype(np.int64).ravel() * kinds
-    mixture = Mixture.of_kinds(rows, known, len(model.labels))
-    surprise = mixture.within(torch.from_numpy(rows), torch.from_numpy(known))
+    planes = (first, *([last] if columns else []), *others, kind * kinds)
+    rows = np.stack([each.ravel() for each in planes], axis=1)
+    surprise = surprise_by(usual(rows, refiner.kinds, 0), torch.from_numpy(rows))[0]
     reconstructing = measuring.macs_spent - refiner.macs(*planted.odd.shape)
     macs = reconstructing if columns else refiner.decoder[:-1].size * planted.odd.size
     return _scored(_together(surprise, model, planted), macs, model, planted)
