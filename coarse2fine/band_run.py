@@ -29,7 +29,8 @@ from coarse2fine.steps.mask import MaskSource, cells_inside
 from coarse2fine.steps.pieces import refine_in_pieces
 from coarse2fine.steps.plan import Plan, cover, dense_plan
 from coarse2fine.steps.refine import Refinement, refine
-from coarse2fine.steps.scan import SCANNED, Scan, scan_macs
+from coarse2fine.steps.scan import SCANNED, Scan
+from coarse2fine.steps.scan_blocks import scan_macs
 from coarse2fine.steps.strategy import strategy_of
 from coarse2fine.tiling.image import Image
 

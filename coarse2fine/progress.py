@@ -207,11 +207,14 @@ class _Step:
         left = self._whole.seconds_left
         if left is None:
             return ""
-        return f", about {_duration(left)} left of {_duration(left + self._whole.seconds)}"
+        return f", about {duration(left)} left of {duration(left + self._whole.seconds)}"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 1):.0f} s"
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def _silent(done: int, total: int) -> None:

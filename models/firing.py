@@ -179,6 +179,10 @@ class Firing:
         return self._calibrated(torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16).float())
 
     def _calibrated(self, raw: Tensor) -> Tensor:
+        if raw.device.type == "cpu":  # in one pass: takes a third of the time
+            with np.errstate(invalid="ignore"):
+                found = np.interp(raw.numpy(), self.raw_knots, self.probability_knots)
+            return torch.from_numpy(found.astype(np.float32))
         knots = torch.from_numpy(self.raw_knots).to(raw.device)
         values = torch.from_numpy(self.probability_knots).to(raw.device)
         upper = torch.bucketize(raw.contiguous(), knots).clamp_(1, len(knots) - 1)

@@ -131,9 +131,10 @@ def _packed(conv: Any, inputs: tuple[float, int], scale: float) -> _Stage:
 
 
 def _convolved(q: Tensor, scale: float, zero: int, stage: _Stage) -> Tensor:
-    """Output of a stage after the ReLU, uint8."""
+    """Output of a stage after the ReLU, cut off at its range, uint8."""
     packed, scales, zeros, bias, stride, own = stage
+    within = ("hardtanh", [0.0, own * _LEVELS], "")
     found: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        *(q, scale, zero, packed, scales, zeros, bias, stride, [0, 0], [1, 1], 1, own, 0, torch.uint8, "relu", [], "")
+        *(q, scale, zero, packed, scales, zeros, bias, stride, [0, 0], [1, 1], 1, own, 0, torch.uint8), *within
     )
-    return found.clamp_(max=_LEVELS)
+    return found

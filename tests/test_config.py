@@ -21,7 +21,8 @@ from coarse2fine.models.conv_stack import ConvStack, StackSpec
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.steps.mask import cells_inside
 from coarse2fine.steps.plan import dense_plan
-from coarse2fine.steps.scan import look, scan_macs
+from coarse2fine.steps.scan import look
+from coarse2fine.steps.scan_blocks import scan_macs
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.opening import open_image
 

@@ -199,7 +199,7 @@ class WindowReader:
         return [_WELL if n in whole else self._read(windows[n], into[n]) for n in range(len(windows))]
 
     def _read_together(self, windows: Windows, into: NDArray[np.uint8]) -> set[int]:
-        """Read crowded windows that lie in one chunk by one read around them; which of them were read.
+        """Read crowded windows that touch the same chunks by one read around them; which of them were read.
 
         Reading a small window takes about as long as reading `_PIXELS_A_READ` stored pixels more. No further chunk is
         touched.
@@ -212,9 +212,12 @@ class WindowReader:
         found = set()
         starts = np.flatnonzero((np.diff(first, axis=0) != 0).any(axis=1)) + 1
         for rows in np.split(np.arange(len(windows)), starts):
-            inside = rows[(first[rows] == last[rows]).all(axis=1)]
-            if len(inside) > 1 and self._gather(corners[inside], inside, into):
-                found |= set(inside.tolist())
+            # A window lies in one chunk, or over the border to the next below, beside, or both.
+            across = (last[rows] - first[rows]) @ (2, 1)
+            for kind in np.unique(across):
+                alike = rows[across == kind]
+                if len(alike) > 1 and self._gather(corners[alike], alike, into):
+                    found |= set(alike.tolist())
         return found
 
     def _gather(self, corners: NDArray[np.int64], rows: NDArray[np.intp], into: NDArray[np.uint8]) -> bool:

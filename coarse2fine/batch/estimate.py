@@ -14,10 +14,11 @@ from coarse2fine.config import Config
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.pixel_size import at_pixel_size
+from coarse2fine.progress import duration
 from coarse2fine.refiners.protocol import TIMED_SIDE
 from coarse2fine.steps.plan import dense_plan
 from coarse2fine.steps.refine import context_of
-from coarse2fine.steps.scan import scan_macs
+from coarse2fine.steps.scan_blocks import scan_macs
 from coarse2fine.steps.strategy import strategy_of
 from coarse2fine.terminal import printable
 from coarse2fine.tiling.errors import ImageError
@@ -100,7 +101,7 @@ class Estimate:
         lines.append(f"{len(todo):,} image(s) to do, {done:,} done already, {bad:,} unreadable")
         if todo:
             macs = [sum(i.least_macs for i in todo), sum(i.most_macs for i in todo)]
-            hours = " to ".join(_duration(m / self.macs_per_second / max(1, self.workers)) for m in macs)
+            hours = " to ".join(duration(m / self.macs_per_second / max(1, self.workers)) for m in macs)
             speed = f"{max(1, self.workers)} process(es) of {self.macs_per_second / 1e9:,.0f} GMAC/s, measured here"
             lines.append(f"cost   {macs[0] / 1e9:,.1f} (the scans alone) to {macs[1] / 1e9:,.1f} GMAC (upper bound)")
             lines.append(f"time   {hours} of arithmetic on {speed}; reading not included")
@@ -159,9 +160,3 @@ def _speed(model: Model, runtime: Runtime) -> float:
     sides = (TIMED_SIDE, TIMED_SIDE)
     speeds = [band.refiner.macs_per_second(context_of(band, runtime, sides, band.threshold)) for band in model.bands]
     return sum(macs) / sum(n / speed for n, speed in zip(macs, speeds, strict=True))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:,.0f} s"
-    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -24,6 +24,7 @@ from scipy.spatial import cKDTree
 from coarse2fine.region import Region
 from coarse2fine.results.colours import WINDOWS, label_colours
 from coarse2fine.results.overlays import HEAT, to_overview
+from coarse2fine.results.scores import score_text
 from coarse2fine.steps.plan import Plan
 from coarse2fine.tiling.geometry import Box
 from coarse2fine.tiling.image import Image
@@ -196,8 +197,8 @@ class Picture:
             axes.add_collection(PolyCollection(shapes, facecolors=[fill], edgecolors=[colour], linewidths=1.4))
 
     def _draw_zoom(self, axes: Any, colours: dict[str, Any]) -> None:
-        """Show the place with the most finds at full resolution, with the windows, and the finds with their names."""
-        box = self._busiest()
+        """Show a place at full resolution, with the windows, and the finds with their names."""
+        box = self._worth_seeing()
         _show(axes, salvage(self.image.read, box), box)
         axes.add_collection(PolyCollection(self._windows(box), facecolors="none", edgecolors=_WINDOWS, linewidths=1.0))
         shown = [r for r in self.regions if _touches(r, box)]
@@ -211,7 +212,7 @@ class Picture:
         scale = box.width / axes.bbox.width * _DPI / 72  # full-resolution pixels per point
         height, taken = 1.5 * _NAME_POINTS * scale, np.zeros((0, 4))
         for region in regions:
-            name = f"{region.score:.2f}" if alone else f"{region.label} {region.score:.2f}"
+            name = score_text(region.score) if alone else f"{region.label} {score_text(region.score)}"
             width = (0.62 * len(name) + 0.5) * _NAME_POINTS * scale
             y0, x0, y1, _ = region.full_box
             x = min(max(x0, box.x0), box.x1 - width)
@@ -250,10 +251,12 @@ class Picture:
                 spine.set(color=colour, linewidth=2.5)
             axes.text(1.12, 0.5, name, transform=axes.transAxes, fontsize=8, va="center")
 
-    def _busiest(self) -> Box:
-        """The square of the image with the most finds; without finds, one around the best window."""
+    def _worth_seeing(self) -> Box:
+        """The square of the image with the most finds, or around the rarest; without finds, around the best window."""
         height, width = min(_ZOOM, self.image.height), min(_ZOOM, self.image.width)
-        if self.regions:
+        if self.regions and self.kinds:
+            y, x = map(int, self.regions[0].full_centre)
+        elif self.regions:
             centres = np.array([r.full_centre for r in self.regions[:_MOST_DRAWN]])
             neighbours = cKDTree(centres).query_ball_point(centres, _ZOOM / 2, p=np.inf, return_length=True)
             y, x = centres[int(np.argmax(neighbours))].astype(int).tolist()

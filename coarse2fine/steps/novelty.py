@@ -23,7 +23,8 @@ from coarse2fine.preprocess import normalised
 from coarse2fine.progress import Tick
 from coarse2fine.refiners.novelty import Measuring, NoveltyModel, NoveltyRefiner, surprise_by, usual
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.scan import Scan, features, scan_macs
+from coarse2fine.steps.scan import Scan, features
+from coarse2fine.steps.scan_blocks import scan_macs
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader

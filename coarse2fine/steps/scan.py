@@ -22,17 +22,14 @@ from coarse2fine.refiners.protocol import Refiner
 from coarse2fine.steps.cell_maps import Releasing, any_of, new_map, write_blocks
 from coarse2fine.steps.choose import choose
 from coarse2fine.steps.plan import Plan
+from coarse2fine.steps.scan_blocks import scan_blocks
 from coarse2fine.steps.scan_net import ScanNet, plain_net, scan_net
 from coarse2fine.tiling.errors import ImageError
 from coarse2fine.tiling.geometry import Box, ceil_div
-from coarse2fine.tiling.grid import blocks, even
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowBatch, WindowReader
 from coarse2fine.tiling.window_table import Windows
 
-BLOCK_PIXELS = 1024
-# Sides of smaller blocks that are tried for a part of an image; reading a block counts as scanning 128**2 pixels more.
-_PART_PIXELS, _READING_PIXELS = (512, 256, 128, 64), 128**2
 _BATCH_PIXELS = 600_000
 # Sides of merged squares in a plan for the next cascade stage, in cells of the stage before it.
 _SQUARES = (2, 4, 8, 16, 32)
@@ -56,7 +53,8 @@ class Scan:
     interest : ndarray, float32, (cell height, cell width)
         Probability that refining the cell finds something.
     fired : ndarray, uint8, (cell height, cell width, 3)
-        High-level features that fired, strongest first; 255 for none, and in cells of very low interest.
+        High-level features that fired, strongest first; 255 for none, and in cells of very low interest. Or without
+        features, (cell height, cell width, 0).
     macs : int
         Multiply-adds spent, halos included.
     failures : tuple of str
@@ -81,11 +79,13 @@ class Scan:
         return cls.empty((0, 0))
 
     @classmethod
-    def empty(cls, cell_shape: tuple[int, int], *, grouped: bool = False, routed: bool = False) -> Scan:
+    def empty(
+        cls, cell_shape: tuple[int, int], *, named: bool = True, grouped: bool = False, routed: bool = False
+    ) -> Scan:
         """Maps of an image before the first block: no interest, no features; also of groups and of leaves if asked."""
         groups = np.zeros(cell_shape, np.uint16) if grouped else None
         leaves = np.zeros(cell_shape, np.int32) if routed else None
-        fired = new_map((*cell_shape, FIRED), np.uint8, NO_FEATURE)
+        fired = new_map((*cell_shape, FIRED), np.uint8, NO_FEATURE) if named else np.empty((*cell_shape, 0), np.uint8)
         return cls(new_map(cell_shape, np.float32), fired, 0, groups=groups, leaves=leaves)
 
     def enter(
@@ -118,14 +118,21 @@ class Scan:
             vectors = high.float().movedim(1, -1).cpu().numpy()
             leaves = refiner.leaves(vectors.reshape(-1, vectors.shape[-1])).reshape(vectors.shape[:-1])
             write_blocks(self.leaves, cell_corners, leaves)
+        if self.fired.size:
+            self._name(cell_corners, high, probability, level)
+        if self.groups is not None and groups is not None:
+            write_blocks(self.groups, cell_corners, group_bits(groups, high))
+
+    def _name(self, cell_corners: NDArray[np.int64], high: Tensor, probability: Tensor, level: CascadeStage) -> None:
+        """Enter the features that fired."""
+        firing = level.firing
+        assert firing is not None
         height, width = self.interest.shape
         n, y, x = torch.nonzero(probability > min(firing.prior, _NAMED_FROM * level.tau), as_tuple=True)
         names = firing.strongest(high[n, :, y, x], FIRED).numpy()
         rows, columns = (cell_corners[n.cpu().numpy()] + torch.stack([y, x], dim=1).cpu().numpy()).T
         inside = (rows < height) & (columns < width)
         self.fired[rows[inside], columns[inside], : names.shape[1]] = names[inside]
-        if self.groups is not None and groups is not None:
-            write_blocks(self.groups, cell_corners, group_bits(groups, high))
 
 
 def group_bits(groups: Groups, high: Tensor) -> NDArray[np.uint16]:
@@ -167,7 +174,8 @@ def look(
     """
     first = model.levels[0]
     net = scan_net(first, model, runtime, image)
-    seen = survey_level(image, model, runtime, first, tick, inside=inside, net=net)
+    only = len(model.levels) == 1
+    seen = survey_level(image, model, runtime, first, tick, inside=inside, net=net, named=only)
     for level, closer in pairwise(model.levels):
         interest = seen.interest
         if inside is not None:
@@ -187,6 +195,7 @@ def survey_level(
     *,
     inside: NDArray[np.bool_] | None = None,
     net: ScanNet | None = None,
+    named: bool = False,
 ) -> Scan:
     """Scan the whole image with one cascade stage.
 
@@ -200,8 +209,10 @@ def survey_level(
         As of `look`.
     net : callable, optional
         By default the stage's net in the number format of the runtime.
+    named : bool
+        Whether to name the features that fired.
     """
-    groups, scan = _groups_at(model, level), _empty(image, model, level)
+    groups, scan = _groups_at(model, level), _empty(image, model, level, named=named)
     releasing, macs = Releasing(scan.interest, scan.fired), 0
     failures: list[str] = []
     blocks_seen = features(image, model, runtime, tick, failures, level=level, inside=inside, net=net)
@@ -218,10 +229,11 @@ def _groups_at(model: Model, level: CascadeStage) -> Groups | None:
     return None if chosen is None or level.net is not model.base else chosen.groups
 
 
-def _empty(image: Image, model: Model, level: CascadeStage) -> Scan:
+def _empty(image: Image, model: Model, level: CascadeStage, *, named: bool) -> Scan:
     """Maps of a stage before the first block; the base's have groups and leaves if the model needs them."""
     return Scan.empty(
         level.cell_shape(image.shape[:2]),
+        named=named,
         grouped=_groups_at(model, level) is not None,
         routed=model.refiner.routed and level.net is model.base,
     )
@@ -259,7 +271,7 @@ def _look_closer(
     """Scan the squares of a plan alone; interest is 0 elsewhere."""
     net, spec = scan_net(level, model, runtime, image), level.net.spec
     groups, macs, done = _groups_at(model, level), before.macs, 0
-    scan = _empty(image, model, level)
+    scan = _empty(image, model, level, named=level.net is model.base)
     releasing = Releasing(scan.interest, scan.fired)
     with WindowReader(image, downsample=level.downsample, fill=fill_value(model)) as reader:
         for (height, width), rows in plan.by_shape():
@@ -329,7 +341,7 @@ def features(
     """
     level = level or model.levels[-1]
     spec, net = level.net.spec, net or plain_net(level, model, runtime)
-    (height, width), grid = _blocks(model, level, image.shape[:2], inside)
+    (height, width), grid = scan_blocks(model, level, image.shape[:2], inside)
     # All blocks have one shape; beyond the image the reader repeats the edge, which is cropped from the answer.
     boxes = [Box(b.y0, b.x0, b.y0 + height, b.x0 + width).scale(spec.stride).expand(spec.margin) for b in grid]
     cost = spec.macs(height, width)
@@ -355,45 +367,3 @@ def features(
             raise ImageError(f"no part of {image.name} can be read: {reader.failures[0]}")
         if failures is not None:
             failures.extend(reader.failures)
-
-
-def scan_macs(model: Model, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None = None) -> int:
-    """Multiply-adds of the first cascade stage on an image, halos included: the least of a scan."""
-    level = model.levels[0]
-    (height, width), grid = _blocks(model, level, full_shape, inside)
-    return len(grid) * level.net.spec.macs(height, width)
-
-
-def _blocks(
-    model: Model, level: CascadeStage, full_shape: tuple[int, int], inside: NDArray[np.bool_] | None
-) -> tuple[tuple[int, int], list[Box]]:
-    """Shape of the blocks, and the blocks with cells inside, in cells of the stage.
-
-    Smaller blocks cost less if the part to analyse is scattered; the price counts the separate reads too.
-    """
-    cell_shape, spec = level.cell_shape(full_shape), level.net.spec
-    if inside is None or inside.all():
-        shape = _block_shape(level, cell_shape, BLOCK_PIXELS)
-        return shape, list(blocks(*cell_shape, shape))
-    ratio = level.cell // model.geometry.cell
-    own = any_of(inside, ratio, ratio)
-    rows, columns = (np.flatnonzero(own.any(axis=axis)) for axis in (1, 0))
-    y0, x0 = (int(first[0]) // spec.align * spec.align for first in (rows, columns))
-    part = own[y0 : rows[-1] + 1, x0 : columns[-1] + 1]
-    extent = (part.shape[0], part.shape[1])
-    sides = (BLOCK_PIXELS, *(side for side in _PART_PIXELS if side < BLOCK_PIXELS))
-    reading = spec.macs_per_cell * _READING_PIXELS / spec.stride**2
-
-    def price(shape: tuple[int, int]) -> float:
-        return int(any_of(part, *shape).sum()) * (spec.macs(*shape) + reading)
-
-    shape = min((_block_shape(level, extent, side) for side in sides), key=price)
-    grid = zip(blocks(*extent, shape), any_of(part, *shape).ravel().tolist(), strict=True)
-    return shape, [box.shift(y0, x0) for box, holds in grid if holds]
-
-
-def _block_shape(level: CascadeStage, cell_shape: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """Cells (height, width) of a block of at most about `pixels` pixels a side."""
-    spec = level.net.spec
-    height, width = (ceil_div(even(n, max(8, pixels // spec.stride)), spec.align) * spec.align for n in cell_shape)
-    return height, width

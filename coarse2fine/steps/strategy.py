@@ -12,7 +12,8 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Tick
 from coarse2fine.steps.novelty import exploration_macs, explore, least_exploration_macs
 from coarse2fine.steps.plan import Plan
-from coarse2fine.steps.scan import Scan, look, scan_macs
+from coarse2fine.steps.scan import Scan, look
+from coarse2fine.steps.scan_blocks import scan_macs
 from coarse2fine.tiling.image import Image
 
 EXPLORE_BUDGET = 0.2

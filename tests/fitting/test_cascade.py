@@ -23,7 +23,8 @@ from coarse2fine.model import CascadeStage, Geometry, Model
 from coarse2fine.models.conv_stack import StackSpec
 from coarse2fine.models.firing import NO_FEATURE
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.steps.scan import look, scan_macs, survey_level, zoom_plan
+from coarse2fine.steps.scan import look, survey_level, zoom_plan
+from coarse2fine.steps.scan_blocks import scan_macs
 from coarse2fine.tiling.opening import open_image
 
 MakeImage = Callable[..., NDArray[np.uint8]]

@@ -215,7 +215,7 @@ def test_a_mask_that_is_a_zarr(tmp_path: Path, make_image: MakeImage, detector: 
 def test_nothing_is_scanned_where_nothing_is_inside(
     fixture: str, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr("coarse2fine.steps.scan.BLOCK_PIXELS", 64)
+    monkeypatch.setattr("coarse2fine.steps.scan_blocks.BLOCK_PIXELS", 64)
     model: Model = request.getfixturevalue(fixture)
     image = make_image(640, 640)
     mask = np.zeros((640, 640), bool)

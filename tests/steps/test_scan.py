@@ -17,7 +17,7 @@ from coarse2fine.model import Model
 from coarse2fine.models.firing import FIRED, NO_FEATURE
 from coarse2fine.models.runtime import Runtime
 from coarse2fine.preprocess import as_channels
-from coarse2fine.steps import scan
+from coarse2fine.steps import scan, scan_blocks
 from coarse2fine.steps.scan import look
 from coarse2fine.tiling.geometry import Box, ceil_div
 from coarse2fine.tiling.opening import open_image
@@ -70,7 +70,7 @@ def test_blocks_equal_one_pass(
     pixels = make_image(height, width, channels[0], seed=height)
     model = detector if channels[1] == 3 else grey_detector
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "BLOCK_PIXELS", block)
+        patch.setattr(scan_blocks, "BLOCK_PIXELS", block)
         found = look(open_image(pixels), model, runtime)
     assert found.interest.shape == model.cell_shape((height, width))
     np.testing.assert_allclose(found.interest, interest_of(whole_pass(pixels, model), model), atol=1e-5)
@@ -90,9 +90,9 @@ def test_blocks_of_a_network_of_timm_equal_one_pass(
     pixels = make_image(height, width, channels, seed=height)
     shape = timm_detector.cell_shape((height, width))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "BLOCK_PIXELS", block)
+        patch.setattr(scan_blocks, "BLOCK_PIXELS", block)
         parts = list(scan.features(open_image(pixels), timm_detector, runtime))
-        assert sum(macs for *_, macs in parts) == scan.scan_macs(timm_detector, (height, width))
+        assert sum(macs for *_, macs in parts) == scan_blocks.scan_macs(timm_detector, (height, width))
     whole = whole_pass(pixels, timm_detector)
     with torch.inference_mode():
         answer = timm_detector.base.head(whole[None])[0]
@@ -109,7 +109,7 @@ def test_blocks_of_a_network_of_timm_equal_one_pass(
 def test_scan_counts_its_work_and_names_what_fired(
     make_image: MakeImage, detector: Model, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "BLOCK_PIXELS", 32)
+    monkeypatch.setattr(scan_blocks, "BLOCK_PIXELS", 32)
     ticks: list[tuple[int, int]] = []
     found = look(open_image(make_image(100, 150)), detector, runtime, lambda done, total: ticks.append((done, total)))
     blocks = ceil_div(13, 8) * ceil_div(19, 8)

@@ -49,18 +49,29 @@ _SCAN_COST, _CLOSE_COST = 0.02, 0.15
 _FIND_PIXELS, _TILE_PIXELS = 7.0, 64.0
 # A closer scan is kept if it lowers the cost by this factor.
 _GAIN = 0.93
-EXPECTED = (
-    ("watching", 0.2),
-    ("scan so far", 0.04),
-    ("watching", 0.15),
-    ("scan so far", 0.04),
-    ("watching", 0.15),
-    ("scan", 0.05),
-    *((f"scan, without part {fold + 1}", 0.05) for fold in range(FOLDS)),
-    ("closer scan", 0.05),
-    *((f"closer scan, without part {fold + 1}", 0.05) for fold in range(FOLDS)),
-)
-"""Steps of a fit by watching after the trial of the experts, with their usual shares of the time."""
+# Usual seconds of the training of a scan.
+_SCAN_SECONDS = 15.0
+_QUICKLY = "scan so far"
+
+
+def expected_steps(watching: float) -> list[tuple[str, float]]:
+    """Steps of a fit by watching after the trial of the experts, and their usual seconds.
+
+    Parameters
+    ----------
+    watching : float
+        Seconds that the expert will run while it is watched.
+    """
+    rounds = [("watching", share * watching) for share in _ROUNDS]
+    quickly = (_QUICKLY, _SHORT * _SCAN_SECONDS)
+    names = [
+        name for kind in ("scan", "closer scan") for name in (kind, *(_without(kind, fold) for fold in range(FOLDS)))
+    ]
+    return [rounds[0], quickly, rounds[1], quickly, rounds[2], *((name, _SCAN_SECONDS) for name in names)]
+
+
+def _without(name: str, fold: int) -> str:
+    return f"{name}, without part {fold + 1}"
 
 
 def fit_watched(
@@ -183,7 +194,7 @@ class _Fitting:
 
     def _interests(self, steps: int) -> list[NDArray[np.float32]] | None:
         """Probability of a find in each tile by a quickly trained scan; None if it cannot be trained yet."""
-        trained = self._trained(self._first_plan(), steps, "scan so far", folds=0)
+        trained = self._trained(self._first_plan(), steps, _QUICKLY, folds=0)
         if trained is None:
             return None
         return [
@@ -211,7 +222,7 @@ class _Fitting:
         None if a training would have no find.
         """
         net = self._net(plan, steps, name)
-        nets = [self._net(plan, steps, f"{name}, without part {fold + 1}", without=fold) for fold in range(folds)]
+        nets = [self._net(plan, steps, _without(name, fold), without=fold) for fold in range(folds)]
         if net is None or None in nets:
             return None
         model = self._model(plan, net)

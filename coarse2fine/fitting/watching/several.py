@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,15 +10,21 @@ import torch
 
 from coarse2fine.annotations.annotated import AnnotationError
 from coarse2fine.annotations.read import Annotations
+from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.outputs import check_outputs
 from coarse2fine.fitting.pairs import Sources, load_images, load_pairs
 from coarse2fine.fitting.watching.accuracy import check_labels
-from coarse2fine.fitting.watching.fit import EXPECTED, fit_watched
+from coarse2fine.fitting.watching.fit import expected_steps, fit_watched
 from coarse2fine.fitting.watching.recipe import WatchRecipe, tried_experts
 from coarse2fine.model import Model
 from coarse2fine.models.runtime import Runtime
-from coarse2fine.progress import Progress
+from coarse2fine.progress import Progress, duration
 from coarse2fine.remembered import KEY, Remembered
+from coarse2fine.terminal import say
+from coarse2fine.tiling.geometry import ceil_div
+from coarse2fine.tiling.image import Image
+
+_TRIAL = "trying the expert"
 
 
 def fit_experts(
@@ -55,16 +62,33 @@ def fit_experts(
     opened = [image for image, _ in pairs] or load_images(images, channels, value_range)
     recipes = [recipe.on(opened) for recipe in recipes]
     check_outputs({recipe.output: recipe.experts[0] for recipe in recipes if recipe.output})
-    steps = [("trying the expert", 0.03)] * len(recipes) + [*EXPECTED] * len(recipes)
+    # All are tried before the first is watched, so that a fault of any is reported at once.
+    with torch.random.fork_rng(devices=[]), Progress(progress, [(_TRIAL, 1.0)] * len(recipes)) as bars:
+        tried = [tried_experts(recipe.experts, opened, bars.task(_TRIAL)) for recipe in recipes]
+    steps = []
+    for recipe, (experts, seconds) in zip(recipes, tried, strict=True):
+        total = _tiles(experts[0], opened)
+        if progress:
+            say(_whole(recipe.output, total, seconds), file=sys.stderr)
+        steps += expected_steps(recipe.watch.tiles(total, seconds) * seconds)
     with Progress(progress, steps) as bars, torch.random.fork_rng(devices=[]):
-        # All are tried before the first is watched, so that a fault of any is reported at once.
-        tried = [tried_experts(recipe.experts, opened, bars.task("trying the expert")) for recipe in recipes]
         first, *others = (
             fit_watched(opened, known, *experts, recipe, runtime, bars)
             for known, experts, recipe in zip(truths, tried, recipes, strict=True)
         )
     provenance = {**first.provenance, KEY: Remembered.of(opened).to_json()}
     return replace(first, provenance=provenance, others=tuple(others))
+
+
+def _tiles(expert: Expert, images: Sequence[Image]) -> int:
+    side = expert.tile * expert.downsample
+    return sum(ceil_div(image.height, side) * ceil_div(image.width, side) for image in images)
+
+
+def _whole(output: str, tiles: int, seconds: float) -> str:
+    """What the experts would take for all tiles: who has no more images may run them everywhere instead."""
+    name = f"the expert of {output}" if output else "the expert"
+    return f"{name} would take about {duration(tiles * seconds)} for all {tiles:,} tiles of these images"
 
 
 def _truths_of(recipes: Sequence[WatchRecipe], truths: Sequence[Annotations]) -> list[Sequence[Annotations]]:

@@ -1,6 +1,8 @@
 "use strict";
 const part = (id) => document.getElementById(id);
 const number = (value) => value.toLocaleString("en");
+// As many decimals as tell a score from 1.
+const scored = (score) => [2, 3, 4, 5].map((digits) => score.toFixed(digits)).find((text) => Number(text) < 1) ?? score.toFixed(2);
 const made = (tag, name, text) => {
   const element = document.createElement(tag);
   if (name) element.className = name;
@@ -130,7 +132,7 @@ async function start() {
     const found = await (await fetch(`at.json?y=${point.y}&x=${point.x}`)).json();
     const rows = found.regions.map((region) => {
       const row = made("div");
-      const more = [`score ${region.score.toFixed(3)}`, region.fired, region.route.length ? `route ${region.route.join(" \u2192 ")}` : ""];
+      const more = [`score ${scored(region.score)}`, region.fired, region.route.length ? `route ${region.route.join(" \u2192 ")}` : ""];
       row.append(made("b", "", region.label), made("br"), made("span", "", more.filter(Boolean).join("; ")));
       return row;
     });
