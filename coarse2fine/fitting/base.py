@@ -26,9 +26,10 @@ from coarse2fine.tiling.orientation import Turn
 PRIOR_LOGIT = -4.0
 SCAN, SAMPLES = "learning where to look", "choosing samples of it"
 """Names of the steps of training."""
-LONGER = 4
+LONGER = 3
 """Base steps per step that the refine net took: the base is cheap to train and has many samples to learn from."""
-_BATCH = 16
+# Nets that take no orthogonal steps need more of them, and calmer ones.
+_LONGER_TUNED, _BATCH, _TUNED_BATCH = 4, 4, 16
 # Largest added noise, in standard deviations of the scenes' pixels: other cameras have other noise.
 _GRAIN = 0.1
 # Learning rate of a backbone's neck and head; its stages and the built-in nets use a third of it.
@@ -58,17 +59,19 @@ def train_base(
     samples = make_samples(recipe, net.spec, setting.areas, bars.task(SAMPLES))
     if old is not None:
         held = held_samples(recipe, net.spec, setting.areas)
-        net = trainable(old, recipe.plain(held.pixels[:_BATCH]))
+        net = trainable(old, recipe.plain(held.pixels[:_TUNED_BATCH]))
     elif net.reader.bias is not None:
         with torch.no_grad():
             net.reader.bias.fill_(PRIOR_LOGIT)
-    make, share = _batches(recipe, samples), 1.0 if old is None else GENTLE
-    options: dict[str, Any] = {"steps": LONGER * recipe.steps, "seed": seed, "tick": bars.task(name)}
+    built_in, share = isinstance(net, ConvStack), 1.0 if old is None else GENTLE
+    make = _batches(recipe, samples, _BATCH if built_in else _TUNED_BATCH)
+    steps = (LONGER if built_in else _LONGER_TUNED) * recipe.steps
+    options: dict[str, Any] = {"steps": steps, "seed": seed, "tick": bars.task(name)}
     # A new base takes all its steps: ended at the plateau of its loss, it needed more area for the same recall.
     if old is not None:
         options["check"] = _held_loss(recipe, held, setting.runtime)
     if isinstance(net, ConvStack):
-        train(net, make, _answer_loss, setting.runtime, rate=share * RATE, **options)
+        train(net, make, _answer_loss, setting.runtime, orthogonal=True, rate=share * RATE, **options)
         return net.folded()
     stages = net.stages if isinstance(net, Backbone) else None
     train(net, make, _answer_loss, setting.runtime, rate=share * _NEW_RATE, slow=stages, **options)
@@ -80,9 +83,9 @@ def batch_macs(spec: BaseSpec) -> int:
     return _BATCH * spec.macs(crop_side(spec), crop_side(spec))
 
 
-def _batches(recipe: Recipe, samples: Samples) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
+def _batches(recipe: Recipe, samples: Samples, size: int) -> Callable[[np.random.Generator], tuple[Tensor, ...]]:
     def make(rng: np.random.Generator) -> tuple[Tensor, ...]:
-        rows = rng.integers(len(samples), size=_BATCH)
+        rows = rng.integers(len(samples), size=size)
         turns = [recipe.turn(rng) for _ in rows]
         alike = [(turn, rows[[each == turn for each in turns]]) for turn in dict.fromkeys(turns)]
         return tuple(torch.cat(parts) for parts in zip(*(turned(*each, rng) for each in alike), strict=True))

@@ -134,7 +134,7 @@ def fit(
     recall : float
         Recall against the exhaustive pass for which the default threshold is set, on held-out parts of the scenes.
     steps : int
-        Optimisation steps of the refine net, at most; the base takes four times as many as that took, cheaper ones.
+        Optimisation steps of the refine net, at most; the base takes three times as many as that took, cheaper ones.
     specialists : {"heads", "tree", "activity", "auto"}, optional
         Small nets for kinds of cells, beside the refine net: "heads", a linear reader for each cluster of unsure cells;
         "tree", columns of convolutions for each cluster, and for clusters within it, as deep as it helps; "activity",

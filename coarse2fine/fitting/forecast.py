@@ -19,7 +19,7 @@ FINDING, RESCALED = "finding all objects", "finding them at other scales"
 THRESHOLDS, CLASSES = "setting thresholds", "learning the classes"
 # Training costs three forward passes; specialists about this share of the refine net's training. A scan is bound by
 # memory, so its multiply-adds take longer than the refine net's.
-_TRAINING, _SPECIALISTS, _SLOWER = 3.0, 0.15, 1.5
+_TRAINING, _SPECIALISTS, _SLOWER = 3.0, 0.15, 2.0
 _SAMPLES, _LONG_SAMPLES = 0.02, 0.2
 
 

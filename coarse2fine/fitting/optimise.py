@@ -103,7 +103,7 @@ def train(
     """
     net.to(runtime.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizers = _optimizers(net, slow, rate, orthogonal=orthogonal)
-    schedule = _OneCycle(optimizers[0], steps) if check is None else _UntilPlateau(optimizers, steps, net, check)
+    schedule = _OneCycle(optimizers, steps) if check is None else _UntilPlateau(optimizers, steps, net, check)
     mixed = torch.autocast(runtime.device.type, torch.bfloat16, enabled=runtime.dtype == torch.bfloat16)
     losses: list[float] = []
 
@@ -139,10 +139,14 @@ def outputs(net: nn.Module, x: Tensor, batch: int, runtime: Runtime) -> Tensor:
 class _OneCycle:
     """A learning rate that rises and falls over a number of steps."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    def __init__(self, optimizers: Sequence[Any], steps: int) -> None:
         self.steps = steps
-        rates = [group["lr"] for group in optimizer.param_groups]
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=_WARM)
+        first, *others = optimizers
+        rates = [group["lr"] for group in first.param_groups]
+        self._first, self._highest = first.param_groups[0], rates[0]
+        self._others = [(group, group["lr"]) for each in others for group in each.param_groups]
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(first, rates, total_steps=steps, pct_start=_WARM)
+        self._follow()
 
     def likely(self, _: int) -> int:
         """Steps in all."""
@@ -151,6 +155,12 @@ class _OneCycle:
     def step(self, _: int) -> None:
         """After a step of the optimiser."""
         self._schedule.step()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Give the rates of the other optimisers the course of the first one's."""
+        for group, rate in self._others:
+            group["lr"] = rate * self._first["lr"] / self._highest
 
 
 class _UntilPlateau:
