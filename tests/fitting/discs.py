@@ -68,7 +68,7 @@ def smaller(*, slim: bool = False) -> Iterator[None]:
             "geometry": _SLIM if slim else _EARNEST,
             "refiner": {"_CROP": 10, "_BATCH": 4, "_HELD_CROPS": 8},
             "rescaled": {"COPIES": 1 if slim else COPIES},
-            "base": {"_BATCH": 8, "LONGER": 1},
+            "base": {"_BATCH": 8, "LONGER": 1, "_TUNED_BATCH": 8, "_LONGER_TUNED": 1},
             "distillation": {"_CROP": 24, "_SAMPLES": 60, "_HELD_SAMPLES": 8},
             "watching.scan": {"_BATCH_PIXELS": 60_000},
         }

@@ -45,7 +45,7 @@ def test_a_closer_look_sees_what_a_look_at_everything_sees(
     first, second = model.levels
     glance = survey_level(image, model, runtime, first)
     plan = zoom_plan(glance.interest, first, second)
-    everything = survey_level(image, model, runtime, second)
+    everything = survey_level(image, model, runtime, second, named=True)
     found = look(image, model, runtime)
     looked = plan.covered()[: found.interest.shape[0], : found.interest.shape[1]]
     # Every cell that the glance wants is looked at, and nothing else is of interest.
@@ -54,6 +54,7 @@ def test_a_closer_look_sees_what_a_look_at_everything_sees(
     np.testing.assert_allclose(found.interest[looked], everything.interest[looked], atol=1e-5)
     assert not found.interest[~looked].any()
     assert (found.fired[~looked] == NO_FEATURE).all()
+    assert glance.fired.shape == (*glance.interest.shape, 0)
     assert (found.fired[looked] == everything.fired[looked]).mean() > 0.99 if looked.any() else True
     spec = second.net.spec
     assert found.macs == glance.macs + sum(spec.macs(*shape) for shape in plan.sides.tolist())

@@ -26,7 +26,12 @@ from coarse2fine.results.tiles import Patches, with_features
 from coarse2fine.tiling.opening import open_image
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
-SMALL = (("refiner", "_CROP", 10), ("refiner", "_BATCH", 4), ("base", "LONGER", 1), ("distillation", "_SAMPLES", 60))
+SMALL = (
+    ("refiner", "_CROP", 10),
+    ("refiner", "_BATCH", 4),
+    ("base", "_LONGER_TUNED", 1),
+    ("distillation", "_SAMPLES", 60),
+)
 GEOMETRY = Geometry(cell=16, scan_downsample=4, refine_downsample=1, fine=2)
 
 

@@ -49,25 +49,28 @@ _SCAN_COST, _CLOSE_COST = 0.02, 0.15
 _FIND_PIXELS, _TILE_PIXELS = 7.0, 64.0
 # A closer scan is kept if it lowers the cost by this factor.
 _GAIN = 0.93
-# Usual seconds of the training of a scan.
-_SCAN_SECONDS = 15.0
+# Usual seconds of a step of training a scan.
+_STEP_SECONDS = 0.015
 _QUICKLY = "scan so far"
 
 
-def expected_steps(watching: float) -> list[tuple[str, float]]:
+def expected_steps(watching: float, steps: int) -> list[tuple[str, float]]:
     """Steps of a fit by watching after the trial of the experts, and their usual seconds.
 
     Parameters
     ----------
     watching : float
         Seconds that the expert will run while it is watched.
+    steps : int
+        Optimisation steps of a scan.
     """
+    training = steps * _STEP_SECONDS
     rounds = [("watching", share * watching) for share in _ROUNDS]
-    quickly = (_QUICKLY, _SHORT * _SCAN_SECONDS)
+    quickly = (_QUICKLY, _SHORT * training)
     names = [
         name for kind in ("scan", "closer scan") for name in (kind, *(_without(kind, fold) for fold in range(FOLDS)))
     ]
-    return [rounds[0], quickly, rounds[1], quickly, rounds[2], *((name, _SCAN_SECONDS) for name in names)]
+    return [rounds[0], quickly, rounds[1], quickly, rounds[2], *((name, training) for name in names)]
 
 
 def _without(name: str, fold: int) -> str:

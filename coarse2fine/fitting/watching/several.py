@@ -63,14 +63,14 @@ def fit_experts(
     recipes = [recipe.on(opened) for recipe in recipes]
     check_outputs({recipe.output: recipe.experts[0] for recipe in recipes if recipe.output})
     # All are tried before the first is watched, so that a fault of any is reported at once.
-    with torch.random.fork_rng(devices=[]), Progress(progress, [(_TRIAL, 1.0)] * len(recipes)) as bars:
+    with torch.random.fork_rng(devices=[]), Progress(progress) as bars:
         tried = [tried_experts(recipe.experts, opened, bars.task(_TRIAL)) for recipe in recipes]
     steps = []
     for recipe, (experts, seconds) in zip(recipes, tried, strict=True):
         total = _tiles(experts[0], opened)
         if progress:
-            say(_whole(recipe.output, total, seconds), file=sys.stderr)
-        steps += expected_steps(recipe.watch.tiles(total, seconds) * seconds)
+            say(_whole(recipe, total, seconds), file=sys.stderr)
+        steps += expected_steps(recipe.watch.tiles(total, seconds) * seconds, recipe.steps)
     with Progress(progress, steps) as bars, torch.random.fork_rng(devices=[]):
         first, *others = (
             fit_watched(opened, known, *experts, recipe, runtime, bars)
@@ -85,9 +85,10 @@ def _tiles(expert: Expert, images: Sequence[Image]) -> int:
     return sum(ceil_div(image.height, side) * ceil_div(image.width, side) for image in images)
 
 
-def _whole(output: str, tiles: int, seconds: float) -> str:
+def _whole(recipe: WatchRecipe, tiles: int, seconds: float) -> str:
     """What the experts would take for all tiles: who has no more images may run them everywhere instead."""
-    name = f"the expert of {output}" if output else "the expert"
+    name = "the expert" if len(recipe.experts) == 1 else "the expert with its alternatives"
+    name += f" for {recipe.output}" if recipe.output else ""
     return f"{name} would take about {duration(tiles * seconds)} for all {tiles:,} tiles of these images"
 
 
