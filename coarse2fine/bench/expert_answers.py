@@ -21,7 +21,6 @@ from coarse2fine.models.candidates import Candidates
 from coarse2fine.preprocess import as_channels
 from coarse2fine.progress import Tick
 from coarse2fine.tiling.errors import ImageError
-from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 from coarse2fine.tiling.window_reader import WindowReader
 from coarse2fine.tiling.window_table import Windows
@@ -102,15 +101,9 @@ class TileAnswers:
         return np.random.default_rng(seed).permutation(self.counts.size)
 
 
-def grid_of(expert: Expert, image: Image) -> tuple[int, int]:
-    """Rows and columns of the expert's tiles."""
-    side = expert.tile * expert.downsample
-    return ceil_div(image.height, side), ceil_div(image.width, side)
-
-
 def all_finds(expert: Expert, image: Image, tick: Tick | None = None) -> Candidates:
     """All finds of an expert in an image, before suppression; parameters and errors as of `run_tiles`."""
-    every = np.arange(math.prod(grid_of(expert, image)))
+    every = np.arange(math.prod(expert.grid(image)))
     return Candidates.concatenate([found for _, found in run_tiles(expert, image, every, tick)])
 
 
@@ -140,7 +133,7 @@ def run_tiles(
     ImageError
         If a tile cannot be read.
     """
-    columns, cells = grid_of(expert, image)[1], expert.tile // expert.cell
+    columns, cells = expert.grid(image)[1], expert.tile // expert.cell
     places = np.stack(np.divmod(tiles, columns), axis=1)
     windows = Windows.of_cells(places, (1, 1), expert.tile, expert.context)
     done = 0
@@ -178,7 +171,7 @@ def all_answers(
     if path is not None and path.is_file():
         with np.load(path, allow_pickle=False) as stored:
             return TileAnswers(stored["counts"], *stored["seconds"].tolist())
-    shape, cells = grid_of(expert, image), expert.tile // expert.cell
+    shape, cells = expert.grid(image), expert.tile // expert.cell
     counts = np.zeros(shape, np.int64)
     start = time.perf_counter()
     with metered(expert) as (timed, meter):

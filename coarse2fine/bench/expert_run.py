@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coarse2fine.bench.expert_answers import TileAnswers, all_answers, grid_of, metered, run_tiles
+from coarse2fine.bench.expert_answers import TileAnswers, all_answers, metered, run_tiles
 from coarse2fine.bench.expert_routes import measure_routes, without_routes
 from coarse2fine.bench.methods import filled
 from coarse2fine.bench.sections import Section, SectionReport
@@ -135,7 +135,7 @@ def measure_expert(
             row, seconds_per_tile = _ours(adapted, source, image, answers, seed)
             ours[f"ours@{goal}"] = row
             each.append(seconds_per_tile)
-        mask = _by_tile(filled(image, model), model, grid_of(expert, image))
+        mask = _by_tile(filled(image, model), model, expert.grid(image))
         if model.refiner.routed:
             plain = _at(model, f"{model.provenance['recall_target']:g}")
             ours |= measure_routes(model, plain, image, answers.counts, seed=seed, tick=tick)
@@ -183,7 +183,7 @@ def _ours(
 
 def _tile_seconds(expert: Expert, image: Image, seed: int) -> tuple[float, float]:
     """Seconds of a tile in the plain loop, and the expert's part, on random tiles."""
-    rows, columns = grid_of(expert, image)
+    rows, columns = expert.grid(image)
     order = np.random.default_rng([seed, 2]).permutation(rows * columns)[:_TIMED_TILES]
     start, count = time.perf_counter(), 0
     with metered(expert) as (timed, meter):

@@ -13,6 +13,7 @@ from coarse2fine.experts.adapter import Kind, Pixels
 from coarse2fine.experts.errors import ExpertError
 from coarse2fine.experts.sources import Wanted, find_model, named_object
 from coarse2fine.refiners.protocol import Label
+from coarse2fine.tiling.geometry import ceil_div
 from coarse2fine.tiling.image import Image
 
 _MOST_TILE = 8192
@@ -119,6 +120,11 @@ class Expert:
     def read_side(self) -> int:
         """Side of a tile as it is read, context included, in pixels of its plane."""
         return self.tile + 2 * self.context
+
+    def grid(self, image: Image) -> tuple[int, int]:
+        """Rows and columns of its tiles in an image."""
+        side = self.tile * self.downsample
+        return ceil_div(image.height, side), ceil_div(image.width, side)
 
     @property
     def name(self) -> str:

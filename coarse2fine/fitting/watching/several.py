@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,6 @@ import torch
 
 from coarse2fine.annotations.annotated import AnnotationError
 from coarse2fine.annotations.read import Annotations
-from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.outputs import check_outputs
 from coarse2fine.fitting.pairs import Sources, load_images, load_pairs
 from coarse2fine.fitting.watching.accuracy import check_labels
@@ -21,8 +21,6 @@ from coarse2fine.models.runtime import Runtime
 from coarse2fine.progress import Progress, duration
 from coarse2fine.remembered import KEY, Remembered
 from coarse2fine.terminal import say
-from coarse2fine.tiling.geometry import ceil_div
-from coarse2fine.tiling.image import Image
 
 _TRIAL = "trying the expert"
 
@@ -67,7 +65,7 @@ def fit_experts(
         tried = [tried_experts(recipe.experts, opened, bars.task(_TRIAL)) for recipe in recipes]
     steps = []
     for recipe, (experts, seconds) in zip(recipes, tried, strict=True):
-        total = _tiles(experts[0], opened)
+        total = sum(math.prod(experts[0].grid(image)) for image in opened)
         if progress:
             say(_whole(recipe, total, seconds), file=sys.stderr)
         steps += expected_steps(recipe.watch.tiles(total, seconds) * seconds, recipe.steps)
@@ -78,11 +76,6 @@ def fit_experts(
         )
     provenance = {**first.provenance, KEY: Remembered.of(opened).to_json()}
     return replace(first, provenance=provenance, others=tuple(others))
-
-
-def _tiles(expert: Expert, images: Sequence[Image]) -> int:
-    side = expert.tile * expert.downsample
-    return sum(ceil_div(image.height, side) * ceil_div(image.width, side) for image in images)
 
 
 def _whole(recipe: WatchRecipe, tiles: int, seconds: float) -> str:

@@ -17,7 +17,7 @@ from benchmarks.detectors.nets import FLOOR, MOST, RCNN, RETINA, Shape, detector
 from benchmarks.detectors.precision import Outcomes
 from benchmarks.detectors.training import Drawing, lessons_of, train
 from coarse2fine.bench.data import BenchScene, Split, load_scenes, splits
-from coarse2fine.bench.expert_answers import all_finds, grid_of
+from coarse2fine.bench.expert_answers import all_finds
 from coarse2fine.bench.results import mean
 from coarse2fine.bench.score import Labelled, object_boxes
 from coarse2fine.bench.sections import Section, SectionReport
@@ -272,7 +272,7 @@ class _Measured:
         """Run an expert on all tiles of a scene."""
         with open_image(scene.image) as image:
             checked = check_expert(run, image).expert
-            rows, columns = grid_of(run, image)
+            rows, columns = run.grid(image)
             pixels = image.height * image.width
         start = time.process_time()
         regions = expert_finds(checked, scene)

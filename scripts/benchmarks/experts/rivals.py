@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely import STRtree, box
 
-from coarse2fine.bench.expert_answers import grid_of, metered, run_tiles
+from coarse2fine.bench.expert_answers import metered, run_tiles
 from coarse2fine.engine import analyze
 from coarse2fine.experts.expert import Expert
 from coarse2fine.experts.finds import read_answer
@@ -114,7 +114,7 @@ def compare_rivals(model: Model, part: Part) -> tuple[dict[str, float], list[str
 def plain_loop(expert: Expert, part: Part) -> Boxes:
     """Read, call, keep what each tile owns, suppress duplicates between tiles."""
     with open_image(part.pixels) as image:
-        rows, columns = grid_of(expert, image)
+        rows, columns = expert.grid(image)
         parts = [found for _, found in run_tiles(expert, image, np.arange(rows * columns))]
     every = suppress_across(Candidates.concatenate(parts), expert.overlap)
     side = expert.cell

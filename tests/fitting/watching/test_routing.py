@@ -155,7 +155,8 @@ def both() -> list[Expert]:
 @pytest.mark.slow
 def test_from_scenes_to_an_analysis(tmp_path: Path) -> None:
     scenes = [scene(s) for s in range(3)]
-    model = fit(scenes, expert=both(), watch=1.0, steps=10, recall=RECALL, precision="fp32", progress=False)
+    # What a scan of ten steps finds elsewhere depends on the seed and on the processor.
+    model = fit(scenes, expert=both(), watch=1.0, steps=10, recall=RECALL, precision="fp32", progress=False, seed=1)
     refiner = model.refiner
     assert isinstance(refiner, ExpertRefiner)
     assert refiner.routes is not None
@@ -164,8 +165,7 @@ def test_from_scenes_to_an_analysis(tmp_path: Path) -> None:
     plain = analyze(image, model, budget=1.0)
     chosen = analyze(image, model)
     assert chosen.audit is None
-    # A scan of ten steps differs between processors, so its recall says nothing here.
-    assert 0 < len(chosen.regions) <= len(plain.regions)
+    assert 0.75 * len(plain.regions) <= len(chosen.regions) <= len(plain.regions)
     assert chosen.cost.refine_macs < 0.95 * chosen.refined.sum() * 5 * 10**6
     assert set(model.provenance["leaves"].values()) == {"dark", "smooth_only"}
     assert {str(region.route[-1]) for region in chosen.regions} <= set(model.provenance["leaves"])
